@@ -1,0 +1,155 @@
+//! What can go wrong, by what a caller can do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::runtime::RuntimeError;
+use crate::{Outcome, RunId};
+
+/// `std::result::Result` with moat's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong, by what a caller can do about it.
+///
+/// The message names the operation and what it was about; the cause is in `source`. No secret of
+/// a [`RunSpec`](crate::RunSpec) is in either.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The spec is wrong: correct the field.
+    #[error("invalid {field}: {reason}")]
+    InvalidSpec {
+        /// The field, by the name of the method of `RunSpec` that sets it.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// There is a run of that name already: choose another one.
+    #[error("run {run} exists already: {}", path.display())]
+    RunExists {
+        /// The run.
+        run: RunId,
+        /// Its folder.
+        path: PathBuf,
+    },
+
+    /// There is no such run in the root.
+    #[error("there is no run {run} in {}", root.display())]
+    NoSuchRun {
+        /// The run.
+        run: RunId,
+        /// The root.
+        root: PathBuf,
+    },
+
+    /// Another process, or another manager of this one, owns the run.
+    #[error("run {run} is owned by another live process ({})", path.display())]
+    Owned {
+        /// The run.
+        run: RunId,
+        /// The lock that it holds.
+        path: PathBuf,
+    },
+
+    /// The run's audit file has no final seal yet: wait for it.
+    #[error("run {run} is not sealed yet; wait for it, or stop it first")]
+    NotSealed {
+        /// The run.
+        run: RunId,
+    },
+
+    /// The run has ended.
+    #[error("run {run} has ended")]
+    Ended {
+        /// The run.
+        run: RunId,
+    },
+
+    /// The run did not come to run. Its audit file is there all the same, and says why.
+    #[error("run {} did not start", outcome.run)]
+    NotStarted {
+        /// What is known of it.
+        outcome: Box<Outcome>,
+        /// Why.
+        source: RuntimeError,
+    },
+
+    /// The engine refused, or could not be reached.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+
+    /// A file could not be read or written: look after the disk, or the permissions.
+    #[error("cannot {operation} {}", path.display())]
+    Storage {
+        /// What was to be done, as a verb: `write`.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+
+    /// A sealed audit file, or a run's record, is damaged. moat never changes it.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where, and how.
+        reason: String,
+    },
+
+    /// A sink of the caller's own failed.
+    #[error("the sink cannot {operation} the log of run {run}")]
+    Sink {
+        /// What was to be done, as a verb: `append to`.
+        operation: &'static str,
+        /// The run.
+        run: RunId,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// The manager was shut down.
+    #[error("the manager is shut down")]
+    Closed,
+}
+
+impl Error {
+    pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::InvalidSpec {
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// An error of file I/O: `operation` is a verb, such as `write`.
+    pub fn storage(operation: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
+        Self::Storage {
+            operation,
+            path: path.as_ref().to_owned(),
+            source,
+        }
+    }
+
+    /// The message, and those of all causes, on one line.
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+}
+
+/// The message of `error`, and those of all its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        // Some libraries repeat their cause in their own message.
+        if !text.ends_with(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    text
+}

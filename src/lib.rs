@@ -1,0 +1,23 @@
+//! Run containers with an audit file for every run.
+
+mod error;
+mod outcome;
+pub mod runtime;
+pub mod sink;
+mod spec;
+mod state;
+mod timestamp;
+
+pub use error::{Error, Result};
+pub use outcome::{
+    Ending, Evidence, Exit, Outcome, PerStream, Seal, SealState, StopCause, Stream, Verdict,
+};
+pub use runtime::{Runtime, RuntimeError};
+pub use sink::{Jsonl, LogSink};
+pub use spec::{
+    Backstop, ContainerId, Credentials, Device, Gpus, KeepContainer, LimitAction, Mount,
+    OutputLimit, Port, Protocol, Pull, PullProgress, RootId, RunId, RunRecord, RunSpec, Settings,
+    Stdin, Ulimit,
+};
+pub use state::State;
+pub use timestamp::{ParseTimestampError, Timestamp};

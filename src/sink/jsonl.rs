@@ -1,0 +1,7 @@
+//! stub
+/// stub
+#[derive(Debug)]
+pub struct Jsonl;
+/// stub
+#[derive(Debug)]
+pub struct Durability;

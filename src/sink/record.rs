@@ -1,0 +1,222 @@
+//! The records of an audit log.
+
+use serde::{Deserialize, Serialize};
+
+use super::Torn;
+use crate::runtime::LogConfig;
+use crate::{ContainerId, RunRecord, Seal, StopCause, Stream, Timestamp};
+
+/// A record that is not output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// The first record: what is to be run.
+    Start(Box<Start>),
+    /// The container has started.
+    Started(Box<Started>),
+    /// Another process, or the same one after a fault, goes on with the file.
+    Resume(Resume),
+    /// Something is missing, or may be.
+    Gap(Gap),
+    /// moat was asked to stop the run, or had to.
+    Stop(Stop),
+    /// Something that a reader may want to know.
+    Note {
+        /// When.
+        ts: Timestamp,
+        /// What, in words.
+        text: String,
+    },
+    /// SHA-256, in hexadecimal, of every byte of the file before this line. Only files have it.
+    Check {
+        /// The digest.
+        sha256: String,
+    },
+    /// The last record.
+    End(Box<Seal>),
+}
+
+/// The first record of a log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Start {
+    /// The version of the format: 1.
+    pub v: u32,
+    /// When it was written.
+    pub ts: Timestamp,
+    /// What is to be run.
+    #[serde(flatten)]
+    pub record: RunRecord,
+}
+
+impl Start {
+    /// The version of the format that this library writes.
+    pub const VERSION: u32 = 1;
+
+    /// The first record of the log of this run.
+    pub fn new(record: RunRecord) -> Self {
+        Self {
+            v: Self::VERSION,
+            ts: Timestamp::now(),
+            record,
+        }
+    }
+}
+
+/// The container has started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Started {
+    /// When it was written.
+    pub ts: Timestamp,
+    /// The container.
+    pub container: ContainerId,
+    /// When it started, by the engine's clock. Another time later is another execution.
+    pub started_at: Option<Timestamp>,
+    /// The digest of the image, as the engine resolved it.
+    pub image_digest: Option<String>,
+    /// How the engine keeps the output, with the engine's defaults merged in.
+    pub log: LogConfig,
+    /// The engine's name.
+    pub engine: String,
+    /// The engine's version.
+    pub engine_version: String,
+    /// What the engine warned of when it made the container.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Another process, or the same one after a fault, goes on with the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Resume {
+    /// When.
+    pub ts: Timestamp,
+    /// Why.
+    pub cause: ResumeCause,
+    /// What was cut off at the end of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub torn: Option<Torn>,
+}
+
+/// Why a file was gone on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ResumeCause {
+    /// The process that owned the run has gone.
+    Reopened,
+    /// The sink had failed.
+    Sink,
+}
+
+/// Something is missing, or may be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Gap {
+    /// When it was found.
+    pub ts: Timestamp,
+    /// The stream; `None`: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Stream>,
+    /// Why.
+    pub reason: GapReason,
+    /// Whether it is only possible that something is missing.
+    #[serde(default)]
+    pub possible: bool,
+    /// How many bytes, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// How many lines, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<u64>,
+    /// More, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl Gap {
+    /// Something is missing for `reason`; how much is not known.
+    pub fn new(reason: GapReason) -> Self {
+        Self {
+            ts: Timestamp::now(),
+            stream: None,
+            reason,
+            possible: false,
+            bytes: None,
+            lines: None,
+            detail: None,
+        }
+    }
+}
+
+/// Why something is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum GapReason {
+    /// The tap was lost, and nothing stood behind it.
+    NoBackstop,
+    /// The engine's log has less than what was captured already.
+    LogShorter,
+    /// The engine's log differs from what was captured already.
+    LogDiffers,
+    /// The engine's log could not be read.
+    LogUnreadable,
+    /// The container was removed by others before its log could be read.
+    Removed,
+    /// The container was started again by others: what it prints then is another execution's.
+    StartedAgain,
+    /// The run's output limit was reached.
+    OutputLimit,
+    /// A sink lost records that nothing could bring back.
+    Sink,
+}
+
+/// moat was asked to stop the run, or had to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Stop {
+    /// When.
+    pub ts: Timestamp,
+    /// Why.
+    pub cause: StopCause,
+    /// The signal.
+    pub signal: String,
+    /// Seconds until SIGKILL, where that was not the signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<f64>,
+    /// The id of the process that asked for it, where that was not the owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_pid: Option<u32>,
+}
+
+impl Stop {
+    /// A stop, now.
+    pub fn new(cause: StopCause, signal: impl Into<String>, grace_seconds: Option<f64>) -> Self {
+        Self {
+            ts: Timestamp::now(),
+            cause,
+            signal: signal.into(),
+            grace_seconds,
+            by_pid: None,
+        }
+    }
+}
+
+/// A record of output, owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Output {
+    /// When it was received; on a replay, by the reader of the engine's log.
+    pub ts: Timestamp,
+    /// The stream.
+    pub stream: Stream,
+    /// A line without its newline, or a part of one.
+    pub bytes: Vec<u8>,
+    /// Whether no newline followed these bytes.
+    pub partial: bool,
+    /// Whether the engine's log has replaced bytes of it, or may have.
+    pub lossy: bool,
+}

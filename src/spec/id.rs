@@ -1,0 +1,192 @@
+//! The names of runs, roots and containers.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// The most characters that a run id may have.
+const MAX_RUN_ID: usize = 64;
+
+/// The name of a run: a sortable unique id, or one that the caller chose.
+///
+/// It is also the name of the run's folder, and part of the container's name, so it has 1 to 64
+/// of the characters `A-Z a-z 0-9 _ . -`, and the first is a letter or a digit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RunId(String);
+
+impl RunId {
+    /// Takes `id` as the name of a run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidSpec`] if it is empty, longer than 64 characters, or has a character that
+    /// cannot be in the name of a folder and of a container.
+    pub fn new(id: impl Into<String>) -> Result<Self> {
+        let id = id.into();
+        let invalid = |reason: String| Err(Error::invalid("id", reason));
+        if id.is_empty() || id.len() > MAX_RUN_ID {
+            return invalid(format!(
+                "a run id has 1 to {MAX_RUN_ID} characters, this one has {}",
+                id.chars().count()
+            ));
+        }
+        if !id.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            return invalid(format!("{id:?} does not begin with a letter or a digit"));
+        }
+        if let Some(bad) = id
+            .chars()
+            .find(|c| !c.is_ascii_alphanumeric() && !"_.-".contains(*c))
+        {
+            return invalid(format!(
+                "{id:?} has {bad:?}; a run id has letters, digits, '_', '.' and '-' only"
+            ));
+        }
+        Ok(Self(id))
+    }
+
+    /// A new id: unique, and sorted by the millisecond of its making.
+    pub fn generate() -> Self {
+        Self(ulid::Ulid::generate().to_string().to_ascii_lowercase())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for RunId {
+    type Err = Error;
+
+    fn from_str(id: &str) -> Result<Self> {
+        Self::new(id)
+    }
+}
+
+impl TryFrom<String> for RunId {
+    type Error = Error;
+
+    fn try_from(id: String) -> Result<Self> {
+        Self::new(id)
+    }
+}
+
+impl From<RunId> for String {
+    fn from(id: RunId) -> Self {
+        id.0
+    }
+}
+
+/// The random id of a root, made once, when the root is made.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RootId(String);
+
+impl RootId {
+    /// A new random id.
+    pub fn generate() -> Self {
+        Self(format!("{:020x}", ulid::Ulid::generate().random()))
+    }
+
+    /// The id as text: 20 hexadecimal digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name of the container of run `id` in this root: `moat-<root id, 8>-<run id>`.
+    pub fn container_name(&self, id: &RunId) -> String {
+        format!("moat-{}-{id}", &self.0[self.0.len() - 8..])
+    }
+}
+
+impl fmt::Display for RootId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for RootId {
+    type Error = String;
+
+    fn try_from(id: String) -> Result<Self, Self::Error> {
+        if id.len() == 20 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
+            Ok(Self(id))
+        } else {
+            Err(format!(
+                "{id:?} is not a root id: 20 hexadecimal digits were expected"
+            ))
+        }
+    }
+}
+
+impl From<RootId> for String {
+    fn from(id: RootId) -> Self {
+        id.0
+    }
+}
+
+/// The engine's own id of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ContainerId(String);
+
+impl ContainerId {
+    /// Takes an engine's id.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self(id.into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_id_cannot_leave_its_root() {
+        let long = "x".repeat(10_000);
+        for bad in [
+            "", ".", "..", "../x", "a/b", "a\0b", "-x", "_x", "é", "a b", &long,
+        ] {
+            let error = RunId::new(bad).unwrap_err();
+            assert!(
+                matches!(&error, Error::InvalidSpec { field, .. } if field == "id"),
+                "{bad:?}: {error}"
+            );
+        }
+        for good in ["a", "0", "nightly-2026.11_22", &"x".repeat(64)] {
+            assert_eq!(RunId::new(good).unwrap().as_str(), good);
+        }
+    }
+
+    #[test]
+    fn generated_ids_are_valid_and_differ() {
+        let (a, b) = (RunId::generate(), RunId::generate());
+        assert_ne!(a, b);
+        assert_eq!(RunId::new(a.as_str()).unwrap(), a);
+        let root = RootId::generate();
+        assert_eq!(RootId::try_from(root.as_str().to_owned()).unwrap(), root);
+        let name = root.container_name(&a);
+        assert!(name.starts_with("moat-") && name.ends_with(a.as_str()));
+    }
+}

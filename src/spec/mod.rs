@@ -1,0 +1,18 @@
+//! What to run ([`RunSpec`]), and what is persisted of it ([`RunRecord`]): two types, so that no
+//! secret can reach a file by mistake.
+
+mod builder;
+mod id;
+mod record;
+mod secrets;
+mod settings;
+mod validate;
+
+pub use builder::{Credentials, PullProgress, RunSpec};
+pub use id::{ContainerId, RootId, RunId};
+pub use record::RunRecord;
+pub(crate) use secrets::Secrets;
+pub use settings::{
+    Backstop, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit, Port, Protocol, Pull,
+    Settings, Stdin, Ulimit,
+};
