@@ -1,6 +1,7 @@
 //! Run containers with an audit file for every run.
 
 mod error;
+mod capture;
 mod outcome;
 pub mod runtime;
 pub mod sink;
