@@ -1,5 +1,6 @@
 //! Run containers with an audit file for every run.
 
+mod disk;
 mod error;
 mod outcome;
 pub mod runtime;
