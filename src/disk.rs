@@ -216,8 +216,12 @@ pub(crate) fn open_new(path: &Path) -> Result<File> {
 /// Whatever is not a regular file is refused, and never waited for: a link, a folder, a FIFO.
 pub(crate) fn open_existing(path: &Path, write: bool) -> Result<File> {
     let fail = |error| Error::storage("open", path, error);
-    let irregular =
-        |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("not a regular file: {what}"));
+    let irregular = |what: &str| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("not a regular file: {what}"),
+        )
+    };
     // Without O_NONBLOCK the open of a FIFO would wait for a peer.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
     let file = OpenOptions::new()
@@ -294,8 +298,8 @@ fn open_temporary(path: &Path) -> Result<(PathBuf, File)> {
         match open_new(&temporary) {
             Ok(file) => return Ok((temporary, file)),
             // Left behind by a process of the same id, which died.
-            Err(Error::Storage { source, .. })
-                if source.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+            }
             Err(error) => return Err(error),
         }
     }
@@ -307,7 +311,3 @@ fn fill(path: &Path, mut file: File, bytes: &[u8]) -> Result<()> {
     file.sync_all()
         .map_err(|error| Error::storage("sync", path, error))
 }
-
-#[cfg(test)]
-#[path = "disk_tests.rs"]
-mod tests;

@@ -107,7 +107,9 @@ mod tests {
     }
 
     fn numbered(lines: usize) -> Vec<u8> {
-        (0..lines).flat_map(|n| format!("line {n}\n").into_bytes()).collect()
+        (0..lines)
+            .flat_map(|n| format!("line {n}\n").into_bytes())
+            .collect()
     }
 
     #[test]
@@ -117,12 +119,22 @@ mod tests {
             ("short", numbered(3)),
             ("long", numbered(50_000)),
             ("open line", [numbered(1000), b"prompt> ".to_vec()].concat()),
-            ("bad bytes", [numbered(1000), b"\xff\xfe x\n".to_vec()].concat()),
+            (
+                "bad bytes",
+                [numbered(1000), b"\xff\xfe x\n".to_vec()].concat(),
+            ),
             ("identical but few", b"y\n".repeat(20)),
             (
                 "long lines",
                 (0..9)
-                    .flat_map(|n| [n.to_string().as_bytes(), "é".repeat(20_000).as_bytes(), b"\n"].concat())
+                    .flat_map(|n| {
+                        [
+                            n.to_string().as_bytes(),
+                            "é".repeat(20_000).as_bytes(),
+                            b"\n",
+                        ]
+                        .concat()
+                    })
                     .collect(),
             ),
         ] {

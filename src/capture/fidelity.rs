@@ -74,7 +74,11 @@ pub(super) fn logged_recent(
     };
     let mut out = Vec::with_capacity(recent.len());
     if let Some(start) = start {
-        let offset = if offset == 0 { 0 } else { offset + start as u64 };
+        let offset = if offset == 0 {
+            0
+        } else {
+            offset + start as u64
+        };
         logged(fidelity, offset, &recent[start..], &mut out);
     }
     (out, length == total)
@@ -126,7 +130,10 @@ mod tests {
 
     #[test]
     fn each_bad_byte_is_replaced_by_itself() {
-        assert_eq!(utf8(0, b"a\xff\xffb\xf0\x9fc\n"), "a\u{FFFD}\u{FFFD}b\u{FFFD}\u{FFFD}c\n");
+        assert_eq!(
+            utf8(0, b"a\xff\xffb\xf0\x9fc\n"),
+            "a\u{FFFD}\u{FFFD}b\u{FFFD}\u{FFFD}c\n"
+        );
     }
 
     #[test]

@@ -202,16 +202,10 @@ mod tests {
         progress.observe(output(b"one", false));
         progress.observe(output(b"tw", true));
         let position = &progress.streams.stdout;
-        assert_eq!(
-            (position.lines, position.bytes, position.open),
-            (1, 6, 2)
-        );
+        assert_eq!((position.lines, position.bytes, position.open), (1, 6, 2));
         progress.observe(output(b"o", false));
         let position = &progress.streams.stdout;
-        assert_eq!(
-            (position.lines, position.bytes, position.open),
-            (2, 8, 0)
-        );
+        assert_eq!((position.lines, position.bytes, position.open), (2, 8, 0));
         assert_eq!(position.recent(), b"one\ntwo\n");
     }
 

@@ -88,7 +88,9 @@ impl Replay {
                     return Ok(Bytes::new());
                 }
                 let common = skip.seen.len().min(skip.expected.len());
-                let agrees = skip.seen.ends_with(&skip.expected[skip.expected.len() - common..]);
+                let agrees = skip
+                    .seen
+                    .ends_with(&skip.expected[skip.expected.len() - common..]);
                 skip.seen = Vec::new();
                 if agrees {
                     skip.state = SkipState::Passed;

@@ -12,8 +12,9 @@ use tokio::time::{Duration, sleep};
 use super::run::Run;
 use crate::capture::Piece;
 use crate::runtime::Chunk;
+use crate::sink::Output;
 use crate::sink::audit::{Reader, Record};
-use crate::{PerStream, Result, Stream};
+use crate::{Error, PerStream, Result, Stream};
 
 /// How often the file of a run that another process owns is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -61,7 +62,7 @@ impl Attachment {
             state: Some(Viewer {
                 run,
                 reader: None,
-                no_file: false,
+                in_file: PerStream::default(),
                 seen: PerStream::default(),
                 live: None,
                 stage: Stage::History,
@@ -124,9 +125,9 @@ enum Stage {
 
 struct Viewer {
     run: Run,
-    reader: Option<Reader<std::io::BufReader<std::fs::File>>>,
-    /// Whether the sink has no file to read.
-    no_file: bool,
+    reader: Option<Reader>,
+    /// How many bytes of each stream the part of the file has that was read.
+    in_file: PerStream<u64>,
     /// How many bytes of each stream were seen or said to be missed.
     seen: PerStream<u64>,
     live: Option<(VecDeque<Piece>, Option<mpsc::Receiver<Piece>>)>,
@@ -214,5 +215,64 @@ impl Viewer {
             stream: piece.stream,
             bytes: piece.bytes.slice(from..),
         }));
+    }
+
+    /// Shows what comes next in the file; `false`: it is at its end.
+    async fn read_file(&mut self) -> Result<bool> {
+        let context = &self.run.inner.context;
+        let Some(path) = context.sink.path(&self.run.entry.place) else {
+            return Ok(false);
+        };
+        let reader = self.reader.take();
+        let file = path.clone();
+        let read = context.disk.run("read", &path, move || {
+            let mut reader = match reader {
+                Some(reader) => reader,
+                None => match Reader::open(&file) {
+                    // It is about to be made.
+                    Err(Error::Storage { source, .. })
+                        if source.kind() == std::io::ErrorKind::NotFound =>
+                    {
+                        return Ok(None);
+                    }
+                    other => other?,
+                },
+            };
+            let mut outputs = Vec::new();
+            let mut bytes = 0;
+            for record in reader.by_ref() {
+                if let Record::Output(output) = record? {
+                    bytes += output.bytes.len() + 1;
+                    outputs.push(output);
+                    if bytes >= AT_ONCE {
+                        break;
+                    }
+                }
+            }
+            Ok(Some((reader, outputs)))
+        });
+        let Some((reader, outputs)) = read.await? else {
+            return Ok(false);
+        };
+        self.reader = Some(reader);
+        let more = !outputs.is_empty();
+        for output in outputs {
+            self.show_record(output);
+        }
+        Ok(more)
+    }
+
+    fn show_record(&mut self, output: Output) {
+        let mut bytes = output.bytes;
+        if !output.partial {
+            bytes.push(b'\n');
+        }
+        let offset = self.in_file[output.stream];
+        self.in_file[output.stream] += bytes.len() as u64;
+        self.show(Piece {
+            stream: output.stream,
+            offset,
+            bytes: bytes.into(),
+        });
     }
 }

@@ -167,11 +167,14 @@ impl Monitor {
     }
 
     /// What other processes left as requests to stop the run.
-    async fn foreign_stops(&self) -> Result<Vec<Record>> {
+    async fn foreign_stops(&mut self) -> Result<Vec<Record>> {
         let run = self.place.run.clone();
         let stops = self
             .context
-            .on_disk("read the requests in", move |root| Ok(root.take_stops(&run)))
+            .on_disk(
+                "read the requests in",
+                move |root| Ok(root.take_stops(&run)),
+            )
             .await?;
         Ok(stops.into_iter().map(Record::Stop).collect())
     }
@@ -266,8 +269,8 @@ impl Monitor {
 
     /// What the engine's log does to the bytes; `None`: it cannot be read.
     async fn fidelity(
-        &self,
-        capture: &Capture,
+        &mut self,
+        capture: &mut Capture,
         watched: &Watched,
         container: &ContainerId,
     ) -> Result<Option<Fidelity>, RuntimeError> {
@@ -282,8 +285,8 @@ impl Monitor {
 
     /// Whether the tail of the engine's log shows that the capture has all of it.
     async fn tail_agrees(
-        &self,
-        capture: &Capture,
+        &mut self,
+        capture: &mut Capture,
         container: &ContainerId,
         tty: bool,
         fidelity: Fidelity,
@@ -308,7 +311,7 @@ impl Monitor {
 
     /// Reads the engine's log from its start, and captures what comes after what there is.
     async fn replay(
-        &self,
+        &mut self,
         capture: &mut Capture,
         container: &ContainerId,
         tty: bool,
@@ -341,7 +344,7 @@ impl Monitor {
     }
 
     /// Removes the container of a sealed run, as the policy says (invariant 3).
-    pub(super) async fn remove_by_policy(&self, file: &RunFile) {
+    pub(super) async fn remove_by_policy(&mut self, file: &RunFile) {
         let (Some(seal), Some(container)) = (&file.seal, &file.record.container) else {
             return;
         };

@@ -71,7 +71,6 @@ pub(super) struct Watched {
     pub(super) eof: Option<Instant>,
     /// Records that were not written yet.
     pub(super) left: Vec<Record>,
-    pub(super) started_at: Option<Timestamp>,
 }
 
 impl Monitor {
@@ -137,7 +136,9 @@ impl Monitor {
             Ok((source, started_at)) => {
                 let _ = reply.send(Ok(()));
                 drop(spec);
-                let watched = self.watch(&mut file, &mut capture, source, started_at).await;
+                let watched = self
+                    .watch(&mut file, &mut capture, source, started_at)
+                    .await;
                 Some(self.finish(file, capture, watched).await)
             }
             Err((ending, error)) => {
@@ -282,7 +283,10 @@ impl Monitor {
         let started = self.started(&container, inspection, warnings).await;
         let started_at = started.started_at;
         // A log that cannot take it is resumed after the exit.
-        if let Err(error) = capture.write(vec![Record::Started(Box::new(started))]).await {
+        if let Err(error) = capture
+            .write(vec![Record::Started(Box::new(started))])
+            .await
+        {
             self.stands_in_the_way(&error);
         }
         self.publish(Event::Started(started_at));
@@ -305,7 +309,10 @@ impl Monitor {
             log: Default::default(),
             engine: engine.name,
             engine_version: engine.version,
-            warnings: warnings.iter().map(|text| self.secrets.redact(text)).collect(),
+            warnings: warnings
+                .iter()
+                .map(|text| self.secrets.redact(text))
+                .collect(),
         };
         if let Some(inspection) = inspection {
             started.started_at = inspection.started_at;
@@ -342,7 +349,7 @@ impl Monitor {
 
     /// Removes the container of a create that was not answered, if it is there. One that comes
     /// even later is an orphan that never starts; the next opening of the root removes it.
-    async fn remove_late_create(&self) {
+    async fn remove_late_create(&mut self) {
         let runtime = &self.context.runtime;
         match runtime.find(self.context.root.id()).await {
             Ok(found) => {
@@ -356,7 +363,11 @@ impl Monitor {
     }
 
     /// Removes a container that was not asked to start.
-    async fn abandon(&self, container: &ContainerId, error: RuntimeError) -> (Ending, RuntimeError) {
+    async fn abandon(
+        &mut self,
+        container: &ContainerId,
+        error: RuntimeError,
+    ) -> (Ending, RuntimeError) {
         if let Err(error) = self.context.runtime.remove(container, false).await {
             tracing::warn!(%container, %error, "cannot remove a container that never started");
         }
@@ -366,7 +377,7 @@ impl Monitor {
     /// Finds out whether a container runs whose start failed. Only a fact decides: success of a
     /// removal without force means that it does not run, and never will.
     async fn did_it_start(
-        &self,
+        &mut self,
         container: &ContainerId,
         error: RuntimeError,
     ) -> Result<(), (Ending, RuntimeError)> {
@@ -426,8 +437,15 @@ impl Monitor {
             limit: limit.clone(),
         };
         let exit = exit::wait(&*context.runtime, &container, started_at);
-        let pump = pump(&context, capture, source, &container, &settings, &mut signals);
-        tokio::pin!(exit, pump);
+        let mut pump = Box::pin(pump(
+            &context,
+            capture,
+            source,
+            &container,
+            &settings,
+            &mut signals,
+        ));
+        tokio::pin!(exit);
         let stop_at_limit = settings
             .output_limit
             .is_some_and(|limit| limit.action == LimitAction::Stop);
@@ -471,6 +489,7 @@ impl Monitor {
                 (not_yet, nor) => (ended, pumped) = (not_yet, nor),
             }
         };
+        drop(pump);
         let mut left = Vec::new();
         while let Ok(event) = signals.events.try_recv() {
             left.push(event);
@@ -483,7 +502,6 @@ impl Monitor {
             at,
             eof: pumped.eof,
             left,
-            started_at,
         }
     }
 
@@ -509,7 +527,6 @@ impl Watched {
             at: Instant::now(),
             eof: None,
             left: Vec::new(),
-            started_at: None,
         }
     }
 }

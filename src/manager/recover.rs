@@ -17,9 +17,7 @@ use crate::capture::{Capture, Progress};
 use crate::runtime::{Found, Inspection, Status as Phase};
 use crate::sink::{Event as Record, RecordRef, Resume, ResumeCause, Resumed, Start};
 use crate::state::Event;
-use crate::{
-    Backstop, ContainerId, Ending, Error, Result, RunId, RunRecord, Settings, Timestamp,
-};
+use crate::{Backstop, ContainerId, Ending, Error, Result, RunId, RunRecord, Settings, Timestamp};
 
 /// How often the files of a run that another process owns are looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -82,7 +80,10 @@ async fn sweep(context: &Arc<Context>, found: Found) {
                 return Ok(Some(None));
             }
             let _lock = root.lock(&run)?;
-            Ok(root.read_run(&run)?.filter(|file| file.seal.is_some()).map(Some))
+            Ok(root
+                .read_run(&run)?
+                .filter(|file| file.seal.is_some())
+                .map(Some))
         })
         .await;
     let remove = match known {
@@ -160,7 +161,8 @@ impl Monitor {
             Taken::Running(source, started_at) => {
                 self.publish(Event::Started(started_at));
                 self.settle();
-                self.watch(&mut file, &mut capture, source, started_at).await
+                self.watch(&mut file, &mut capture, source, started_at)
+                    .await
             }
         };
         Some(self.finish(file, capture, watched).await)
@@ -242,7 +244,7 @@ impl Monitor {
     }
 
     async fn stop_foreign(
-        &self,
+        &mut self,
         stopper: &mut Stopper,
         record: Option<&RunRecord>,
         request: StopRequest,
@@ -269,7 +271,9 @@ impl Monitor {
         let run = self.place.run.clone();
         let left = self
             .context
-            .on_disk("leave a request in", move |root| root.leave_stop(&run, &stop))
+            .on_disk("leave a request in", move |root| {
+                root.leave_stop(&run, &stop)
+            })
             .await;
         if let Err(error) = left {
             tracing::warn!(run = %self.place.run, error = %error.chain(), "no request was left");
@@ -280,7 +284,9 @@ impl Monitor {
     async fn take_over(&mut self) -> Result<TakenOver> {
         let context = Arc::clone(&self.context);
         let run = self.place.run.clone();
-        let file = context.on_disk("read", move |root| root.read_run(&run)).await;
+        let file = context
+            .on_disk("read", move |root| root.read_run(&run))
+            .await;
         let (progress, visit) = reading();
         let resumed = context.sink.resume(&self.place, visit).await?;
         let progress = read(&progress);
@@ -296,7 +302,9 @@ impl Monitor {
             (Err(error), None) => return Err(error),
         };
         if let Some(started) = &progress.started {
-            file.record.container.get_or_insert(started.container.clone());
+            file.record
+                .container
+                .get_or_insert(started.container.clone());
         }
         let log = match resumed {
             Resumed::Sealed(seal) => {
@@ -447,7 +455,6 @@ impl Monitor {
                         at: Instant::now(),
                         eof: None,
                         left: Vec::new(),
-                        started_at,
                     }));
                 }
             }

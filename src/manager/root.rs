@@ -264,9 +264,7 @@ impl Root {
     pub(super) fn lock(&self, run: &RunId) -> Result<fs::File> {
         let path = self.lock_path(run);
         let file = match disk::open_new(&path) {
-            Err(Error::Storage { source, .. })
-                if source.kind() == io::ErrorKind::AlreadyExists =>
-            {
+            Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
                 disk::open_existing(&path, true)?
             }
             other => other?,
