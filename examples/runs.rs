@@ -256,9 +256,9 @@ async fn recover(root: &Path) -> moat::Result<u8> {
     let mut worst = 0;
     let mut waiting: FuturesUnordered<_> = manager
         .recovered()
-        .await
+        .await?
         .into_iter()
-        .map(|recovered| async move { recovered.run.wait().await })
+        .map(|run| async move { run.wait().await })
         .collect();
     while let Some(outcome) = waiting.next().await {
         match outcome {

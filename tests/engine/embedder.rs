@@ -47,7 +47,7 @@ pub fn role() -> Option<()> {
                 manager.start(spec).await.unwrap()
             }
             None => {
-                manager.recovered().await;
+                manager.recovered().await.unwrap();
                 manager.get(&id).await.unwrap()
             }
         };

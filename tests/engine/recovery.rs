@@ -26,7 +26,7 @@ async fn audited(stage: &Stage, text: &str) {
 }
 
 async fn recovered(manager: &Manager) -> Run {
-    let found = within(60, "the recovery", manager.recovered()).await;
+    let found = within(60, "the recovery", manager.recovered()).await.unwrap();
     assert!(!found.is_empty());
     manager.get(&id()).await.unwrap()
 }
