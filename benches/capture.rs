@@ -69,7 +69,9 @@ fn audit(criterion: &mut Criterion) {
                 let run = RunId::generate();
                 let place = RunPlace::new(run.clone(), folder.path().join(run.as_str()));
                 std::fs::create_dir(&place.folder).unwrap();
-                let log = runtime.block_on(sink.open(&place, &Start::new(record()))).unwrap();
+                let log = runtime
+                    .block_on(sink.open(&place, &Start::new(record())))
+                    .unwrap();
                 let mut batch = Batch::new();
                 outputs.iter().for_each(|output| batch.push_output(output));
                 (log, batch)

@@ -13,7 +13,12 @@ use moat::{Attached, Docker, Error, Manager, Pull, RunSpec, Shutdown};
 async fn main() -> std::process::ExitCode {
     match quickstart().await {
         Ok(()) => return std::process::ExitCode::SUCCESS,
-        Err(error @ Error::NotStarted { source: RuntimeError::NoSuchImage { .. }, .. }) => {
+        Err(
+            error @ Error::NotStarted {
+                source: RuntimeError::NoSuchImage { .. },
+                ..
+            },
+        ) => {
             eprintln!("{}\n{HOW_TO_GET_ONE}", error.chain());
         }
         Err(error) => eprintln!("{}", error.chain()),
@@ -28,7 +33,11 @@ async fn quickstart() -> moat::Result<()> {
     };
     let manager = Manager::open("moat-runs", Docker::connect().await?).await?;
     let spec = RunSpec::new(image)
-        .cmd(["sh", "-c", "echo hello, $NAME; echo and to stderr >&2; exit 3"])
+        .cmd([
+            "sh",
+            "-c",
+            "echo hello, $NAME; echo and to stderr >&2; exit 3",
+        ])
         .env("NAME", "stranger")
         .pull(pull)
         .on_pull(|progress| eprintln!("pull: {}", progress.status));
@@ -37,7 +46,11 @@ async fn quickstart() -> moat::Result<()> {
     let mut output = run.attach().await?;
     while let Some(item) = output.next().await {
         if let Attached::Chunk(chunk) = item? {
-            print!("{}: {}", chunk.stream, String::from_utf8_lossy(&chunk.bytes));
+            print!(
+                "{}: {}",
+                chunk.stream,
+                String::from_utf8_lossy(&chunk.bytes)
+            );
         }
     }
     let outcome = run.wait().await?;

@@ -20,7 +20,7 @@ use clap::{Parser, ValueEnum};
 use futures::StreamExt;
 use moat::{
     Attached, Attachment, Backstop, Docker, Error, KeepContainer, Manager, Mount, Outcome, Run,
-    RunId, RunSpec, SealState, Shutdown, StopCause, Stream, Verdict,
+    RunId, RunSpec, Shutdown, StopCause, Stream, Verdict,
 };
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -265,7 +265,9 @@ async fn print(mut output: Attachment) -> moat::Result<()> {
                 Stream::Stdout | Stream::Tty => write(&mut stdout, &chunk.bytes).await,
             },
             Attached::Missed { stream, bytes } => {
-                say(format_args!("run: {bytes} bytes of {stream} came too fast to be shown here"));
+                say(format_args!(
+                    "run: {bytes} bytes of {stream} came too fast to be shown here"
+                ));
             }
             _ => {}
         }
@@ -287,12 +289,9 @@ async fn write(to: &mut Option<impl AsyncWrite + Unpin>, bytes: &[u8]) {
 
 /// Says what is not plain from the output, and gives the exit code.
 fn report(outcome: &Outcome) -> u8 {
-    let seal = match &outcome.seal {
-        SealState::Sealed(seal) => seal,
-        SealState::Pending { .. } => {
-            say(format_args!("run: {outcome}"));
-            return FAILED;
-        }
+    let Some(seal) = outcome.sealed() else {
+        say(format_args!("run: {outcome}"));
+        return FAILED;
     };
     if seal.verdict == Verdict::Gap {
         say(format_args!("run: {outcome}"));
@@ -325,7 +324,8 @@ struct Interrupts([Signal; 3]);
 
 impl Interrupts {
     fn new() -> moat::Result<Self> {
-        let listen = |kind| signal(kind).map_err(|error| Error::storage("listen for", "signals", error));
+        let listen =
+            |kind| signal(kind).map_err(|error| Error::storage("listen for", "signals", error));
         Ok(Self([
             listen(SignalKind::interrupt())?,
             listen(SignalKind::terminate())?,

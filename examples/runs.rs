@@ -216,7 +216,9 @@ async fn follow(root: &Path, id: &RunId) -> moat::Result<u8> {
                 }
             }
             Attached::Missed { stream, bytes } => {
-                complain(format_args!("{bytes} bytes of {stream} came too fast to be shown here"));
+                complain(format_args!(
+                    "{bytes} bytes of {stream} came too fast to be shown here"
+                ));
             }
             _ => {}
         }
@@ -234,8 +236,14 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
     };
     let found = audit::verify(&path)?;
     let (words, code) = match &found.state {
-        LogState::Sealed(seal) => (format!("whole and sealed; {}, audit {}", seal.exit, seal.verdict), 0),
-        LogState::Unsealed { torn } => (format!("not sealed; its last {torn} bytes are torn"), NOT_VERIFIED),
+        LogState::Sealed(seal) => (
+            format!("whole and sealed; {}, audit {}", seal.exit, seal.verdict),
+            0,
+        ),
+        LogState::Unsealed { torn } => (
+            format!("not sealed; its last {torn} bytes are torn"),
+            NOT_VERIFIED,
+        ),
         LogState::Damaged(damage) => (format!("damaged at {damage}"), NOT_VERIFIED),
         _ => ("in a state that is not known here".into(), NOT_VERIFIED),
     };

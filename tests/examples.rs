@@ -1,6 +1,11 @@
 //! The examples, started as their users start them: exit codes, streams, and what is left behind.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![allow(
+    unreachable_pub,
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "nobody reaches into a test; tests spawn as their users do, and fail by panicking"
+)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -12,12 +17,7 @@ use libtest_mimic::{Arguments, Trial};
 use tempfile::TempDir;
 
 #[path = "support/mod.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    clippy::disallowed_methods,
-    reason = "shared with other tests, which spawn as their users do"
-)]
+#[allow(dead_code, reason = "shared with other tests")]
 mod support;
 
 use support::audit::Audit;
@@ -52,7 +52,9 @@ fn main() {
         runs_can_follow_and_stop_a_run_of_another_process,
         files_alone_are_enough_to_list_read_and_verify,
     ];
-    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(ignored));
+    let trials = trials
+        .into_iter()
+        .map(|trial| trial.with_ignored_flag(ignored));
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }
 
@@ -82,10 +84,12 @@ impl Drop for Process {
 
 impl Place {
     fn new() -> Self {
-        let image = engine::block_on(async {
-            image::provide(&engine::connect().unwrap()).await.unwrap()
-        });
-        let folder = tempfile::Builder::new().prefix("moat-test-").tempdir().unwrap();
+        let image =
+            engine::block_on(async { image::provide(&engine::connect().unwrap()).await.unwrap() });
+        let folder = tempfile::Builder::new()
+            .prefix("moat-test-")
+            .tempdir()
+            .unwrap();
         Self { folder, image }
     }
 
@@ -100,8 +104,15 @@ impl Place {
     /// `run --root ROOT --network none OPTIONS IMAGE -- STEPS`
     fn run(&self, options: &[&str], steps: &str) -> Command {
         let mut command = example("run");
-        command.arg("--root").arg(self.root()).args(["--network", "none"]);
-        command.args(options).arg(&self.image).arg("--").args(steps.split(' '));
+        command
+            .arg("--root")
+            .arg(self.root())
+            .args(["--network", "none"]);
+        command
+            .args(options)
+            .arg(&self.image)
+            .arg("--")
+            .args(steps.split(' '));
         command
     }
 
@@ -161,18 +172,26 @@ fn audit_of(output: &Output) -> PathBuf {
 fn wait_for(what: &str, mut fact: impl FnMut() -> bool) {
     let start = Instant::now();
     while !fact() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what} did not come");
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "{what} did not come"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 fn audited(path: &Path, text: &str) {
-    wait_for(text, || fs::read_to_string(path).unwrap_or_default().contains(text));
+    wait_for(text, || {
+        fs::read_to_string(path).unwrap_or_default().contains(text)
+    });
 }
 
 fn signal(process: &Process, name: &str) {
     let id = process.0.id().to_string();
-    let status = Command::new("kill").args(["-s", name, &id]).status().unwrap();
+    let status = Command::new("kill")
+        .args(["-s", name, &id])
+        .status()
+        .unwrap();
     assert!(status.success());
 }
 
@@ -183,7 +202,10 @@ fn quickstart_says_how_to_get_an_image(place: &Place) {
     let output = output(command);
     assert_code(&output, 1);
     let stderr = text(&output.stderr);
-    assert!(stderr.contains("moat-test.invalid/nothing:here"), "{stderr}");
+    assert!(
+        stderr.contains("moat-test.invalid/nothing:here"),
+        "{stderr}"
+    );
     assert!(stderr.contains("docker import"), "{stderr}");
 }
 
@@ -192,7 +214,10 @@ fn run_exits_with_the_containers_code_and_prints_both_streams_where_they_belong(
     assert_code(&output, 7);
     assert_eq!(text(&output.stdout), "out\n");
     let audit = place.audit("first");
-    assert_eq!(text(&output.stderr), format!("err\naudit: {}\n", audit.display()));
+    assert_eq!(
+        text(&output.stderr),
+        format!("err\naudit: {}\n", audit.display())
+    );
     let audit = Audit::read(&audit).unwrap();
     assert_eq!(audit.stream("stdout"), b"out\n");
     assert_eq!(audit.stream("stderr"), b"err\n");
@@ -200,11 +225,18 @@ fn run_exits_with_the_containers_code_and_prints_both_streams_where_they_belong(
 }
 
 fn one_changed_byte_is_found_with_moat_and_with_coreutils(place: &Place) {
-    assert_code(&output(place.run(&["--name", "first"], "echo out + exit 7")), 7);
+    assert_code(
+        &output(place.run(&["--name", "first"], "echo out + exit 7")),
+        7,
+    );
     assert_code(&output(place.runs(&["verify", "first"])), 0);
     let sum = |path: &Path| {
         let script = "head -c -78 \"$1\" | sha256sum | cut -c -64; tail -c 67 \"$1\" | head -c 64";
-        let output = Command::new("sh").args(["-c", script, "sh"]).arg(path).output().unwrap();
+        let output = Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(path)
+            .output()
+            .unwrap();
         let text = text(&output.stdout);
         let (found, sealed) = text.split_once('\n').unwrap();
         found == sealed
@@ -230,13 +262,28 @@ fn run_shows_the_options_effects_in_the_container(place: &Place) {
     fs::write(host.join("file"), "from the host\n").unwrap();
     let volume = format!("{}:/data:ro", host.display());
     let options = [
-        "--env", "A=1", "--env", "B=x=y", "--workdir", "/work", "--user", "1000:1001", "--volume",
-        &volume, "--memory", "67108864", "--backstop", "none",
+        "--env",
+        "A=1",
+        "--env",
+        "B=x=y",
+        "--workdir",
+        "/work",
+        "--user",
+        "1000:1001",
+        "--volume",
+        &volume,
+        "--memory",
+        "67108864",
+        "--backstop",
+        "none",
     ];
     let steps = "env A + env B + pwd + whoami + read /data/file + write /data/x y";
     let output = output(place.run(&options, steps));
     assert_code(&output, 3);
-    assert_eq!(text(&output.stdout), "1\nx=y\n/work\n1000:1001\nfrom the host\n");
+    assert_eq!(
+        text(&output.stdout),
+        "1\nx=y\n/work\n1000:1001\nfrom the host\n"
+    );
     let audit = Audit::read(&audit_of(&output)).unwrap();
     assert_eq!(audit.evidence(), "eof", "nothing stands behind the tap");
 }
@@ -249,7 +296,10 @@ fn run_exits_with_125_for_errors(place: &Place) {
     let file = place.folder.path().join("file");
     fs::write(&file, "").unwrap();
     let mut command = example("run");
-    command.arg("--root").arg(file.join("root")).args([&place.image, "exit", "0"]);
+    command
+        .arg("--root")
+        .arg(file.join("root"))
+        .args([&place.image, "exit", "0"]);
     let found = output(command);
     assert_code(&found, 125);
     assert!(text(&found.stderr).contains(file.to_str().unwrap()));
@@ -261,11 +311,17 @@ fn run_exits_with_125_for_errors(place: &Place) {
     assert!(text(&found.stderr).contains("/nowhere/docker.sock"));
 
     let mut command = example("run");
-    command.arg("--root").arg(place.root()).arg("moat-test.invalid/nothing:here");
+    command
+        .arg("--root")
+        .arg(place.root())
+        .arg("moat-test.invalid/nothing:here");
     let found = output(command);
     assert_code(&found, 125);
     assert!(text(&found.stderr).contains("moat-test.invalid/nothing:here"));
-    assert_eq!(Audit::read(&audit_of(&found)).unwrap().evidence(), "never_started");
+    assert_eq!(
+        Audit::read(&audit_of(&found)).unwrap().evidence(),
+        "never_started"
+    );
 }
 
 fn run_exits_with_124_when_the_time_limit_stopped_it(place: &Place) {
@@ -278,7 +334,11 @@ fn run_exits_with_124_when_the_time_limit_stopped_it(place: &Place) {
 
 fn an_interrupt_stops_the_run_and_prints_the_audit(place: &Place) {
     let mut command = place.run(&["--name", "first"], "trap --exit 5");
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut process = Process(child);
     let mut stdout = BufReader::new(process.0.stdout.take().unwrap());
     let mut line = String::new();
@@ -289,10 +349,19 @@ fn an_interrupt_stops_the_run_and_prints_the_audit(place: &Place) {
     stdout.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "caught SIGTERM\n");
     let mut stderr = String::new();
-    process.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    process
+        .0
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut stderr)
+        .unwrap();
     assert_eq!(process.0.wait().unwrap().code(), Some(5), "{stderr}");
     let audit = place.audit("first");
-    assert!(stderr.ends_with(&format!("audit: {}\n", audit.display())), "{stderr}");
+    assert!(
+        stderr.ends_with(&format!("audit: {}\n", audit.display())),
+        "{stderr}"
+    );
     assert_eq!(Audit::read(&audit).unwrap().verdict(), "complete");
 }
 
@@ -304,17 +373,32 @@ fn output_is_passed_on_byte_for_byte(place: &Place) {
     expected.push(b'\n');
     assert!(found.stdout == expected);
     let found = output(place.run(&["--tty"], "tty-hostile"));
-    let shown = text(&sequence::TTY_HOSTILE.iter().map(|b| b & 0x7f).collect::<Vec<_>>());
+    let shown = text(
+        &sequence::TTY_HOSTILE
+            .iter()
+            .map(|b| b & 0x7f)
+            .collect::<Vec<_>>(),
+    );
     assert!(shown.ends_with("hidden\n"));
-    assert!(found.stdout.ends_with(b"\xff x\r\nhidden\r\n"), "{:?}", found.stdout);
+    assert!(
+        found.stdout.ends_with(b"\xff x\r\nhidden\r\n"),
+        "{:?}",
+        found.stdout
+    );
 }
 
 fn a_reader_that_leaves_does_not_end_the_audit(place: &Place) {
     let mut command = place.run(&["--name", "first"], "lines 5000 + exit 4");
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut process = Process(child);
     let mut line = String::new();
-    BufReader::new(process.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(process.0.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     assert_eq!(process.0.wait().unwrap().code(), Some(4));
     let audit = Audit::read(&place.audit("first")).unwrap();
     sequence::check(audit.stream("stdout"), "out", 5000, 64).unwrap();
@@ -327,7 +411,11 @@ fn a_large_output_takes_little_memory(place: &Place) {
     let bytes = if soak { 1_000_000_000 } else { 60_000_000 };
     let steps = format!("fill {bytes} + lines 20000 + sleep 0.5");
     let mut command = place.run(&["--name", "first"], &steps);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut process = Process(child);
     let status = format!("/proc/{}/status", process.0.id());
     let mut peak = 0;
@@ -342,13 +430,21 @@ fn a_large_output_takes_little_memory(place: &Place) {
     let found = output(place.runs(&["verify", "first"]));
     assert_code(&found, 0);
     let total = bytes + 20_000 * 65;
-    assert!(text(&found.stdout).contains(&format!(" {total} bytes")), "{}", text(&found.stdout));
+    assert!(
+        text(&found.stdout).contains(&format!(" {total} bytes")),
+        "{}",
+        text(&found.stdout)
+    );
 }
 
 fn a_killed_run_is_recovered_with_every_line_once(place: &Place) {
     let steps = "lines 2000 --burst 10 --delay-ms 5";
     let mut command = place.run(&["--name", "first"], steps);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let process = Process(child);
     audited(&place.audit("first"), "out 00000300 ");
     drop(process);
@@ -356,7 +452,10 @@ fn a_killed_run_is_recovered_with_every_line_once(place: &Place) {
     assert_code(&found, 0);
     let stdout = text(&found.stdout);
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
-    assert!(stdout.contains("first") && stdout.contains("complete"), "{stdout}");
+    assert!(
+        stdout.contains("first") && stdout.contains("complete"),
+        "{stdout}"
+    );
     let audit = Audit::read(&place.audit("first")).unwrap();
     sequence::check(audit.stream("stdout"), "out", 2000, 64).unwrap();
 }
@@ -384,7 +483,11 @@ fn a_detached_run_is_listed_waited_for_and_removed(place: &Place) {
 
 fn runs_can_follow_and_stop_a_run_of_another_process(place: &Place) {
     let mut command = place.run(&["--name", "first"], "lines 100 + trap --exit 5");
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut owner = Process(child);
     audited(&place.audit("first"), "ready");
     let mut follow = place.runs(&["logs", "first", "--follow"]);
@@ -403,7 +506,10 @@ fn runs_can_follow_and_stop_a_run_of_another_process(place: &Place) {
 }
 
 fn files_alone_are_enough_to_list_read_and_verify(place: &Place) {
-    assert_code(&output(place.run(&["--name", "first"], "echo out + warn err + exit 7")), 7);
+    assert_code(
+        &output(place.run(&["--name", "first"], "echo out + warn err + exit 7")),
+        7,
+    );
     let alone = |arguments: &[&str]| {
         let mut command = place.runs(arguments);
         command.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
@@ -412,9 +518,15 @@ fn files_alone_are_enough_to_list_read_and_verify(place: &Place) {
     let listed = alone(&["list"]);
     assert_code(&listed, 0);
     let table = text(&listed.stdout);
-    assert!(table.contains("first") && table.contains("exited"), "{table}");
+    assert!(
+        table.contains("first") && table.contains("exited"),
+        "{table}"
+    );
     let logs = alone(&["logs", "first"]);
-    assert_eq!((text(&logs.stdout), text(&logs.stderr)), ("out\n".into(), "err\n".into()));
+    assert_eq!(
+        (text(&logs.stdout), text(&logs.stderr)),
+        ("out\n".into(), "err\n".into())
+    );
     assert_code(&alone(&["verify", "first"]), 0);
     assert_code(&alone(&["verify", "other"]), 125);
     assert_code(&alone(&["wait", "first"]), 125);

@@ -48,9 +48,15 @@ pub async fn a_missing_image_fails_the_start_and_leaves_a_sealed_audit(stage: &S
     let Err(Error::NotStarted { outcome, source }) = manager.start(spec).await else {
         panic!("a run without an image started");
     };
-    assert!(matches!(source, RuntimeError::NoSuchImage { .. }), "{source}");
+    assert!(
+        matches!(source, RuntimeError::NoSuchImage { .. }),
+        "{source}"
+    );
     assert!(source.to_string().contains("moat-test-nothing:here"));
-    assert!(matches!(outcome.ending, Ending::NotCreated { aborted: false, .. }));
+    assert!(matches!(
+        outcome.ending,
+        Ending::NotCreated { aborted: false, .. }
+    ));
     let audit = read(&outcome);
     assert_eq!(audit.evidence(), "never_started");
     assert!(audit.streams.is_empty());
@@ -86,7 +92,10 @@ pub async fn a_stop_lets_the_container_end_by_itself(stage: &Stage) {
 
 pub async fn a_container_that_ignores_the_stop_signal_is_killed_after_the_grace(stage: &Stage) {
     let manager = stage.manager().await;
-    let run = manager.start(stage.spec("deaf + echo ready + sleep 600")).await.unwrap();
+    let run = manager
+        .start(stage.spec("deaf + echo ready + sleep 600"))
+        .await
+        .unwrap();
     printed(&run, "ready\n").await;
     let asked = Instant::now();
     let outcome = run.stop(Some(Duration::from_secs(1))).await.unwrap();
@@ -109,7 +118,10 @@ pub async fn a_stop_of_a_run_that_has_ended_tells_the_same_outcome(stage: &Stage
 
 pub async fn a_kill_does_not_wait(stage: &Stage) {
     let manager = stage.manager().await;
-    let run = manager.start(stage.spec("deaf + echo ready + sleep 600")).await.unwrap();
+    let run = manager
+        .start(stage.spec("deaf + echo ready + sleep 600"))
+        .await
+        .unwrap();
     printed(&run, "ready\n").await;
     let asked = Instant::now();
     let outcome = run.kill().await.unwrap();
@@ -143,7 +155,10 @@ pub async fn a_container_removed_by_others_is_sealed_as_removed_with_what_it_pri
     let containers = stage.containers().await;
     engine::remove(&stage.docker, &containers[0]).await.unwrap();
     let outcome = end(&run).await;
-    assert!(matches!(outcome.ending, Ending::Removed { .. }), "{outcome}");
+    assert!(
+        matches!(outcome.ending, Ending::Removed { .. }),
+        "{outcome}"
+    );
     let audit = read(&outcome);
     let mut expected = sequence::lines("out", 300, 64);
     expected.extend_from_slice(b"all\n");
@@ -154,7 +169,9 @@ pub async fn a_container_removed_by_others_is_sealed_as_removed_with_what_it_pri
 
 /// A container that was killed for want of memory need not exit with 137, nor the other way round.
 pub async fn a_container_out_of_memory_is_told_from_one_that_was_killed(stage: &Stage) {
-    let (outcome, audit) = stage.run(stage.spec("echo x + alloc 256").memory(16 << 20)).await;
+    let (outcome, audit) = stage
+        .run(stage.spec("echo x + alloc 256").memory(16 << 20))
+        .await;
     let Ending::Exited(Exit { oom_killed, .. }) = outcome.ending else {
         panic!("{outcome}");
     };
@@ -176,7 +193,11 @@ pub async fn a_child_out_of_memory_does_not_change_the_exit_code(stage: &Stage) 
     assert_bytes(audit.stream("stdout"), b"the child ended by signal 9\n");
     // Both are what the engine says, whatever that is: nothing is inferred.
     let container = stage.containers().await.remove(0);
-    let found = stage.docker.inspect_container(&container, None).await.unwrap();
+    let found = stage
+        .docker
+        .inspect_container(&container, None)
+        .await
+        .unwrap();
     assert_eq!(found.state.unwrap().oom_killed, Some(exit.oom_killed));
 }
 
@@ -217,7 +238,10 @@ pub async fn a_detached_run_goes_on_and_is_sealed_by_the_next_manager(stage: &St
 pub async fn stop_wait_and_a_natural_exit_at_once_agree_on_the_exit(stage: &Stage) {
     let manager = stage.manager().await;
     for delay in [0, 5, 20, 60, 100, 140] {
-        let run = manager.start(stage.spec("deaf + sleep 0.1 + exit 4")).await.unwrap();
+        let run = manager
+            .start(stage.spec("deaf + sleep 0.1 + exit 4"))
+            .await
+            .unwrap();
         let stops = (0..3).map(|_| async {
             tokio::time::sleep(Duration::from_millis(delay)).await;
             run.stop(Some(Duration::from_secs(30))).await.unwrap()
@@ -237,7 +261,10 @@ pub async fn stop_wait_and_a_natural_exit_at_once_agree_on_the_exit(stage: &Stag
 
 pub async fn any_number_of_waiters_get_the_same_outcome(stage: &Stage) {
     let manager = stage.manager().await;
-    let run = manager.start(stage.gated("await /gate/go + exit 9")).await.unwrap();
+    let run = manager
+        .start(stage.gated("await /gate/go + exit 9"))
+        .await
+        .unwrap();
     let waiters: Vec<_> = (0..50)
         .map(|_| {
             let run = run.clone();
@@ -269,5 +296,8 @@ pub async fn a_container_that_closes_its_output_early_is_waited_for(stage: &Stag
     let outcome = end(&run).await;
     assert_eq!(outcome.code(), Some(6));
     assert_complete(&read(&outcome));
-    assert_bytes(Watched::all(run.attach().await.unwrap()).await.stdout(), b"last\n");
+    assert_bytes(
+        Watched::all(run.attach().await.unwrap()).await.stdout(),
+        b"last\n",
+    );
 }

@@ -28,7 +28,10 @@ pub async fn nothing_is_lost_when_the_answer_to_attach_comes_late(stage: &Stage)
     assert_complete(&audit);
     assert_eq!(audit.evidence(), "tail");
     let (attach, start) = (&proxy.seen("attach")[0], &proxy.seen("start")[0]);
-    assert!(attach.answered.unwrap() <= start.asked, "started before the answer");
+    assert!(
+        attach.answered.unwrap() <= start.asked,
+        "started before the answer"
+    );
 }
 
 /// The end of an attach stream looks the same when a proxy has cut it.
@@ -36,7 +39,10 @@ pub async fn a_tap_that_is_cut_is_made_good_from_the_engines_log(stage: &Stage) 
     for bytes in [0, 1, 100, 5000, 20_000] {
         let (proxy, manager) = behind_proxy(stage).await;
         proxy.fault("attach", Fault::CutAfter(bytes));
-        let run = manager.start(stage.spec("lines 400 --stream both")).await.unwrap();
+        let run = manager
+            .start(stage.spec("lines 400 --stream both"))
+            .await
+            .unwrap();
         let audit = read(&end(&run).await);
         sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
         sequence::check(audit.stream("stderr"), "err", 400, 64).unwrap();
@@ -64,7 +70,10 @@ pub async fn a_tap_that_is_cut_among_identical_lines_neither_loses_nor_doubles_o
 pub async fn a_tap_that_goes_silent_is_made_good_after_its_deadline(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::SilentAfter(3000));
-    let run = manager.start(stage.spec("lines 400 + exit 3")).await.unwrap();
+    let run = manager
+        .start(stage.spec("lines 400 + exit 3"))
+        .await
+        .unwrap();
     let outcome = end(&run).await;
     assert_eq!(outcome.code(), Some(3));
     let audit = read(&outcome);
@@ -83,7 +92,12 @@ pub async fn a_cut_tap_without_a_readable_log_is_a_gap(stage: &Stage) {
     let all = sequence::lines("out", 400, 64);
     assert!(all.starts_with(audit.stream("stdout")));
     assert_eq!(audit.verdict(), "gap");
-    assert!(audit.all("gap").iter().any(|gap| gap["reason"] == "log_unreadable"));
+    assert!(
+        audit
+            .all("gap")
+            .iter()
+            .any(|gap| gap["reason"] == "log_unreadable")
+    );
 }
 
 /// Invariant 7: the tap came to its end, which proves nothing.
@@ -93,7 +107,11 @@ pub async fn a_log_that_cannot_be_read_is_no_proof_of_completeness(stage: &Stage
     let run = manager.start(stage.spec("lines 400")).await.unwrap();
     let audit = read(&end(&run).await);
     sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
-    assert!(!["tail", "replay"].contains(&audit.evidence()), "{}", audit.end);
+    assert!(
+        !["tail", "replay"].contains(&audit.evidence()),
+        "{}",
+        audit.end
+    );
 }
 
 /// What nothing stands behind is gone for good, and said to be.
@@ -111,7 +129,12 @@ pub async fn a_cut_tap_without_a_backstop_is_a_gap(stage: &Stage) {
     let found = audit.stream("stdout");
     assert!(found.len() >= 100 * 65 && all.starts_with(found));
     assert_eq!(audit.verdict(), "gap");
-    assert!(audit.all("gap").iter().any(|gap| gap["reason"] == "no_backstop"));
+    assert!(
+        audit
+            .all("gap")
+            .iter()
+            .any(|gap| gap["reason"] == "no_backstop")
+    );
 }
 
 /// Invariant 10: an engine that cannot be reached is not a container that has ended.
@@ -125,7 +148,11 @@ pub async fn a_lost_connection_to_the_engine_loses_nothing(stage: &Stage) {
     // The container ends behind moat's back.
     eventually(30, "the end of the container", async || {
         let container = stage.containers().await.remove(0);
-        let found = stage.docker.inspect_container(&container, None).await.unwrap();
+        let found = stage
+            .docker
+            .inspect_container(&container, None)
+            .await
+            .unwrap();
         (found.state?.running? == false).then_some(())
     })
     .await;
@@ -176,5 +203,8 @@ pub async fn the_container_is_removed_only_after_the_seal(stage: &Stage) {
     stage.is_clean().await;
     let found = found.lock().unwrap();
     assert!(!found.is_empty());
-    assert!(found.iter().all(|last| last.contains(r#""type":"end""#)), "{found:?}");
+    assert!(
+        found.iter().all(|last| last.contains(r#""type":"end""#)),
+        "{found:?}"
+    );
 }

@@ -46,10 +46,16 @@ async fn many(
 
 pub async fn fifty_runs_at_once_are_all_complete(stage: &Stage) {
     let manager = stage.manager().await;
-    many(&manager, 50, 50, || stage.spec("lines 100 --stream both"), |audit| {
-        sequence::check(audit.stream("stdout"), "out", 100, 64).unwrap();
-        sequence::check(audit.stream("stderr"), "err", 100, 64).unwrap();
-    })
+    many(
+        &manager,
+        50,
+        50,
+        || stage.spec("lines 100 --stream both"),
+        |audit| {
+            sequence::check(audit.stream("stdout"), "out", 100, 64).unwrap();
+            sequence::check(audit.stream("stderr"), "err", 100, 64).unwrap();
+        },
+    )
     .await;
     assert_eq!(manager.list().await.unwrap().len(), 50);
     stage.is_clean().await;
@@ -59,9 +65,15 @@ pub async fn fifty_runs_at_once_are_all_complete(stage: &Stage) {
 pub async fn short_runs_lose_nothing(stage: &Stage) {
     let manager = stage.manager().await;
     let count = quick_or_soak(50, 1000);
-    many(&manager, count, 8, || stage.spec("echo x"), |audit| {
-        assert_bytes(audit.stream("stdout"), b"x\n");
-    })
+    many(
+        &manager,
+        count,
+        8,
+        || stage.spec("echo x"),
+        |audit| {
+            assert_bytes(audit.stream("stdout"), b"x\n");
+        },
+    )
     .await;
     stage.is_clean().await;
 }
@@ -71,9 +83,15 @@ pub async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
     let manager = stage.manager().await;
     let (count, lines) = (quick_or_soak(16, 160), quick_or_soak(2000, 20_000));
     let steps = format!("lines {lines}");
-    many(&manager, count, 16, || stage.spec(&steps), move |audit| {
-        sequence::check(audit.stream("stdout"), "out", lines, 64).unwrap();
-    })
+    many(
+        &manager,
+        count,
+        16,
+        || stage.spec(&steps),
+        move |audit| {
+            sequence::check(audit.stream("stdout"), "out", lines, 64).unwrap();
+        },
+    )
     .await;
     stage.is_clean().await;
 }
@@ -83,9 +101,15 @@ pub async fn the_order_of_a_stream_holds_in_every_run(stage: &Stage) {
     let manager = stage.manager().await;
     let count = quick_or_soak(12, 60);
     let steps = "echo one + warn eins + echo two + warn zwei";
-    many(&manager, count, 4, || stage.spec(steps), |audit| {
-        assert_bytes(audit.stream("stdout"), b"one\ntwo\n");
-        assert_bytes(audit.stream("stderr"), b"eins\nzwei\n");
-    })
+    many(
+        &manager,
+        count,
+        4,
+        || stage.spec(steps),
+        |audit| {
+            assert_bytes(audit.stream("stdout"), b"one\ntwo\n");
+            assert_bytes(audit.stream("stderr"), b"eins\nzwei\n");
+        },
+    )
     .await;
 }

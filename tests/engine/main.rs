@@ -2,9 +2,10 @@
 //! fail where one is promised by `MOAT_ENGINE=required`.
 
 #![allow(
+    unreachable_pub,
     clippy::disallowed_methods,
     clippy::unwrap_used,
-    reason = "tests spawn as their users do, and fail by panicking"
+    reason = "nobody reaches into a test; tests spawn as their users do, and fail by panicking"
 )]
 
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 #[path = "../support/mod.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
+#[allow(dead_code, reason = "shared with other tests")]
 mod support;
 
 mod embedder;
@@ -124,7 +125,9 @@ fn main() {
             many_runs_of_many_lines_lose_and_double_nothing,
             the_order_of_a_stream_holds_in_every_run;
     };
-    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(ignored));
+    let trials = trials
+        .into_iter()
+        .map(|trial| trial.with_ignored_flag(ignored));
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }
 

@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use moat::{LimitAction, StopCause};
 
-use crate::stage::{
-    Stage, Watched, assert_bytes, assert_complete, end, printed, read, seal,
-};
+use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read, seal};
 use crate::support::sequence;
 
 fn with_newline(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -26,7 +24,10 @@ pub async fn a_line_of_ten_megabytes_is_audited_byte_for_byte(stage: &Stage) {
 /// The engine's log cuts such a line in mid-character and replaces the halves: the tap does not.
 pub async fn a_long_line_of_multibyte_characters_is_audited_byte_for_byte(stage: &Stage) {
     let (_, audit) = stage.run(stage.spec("long 200001 --utf8")).await;
-    assert_bytes(audit.stream("stdout"), &with_newline(sequence::long(200_001, true)));
+    assert_bytes(
+        audit.stream("stdout"),
+        &with_newline(sequence::long(200_001, true)),
+    );
     assert_complete(&audit);
 }
 
@@ -80,7 +81,9 @@ pub async fn hostile_bytes_without_a_terminal_hide_nothing(stage: &Stage) {
 
 /// Between the streams there is no order that an engine could tell: none is promised.
 pub async fn each_stream_is_in_its_own_order(stage: &Stage) {
-    let (_, audit) = stage.run(stage.spec("lines 3000 --stream both --burst 7")).await;
+    let (_, audit) = stage
+        .run(stage.spec("lines 3000 --stream both --burst 7"))
+        .await;
     sequence::check(audit.stream("stdout"), "out", 3000, 64).unwrap();
     sequence::check(audit.stream("stderr"), "err", 3000, 64).unwrap();
     assert_complete(&audit);
@@ -124,7 +127,10 @@ pub async fn readers_that_come_at_any_time_see_the_same_bytes(stage: &Stage) {
 
 pub async fn a_reader_after_the_end_gets_all_of_it(stage: &Stage) {
     let manager = stage.manager().await;
-    let run = manager.start(stage.spec("lines 3000 + warn end")).await.unwrap();
+    let run = manager
+        .start(stage.spec("lines 3000 + warn end"))
+        .await
+        .unwrap();
     end(&run).await;
     let watched = Watched::all(run.attach().await.unwrap()).await;
     sequence::check(watched.stdout(), "out", 3000, 64).unwrap();
@@ -135,7 +141,10 @@ pub async fn a_reader_after_the_end_gets_all_of_it(stage: &Stage) {
 pub async fn a_reader_that_does_not_read_harms_neither_container_nor_audit(stage: &Stage) {
     const LINES: u64 = 200_000;
     let manager = stage.manager().await;
-    let run = manager.start(stage.spec(&format!("lines {LINES} --burst 50"))).await.unwrap();
+    let run = manager
+        .start(stage.spec(&format!("lines {LINES} --burst 50")))
+        .await
+        .unwrap();
     let mut idle = run.attach().await.unwrap();
     let mut watched = Watched::default();
     assert!(watched.next(&mut idle).await);
@@ -161,7 +170,12 @@ pub async fn output_past_the_limit_stops_the_run_and_is_a_gap(stage: &Stage) {
     assert!(all.starts_with(found), "what is there is the beginning");
     assert!(found.len() <= 6500, "{} bytes", found.len());
     assert_eq!(audit.verdict(), "gap");
-    assert!(audit.all("gap").iter().any(|gap| gap["reason"] == "output_limit"));
+    assert!(
+        audit
+            .all("gap")
+            .iter()
+            .any(|gap| gap["reason"] == "output_limit")
+    );
 }
 
 pub async fn output_past_the_limit_is_dropped_as_a_gap_and_the_run_goes_on(stage: &Stage) {
@@ -174,7 +188,11 @@ pub async fn output_past_the_limit_is_dropped_as_a_gap_and_the_run_goes_on(stage
     let all = sequence::lines("out", 1000, 64);
     let found = audit.stream("stdout");
     assert!(all.starts_with(found), "what is there is the beginning");
-    assert!(found.len() <= 6500 && found.len() > 6000, "{} bytes", found.len());
+    assert!(
+        found.len() <= 6500 && found.len() > 6000,
+        "{} bytes",
+        found.len()
+    );
     assert_eq!(audit.verdict(), "gap");
     let gaps = audit.all("gap");
     assert_eq!(gaps[0]["reason"], "output_limit");

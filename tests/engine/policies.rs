@@ -12,10 +12,16 @@ use crate::support::sequence;
 
 /// The daemon's own defaults can rotate a container's output away, and are merged in.
 pub async fn the_engine_keeps_every_byte_by_our_own_log_settings(stage: &Stage) {
-    let (outcome, audit) = stage.run(stage.spec("echo x").keep(KeepContainer::Always)).await;
+    let (outcome, audit) = stage
+        .run(stage.spec("echo x").keep(KeepContainer::Always))
+        .await;
     assert!(outcome.success());
     let container = stage.containers().await.remove(0);
-    let found = stage.docker.inspect_container(&container, None).await.unwrap();
+    let found = stage
+        .docker
+        .inspect_container(&container, None)
+        .await
+        .unwrap();
     let host = found.host_config.unwrap();
     let log = host.log_config.unwrap();
     assert_eq!(log.typ.as_deref(), Some("json-file"));
@@ -24,7 +30,10 @@ pub async fn the_engine_keeps_every_byte_by_our_own_log_settings(stage: &Stage) 
     assert_eq!(options["max-file"], "1");
     assert!(!options["max-size"].is_empty() && options["max-size"] != "-1");
     assert_eq!(host.auto_remove, Some(false));
-    assert_eq!(audit.all("started")[0]["log"]["options"]["mode"], "blocking");
+    assert_eq!(
+        audit.all("started")[0]["log"]["options"]["mode"],
+        "blocking"
+    );
 }
 
 pub async fn a_container_is_removed_after_its_seal(stage: &Stage) {
@@ -48,7 +57,10 @@ pub async fn a_container_is_kept_when_asked_for_and_removed_with_its_run(stage: 
     }
     stage.is_clean().await;
     assert!(!stage.root().join(id.as_str()).exists());
-    assert!(matches!(manager.get(&id).await, Err(Error::NoSuchRun { .. })));
+    assert!(matches!(
+        manager.get(&id).await,
+        Err(Error::NoSuchRun { .. })
+    ));
 }
 
 pub async fn a_failed_run_can_keep_its_container(stage: &Stage) {
@@ -66,7 +78,9 @@ pub async fn a_failed_run_can_keep_its_container(stage: &Stage) {
 
 pub async fn a_container_is_kept_when_its_audit_has_a_gap(stage: &Stage) {
     let manager = stage.manager().await;
-    let spec = stage.spec("lines 100").output_limit(1000, LimitAction::Drop);
+    let spec = stage
+        .spec("lines 100")
+        .output_limit(1000, LimitAction::Drop);
     let run = manager.start(spec).await.unwrap();
     let audit = read(&end(&run).await);
     assert_eq!(audit.verdict(), "gap");
@@ -82,13 +96,31 @@ pub async fn anonymous_volumes_are_removed_with_the_container(stage: &Stage) {
     let run = manager.start(spec).await.unwrap();
     printed(&run, "written\n").await;
     let container = stage.containers().await.remove(0);
-    let found = stage.docker.inspect_container(&container, None).await.unwrap();
-    let volume = found.mounts.unwrap().into_iter().find_map(|mount| mount.name).unwrap();
+    let found = stage
+        .docker
+        .inspect_container(&container, None)
+        .await
+        .unwrap();
+    let volume = found
+        .mounts
+        .unwrap()
+        .into_iter()
+        .find_map(|mount| mount.name)
+        .unwrap();
     stage.open_gate("go");
     end(&run).await;
     stage.is_clean().await;
-    let volumes = stage.docker.list_volumes(None::<ListVolumesOptions>).await.unwrap();
-    let names: Vec<_> = volumes.volumes.unwrap_or_default().into_iter().map(|v| v.name).collect();
+    let volumes = stage
+        .docker
+        .list_volumes(None::<ListVolumesOptions>)
+        .await
+        .unwrap();
+    let names: Vec<_> = volumes
+        .volumes
+        .unwrap_or_default()
+        .into_iter()
+        .map(|v| v.name)
+        .collect();
     assert!(!names.contains(&volume));
 }
 
@@ -113,11 +145,20 @@ pub async fn files_can_be_copied_out_of_a_kept_container(stage: &Stage) {
 pub async fn a_taken_run_id_is_refused_and_the_first_run_untouched(stage: &Stage) {
     let manager = stage.manager().await;
     let id = RunId::new("twice").unwrap();
-    let first = manager.start(stage.spec("echo first").id(id.clone())).await.unwrap();
+    let first = manager
+        .start(stage.spec("echo first").id(id.clone()))
+        .await
+        .unwrap();
     end(&first).await;
     let before = std::fs::read(first.audit().unwrap()).unwrap();
-    let error = manager.start(stage.spec("echo second").id(id.clone())).await.unwrap_err();
-    assert!(matches!(&error, Error::RunExists { run, .. } if *run == id), "{error}");
+    let error = manager
+        .start(stage.spec("echo second").id(id.clone()))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::RunExists { run, .. } if *run == id),
+        "{error}"
+    );
     assert_bytes(&std::fs::read(first.audit().unwrap()).unwrap(), &before);
     stage.is_clean().await;
 }
@@ -180,12 +221,21 @@ pub async fn secrets_are_in_no_file_of_the_root(stage: &Stage) {
 pub async fn a_bad_variable_is_refused_before_the_engine_can_echo_it(stage: &Stage) {
     let manager = stage.manager().await;
     for name in ["", "A=B", "NUL\0"] {
-        let error = manager.start(stage.spec("exit 0").env(name, SECRET)).await.unwrap_err();
+        let error = manager
+            .start(stage.spec("exit 0").env(name, SECRET))
+            .await
+            .unwrap_err();
         assert!(matches!(&error, Error::InvalidSpec { field, .. } if field == "env"));
         assert!(!format!("{} {error:?}", error.chain()).contains(SECRET));
     }
-    assert!(manager.list().await.unwrap().is_empty(), "something was made for it");
-    let run = manager.start(stage.spec("exit 0").env("GOOD", SECRET)).await.unwrap();
+    assert!(
+        manager.list().await.unwrap().is_empty(),
+        "something was made for it"
+    );
+    let run = manager
+        .start(stage.spec("exit 0").env("GOOD", SECRET))
+        .await
+        .unwrap();
     end(&run).await;
     assert_no_secret(&stage.root());
 }
@@ -220,18 +270,28 @@ pub async fn the_settings_reach_the_container(stage: &Stage) {
     let expected = "hello = world\n/work\n1000:1001\nfrom the host\nmoored\n100644 1 bytes\n";
     assert_bytes(audit.stream("stdout"), expected.as_bytes());
     let container = stage.containers().await.remove(0);
-    let found = stage.docker.inspect_container(&container, None).await.unwrap();
+    let found = stage
+        .docker
+        .inspect_container(&container, None)
+        .await
+        .unwrap();
     let host = found.host_config.unwrap();
     assert_eq!(host.memory, Some(64 << 20));
     assert_eq!(host.pids_limit, Some(50));
     assert_eq!(found.config.unwrap().labels.unwrap()["team"], "blue");
     // Two roots never collide, whatever their runs are called.
     let name = found.name.unwrap();
-    assert!(name.starts_with("/moat-") && name.ends_with(outcome.run.as_str()), "{name}");
+    assert!(
+        name.starts_with("/moat-") && name.ends_with(outcome.run.as_str()),
+        "{name}"
+    );
     let other = stage.folder.path().join("other");
     let docker = Docker::connect().await.unwrap();
     let manager = Manager::open(other, docker).await.unwrap();
-    let run = manager.start(stage.spec("lines 1").id(outcome.run)).await.unwrap();
+    let run = manager
+        .start(stage.spec("lines 1").id(outcome.run))
+        .await
+        .unwrap();
     let audit = read(&end(&run).await);
     sequence::check(audit.stream("stdout"), "out", 1, 64).unwrap();
 }

@@ -26,7 +26,9 @@ async fn audited(stage: &Stage, text: &str) {
 }
 
 async fn recovered(manager: &Manager) -> Run {
-    let found = within(60, "the recovery", manager.recovered()).await.unwrap();
+    let found = within(60, "the recovery", manager.recovered())
+        .await
+        .unwrap();
     assert!(!found.is_empty());
     manager.get(&id()).await.unwrap()
 }
@@ -35,7 +37,11 @@ async fn recovered(manager: &Manager) -> Run {
 async fn container_ended(stage: &Stage) {
     eventually(30, "the end of the container", async || {
         let container = stage.containers().await.pop()?;
-        let found = stage.docker.inspect_container(&container, None).await.ok()?;
+        let found = stage
+            .docker
+            .inspect_container(&container, None)
+            .await
+            .ok()?;
         (found.state?.running? == false).then_some(())
     })
     .await;
@@ -120,14 +126,20 @@ pub async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
 /// A manager that closes must not take its runs down with it.
 pub async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
     let manager = stage.manager().await;
-    let spec = stage.gated("lines 50 + await /gate/go + lines 50 --from 51").id(id());
+    let spec = stage
+        .gated("lines 50 + await /gate/go + lines 50 --from 51")
+        .id(id());
     let run = manager.start(spec).await.unwrap();
     printed(&run, "out 00000050 ").await;
     within(10, "the shutdown", manager.shutdown(Shutdown::Leave)).await;
     assert!(matches!(run.wait().await, Err(Error::Closed)));
     drop((run, manager));
     let container = stage.containers().await.remove(0);
-    let found = stage.docker.inspect_container(&container, None).await.unwrap();
+    let found = stage
+        .docker
+        .inspect_container(&container, None)
+        .await
+        .unwrap();
     assert_eq!(found.state.unwrap().running, Some(true));
     stage.open_gate("go");
     let manager = stage.manager().await;
@@ -138,7 +150,10 @@ pub async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
 
 pub async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
     let manager = stage.manager().await;
-    let run = manager.start(stage.spec("trap --exit 2").id(id())).await.unwrap();
+    let run = manager
+        .start(stage.spec("trap --exit 2").id(id()))
+        .await
+        .unwrap();
     printed(&run, "ready\n").await;
     within(30, "the shutdown", manager.shutdown(Shutdown::Stop)).await;
     drop((run, manager));
@@ -196,16 +211,29 @@ pub async fn a_container_started_again_by_others_is_another_execution(stage: &St
     stage.open_gate("go");
     container_ended(stage).await;
     let container = stage.containers().await.remove(0);
-    stage.docker.start_container(&container, None).await.unwrap();
+    stage
+        .docker
+        .start_container(&container, None)
+        .await
+        .unwrap();
     eventually(30, "the second end", async || {
-        let found = stage.docker.inspect_container(&container, None).await.ok()?;
+        let found = stage
+            .docker
+            .inspect_container(&container, None)
+            .await
+            .ok()?;
         (found.state?.running? == false).then_some(())
     })
     .await;
     let manager = stage.manager().await;
     let audit = read(&end(&recovered(&manager).await).await);
     assert_eq!(audit.verdict(), "gap");
-    assert!(audit.all("gap").iter().any(|gap| gap["reason"] == "started_again"));
+    assert!(
+        audit
+            .all("gap")
+            .iter()
+            .any(|gap| gap["reason"] == "started_again")
+    );
     let twice = sequence::lines("out", 100, 64).repeat(2);
     assert!(twice.starts_with(audit.stream("stdout")));
 }

@@ -23,7 +23,11 @@ pub struct Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        for entry in fs::read_dir(self.folder.path()).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.folder.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             engine::sweep(&entry.path());
         }
     }
@@ -33,7 +37,10 @@ impl Stage {
     pub async fn new() -> Self {
         let docker = engine::connect().unwrap();
         let image = image::provide(&docker).await.unwrap();
-        let folder = tempfile::Builder::new().prefix("moat-test-").tempdir().unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("moat-test-")
+            .tempdir()
+            .unwrap();
         fs::create_dir(folder.path().join("gate")).unwrap();
         Self {
             folder,
@@ -62,7 +69,8 @@ impl Stage {
 
     /// The same, with a gate that it can wait at: `await /gate/NAME`.
     pub fn gated(&self, steps: &str) -> RunSpec {
-        self.spec(steps).bind(self.folder.path().join("gate"), "/gate")
+        self.spec(steps)
+            .bind(self.folder.path().join("gate"), "/gate")
     }
 
     /// Lets a run go on that waits at this gate.
@@ -131,7 +139,13 @@ pub fn read(outcome: &Outcome) -> Audit {
 /// Asserts that the audit says of itself that nothing is missing.
 #[track_caller]
 pub fn assert_complete(audit: &Audit) {
-    assert_eq!(audit.verdict(), "complete", "{}\n{:?}", audit.end, audit.events);
+    assert_eq!(
+        audit.verdict(),
+        "complete",
+        "{}\n{:?}",
+        audit.end,
+        audit.events
+    );
     assert!(audit.all("gap").is_empty(), "{:?}", audit.events);
 }
 
@@ -139,7 +153,11 @@ pub fn assert_complete(audit: &Audit) {
 #[track_caller]
 pub fn assert_bytes(found: &[u8], expected: &[u8]) {
     if found != expected {
-        let at = found.iter().zip(expected).take_while(|(a, b)| a == b).count();
+        let at = found
+            .iter()
+            .zip(expected)
+            .take_while(|(a, b)| a == b)
+            .count();
         let show = |bytes: &[u8]| {
             let part = &bytes[at.min(bytes.len())..(at + 60).min(bytes.len())];
             String::from_utf8_lossy(part).into_owned()

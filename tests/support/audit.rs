@@ -27,8 +27,8 @@ pub struct Audit {
 impl Audit {
     /// Reads a sealed file, and checks all that its format promises.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let bytes =
-            std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let bytes = std::fs::read(path)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         Self::parse(&bytes).map_err(|error| format!("{}: {error}", path.display()))
     }
 
@@ -43,7 +43,10 @@ impl Audit {
             end: Value::Null,
         };
         let mut records = 0_u64;
-        for (at, line) in bytes[..bytes.len() - 1].split(|&byte| byte == b'\n').enumerate() {
+        for (at, line) in bytes[..bytes.len() - 1]
+            .split(|&byte| byte == b'\n')
+            .enumerate()
+        {
             let record: Value = serde_json::from_slice(line)
                 .map_err(|error| format!("line {} is not JSON: {error}", at + 1))?;
             if !audit.end.is_null() {
@@ -55,7 +58,9 @@ impl Audit {
             }
             match kind {
                 None => {
-                    audit.output(&record).ok_or(format!("line {} is no output", at + 1))?;
+                    audit
+                        .output(&record)
+                        .ok_or(format!("line {} is no output", at + 1))?;
                     records += 1;
                 }
                 Some("end") => audit.end = record,
@@ -70,13 +75,18 @@ impl Audit {
             let counted = audit.end["bytes"][stream].as_u64();
             let found = audit.stream(stream).len() as u64;
             if counted != Some(found) {
-                return Err(format!("`end` says {counted:?} bytes of {stream}, there are {found}"));
+                return Err(format!(
+                    "`end` says {counted:?} bytes of {stream}, there are {found}"
+                ));
             }
         }
         let digest = Sha256::digest(&bytes[..bytes.len() - SEAL_TAIL]);
         let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         if audit.end["sha256"] != digest {
-            return Err(format!("`end` says {}, the digest is {digest}", audit.end["sha256"]));
+            return Err(format!(
+                "`end` says {}, the digest is {digest}",
+                audit.end["sha256"]
+            ));
         }
         Ok(audit)
     }
@@ -112,7 +122,10 @@ impl Audit {
 
     /// All records of a type.
     pub fn all(&self, kind: &str) -> Vec<&Value> {
-        self.events.iter().filter(|event| event["type"] == kind).collect()
+        self.events
+            .iter()
+            .filter(|event| event["type"] == kind)
+            .collect()
     }
 
     /// What the file says of its own completeness.

@@ -43,7 +43,11 @@ pub async fn provide(docker: &Docker) -> Result<String, String> {
         ])
         .build();
     docker
-        .create_image(Some(options), Some(bollard::body_full(archive.into())), None)
+        .create_image(
+            Some(options),
+            Some(bollard::body_full(archive.into())),
+            None,
+        )
         .try_collect::<Vec<_>>()
         .await
         .map_err(|error| format!("cannot import the test image: {error}"))?;

@@ -115,7 +115,9 @@ impl Proxy {
 
     /// Calls `hook` before a request for `operation` reaches the engine.
     pub fn before(&self, operation: &str, hook: impl FnMut() + Send + 'static) {
-        lock(&self.state).hooks.insert(operation.into(), Box::new(hook));
+        lock(&self.state)
+            .hooks
+            .insert(operation.into(), Box::new(hook));
     }
 
     /// The requests for `operation` that came by, in order.
@@ -214,7 +216,9 @@ async fn pass(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io
 }
 
 /// Everything up to the empty line, and what came with it; `None` if nothing came.
-async fn read_head(from: &mut (impl AsyncReadExt + Unpin)) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+async fn read_head(
+    from: &mut (impl AsyncReadExt + Unpin),
+) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
     let mut head = Vec::new();
     loop {
         if let Some(at) = head.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -231,7 +235,10 @@ async fn read_head(from: &mut (impl AsyncReadExt + Unpin)) -> io::Result<Option<
 fn operation(head: &[u8]) -> String {
     let head = String::from_utf8_lossy(head);
     let mut words = head.split(' ');
-    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (method, path) = (
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+    );
     if method == "DELETE" {
         return method.into();
     }
@@ -241,7 +248,10 @@ fn operation(head: &[u8]) -> String {
 
 /// The same request, with a word to the engine that no other follows on this connection.
 fn with_close(head: &[u8]) -> Vec<u8> {
-    let is_upgrade = head.to_ascii_lowercase().windows(9).any(|window| window == b"\nupgrade:");
+    let is_upgrade = head
+        .to_ascii_lowercase()
+        .windows(9)
+        .any(|window| window == b"\nupgrade:");
     let end = head.windows(2).position(|window| window == b"\r\n");
     let (Some(end), false) = (end, is_upgrade) else {
         return head.to_vec();
