@@ -155,11 +155,13 @@ pub async fn a_container_removed_by_others_is_sealed_as_removed_with_what_it_pri
     let containers = stage.containers().await;
     engine::remove(&stage.docker, &containers[0]).await.unwrap();
     let outcome = end(&run).await;
+    let audit = read(&outcome);
     assert!(
         matches!(outcome.ending, Ending::Removed { .. }),
-        "{outcome}"
+        "{}\n{:?}",
+        audit.end,
+        audit.all("gap")
     );
-    let audit = read(&outcome);
     let mut expected = sequence::lines("out", 300, 64);
     expected.extend_from_slice(b"all\n");
     assert_bytes(audit.stream("stdout"), &expected);

@@ -118,7 +118,7 @@ pub async fn a_log_that_cannot_be_read_is_no_proof_of_completeness(stage: &Stage
 pub async fn a_cut_tap_without_a_backstop_is_a_gap(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let spec = stage
-        .gated("lines 100 + await /gate/go + lines 100 --from 101")
+        .gated("lines 100 + await /gate/go + lines 100 --from 101 + sleep 3")
         .backstop(Backstop::None);
     let run = manager.start(spec).await.unwrap();
     printed(&run, "out 00000100 ").await;

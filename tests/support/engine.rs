@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bollard::Docker;
+use bollard::errors::Error;
 use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
 
 /// Whether an engine answers, or must: with `MOAT_ENGINE=required` its absence is a failure.
@@ -70,10 +71,15 @@ pub async fn remove(docker: &Docker, container: &str) -> Result<(), String> {
         .force(true)
         .v(true)
         .build();
-    docker
-        .remove_container(container, Some(options))
-        .await
-        .map_err(|error| format!("cannot remove {container}: {error}"))
+    match docker.remove_container(container, Some(options)).await {
+        // Gone, or about to be.
+        Err(Error::DockerResponseServerError {
+            status_code: 404 | 409,
+            ..
+        })
+        | Ok(()) => Ok(()),
+        Err(error) => Err(format!("cannot remove {container}: {error}")),
+    }
 }
 
 /// Removes all containers of the root in `folder`, whatever a test has left behind.
