@@ -11,9 +11,6 @@ use super::errors::Failure;
 use crate::runtime::{Fidelity, Found, Inspection, LogConfig, Status, WaitStatus};
 use crate::{ContainerId, RunId, Timestamp};
 
-/// Where Docker's `json-file` cuts a line into records, in bytes.
-const PIECE: usize = 16 << 10;
-
 /// An answer to `GET /containers/{id}/json`, as far as it matters.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -194,7 +191,7 @@ fn time(text: &str) -> Result<Option<Timestamp>, Failure> {
 fn log(log: Log, podman: bool) -> LogConfig {
     let fidelity = match log.driver.as_str() {
         "json-file" | "k8s-file" if podman => Some(Fidelity::Exact),
-        "json-file" => Some(Fidelity::Utf8 { piece: PIECE }),
+        "json-file" => Some(Fidelity::Utf8),
         "local" => Some(Fidelity::Exact),
         _ => None,
     };
@@ -242,7 +239,7 @@ mod tests {
         assert_eq!(seen.stop_signal.as_deref(), Some("SIGINT"));
         assert_eq!(seen.log.driver, "json-file");
         assert_eq!(seen.log.options["max-file"], "1");
-        assert_eq!(seen.log.fidelity, Some(Fidelity::Utf8 { piece: 16384 }));
+        assert_eq!(seen.log.fidelity, Some(Fidelity::Utf8));
     }
 
     #[test]
@@ -302,10 +299,7 @@ mod tests {
             let config = BTreeMap::new();
             log(Log { driver, config }, podman).fidelity
         };
-        assert_eq!(
-            of("json-file", false),
-            Some(Fidelity::Utf8 { piece: 16384 })
-        );
+        assert_eq!(of("json-file", false), Some(Fidelity::Utf8));
         assert_eq!(of("json-file", true), Some(Fidelity::Exact));
         assert_eq!(of("k8s-file", true), Some(Fidelity::Exact));
         assert_eq!(of("local", false), Some(Fidelity::Exact));

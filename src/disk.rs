@@ -1,0 +1,313 @@
+//! File I/O on threads of its own, and the few ways in which moat touches files.
+//!
+//! File I/O can hang, and what hangs cannot be cancelled. So it never runs on a thread of the
+//! async runtime, whose shutdown would wait for it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::{Error, Result};
+
+/// How long a thread without work stays.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// A small pool of threads for file I/O. A clone is the same pool.
+///
+/// Threads are started when there is work, and leave when there has been none for a while.
+/// Nothing ever waits for them: a thread that hangs in a system call is left behind.
+#[derive(Clone)]
+pub(crate) struct Disk {
+    pool: Arc<Pool>,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+struct Pool {
+    name: &'static str,
+    most: usize,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+/// A thread is alive whenever there is a job in it: a thread leaves only while it is empty.
+#[derive(Default)]
+struct Queue {
+    ready: VecDeque<Job>,
+    later: BTreeMap<(Instant, u64), Job>,
+    /// Tells jobs that are due at the same time apart.
+    serial: u64,
+    threads: usize,
+    /// How many of the threads wait for a job.
+    idle: usize,
+}
+
+impl Disk {
+    /// A pool of 4 threads.
+    pub(crate) fn new() -> Self {
+        Self::with_threads("moat-disk", 4)
+    }
+
+    /// A pool of at most `most` threads, called `name` with a number.
+    pub(crate) fn with_threads(name: &'static str, most: usize) -> Self {
+        Self {
+            pool: Arc::new(Pool {
+                name,
+                most,
+                queue: Mutex::default(),
+                wake: Condvar::new(),
+            }),
+        }
+    }
+
+    /// Runs `job` on a thread of the pool.
+    ///
+    /// Dropped before its end, the job goes on, and what it returns is dropped on the thread.
+    /// `operation` (a verb) and `path` are for the error that a panic of the job becomes.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        path: &Path,
+        job: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (done, outcome) = oneshot::channel();
+        self.pool
+            .submit(
+                None,
+                Box::new(move || {
+                    let _ = done.send(catch_unwind(AssertUnwindSafe(job)));
+                }),
+            )
+            .map_err(|error| Error::storage(operation, path, error))?;
+        match outcome.await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(Error::storage(
+                operation,
+                path,
+                io::Error::other("the thread that did it panicked"),
+            )),
+        }
+    }
+
+    /// Runs `job` on a thread of the pool after `delay`, and lets nobody know.
+    ///
+    /// # Errors
+    ///
+    /// It will not run: there is no thread, and none can be started.
+    pub(crate) fn later(
+        &self,
+        delay: Duration,
+        job: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        match Instant::now().checked_add(delay) {
+            Some(due) => self.pool.submit(Some(due), Box::new(job)),
+            // Later than the clock can tell is never.
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk")
+            .field("name", &self.pool.name)
+            .field("most", &self.pool.most)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn submit(self: &Arc<Self>, due: Option<Instant>, job: Job) -> io::Result<()> {
+        let mut queue = self.lock();
+        let wanted = queue.ready.len() + usize::from(due.is_some() || !queue.later.is_empty());
+        if queue.idle < wanted + usize::from(due.is_none()) && queue.threads < self.most {
+            let pool = Arc::clone(self);
+            let started = std::thread::Builder::new()
+                .name(format!("{}-{}", self.name, queue.threads + 1))
+                .spawn(move || pool.work());
+            match started {
+                Ok(_) => queue.threads += 1,
+                // The threads that there are will come to it.
+                Err(_) if queue.threads > 0 => {}
+                Err(error) => return Err(error),
+            }
+        }
+        match due {
+            None => queue.ready.push_back(job),
+            Some(due) => {
+                let serial = queue.serial;
+                queue.serial += 1;
+                queue.later.insert((due, serial), job);
+            }
+        }
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    fn work(&self) {
+        let mut queue = self.lock();
+        loop {
+            let now = Instant::now();
+            if let Some(job) = queue.take(now) {
+                drop(queue);
+                // `run` has caught the panics that someone waits for.
+                let _ = catch_unwind(AssertUnwindSafe(job));
+                queue = self.lock();
+                continue;
+            }
+            let wait = match queue.later.first_key_value() {
+                Some(((due, _), _)) => due.saturating_duration_since(now),
+                None => IDLE,
+            };
+            queue.idle += 1;
+            let (guard, timeout) = self
+                .wake
+                .wait_timeout(queue, wait)
+                .unwrap_or_else(PoisonError::into_inner);
+            queue = guard;
+            queue.idle -= 1;
+            if timeout.timed_out() && queue.ready.is_empty() && queue.later.is_empty() {
+                queue.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+impl Queue {
+    fn take(&mut self, now: Instant) -> Option<Job> {
+        // What is due goes first: it has waited longest.
+        if let Some(entry) = self.later.first_entry()
+            && entry.key().0 <= now
+        {
+            return Some(entry.remove());
+        }
+        self.ready.pop_front()
+    }
+}
+
+/// Makes a file that is not there yet, for reading and writing, with mode 0600.
+pub(crate) fn open_new(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)
+        .map_err(|error| Error::storage("create", path, error))
+}
+
+/// Opens a file that is there, for reading, and for writing if `write` is set.
+///
+/// Whatever is not a regular file is refused, and never waited for: a link, a folder, a FIFO.
+pub(crate) fn open_existing(path: &Path, write: bool) -> Result<File> {
+    let fail = |error| Error::storage("open", path, error);
+    let irregular = |what: &str| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("not a regular file: {what}"),
+        )
+    };
+    // Without O_NONBLOCK the open of a FIFO would wait for a peer.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::ELOOP) => fail(irregular("a symbolic link")),
+            Some(libc::EISDIR) => fail(irregular("a folder")),
+            Some(libc::ENXIO) => fail(irregular("a socket, or a device")),
+            _ => fail(error),
+        })?;
+    let kind = file.metadata().map_err(fail)?.file_type();
+    if kind.is_file() {
+        return Ok(file);
+    }
+    Err(fail(irregular(if kind.is_dir() {
+        "a folder"
+    } else {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() { "a FIFO" } else { "a device" }
+    })))
+}
+
+/// Makes a folder that is not there yet, with mode 0700.
+pub(crate) fn create_folder(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| Error::storage("create", path, error))
+}
+
+/// Makes the names in a folder survive the machine's power failing.
+pub(crate) fn sync_folder(path: &Path) -> Result<()> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
+        .open(path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| Error::storage("sync", path, error))
+}
+
+/// The folder that holds `path`.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
+    }
+}
+
+/// Writes a file whole, or not at all, and makes it survive the machine's power failing.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let (temporary, file) = open_temporary(path)?;
+    let written = fill(&temporary, file, bytes).and_then(|()| {
+        std::fs::rename(&temporary, path).map_err(|error| Error::storage("replace", path, error))
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written?;
+    sync_folder(folder_of(path))
+}
+
+fn open_temporary(path: &Path) -> Result<(PathBuf, File)> {
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        name.push(format!(".{}-{serial}", std::process::id()));
+        let temporary = folder_of(path).join(name);
+        match open_new(&temporary) {
+            Ok(file) => return Ok((temporary, file)),
+            // Left behind by a process of the same id, which died.
+            Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn fill(path: &Path, mut file: File, bytes: &[u8]) -> Result<()> {
+    file.write_all(bytes)
+        .map_err(|error| Error::storage("write", path, error))?;
+    file.sync_all()
+        .map_err(|error| Error::storage("sync", path, error))
+}

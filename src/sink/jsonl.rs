@@ -1,7 +1,0 @@
-//! stub
-/// stub
-#[derive(Debug)]
-pub struct Jsonl;
-/// stub
-#[derive(Debug)]
-pub struct Durability;

@@ -1,0 +1,213 @@
+//! The default sink: one file of JSON lines for each run.
+
+use std::fs::TryLockError;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::encoder::Encoder;
+use self::writer::{Syncer, Writer};
+use super::audit::LOG_FILE;
+use super::audit::scan::Mark;
+use super::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
+use crate::disk::{self, Disk};
+use crate::{Error, Result, RunId, Seal};
+
+mod encoder;
+mod recovery;
+mod writer;
+
+/// The default sink: `logs.jsonl` in each run's folder, in the format of `docs/audit-format.md`.
+///
+/// What was appended is written before [`RunLog::append`] returns: it survives the death of this
+/// process. When it survives that of the machine is [`Durability`]. The file has mode 0600, and
+/// is locked while it is open. All I/O is on a few threads of its own, which a clone shares.
+#[derive(Debug, Clone)]
+pub struct Jsonl {
+    durability: Durability,
+    disk: Disk,
+    /// For syncs that nobody waits for.
+    background: Disk,
+}
+
+/// When the records in a log survive the machine's power failing, beyond their being written.
+///
+/// What is written survives the death of this process at any time. A log is always synced when it
+/// is opened, when it is resumed, when it is sealed, and by [`RunLog::sync`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// This long after they were appended, at the latest. The default is 1 second.
+    ///
+    /// [`Duration::MAX`] leaves it to the operating system.
+    Interval(Duration),
+    /// When [`RunLog::append`] returns.
+    Always,
+}
+
+impl Default for Durability {
+    fn default() -> Self {
+        Self::Interval(Duration::from_secs(1))
+    }
+}
+
+impl Jsonl {
+    /// The sink, with the default [`Durability`].
+    pub fn new() -> Self {
+        Self::with_durability(Durability::default())
+    }
+
+    /// The sink, with this durability.
+    pub fn with_durability(durability: Durability) -> Self {
+        Self {
+            durability,
+            disk: Disk::new(),
+            background: Disk::with_threads("moat-sync", 2),
+        }
+    }
+
+    fn syncer(&self, file: std::fs::File, path: &Path) -> Syncer {
+        Syncer::new(file, path, self.durability, self.background.clone())
+    }
+
+    fn log(&self, writer: Writer, path: PathBuf) -> Box<dyn RunLog> {
+        Box::new(Log {
+            writer: Some(Box::new(writer)),
+            disk: self.disk.clone(),
+            path,
+        })
+    }
+}
+
+impl Default for Jsonl {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn log_path(place: &RunPlace) -> PathBuf {
+    place.folder.join(LOG_FILE)
+}
+
+#[async_trait]
+impl LogSink for Jsonl {
+    async fn open(&self, place: &RunPlace, start: &Start) -> Result<Box<dyn RunLog>> {
+        let path = log_path(place);
+        let (run, start, sink, file) =
+            (place.run.clone(), start.clone(), self.clone(), path.clone());
+        let writer = self
+            .disk
+            .run("create", &path, move || sink.create(&run, &file, &start))
+            .await?;
+        Ok(self.log(writer, path))
+    }
+
+    async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed> {
+        let path = log_path(place);
+        let (run, sink, file) = (place.run.clone(), self.clone(), path.clone());
+        self.disk
+            .run("resume", &path, move || sink.recover(&run, file, visit))
+            .await
+    }
+
+    fn path(&self, place: &RunPlace) -> Option<PathBuf> {
+        Some(log_path(place))
+    }
+}
+
+impl Jsonl {
+    fn create(&self, run: &RunId, path: &Path, start: &Start) -> Result<Writer> {
+        let file = disk::open_new(path).map_err(|error| match error {
+            Error::Storage { source, path, .. }
+                if source.kind() == io::ErrorKind::AlreadyExists =>
+            {
+                Error::RunExists {
+                    run: run.clone(),
+                    path,
+                }
+            }
+            error => error,
+        })?;
+        lock(&file, run, path)?;
+        let mut writer = Writer::new(self.syncer(file, path), Encoder::new(Mark::default()));
+        writer.start(start)?;
+        writer.sync()?;
+        // The file's name is in the run's folder, and that one's in the root.
+        let folder = disk::folder_of(path);
+        disk::sync_folder(folder)?;
+        disk::sync_folder(disk::folder_of(folder))?;
+        Ok(writer)
+    }
+}
+
+/// Takes the lock of the file at `path`, which `file` is.
+fn lock(file: &std::fs::File, run: &RunId, path: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+
+    let owned = || Error::Owned {
+        run: run.clone(),
+        path: path.to_owned(),
+    };
+    let fail = |error| Error::storage("lock", path, error);
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => owned(),
+        TryLockError::Error(error) => fail(error),
+    })?;
+    // Between the open and the lock another owner may have moved the file away.
+    let ours = file.metadata().map_err(fail)?;
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => Ok(()),
+        Ok(_) => Err(owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(owned()),
+        Err(error) => Err(fail(error)),
+    }
+}
+
+/// A file that is open.
+#[derive(Debug)]
+struct Log {
+    /// `None` while a job has it: also for ever, if nobody has waited for that job's end.
+    writer: Option<Box<Writer>>,
+    disk: Disk,
+    path: PathBuf,
+}
+
+impl Log {
+    async fn with<T: Send + 'static>(
+        &mut self,
+        operation: &'static str,
+        job: impl FnOnce(&mut Writer) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let mut writer = self.writer.take().ok_or_else(|| {
+            let dropped = "an earlier call on this log was dropped before its end";
+            Error::storage(operation, &self.path, io::Error::other(dropped))
+        })?;
+        let (writer, result) = self
+            .disk
+            .run(operation, &self.path, move || {
+                let result = job(&mut writer);
+                Ok((writer, result))
+            })
+            .await?;
+        self.writer = Some(writer);
+        result
+    }
+}
+
+#[async_trait]
+impl RunLog for Log {
+    async fn append(&mut self, batch: Batch) -> Result<()> {
+        self.with("append to", move |writer| writer.append(&batch))
+            .await
+    }
+
+    async fn sync(&mut self) -> Result<()> {
+        self.with("sync", |writer| writer.sync()).await
+    }
+
+    async fn seal(&mut self, seal: Seal) -> Result<Seal> {
+        self.with("seal", move |writer| writer.seal(seal)).await
+    }
+}

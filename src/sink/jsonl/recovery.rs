@@ -1,0 +1,160 @@
+//! Going on with a file whose writer has gone.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use super::encoder::Encoder;
+use super::writer::Writer;
+use super::{Jsonl, lock};
+use crate::disk::{folder_of, open_existing, open_new, sync_folder};
+use crate::sink::audit::line::{self, Line};
+use crate::sink::audit::lines::{Advance, Lines};
+use crate::sink::audit::scan::{Found, scan};
+use crate::sink::{RecordRef, Resumed, Torn, Visit};
+use crate::{Error, Result, RunId};
+
+impl Jsonl {
+    /// Judges the file at `path`, and opens it to go on if it is not sealed.
+    pub(super) fn recover(&self, run: &RunId, path: PathBuf, mut visit: Visit) -> Result<Resumed> {
+        let file = match open_existing(&path, true) {
+            Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(Resumed::Absent);
+            }
+            opened => opened?,
+        };
+        lock(&file, run, &path)?;
+        let recovery = Recovery {
+            file: &file,
+            path: &path,
+        };
+        let length = recovery.attempt("read", file.metadata())?.len();
+        let scan = recovery.attempt("read", scan(&file))?;
+        let keep = scan.keep;
+        match scan.found {
+            Found::Damaged(damage) => Err(Error::Damaged {
+                path,
+                reason: damage.to_string(),
+            }),
+            Found::Sealed(seal) => {
+                recovery.visit(keep.offset, &mut visit)?;
+                // Whoever wrote the seal may have died before it was synced.
+                recovery.attempt("sync", file.sync_all())?;
+                Ok(Resumed::Sealed(*seal))
+            }
+            Found::Unsealed { .. } | Found::Torn(_) if keep.offset == 0 => {
+                recovery.move_away(length)?;
+                Ok(Resumed::Absent)
+            }
+            Found::Unsealed { .. } | Found::Torn(_) => {
+                let torn = recovery.cut(keep.offset, length)?;
+                recovery.visit(keep.offset, &mut visit)?;
+                // What was visited counts from now on: it must stay.
+                recovery.attempt("sync", file.sync_all())?;
+                recovery.attempt("seek in", (&file).seek(SeekFrom::Start(keep.offset)))?;
+                let writer = Writer::new(self.syncer(file, &path), Encoder::new(keep));
+                Ok(Resumed::Open {
+                    log: self.log(writer, path),
+                    torn,
+                })
+            }
+        }
+    }
+}
+
+struct Recovery<'a> {
+    file: &'a File,
+    path: &'a Path,
+}
+
+impl Recovery<'_> {
+    fn attempt<T>(&self, operation: &'static str, result: io::Result<T>) -> Result<T> {
+        result.map_err(|error| Error::storage(operation, self.path, error))
+    }
+
+    /// Shows the records of the first `length` bytes, which were found to be good.
+    fn visit(&self, length: u64, visit: &mut Visit) -> Result<()> {
+        let mut input = self.file;
+        self.attempt("seek in", input.rewind())?;
+        let mut lines = Lines::new(input.take(length));
+        while self.attempt("read", lines.advance())? == Advance::Line {
+            match line::parse(lines.line()) {
+                Ok(Line::Output(output)) => visit(output.as_record()),
+                Ok(Line::Event(event)) => visit(RecordRef::Event(&event)),
+                Ok(Line::Unknown(_)) => {}
+                Err(bad) => {
+                    let changed = format!("it changed while it was read: {}", bad.reason());
+                    return self.attempt("read", Err(io::Error::other(changed)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what is behind `keep` aside. Until it is safe there, nothing is changed.
+    fn cut(&self, keep: u64, length: u64) -> Result<Option<Torn>> {
+        if keep == length {
+            return Ok(None);
+        }
+        let (name, path, mut aside) = self.new_file()?;
+        let copied = self.copy(keep, length, &mut aside).and_then(|()| {
+            aside
+                .sync_all()
+                .map_err(|error| Error::storage("write", &path, error))?;
+            sync_folder(folder_of(&path))
+        });
+        if let Err(error) = copied {
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
+        self.attempt("truncate", self.file.set_len(keep))?;
+        Ok(Some(Torn {
+            bytes: length - keep,
+            file: name,
+        }))
+    }
+
+    fn copy(&self, keep: u64, length: u64, aside: &mut File) -> Result<()> {
+        let mut input = self.file;
+        self.attempt("seek in", input.seek(SeekFrom::Start(keep)))?;
+        let copied = io::copy(&mut input.take(length - keep), aside);
+        // Which of the two files it was is not known: the one that was to be read is named.
+        let copied = self.attempt("move aside the end of", copied)?;
+        if copied != length - keep {
+            let short = io::Error::from(io::ErrorKind::UnexpectedEof);
+            return self.attempt("read", Err(short));
+        }
+        Ok(())
+    }
+
+    /// Moves a file without even a first record away, so that one can be made.
+    fn move_away(&self, length: u64) -> Result<()> {
+        if length == 0 {
+            self.attempt("remove", std::fs::remove_file(self.path))?;
+        } else {
+            // The name is taken by the empty file: a rename alone could replace another one.
+            let (_, path, _) = self.new_file()?;
+            let renamed = std::fs::rename(self.path, &path);
+            if renamed.is_err() {
+                let _ = std::fs::remove_file(&path);
+            }
+            self.attempt("move aside", renamed)?;
+        }
+        sync_folder(folder_of(self.path))
+    }
+
+    /// Makes the next free one of `torn-1`, `torn-2`, ...
+    fn new_file(&self) -> Result<(String, PathBuf, File)> {
+        for number in 1u64.. {
+            let name = format!("torn-{number}");
+            let path = folder_of(self.path).join(&name);
+            match open_new(&path) {
+                Ok(file) => return Ok((name, path, file)),
+                Err(Error::Storage { source, .. })
+                    if source.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        unreachable!("there are more numbers than files")
+    }
+}

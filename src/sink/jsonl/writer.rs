@@ -1,0 +1,230 @@
+//! The one who writes a file, and the one who syncs it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::Durability;
+use super::encoder::Encoder;
+use crate::disk::Disk;
+use crate::sink::audit::Tally;
+use crate::sink::{Batch, Start};
+use crate::{Error, Result, Seal};
+
+/// A buffer that is this full is written before the batch is at its end.
+const FULL: usize = 1 << 20;
+
+/// The only holder of what it takes to write to a file, and of its lock.
+///
+/// A job on a disk thread has it while it runs, so whoever has it not cannot write.
+#[derive(Debug)]
+pub(super) struct Writer {
+    syncer: Arc<Syncer>,
+    encoder: Encoder,
+    sealed: bool,
+}
+
+impl Writer {
+    /// Writes to the end of `file`, whose lock is held, and where `encoder` goes on.
+    pub(super) fn new(syncer: Syncer, encoder: Encoder) -> Self {
+        Self {
+            syncer: Arc::new(syncer),
+            encoder,
+            sealed: false,
+        }
+    }
+
+    /// Writes the first record.
+    pub(super) fn start(&mut self, start: &Start) -> Result<()> {
+        self.encoder
+            .start(start)
+            .map_err(|error| self.syncer.fail("write", error))?;
+        self.flush()
+    }
+
+    /// Writes the records of a batch.
+    pub(super) fn append(&mut self, batch: &Batch) -> Result<()> {
+        self.check("append to")?;
+        for record in batch.iter() {
+            self.encoder
+                .record(record)
+                .map_err(|error| self.syncer.fail("append to", error))?;
+            if self.encoder.bytes().len() >= FULL {
+                self.flush()?;
+            }
+        }
+        self.flush()?;
+        match self.syncer.durability {
+            Durability::Always => self.syncer.sync(),
+            Durability::Interval(interval) => Syncer::sync_within(&self.syncer, interval),
+        }
+    }
+
+    /// Makes what was written survive the machine's power failing.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.syncer.sync()
+    }
+
+    /// Writes the last record, and makes it stay.
+    pub(super) fn seal(&mut self, seal: Seal) -> Result<Seal> {
+        self.check("seal")?;
+        let told = Tally {
+            records: seal.records,
+            bytes: seal.bytes,
+            gaps: seal.gaps,
+        };
+        let tally = self.encoder.tally();
+        if told != tally {
+            // Nothing is written: a seal that does not hold could not be taken back.
+            return Err(self.syncer.fail(
+                "seal",
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("the seal counts {told}, the file has {tally}"),
+                ),
+            ));
+        }
+        let seal = self
+            .encoder
+            .seal(seal)
+            .map_err(|error| self.syncer.fail("seal", error))?;
+        self.flush()?;
+        self.sealed = true;
+        self.syncer.sync()?;
+        Ok(seal)
+    }
+
+    fn check(&self, operation: &'static str) -> Result<()> {
+        self.syncer.check()?;
+        if self.sealed {
+            return Err(Error::storage(
+                operation,
+                &self.syncer.path,
+                io::Error::new(io::ErrorKind::InvalidInput, "the log is sealed"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.encoder.bytes().is_empty() {
+            return Ok(());
+        }
+        (&self.syncer.file)
+            .write_all(self.encoder.bytes())
+            .map_err(|error| self.syncer.fail("write", error))?;
+        self.encoder.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // A sync may have the file in hand for a while yet, and a child that was forked even
+        // longer: the lock must not last as long as they do.
+        let _ = self.syncer.file.unlock();
+    }
+}
+
+/// Syncs a file, beside the one who writes it, and keeps its first error for both.
+#[derive(Debug)]
+pub(super) struct Syncer {
+    file: File,
+    path: PathBuf,
+    durability: Durability,
+    /// The threads for syncs that nobody waits for: they must not keep appends waiting.
+    threads: Disk,
+    state: Mutex<State>,
+    /// Held during a sync: the kernel tells an error once, so two at a time would share it.
+    one: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether a sync is to come.
+    planned: bool,
+    failure: Option<Failure>,
+}
+
+/// The first error of a log, which all later calls get.
+#[derive(Debug)]
+struct Failure {
+    operation: &'static str,
+    kind: io::ErrorKind,
+    text: String,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Syncer {
+    pub(super) fn new(file: File, path: &Path, durability: Durability, threads: Disk) -> Self {
+        Self {
+            file,
+            path: path.to_owned(),
+            durability,
+            threads,
+            state: Mutex::default(),
+            one: Mutex::default(),
+        }
+    }
+
+    /// Fails if anything has failed before.
+    fn check(&self) -> Result<()> {
+        match &lock(&self.state).failure {
+            None => Ok(()),
+            Some(failure) => Err(Error::storage(
+                failure.operation,
+                &self.path,
+                io::Error::new(
+                    failure.kind,
+                    format!("this log has failed before: {}", failure.text),
+                ),
+            )),
+        }
+    }
+
+    /// Keeps the first error.
+    fn fail(&self, operation: &'static str, error: io::Error) -> Error {
+        lock(&self.state).failure.get_or_insert_with(|| Failure {
+            operation,
+            kind: error.kind(),
+            text: error.to_string(),
+        });
+        Error::storage(operation, &self.path, error)
+    }
+
+    pub(super) fn sync(&self) -> Result<()> {
+        let _one = lock(&self.one);
+        self.check()?;
+        self.file
+            .sync_data()
+            .map_err(|error| self.fail("sync", error))
+    }
+
+    /// Sees to it that what is written by now is synced within `interval`.
+    fn sync_within(this: &Arc<Self>, interval: Duration) -> Result<()> {
+        if std::mem::replace(&mut lock(&this.state).planned, true) {
+            return Ok(());
+        }
+        // A log that is dropped is not kept open for its sync: the one who resumes it syncs it.
+        let weak = Arc::downgrade(this);
+        let planned = this.threads.later(interval, move || {
+            if let Some(this) = weak.upgrade() {
+                lock(&this.state).planned = false;
+                // The next call on the log gets the error.
+                let _ = this.sync();
+            }
+        });
+        match planned {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                lock(&this.state).planned = false;
+                this.sync()
+            }
+        }
+    }
+}
