@@ -88,7 +88,7 @@ impl Disk {
                 }),
             )
             .map_err(|error| Error::storage(operation, path, error))?;
-        match outcome.await {
+        match answered(outcome).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(Error::storage(
                 operation,
@@ -114,6 +114,28 @@ impl Disk {
             None => Ok(()),
         }
     }
+}
+
+#[cfg(not(feature = "testing"))]
+async fn answered<T>(outcome: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
+    outcome.await
+}
+
+/// A paused clock runs on when nothing but threads is waited for: a runtime that could have one
+/// is kept from idling meanwhile.
+#[cfg(feature = "testing")]
+async fn answered<T>(mut outcome: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    let could_pause = Handle::try_current()
+        .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread);
+    while could_pause {
+        tokio::select! {
+            biased;
+            answer = &mut outcome => return answer,
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    outcome.await
 }
 
 impl fmt::Debug for Disk {

@@ -11,9 +11,6 @@ use super::errors::Failure;
 use crate::runtime::{Fidelity, Found, Inspection, LogConfig, Status, WaitStatus};
 use crate::{ContainerId, RunId, Timestamp};
 
-/// Where Docker's `json-file` cuts a line into records, in bytes.
-const PIECE: usize = 16 << 10;
-
 /// An answer to `GET /containers/{id}/json`, as far as it matters.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -302,10 +299,7 @@ mod tests {
             let config = BTreeMap::new();
             log(Log { driver, config }, podman).fidelity
         };
-        assert_eq!(
-            of("json-file", false),
-            Some(Fidelity::Utf8)
-        );
+        assert_eq!(of("json-file", false), Some(Fidelity::Utf8));
         assert_eq!(of("json-file", true), Some(Fidelity::Exact));
         assert_eq!(of("k8s-file", true), Some(Fidelity::Exact));
         assert_eq!(of("local", false), Some(Fidelity::Exact));
