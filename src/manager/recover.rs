@@ -141,9 +141,7 @@ impl Monitor {
         let (mut file, mut capture, taken) = loop {
             match self.take_over().await {
                 Ok(TakenOver::Sealed(file)) => return Some(*file),
-                Ok(TakenOver::Open(Box::new((file, capture, taken)))) => {
-                    break (file, capture, taken);
-                }
+                Ok(TakenOver::Open(open)) => break *open,
                 Err(error @ (Error::Damaged { .. } | Error::InvalidSpec { .. })) => {
                     self.stands_in_the_way(&error);
                     self.settle();
