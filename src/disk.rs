@@ -128,14 +128,16 @@ async fn answered<T>(mut outcome: oneshot::Receiver<T>) -> Result<T, oneshot::er
     use tokio::runtime::{Handle, RuntimeFlavor};
     let could_pause = Handle::try_current()
         .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread);
-    while could_pause {
+    if !could_pause {
+        return outcome.await;
+    }
+    loop {
         tokio::select! {
             biased;
             answer = &mut outcome => return answer,
             () = tokio::task::yield_now() => {}
         }
     }
-    outcome.await
 }
 
 impl fmt::Debug for Disk {

@@ -603,7 +603,7 @@ async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all()
     all.push_str("the end\n");
     bench
         .runtime
-        .next(script.pause(Duration::from_millis(500)).stdout("the end\n"));
+        .next(script.pause(Duration::from_secs(3)).stdout("the end\n"));
     let manager = bench.open().await;
     let run = manager.start(spec()).await.unwrap();
     let mut attachment = run.attach().await.unwrap();

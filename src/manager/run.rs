@@ -269,7 +269,7 @@ pub(super) fn outcome(context: &Context, place: &RunPlace, status: &Status) -> O
         run: place.run.clone(),
         ending,
         seal: match &status.seal {
-            Some(seal) => SealState::Sealed(seal.clone()),
+            Some(seal) => SealState::Sealed(Box::new(seal.clone())),
             None => SealState::Pending {
                 reason: status
                     .problem
