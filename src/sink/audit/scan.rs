@@ -76,8 +76,8 @@ impl<R: Read> Scanner<R> {
     /// Reads until the end, or the first flaw.
     fn whole(&mut self) -> io::Result<Result<Scan, Flaw>> {
         let mut seal: Option<Box<Seal>> = None;
-        // Whether the last line is none that we know, and ends as only a seal does.
-        let mut disguised = false;
+        // What the last line is if it is none that we know, and ends as only a seal does.
+        let mut disguised = None;
         loop {
             let advance = self.lines.advance()?;
             if advance != Advance::End && seal.is_some() {
@@ -92,8 +92,11 @@ impl<R: Read> Scanner<R> {
                     if torn > 0 && seal.is_some() {
                         return Ok(Err(self.fixed("there are bytes after the end record")));
                     }
-                    if disguised || newline_lost(tail) {
+                    if newline_lost(tail) {
                         return Ok(Err(self.fixed("the end record is damaged")));
+                    }
+                    if let Some(flaw) = disguised {
+                        return Ok(Err(flaw));
                     }
                     let keep = self.mark();
                     let found = match seal {
@@ -103,7 +106,7 @@ impl<R: Read> Scanner<R> {
                     return Ok(Ok(Scan { keep, found }));
                 }
             }
-            disguised = false;
+            disguised = None;
             let line = self.lines.line();
             let record = match line::parse(line) {
                 Ok(record) => record,
@@ -134,7 +137,10 @@ impl<R: Read> Scanner<R> {
                     }
                     seal = Some(end);
                 }
-                Line::Unknown(_) => disguised = ends_as_seal(line),
+                Line::Unknown(_) if ends_as_seal(line) => {
+                    disguised = Some(self.fixed("the end record is damaged"));
+                }
+                Line::Unknown(_) => {}
                 Line::Output(_) | Line::Event(_) => {}
             }
         }
@@ -181,13 +187,13 @@ impl<R: Read> Scanner<R> {
     fn here(&mut self, reason: impl Into<String>) -> Flaw {
         Flaw {
             damage: Damage {
-                line: self.lines.number(),
+                line: self.lines.number_here(),
                 offset: self.lines.offset(),
                 reason: reason.into(),
             },
             keep: Mark {
                 offset: self.lines.offset(),
-                lines: self.lines.number().saturating_sub(1),
+                lines: self.lines.number_here() - 1,
                 digest: self.lines.digest_before(),
                 tally: self.tally,
                 checks: self.checks,
