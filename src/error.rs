@@ -110,6 +110,10 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// The sink took nothing for too long. What it missed is read from the engine's log later.
+    #[error("the sink took nothing for 2 s")]
+    Stalled,
+
     /// The manager was shut down.
     #[error("the manager is shut down")]
     Closed,

@@ -1,7 +1,9 @@
 //! Run containers with an audit file for every run.
 
+mod capture;
 mod disk;
 mod error;
+mod manager;
 mod outcome;
 pub mod runtime;
 pub mod sink;
@@ -10,6 +12,9 @@ mod state;
 mod timestamp;
 
 pub use error::{Error, Result};
+pub use manager::{
+    Attached, Attachment, Manager, ManagerBuilder, Recovery, Root, Run, RunInfo, Shutdown,
+};
 pub use outcome::{
     Ending, Evidence, Exit, Outcome, PerStream, Seal, SealState, StopCause, Stream, Verdict,
 };

@@ -113,6 +113,31 @@ pub enum Ending {
 }
 
 impl Ending {
+    pub(crate) fn not_created(reason: &dyn std::error::Error) -> Self {
+        Self::NotCreated {
+            reason: crate::error::chain(reason),
+            aborted: false,
+        }
+    }
+
+    pub(crate) fn failed_to_start(reason: &dyn std::error::Error) -> Self {
+        Self::FailedToStart {
+            reason: crate::error::chain(reason),
+        }
+    }
+
+    /// The same ending, with its words changed: for taking out secrets.
+    pub(crate) fn redacted(mut self, redact: impl Fn(&str) -> String) -> Self {
+        match &mut self {
+            Self::FailedToStart { reason }
+            | Self::NotCreated { reason, .. }
+            | Self::Lost { reason } => *reason = redact(reason),
+            Self::Exited(exit) => exit.error = exit.error.as_deref().map(redact),
+            Self::Removed { .. } => {}
+        }
+        self
+    }
+
     /// The exit code, where there is one.
     pub fn code(&self) -> Option<i64> {
         match self {

@@ -321,12 +321,9 @@ pub struct LogConfig {
 pub enum Fidelity {
     /// Nothing.
     Exact,
-    /// It cuts lines into pieces of `piece` bytes, even in mid-character, and replaces each byte of
-    /// a piece that is not part of valid UTF-8 by U+FFFD.
-    Utf8 {
-        /// The length of a piece, in bytes.
-        piece: usize,
-    },
+    /// It cuts lines into pieces of 16,384 bytes, even in mid-character, and replaces each byte of
+    /// a piece that is not part of valid UTF-8 by U+FFFD: Docker's `json-file`.
+    Utf8,
 }
 
 /// What to read of an engine's log.

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// How far the pull of an image has come: called for each report of the engine.
-pub type OnPull = Arc<dyn Fn(PullProgress) + Send + Sync>;
+type OnPull = Arc<dyn Fn(PullProgress) + Send + Sync>;
 
 /// What to run: an image, a command, and all that a container can be told.
 ///

@@ -1,0 +1,138 @@
+//! Live output for those who look on: nothing lost or doubled at the seam with the log, and no
+//! looker-on can hold up the capture.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::{PerStream, Stream};
+
+/// How many pieces wait for one looker-on.
+const WAITING: usize = 256;
+
+/// A part of a stream, and where in the stream it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece {
+    pub(crate) stream: Stream,
+    /// The number of bytes of the stream before it.
+    pub(crate) offset: u64,
+    pub(crate) bytes: Bytes,
+}
+
+impl Piece {
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + self.bytes.len() as u64
+    }
+}
+
+/// Where a capture publishes what it receives.
+///
+/// The seam: a looker-on reads the log to its end, then takes what is pending here, then what
+/// comes. Every piece says where in its stream it is, so what overlaps is cut, and what is missing
+/// is known to the byte.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// What was received and is not in the log yet.
+    pending: VecDeque<Piece>,
+    watchers: Vec<mpsc::Sender<Piece>>,
+    closed: bool,
+}
+
+impl Hub {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows a piece to everyone who keeps up; the others find out from the next one.
+    pub(super) fn publish(&self, piece: Piece) {
+        let mut inner = self.lock();
+        inner.watchers.retain(|watcher| {
+            !matches!(
+                watcher.try_send(piece.clone()),
+                Err(mpsc::error::TrySendError::Closed(_))
+            )
+        });
+        inner.pending.push_back(piece);
+    }
+
+    /// Forgets what is in the log now.
+    pub(super) fn logged(&self, bytes: PerStream<u64>) {
+        self.lock()
+            .pending
+            .retain(|piece| piece.end() > bytes[piece.stream]);
+    }
+
+    /// What is not in the log yet, and a receiver of what comes; `None` after the end.
+    pub(crate) fn subscribe(&self) -> (Vec<Piece>, Option<mpsc::Receiver<Piece>>) {
+        let mut inner = self.lock();
+        let pending = inner.pending.iter().cloned().collect();
+        if inner.closed {
+            return (pending, None);
+        }
+        let (sender, receiver) = mpsc::channel(WAITING);
+        inner.watchers.push(sender);
+        (pending, Some(receiver))
+    }
+
+    /// Ends it for everyone: nothing comes any more.
+    pub(crate) fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.watchers.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(offset: u64, bytes: &'static [u8]) -> Piece {
+        Piece {
+            stream: Stream::Stdout,
+            offset,
+            bytes: Bytes::from_static(bytes),
+        }
+    }
+
+    #[test]
+    fn a_looker_on_gets_what_is_not_logged_yet_and_then_what_comes() {
+        let hub = Hub::default();
+        hub.publish(piece(0, b"one\n"));
+        hub.publish(piece(4, b"two"));
+        hub.logged(PerStream {
+            stdout: 4,
+            ..PerStream::default()
+        });
+        let (pending, receiver) = hub.subscribe();
+        let mut receiver = receiver.unwrap();
+        assert_eq!(pending.len(), 1);
+        assert_eq!((pending[0].offset, &pending[0].bytes[..]), (4, &b"two"[..]));
+        hub.publish(piece(7, b"!\n"));
+        hub.close();
+        assert_eq!(receiver.try_recv().unwrap().offset, 7);
+        assert!(receiver.try_recv().is_err());
+        assert!(hub.subscribe().1.is_none());
+    }
+
+    #[test]
+    fn a_looker_on_that_does_not_read_holds_nothing_up() {
+        let hub = Hub::default();
+        let (_, receiver) = hub.subscribe();
+        for n in 0..10_000 {
+            hub.publish(piece(n, b"x"));
+            hub.logged(PerStream {
+                stdout: n + 1,
+                ..PerStream::default()
+            });
+        }
+        assert!(receiver.unwrap().len() <= WAITING);
+        assert!(hub.lock().pending.is_empty());
+    }
+}

@@ -1,0 +1,280 @@
+//! From the bytes of each stream to lines: a function of the bytes alone, however they are chunked.
+
+use memchr::{memchr, memmem};
+
+use crate::sink::Batch;
+use crate::{PerStream, Stream, Timestamp};
+
+/// The most bytes of a line in one record.
+pub(crate) const PIECE: usize = 16 * 1024;
+
+/// What stands for a byte that an engine's log could not keep.
+const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
+
+/// Assembles the lines of a container's streams.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    /// The bytes of each stream's open line that are in no record yet: at most `PIECE`.
+    open: PerStream<Vec<u8>>,
+    /// Whether the bytes come from a log that replaces what is not UTF-8.
+    replaced: bool,
+}
+
+impl Lines {
+    /// Says whether what comes now is from a log that replaces what is not UTF-8: then a record
+    /// with U+FFFD in it is marked, since nobody can tell what it was.
+    pub(crate) fn from_replacing_log(&mut self, replaced: bool) {
+        self.replaced = replaced;
+    }
+
+    /// The bytes of the open line that are in no record yet.
+    pub(crate) fn open(&self, stream: Stream) -> &[u8] {
+        &self.open[stream]
+    }
+
+    /// Takes what may be the first part of a character off the end of the open line.
+    pub(crate) fn take_incomplete(&mut self, stream: Stream) -> Vec<u8> {
+        let open = &mut self.open[stream];
+        let whole = boundary(open);
+        open.split_off(whole)
+    }
+
+    /// Adds bytes of a stream, and puts the lines that they end into `batch`.
+    pub(crate) fn push(&mut self, ts: Timestamp, stream: Stream, bytes: &[u8], batch: &mut Batch) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match memchr(b'\n', rest) {
+                Some(end) => {
+                    self.segment(ts, stream, &rest[..end], batch);
+                    self.emit(ts, stream, &rest[..0], false, batch);
+                    rest = &rest[end + 1..];
+                }
+                None => {
+                    self.segment(ts, stream, rest, batch);
+                    rest = &[];
+                }
+            }
+            // The usual case, without a copy through the open line.
+            while self.open[stream].is_empty()
+                && let Some(end) = memchr(b'\n', rest)
+                && end <= PIECE
+            {
+                self.emit(ts, stream, &rest[..end], false, batch);
+                rest = &rest[end + 1..];
+            }
+        }
+    }
+
+    /// Ends every stream: what is open becomes a last, partial record.
+    pub(crate) fn finish(&mut self, ts: Timestamp, batch: &mut Batch) {
+        for stream in Stream::ALL {
+            if !self.open[stream].is_empty() {
+                self.emit(ts, stream, &[], true, batch);
+            }
+        }
+    }
+
+    /// Adds bytes without a newline to the open line, and cuts it where it is too long.
+    fn segment(&mut self, ts: Timestamp, stream: Stream, mut bytes: &[u8], batch: &mut Batch) {
+        while !bytes.is_empty() {
+            let open = &mut self.open[stream];
+            // One byte more than a piece: only that shows that the line is longer than one.
+            let take = bytes.len().min(PIECE + 1 - open.len());
+            open.extend_from_slice(&bytes[..take]);
+            bytes = &bytes[take..];
+            if open.len() > PIECE {
+                let cut = boundary(&open[..PIECE]);
+                let rest = open.split_off(cut);
+                self.emit(ts, stream, &[], true, batch);
+                self.open[stream] = rest;
+            }
+        }
+    }
+
+    fn emit(
+        &mut self,
+        ts: Timestamp,
+        stream: Stream,
+        tail: &[u8],
+        partial: bool,
+        batch: &mut Batch,
+    ) {
+        let open = &mut self.open[stream];
+        let lossy = self.replaced
+            && (memmem::find(open, REPLACEMENT).is_some()
+                || memmem::find(tail, REPLACEMENT).is_some());
+        batch.push_parts(ts, stream, open, tail, partial, lossy);
+        open.clear();
+    }
+}
+
+/// The length of `bytes` without what may be the first part of a character at its end.
+pub(super) fn boundary(bytes: &[u8]) -> usize {
+    let end = bytes.len();
+    for back in 1..=end.min(3) {
+        let byte = bytes[end - back];
+        if byte & 0b1100_0000 == 0b1000_0000 {
+            continue;
+        }
+        let length = match byte {
+            0xC2..=0xDF => 2,
+            0xE0..=0xEF => 3,
+            0xF0..=0xF4 => 4,
+            _ => 1,
+        };
+        return if length > back { end - back } else { end };
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::RecordRef;
+    use proptest::prelude::*;
+
+    type Seen = Vec<(Stream, Vec<u8>, bool)>;
+
+    fn records(batch: &Batch) -> Seen {
+        batch
+            .iter()
+            .map(|record| match record {
+                RecordRef::Output {
+                    stream,
+                    bytes,
+                    partial,
+                    ..
+                } => (stream, bytes.to_vec(), partial),
+                RecordRef::Event(event) => panic!("{event:?}"),
+            })
+            .collect()
+    }
+
+    fn assemble(bytes: &[u8], cuts: &[usize]) -> Seen {
+        let mut lines = Lines::default();
+        let mut batch = Batch::new();
+        let mut start = 0;
+        let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
+        cuts.push(bytes.len());
+        cuts.sort_unstable();
+        for cut in cuts {
+            lines.push(
+                Timestamp::now(),
+                Stream::Stdout,
+                &bytes[start..cut],
+                &mut batch,
+            );
+            assert!(lines.open[Stream::Stdout].len() <= PIECE);
+            start = cut;
+        }
+        lines.finish(Timestamp::now(), &mut batch);
+        records(&batch)
+    }
+
+    fn bytes_of(records: &Seen) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (_, line, partial) in records {
+            bytes.extend_from_slice(line);
+            if !partial {
+                bytes.push(b'\n');
+            }
+        }
+        bytes
+    }
+
+    /// Lines of every length around a piece, of characters of every width, some of them broken.
+    fn output() -> impl Strategy<Value = Vec<u8>> {
+        let line = (
+            prop_oneof![Just("x"), Just("é"), Just("€"), Just("🦀")],
+            prop_oneof![
+                0usize..40,
+                (PIECE / 4 - 3)..(PIECE / 4 + 3),
+                (PIECE - 5)..(PIECE + 5),
+                Just(2 * PIECE + 1)
+            ],
+            prop::collection::vec(any::<u8>(), 0..4),
+            any::<bool>(),
+        )
+            .prop_map(|(text, count, noise, newline)| {
+                let mut line = text.repeat(count).into_bytes();
+                line.extend(noise);
+                if newline {
+                    line.push(b'\n');
+                }
+                line
+            });
+        prop::collection::vec(line, 0..6).prop_map(|lines| lines.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn records_are_a_function_of_the_bytes_however_chunked(
+            bytes in output(),
+            cuts in prop::collection::vec(any::<usize>(), 0..20),
+        ) {
+            let whole = assemble(&bytes, &[]);
+            prop_assert_eq!(&bytes_of(&whole), &bytes);
+            prop_assert_eq!(&assemble(&bytes, &cuts), &whole);
+            for (_, line, _) in &whole {
+                prop_assert!(line.len() <= PIECE);
+            }
+            if std::str::from_utf8(&bytes).is_ok() {
+                for (_, line, _) in &whole {
+                    prop_assert!(std::str::from_utf8(line).is_ok(), "a character was cut");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_of_exactly_one_piece_is_one_record() {
+        let mut bytes = vec![b'x'; PIECE];
+        bytes.push(b'\n');
+        assert_eq!(
+            assemble(&bytes, &[1, PIECE]),
+            [(Stream::Stdout, vec![b'x'; PIECE], false)]
+        );
+    }
+
+    #[test]
+    fn streams_do_not_mix() {
+        let mut lines = Lines::default();
+        let mut batch = Batch::new();
+        let now = Timestamp::now();
+        lines.push(now, Stream::Stdout, b"o1", &mut batch);
+        lines.push(now, Stream::Stderr, b"e1\ne2", &mut batch);
+        lines.push(now, Stream::Stdout, b"!\n\n", &mut batch);
+        lines.finish(now, &mut batch);
+        assert_eq!(
+            records(&batch),
+            [
+                (Stream::Stderr, b"e1".to_vec(), false),
+                (Stream::Stdout, b"o1!".to_vec(), false),
+                (Stream::Stdout, b"".to_vec(), false),
+                (Stream::Stderr, b"e2".to_vec(), true),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_replaced_byte_marks_its_record_only_where_the_source_replaces() {
+        let lossy = |replaced: bool| {
+            let mut lines = Lines::default();
+            let mut batch = Batch::new();
+            lines.from_replacing_log(replaced);
+            lines.push(
+                Timestamp::now(),
+                Stream::Stdout,
+                "a\n\u{FFFD}\n".as_bytes(),
+                &mut batch,
+            );
+            batch
+                .iter()
+                .map(|record| matches!(record, RecordRef::Output { lossy: true, .. }))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(lossy(true), [false, true]);
+        assert_eq!(lossy(false), [false, false]);
+    }
+}

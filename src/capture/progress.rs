@@ -1,0 +1,226 @@
+//! How far a log has come: derived from its records, whether they were just written or read back.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::fidelity::logged_len;
+use crate::runtime::Fidelity;
+use crate::sink::{Batch, Event, GapReason, RecordRef, Started};
+use crate::{PerStream, RunRecord, Seal, StopCause, Stream};
+
+/// How many of the last bytes of a stream are kept, to compare an engine's log with.
+const RECENT: usize = 64 * 1024;
+/// How many lines an outcome shows, and of how many bytes.
+const LAST_LINES: usize = 20;
+const LAST_BYTES: usize = 4 * 1024;
+
+/// How far a log has come.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// What the log says is to be run.
+    pub(crate) record: Option<RunRecord>,
+    /// What the log says of the start.
+    pub(crate) started: Option<Started>,
+    /// The log's seal.
+    pub(crate) seal: Option<Seal>,
+    /// The number of output records.
+    pub(crate) records: u64,
+    /// The number of gaps.
+    pub(crate) gaps: u64,
+    /// Which gaps: each is recorded once.
+    known_gaps: HashSet<(GapReason, Option<Stream>)>,
+    /// Whether a record is marked lossy.
+    pub(crate) lossy: bool,
+    /// Why moat stopped the run: the first reason.
+    pub(crate) stopped: Option<StopCause>,
+    /// How far each stream has come.
+    pub(crate) streams: PerStream<Position>,
+    last_lines: VecDeque<String>,
+}
+
+/// How far one stream has come.
+#[derive(Debug, Default)]
+pub(crate) struct Position {
+    /// Complete lines.
+    pub(crate) lines: u64,
+    /// All bytes, newlines included.
+    pub(crate) bytes: u64,
+    /// Bytes of the open line that are in records.
+    pub(crate) open: u64,
+    /// How many bytes a log with [`Fidelity::Utf8`] has made of those.
+    open_replaced: u64,
+    /// The last bytes.
+    recent: Vec<u8>,
+}
+
+impl Position {
+    /// How many bytes a log has made of the recorded part of the open line.
+    pub(super) fn open_logged(&self, fidelity: Fidelity) -> u64 {
+        match fidelity {
+            Fidelity::Exact => self.open,
+            Fidelity::Utf8 => self.open_replaced,
+        }
+    }
+
+    /// The last bytes: all that there are, or at least `RECENT`.
+    pub(super) fn recent(&self) -> &[u8] {
+        &self.recent
+    }
+
+    fn observe(&mut self, bytes: &[u8], partial: bool) {
+        self.bytes += bytes.len() as u64;
+        self.remember(bytes);
+        if partial {
+            self.open_replaced += logged_len(Fidelity::Utf8, self.open, bytes);
+            self.open += bytes.len() as u64;
+        } else {
+            self.remember(b"\n");
+            self.bytes += 1;
+            self.lines += 1;
+            self.open = 0;
+            self.open_replaced = 0;
+        }
+    }
+
+    fn remember(&mut self, bytes: &[u8]) {
+        if self.recent.len() + bytes.len() > 2 * RECENT {
+            let keep = RECENT.saturating_sub(bytes.len());
+            let from = self.recent.len().saturating_sub(keep);
+            self.recent.drain(..from);
+        }
+        self.recent.extend_from_slice(bytes);
+    }
+}
+
+impl Progress {
+    /// Takes note of a batch.
+    pub(crate) fn observe_batch(&mut self, batch: &Batch) {
+        for record in batch.iter() {
+            self.observe_counts(record);
+        }
+        let skip = batch.len().saturating_sub(LAST_LINES);
+        for record in batch.iter().skip(skip) {
+            self.observe_last(record);
+        }
+    }
+
+    /// Takes note of one record.
+    pub(crate) fn observe(&mut self, record: RecordRef<'_>) {
+        self.observe_counts(record);
+        self.observe_last(record);
+    }
+
+    fn observe_counts(&mut self, record: RecordRef<'_>) {
+        match record {
+            RecordRef::Output {
+                stream,
+                bytes,
+                partial,
+                lossy,
+                ..
+            } => {
+                self.records += 1;
+                self.lossy |= lossy;
+                self.streams[stream].observe(bytes, partial);
+            }
+            RecordRef::Event(event) => match event {
+                Event::Start(start) => self.record = Some(start.record.clone()),
+                Event::Started(started) => self.started = Some((**started).clone()),
+                Event::Gap(gap) => {
+                    self.gaps += 1;
+                    self.known_gaps.insert((gap.reason, gap.stream));
+                }
+                Event::Stop(stop) => {
+                    self.stopped.get_or_insert(stop.cause);
+                }
+                Event::End(seal) => self.seal = Some((**seal).clone()),
+                _ => {}
+            },
+        }
+    }
+
+    fn observe_last(&mut self, record: RecordRef<'_>) {
+        if let RecordRef::Output { bytes, .. } = record {
+            if self.last_lines.len() == LAST_LINES {
+                self.last_lines.pop_front();
+            }
+            let end = bytes.len().min(LAST_BYTES);
+            self.last_lines
+                .push_back(String::from_utf8_lossy(&bytes[..end]).into_owned());
+        }
+    }
+
+    /// Whether such a gap is recorded already.
+    pub(crate) fn has_gap(&self, reason: GapReason, stream: Option<Stream>) -> bool {
+        self.known_gaps.contains(&(reason, stream))
+    }
+
+    /// The bytes of each stream that are in records.
+    pub(crate) fn bytes(&self) -> PerStream<u64> {
+        PerStream {
+            stdout: self.streams.stdout.bytes,
+            stderr: self.streams.stderr.bytes,
+            tty: self.streams.tty.bytes,
+        }
+    }
+
+    /// The last lines: at most 20, and 4 KiB in all.
+    pub(crate) fn last_lines(&self) -> Vec<String> {
+        let mut bytes = 0;
+        let mut lines: Vec<_> = self
+            .last_lines
+            .iter()
+            .rev()
+            .take_while(|line| {
+                bytes += line.len();
+                bytes <= LAST_BYTES
+            })
+            .cloned()
+            .collect();
+        lines.reverse();
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Timestamp;
+
+    fn output(bytes: &[u8], partial: bool) -> RecordRef<'_> {
+        RecordRef::Output {
+            ts: Timestamp::now(),
+            stream: Stream::Stdout,
+            bytes,
+            partial,
+            lossy: false,
+        }
+    }
+
+    #[test]
+    fn the_position_counts_lines_bytes_and_the_open_line() {
+        let mut progress = Progress::default();
+        progress.observe(output(b"one", false));
+        progress.observe(output(b"tw", true));
+        let position = &progress.streams.stdout;
+        assert_eq!((position.lines, position.bytes, position.open), (1, 6, 2));
+        progress.observe(output(b"o", false));
+        let position = &progress.streams.stdout;
+        assert_eq!((position.lines, position.bytes, position.open), (2, 8, 0));
+        assert_eq!(position.recent(), b"one\ntwo\n");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_is_the_end() {
+        let mut position = Position::default();
+        let mut all = Vec::new();
+        for n in 0..20_000 {
+            let line = format!("{n}");
+            position.observe(line.as_bytes(), false);
+            all.extend_from_slice(line.as_bytes());
+            all.push(b'\n');
+            assert!(position.recent.len() <= 2 * RECENT);
+            assert!(position.recent.len() >= all.len().min(RECENT));
+        }
+        assert!(all.ends_with(position.recent()));
+    }
+}

@@ -1,0 +1,405 @@
+//! The pump: from one source of output to the log, within bounds of memory and time.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::hub::{Hub, Piece};
+use super::lines::Lines;
+use super::progress::Progress;
+use super::replay::Replay;
+use crate::runtime::{Chunk, Fidelity, OutputStream, RuntimeError};
+use crate::sink::{Batch, Event, Gap, GapReason, RunLog};
+use crate::{Error, PerStream, Stream, Timestamp};
+
+/// Where the source is no longer read, until half of it is written.
+const MOST_QUEUED: usize = 8 << 20;
+/// How long a source may stay unread: past it the sink is taken to be stalled.
+const MOST_BLOCKED: Duration = Duration::from_secs(2);
+/// How long after the exit a source may stay silent.
+const MOST_SILENT: Duration = Duration::from_secs(10);
+/// About how many bytes of output go to the sink at once.
+const BATCH: usize = 1 << 20;
+
+/// What a pump and its monitor tell each other while it runs.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    /// Records of the monitor's, to be written in between.
+    pub(crate) events: mpsc::UnboundedReceiver<Event>,
+    /// Set by the monitor: the container has ended.
+    pub(crate) exited: CancellationToken,
+    /// Set by the pump: the output limit was reached.
+    pub(crate) limit: CancellationToken,
+}
+
+/// How a pump ended.
+#[derive(Debug)]
+pub(crate) enum PumpEnd {
+    /// The source came to a clean end.
+    Eof,
+    /// The source broke.
+    Broken(RuntimeError),
+    /// After the exit the source neither went on nor ended.
+    Silent,
+    /// The sink did not take anything for too long. The log is lost.
+    Stalled,
+    /// The sink failed. The log is lost.
+    Sink(Error),
+}
+
+/// What is captured of a run, and where it goes.
+#[derive(Debug)]
+pub(crate) struct Capture {
+    pub(crate) progress: Progress,
+    pub(crate) hub: Arc<Hub>,
+    /// The log; `None` after a failure, until it is resumed.
+    log: Option<Box<dyn RunLog>>,
+    pub(super) lines: Lines,
+    /// The most bytes that are captured.
+    limit: Option<u64>,
+    /// Bytes past the limit.
+    dropped: PerStream<u64>,
+}
+
+impl Capture {
+    /// A capture that goes on after `progress`.
+    pub(crate) fn new(
+        progress: Progress,
+        hub: Arc<Hub>,
+        log: Box<dyn RunLog>,
+        limit: Option<u64>,
+    ) -> Self {
+        Self {
+            progress,
+            hub,
+            log: Some(log),
+            lines: Lines::default(),
+            limit,
+            dropped: PerStream::default(),
+        }
+    }
+
+    /// Takes a log that was resumed after a failure, and what was read back from it.
+    pub(crate) fn resume(&mut self, progress: Progress, log: Box<dyn RunLog>) {
+        self.progress = progress;
+        self.lines = Lines::default();
+        self.log = Some(log);
+    }
+
+    /// Whether the log must be resumed before anything can be written.
+    pub(crate) fn needs_log(&self) -> bool {
+        self.log.is_none()
+    }
+
+    /// The lines that are open.
+    pub(crate) fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
+    /// Bytes of each stream past the output limit.
+    pub(crate) fn dropped(&self) -> PerStream<u64> {
+        self.dropped
+    }
+
+    /// Whether the output limit was reached.
+    pub(crate) fn limit_reached(&self) -> bool {
+        self.dropped.total() > 0
+    }
+
+    /// Writes events. After an error the log is lost.
+    pub(crate) async fn write(&mut self, events: Vec<Event>) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        events.into_iter().for_each(|event| batch.push_event(event));
+        self.append(batch).await
+    }
+
+    /// Ends every stream, and writes what is open. After an error the log is lost.
+    pub(crate) async fn finish_lines(&mut self) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        self.lines.finish(Timestamp::now(), &mut batch);
+        self.append(batch).await
+    }
+
+    /// Writes the seal. After an error the log is lost.
+    pub(crate) async fn seal(&mut self, seal: crate::Seal) -> Result<crate::Seal, Error> {
+        let mut log = self.take_log()?;
+        let seal = log.seal(seal).await?;
+        self.hub.logged(self.progress.bytes());
+        self.hub.close();
+        Ok(seal)
+    }
+
+    async fn append(&mut self, batch: Batch) -> Result<(), Error> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut log = self.take_log()?;
+        self.progress.observe_batch(&batch);
+        log.append(batch).await?;
+        self.log = Some(log);
+        self.hub.logged(self.progress.bytes());
+        Ok(())
+    }
+
+    fn take_log(&mut self) -> Result<Box<dyn RunLog>, Error> {
+        // A monitor resumes the log before it writes; this is for a mistake in that.
+        self.log.take().ok_or(Error::Closed)
+    }
+
+    /// How many bytes of a stream were received: in records, or open.
+    fn received(&self, stream: Stream) -> u64 {
+        self.progress.streams[stream].bytes + self.lines.open(stream).len() as u64
+    }
+
+    /// Pumps a live tap into the log until it ends.
+    pub(crate) async fn tap(&mut self, source: OutputStream, signals: &mut Signals) -> PumpEnd {
+        self.lines.from_replacing_log(false);
+        self.pump(source, None, signals).await
+    }
+
+    /// Pumps an engine's log, read from its start, into the log, without what is there already.
+    pub(crate) async fn replay(
+        &mut self,
+        source: OutputStream,
+        fidelity: Fidelity,
+        whole_tap: bool,
+        signals: &mut Signals,
+    ) -> PumpEnd {
+        self.lines.from_replacing_log(fidelity == Fidelity::Utf8);
+        let replay = Replay::new(&self.progress, &mut self.lines, fidelity);
+        self.pump(source, Some((replay, whole_tap)), signals).await
+    }
+
+    async fn pump(
+        &mut self,
+        source: OutputStream,
+        mut replay: Option<(Replay, bool)>,
+        signals: &mut Signals,
+    ) -> PumpEnd {
+        let mut source = source.fuse();
+        let mut received = PerStream::default();
+        for stream in Stream::ALL {
+            received[stream] = self.received(stream);
+        }
+        let mut queue = Queue::default();
+        let mut writing: Option<BoxFuture<'static, Result<Box<dyn RunLog>, Error>>> = None;
+        let mut end = None;
+        let mut last_chunk = Instant::now();
+        let mut silence_counts = signals.exited.is_cancelled();
+
+        loop {
+            if writing.is_none() && !queue.is_empty() {
+                let batch = queue.batch(&mut self.lines);
+                self.progress.observe_batch(&batch);
+                if !batch.is_empty() {
+                    let mut log = match self.take_log() {
+                        Ok(log) => log,
+                        Err(error) => return PumpEnd::Sink(error),
+                    };
+                    writing = Some(Box::pin(async move {
+                        log.append(batch).await?;
+                        Ok(log)
+                    }));
+                }
+                continue;
+            }
+            if writing.is_none()
+                && let Some(end) = end.take()
+            {
+                if matches!(end, PumpEnd::Eof)
+                    && let Some((replay, whole_tap)) = replay
+                    && let Err(error) = self.finish_replay(replay, whole_tap).await
+                {
+                    return PumpEnd::Sink(error);
+                }
+                return end;
+            }
+            let blocked = queue.blocked_since.map(|since| since + MOST_BLOCKED);
+            let silent = (silence_counts && end.is_none() && !queue.paused)
+                .then(|| last_chunk + MOST_SILENT);
+            tokio::select! {
+                biased;
+                result = optional(writing.as_mut()) => {
+                    writing = None;
+                    match result {
+                        Ok(log) => self.log = Some(log),
+                        Err(error) => return PumpEnd::Sink(error),
+                    }
+                    self.hub.logged(self.progress.bytes());
+                }
+                Some(event) = signals.events.recv() => queue.push_event(event),
+                () = signals.exited.cancelled(), if !silence_counts => {
+                    silence_counts = true;
+                    last_chunk = Instant::now();
+                }
+                chunk = source.next(), if end.is_none() && !queue.paused => {
+                    last_chunk = Instant::now();
+                    match chunk {
+                        None => end = Some(PumpEnd::Eof),
+                        Some(Err(error)) => end = Some(PumpEnd::Broken(error)),
+                        Some(Ok(chunk)) => {
+                            let bytes = match &mut replay {
+                                None => Ok(chunk.bytes),
+                                Some((replay, _)) => replay.push(&chunk),
+                            };
+                            match bytes {
+                                Ok(bytes) => self.accept(
+                                    Chunk { stream: chunk.stream, bytes },
+                                    &mut received,
+                                    &mut queue,
+                                    signals,
+                                ),
+                                Err(reason) => queue.push_gap(self, chunk.stream, reason, &replay),
+                            }
+                        }
+                    }
+                }
+                () = until(blocked) => return PumpEnd::Stalled,
+                () = until(silent) => end = Some(PumpEnd::Silent),
+            }
+        }
+    }
+
+    /// Shows a chunk to those who look on, and queues it, up to the limit.
+    fn accept(
+        &mut self,
+        mut chunk: Chunk,
+        received: &mut PerStream<u64>,
+        queue: &mut Queue,
+        signals: &Signals,
+    ) {
+        if let Some(limit) = self.limit {
+            let room = limit.saturating_sub(received.total());
+            if chunk.bytes.len() as u64 > room {
+                let past = chunk.bytes.split_off(room as usize);
+                self.dropped[chunk.stream] += past.len() as u64;
+                signals.limit.cancel();
+            }
+        }
+        if chunk.bytes.is_empty() {
+            return;
+        }
+        let offset = received[chunk.stream];
+        received[chunk.stream] += chunk.bytes.len() as u64;
+        self.hub.publish(Piece {
+            stream: chunk.stream,
+            offset,
+            bytes: chunk.bytes.clone(),
+        });
+        queue.push_chunk(chunk.stream, chunk.bytes);
+    }
+
+    async fn finish_replay(&mut self, replay: Replay, whole_tap: bool) -> Result<(), Error> {
+        let mut batch = Batch::new();
+        for (stream, reason) in replay.finish(&mut self.lines, &mut batch) {
+            if !self.progress.has_gap(reason, Some(stream)) {
+                batch.push_event(gap(stream, reason, whole_tap));
+            }
+        }
+        self.append(batch).await
+    }
+}
+
+/// The log has less than the capture, or other bytes. Where the tap came to its end, it is only
+/// possible that something is missing.
+fn gap(stream: Stream, reason: GapReason, whole_tap: bool) -> Event {
+    Event::Gap(Gap {
+        stream: Some(stream),
+        possible: whole_tap,
+        ..Gap::new(reason)
+    })
+}
+
+/// What waits for the sink.
+#[derive(Debug, Default)]
+struct Queue {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    /// Whether the source is not read for now.
+    paused: bool,
+    blocked_since: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Chunk(Timestamp, Stream, Bytes),
+    Event(Event),
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn push_event(&mut self, event: Event) {
+        self.entries.push_back(Entry::Event(event));
+    }
+
+    fn push_gap(
+        &mut self,
+        capture: &Capture,
+        stream: Stream,
+        reason: GapReason,
+        replay: &Option<(Replay, bool)>,
+    ) {
+        if !capture.progress.has_gap(reason, Some(stream)) {
+            let whole_tap = replay.as_ref().is_some_and(|(_, whole)| *whole);
+            self.push_event(gap(stream, reason, whole_tap));
+        }
+    }
+
+    fn push_chunk(&mut self, stream: Stream, bytes: Bytes) {
+        self.bytes += bytes.len();
+        self.entries
+            .push_back(Entry::Chunk(Timestamp::now(), stream, bytes));
+        if self.bytes >= MOST_QUEUED && !self.paused {
+            self.paused = true;
+            self.blocked_since = Some(Instant::now());
+        }
+    }
+
+    /// The next batch. Chunks that end no line leave it empty.
+    fn batch(&mut self, lines: &mut Lines) -> Batch {
+        let mut batch = Batch::new();
+        let mut taken = 0;
+        while taken < BATCH
+            && let Some(entry) = self.entries.pop_front()
+        {
+            match entry {
+                Entry::Chunk(ts, stream, bytes) => {
+                    taken += bytes.len();
+                    lines.push(ts, stream, &bytes, &mut batch);
+                }
+                Entry::Event(event) => batch.push_event(event),
+            }
+        }
+        self.bytes -= taken;
+        if self.bytes < MOST_QUEUED / 2 {
+            self.paused = false;
+            self.blocked_since = None;
+        }
+        batch
+    }
+}
+
+async fn optional<T>(future: Option<&mut BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}

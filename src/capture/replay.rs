@@ -1,0 +1,309 @@
+//! Reading an engine's log from its start, and skipping what is captured already.
+
+use bytes::Bytes;
+use memchr::memchr_iter;
+
+use super::fidelity::{logged_len, logged_recent};
+use super::{Progress, lines::Lines};
+use crate::runtime::{Chunk, Fidelity};
+use crate::sink::GapReason;
+use crate::{PerStream, Stream};
+
+/// Takes the log of a container from its start, and gives what comes after the position of what is
+/// captured.
+///
+/// It skips by counting newlines, since a line may come back with other bytes than it went in
+/// with; and compares the last bytes before the position, through what the log does to them.
+#[derive(Debug)]
+pub(super) struct Replay {
+    streams: PerStream<Skip>,
+}
+
+#[derive(Debug, Default)]
+struct Skip {
+    /// Complete lines still to skip.
+    lines: u64,
+    /// Bytes of the log still to skip after those.
+    open: u64,
+    /// What the log should have had last at the position.
+    expected: Vec<u8>,
+    /// What it had, as far as it is needed.
+    seen: Vec<u8>,
+    /// The first part of a character that was taken off the open line: it comes again.
+    held: Vec<u8>,
+    state: SkipState,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum SkipState {
+    #[default]
+    Skipping,
+    /// At or past the position: what comes is new.
+    Passed,
+    /// The log differs: nothing of it is taken.
+    Differs,
+}
+
+impl Replay {
+    /// A replay that goes on after what `progress` and the open lines of `lines` have.
+    pub(super) fn new(progress: &Progress, lines: &mut Lines, fidelity: Fidelity) -> Self {
+        let mut streams = PerStream::<Skip>::default();
+        for stream in Stream::ALL {
+            let held = match fidelity {
+                Fidelity::Exact => Vec::new(),
+                Fidelity::Utf8 => lines.take_incomplete(stream),
+            };
+            let position = &progress.streams[stream];
+            let open = lines.open(stream);
+            let open_logged =
+                position.open_logged(fidelity) + logged_len(fidelity, position.open, open);
+            let mut recent = position.recent().to_vec();
+            recent.extend_from_slice(open);
+            let skip = &mut streams[stream];
+            skip.lines = position.lines;
+            skip.open = open_logged;
+            (skip.expected, _) = logged_recent(
+                fidelity,
+                position.open + open.len() as u64,
+                position.bytes + open.len() as u64,
+                &recent,
+            );
+            skip.held = held;
+            if skip.lines == 0 && skip.open == 0 {
+                skip.state = SkipState::Passed;
+            }
+        }
+        Self { streams }
+    }
+
+    /// The part of `chunk` that is new. `Err`: the log differs from what is captured, said once.
+    pub(super) fn push(&mut self, chunk: &Chunk) -> Result<Bytes, GapReason> {
+        let skip = &mut self.streams[chunk.stream];
+        match skip.state {
+            SkipState::Passed => Ok(chunk.bytes.clone()),
+            SkipState::Differs => Ok(Bytes::new()),
+            SkipState::Skipping => {
+                let passed = skip.pass(&chunk.bytes);
+                if skip.lines > 0 || skip.open > 0 {
+                    return Ok(Bytes::new());
+                }
+                let common = skip.seen.len().min(skip.expected.len());
+                let agrees = skip
+                    .seen
+                    .ends_with(&skip.expected[skip.expected.len() - common..]);
+                skip.seen = Vec::new();
+                if agrees {
+                    skip.state = SkipState::Passed;
+                    Ok(chunk.bytes.slice(passed..))
+                } else {
+                    skip.state = SkipState::Differs;
+                    Err(GapReason::LogDiffers)
+                }
+            }
+        }
+    }
+
+    /// Ends the replay: the streams whose position the log did not reach. What was held back of
+    /// a stream that the log did not go on with is given back to `lines`.
+    pub(super) fn finish(
+        self,
+        lines: &mut Lines,
+        batch: &mut crate::sink::Batch,
+    ) -> Vec<(Stream, GapReason)> {
+        let mut shorter = Vec::new();
+        for stream in Stream::ALL {
+            let skip = &self.streams[stream];
+            if skip.state != SkipState::Passed {
+                lines.push(crate::Timestamp::now(), stream, &skip.held, batch);
+            }
+            if skip.state == SkipState::Skipping {
+                shorter.push((stream, GapReason::LogShorter));
+            }
+        }
+        shorter
+    }
+}
+
+impl Skip {
+    /// Takes bytes up to the position, and says how many those are.
+    fn pass(&mut self, bytes: &[u8]) -> usize {
+        let mut passed = 0;
+        if self.lines > 0 {
+            match memchr_iter(b'\n', bytes).nth((self.lines - 1) as usize) {
+                Some(end) => {
+                    self.lines = 0;
+                    passed = end + 1;
+                }
+                None => {
+                    self.lines -= memchr_iter(b'\n', bytes).count() as u64;
+                    passed = bytes.len();
+                }
+            }
+        }
+        if self.lines == 0 {
+            let open = (bytes.len() - passed).min(usize::try_from(self.open).unwrap_or(usize::MAX));
+            self.open -= open as u64;
+            passed += open;
+        }
+        self.see(&bytes[..passed]);
+        passed
+    }
+
+    fn see(&mut self, bytes: &[u8]) {
+        let keep = self.expected.len();
+        let bytes = &bytes[bytes.len().saturating_sub(keep)..];
+        if self.seen.len() + bytes.len() > 2 * keep {
+            let drop = (self.seen.len() + bytes.len() - keep).min(self.seen.len());
+            self.seen.drain(..drop);
+        }
+        self.seen.extend_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fidelity::logged;
+    use super::*;
+    use crate::Timestamp;
+    use crate::sink::{Batch, RecordRef};
+    use proptest::prelude::*;
+
+    fn rebuilt(batch: &Batch) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for record in batch.iter() {
+            if let RecordRef::Output {
+                bytes: line,
+                partial,
+                ..
+            } = record
+            {
+                bytes.extend_from_slice(line);
+                if !partial {
+                    bytes.push(b'\n');
+                }
+            }
+        }
+        bytes
+    }
+
+    /// Captures `first` bytes of `output` by a tap, of which only the first `lost_from` records
+    /// reach the log where that is given, and the rest by replay.
+    fn resume(
+        output: &[u8],
+        first: usize,
+        crash: bool,
+        fidelity: Fidelity,
+        chunk: usize,
+    ) -> (Vec<u8>, Vec<(Stream, GapReason)>, bool) {
+        let now = Timestamp::now();
+        let mut lines = Lines::default();
+        let mut progress = Progress::default();
+        let mut batch = Batch::new();
+        lines.push(now, Stream::Stdout, &output[..first], &mut batch);
+        progress.observe_batch(&batch);
+        let mut bytes = rebuilt(&batch);
+        if crash {
+            lines = Lines::default();
+        }
+        let mut log = Vec::new();
+        logged(fidelity, 0, output, &mut log);
+        let mut replay = Replay::new(&progress, &mut lines, fidelity);
+        let mut batch = Batch::new();
+        let mut differs = false;
+        for part in log.chunks(chunk) {
+            match replay.push(&Chunk {
+                stream: Stream::Stdout,
+                bytes: Bytes::copy_from_slice(part),
+            }) {
+                Ok(new) => lines.push(now, Stream::Stdout, &new, &mut batch),
+                Err(_) => differs = true,
+            }
+        }
+        let gaps = replay.finish(&mut lines, &mut batch);
+        lines.finish(now, &mut batch);
+        bytes.extend(rebuilt(&batch));
+        (bytes, gaps, differs)
+    }
+
+    fn text() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(
+            prop_oneof![
+                Just("x".to_string()),
+                Just("é€🦀".to_string()),
+                Just("\n".to_string()),
+                Just("🦀".repeat(5000)),
+                Just("ab".repeat(9000)),
+                "[a-z]{0,40}\n",
+            ],
+            0..40,
+        )
+        .prop_map(|parts| parts.concat().into_bytes())
+    }
+
+    proptest! {
+        /// Invariant 4: a replay after any byte, in the same process or after its death.
+        #[test]
+        fn a_replay_goes_on_exactly_where_the_capture_ended(
+            output in text(),
+            first in any::<usize>(),
+            crash in any::<bool>(),
+            chunk in 1usize..70_000,
+        ) {
+            let first = first % (output.len() + 1);
+            let (bytes, gaps, differs) = resume(&output, first, crash, Fidelity::Exact, chunk);
+            prop_assert!(gaps.is_empty() && !differs);
+            prop_assert!(bytes == output);
+
+            // Through a log that replaces, as many lines, and equal where nothing was replaced.
+            let (bytes, gaps, differs) = resume(&output, first, crash, Fidelity::Utf8, chunk);
+            prop_assert!(gaps.is_empty() && !differs, "{gaps:?} {differs}");
+            let lines = |bytes: &[u8]| memchr_iter(b'\n', bytes).count();
+            prop_assert_eq!(lines(&bytes), lines(&output));
+            if !String::from_utf8_lossy(&bytes).contains('\u{FFFD}') {
+                prop_assert!(bytes == output);
+            }
+        }
+
+        #[test]
+        fn a_replay_of_random_bytes_loses_no_line(
+            output in prop::collection::vec(any::<u8>(), 0..5000),
+            first in any::<usize>(),
+            crash in any::<bool>(),
+        ) {
+            let first = first % (output.len() + 1);
+            let (bytes, gaps, differs) = resume(&output, first, crash, Fidelity::Utf8, 997);
+            prop_assert!(gaps.is_empty() && !differs);
+            prop_assert_eq!(
+                memchr_iter(b'\n', &bytes).count(),
+                memchr_iter(b'\n', &output).count()
+            );
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_shorter_or_differs_is_found() {
+        let mut lines = Lines::default();
+        let mut progress = Progress::default();
+        let mut batch = Batch::new();
+        lines.push(Timestamp::now(), Stream::Stdout, b"a\nb\nc\n", &mut batch);
+        progress.observe_batch(&batch);
+        let chunk = |bytes: &'static [u8]| Chunk {
+            stream: Stream::Stdout,
+            bytes: Bytes::from_static(bytes),
+        };
+
+        let mut replay = Replay::new(&progress, &mut lines, Fidelity::Exact);
+        assert_eq!(replay.push(&chunk(b"a\nb\n")), Ok(Bytes::new()));
+        assert_eq!(
+            replay.finish(&mut lines, &mut batch),
+            [(Stream::Stdout, GapReason::LogShorter)]
+        );
+
+        let mut replay = Replay::new(&progress, &mut lines, Fidelity::Exact);
+        assert_eq!(
+            replay.push(&chunk(b"a\nX\nc\nd\n")),
+            Err(GapReason::LogDiffers)
+        );
+        assert_eq!(replay.push(&chunk(b"e\n")), Ok(Bytes::new()));
+    }
+}

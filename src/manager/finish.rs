@@ -1,0 +1,435 @@
+//! From the end of a container to the seal: evidence, replay, and the last record.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio::time::{Duration, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::exit::Backoff;
+use super::monitor::{Monitor, Watched};
+use super::root::{Root, RunFile};
+use crate::capture::{Capture, Progress, PumpEnd, Signals, TAIL_RECORDS, Tail};
+use crate::runtime::{Fidelity, LogsRequest, RuntimeError};
+use crate::sink::{
+    Event as Record, Gap, GapReason, RecordRef, Resume, ResumeCause, Resumed, Start, Stop, Visit,
+};
+use crate::{
+    Backstop, ContainerId, Ending, Error, Evidence, KeepContainer, Result, RunId, Seal, Stream,
+    Timestamp, Verdict,
+};
+
+/// A tap that ended longer than this before its container is not taken for whole.
+const EARLY: Duration = Duration::from_secs(2);
+/// How long the tail of the engine's log may take, and how large it may be.
+const TAIL_TIME: Duration = Duration::from_secs(30);
+const TAIL_BYTES: usize = 8 << 20;
+/// How often the removal of a container is tried before it is left to the next opening.
+const REMOVALS: u32 = 3;
+
+/// What one try to get at the rest of the output came to.
+struct Rest {
+    evidence: Evidence,
+    gaps: Vec<Gap>,
+}
+
+impl Monitor {
+    /// Captures the rest, and seals the file: tries until it succeeds.
+    pub(super) async fn finish(
+        &mut self,
+        mut file: RunFile,
+        mut capture: Capture,
+        mut watched: Watched,
+    ) -> RunFile {
+        let mut backoff = Backoff::new();
+        let seal = loop {
+            match self.try_finish(&file, &mut capture, &mut watched).await {
+                Ok(seal) => break seal,
+                Err(error) => {
+                    self.stands_in_the_way(&error);
+                    backoff.pause().await;
+                }
+            }
+        };
+        file.seal = Some(seal);
+        self.close(&file, capture.progress.last_lines()).await;
+        file
+    }
+
+    /// Writes down that a run is sealed, and tells everyone.
+    pub(super) async fn close(&mut self, file: &RunFile, last_lines: Vec<String>) {
+        let sealed = file.clone();
+        let recorded = self
+            .context
+            .on_disk("record the end in", move |root| root.write_run(&sealed))
+            .await;
+        if let Err(error) = recorded {
+            // The seal is in the audit file, which wins; the next opening writes it down.
+            tracing::warn!(run = %self.place.run, error = %error.chain(), "run.json is behind");
+        }
+        self.status.send_modify(|status| {
+            status.seal = file.seal.clone();
+            status.problem = None;
+            status.last_lines = last_lines;
+            status.settled = true;
+            status.elsewhere = false;
+        });
+    }
+
+    async fn try_finish(
+        &mut self,
+        file: &RunFile,
+        capture: &mut Capture,
+        watched: &mut Watched,
+    ) -> Result<Seal> {
+        if capture.needs_log()
+            && let Some(seal) = self.resume_log(file, capture, watched).await?
+        {
+            return Ok(seal);
+        }
+        let mut left = watched.left.clone();
+        left.extend(self.foreign_stops().await?);
+        capture.write(left).await?;
+        watched.left.clear();
+
+        let rest = self.capture_rest(file, capture, watched).await?;
+        capture.finish_lines().await?;
+        let mut gaps = Vec::new();
+        for gap in rest.gaps {
+            if !capture.progress.has_gap(gap.reason, gap.stream) {
+                gaps.push(Record::Gap(gap));
+            }
+        }
+        capture.write(gaps).await?;
+        let progress = &capture.progress;
+        let seal = Seal {
+            ts: Timestamp::now(),
+            exit: watched.ended.ending.clone(),
+            verdict: match progress {
+                Progress { gaps: 1.., .. } => Verdict::Gap,
+                Progress { lossy: true, .. } => Verdict::Lossy,
+                _ => Verdict::Complete,
+            },
+            evidence: rest.evidence,
+            records: progress.records,
+            bytes: progress.bytes(),
+            gaps: progress.gaps,
+            stopped: progress.stopped.or(self.stopper.cause),
+            container: file.record.container.clone(),
+            image_digest: progress
+                .started
+                .as_ref()
+                .and_then(|started| started.image_digest.clone()),
+            capture_seconds: watched.at.elapsed().as_secs_f64(),
+            sha256: String::new(),
+        };
+        capture.seal(seal).await
+    }
+
+    /// Opens the log again after the sink has failed. `Some`: it is sealed already.
+    async fn resume_log(
+        &mut self,
+        file: &RunFile,
+        capture: &mut Capture,
+        watched: &Watched,
+    ) -> Result<Option<Seal>> {
+        let started = capture.progress.started.clone();
+        let (progress, visit) = reading();
+        match self.context.sink.resume(&self.place, visit).await? {
+            Resumed::Sealed(seal) => return Ok(Some(seal)),
+            Resumed::Open { log, torn } => {
+                capture.resume(read(&progress), log);
+                let resume = Record::Resume(Resume {
+                    ts: Timestamp::now(),
+                    cause: ResumeCause::Sink,
+                    torn,
+                });
+                capture.write(vec![resume]).await?;
+            }
+            Resumed::Absent => {
+                let start = Start::new(file.record.clone());
+                let log = self.context.sink.open(&self.place, &start).await?;
+                let mut progress = Progress::default();
+                progress.observe(RecordRef::Event(&Record::Start(Box::new(start))));
+                capture.resume(progress, log);
+            }
+        }
+        if capture.progress.started.is_none()
+            && !watched.ended.ending.never_started()
+            && let Some(started) = started
+        {
+            capture
+                .write(vec![Record::Started(Box::new(started))])
+                .await?;
+        }
+        Ok(None)
+    }
+
+    /// What other processes left as requests to stop the run.
+    async fn foreign_stops(&mut self) -> Result<Vec<Record>> {
+        let run = self.place.run.clone();
+        let stops = self
+            .context
+            .on_disk(
+                "read the requests in",
+                move |root| Ok(root.take_stops(&run)),
+            )
+            .await?;
+        Ok(stops.into_iter().map(Record::Stop).collect())
+    }
+
+    /// Gets what the tap did not give, or proves that there is nothing.
+    async fn capture_rest(
+        &mut self,
+        file: &RunFile,
+        capture: &mut Capture,
+        watched: &Watched,
+    ) -> Result<Rest> {
+        let rest = |evidence| Rest {
+            evidence,
+            gaps: Vec::new(),
+        };
+        let gap = |evidence, reason| Rest {
+            evidence,
+            gaps: vec![Gap::new(reason)],
+        };
+        let ended = &watched.ended;
+        let Some(container) = file.record.container.clone() else {
+            return Ok(match &ended.ending {
+                Ending::Lost { .. } => gap(Evidence::None, GapReason::LogUnreadable),
+                _ => rest(Evidence::NeverStarted),
+            });
+        };
+        if ended.ending.never_started() {
+            return Ok(rest(Evidence::NeverStarted));
+        }
+        let whole = watched.eof.is_some();
+        if capture.limit_reached() {
+            let dropped = capture.dropped();
+            let gaps = Stream::ALL
+                .into_iter()
+                .filter(|stream| dropped[*stream] > 0)
+                .map(|stream| Gap {
+                    stream: Some(stream),
+                    bytes: whole.then_some(dropped[stream]),
+                    ..Gap::new(GapReason::OutputLimit)
+                })
+                .collect();
+            return Ok(Rest {
+                evidence: if whole { Evidence::Eof } else { Evidence::None },
+                gaps,
+            });
+        }
+        let without_log = |reason| match whole {
+            true => rest(Evidence::Eof),
+            false => gap(Evidence::None, reason),
+        };
+        if matches!(ended.ending, Ending::Removed { .. }) {
+            return Ok(without_log(GapReason::Removed));
+        }
+        if ended.started_again {
+            return Ok(without_log(GapReason::StartedAgain));
+        }
+        let backstop = file.record.settings.backstop;
+        if backstop == Backstop::None || !self.context.runtime.capabilities().logs {
+            return Ok(without_log(GapReason::NoBackstop));
+        }
+        let fidelity = match self.fidelity(capture, watched, &container).await {
+            Ok(Some(fidelity)) => fidelity,
+            Ok(None) => return Ok(without_log(GapReason::LogUnreadable)),
+            Err(error) if error.is_not_found() => return Ok(without_log(GapReason::Removed)),
+            Err(error) => return Err(error.into()),
+        };
+        let tty = file.record.settings.tty;
+        let proven = match watched.eof {
+            Some(eof) if !ended.interrupted && eof + EARLY > watched.at => {
+                self.tail_agrees(capture, &container, tty, fidelity).await
+            }
+            _ => false,
+        };
+        if proven {
+            return Ok(rest(Evidence::Tail));
+        }
+        match self.replay(capture, &container, tty, fidelity, whole).await {
+            Ok(()) => Ok(rest(Evidence::Replay)),
+            Err(Error::Runtime(error)) if error.is_not_found() => {
+                Ok(without_log(GapReason::Removed))
+            }
+            Err(Error::Runtime(error)) if error.is_fact() => Ok(Rest {
+                evidence: Evidence::None,
+                gaps: vec![Gap {
+                    detail: Some(error.to_string()),
+                    ..Gap::new(GapReason::LogUnreadable)
+                }],
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the engine's log does to the bytes; `None`: it cannot be read.
+    async fn fidelity(
+        &mut self,
+        capture: &mut Capture,
+        watched: &Watched,
+        container: &ContainerId,
+    ) -> Result<Option<Fidelity>, RuntimeError> {
+        if let Some(inspection) = &watched.ended.inspection {
+            return Ok(inspection.log.fidelity);
+        }
+        match &capture.progress.started {
+            Some(started) if !started.log.driver.is_empty() => Ok(started.log.fidelity),
+            _ => Ok(self.context.runtime.inspect(container).await?.log.fidelity),
+        }
+    }
+
+    /// Whether the tail of the engine's log shows that the capture has all of it.
+    async fn tail_agrees(
+        &mut self,
+        capture: &mut Capture,
+        container: &ContainerId,
+        tty: bool,
+        fidelity: Fidelity,
+    ) -> bool {
+        let read = async {
+            let request = LogsRequest::tail(tty, TAIL_RECORDS);
+            let mut stream = self.context.runtime.logs(container, request).await.ok()?;
+            let mut tail = Tail::default();
+            while let Some(chunk) = stream.next().await {
+                tail.push(&chunk.ok()?);
+                if tail.len() > TAIL_BYTES {
+                    return None;
+                }
+            }
+            Some(tail)
+        };
+        match timeout(TAIL_TIME, read).await {
+            Ok(Some(tail)) => tail.agrees(&capture.progress, capture.lines(), fidelity),
+            _ => false,
+        }
+    }
+
+    /// Reads the engine's log from its start, and captures what comes after what there is.
+    async fn replay(
+        &mut self,
+        capture: &mut Capture,
+        container: &ContainerId,
+        tty: bool,
+        fidelity: Fidelity,
+        whole_tap: bool,
+    ) -> Result<()> {
+        let exited = CancellationToken::new();
+        exited.cancel();
+        let mut signals = Signals {
+            events: mpsc::unbounded_channel().1,
+            exited,
+            limit: CancellationToken::new(),
+        };
+        let request = LogsRequest::all(tty);
+        let stream = self.context.runtime.logs(container, request).await?;
+        let end = capture
+            .replay(stream, fidelity, whole_tap, &mut signals)
+            .await;
+        match end {
+            PumpEnd::Eof => Ok(()),
+            PumpEnd::Broken(error) => Err(error.into()),
+            PumpEnd::Silent => Err(RuntimeError::Timeout {
+                operation: "read the container's log",
+                after: Duration::from_secs(10),
+            }
+            .into()),
+            PumpEnd::Stalled => Err(Error::Stalled),
+            PumpEnd::Sink(error) => Err(error),
+        }
+    }
+
+    /// Removes the container of a sealed run, as the policy says (invariant 3).
+    pub(super) async fn remove_by_policy(&mut self, file: &RunFile) {
+        let (Some(seal), Some(container)) = (&file.seal, &file.record.container) else {
+            return;
+        };
+        if !may_remove(seal, file.record.settings.keep) {
+            return;
+        }
+        let mut backoff = Backoff::new();
+        for _ in 0..REMOVALS {
+            // Without force: one that runs was started again by someone, and is theirs.
+            match self.context.runtime.remove(container, false).await {
+                Ok(()) => return,
+                Err(error) if error.is_not_found() => return,
+                Err(error) => {
+                    tracing::warn!(run = %self.place.run, %container, %error, "cannot remove it");
+                    if error.is_fact() {
+                        return;
+                    }
+                }
+            }
+            backoff.pause().await;
+        }
+    }
+}
+
+/// Whether the container of a run with this seal is removed.
+pub(super) fn may_remove(seal: &Seal, keep: KeepContainer) -> bool {
+    if seal.exit.never_started() {
+        return true;
+    }
+    let gap = seal.verdict == Verdict::Gap;
+    match keep {
+        KeepContainer::Never => true,
+        KeepContainer::OnGap => !gap,
+        KeepContainer::OnFailure => !gap && seal.exit.success(),
+        KeepContainer::Always => false,
+    }
+}
+
+/// A visitor for a log that is read back, and where what it sees can be fetched from.
+pub(super) fn reading() -> (Arc<std::sync::Mutex<Progress>>, Visit) {
+    let progress = Arc::new(std::sync::Mutex::new(Progress::default()));
+    let seen = Arc::clone(&progress);
+    let visit = Box::new(move |record: RecordRef<'_>| {
+        if let Ok(mut progress) = seen.lock() {
+            progress.observe(record);
+        }
+    });
+    (progress, visit)
+}
+
+/// What a visitor has seen.
+pub(super) fn read(progress: &std::sync::Mutex<Progress>) -> Progress {
+    progress
+        .lock()
+        .map(|mut progress| std::mem::take(&mut *progress))
+        .unwrap_or_default()
+}
+
+impl Root {
+    /// Takes the requests to stop a run that other processes have left.
+    fn take_stops(&self, run: &RunId) -> Vec<Stop> {
+        let Ok(entries) = std::fs::read_dir(self.folder(run)) else {
+            return Vec::new();
+        };
+        let mut stops = Vec::new();
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let is_request = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|name| name.starts_with("stop-") && name.ends_with(".json"));
+            if is_request
+                && let Ok(bytes) = std::fs::read(&path)
+                && let Ok(stop) = serde_json::from_slice(&bytes)
+            {
+                stops.push(stop);
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+        stops
+    }
+
+    /// Leaves a request to stop a run, for its owner to record.
+    pub(super) fn leave_stop(&self, run: &RunId, stop: &Stop) -> Result<()> {
+        let name = format!("stop-{}.json", RunId::generate());
+        let bytes = serde_json::to_vec(stop).unwrap_or_default();
+        crate::disk::write_atomic(&self.folder(run).join(name), &bytes)
+    }
+}
