@@ -63,7 +63,7 @@ fn started() -> Record {
         "log": {
             "driver": "json-file",
             "options": {"max-file": "1", "max-size": "1000000g", "mode": "blocking"},
-            "fidelity": {"utf8": {"piece": 16384}},
+            "fidelity": "utf8",
         },
         "engine": "docker",
         "engine_version": "26.1.5",
