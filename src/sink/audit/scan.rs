@@ -133,7 +133,7 @@ impl<R: Read> Scanner<R> {
                 }
                 Line::Event(Event::End(end)) => {
                     if let Err(flaw) = self.end(&end) {
-                        return Ok(Err(flaw));
+                        return Ok(Err(*flaw));
                     }
                     seal = Some(end);
                 }
@@ -146,17 +146,20 @@ impl<R: Read> Scanner<R> {
         }
     }
 
-    fn end(&mut self, end: &Seal) -> Result<(), Flaw> {
+    fn end(&mut self, end: &Seal) -> Result<(), Box<Flaw>> {
         let mut digest = self.lines.digest_before();
         let Some((head, stated)) = line::split_seal(self.lines.line()) else {
-            return Err(self.fixed("the end record does not end in its digest"));
+            return Err(self
+                .fixed("the end record does not end in its digest")
+                .into());
         };
         digest.update(head);
         if line::hex(&digest.finalize()).as_bytes() != stated {
-            return Err(Flaw {
+            let since = self.since_check("the end record");
+            return Err(Box::new(Flaw {
                 fixed: true,
-                ..self.since_check("the end record")
-            });
+                ..since
+            }));
         }
         let told = Tally {
             records: end.records,
@@ -164,10 +167,12 @@ impl<R: Read> Scanner<R> {
             gaps: end.gaps,
         };
         if told != self.tally {
-            return Err(self.fixed(format!(
-                "the end record counts {told}, the file has {}",
-                self.tally
-            )));
+            return Err(self
+                .fixed(format!(
+                    "the end record counts {told}, the file has {}",
+                    self.tally
+                ))
+                .into());
         }
         Ok(())
     }
