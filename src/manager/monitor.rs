@@ -45,6 +45,8 @@ pub(super) struct Monitor {
     pub(super) status: watch::Sender<Status>,
     pub(super) stops: mpsc::UnboundedReceiver<StopRequest>,
     pub(super) hub: Arc<Hub>,
+    /// When the engine was asked to start the container.
+    pub(super) launched: Option<Instant>,
     /// Held while this task owns the run.
     pub(super) lock: Option<File>,
     pub(super) stopper: Stopper,
@@ -78,6 +80,7 @@ impl Monitor {
             status,
             stops,
             hub,
+            launched: None,
             lock: None,
             stopper: Stopper::default(),
             secrets: Secrets::default(),
@@ -258,6 +261,7 @@ impl Monitor {
             let error = self.record_early_stop(request, capture).await;
             return Err(self.abandon(&container, error).await);
         }
+        self.launched = Some(Instant::now());
         if let Err(error) = runtime.start(&container).await {
             self.did_it_start(&container, error).await?;
         }

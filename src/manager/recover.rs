@@ -433,6 +433,7 @@ impl Monitor {
                     Err(error) if error.is_not_found() => continue,
                     Err(error) => return Err(error.into()),
                 },
+                Phase::Removing => sleep(LOOK).await,
                 Phase::Running => {
                     let now = inspection.started_at;
                     self.record_started(capture, &container, inspection).await?;
