@@ -34,10 +34,15 @@ async fn many(
             tokio::spawn(async move {
                 let run = manager.start(spec).await.unwrap();
                 let outcome = end(&run).await;
-                let audit = read(&outcome);
-                let checked = check(&audit);
-                let fine = outcome.success() && audit.verdict() == "complete" && checked.is_ok();
-                (!fine).then(|| format!("{checked:?}\n{}\n{:?}", audit.end, audit.all("gap")))
+                // Not on a thread that other runs are captured on.
+                let checked = tokio::task::spawn_blocking(move || {
+                    let audit = read(&outcome);
+                    let checked = check(&audit);
+                    let complete = outcome.success() && audit.verdict() == "complete";
+                    let fine = complete && checked.is_ok();
+                    (!fine).then(|| format!("{checked:?}\n{}\n{:?}", audit.end, audit.all("gap")))
+                });
+                checked.await.unwrap()
             })
         })
         .buffer_unordered(width)
