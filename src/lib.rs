@@ -1,5 +1,7 @@
 //! Run containers with an audit file for every run.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used))]
+
 mod capture;
 mod disk;
 mod error;
@@ -18,6 +20,8 @@ pub use manager::{
 pub use outcome::{
     Ending, Evidence, Exit, Outcome, PerStream, Seal, SealState, StopCause, Stream, Verdict,
 };
+#[cfg(feature = "docker")]
+pub use runtime::docker::Docker;
 pub use runtime::{Runtime, RuntimeError};
 pub use sink::{Jsonl, LogSink};
 pub use spec::{

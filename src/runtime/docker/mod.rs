@@ -1,1 +1,519 @@
-//! docker stub
+//! The adapter to Docker, and to engines that speak its protocol, such as Podman.
+//!
+//! Requests with a short answer go through [bollard]. Output does not: bollard takes a stream
+//! apart by guessing the framing from its bytes, so that a container could hide what it prints,
+//! and it does not tell when the engine has answered. Output, and whatever else has to be seen as
+//! the engine sends it, comes over connections of their own to the same address.
+//!
+//! # Logging
+//!
+//! moat logs no secret. bollard does: with the level `debug` of the target `bollard`, it logs each
+//! request to create a container, with its environment. Where a program logs at that level, leave
+//! bollard out of it, with a filter such as `debug,bollard=info`.
+//!
+//! [bollard]: https://docs.rs/bollard
+
+mod address;
+mod copy;
+mod create;
+mod credentials;
+mod demux;
+mod dial;
+mod errors;
+mod inspect;
+mod output;
+mod patch;
+mod pull;
+#[cfg(feature = "tls")]
+mod tls;
+mod transport;
+
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::query_parameters::{
+    CreateContainerOptions, KillContainerOptions, RemoveContainerOptions, StartContainerOptions,
+};
+use futures::StreamExt;
+use tokio::time::{Instant, sleep, timeout};
+
+use self::address::{Address, Environment};
+use self::create::Log;
+use self::dial::Dial;
+use self::errors::{Failure, Refusal};
+use self::output::Output;
+use self::transport::{Answer, Call, exchange};
+use super::{
+    Archive, Capabilities, CreateRequest, Created, Engine, Found, Inspection, LogsRequest,
+    OutputStream, Runtime, RuntimeError, WaitStatus,
+};
+use crate::{ContainerId, Result, RootId, RunSpec};
+
+/// The bound of each call that has one.
+const BOUND: Duration = Duration::from_secs(30);
+/// bollard's own bound: one that is never reached, so that ours decides.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How often a container is looked at whose removal is under way.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// Docker, or an engine that speaks its protocol.
+///
+/// Clones share nothing but the address: each request has a connection of its own.
+///
+/// ```no_run
+/// # async fn run() -> moat::Result<()> {
+/// let docker = moat::runtime::docker::Docker::connect().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Docker {
+    client: bollard::Docker,
+    dial: Dial,
+    /// The address, as errors show it.
+    address: String,
+    engine: Engine,
+    podman: bool,
+}
+
+impl fmt::Debug for Docker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Docker")
+            .field("address", &self.address)
+            .field("engine", &self.engine)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Docker {
+    /// Connects to the engine that the environment names, else to the one on this machine.
+    ///
+    /// `DOCKER_HOST` is one of `unix://`, `tcp://`, `http://` and, with the feature `tls`,
+    /// `https://`. TLS is spoken for `https://`, and for `tcp://` where `DOCKER_TLS_VERIFY` is set,
+    /// with `ca.pem`, `cert.pem` and `key.pem` from the folder `DOCKER_CERT_PATH` (default: that of
+    /// Docker's configuration file); an engine without a certificate of that CA is refused.
+    ///
+    /// Without `DOCKER_HOST` it is the first socket that exists of `/var/run/docker.sock`,
+    /// `$XDG_RUNTIME_DIR/docker.sock` and `~/.docker/run/docker.sock`. Contexts of Docker's own
+    /// client are not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Unavailable`] says why the engine cannot be reached, and what to do about
+    /// it; [`RuntimeError::Timeout`]: it did not answer within 30 s.
+    ///
+    /// # Cancel safety
+    ///
+    /// It changes nothing, and can be dropped.
+    pub async fn connect() -> Result<Self> {
+        Self::open(Address::local(&Environment::read())?).await
+    }
+
+    /// Connects to the engine at `address`: `unix://`, `tcp://`, `http://` or `https://`.
+    ///
+    /// But for `DOCKER_HOST`, the environment holds as it does for [`connect`](Self::connect).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    ///
+    /// It changes nothing, and can be dropped.
+    pub async fn connect_to(address: &str) -> Result<Self> {
+        Self::open(Address::parse(address, &Environment::read())?).await
+    }
+
+    /// Takes a client that the caller already has, and the address that it is connected to.
+    ///
+    /// Output is read over connections of moat's own to `address`, which must lead to the same
+    /// engine: see the [module's documentation](self). The client's own time limit is not used.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    ///
+    /// It changes nothing, and can be dropped.
+    pub async fn with_client(client: bollard::Docker, address: &str) -> Result<Self> {
+        let address = Address::parse(address, &Environment::read())?;
+        let dial = Dial::new(address)?;
+        Ok(Self::greet(client.with_timeout(NEVER), dial).await?)
+    }
+
+    async fn open(address: Address) -> Result<Self> {
+        let dial = Dial::new(address)?;
+        let client = dial.client(NEVER)?;
+        Ok(Self::greet(client, dial).await?)
+    }
+
+    /// Asks who is there, by both ways, and settles on a version of the protocol.
+    async fn greet(client: bollard::Docker, dial: Dial) -> Result<Self, RuntimeError> {
+        const OPERATION: &str = "tell its version";
+        let address = dial.address().to_string();
+        // An answer that is none is as good as no engine: it is something else that listens there.
+        let strange = |failure| match failure {
+            Failure::Refused(refusal) => Failure::Unreachable(format!(
+                "what listens there refused to tell its version: {} (HTTP status {})",
+                refusal.message, refusal.status
+            )),
+            failure => failure,
+        };
+        let ping = async {
+            let answer = exchange(&dial, Call::get("/_ping"), BOUND).await?;
+            answer.accepted(BOUND).await
+        };
+        ping.await
+            .map_err(|failure| strange(failure).error(OPERATION, &address))?;
+        let greeting = async {
+            let client = client.negotiate_version().await?;
+            let version = client.version().await?;
+            Ok((client, version))
+        };
+        let (client, version) = bounded(greeting)
+            .await
+            .map_err(|failure| strange(failure).error(OPERATION, &address))?;
+        let components = version.components.unwrap_or_default();
+        let podman = components.iter().any(|c| c.name == "Podman Engine");
+        let name = if podman {
+            "Podman Engine"
+        } else {
+            "Docker Engine"
+        };
+        let mut engine = Engine::new(name, version.version.unwrap_or_default());
+        engine.api = client.client_version().to_string();
+        Ok(Self {
+            client,
+            dial,
+            address,
+            engine,
+            podman,
+        })
+    }
+
+    /// The path of a call, with the version of the protocol that was settled on.
+    fn path(&self, path: &str) -> String {
+        format!("/v{}{path}", self.engine.api)
+    }
+
+    /// The path of a call about a container.
+    fn container_path(&self, container: &ContainerId, path: &str) -> Result<String, Failure> {
+        Ok(self.path(&format!("/containers/{}{path}", checked(container)?)))
+    }
+
+    fn error(&self, operation: &'static str) -> impl FnOnce(Failure) -> RuntimeError {
+        let address = self.address.clone();
+        move |failure| failure.error(operation, &address)
+    }
+
+    async fn inspect_once(&self, container: &ContainerId) -> Result<Inspection, Failure> {
+        let call = Call::get(self.container_path(container, "/json")?);
+        let json = whole(&self.dial, call).await?;
+        inspect::inspection(&json, self.podman)
+    }
+
+    async fn wait_once(&self, container: &ContainerId) -> Result<WaitStatus, Failure> {
+        let call = Call::post(self.container_path(container, "/wait")?);
+        let call = call.query("condition", "not-running");
+        // Some engines send the head of their answer only with the answer itself.
+        let answer = exchange(&self.dial, call, NEVER).await?;
+        let mut answer = answer.accepted(BOUND).await?;
+        let mut json = Vec::new();
+        while let Some(data) = answer.data().await {
+            json.extend_from_slice(&data?);
+            if let Some(status) = inspect::wait_status(&json)? {
+                return Ok(status);
+            }
+            if json.len() > 64 << 10 {
+                break;
+            }
+        }
+        Err(Failure::Broken("the answer ended before it was one".into()))
+    }
+
+    /// Waits until a container is gone that is being removed.
+    async fn watch_removal(&self, container: &ContainerId) -> Result<(), Failure> {
+        let deadline = Instant::now() + BOUND;
+        while Instant::now() < deadline {
+            match self.inspect_once(container).await {
+                Err(failure) if failure.refusal(Refusal::is_no_container).is_some() => {
+                    return Ok(());
+                }
+                Err(failure @ Failure::Refused(_)) | Err(failure @ Failure::Broken(_)) => {
+                    tracing::debug!(?failure, %container, "while it is being removed");
+                }
+                Err(failure) => return Err(failure),
+                Ok(_) => {}
+            }
+            sleep(GLANCE).await;
+        }
+        Err(Failure::Timeout(BOUND))
+    }
+
+    async fn create_once(&self, request: &CreateRequest<'_>, log: Log) -> Result<Created, Failure> {
+        let mut body = create::body(request, log);
+        if let Some(patch) = request.spec.patch() {
+            body = patch::apply(body, patch)
+                .map_err(|error| Failure::Refused(Refusal::new(400, &error.to_string())))?;
+        }
+        let options = CreateContainerOptions {
+            name: Some(request.name.to_owned()),
+            platform: request.spec.settings().platform.clone().unwrap_or_default(),
+        };
+        let created = bounded(self.client.create_container(Some(options), body)).await?;
+        Ok(Created {
+            container: ContainerId::new(created.id),
+            warnings: created.warnings,
+        })
+    }
+}
+
+#[async_trait]
+impl Runtime for Docker {
+    fn name(&self) -> &'static str {
+        "docker"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NONE.with_tap().with_logs()
+    }
+
+    async fn engine(&self) -> Result<Engine, RuntimeError> {
+        let version = bounded(self.client.version()).await;
+        let version = version.map_err(self.error("tell its version"))?;
+        // It can have been replaced by another version since.
+        Ok(Engine {
+            version: version.version.unwrap_or_default(),
+            ..self.engine.clone()
+        })
+    }
+
+    fn validate(&self, spec: &RunSpec) -> Result<()> {
+        check(spec)
+    }
+
+    async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
+        self.prepare_image(spec).await
+    }
+
+    async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
+        const OPERATION: &str = "create the container";
+        let log = Log::of(request.spec.settings().backstop);
+        let mut created = self.create_once(&request, log).await;
+        // Where the engine's default for `json-file` is a buffer that can overflow, its size is
+        // merged in, and refused together with our `blocking`. Another driver is left alone.
+        let merged = |refusal: &Refusal| log == Log::JsonFile && refusal.says("max-buffer-size");
+        if let Err(failure) = &created
+            && failure.refusal(merged).is_some()
+        {
+            created = self.create_once(&request, Log::Local).await;
+        }
+        created.map_err(|failure| match failure.refusal(Refusal::is_no_image) {
+            Some(refusal) => RuntimeError::NoSuchImage {
+                image: request.spec.settings().image.clone(),
+                reason: refusal.message.clone(),
+            },
+            None => failure.error(OPERATION, &self.address),
+        })
+    }
+
+    async fn tap(&self, container: &ContainerId, tty: bool) -> Result<OutputStream, RuntimeError> {
+        const OPERATION: &str = "attach to the container";
+        let answer = async {
+            let call = Call::post(self.container_path(container, "/attach")?)
+                .query("stream", "1")
+                .query("stdout", "1")
+                .query("stderr", "1")
+                .upgrade();
+            accepted(&self.dial, call).await
+        };
+        let answer = answer.await.map_err(self.error(OPERATION))?;
+        Ok(Output::new(answer, tty, OPERATION, self.address.clone()).boxed())
+    }
+
+    async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {
+        let start = async {
+            let id = checked(container)?;
+            bounded(
+                self.client
+                    .start_container(id, None::<StartContainerOptions>),
+            )
+            .await
+        };
+        start.await.map_err(self.error("start the container"))
+    }
+
+    async fn wait(&self, container: &ContainerId) -> Result<WaitStatus, RuntimeError> {
+        let status = self.wait_once(container).await;
+        status.map_err(self.error("wait for the container"))
+    }
+
+    async fn inspect(&self, container: &ContainerId) -> Result<Inspection, RuntimeError> {
+        let inspection = self.inspect_once(container).await;
+        inspection.map_err(self.error("inspect the container"))
+    }
+
+    async fn logs(
+        &self,
+        container: &ContainerId,
+        request: LogsRequest,
+    ) -> Result<OutputStream, RuntimeError> {
+        const OPERATION: &str = "read the container's log";
+        let answer = async {
+            let follow = if request.follow { "1" } else { "0" };
+            let tail = request.tail.map_or("all".to_owned(), |n| n.to_string());
+            let call = Call::get(self.container_path(container, "/logs")?)
+                .query("stdout", "1")
+                .query("stderr", "1")
+                .query("timestamps", "0")
+                .query("follow", follow)
+                .query("tail", &tail);
+            accepted(&self.dial, call).await
+        };
+        let answer = answer.await.map_err(self.error(OPERATION))?;
+        Ok(Output::new(answer, request.tty, OPERATION, self.address.clone()).boxed())
+    }
+
+    async fn signal(&self, container: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
+        const OPERATION: &str = "signal the container";
+        let kill = async {
+            let id = checked(container)?;
+            let signal = signal.to_owned();
+            let options = KillContainerOptions { signal };
+            bounded(self.client.kill_container(id, Some(options))).await
+        };
+        kill.await.map_err(|failure| match &failure {
+            // Older engines answer with 500.
+            Failure::Refused(refusal) if refusal.says("is not running") => RuntimeError::Conflict {
+                operation: OPERATION,
+                reason: refusal.message.clone(),
+            },
+            _ => failure.error(OPERATION, &self.address),
+        })
+    }
+
+    async fn remove(&self, container: &ContainerId, force: bool) -> Result<(), RuntimeError> {
+        let remove = async {
+            let id = checked(container)?;
+            let options = RemoveContainerOptions {
+                v: true,
+                force,
+                link: false,
+            };
+            let removed = bounded(self.client.remove_container(id, Some(options))).await;
+            match removed {
+                // That someone else is at it says nothing of whether it runs; its end does.
+                Err(failure)
+                    if failure
+                        .refusal(|refusal| {
+                            refusal.status == 409 && refusal.says("already in progress")
+                        })
+                        .is_some() =>
+                {
+                    self.watch_removal(container).await
+                }
+                removed => removed,
+            }
+        };
+        remove.await.map_err(self.error("remove the container"))
+    }
+
+    async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
+        let found = async {
+            let label = format!("{}={root}", create::ROOT_LABEL);
+            let filters = serde_json::json!({"label": [label]}).to_string();
+            let call = Call::get(self.path("/containers/json"))
+                .query("all", "1")
+                .query("filters", &filters);
+            inspect::found(&whole(&self.dial, call).await?)
+        };
+        found.await.map_err(self.error("list the containers"))
+    }
+
+    async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError> {
+        self.download(container, path).await
+    }
+
+    async fn copy_in(
+        &self,
+        container: &ContainerId,
+        path: &str,
+        archive: Archive,
+    ) -> Result<(), RuntimeError> {
+        self.upload(container, path, archive).await
+    }
+}
+
+/// What can be checked of a spec without an engine.
+fn check(spec: &RunSpec) -> Result<()> {
+    if let Some(patch) = spec.patch() {
+        let log = Log::of(spec.settings().backstop);
+        patch::apply(create::draft(spec, log), patch)?;
+    }
+    Ok(())
+}
+
+/// The id as part of a path: one that holds anything else would make another call of it.
+fn checked(container: &ContainerId) -> Result<&str, Failure> {
+    let id = container.as_str();
+    let valid = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if id.starts_with(|c: char| c.is_ascii_alphanumeric()) && id.chars().all(valid) {
+        return Ok(id);
+    }
+    let message = format!("{id:?} is not the id of a container");
+    Err(Failure::Refused(Refusal::new(400, &message)))
+}
+
+/// A call of the client, within the bound.
+async fn bounded<T>(
+    call: impl Future<Output = Result<T, bollard::errors::Error>>,
+) -> Result<T, Failure> {
+    match timeout(BOUND, call).await {
+        Ok(result) => result.map_err(Failure::from),
+        Err(_) => Err(Failure::Timeout(BOUND)),
+    }
+}
+
+/// An answer whose head has arrived, and is no error.
+async fn accepted(dial: &Dial, call: Call) -> Result<Answer, Failure> {
+    exchange(dial, call, BOUND).await?.accepted(BOUND).await
+}
+
+/// An answer as a whole.
+async fn whole(dial: &Dial, call: Call) -> Result<bytes::Bytes, Failure> {
+    let whole = async {
+        let answer = exchange(dial, call, BOUND).await?;
+        answer.accepted(BOUND).await?.whole(BOUND).await
+    };
+    let whole = timeout(BOUND, whole).await;
+    whole.unwrap_or(Err(Failure::Timeout(BOUND)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_id_cannot_make_another_call_of_a_path() {
+        for bad in ["", "..", "a/b", "a?b", "a b", "json#", "é", "../images/x"] {
+            let error = checked(&ContainerId::new(bad)).unwrap_err();
+            assert!(matches!(
+                error.error("x", "y"),
+                RuntimeError::Rejected { .. }
+            ));
+        }
+        assert!(checked(&ContainerId::new("moat-01-a_b.c")).is_ok());
+    }
+
+    #[test]
+    fn a_bad_patch_is_refused_before_there_is_an_engine() {
+        let spec = RunSpec::new("busybox").engine_patch(json!({"Tty": true}));
+        let error = check(&spec).unwrap_err().to_string();
+        assert!(error.starts_with("invalid engine_patch: Tty"), "{error}");
+        check(&RunSpec::new("busybox")).unwrap();
+    }
+}

@@ -1,0 +1,418 @@
+//! From what to run to the body of `POST /containers/create`.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, DeviceMapping, DeviceRequest, EndpointSettings, HostConfig,
+    HostConfigLogConfig, Mount as EngineMount, MountTmpfsOptions, MountType, NetworkingConfig,
+    PortBinding, PortMap, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+};
+
+use crate::runtime::CreateRequest;
+use crate::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, Settings, Stdin};
+
+/// The label with the id of the root.
+pub(super) const ROOT_LABEL: &str = "moat.root";
+/// The label with the id of the run.
+pub(super) const RUN_LABEL: &str = "moat.run";
+
+/// The size at which the engine's log would be cut, in bytes: a petabyte. `-1` is refused.
+const NEVER: &str = "1000000000000000";
+
+/// How the engine is asked to keep the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Log {
+    JsonFile,
+    Local,
+    None,
+}
+
+impl Log {
+    pub(super) fn of(backstop: Backstop) -> Self {
+        match backstop {
+            Backstop::Engine => Self::JsonFile,
+            Backstop::None => Self::None,
+        }
+    }
+
+    /// The driver's configuration. The engine merges its own defaults for the driver in, so each
+    /// option that could lose output is named, even where its value is the engine's usual one.
+    fn config(self) -> HostConfigLogConfig {
+        let typ = match self {
+            Self::JsonFile => "json-file",
+            Self::Local => "local",
+            Self::None => "none",
+        };
+        let options: &[(&str, &str)] = match self {
+            Self::None => &[],
+            _ => &[
+                ("max-file", "1"),
+                ("max-size", NEVER),
+                ("mode", "blocking"),
+                // With a single file the engine refuses to compress, at start.
+                ("compress", "false"),
+            ],
+        };
+        HostConfigLogConfig {
+            typ: Some(typ.to_owned()),
+            config: Some(options.iter().map(|(k, v)| pair(k, v)).collect()),
+        }
+    }
+}
+
+fn pair(name: &str, value: &str) -> (String, String) {
+    (name.to_owned(), value.to_owned())
+}
+
+/// The body for a request, without the patch.
+pub(super) fn body(request: &CreateRequest<'_>, log: Log) -> ContainerCreateBody {
+    let mut body = draft(request.spec, log);
+    let labels = body.labels.get_or_insert_default();
+    labels.extend([
+        pair(ROOT_LABEL, request.root.as_str()),
+        pair(RUN_LABEL, request.run.as_str()),
+    ]);
+    body
+}
+
+/// The body for a spec: all but moat's own labels, and the patch.
+pub(super) fn draft(spec: &RunSpec, log: Log) -> ContainerCreateBody {
+    let set = spec.settings();
+    let env: Vec<_> = spec
+        .environment()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect();
+    ContainerCreateBody {
+        image: Some(set.image.clone()),
+        cmd: some(set.cmd.clone()),
+        // What Docker's own client sends for 'none at all'.
+        entrypoint: set.entrypoint.clone().map(|entrypoint| {
+            if entrypoint.is_empty() {
+                vec![String::new()]
+            } else {
+                entrypoint
+            }
+        }),
+        env: some(env),
+        working_dir: set.workdir.clone(),
+        user: set.user.clone(),
+        hostname: set.hostname.clone(),
+        exposed_ports: some(set.ports.iter().map(port_key).collect()),
+        labels: Some(set.labels.clone().into_iter().collect()),
+        tty: Some(set.tty),
+        attach_stdin: Some(false),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        open_stdin: Some(set.stdin == Stdin::Open),
+        stdin_once: Some(false),
+        stop_signal: set.stop_signal.clone(),
+        host_config: Some(host_config(set, log)),
+        networking_config: networking(set),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn host_config(set: &Settings, log: Log) -> HostConfig {
+    HostConfig {
+        log_config: Some(log.config()),
+        auto_remove: Some(false),
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::NO),
+            maximum_retry_count: None,
+        }),
+        mounts: some(set.mounts.iter().map(mount).collect()),
+        network_mode: set.network.clone(),
+        port_bindings: ports(set),
+        extra_hosts: some(
+            set.extra_hosts
+                .iter()
+                .map(|(n, a)| format!("{n}:{a}"))
+                .collect(),
+        ),
+        dns: some(set.dns.clone()),
+        memory: set.memory.map(integer),
+        nano_cpus: set.cpus.map(|cpus| (cpus * 1e9).round() as i64),
+        pids_limit: set.pids_limit.map(integer),
+        shm_size: set.shm_size.map(integer),
+        ulimits: some(
+            set.ulimits
+                .iter()
+                .map(|limit| ResourcesUlimits {
+                    name: Some(limit.name.clone()),
+                    soft: Some(limit.soft),
+                    hard: Some(limit.hard),
+                })
+                .collect(),
+        ),
+        devices: some(
+            set.devices
+                .iter()
+                .map(|device| DeviceMapping {
+                    path_on_host: Some(device.host.clone()),
+                    path_in_container: Some(device.container.clone()),
+                    cgroup_permissions: Some(device.permissions.clone()),
+                })
+                .collect(),
+        ),
+        device_requests: set.gpus.as_ref().map(|gpus| vec![gpu_request(gpus)]),
+        sysctls: Some(set.sysctls.clone().into_iter().collect::<HashMap<_, _>>())
+            .filter(|sysctls| !sysctls.is_empty()),
+        cap_add: some(set.cap_add.clone()),
+        cap_drop: some(set.cap_drop.clone()),
+        security_opt: some(set.security_opt.clone()),
+        privileged: Some(set.privileged),
+        readonly_rootfs: Some(set.read_only),
+        // Said even where it is false: the engine may have another default.
+        init: Some(set.init),
+        runtime: set.oci_runtime.clone(),
+        ..HostConfig::default()
+    }
+}
+
+/// A mount by its type, which makes the engine refuse a source that does not exist, where the
+/// older `Binds` would make a folder.
+fn mount(mount: &Mount) -> EngineMount {
+    let (typ, source, read_only) = match mount {
+        Mount::Bind {
+            source, read_only, ..
+        } => {
+            let source = source.to_string_lossy().into_owned();
+            (MountType::BIND, Some(source), *read_only)
+        }
+        Mount::Volume {
+            name, read_only, ..
+        } => (MountType::VOLUME, Some(name.clone()), *read_only),
+        Mount::Tmpfs { read_only, .. } => (MountType::TMPFS, None, *read_only),
+    };
+    let size = match mount {
+        Mount::Tmpfs { size, .. } => *size,
+        _ => None,
+    };
+    EngineMount {
+        typ: Some(typ),
+        source,
+        target: Some(mount.target().to_owned()),
+        read_only: Some(read_only),
+        tmpfs_options: size.map(|size| MountTmpfsOptions {
+            size_bytes: Some(integer(size)),
+            ..MountTmpfsOptions::default()
+        }),
+        ..EngineMount::default()
+    }
+}
+
+fn networking(set: &Settings) -> Option<NetworkingConfig> {
+    let network = set.network.as_ref()?;
+    let aliases = some(set.network_aliases.clone())?;
+    let endpoint = EndpointSettings {
+        aliases: Some(aliases),
+        ..EndpointSettings::default()
+    };
+    Some(NetworkingConfig {
+        endpoints_config: Some(HashMap::from([(network.clone(), endpoint)])),
+    })
+}
+
+fn port_key(port: &Port) -> String {
+    let protocol = match port.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    };
+    format!("{}/{protocol}", port.container)
+}
+
+fn ports(set: &Settings) -> Option<PortMap> {
+    let mut map = PortMap::new();
+    for port in &set.ports {
+        let bindings = map.entry(port_key(port)).or_default();
+        bindings.get_or_insert_default().push(PortBinding {
+            host_ip: port.address.clone(),
+            host_port: port.host.map(|port| port.to_string()),
+        });
+    }
+    Some(map).filter(|map| !map.is_empty())
+}
+
+fn gpu_request(gpus: &Gpus) -> DeviceRequest {
+    let (count, ids) = match gpus {
+        Gpus::All => (Some(-1), None),
+        Gpus::Count(count) => (Some(i64::from(*count)), None),
+        Gpus::Ids(ids) => (None, Some(ids.clone())),
+    };
+    DeviceRequest {
+        count,
+        device_ids: ids,
+        capabilities: Some(vec![vec!["gpu".to_owned()]]),
+        ..DeviceRequest::default()
+    }
+}
+
+/// What is empty is left to the engine and the image.
+fn some<T>(values: Vec<T>) -> Option<Vec<T>> {
+    Some(values).filter(|values| !values.is_empty())
+}
+
+/// A number that `validate` has bounded.
+fn integer(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{RootId, RunId};
+    use serde_json::{Value, json};
+
+    fn json(spec: &RunSpec) -> Value {
+        let root = RootId::try_from("0123456789abcdef0123".to_owned()).unwrap();
+        let run = RunId::new("one").unwrap();
+        let request = CreateRequest::new("name", &root, &run, spec);
+        let log = Log::of(spec.settings().backstop);
+        serde_json::to_value(body(&request, log)).unwrap()
+    }
+
+    #[test]
+    fn a_plain_spec_says_all_that_the_promise_stands_on_and_nothing_else() {
+        assert_eq!(
+            json(&RunSpec::new("busybox:1")),
+            json!({
+                "Image": "busybox:1",
+                "Labels": {"moat.root": "0123456789abcdef0123", "moat.run": "one"},
+                "Tty": false,
+                "AttachStdin": false, "AttachStdout": true, "AttachStderr": true,
+                "OpenStdin": false, "StdinOnce": false,
+                "HostConfig": {
+                    "LogConfig": {"Type": "json-file", "Config": {
+                        "max-file": "1", "max-size": "1000000000000000",
+                        "mode": "blocking", "compress": "false",
+                    }},
+                    "AutoRemove": false,
+                    "RestartPolicy": {"Name": "no"},
+                    "Privileged": false, "ReadonlyRootfs": false, "Init": false,
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn each_setting_reaches_the_engine() {
+        let spec = RunSpec::new("busybox:1")
+            .cmd(["echo", "x"])
+            .entrypoint(["/bin/sh"])
+            .env("A", "b=c")
+            .env("EMPTY", "")
+            .workdir("/w")
+            .user("1:2")
+            .hostname("h")
+            .bind("/src", "/a")
+            .volume("cache", "/b")
+            .tmpfs("/c", Some(1 << 20))
+            .mount(Mount::Tmpfs {
+                target: "/d".into(),
+                size: None,
+                read_only: true,
+            })
+            .network("mine")
+            .network_alias("db")
+            .port(Port::tcp(80))
+            .port(Port::tcp(80).host(8080).address("127.0.0.1"))
+            .port(Port::udp(53).host(53))
+            .extra_host("me", "host-gateway")
+            .dns("1.1.1.1")
+            .memory(1 << 30)
+            .cpus(1.5)
+            .pids_limit(10)
+            .ulimit("nofile", 1, 2)
+            .shm_size(4096)
+            .device("/dev/null")
+            .gpus(Gpus::All)
+            .sysctl("net.x", "1")
+            .cap_add("NET_ADMIN")
+            .cap_drop("ALL")
+            .security_opt("no-new-privileges")
+            .privileged(true)
+            .read_only(true)
+            .init(true)
+            .oci_runtime("runsc")
+            .label("team", "x")
+            .tty(true)
+            .stdin(Stdin::Open)
+            .stop_signal("SIGINT");
+        let mut body = json(&spec);
+        let mut host = body["HostConfig"].take();
+        for key in ["LogConfig", "AutoRemove", "RestartPolicy"] {
+            host.as_object_mut().unwrap().remove(key);
+        }
+        assert_eq!(
+            body,
+            json!({
+                "Image": "busybox:1", "Cmd": ["echo", "x"], "Entrypoint": ["/bin/sh"],
+                "Env": ["A=b=c", "EMPTY="], "WorkingDir": "/w", "User": "1:2", "Hostname": "h",
+                "ExposedPorts": {"80/tcp": {}, "53/udp": {}},
+                "Labels": {
+                    "team": "x", "moat.root": "0123456789abcdef0123", "moat.run": "one",
+                },
+                "Tty": true, "AttachStdin": false, "AttachStdout": true, "AttachStderr": true,
+                "OpenStdin": true, "StdinOnce": false, "StopSignal": "SIGINT",
+                "HostConfig": null,
+                "NetworkingConfig": {"EndpointsConfig": {"mine": {"Aliases": ["db"]}}},
+            })
+        );
+        assert_eq!(
+            host,
+            json!({
+                "Mounts": [
+                    {"Type": "bind", "Source": "/src", "Target": "/a", "ReadOnly": false},
+                    {"Type": "volume", "Source": "cache", "Target": "/b", "ReadOnly": false},
+                    {"Type": "tmpfs", "Target": "/c", "ReadOnly": false,
+                        "TmpfsOptions": {"SizeBytes": 1048576}},
+                    {"Type": "tmpfs", "Target": "/d", "ReadOnly": true},
+                ],
+                "NetworkMode": "mine",
+                "PortBindings": {
+                    "80/tcp": [{}, {"HostIp": "127.0.0.1", "HostPort": "8080"}],
+                    "53/udp": [{"HostPort": "53"}],
+                },
+                "ExtraHosts": ["me:host-gateway"], "Dns": ["1.1.1.1"],
+                "Memory": 1073741824, "NanoCpus": 1500000000, "PidsLimit": 10,
+                "ShmSize": 4096, "Ulimits": [{"Name": "nofile", "Soft": 1, "Hard": 2}],
+                "Devices": [{"PathOnHost": "/dev/null", "PathInContainer": "/dev/null",
+                    "CgroupPermissions": "rwm"}],
+                "DeviceRequests": [{"Count": -1, "Capabilities": [["gpu"]]}],
+                "Sysctls": {"net.x": "1"}, "CapAdd": ["NET_ADMIN"], "CapDrop": ["ALL"],
+                "SecurityOpt": ["no-new-privileges"], "Privileged": true,
+                "ReadonlyRootfs": true, "Init": true, "Runtime": "runsc",
+            })
+        );
+    }
+
+    #[test]
+    fn an_entrypoint_of_nothing_is_none_at_all_and_not_the_images_own() {
+        let body = json(&RunSpec::new("x").entrypoint([""; 0]));
+        assert_eq!(body["Entrypoint"], json!([""]));
+        assert_eq!(json(&RunSpec::new("x"))["Entrypoint"], Value::Null);
+    }
+
+    #[test]
+    fn without_a_backstop_the_engine_keeps_no_log() {
+        let body = json(&RunSpec::new("x").backstop(Backstop::None));
+        assert_eq!(
+            body["HostConfig"]["LogConfig"],
+            json!({"Type": "none", "Config": {}})
+        );
+    }
+
+    #[test]
+    fn gpus_are_asked_for_by_count_or_by_id() {
+        let of = |gpus| serde_json::to_value(gpu_request(&gpus)).unwrap();
+        assert_eq!(
+            of(Gpus::Count(2)),
+            json!({"Count": 2, "Capabilities": [["gpu"]]})
+        );
+        assert_eq!(
+            of(Gpus::Ids(vec!["a".into()])),
+            json!({"DeviceIDs": ["a"], "Capabilities": [["gpu"]]})
+        );
+    }
+}

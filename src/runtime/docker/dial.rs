@@ -1,0 +1,196 @@
+//! Opening a connection to the engine: one way for the client, the tap and the log reader.
+
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bollard::ClientVersion;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::address::{Address, Endpoint};
+use super::errors::Unreachable;
+use crate::RuntimeError;
+
+/// Opens connections to one engine.
+#[derive(Debug, Clone)]
+pub(super) struct Dial {
+    address: Address,
+    #[cfg(feature = "tls")]
+    tls: Option<super::tls::Tls>,
+}
+
+impl Dial {
+    /// # Errors
+    ///
+    /// [`RuntimeError::Unavailable`] where the certificates for TLS cannot be used.
+    pub(super) fn new(address: Address) -> Result<Self, RuntimeError> {
+        Ok(Self {
+            #[cfg(feature = "tls")]
+            tls: match &address.certificates {
+                Some(folder) => {
+                    let tls = super::tls::Tls::load(folder).map_err(|Unreachable(reason)| {
+                        RuntimeError::Unavailable {
+                            address: address.to_string(),
+                            reason,
+                        }
+                    })?;
+                    Some(tls)
+                }
+                None => None,
+            },
+            address,
+        })
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Opens a connection. Unbounded in time.
+    pub(super) async fn open(&self) -> Result<Wire, Unreachable> {
+        match &self.address.endpoint {
+            Endpoint::Unix(path) => {
+                let stream = UnixStream::connect(path).await;
+                let stream = stream.map_err(|error| no_socket(path, &error))?;
+                Ok(Wire(Box::new(stream)))
+            }
+            Endpoint::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await;
+                let stream = stream.map_err(|error| no_port(&error))?;
+                // Requests are small, and wait for nothing.
+                let _ = stream.set_nodelay(true);
+                #[cfg(feature = "tls")]
+                if let Some(tls) = &self.tls {
+                    return Ok(Wire(tls.wrap(stream, host).await?));
+                }
+                Ok(Wire(Box::new(stream)))
+            }
+        }
+    }
+
+    /// A client that connects through it; its own bound on requests is `bound`.
+    pub(super) fn client(&self, bound: Duration) -> Result<bollard::Docker, RuntimeError> {
+        let client: Client<Self, _> = Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(0)
+            .build(self.clone());
+        let send = move |request: bollard::BollardRequest| {
+            let response = client.request(request);
+            async move { response.await.map_err(|e| io::Error::other(e).into()) }
+        };
+        bollard::Docker::connect_with_custom_transport(
+            send,
+            Some(format!("http://{}", self.address.authority())),
+            bound.as_secs(),
+            NEWEST,
+        )
+        .map_err(|error| RuntimeError::Unavailable {
+            address: self.address.to_string(),
+            reason: error.to_string(),
+        })
+    }
+}
+
+const NEWEST: &ClientVersion = bollard::API_DEFAULT_VERSION;
+
+impl tower_service::Service<hyper::Uri> for Dial {
+    type Response = TokioIo<Wire>;
+    type Error = Unreachable;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Unreachable>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Unreachable>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: hyper::Uri) -> Self::Future {
+        let dial = self.clone();
+        Box::pin(async move { dial.open().await.map(TokioIo::new) })
+    }
+}
+
+fn no_socket(path: &Path, error: &io::Error) -> Unreachable {
+    let path = path.display();
+    Unreachable(match error.kind() {
+        io::ErrorKind::NotFound => format!(
+            "there is no socket at {path}: is the engine running? If it listens elsewhere, set \
+             DOCKER_HOST"
+        ),
+        io::ErrorKind::ConnectionRefused => {
+            format!("nothing listens at {path}: is the engine running?")
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "permission to connect to {path} is denied: add the user to the group that owns it, \
+             `docker` as a rule, and log in again, or set DOCKER_HOST to the user's own engine"
+        ),
+        _ => error.to_string(),
+    })
+}
+
+fn no_port(error: &io::Error) -> Unreachable {
+    Unreachable(match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            "connection refused: is the engine running, and does it listen there?".into()
+        }
+        _ => error.to_string(),
+    })
+}
+
+/// Bytes to and from an engine.
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A connection to an engine, of whichever kind.
+pub(super) struct Wire(Box<dyn Duplex>);
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, into)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+}
+
+impl Connection for Wire {
+    fn connected(&self) -> Connected {
+        Connected::new()
+    }
+}

@@ -1,0 +1,353 @@
+//! What the engine tells of a container. Read as JSON of our own: bollard's model refuses states
+//! that it does not know, and Podman has some.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::create;
+use super::errors::Failure;
+use crate::runtime::{Fidelity, Found, Inspection, LogConfig, Status, WaitStatus};
+use crate::{ContainerId, RunId, Timestamp};
+
+/// An answer to `GET /containers/{id}/json`, as far as it matters.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Container {
+    state: State,
+    #[serde(default, deserialize_with = "or_default")]
+    image: String,
+    #[serde(default, deserialize_with = "or_default")]
+    config: Config,
+    #[serde(default, deserialize_with = "or_default")]
+    host_config: HostConfig,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct State {
+    status: String,
+    #[serde(default, deserialize_with = "or_default")]
+    exit_code: i64,
+    #[serde(default, rename = "OOMKilled", deserialize_with = "or_default")]
+    oom_killed: bool,
+    #[serde(default, deserialize_with = "or_default")]
+    error: String,
+    #[serde(default, deserialize_with = "or_default")]
+    started_at: String,
+    #[serde(default, deserialize_with = "or_default")]
+    finished_at: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    #[serde(default)]
+    stop_signal: Value,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HostConfig {
+    #[serde(default, deserialize_with = "or_default")]
+    log_config: Log,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Log {
+    #[serde(default, rename = "Type", deserialize_with = "or_default")]
+    driver: String,
+    #[serde(default, deserialize_with = "or_default")]
+    config: BTreeMap<String, String>,
+}
+
+/// An item of the answer to `GET /containers/json`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+    #[serde(default, deserialize_with = "or_default")]
+    labels: HashMap<String, String>,
+    state: String,
+}
+
+/// What comes for `null` in the place of a value.
+fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// The answer to an inspection.
+pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failure> {
+    let container: Container = parse(json)?;
+    let state = container.state;
+    let status = status(&state.status)?;
+    let text = |text: String| Some(text).filter(|text| !text.is_empty());
+    Ok(Inspection {
+        started_at: time(&state.started_at)?,
+        finished_at: time(&state.finished_at)?,
+        code: match status {
+            Status::Running => None,
+            // A failed start leaves its code; without one, 0 stands for nothing.
+            Status::Created => Some(state.exit_code).filter(|&code| code != 0),
+            Status::Ended => Some(state.exit_code),
+        },
+        oom_killed: state.oom_killed,
+        error: text(state.error),
+        image_digest: text(container.image),
+        stop_signal: match container.config.stop_signal {
+            Value::String(signal) => text(signal),
+            Value::Number(signal) => Some(signal.to_string()),
+            _ => None,
+        },
+        log: log(container.host_config.log_config, podman),
+        ..Inspection::new(status)
+    })
+}
+
+/// The answer to a listing: each container with the label of its run.
+pub(super) fn found(json: &[u8]) -> Result<Vec<Found>, Failure> {
+    let listed: Vec<Listed> = parse(json)?;
+    let mut found = Vec::with_capacity(listed.len());
+    for container in listed {
+        let run = container.labels.get(create::RUN_LABEL);
+        let run = run.map(|run| RunId::new(run.as_str()));
+        let Some(Ok(run)) = run else {
+            tracing::warn!(
+                container = container.id,
+                "skipped a container of this root: its label {} names no run",
+                create::RUN_LABEL,
+            );
+            continue;
+        };
+        found.push(Found {
+            container: ContainerId::new(container.id),
+            run,
+            status: status(&container.state)?,
+        });
+    }
+    Ok(found)
+}
+
+/// The answer to a wait, once it is whole; `None`: more of it is to come.
+pub(super) fn wait_status(json: &[u8]) -> Result<Option<WaitStatus>, Failure> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Wait {
+        status_code: Option<i64>,
+        error: Option<WaitError>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct WaitError {
+        #[serde(default, deserialize_with = "or_default")]
+        message: String,
+    }
+    let wait: Wait = match serde_json::Deserializer::from_slice(json)
+        .into_iter()
+        .next()
+    {
+        None => return Ok(None),
+        Some(Err(error)) if error.is_eof() => return Ok(None),
+        Some(wait) => wait.map_err(senseless)?,
+    };
+    let error = wait.error.map(|error| error.message);
+    let error = error.filter(|message| !message.is_empty());
+    Ok(Some(WaitStatus {
+        // -1, and 0 beside an error, say that the engine did not see the end.
+        code: wait
+            .status_code
+            .filter(|&code| code > 0 || (code == 0 && error.is_none())),
+        error,
+    }))
+}
+
+/// Where a container is in its life, by the word of Docker or of Podman.
+fn status(word: &str) -> Result<Status, Failure> {
+    match word.to_ascii_lowercase().as_str() {
+        "created" | "configured" | "initialized" => Ok(Status::Created),
+        "running" | "paused" | "restarting" | "stopping" => Ok(Status::Running),
+        "exited" | "dead" | "removing" | "stopped" => Ok(Status::Ended),
+        _ => Err(Failure::Broken(format!(
+            "{word:?} is not a state of a container that is known"
+        ))),
+    }
+}
+
+/// A time of the engine; the year 1 stands for 'never'.
+fn time(text: &str) -> Result<Option<Timestamp>, Failure> {
+    if text.is_empty() || text.starts_with("0001-01-01T") {
+        return Ok(None);
+    }
+    // Two executions are told apart by their times: what is not understood is not left out.
+    let time = text.parse();
+    time.map(Some)
+        .map_err(|_| Failure::Broken(format!("{text:?} is not a time")))
+}
+
+fn log(log: Log, podman: bool) -> LogConfig {
+    let fidelity = match log.driver.as_str() {
+        "json-file" | "k8s-file" if podman => Some(Fidelity::Exact),
+        "json-file" => Some(Fidelity::Utf8),
+        "local" => Some(Fidelity::Exact),
+        _ => None,
+    };
+    LogConfig {
+        driver: log.driver,
+        options: log.config,
+        fidelity,
+    }
+}
+
+fn parse<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, Failure> {
+    serde_json::from_slice(json).map_err(senseless)
+}
+
+fn senseless(error: serde_json::Error) -> Failure {
+    // Not the error's own text: it can quote the answer, and with it the environment.
+    Failure::Broken(format!(
+        "the answer is not what was expected, at line {} column {}",
+        error.line(),
+        error.column()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn inspect(state: Value) -> Inspection {
+        let json = json!({"State": state, "Image": "sha256:abc", "Config": {"StopSignal": "SIGINT"},
+            "HostConfig": {"LogConfig": {"Type": "json-file", "Config": {"max-file": "1"}}}});
+        inspection(json.to_string().as_bytes(), false).unwrap()
+    }
+
+    #[test]
+    fn a_container_that_never_ran_has_no_times_and_no_code() {
+        let seen = inspect(json!({"Status": "created", "ExitCode": 0, "Error": "",
+            "OOMKilled": false, "StartedAt": "0001-01-01T00:00:00Z",
+            "FinishedAt": "0001-01-01T00:00:00Z"}));
+        assert_eq!(seen.status, Status::Created);
+        assert_eq!((seen.started_at, seen.finished_at), (None, None));
+        assert_eq!(seen.code, None);
+        assert_eq!(seen.error, None);
+        assert_eq!(seen.image_digest.as_deref(), Some("sha256:abc"));
+        assert_eq!(seen.stop_signal.as_deref(), Some("SIGINT"));
+        assert_eq!(seen.log.driver, "json-file");
+        assert_eq!(seen.log.options["max-file"], "1");
+        assert_eq!(seen.log.fidelity, Some(Fidelity::Utf8));
+    }
+
+    #[test]
+    fn a_failed_start_leaves_a_created_container_with_its_code() {
+        let seen = inspect(json!({"Status": "created", "ExitCode": 127, "Error": "no such file"}));
+        assert_eq!(seen.status, Status::Created);
+        assert_eq!(seen.code, Some(127));
+        assert_eq!(seen.error.as_deref(), Some("no such file"));
+    }
+
+    #[test]
+    fn a_running_container_has_no_code() {
+        let seen = inspect(json!({"Status": "running", "ExitCode": 0,
+            "StartedAt": "2026-11-22T18:23:25.491211661Z"}));
+        assert_eq!((seen.status, seen.code), (Status::Running, None));
+        assert!(seen.started_at.is_some());
+    }
+
+    #[test]
+    fn an_ended_container_keeps_what_the_engine_says_of_its_end() {
+        let seen = inspect(
+            json!({"Status": "exited", "ExitCode": 137, "OOMKilled": true,
+            "FinishedAt": "2026-11-22T18:23:25.5+01:00"}),
+        );
+        assert_eq!((seen.status, seen.code), (Status::Ended, Some(137)));
+        assert!(seen.oom_killed);
+        assert_eq!(
+            seen.finished_at.unwrap().to_string(),
+            "2026-11-22T17:23:25.500000000Z"
+        );
+    }
+
+    #[test]
+    fn each_engines_words_for_a_state_are_known_and_others_are_no_fact() {
+        for (word, expected) in [
+            ("configured", Status::Created),
+            ("initialized", Status::Created),
+            ("paused", Status::Running),
+            ("restarting", Status::Running),
+            ("stopping", Status::Running),
+            ("stopped", Status::Ended),
+            ("removing", Status::Ended),
+            ("dead", Status::Ended),
+        ] {
+            assert_eq!(status(word).unwrap(), expected, "{word}");
+        }
+        let error = status("melting").unwrap_err().error("inspect", "x");
+        assert!(!error.is_fact());
+        let time = time("yesterday").unwrap_err().error("inspect", "x");
+        assert!(!time.is_fact());
+    }
+
+    #[test]
+    fn the_log_of_each_driver_is_what_it_is() {
+        let of = |driver: &str, podman| {
+            let driver = driver.to_owned();
+            let config = BTreeMap::new();
+            log(Log { driver, config }, podman).fidelity
+        };
+        assert_eq!(of("json-file", false), Some(Fidelity::Utf8));
+        assert_eq!(of("json-file", true), Some(Fidelity::Exact));
+        assert_eq!(of("k8s-file", true), Some(Fidelity::Exact));
+        assert_eq!(of("local", false), Some(Fidelity::Exact));
+        assert_eq!(of("none", false), None);
+        assert_eq!(of("syslog", false), None);
+    }
+
+    #[test]
+    fn a_wait_says_the_code_and_never_takes_an_error_for_success() {
+        let heard = |json: Value| wait_status(json.to_string().as_bytes()).unwrap().unwrap();
+        assert_eq!(heard(json!({"StatusCode": 7})).code, Some(7));
+        assert_eq!(heard(json!({"StatusCode": 0, "Error": null})).code, Some(0));
+        assert_eq!(heard(json!({"StatusCode": -1})).code, None);
+        assert_eq!(heard(json!({})).code, None);
+        let lost = heard(json!({"StatusCode": 0, "Error": {"Message": "canceled"}}));
+        assert_eq!(lost.code, None);
+        assert_eq!(lost.error.as_deref(), Some("canceled"));
+        let failed = heard(json!({"StatusCode": 127, "Error": {"Message": "bad"}}));
+        assert_eq!(failed.code, Some(127));
+    }
+
+    #[test]
+    fn half_an_answer_to_a_wait_is_no_answer() {
+        assert!(wait_status(b"").unwrap().is_none());
+        assert!(wait_status(b"{\"StatusCode\":").unwrap().is_none());
+        assert!(wait_status(b"{\"StatusCode\":1}\n").unwrap().is_some());
+        assert!(wait_status(b"<html>").is_err());
+    }
+
+    #[test]
+    fn containers_without_a_valid_run_are_skipped() {
+        let json = json!([
+            {"Id": "a", "State": "running", "Labels": {"moat.run": "one"}},
+            {"Id": "b", "State": "running", "Labels": {"moat.run": "../x"}},
+            {"Id": "c", "State": "running", "Labels": null},
+            {"Id": "d", "State": "exited", "Labels": {"moat.run": "two"}},
+        ]);
+        let found = found(json.to_string().as_bytes()).unwrap();
+        let ids: Vec<_> = found.iter().map(|f| f.container.as_str()).collect();
+        assert_eq!(ids, ["a", "d"]);
+        assert_eq!(found[1].status, Status::Ended);
+    }
+
+    #[test]
+    fn an_answer_that_makes_no_sense_is_not_quoted() {
+        let json = br#"{"State": {"Status": 7}, "Config": "s3cr3t"}"#;
+        let error = inspection(json, false).unwrap_err().error("inspect", "x");
+        assert!(!error.is_fact());
+        assert!(!error.to_string().contains("s3cr3t"));
+    }
+}

@@ -1,0 +1,328 @@
+//! The caller's patch of the create request: merged, and refused where it breaks a promise or
+//! would be lost. Its values may be secrets: only its paths are told.
+
+use bollard::models::ContainerCreateBody;
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// What moat's promise stands on, and what to use instead.
+const OURS: [(&[&str], &str); 10] = [
+    (&["Image"], "the image is recorded: set it by RunSpec::new"),
+    (&["Tty"], "set it by RunSpec::tty"),
+    (&["OpenStdin"], "set it by RunSpec::stdin"),
+    (&["StdinOnce"], "moat sets it"),
+    (&["AttachStdin"], "moat sets it"),
+    (&["AttachStdout"], "moat sets it"),
+    (&["AttachStderr"], "moat sets it"),
+    (
+        &["HostConfig", "LogConfig"],
+        "moat reads the engine's log; see RunSpec::backstop",
+    ),
+    (
+        &["HostConfig", "AutoRemove"],
+        "moat removes the container after the seal; see RunSpec::keep",
+    ),
+    (
+        &["HostConfig", "RestartPolicy"],
+        "a run is one execution of a container",
+    ),
+];
+
+/// `body` with `patch` merged over it, as RFC 7396 has it.
+///
+/// # Errors
+///
+/// [`Error::InvalidSpec`] for `engine_patch`, with the path in it that cannot be taken.
+pub(super) fn apply(body: ContainerCreateBody, patch: &Value) -> Result<ContainerCreateBody> {
+    let Value::Object(entries) = patch else {
+        return refuse("a patch is a JSON object");
+    };
+    check(entries)?;
+    let base = serde_json::to_value(body).map_err(|_| Error::invalid(FIELD, "internal"))?;
+    let mut merged = base.clone();
+    merge(&mut merged, patch);
+    let Ok(body) = serde_json::from_value::<ContainerCreateBody>(merged.clone()) else {
+        let path = misfit(&base, patch).unwrap_or_default();
+        return refuse(&format!(
+            "the engine has another type of value for {}",
+            shown(&path)
+        ));
+    };
+    let kept = serde_json::to_value(&body).map_err(|_| Error::invalid(FIELD, "internal"))?;
+    let mut path = Vec::new();
+    if lost(patch, &merged, &kept, &mut path) {
+        return refuse(&format!("the engine does not know {}", shown(&path)));
+    }
+    Ok(body)
+}
+
+const FIELD: &str = "engine_patch";
+
+fn refuse<T>(reason: &str) -> Result<T> {
+    Err(Error::invalid(FIELD, reason))
+}
+
+fn shown(path: &[String]) -> String {
+    match path {
+        [] => "the patch as a whole".to_owned(),
+        path => path.join("."),
+    }
+}
+
+/// Refuses what would break a promise.
+fn check(patch: &Map<String, Value>) -> Result<()> {
+    for (path, reason) in OURS {
+        let mut place = patch;
+        for (depth, key) in path.iter().enumerate() {
+            match place.get(*key) {
+                None => break,
+                Some(Value::Object(inner)) if depth + 1 < path.len() => place = inner,
+                // The thing itself, or something that takes the place of all around it.
+                Some(_) => {
+                    let path = path[..=depth].join(".");
+                    return refuse(&format!("{path} cannot be patched: {reason}"));
+                }
+            }
+        }
+    }
+    match patch.get("Labels") {
+        None => Ok(()),
+        Some(Value::Object(labels)) => match labels.keys().find(|k| k.starts_with("moat.")) {
+            Some(label) => refuse(&format!(
+                "Labels.{label} cannot be patched: names under \"moat.\" are moat's own"
+            )),
+            None => Ok(()),
+        },
+        Some(_) => refuse("Labels cannot be replaced as a whole: moat's own are among them"),
+    }
+}
+
+/// JSON merge patch, RFC 7396.
+fn merge(target: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch.clone();
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    if let Value::Object(target) = target {
+        for (key, value) in patch {
+            if value.is_null() {
+                target.remove(key);
+            } else {
+                merge(target.entry(key).or_insert(Value::Null), value);
+            }
+        }
+    }
+}
+
+/// The first place in the patch that alone makes the body one that the engine cannot have.
+fn misfit(base: &Value, patch: &Value) -> Option<Vec<String>> {
+    fn visit(base: &Value, patch: &Value, path: &mut Vec<String>) -> bool {
+        let alone = path.iter().rev().fold(patch.clone(), |value, key| {
+            Value::Object(Map::from_iter([(key.clone(), value)]))
+        });
+        let mut merged = base.clone();
+        merge(&mut merged, &alone);
+        if serde_json::from_value::<ContainerCreateBody>(merged).is_ok() {
+            return false;
+        }
+        for (key, value) in patch.as_object().into_iter().flatten() {
+            path.push(key.clone());
+            if visit(base, value, path) {
+                return true;
+            }
+            path.pop();
+        }
+        true
+    }
+    let mut path = Vec::new();
+    visit(base, patch, &mut path).then_some(path)
+}
+
+/// Whether something that `patch` has set in `merged` is not in `kept`; `path` then leads to it.
+fn lost(patch: &Value, merged: &Value, kept: &Value, path: &mut Vec<String>) -> bool {
+    let Value::Object(entries) = patch else {
+        return !covers(kept, merged);
+    };
+    for (key, value) in entries {
+        if value.is_null() {
+            continue;
+        }
+        path.push(key.clone());
+        match (merged.get(key), kept.get(key)) {
+            (Some(merged), Some(kept)) if !lost(value, merged, kept, path) => {}
+            _ => return true,
+        }
+        path.pop();
+    }
+    false
+}
+
+/// Whether all of `wanted` is in `kept`, where null stands for nothing.
+fn covers(kept: &Value, wanted: &Value) -> bool {
+    match (kept, wanted) {
+        (Value::Object(kept), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(key, value)| covers(kept.get(key).unwrap_or(&Value::Null), value)),
+        (Value::Array(kept), Value::Array(wanted)) => {
+            kept.len() == wanted.len() && kept.iter().zip(wanted).all(|(k, w)| covers(k, w))
+        }
+        (kept, wanted) => kept == wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::create::{Log, draft};
+    use super::*;
+    use crate::RunSpec;
+    use serde_json::json;
+
+    fn patched(patch: Value) -> std::result::Result<Value, String> {
+        let spec = RunSpec::new("busybox").env("A", "b").label("team", "x");
+        apply(draft(&spec, Log::JsonFile), &patch)
+            .map(|body| serde_json::to_value(body).unwrap())
+            .map_err(|error| {
+                let text = error.to_string();
+                assert!(text.starts_with("invalid engine_patch: "), "{text}");
+                text
+            })
+    }
+
+    #[test]
+    fn a_patch_adds_replaces_and_removes() {
+        let body = patched(json!({
+            "HostConfig": {"OomScoreAdj": 500, "Tmpfs": {"/x": "size=1m"}, "Init": null},
+            "Env": ["X=y"],
+            "Labels": {"team": null, "new": "1"},
+            "Healthcheck": {"Test": ["NONE"]},
+            "ExposedPorts": {"80/tcp": {}},
+        }))
+        .unwrap();
+        assert_eq!(body["HostConfig"]["OomScoreAdj"], 500);
+        assert_eq!(body["HostConfig"]["Tmpfs"]["/x"], "size=1m");
+        assert_eq!(body["HostConfig"].get("Init"), None);
+        assert_eq!(body["HostConfig"]["LogConfig"]["Type"], "json-file");
+        assert_eq!(body["Env"], json!(["X=y"]));
+        assert_eq!(body["Labels"], json!({"new": "1"}));
+        assert_eq!(body["Healthcheck"], json!({"Test": ["NONE"]}));
+        assert_eq!(body["ExposedPorts"], json!({"80/tcp": {}}));
+    }
+
+    #[test]
+    fn what_the_promise_stands_on_is_refused_by_its_path() {
+        for (patch, path) in [
+            (json!({"Image": "x"}), "Image"),
+            (json!({"Tty": true}), "Tty"),
+            (json!({"Tty": null}), "Tty"),
+            (json!({"OpenStdin": true}), "OpenStdin"),
+            (json!({"StdinOnce": true}), "StdinOnce"),
+            (json!({"AttachStdin": true}), "AttachStdin"),
+            (json!({"AttachStdout": false}), "AttachStdout"),
+            (json!({"AttachStderr": null}), "AttachStderr"),
+            (json!({"HostConfig": null}), "HostConfig"),
+            (json!({"HostConfig": []}), "HostConfig"),
+            (
+                json!({"HostConfig": {"LogConfig": {}}}),
+                "HostConfig.LogConfig",
+            ),
+            (
+                json!({"HostConfig": {"AutoRemove": true}}),
+                "HostConfig.AutoRemove",
+            ),
+            (
+                json!({"HostConfig": {"RestartPolicy": {"Name": "always"}}}),
+                "HostConfig.RestartPolicy",
+            ),
+            (json!({"Labels": null}), "Labels"),
+            (json!({"Labels": "x"}), "Labels"),
+            (json!({"Labels": {"moat.run": "x"}}), "Labels.moat.run"),
+            (json!({"Labels": {"moat.root": null}}), "Labels.moat.root"),
+            (json!([]), "object"),
+            (json!(null), "object"),
+        ] {
+            let error = patched(patch.clone()).unwrap_err();
+            assert!(error.contains(path), "{patch}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_would_be_lost_is_refused_by_its_path_and_without_its_value() {
+        for (patch, path) in [
+            (json!({"Hostnme": "s3cr3t"}), "Hostnme"),
+            (json!({"hostconfig": {"Privileged": true}}), "hostconfig"),
+            (json!({"HostConfig": {"Oops": "s3cr3t"}}), "HostConfig.Oops"),
+            (
+                json!({"HostConfig": {"Mounts": [{"Type": "tmpfs", "Oops": "s3cr3t"}]}}),
+                "HostConfig.Mounts",
+            ),
+            (
+                json!({"Healthcheck": {"Tset": ["s3cr3t"]}}),
+                "Healthcheck.Tset",
+            ),
+            (json!({"Env": "s3cr3t"}), "Env"),
+            (
+                json!({"HostConfig": {"Memory": "s3cr3t"}}),
+                "HostConfig.Memory",
+            ),
+            (
+                json!({"Env": ["A=b"], "HostConfig": {"CgroupnsMode": "s3cr3t"}}),
+                "HostConfig.CgroupnsMode",
+            ),
+            (json!({"HostConfig": {"Dns": [1]}}), "HostConfig.Dns"),
+        ] {
+            let error = patched(patch.clone()).unwrap_err();
+            assert!(error.contains(path), "{patch}: {error}");
+            assert!(!error.contains("s3cr3t"), "{patch}: {error}");
+        }
+    }
+
+    #[test]
+    fn merging_follows_the_examples_of_the_rfc() {
+        for (target, patch, result) in [
+            (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
+            (
+                json!({"a": "b"}),
+                json!({"b": "c"}),
+                json!({"a": "b", "b": "c"}),
+            ),
+            (json!({"a": "b"}), json!({"a": null}), json!({})),
+            (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
+            (json!({"a": "c"}), json!({"a": ["b"]}), json!({"a": ["b"]})),
+            (
+                json!({"a": {"b": "c"}}),
+                json!({"a": {"b": "d", "c": null}}),
+                json!({"a": {"b": "d"}}),
+            ),
+            (
+                json!({"a": [{"b": "c"}]}),
+                json!({"a": [1]}),
+                json!({"a": [1]}),
+            ),
+            (json!(["a", "b"]), json!(["c", "d"]), json!(["c", "d"])),
+            (json!({"a": "b"}), json!(["c"]), json!(["c"])),
+            (
+                json!({"e": null}),
+                json!({"a": 1}),
+                json!({"e": null, "a": 1}),
+            ),
+            (
+                json!([1, 2]),
+                json!({"a": "b", "c": null}),
+                json!({"a": "b"}),
+            ),
+            (
+                json!({}),
+                json!({"a": {"bb": {"ccc": null}}}),
+                json!({"a": {"bb": {}}}),
+            ),
+        ] {
+            let mut merged = target.clone();
+            merge(&mut merged, &patch);
+            assert_eq!(merged, result, "{target} {patch}");
+        }
+    }
+}

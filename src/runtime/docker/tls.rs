@@ -1,0 +1,94 @@
+//! TLS to a remote engine, with the certificates of Docker's own client.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::dial::Duplex;
+use super::errors::Unreachable;
+
+/// Whom to trust, and who we are.
+#[derive(Clone)]
+pub(super) struct Tls(TlsConnector);
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+impl Tls {
+    /// Reads `ca.pem`, and, where they are there, `cert.pem` and `key.pem`. No other CA is trusted.
+    pub(super) fn load(folder: &Path) -> Result<Self, Unreachable> {
+        let mut roots = RootCertStore::empty();
+        let ca = folder.join("ca.pem");
+        for certificate in certificates(&ca)? {
+            roots.add(certificate).map_err(|e| bad(&ca, &e))?;
+        }
+        // The provider is named, since rustls panics where a program has two and chose none.
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| Unreachable(format!("TLS: {e}")))?
+            .with_root_certificates(roots);
+        let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+        let config = if cert.exists() || key.exists() {
+            let chain = certificates(&cert)?;
+            let secret = PrivateKeyDer::from_pem_file(&key).map_err(|e| bad(&key, &text(&e)))?;
+            config
+                .with_client_auth_cert(chain, secret)
+                .map_err(|e| bad(&cert, &e))?
+        } else {
+            config.with_no_client_auth()
+        };
+        Ok(Self(TlsConnector::from(Arc::new(config))))
+    }
+
+    pub(super) async fn wrap(
+        &self,
+        stream: TcpStream,
+        host: &str,
+    ) -> Result<Box<dyn Duplex>, Unreachable> {
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| Unreachable(format!("TLS: {host:?} is not the name of a server")))?;
+        match self.0.connect(name, stream).await {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => Err(Unreachable(format!(
+                "TLS: {error}: does the engine speak TLS there, and do ca.pem, cert.pem and \
+                 key.pem belong to it?"
+            ))),
+        }
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unreachable> {
+    let found: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<_, _>>)
+        .map_err(|e| bad(path, &text(&e)))?;
+    match found.is_empty() {
+        true => Err(bad(path, &"there is no certificate in it")),
+        false => Ok(found),
+    }
+}
+
+/// What is wrong with a file, without what is in it: it may be a key.
+fn text(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+            "there is no such file; DOCKER_CERT_PATH names its folder".into()
+        }
+        pem::Error::Io(error) => error.to_string(),
+        _ => "it is not PEM".into(),
+    }
+}
+
+fn bad(path: &Path, reason: &dyn fmt::Display) -> Unreachable {
+    Unreachable(format!("TLS: cannot use {}: {reason}", path.display()))
+}
