@@ -2,15 +2,17 @@
 //! looker-on can hold up the capture.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::{PerStream, Stream};
 
-/// How many pieces wait for one looker-on.
-const WAITING: usize = 256;
+/// How many bytes wait for one looker-on, with what a piece itself takes.
+const WAITING: usize = 1 << 20;
+const PIECE: usize = 128;
 
 /// A part of a stream, and where in the stream it is.
 #[derive(Debug, Clone)]
@@ -24,6 +26,11 @@ pub(crate) struct Piece {
 impl Piece {
     pub(crate) fn end(&self) -> u64 {
         self.offset + self.bytes.len() as u64
+    }
+
+    /// How much it takes while it waits.
+    fn cost(&self) -> usize {
+        self.bytes.len() + PIECE
     }
 }
 
@@ -41,8 +48,42 @@ pub(crate) struct Hub {
 struct Inner {
     /// What was received and is not in the log yet.
     pending: VecDeque<Piece>,
-    watchers: Vec<mpsc::Sender<Piece>>,
+    watchers: Vec<Watcher>,
     closed: bool,
+}
+
+#[derive(Debug)]
+struct Watcher {
+    sender: mpsc::UnboundedSender<Piece>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Watcher {
+    /// `false`: it has gone. One that is behind gets nothing.
+    fn show(&self, piece: &Piece) -> bool {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        if waiting > 0 && waiting + piece.cost() > WAITING {
+            return !self.sender.is_closed();
+        }
+        self.waiting.fetch_add(piece.cost(), Ordering::Relaxed);
+        self.sender.send(piece.clone()).is_ok()
+    }
+}
+
+/// What comes, for one looker-on.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    receiver: mpsc::UnboundedReceiver<Piece>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Pieces {
+    /// The next piece; `None` after the end. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Option<Piece> {
+        let piece = self.receiver.recv().await?;
+        self.waiting.fetch_sub(piece.cost(), Ordering::Relaxed);
+        Some(piece)
+    }
 }
 
 impl Hub {
@@ -53,12 +94,7 @@ impl Hub {
     /// Shows a piece to everyone who keeps up; the others find out from the next one.
     pub(super) fn publish(&self, piece: Piece) {
         let mut inner = self.lock();
-        inner.watchers.retain(|watcher| {
-            !matches!(
-                watcher.try_send(piece.clone()),
-                Err(mpsc::error::TrySendError::Closed(_))
-            )
-        });
+        inner.watchers.retain(|watcher| watcher.show(&piece));
         inner.pending.push_back(piece);
     }
 
@@ -70,15 +106,19 @@ impl Hub {
     }
 
     /// What is not in the log yet, and a receiver of what comes; `None` after the end.
-    pub(crate) fn subscribe(&self) -> (Vec<Piece>, Option<mpsc::Receiver<Piece>>) {
+    pub(crate) fn subscribe(&self) -> (Vec<Piece>, Option<Pieces>) {
         let mut inner = self.lock();
         let pending = inner.pending.iter().cloned().collect();
         if inner.closed {
             return (pending, None);
         }
-        let (sender, receiver) = mpsc::channel(WAITING);
-        inner.watchers.push(sender);
-        (pending, Some(receiver))
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        inner.watchers.push(Watcher {
+            sender,
+            waiting: Arc::clone(&waiting),
+        });
+        (pending, Some(Pieces { receiver, waiting }))
     }
 
     /// Ends it for everyone: nothing comes any more.
@@ -116,8 +156,8 @@ mod tests {
         assert_eq!((pending[0].offset, &pending[0].bytes[..]), (4, &b"two"[..]));
         hub.publish(piece(7, b"!\n"));
         hub.close();
-        assert_eq!(receiver.try_recv().unwrap().offset, 7);
-        assert!(receiver.try_recv().is_err());
+        assert_eq!(receiver.receiver.try_recv().unwrap().offset, 7);
+        assert!(receiver.receiver.try_recv().is_err());
         assert!(hub.subscribe().1.is_none());
     }
 
@@ -125,14 +165,14 @@ mod tests {
     fn a_looker_on_that_does_not_read_holds_nothing_up() {
         let hub = Hub::default();
         let (_, receiver) = hub.subscribe();
-        for n in 0..10_000 {
+        for n in 0..100_000 {
             hub.publish(piece(n, b"x"));
             hub.logged(PerStream {
                 stdout: n + 1,
                 ..PerStream::default()
             });
         }
-        assert!(receiver.unwrap().len() <= WAITING);
+        assert!(receiver.unwrap().receiver.len() * PIECE <= WAITING);
         assert!(hub.lock().pending.is_empty());
     }
 }

@@ -9,6 +9,6 @@ mod pump;
 mod replay;
 
 pub(crate) use evidence::{TAIL_RECORDS, Tail};
-pub(crate) use hub::{Hub, Piece};
+pub(crate) use hub::{Hub, Piece, Pieces};
 pub(crate) use progress::Progress;
 pub(crate) use pump::{Capture, PumpEnd, Signals};

@@ -21,13 +21,13 @@ use crate::sink::{Batch, Event, Gap, GapReason, RunLog};
 use crate::{Error, PerStream, Stream, Timestamp};
 
 /// Where the source is no longer read, until half of it is written.
-const MOST_QUEUED: usize = 8 << 20;
+const MOST_QUEUED: usize = 4 << 20;
 /// How long a source may stay unread: past it the sink is taken to be stalled.
 const MOST_BLOCKED: Duration = Duration::from_secs(2);
 /// How long after the exit a source may stay silent.
 const MOST_SILENT: Duration = Duration::from_secs(10);
 /// About how many bytes of output go to the sink at once.
-const BATCH: usize = 1 << 20;
+const BATCH: usize = 256 << 10;
 
 /// What a pump and its monitor tell each other while it runs.
 #[derive(Debug)]

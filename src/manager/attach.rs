@@ -6,11 +6,10 @@ use std::task::{Context as Poller, Poll};
 
 use futures::Stream as Items;
 use futures::future::BoxFuture;
-use tokio::sync::mpsc;
 use tokio::time::{Duration, sleep};
 
 use super::run::Run;
-use crate::capture::Piece;
+use crate::capture::{Piece, Pieces};
 use crate::runtime::Chunk;
 use crate::sink::Output;
 use crate::sink::audit::{Reader, Record};
@@ -130,7 +129,7 @@ struct Viewer {
     in_file: PerStream<u64>,
     /// How many bytes of each stream were seen or said to be missed.
     seen: PerStream<u64>,
-    live: Option<(VecDeque<Piece>, Option<mpsc::Receiver<Piece>>)>,
+    live: Option<(VecDeque<Piece>, Option<Pieces>)>,
     stage: Stage,
     out: Vec<Attached>,
 }
@@ -163,7 +162,7 @@ impl Viewer {
                 };
                 let piece = match (pending.pop_front(), receiver) {
                     (Some(piece), _) => Some(piece),
-                    (None, Some(receiver)) if !self.run.owned_elsewhere() => receiver.recv().await,
+                    (None, Some(receiver)) if !self.run.owned_elsewhere() => receiver.next().await,
                     _ => None,
                 };
                 match piece {

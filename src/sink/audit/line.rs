@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
+use super::canonical;
 use crate::sink::{Event, RecordRef, Start};
 use crate::{Stream, Timestamp};
 
@@ -101,6 +102,13 @@ struct Version {
 
 /// Reads a line, with its newline.
 pub(crate) fn parse(line: &[u8]) -> Result<Line<'_>, Bad> {
+    match canonical::parse(line) {
+        Some(output) => Ok(Line::Output(output)),
+        None => parse_json(line),
+    }
+}
+
+pub(super) fn parse_json(line: &[u8]) -> Result<Line<'_>, Bad> {
     let torn = |error: &dyn std::fmt::Display| Bad::Torn(error.to_string());
     let Some((b'\n', json)) = line.split_last() else {
         return Err(Bad::Torn("it has no newline".into()));

@@ -30,6 +30,7 @@ use self::line::Line;
 use crate::sink::{Event, Output};
 use crate::{PerStream, Seal};
 
+mod canonical;
 pub(crate) mod line;
 pub(crate) mod lines;
 mod reader;

@@ -228,3 +228,87 @@ impl Syncer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::Event;
+    use crate::sink::audit::scan::Mark;
+    use std::os::fd::OwnedFd;
+    use std::time::Instant;
+
+    fn writer(file: File, durability: Durability) -> Writer {
+        let threads = Disk::with_threads("moat-test", 1);
+        let syncer = Syncer::new(file, Path::new("log"), durability, threads);
+        Writer::new(syncer, Encoder::new(Mark::default()))
+    }
+
+    fn note() -> Batch {
+        let mut batch = Batch::new();
+        batch.push_event(Event::Note {
+            ts: crate::Timestamp::now(),
+            text: "a note".into(),
+        });
+        batch
+    }
+
+    fn eventually(what: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !what() {
+            assert!(begin.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_log_that_is_idle_is_synced_all_the_same() {
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = writer(file, Durability::Interval(Duration::from_millis(30)));
+        for _ in 0..2 {
+            writer.append(&note()).unwrap();
+            assert!(lock(&writer.syncer.state).planned);
+            eventually(|| !lock(&writer.syncer.state).planned);
+        }
+        writer.append(&note()).unwrap();
+    }
+
+    /// A pipe takes writes, and cannot be synced.
+    #[test]
+    fn a_sync_that_fails_behind_the_log_fails_each_later_call_on_it() {
+        let (_reader, pipe) = io::pipe().unwrap();
+        let file = File::from(OwnedFd::from(pipe));
+        let mut writer = writer(file, Durability::Interval(Duration::from_millis(1)));
+        writer.append(&note()).unwrap();
+        eventually(|| lock(&writer.syncer.state).failure.is_some());
+        for error in [
+            writer.append(&note()).unwrap_err(),
+            writer.sync().unwrap_err(),
+        ] {
+            let text = error.chain();
+            assert!(text.starts_with("cannot sync log: this log has"), "{text}");
+        }
+    }
+
+    #[test]
+    fn durability_always_tells_at_once_that_a_batch_could_not_be_synced() {
+        let (_reader, pipe) = io::pipe().unwrap();
+        let file = File::from(OwnedFd::from(pipe));
+        let mut writer = writer(file, Durability::Always);
+        let error = writer.append(&note()).unwrap_err();
+        assert!(error.to_string().starts_with("cannot sync log"), "{error}");
+    }
+
+    #[test]
+    fn the_lock_is_gone_with_the_writer_whoever_else_has_the_file_open() {
+        let named = tempfile::NamedTempFile::new().unwrap();
+        let file = named.reopen().unwrap();
+        file.try_lock().unwrap();
+        let inherited = file.try_clone().unwrap();
+        let writer = writer(file, Durability::default());
+        assert!(named.as_file().try_lock().is_err());
+        let syncing = Arc::clone(&writer.syncer);
+        drop(writer);
+        named.as_file().try_lock().unwrap();
+        drop((syncing, inherited));
+    }
+}
