@@ -154,28 +154,18 @@ impl Docker {
     async fn greet(client: bollard::Docker, dial: Dial) -> Result<Self, RuntimeError> {
         const OPERATION: &str = "tell its version";
         let address = dial.address().to_string();
-        // An answer that is none is as good as no engine: it is something else that listens there.
-        let strange = |failure| match failure {
-            Failure::Refused(refusal) => Failure::Unreachable(format!(
-                "what listens there refused to tell its version: {} (HTTP status {})",
-                refusal.message, refusal.status
-            )),
-            failure => failure,
-        };
+        let strange = |failure| strange(failure).error(OPERATION, &address);
         let ping = async {
             let answer = exchange(&dial, Call::get("/_ping"), BOUND).await?;
             answer.accepted(BOUND).await
         };
-        ping.await
-            .map_err(|failure| strange(failure).error(OPERATION, &address))?;
+        ping.await.map_err(strange)?;
         let greeting = async {
             let client = client.negotiate_version().await?;
             let version = client.version().await?;
             Ok((client, version))
         };
-        let (client, version) = bounded(greeting)
-            .await
-            .map_err(|failure| strange(failure).error(OPERATION, &address))?;
+        let (client, version) = bounded(greeting).await.map_err(strange)?;
         let components = version.components.unwrap_or_default();
         let podman = components.iter().any(|c| c.name == "Podman Engine");
         let name = if podman {
@@ -444,6 +434,25 @@ impl Runtime for Docker {
         archive: Archive,
     ) -> Result<(), RuntimeError> {
         self.upload(container, path, archive).await
+    }
+}
+
+/// At the first meeting, an answer that is none means that something else listens there.
+fn strange(failure: Failure) -> Failure {
+    match failure {
+        Failure::Refused(refusal) => {
+            let words: Vec<_> = refusal.message.split_whitespace().take(30).collect();
+            Failure::Unreachable(format!(
+                "what listens there did not tell its version, but HTTP status {}: {}",
+                refusal.status,
+                words.join(" ")
+            ))
+        }
+        Failure::Broken(reason) => Failure::Unreachable(format!(
+            "what listens there does not answer as an engine: {reason}: is the scheme right, \
+             and, with TLS, does it accept cert.pem and key.pem?"
+        )),
+        failure => failure,
     }
 }
 
