@@ -24,6 +24,8 @@ mod inspect;
 mod output;
 mod patch;
 mod pull;
+#[cfg(test)]
+mod tests;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;
@@ -499,30 +501,4 @@ async fn whole(dial: &Dial, call: Call) -> Result<bytes::Bytes, Failure> {
     };
     let whole = timeout(BOUND, whole).await;
     whole.unwrap_or(Err(Failure::Timeout(BOUND)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn an_id_cannot_make_another_call_of_a_path() {
-        for bad in ["", "..", "a/b", "a?b", "a b", "json#", "é", "../images/x"] {
-            let error = checked(&ContainerId::new(bad)).unwrap_err();
-            assert!(matches!(
-                error.error("x", "y"),
-                RuntimeError::Rejected { .. }
-            ));
-        }
-        assert!(checked(&ContainerId::new("moat-01-a_b.c")).is_ok());
-    }
-
-    #[test]
-    fn a_bad_patch_is_refused_before_there_is_an_engine() {
-        let spec = RunSpec::new("busybox").engine_patch(json!({"Tty": true}));
-        let error = check(&spec).unwrap_err().to_string();
-        assert!(error.starts_with("invalid engine_patch: Tty"), "{error}");
-        check(&RunSpec::new("busybox")).unwrap();
-    }
 }
