@@ -14,6 +14,7 @@
 //! [bollard]: https://docs.rs/bollard
 
 mod address;
+mod check;
 mod copy;
 mod create;
 mod credentials;
@@ -284,7 +285,7 @@ impl Runtime for Docker {
     }
 
     fn validate(&self, spec: &RunSpec) -> Result<()> {
-        check(spec)
+        check::check(spec)
     }
 
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
@@ -456,15 +457,6 @@ fn strange(failure: Failure) -> Failure {
         )),
         failure => failure,
     }
-}
-
-/// What can be checked of a spec without an engine.
-fn check(spec: &RunSpec) -> Result<()> {
-    if let Some(patch) = spec.patch() {
-        let log = Log::of(spec.settings().backstop);
-        patch::apply(create::draft(spec, log), patch)?;
-    }
-    Ok(())
 }
 
 /// The id as part of a path: one that holds anything else would make another call of it.

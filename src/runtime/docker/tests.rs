@@ -97,14 +97,6 @@ fn an_id_cannot_make_another_call_of_a_path() {
     assert!(checked(&ContainerId::new("moat-01-a_b.c")).is_ok());
 }
 
-#[test]
-fn a_bad_patch_is_refused_before_there_is_an_engine() {
-    let spec = RunSpec::new("busybox").engine_patch(json!({"Tty": true}));
-    let error = check(&spec).unwrap_err().to_string();
-    assert!(error.starts_with("invalid engine_patch: Tty"), "{error}");
-    check(&RunSpec::new("busybox")).unwrap();
-}
-
 #[tokio::test]
 async fn a_tap_resolves_only_when_the_engine_has_answered() {
     let (socket, docker) = Socket::new();
