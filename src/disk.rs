@@ -88,7 +88,7 @@ impl Disk {
                 }),
             )
             .map_err(|error| Error::storage(operation, path, error))?;
-        match outcome.await {
+        match answered(outcome).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(Error::storage(
                 operation,
@@ -112,6 +112,30 @@ impl Disk {
             Some(due) => self.pool.submit(Some(due), Box::new(job)),
             // Later than the clock can tell is never.
             None => Ok(()),
+        }
+    }
+}
+
+#[cfg(not(feature = "testing"))]
+async fn answered<T>(outcome: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
+    outcome.await
+}
+
+/// A paused clock runs on when nothing but threads is waited for: a runtime that could have one
+/// is kept from idling meanwhile.
+#[cfg(feature = "testing")]
+async fn answered<T>(mut outcome: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    let could_pause = Handle::try_current()
+        .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread);
+    if !could_pause {
+        return outcome.await;
+    }
+    loop {
+        tokio::select! {
+            biased;
+            answer = &mut outcome => return answer,
+            () = tokio::task::yield_now() => {}
         }
     }
 }
@@ -310,4 +334,169 @@ fn fill(path: &Path, mut file: File, bytes: &[u8]) -> Result<()> {
         .map_err(|error| Error::storage("write", path, error))?;
     file.sync_all()
         .map_err(|error| Error::storage("sync", path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::sync::mpsc;
+
+    fn here() -> &'static Path {
+        Path::new("here")
+    }
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o777
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_is_an_error_and_costs_no_thread() {
+        let disk = Disk::new();
+        for _ in 0..20 {
+            let error = disk
+                .run("test", here(), || -> Result<()> { panic!("on purpose") })
+                .await
+                .unwrap_err();
+            assert_eq!(error.to_string(), "cannot test here");
+        }
+        let name = disk
+            .run("test", here(), || {
+                Ok(std::thread::current().name().map(str::to_owned))
+            })
+            .await
+            .unwrap();
+        assert!(name.unwrap().starts_with("moat-disk-"));
+        assert!(disk.pool.lock().threads <= 4);
+    }
+
+    #[tokio::test]
+    async fn jobs_that_hang_hold_up_neither_other_jobs_nor_the_drop_of_the_pool() {
+        let disk = Disk::new();
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let hung: Vec<_> = (0..3)
+            .map(|_| {
+                let (disk, gate) = (disk.clone(), gate.clone());
+                async move {
+                    disk.run("hang", here(), move || {
+                        let _ = gate.lock().unwrap().recv();
+                        Ok(())
+                    })
+                    .await
+                }
+            })
+            .collect();
+        let mut hung = Box::pin(futures::future::join_all(hung));
+        assert!(futures::poll!(&mut hung).is_pending());
+        for n in 0..100 {
+            assert_eq!(disk.run("go", here(), move || Ok(n)).await.unwrap(), n);
+        }
+        drop((hung, disk));
+        drop(release);
+    }
+
+    #[tokio::test]
+    async fn more_jobs_than_threads_are_all_done() {
+        let disk = Disk::with_threads("moat-test", 2);
+        let jobs = (0..200).map(|n| {
+            let disk = disk.clone();
+            async move { disk.run("go", here(), move || Ok(n)).await.unwrap() }
+        });
+        let done = futures::future::join_all(jobs).await;
+        assert_eq!(done, (0..200).collect::<Vec<_>>());
+        assert!(disk.pool.lock().threads <= 2);
+    }
+
+    #[test]
+    fn a_later_job_is_run_when_it_is_due_and_not_before() {
+        let disk = Disk::with_threads("moat-test", 1);
+        let (done, order) = mpsc::channel();
+        let begin = Instant::now();
+        for (name, delay) in [("second", 120), ("first", 60)] {
+            let done = done.clone();
+            disk.later(Duration::from_millis(delay), move || {
+                done.send((name, begin.elapsed())).unwrap();
+            })
+            .unwrap();
+        }
+        disk.later(Duration::MAX, || panic!("never")).unwrap();
+        let (first, second) = (order.recv().unwrap(), order.recv().unwrap());
+        assert_eq!((first.0, second.0), ("first", "second"));
+        assert!(first.1 >= Duration::from_millis(60), "{first:?}");
+        assert!(second.1 >= Duration::from_millis(120), "{second:?}");
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.json");
+        for text in ["one", "another"] {
+            write_atomic(&path, text.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+        let missing = folder.path().join("missing/run.json");
+        let error = write_atomic(&missing, b"x").unwrap_err();
+        assert!(error.to_string().starts_with("cannot create "), "{error}");
+    }
+
+    #[test]
+    fn a_link_in_place_of_a_file_is_replaced_and_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, victim) = (folder.path().join("run.json"), folder.path().join("victim"));
+        std::fs::write(&victim, "precious").unwrap();
+        symlink(&victim, &path).unwrap();
+        write_atomic(&path, b"record").unwrap();
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        assert!(path.symlink_metadata().unwrap().is_file());
+    }
+
+    #[test]
+    fn what_is_not_a_regular_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name| folder.path().join(name);
+        std::fs::write(at("file"), "x").unwrap();
+        std::fs::create_dir(at("folder")).unwrap();
+        symlink("file", at("link")).unwrap();
+        symlink("missing", at("dangling")).unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(at("fifo"))
+            .status();
+        assert!(made.unwrap().success());
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+
+        for write in [false, true] {
+            open_existing(&at("file"), write).unwrap();
+            for name in ["folder", "link", "dangling", "fifo", "socket"] {
+                let error = open_existing(&at(name), write).unwrap_err();
+                assert!(
+                    error.chain().contains("not a regular file"),
+                    "{name}: {}",
+                    error.chain()
+                );
+            }
+            let error = open_existing(Path::new("/dev/null"), write).unwrap_err();
+            assert!(error.chain().contains("not a regular file: a device"));
+        }
+        for name in ["file", "folder", "link", "dangling", "fifo"] {
+            assert!(open_new(&at(name)).is_err(), "{name}");
+        }
+        assert!(!at("missing").exists());
+    }
+
+    #[test]
+    fn what_is_made_is_for_its_owner_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("run");
+        create_folder(&folder).unwrap();
+        assert_eq!(mode(&folder), 0o700);
+        assert!(create_folder(&folder).is_err());
+        open_new(&folder.join("file")).unwrap();
+        assert_eq!(mode(&folder.join("file")), 0o600);
+        sync_folder(&folder).unwrap();
+        assert_eq!(folder_of(Path::new("file")), Path::new("."));
+    }
 }

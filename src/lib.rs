@@ -18,6 +18,8 @@ pub use manager::{
 pub use outcome::{
     Ending, Evidence, Exit, Outcome, PerStream, Seal, SealState, StopCause, Stream, Verdict,
 };
+#[cfg(feature = "docker")]
+pub use runtime::docker::Docker;
 pub use runtime::{Runtime, RuntimeError};
 pub use sink::{Jsonl, LogSink};
 pub use spec::{

@@ -328,7 +328,7 @@ pub struct Outcome {
 #[non_exhaustive]
 pub enum SealState {
     /// It is, and this is its last record.
-    Sealed(Seal),
+    Sealed(Box<Seal>),
     /// Not yet: the exit is known, and moat goes on trying.
     Pending {
         /// What stands in the way.

@@ -23,7 +23,7 @@ pub(crate) struct Lines {
 impl Lines {
     /// Says whether what comes now is from a log that replaces what is not UTF-8: then a record
     /// with U+FFFD in it is marked, since nobody can tell what it was.
-    pub(crate) fn from_replacing_log(&mut self, replaced: bool) {
+    pub(crate) fn set_replacing_log(&mut self, replaced: bool) {
         self.replaced = replaced;
     }
 
@@ -262,7 +262,7 @@ mod tests {
         let lossy = |replaced: bool| {
             let mut lines = Lines::default();
             let mut batch = Batch::new();
-            lines.from_replacing_log(replaced);
+            lines.set_replacing_log(replaced);
             lines.push(
                 Timestamp::now(),
                 Stream::Stdout,

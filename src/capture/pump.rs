@@ -161,7 +161,7 @@ impl Capture {
 
     /// Pumps a live tap into the log until it ends.
     pub(crate) async fn tap(&mut self, source: OutputStream, signals: &mut Signals) -> PumpEnd {
-        self.lines.from_replacing_log(false);
+        self.lines.set_replacing_log(false);
         self.pump(source, None, signals).await
     }
 
@@ -173,7 +173,7 @@ impl Capture {
         whole_tap: bool,
         signals: &mut Signals,
     ) -> PumpEnd {
-        self.lines.from_replacing_log(fidelity == Fidelity::Utf8);
+        self.lines.set_replacing_log(fidelity == Fidelity::Utf8);
         let replay = Replay::new(&self.progress, &mut self.lines, fidelity);
         self.pump(source, Some((replay, whole_tap)), signals).await
     }

@@ -33,7 +33,7 @@ use run::{Entry, Status};
 /// How many runs are taken over at once.
 const RECOVERIES: usize = 8;
 /// How long `wait` waits for the seal after the end of a run.
-const PENDING_AFTER: Duration = Duration::from_secs(10);
+const PENDING_AFTER: Duration = Duration::from_secs(15);
 
 /// Starts runs, watches them, and keeps the promise: every run leaves an audit file.
 ///
@@ -160,7 +160,7 @@ impl ManagerBuilder {
         self
     }
 
-    /// How long [`Run::wait`] waits for the seal after the end of a run. Default: 10 s.
+    /// How long [`Run::wait`] waits for the seal after the end of a run. Default: 15 s.
     pub fn pending_after(mut self, bound: Duration) -> Self {
         self.pending_after = bound;
         self

@@ -140,8 +140,8 @@ impl Monitor {
         let mut backoff = Backoff::new();
         let (mut file, mut capture, taken) = loop {
             match self.take_over().await {
-                Ok(TakenOver::Sealed(file)) => return Some(file),
-                Ok(TakenOver::Open(file, capture, taken)) => break (file, capture, taken),
+                Ok(TakenOver::Sealed(file)) => return Some(*file),
+                Ok(TakenOver::Open(open)) => break *open,
                 Err(error @ (Error::Damaged { .. } | Error::InvalidSpec { .. })) => {
                     self.stands_in_the_way(&error);
                     self.settle();
@@ -156,7 +156,7 @@ impl Monitor {
         let watched = match taken {
             Taken::Ended(watched) => {
                 self.publish(Event::Ended(watched.ended.ending.clone()));
-                watched
+                *watched
             }
             Taken::Running(source, started_at) => {
                 self.publish(Event::Started(started_at));
@@ -188,7 +188,7 @@ impl Monitor {
                         Err(error) => return Err(error),
                     }
                     let info = root.info(&run)?;
-                    Ok(Look::Theirs(root.read_run(&run)?, info.state))
+                    Ok(Look::Theirs(Box::new(root.read_run(&run)?), info.state))
                 })
                 .await;
             let mut record = None;
@@ -199,7 +199,7 @@ impl Monitor {
                     return None;
                 }
                 Ok(Look::Theirs(file, state)) => {
-                    if let Some(file) = file {
+                    if let Some(file) = *file {
                         if let Some(seal) = &file.seal {
                             self.publish_foreign(&file.record, "running");
                             self.publish(Event::Ended(seal.exit.clone()));
@@ -314,7 +314,7 @@ impl Monitor {
                 self.publish(Event::Ended(seal.exit.clone()));
                 file.seal = Some(seal);
                 self.close(&file, progress.last_lines()).await;
-                return Ok(TakenOver::Sealed(file));
+                return Ok(TakenOver::Sealed(Box::new(file)));
             }
             Resumed::Open { log, torn } => {
                 let mut capture = self.capture(&file, progress, log);
@@ -336,7 +336,7 @@ impl Monitor {
         };
         let mut capture = log;
         let taken = self.find_out(&mut file, &mut capture).await?;
-        Ok(TakenOver::Open(file, capture, taken))
+        Ok(TakenOver::Open(Box::new((file, capture, taken))))
     }
 
     fn capture(
@@ -404,7 +404,7 @@ impl Monitor {
                 Err(error) => return Err(error.into()),
             };
             if another(started_at, &inspection) {
-                return Ok(Taken::Ended(Watched {
+                return Ok(Taken::Ended(Box::new(Watched {
                     ended: Ended {
                         ending: Ending::Lost {
                             reason: "its container was started again by others".into(),
@@ -416,7 +416,7 @@ impl Monitor {
                     ..Watched::never(Ending::Lost {
                         reason: String::new(),
                     })
-                }));
+                })));
             }
             match inspection.status {
                 Phase::Created => match runtime.remove(&container, false).await {
@@ -445,7 +445,7 @@ impl Monitor {
                     let exit = exit::exit(&inspection, None);
                     self.record_started(capture, &container, inspection.clone())
                         .await?;
-                    return Ok(Taken::Ended(Watched {
+                    return Ok(Taken::Ended(Box::new(Watched {
                         ended: Ended {
                             ending: Ending::Exited(exit),
                             interrupted: true,
@@ -455,7 +455,7 @@ impl Monitor {
                         at: Instant::now(),
                         eof: None,
                         left: Vec::new(),
-                    }));
+                    })));
                 }
             }
         }
@@ -482,23 +482,23 @@ impl Monitor {
 /// Whose a run is.
 enum Look {
     Ours(std::fs::File),
-    Theirs(Option<RunFile>, &'static str),
+    Theirs(Box<Option<RunFile>>, &'static str),
 }
 
 /// A run that was taken over.
 enum TakenOver {
-    Sealed(RunFile),
-    Open(RunFile, Capture, Taken),
+    Sealed(Box<RunFile>),
+    Open(Box<(RunFile, Capture, Taken)>),
 }
 
 /// Where its container was found.
 enum Taken {
     Running(Source, Option<Timestamp>),
-    Ended(Watched),
+    Ended(Box<Watched>),
 }
 
 impl Taken {
     fn ended(ending: Ending) -> Self {
-        Self::Ended(Watched::never(ending))
+        Self::Ended(Box::new(Watched::never(ending)))
     }
 }

@@ -151,7 +151,7 @@ impl Run {
 
     /// Waits until the run has ended and its audit file is sealed.
     ///
-    /// Where the file cannot be sealed within 10 s of the end (or what
+    /// Where the file cannot be sealed within 15 s of the end (or what
     /// [`pending_after`](super::ManagerBuilder::pending_after) was set to), the outcome has a
     /// pending seal and its reason, and moat goes on trying; wait again to see it sealed.
     ///
@@ -269,7 +269,7 @@ pub(super) fn outcome(context: &Context, place: &RunPlace, status: &Status) -> O
         run: place.run.clone(),
         ending,
         seal: match &status.seal {
-            Some(seal) => SealState::Sealed(seal.clone()),
+            Some(seal) => SealState::Sealed(Box::new(seal.clone())),
             None => SealState::Pending {
                 reason: status
                     .problem

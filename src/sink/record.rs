@@ -220,3 +220,16 @@ pub struct Output {
     /// Whether the engine's log has replaced bytes of it, or may have.
     pub lossy: bool,
 }
+
+impl Output {
+    /// A whole line, without its newline, whose bytes are as they were printed.
+    pub fn new(ts: Timestamp, stream: Stream, bytes: impl Into<Vec<u8>>) -> Self {
+        Self {
+            ts,
+            stream,
+            bytes: bytes.into(),
+            partial: false,
+            lossy: false,
+        }
+    }
+}

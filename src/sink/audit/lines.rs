@@ -7,6 +7,8 @@ use sha2::{Digest, Sha256};
 /// The longest line that a file has, its newline included: 16 MiB.
 pub(crate) const LONGEST_LINE: usize = 16 << 20;
 
+/// Small files are many, and want little.
+const FIRST_CHUNK: usize = 16 << 10;
 const CHUNK: usize = 256 << 10;
 
 /// The lines of `R`, one at a time, each in place in the buffer.
@@ -87,7 +89,6 @@ impl<R: Read> Lines<R> {
             self.searched = self.filled;
             if self.filled - self.start >= LONGEST_LINE {
                 self.skipping = true;
-                self.number += 1;
                 return Ok(Advance::TooLong);
             }
             if self.fill()? == 0 {
@@ -108,6 +109,7 @@ impl<R: Read> Lines<R> {
                     self.end = self.start;
                     self.searched = self.start;
                     self.skipping = false;
+                    self.number += 1;
                     return Ok(true);
                 }
                 None => {
@@ -122,7 +124,7 @@ impl<R: Read> Lines<R> {
     }
 
     fn fill(&mut self) -> io::Result<usize> {
-        if self.filled == self.buffer.len() && self.start > 0 {
+        if self.filled == self.buffer.len() {
             self.hash(self.start);
             self.buffer.copy_within(self.start..self.filled, 0);
             self.filled -= self.start;
@@ -130,10 +132,10 @@ impl<R: Read> Lines<R> {
             self.end -= self.start;
             self.start = 0;
             self.hashed = 0;
-        }
-        if self.filled == self.buffer.len() {
-            let length = (self.buffer.len() * 2).clamp(CHUNK, LONGEST_LINE + CHUNK);
-            self.buffer.resize(length, 0);
+            if self.filled == self.buffer.len() || self.buffer.len() < CHUNK {
+                let length = (self.buffer.len() * 2).clamp(FIRST_CHUNK, LONGEST_LINE + CHUNK);
+                self.buffer.resize(length, 0);
+            }
         }
         loop {
             match self.input.read(&mut self.buffer[self.filled..]) {
@@ -174,9 +176,14 @@ impl<R: Read> Lines<R> {
         self.offset + (self.end - self.start) as u64
     }
 
-    /// The number of the current line: the first is 1.
+    /// The number of whole lines to the end of the current one, which has this number.
     pub(crate) fn number(&self) -> u64 {
         self.number
+    }
+
+    /// The number of the line that starts at [`Lines::offset`], be it whole or not.
+    pub(crate) fn number_here(&self) -> u64 {
+        self.number + u64::from(self.line().is_empty())
     }
 
     /// The digest, so far, of every byte before the current line.
@@ -255,7 +262,7 @@ mod tests {
         let mut lines = Lines::new(input);
         assert_eq!(lines.advance().unwrap(), Advance::Line);
         assert_eq!(lines.advance().unwrap(), Advance::TooLong);
-        assert_eq!((lines.number(), lines.offset()), (2, 6));
+        assert_eq!((lines.number_here(), lines.offset()), (2, 6));
         assert_eq!(lines.advance().unwrap(), Advance::Line);
         assert_eq!((lines.line(), lines.number()), (&b"last\n"[..], 3));
         assert_eq!(lines.offset(), 6 + (100 << 20) + 1);

@@ -151,7 +151,7 @@ impl<R: Read> Reader<R> {
 
     fn damaged(&mut self, reason: impl Into<String>) {
         self.state = LogState::Damaged(Damage {
-            line: self.lines.number(),
+            line: self.lines.number_here(),
             offset: self.lines.offset(),
             reason: reason.into(),
         });

@@ -76,8 +76,8 @@ impl<R: Read> Scanner<R> {
     /// Reads until the end, or the first flaw.
     fn whole(&mut self) -> io::Result<Result<Scan, Flaw>> {
         let mut seal: Option<Box<Seal>> = None;
-        // Whether the last line is none that we know, and ends as only a seal does.
-        let mut disguised = false;
+        // What the last line is if it is none that we know, and ends as only a seal does.
+        let mut disguised = None;
         loop {
             let advance = self.lines.advance()?;
             if advance != Advance::End && seal.is_some() {
@@ -92,8 +92,11 @@ impl<R: Read> Scanner<R> {
                     if torn > 0 && seal.is_some() {
                         return Ok(Err(self.fixed("there are bytes after the end record")));
                     }
-                    if disguised || newline_lost(tail) {
+                    if newline_lost(tail) {
                         return Ok(Err(self.fixed("the end record is damaged")));
+                    }
+                    if let Some(flaw) = disguised {
+                        return Ok(Err(flaw));
                     }
                     let keep = self.mark();
                     let found = match seal {
@@ -103,7 +106,7 @@ impl<R: Read> Scanner<R> {
                     return Ok(Ok(Scan { keep, found }));
                 }
             }
-            disguised = false;
+            disguised = None;
             let line = self.lines.line();
             let record = match line::parse(line) {
                 Ok(record) => record,
@@ -130,27 +133,33 @@ impl<R: Read> Scanner<R> {
                 }
                 Line::Event(Event::End(end)) => {
                     if let Err(flaw) = self.end(&end) {
-                        return Ok(Err(flaw));
+                        return Ok(Err(*flaw));
                     }
                     seal = Some(end);
                 }
-                Line::Unknown(_) => disguised = ends_as_seal(line),
+                Line::Unknown(_) if ends_as_seal(line) => {
+                    disguised = Some(self.fixed("the end record is damaged"));
+                }
+                Line::Unknown(_) => {}
                 Line::Output(_) | Line::Event(_) => {}
             }
         }
     }
 
-    fn end(&mut self, end: &Seal) -> Result<(), Flaw> {
+    fn end(&mut self, end: &Seal) -> Result<(), Box<Flaw>> {
         let mut digest = self.lines.digest_before();
         let Some((head, stated)) = line::split_seal(self.lines.line()) else {
-            return Err(self.fixed("the end record does not end in its digest"));
+            return Err(self
+                .fixed("the end record does not end in its digest")
+                .into());
         };
         digest.update(head);
         if line::hex(&digest.finalize()).as_bytes() != stated {
-            return Err(Flaw {
+            let since = self.since_check("the end record");
+            return Err(Box::new(Flaw {
                 fixed: true,
-                ..self.since_check("the end record")
-            });
+                ..since
+            }));
         }
         let told = Tally {
             records: end.records,
@@ -158,10 +167,12 @@ impl<R: Read> Scanner<R> {
             gaps: end.gaps,
         };
         if told != self.tally {
-            return Err(self.fixed(format!(
-                "the end record counts {told}, the file has {}",
-                self.tally
-            )));
+            return Err(self
+                .fixed(format!(
+                    "the end record counts {told}, the file has {}",
+                    self.tally
+                ))
+                .into());
         }
         Ok(())
     }
@@ -181,13 +192,13 @@ impl<R: Read> Scanner<R> {
     fn here(&mut self, reason: impl Into<String>) -> Flaw {
         Flaw {
             damage: Damage {
-                line: self.lines.number(),
+                line: self.lines.number_here(),
                 offset: self.lines.offset(),
                 reason: reason.into(),
             },
             keep: Mark {
                 offset: self.lines.offset(),
-                lines: self.lines.number().saturating_sub(1),
+                lines: self.lines.number_here() - 1,
                 digest: self.lines.digest_before(),
                 tally: self.tally,
                 checks: self.checks,

@@ -1,0 +1,344 @@
+//! Runs a command in a container, as `docker run` does, and leaves an audit file.
+//!
+//! ```sh
+//! cargo run --example run -- busybox -- sh -c 'echo out; echo err >&2; exit 7'
+//! ```
+//!
+//! What the container prints goes to stdout and stderr, byte for byte and live. The last line on
+//! stderr is `audit: PATH`. The exit code is the container's own, 124 where the time limit stopped
+//! it, and 125 for an error of moat, of the engine, or in the arguments. Ctrl-C stops the run with
+//! its grace; a second one kills it. With `--detach`, the id of the run is printed, and the
+//! container goes on: `cargo run --example runs` looks after it.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use futures::StreamExt;
+use moat::{
+    Attached, Attachment, Backstop, Docker, Error, KeepContainer, Manager, Mount, Outcome, Run,
+    RunId, RunSpec, Shutdown, StopCause, Stream, Verdict,
+};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Exit code: the time limit stopped the run.
+const TIME_LIMIT: u8 = 124;
+/// Exit code: moat, the engine, or the arguments.
+const FAILED: u8 = 125;
+
+/// Runs a command in a container, and leaves an audit file.
+#[derive(Parser)]
+struct Args {
+    /// The folder that holds the runs
+    #[arg(long, value_name = "DIR", default_value = "moat-runs")]
+    root: PathBuf,
+    /// The run's name [default: a unique one]
+    #[arg(long, value_name = "ID", alias = "id")]
+    name: Option<RunId>,
+    /// Give the container a terminal
+    #[arg(long)]
+    tty: bool,
+    /// Print the run's id, and leave the container to itself
+    #[arg(long)]
+    detach: bool,
+    /// Keep the container after its end
+    #[arg(long)]
+    keep: bool,
+    /// Stop the run when its container has been up for so long
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    timeout: Option<Duration>,
+    /// How long a stop waits before it kills
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    grace: Option<Duration>,
+    /// A variable of the environment
+    #[arg(long, value_name = "K=V", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// The working directory in the container
+    #[arg(long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// `user`, `uid`, `user:group` or `uid:gid`
+    #[arg(long, value_name = "U")]
+    user: Option<String>,
+    /// A folder of the host, or a named volume, and where the container sees it
+    #[arg(long, value_name = "HOST:CTR[:ro]", value_parser = mount)]
+    volume: Vec<Mount>,
+    /// `bridge`, `host`, `none`, `container:<id>`, or the name of a network
+    #[arg(long, value_name = "MODE")]
+    network: Option<String>,
+    /// Memory limit
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<u64>,
+    /// What stands behind the live capture
+    #[arg(long, value_enum, default_value_t = BackstopArg::Engine)]
+    backstop: BackstopArg,
+    /// The image; a missing one is pulled
+    image: String,
+    /// The command and its arguments [default: the image's own]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    cmd: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BackstopArg {
+    /// The engine's own log
+    Engine,
+    /// Nothing: faster, and what a crash misses is gone
+    None,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+/// The message never has the text in it: it may be a secret.
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it has no `=`")?;
+    Ok((name.into(), value.into()))
+}
+
+fn mount(text: &str) -> Result<Mount, String> {
+    let (text, read_only) = match text.strip_suffix(":ro") {
+        Some(text) => (text, true),
+        None => (text, false),
+    };
+    let (source, target) = text.split_once(':').ok_or("it is not HOST:CTR[:ro]")?;
+    let target = target.to_owned();
+    Ok(if source.contains('/') {
+        let source = std::path::absolute(source).map_err(|error| error.to_string())?;
+        Mount::Bind {
+            source,
+            target,
+            read_only,
+        }
+    } else {
+        Mount::Volume {
+            name: source.into(),
+            target,
+            read_only,
+        }
+    })
+}
+
+impl Args {
+    fn spec(&self, id: RunId) -> RunSpec {
+        let mut spec = RunSpec::new(&self.image)
+            .id(id)
+            .cmd(&self.cmd)
+            .tty(self.tty)
+            .detached(self.detach)
+            .backstop(match self.backstop {
+                BackstopArg::Engine => Backstop::Engine,
+                BackstopArg::None => Backstop::None,
+            })
+            .on_pull(|progress| {
+                // Without a step's totals: one line for each layer and step.
+                if progress.current.is_none() {
+                    let layer = progress.layer.unwrap_or_default();
+                    say(format_args!("pull: {layer} {}", progress.status));
+                }
+            });
+        if self.keep {
+            spec = spec.keep(KeepContainer::Always);
+        }
+        if let Some(limit) = self.timeout {
+            spec = spec.time_limit(limit);
+        }
+        if let Some(grace) = self.grace {
+            spec = spec.stop_grace(grace);
+        }
+        for (name, value) in &self.env {
+            spec = spec.env(name, value);
+        }
+        if let Some(path) = &self.workdir {
+            spec = spec.workdir(path);
+        }
+        if let Some(user) = &self.user {
+            spec = spec.user(user);
+        }
+        for mount in &self.volume {
+            spec = spec.mount(mount.clone());
+        }
+        if let Some(mode) = &self.network {
+            spec = spec.network(mode);
+        }
+        if let Some(bytes) = self.memory {
+            spec = spec.memory(bytes);
+        }
+        spec
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            let code = if error.use_stderr() { FAILED } else { 0 };
+            return ExitCode::from(code);
+        }
+    };
+    match run(&args).await {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            say(format_args!("run: {}", error.chain()));
+            if let Error::NotStarted { outcome, .. } = &error {
+                print_audit(outcome);
+            }
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+async fn run(args: &Args) -> moat::Result<u8> {
+    let mut interrupts = Interrupts::new()?;
+    let manager = Manager::open(&args.root, Docker::connect().await?).await?;
+    let id = args.name.clone().unwrap_or_else(RunId::generate);
+    let run = tokio::select! {
+        run = manager.start(args.spec(id.clone())) => run?,
+        () = interrupts.next() => {
+            // What has been begun is finished by moat, and stopped here.
+            let run = manager.get(&id).await?;
+            run.stop(None).await?;
+            run
+        }
+    };
+    if args.detach {
+        let _ = writeln!(std::io::stdout(), "{id}");
+        if let Some(audit) = run.audit() {
+            say(format_args!("audit: {}", audit.display()));
+        }
+        manager.shutdown(Shutdown::Leave).await;
+        return Ok(0);
+    }
+    let outcome = watch(&run, &mut interrupts).await?;
+    manager.shutdown(Shutdown::Leave).await;
+    let code = report(&outcome);
+    print_audit(&outcome);
+    Ok(code)
+}
+
+/// Prints what the container prints, until it has ended and its audit is sealed.
+async fn watch(run: &Run, interrupts: &mut Interrupts) -> moat::Result<Outcome> {
+    let output = run.attach().await?;
+    let end = async {
+        print(output).await?;
+        run.wait().await
+    };
+    tokio::pin!(end);
+    let mut interrupted = 0;
+    loop {
+        let request = async {
+            match interrupted {
+                0 => std::future::pending().await,
+                1 => run.stop(None).await,
+                _ => run.kill().await,
+            }
+        };
+        // Output goes on being printed while the run is stopped.
+        tokio::select! {
+            outcome = &mut end => return outcome,
+            Err(error) = request => return Err(error),
+            () = interrupts.next() => interrupted += 1,
+        }
+        match interrupted {
+            1 => say("run: stopping; once more to kill it"),
+            2 => say("run: killing; once more to leave what is not printed yet"),
+            _ => return run.wait().await,
+        }
+    }
+}
+
+/// Prints all of the output. When nobody reads it any more, the rest goes to the audit alone.
+async fn print(mut output: Attachment) -> moat::Result<()> {
+    let mut stdout = Some(tokio::io::stdout());
+    let mut stderr = Some(tokio::io::stderr());
+    while let Some(item) = output.next().await {
+        match item? {
+            Attached::Chunk(chunk) => match chunk.stream {
+                Stream::Stderr => write(&mut stderr, &chunk.bytes).await,
+                Stream::Stdout | Stream::Tty => write(&mut stdout, &chunk.bytes).await,
+            },
+            Attached::Missed { stream, bytes } => {
+                say(format_args!(
+                    "run: {bytes} bytes of {stream} came too fast to be shown here"
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+async fn write(to: &mut Option<impl AsyncWrite + Unpin>, bytes: &[u8]) {
+    if let Some(open) = to {
+        let written = async {
+            open.write_all(bytes).await?;
+            open.flush().await
+        };
+        if written.await.is_err() {
+            *to = None;
+        }
+    }
+}
+
+/// Says what is not plain from the output, and gives the exit code.
+fn report(outcome: &Outcome) -> u8 {
+    let Some(seal) = outcome.sealed() else {
+        say(format_args!("run: {outcome}"));
+        return FAILED;
+    };
+    if seal.verdict == Verdict::Gap {
+        say(format_args!("run: {outcome}"));
+    }
+    if seal.stopped == Some(StopCause::TimeLimit) {
+        return TIME_LIMIT;
+    }
+    match outcome.code() {
+        Some(code) => code as u8,
+        None => {
+            say(format_args!("run: {}", outcome.ending));
+            FAILED
+        }
+    }
+}
+
+fn print_audit(outcome: &Outcome) {
+    if let Some(audit) = &outcome.audit {
+        say(format_args!("audit: {}", audit.display()));
+    }
+}
+
+/// A line on stderr, whether or not anybody reads it.
+fn say(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Ctrl-C, and what `kill` and a closed terminal send.
+struct Interrupts([Signal; 3]);
+
+impl Interrupts {
+    fn new() -> moat::Result<Self> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Error::storage("listen for", "signals", error));
+        Ok(Self([
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A process that embeds moat and is killed: this test's own program, started once more.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use moat::{Docker, Manager, RunId, RunSpec};
+
+use crate::stage::Stage;
+
+/// Says that this process is an embedder, and what it is to do.
+const ROLE: &str = "MOAT_TEST_EMBEDDER";
+
+/// What the embedder is told, as JSON in [`ROLE`].
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Orders {
+    root: String,
+    image: String,
+    gate: String,
+    /// The run to start; none: only open the root, and look after what is there.
+    steps: Option<String>,
+    id: String,
+    tty: bool,
+    time_limit: Option<f64>,
+}
+
+/// Does what an embedder does, if this process is one. It is never done: it is killed.
+pub fn role() -> Option<()> {
+    let orders: Orders = serde_json::from_str(&std::env::var(ROLE).ok()?).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async move {
+        let docker = Docker::connect().await.unwrap();
+        let manager = Manager::open(&orders.root, docker).await.unwrap();
+        let id = RunId::new(orders.id).unwrap();
+        let run = match &orders.steps {
+            Some(steps) => {
+                let mut spec = RunSpec::new(orders.image)
+                    .id(id)
+                    .cmd(steps.split(' '))
+                    .network("none")
+                    .bind(&orders.gate, "/gate")
+                    .tty(orders.tty);
+                if let Some(limit) = orders.time_limit {
+                    spec = spec.time_limit(Duration::from_secs_f64(limit));
+                }
+                manager.start(spec).await.unwrap()
+            }
+            None => {
+                manager.recovered().await.unwrap();
+                manager.get(&id).await.unwrap()
+            }
+        };
+        println!("ready");
+        std::io::stdout().flush().unwrap();
+        // It reads nothing, and waits: whoever embeds a library does not look after its tasks.
+        let _ = run.wait().await;
+        std::future::pending::<()>().await;
+    });
+    Some(())
+}
+
+/// A process that embeds moat. Dropped, it is killed by a signal that it cannot catch.
+pub struct Embedder(Child);
+
+impl Drop for Embedder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Embedder {
+    /// Starts a run in a process of its own; returns when the run has started.
+    pub fn start(stage: &Stage, id: &str, steps: &str) -> Self {
+        Self::spawn(&orders(stage, id, Some(steps)))
+    }
+
+    /// The same, with a terminal.
+    pub fn start_tty(stage: &Stage, id: &str, steps: &str) -> Self {
+        let mut orders = orders(stage, id, Some(steps));
+        orders.tty = true;
+        Self::spawn(&orders)
+    }
+
+    /// The same, with a time limit in seconds.
+    pub fn start_limited(stage: &Stage, id: &str, steps: &str, seconds: f64) -> Self {
+        let mut orders = orders(stage, id, Some(steps));
+        orders.time_limit = Some(seconds);
+        Self::spawn(&orders)
+    }
+
+    /// Opens the root in a process of its own; returns when the run was taken over.
+    pub fn take_over(stage: &Stage, id: &str) -> Self {
+        Self::spawn(&orders(stage, id, None))
+    }
+
+    fn spawn(orders: &Orders) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .env(ROLE, serde_json::to_string(orders).unwrap())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = child.stdout.take().unwrap();
+        let embedder = Self(child);
+        let mut word = String::new();
+        BufReader::new(stdout).read_line(&mut word).unwrap();
+        assert_eq!(word, "ready\n", "the embedder did not start");
+        embedder
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(self) {}
+}
+
+fn orders(stage: &Stage, id: &str, steps: Option<&str>) -> Orders {
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    Orders {
+        root: text(&stage.root()),
+        image: stage.image.clone(),
+        gate: text(&stage.folder.path().join("gate")),
+        steps: steps.map(Into::into),
+        id: id.into(),
+        tty: false,
+        time_limit: None,
+    }
+}

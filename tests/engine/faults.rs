@@ -1,0 +1,210 @@
+//! What lies between moat and the engine, and does what networks do.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use moat::{Backstop, Docker, Manager, RunId};
+
+use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read, seal};
+use crate::support::deadline::eventually;
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::sequence;
+
+/// A manager that reaches the engine through a proxy.
+async fn behind_proxy(stage: &Stage) -> (Proxy, Manager) {
+    let proxy = Proxy::listen(stage.folder.path()).unwrap();
+    let docker = Docker::connect_to(&proxy.address()).await.unwrap();
+    let manager = Manager::open(stage.root(), docker).await.unwrap();
+    (proxy, manager)
+}
+
+/// A container that is started when attach was only asked for prints before anyone listens.
+pub async fn nothing_is_lost_when_the_answer_to_attach_comes_late(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("attach", Fault::Late(Duration::from_secs(1)));
+    let run = manager.start(stage.spec("lines 50")).await.unwrap();
+    let audit = read(&end(&run).await);
+    sequence::check(audit.stream("stdout"), "out", 50, 64).unwrap();
+    assert_complete(&audit);
+    assert_eq!(audit.evidence(), "tail");
+    let (attach, start) = (&proxy.seen("attach")[0], &proxy.seen("start")[0]);
+    assert!(
+        attach.answered.unwrap() <= start.asked,
+        "started before the answer"
+    );
+}
+
+/// The end of an attach stream looks the same when a proxy has cut it.
+pub async fn a_tap_that_is_cut_is_made_good_from_the_engines_log(stage: &Stage) {
+    for bytes in [0, 1, 100, 5000, 20_000] {
+        let (proxy, manager) = behind_proxy(stage).await;
+        proxy.fault("attach", Fault::CutAfter(bytes));
+        let run = manager
+            .start(stage.spec("lines 400 --stream both"))
+            .await
+            .unwrap();
+        let audit = read(&end(&run).await);
+        sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
+        sequence::check(audit.stream("stderr"), "err", 400, 64).unwrap();
+        assert_complete(&audit);
+        assert_eq!(audit.evidence(), "replay", "cut after {bytes} bytes");
+        drop(run);
+        manager.shutdown(moat::Shutdown::Leave).await;
+        drop(proxy);
+        std::fs::remove_file(stage.folder.path().join("proxy.sock")).unwrap();
+    }
+}
+
+/// Where all lines are the same, their number alone tells what is missing.
+pub async fn a_tap_that_is_cut_among_identical_lines_neither_loses_nor_doubles_one(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("attach", Fault::CutAfter(3001));
+    let run = manager.start(stage.spec("yes same 5000")).await.unwrap();
+    let audit = read(&end(&run).await);
+    assert_bytes(audit.stream("stdout"), "same\n".repeat(5000).as_bytes());
+    assert_complete(&audit);
+    assert_eq!(audit.evidence(), "replay");
+}
+
+/// Attached to a container that has ended, an engine never ends the stream.
+pub async fn a_tap_that_goes_silent_is_made_good_after_its_deadline(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("attach", Fault::SilentAfter(3000));
+    let run = manager
+        .start(stage.spec("lines 400 + exit 3"))
+        .await
+        .unwrap();
+    let outcome = end(&run).await;
+    assert_eq!(outcome.code(), Some(3));
+    let audit = read(&outcome);
+    sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
+    assert_complete(&audit);
+    assert_eq!(audit.evidence(), "replay");
+}
+
+/// Invariant 7.
+pub async fn a_cut_tap_without_a_readable_log_is_a_gap(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("attach", Fault::CutAfter(3000));
+    proxy.fault("logs", Fault::Refuse(501));
+    let run = manager.start(stage.spec("lines 400")).await.unwrap();
+    let audit = read(&end(&run).await);
+    let all = sequence::lines("out", 400, 64);
+    assert!(all.starts_with(audit.stream("stdout")));
+    assert_eq!(audit.verdict(), "gap");
+    assert!(
+        audit
+            .all("gap")
+            .iter()
+            .any(|gap| gap["reason"] == "log_unreadable")
+    );
+}
+
+/// Invariant 7: the tap came to its end, which proves nothing.
+pub async fn a_log_that_cannot_be_read_is_no_proof_of_completeness(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("logs", Fault::Refuse(501));
+    let run = manager.start(stage.spec("lines 400")).await.unwrap();
+    let audit = read(&end(&run).await);
+    sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
+    assert!(
+        !["tail", "replay"].contains(&audit.evidence()),
+        "{}",
+        audit.end
+    );
+}
+
+/// What nothing stands behind is gone for good, and said to be.
+pub async fn a_cut_tap_without_a_backstop_is_a_gap(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    let spec = stage
+        .gated("lines 100 + await /gate/go + lines 100 --from 101 + sleep 3")
+        .backstop(Backstop::None);
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "out 00000100 ").await;
+    proxy.cut();
+    stage.open_gate("go");
+    let audit = read(&end(&run).await);
+    let all = sequence::lines("out", 200, 64);
+    let found = audit.stream("stdout");
+    assert!(found.len() >= 100 * 65 && all.starts_with(found));
+    assert_eq!(audit.verdict(), "gap");
+    assert!(
+        audit
+            .all("gap")
+            .iter()
+            .any(|gap| gap["reason"] == "no_backstop")
+    );
+}
+
+/// Invariant 10: an engine that cannot be reached is not a container that has ended.
+pub async fn a_lost_connection_to_the_engine_loses_nothing(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    let spec = stage.gated("lines 200 + await /gate/go + lines 200 --from 201 + exit 5");
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "out 00000200 ").await;
+    proxy.down();
+    stage.open_gate("go");
+    // The container ends behind moat's back.
+    eventually(30, "the end of the container", async || {
+        let container = stage.containers().await.remove(0);
+        let found = stage
+            .docker
+            .inspect_container(&container, None)
+            .await
+            .unwrap();
+        (found.state?.running? == false).then_some(())
+    })
+    .await;
+    assert!(run.state().ending().is_none(), "{:?}", run.state());
+    proxy.up();
+    let outcome = end(&run).await;
+    assert_eq!(outcome.code(), Some(5));
+    let audit = read(&outcome);
+    sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
+    assert_complete(&audit);
+}
+
+/// Invariant 1.
+pub async fn the_audit_exists_before_the_engine_is_asked_for_a_container(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    let id = RunId::generate();
+    let folder = stage.root().join(id.as_str());
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let seen = found.clone();
+    proxy.before("create", move || {
+        let audit = std::fs::read_to_string(folder.join("logs.jsonl")).unwrap_or_default();
+        let run = folder.join("run.json").exists();
+        seen.lock().unwrap().push((audit, run));
+    });
+    let run = manager.start(stage.spec("exit 0").id(id)).await.unwrap();
+    assert_complete(&read(&end(&run).await));
+    let found = found.lock().unwrap();
+    let (audit, has_run) = &found[0];
+    assert!(audit.starts_with(r#"{"type":"start","v":1,"#), "{audit:?}");
+    assert!(audit.ends_with("}\n"), "{audit:?}");
+    assert!(has_run);
+}
+
+/// Invariant 3.
+pub async fn the_container_is_removed_only_after_the_seal(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    let id = RunId::generate();
+    let path = stage.root().join(id.as_str()).join("logs.jsonl");
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let seen = found.clone();
+    proxy.before("DELETE", move || {
+        let audit = std::fs::read_to_string(&path).unwrap_or_default();
+        let last = audit.lines().last().unwrap_or_default().to_owned();
+        seen.lock().unwrap().push(last);
+    });
+    let run = manager.start(stage.spec("lines 100").id(id)).await.unwrap();
+    seal(&end(&run).await);
+    stage.is_clean().await;
+    let found = found.lock().unwrap();
+    assert!(!found.is_empty());
+    assert!(
+        found.iter().all(|last| last.contains(r#""type":"end""#)),
+        "{found:?}"
+    );
+}

@@ -1,0 +1,115 @@
+//! Many runs at once. The long forms are those of `MOAT_SOAK=1`.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use moat::{Manager, RunSpec};
+
+use crate::stage::{Stage, assert_bytes, assert_complete, end, read};
+use crate::support::audit::Audit;
+use crate::support::sequence;
+
+/// Whether the long forms are asked for.
+pub fn is_soak() -> bool {
+    std::env::var("MOAT_SOAK").is_ok_and(|value| value == "1")
+}
+
+fn quick_or_soak(quick: u64, soak: u64) -> u64 {
+    if is_soak() { soak } else { quick }
+}
+
+/// Runs `spec` so many times, `width` at once, and checks each audit.
+async fn many(
+    manager: &Manager,
+    count: u64,
+    width: usize,
+    spec: impl Fn() -> RunSpec,
+    check: impl Fn(&Audit) + Send + Sync + 'static,
+) {
+    let check = Arc::new(check);
+    futures::stream::iter(0..count)
+        .map(|_| {
+            let (manager, spec, check) = (manager.clone(), spec(), check.clone());
+            tokio::spawn(async move {
+                let run = manager.start(spec).await.unwrap();
+                let outcome = end(&run).await;
+                assert!(outcome.success(), "{outcome}");
+                let audit = read(&outcome);
+                assert_complete(&audit);
+                check(&audit);
+            })
+        })
+        .buffer_unordered(width)
+        .for_each(async |run| run.unwrap())
+        .await;
+}
+
+pub async fn fifty_runs_at_once_are_all_complete(stage: &Stage) {
+    let manager = stage.manager().await;
+    many(
+        &manager,
+        50,
+        50,
+        || stage.spec("lines 100 --stream both"),
+        |audit| {
+            sequence::check(audit.stream("stdout"), "out", 100, 64).unwrap();
+            sequence::check(audit.stream("stderr"), "err", 100, 64).unwrap();
+        },
+    )
+    .await;
+    assert_eq!(manager.list().await.unwrap().len(), 50);
+    stage.is_clean().await;
+}
+
+/// Of a run that is over before anyone has attached, nothing is left to see.
+pub async fn short_runs_lose_nothing(stage: &Stage) {
+    let manager = stage.manager().await;
+    let count = quick_or_soak(50, 1000);
+    many(
+        &manager,
+        count,
+        8,
+        || stage.spec("echo x"),
+        |audit| {
+            assert_bytes(audit.stream("stdout"), b"x\n");
+        },
+    )
+    .await;
+    stage.is_clean().await;
+}
+
+/// Engines under load lose the end of a log that is followed.
+pub async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
+    let manager = stage.manager().await;
+    let (count, lines) = (quick_or_soak(16, 160), quick_or_soak(2000, 20_000));
+    let steps = format!("lines {lines}");
+    many(
+        &manager,
+        count,
+        16,
+        || stage.spec(&steps),
+        move |audit| {
+            sequence::check(audit.stream("stdout"), "out", lines, 64).unwrap();
+        },
+    )
+    .await;
+    stage.is_clean().await;
+}
+
+/// One line on each stream: which came first is not for anyone to say.
+pub async fn the_order_of_a_stream_holds_in_every_run(stage: &Stage) {
+    let manager = stage.manager().await;
+    let count = quick_or_soak(12, 60);
+    let steps = "echo one + warn eins + echo two + warn zwei";
+    many(
+        &manager,
+        count,
+        4,
+        || stage.spec(steps),
+        |audit| {
+            assert_bytes(audit.stream("stdout"), b"one\ntwo\n");
+            assert_bytes(audit.stream("stderr"), b"eins\nzwei\n");
+        },
+    )
+    .await;
+}

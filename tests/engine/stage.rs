@@ -1,0 +1,227 @@
+//! What each trial has to itself: a folder, a root in it, and what it leaves on the engine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use futures::StreamExt;
+use moat::sink::audit::{LogState, verify};
+use moat::{Attached, Attachment, Docker, Manager, Outcome, Run, RunSpec, Seal, Stream};
+use tempfile::TempDir;
+
+use crate::support::audit::Audit;
+use crate::support::deadline::{eventually, within};
+use crate::support::{engine, image};
+
+/// One trial's folder and engine. Dropped, it removes the containers of its roots, also when the
+/// trial has failed.
+pub struct Stage {
+    pub folder: TempDir,
+    pub docker: bollard::Docker,
+    pub image: String,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.folder.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            engine::sweep(&entry.path());
+        }
+    }
+}
+
+impl Stage {
+    pub async fn new() -> Self {
+        let docker = engine::connect().unwrap();
+        let image = image::provide(&docker).await.unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix("moat-test-")
+            .tempdir()
+            .unwrap();
+        fs::create_dir(folder.path().join("gate")).unwrap();
+        Self {
+            folder,
+            docker,
+            image,
+        }
+    }
+
+    /// The folder of the trial's root.
+    pub fn root(&self) -> PathBuf {
+        self.folder.path().join("root")
+    }
+
+    /// A manager of the trial's root.
+    pub async fn manager(&self) -> Manager {
+        let docker = Docker::connect().await.unwrap();
+        Manager::open(self.root(), docker).await.unwrap()
+    }
+
+    /// A run of the workload with these steps, separated by spaces.
+    pub fn spec(&self, steps: &str) -> RunSpec {
+        RunSpec::new(&self.image)
+            .cmd(steps.split(' '))
+            .network("none")
+    }
+
+    /// The same, with a gate that it can wait at: `await /gate/NAME`.
+    pub fn gated(&self, steps: &str) -> RunSpec {
+        self.spec(steps)
+            .bind(self.folder.path().join("gate"), "/gate")
+    }
+
+    /// Lets a run go on that waits at this gate.
+    pub fn open_gate(&self, name: &str) {
+        fs::write(self.folder.path().join("gate").join(name), "").unwrap();
+    }
+
+    /// Starts a run, waits for its end, and reads its audit.
+    pub async fn run(&self, spec: RunSpec) -> (Outcome, Audit) {
+        let manager = self.manager().await;
+        let run = manager.start(spec).await.unwrap();
+        let outcome = end(&run).await;
+        let audit = read(&outcome);
+        (outcome, audit)
+    }
+
+    /// The containers of the trial's root that the engine has.
+    pub async fn containers(&self) -> Vec<String> {
+        let root = engine::root_id(&self.root()).expect("the root has an id");
+        engine::containers(&self.docker, &root).await.unwrap()
+    }
+
+    /// Waits until the engine has no container of the trial's root any more.
+    pub async fn is_clean(&self) {
+        eventually(10, "the removal of the container", async || {
+            self.containers().await.is_empty().then_some(())
+        })
+        .await;
+    }
+}
+
+/// Waits for the end of a run, and until its audit is sealed.
+pub async fn end(run: &Run) -> Outcome {
+    within(90, "the seal of the run", async {
+        loop {
+            let outcome = run.wait().await.unwrap();
+            if outcome.sealed().is_some() {
+                return outcome;
+            }
+        }
+    })
+    .await
+}
+
+/// The seal of an outcome, which must have one.
+pub fn seal(outcome: &Outcome) -> &Seal {
+    outcome.sealed().unwrap_or_else(|| panic!("{outcome}"))
+}
+
+/// Reads the audit of a sealed run, and checks that all that know of it agree.
+pub fn read(outcome: &Outcome) -> Audit {
+    let seal = seal(outcome);
+    let path = outcome.audit.as_ref().unwrap();
+    let audit = Audit::read(path).unwrap();
+    assert_eq!(audit.end["sha256"], seal.sha256.as_str());
+    assert_eq!(audit.end["verdict"], seal.verdict.to_string());
+    assert_eq!(seal.exit, outcome.ending);
+    assert_eq!(seal.gaps, audit.all("gap").len() as u64);
+    match verify(path).unwrap().state {
+        LogState::Sealed(found) => assert_eq!(*found, *seal),
+        other => panic!("{}: {other:?}", path.display()),
+    }
+    audit
+}
+
+/// Asserts that the audit says of itself that nothing is missing.
+#[track_caller]
+pub fn assert_complete(audit: &Audit) {
+    assert_eq!(
+        audit.verdict(),
+        "complete",
+        "{}\n{:?}",
+        audit.end,
+        audit.events
+    );
+    assert!(audit.all("gap").is_empty(), "{:?}", audit.events);
+}
+
+/// Asserts that bytes are equal; if they are not, says where they begin to differ.
+#[track_caller]
+pub fn assert_bytes(found: &[u8], expected: &[u8]) {
+    if found != expected {
+        let at = found
+            .iter()
+            .zip(expected)
+            .take_while(|(a, b)| a == b)
+            .count();
+        let show = |bytes: &[u8]| {
+            let part = &bytes[at.min(bytes.len())..(at + 60).min(bytes.len())];
+            String::from_utf8_lossy(part).into_owned()
+        };
+        panic!(
+            "{} bytes where {} were expected; from byte {at} on {:?} in the place of {:?}",
+            found.len(),
+            expected.len(),
+            show(found),
+            show(expected)
+        );
+    }
+}
+
+/// What an attached reader saw.
+#[derive(Debug, Default)]
+pub struct Watched {
+    pub bytes: BTreeMap<Stream, Vec<u8>>,
+    pub missed: u64,
+}
+
+impl Watched {
+    /// Adds what comes next; `false`: nothing does.
+    pub async fn next(&mut self, output: &mut Attachment) -> bool {
+        match within(60, "output", output.next()).await {
+            None => return false,
+            Some(item) => match item.unwrap() {
+                Attached::Chunk(chunk) => {
+                    let all = self.bytes.entry(chunk.stream).or_default();
+                    all.extend_from_slice(&chunk.bytes);
+                }
+                Attached::Missed { bytes, .. } => self.missed += bytes,
+                other => panic!("{other:?}"),
+            },
+        }
+        true
+    }
+
+    /// Reads until the end.
+    pub async fn all(mut output: Attachment) -> Self {
+        let mut watched = Self::default();
+        while watched.next(&mut output).await {}
+        watched
+    }
+
+    /// Reads until stdout has `text`.
+    pub async fn until(&mut self, output: &mut Attachment, text: &str) {
+        while !memmem(self.stdout(), text.as_bytes()) {
+            assert!(self.next(output).await, "the output ended before {text:?}");
+        }
+    }
+
+    pub fn stdout(&self) -> &[u8] {
+        self.bytes.get(&Stream::Stdout).map_or(&[], Vec::as_slice)
+    }
+}
+
+fn memmem(bytes: &[u8], part: &[u8]) -> bool {
+    // From the end: what is waited for comes last.
+    bytes.windows(part.len()).rev().any(|window| window == part)
+}
+
+/// Waits until the run has printed `text`, which stays in its audit.
+pub async fn printed(run: &Run, text: &str) {
+    let mut output = run.attach().await.unwrap();
+    Watched::default().until(&mut output, text).await;
+}

@@ -1,0 +1,277 @@
+//! The only program in the test image. What it prints follows from its arguments, so that a test
+//! knows what to expect; see `support/sequence.rs`.
+//!
+//! Compiled by plain `rustc`, static, with the standard library alone. Steps are separated by `+`
+//! and done one after the other: `lines 10 + await /go + exit 7`.
+
+#[path = "../support/sequence.rs"]
+#[allow(dead_code)]
+mod sequence;
+
+use std::io::{self, Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{exit, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const USAGE: &str = "\
+steps, separated by `+`:
+  lines N [--stream out|err|both] [--width W] [--from F] [--burst B] [--delay-ms D]
+  bytes N [--seed S]          bytes that look random, and follow from the seed
+  long N [--utf8]             one line of N bytes
+  fill N                      N bytes of one line without a newline, fast
+  progress N                  a progress bar of N steps
+  split                       a character in two halves, with a pause between them
+  tty-hostile                 bytes that look like the framing of a stream
+  yes TEXT N                  N lines that are all the same
+  echo TEXT | warn TEXT       a line on stdout, on stderr
+  print TEXT                  TEXT without a newline
+  cat                         stdin to stdout
+  env NAME                    the value of a variable
+  read PATH | write PATH TEXT | stat PATH
+  pwd | whoami                the working directory; uid:gid
+  await PATH                  until the file exists
+  sleep SECONDS
+  trap [--exit CODE]          until SIGTERM comes: says so, and exits
+  deaf                        ignores SIGTERM from here on
+  alloc MIB                   takes memory and writes to it
+  oom-child MIB               a child does, and this process lives on
+  close-stdio                 closes stdout and stderr
+  exit CODE";
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.is_empty() {
+        eprintln!("{USAGE}");
+        exit(2);
+    }
+    for step in arguments.split(|argument| argument == "+") {
+        if let Err(error) = run(&Step(step)) {
+            eprintln!("workload: {}: {error}", step.join(" "));
+            exit(3);
+        }
+    }
+}
+
+/// One step: its name, and its arguments.
+struct Step<'a>(&'a [String]);
+
+impl Step<'_> {
+    fn text(&self, at: usize) -> &str {
+        match self.0.get(at) {
+            Some(text) => text,
+            None => usage("an argument is missing"),
+        }
+    }
+
+    fn number(&self, at: usize) -> u64 {
+        parse(self.text(at))
+    }
+
+    fn option(&self, name: &str) -> Option<&str> {
+        let at = self.0.iter().position(|argument| argument == name)?;
+        Some(self.text(at + 1))
+    }
+
+    fn option_number(&self, name: &str, default: u64) -> u64 {
+        self.option(name).map_or(default, parse)
+    }
+}
+
+fn parse(text: &str) -> u64 {
+    match text.parse() {
+        Ok(number) => number,
+        Err(_) => usage(&format!("{text:?} is not a number")),
+    }
+}
+
+fn usage(problem: &str) -> ! {
+    eprintln!("workload: {problem}\n{USAGE}");
+    exit(2);
+}
+
+fn run(step: &Step<'_>) -> io::Result<()> {
+    match step.text(0) {
+        "lines" => lines(step)?,
+        "bytes" => bytes(step.number(1), step.option_number("--seed", 1))?,
+        "long" => {
+            let utf8 = step.0.iter().any(|argument| argument == "--utf8");
+            out(&sequence::long(step.number(1) as usize, utf8))?;
+            out(b"\n")?;
+        }
+        "fill" => fill(step.number(1))?,
+        "progress" => out(&sequence::progress(step.number(1)))?,
+        "split" => {
+            let (first, second) = sequence::SPLIT.as_bytes().split_at(sequence::SPLIT_AT);
+            out(first)?;
+            std::thread::sleep(Duration::from_millis(200));
+            out(second)?;
+        }
+        "tty-hostile" => out(sequence::TTY_HOSTILE)?,
+        "yes" => {
+            let line = format!("{}\n", step.text(1));
+            for _ in 0..step.number(2) {
+                out(line.as_bytes())?;
+            }
+        }
+        "echo" => out(format!("{}\n", step.text(1)).as_bytes())?,
+        "warn" => err(format!("{}\n", step.text(1)).as_bytes())?,
+        "print" => out(step.text(1).as_bytes())?,
+        "cat" => {
+            io::copy(&mut io::stdin(), &mut io::stdout())?;
+            io::stdout().flush()?;
+        }
+        "env" => {
+            let value = std::env::var(step.text(1)).unwrap_or_else(|_| "(unset)".into());
+            out(format!("{value}\n").as_bytes())?;
+        }
+        "read" => {
+            let mut content = Vec::new();
+            std::fs::File::open(step.text(1))?.read_to_end(&mut content)?;
+            out(&content)?;
+        }
+        "write" => std::fs::write(step.text(1), step.text(2))?,
+        "stat" => {
+            let found = std::fs::metadata(step.text(1))?;
+            let text = format!("{:o} {} bytes\n", found.mode(), found.len());
+            out(text.as_bytes())?;
+        }
+        "pwd" => {
+            let folder = std::env::current_dir()?;
+            out(format!("{}\n", folder.display()).as_bytes())?;
+        }
+        "whoami" => {
+            let me = std::fs::metadata("/proc/self")?;
+            out(format!("{}:{}\n", me.uid(), me.gid()).as_bytes())?;
+        }
+        "await" => {
+            while !std::path::Path::new(step.text(1)).exists() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        "sleep" => std::thread::sleep(Duration::from_secs_f64(
+            step.text(1).parse().unwrap_or_else(|_| usage("not a number of seconds")),
+        )),
+        "trap" => {
+            handle_term(on_term as *const () as usize);
+            out(b"ready\n")?;
+            while !TERM.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            out(b"caught SIGTERM\n")?;
+            exit(step.option_number("--exit", 0) as i32);
+        }
+        "deaf" => handle_term(SIG_IGN),
+        "alloc" => alloc(step.number(1)),
+        "oom-child" => {
+            let status = Command::new("/proc/self/exe")
+                .args(["alloc", step.text(1)])
+                .status()?;
+            let signal = status.signal().unwrap_or(0);
+            out(format!("the child ended by signal {signal}\n").as_bytes())?;
+        }
+        "close-stdio" => {
+            io::stdout().flush()?;
+            // SAFETY: nothing in this process owns them, and nothing writes to them after this.
+            drop(unsafe { [OwnedFd::from_raw_fd(1), OwnedFd::from_raw_fd(2)] });
+        }
+        "exit" => exit(step.number(1) as i32),
+        other => usage(&format!("there is no step {other:?}")),
+    }
+    Ok(())
+}
+
+fn out(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+fn err(bytes: &[u8]) -> io::Result<()> {
+    io::stderr().lock().write_all(bytes)
+}
+
+fn lines(step: &Step<'_>) -> io::Result<()> {
+    let from = step.option_number("--from", 1);
+    let until = from + step.number(1);
+    let width = step.option_number("--width", 64) as usize;
+    let burst = step.option_number("--burst", 1).max(1);
+    let delay = Duration::from_millis(step.option_number("--delay-ms", 0));
+    let streams: &[&str] = match step.option("--stream").unwrap_or("out") {
+        "out" => &["out"],
+        "err" => &["err"],
+        "both" => &["out", "err"],
+        other => usage(&format!("there is no stream {other:?}")),
+    };
+    let mut next = from;
+    while next < until {
+        let last = until.min(next + burst);
+        for &stream in streams {
+            let mut text = String::new();
+            for number in next..last {
+                text.push_str(&sequence::line(stream, number, width));
+                text.push('\n');
+            }
+            match stream {
+                "err" => err(text.as_bytes())?,
+                _ => out(text.as_bytes())?,
+            }
+        }
+        next = last;
+        if !delay.is_zero() {
+            std::thread::sleep(delay);
+        }
+    }
+    Ok(())
+}
+
+fn bytes(count: u64, seed: u64) -> io::Result<()> {
+    let mut noise = sequence::Noise::new(seed);
+    let mut buffer = [0; 64 << 10];
+    let mut left = count;
+    while left > 0 {
+        let part = &mut buffer[..left.min(64 << 10) as usize];
+        noise.fill(part);
+        out(part)?;
+        left -= part.len() as u64;
+    }
+    Ok(())
+}
+
+fn fill(count: u64) -> io::Result<()> {
+    let buffer = [b'x'; 64 << 10];
+    let mut left = count;
+    while left > 0 {
+        let part = &buffer[..left.min(64 << 10) as usize];
+        out(part)?;
+        left -= part.len() as u64;
+    }
+    Ok(())
+}
+
+fn alloc(mebibytes: u64) {
+    let mut taken: Vec<Vec<u8>> = Vec::new();
+    for at in 0..mebibytes {
+        // Not zero: the kernel need not give a page that only ever read as zero.
+        taken.push(vec![1 + (at % 255) as u8; 1 << 20]);
+    }
+    std::hint::black_box(&taken);
+}
+
+const SIGTERM: i32 = 15;
+const SIG_IGN: usize = 1;
+static TERM: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_term(_: i32) {
+    TERM.store(true, Ordering::SeqCst);
+}
+
+fn handle_term(handler: usize) {
+    extern "C" {
+        fn signal(signum: i32, handler: usize) -> usize;
+    }
+    // SAFETY: the handler is SIG_IGN, or a function that stores to an atomic and no more.
+    unsafe { signal(SIGTERM, handler) };
+}

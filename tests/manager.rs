@@ -1,0 +1,698 @@
+//! The manager on the scripted runtime: what an engine cannot be made to do.
+#![cfg(feature = "testing")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::StreamExt;
+use moat::runtime::scripted::{Call, Fault, Script, Scripted};
+use moat::sink::audit::{LogState, Reader, Record, verify};
+use moat::sink::{Event, GapReason};
+use moat::{
+    Attached, Backstop, Ending, Error, Evidence, KeepContainer, LimitAction, Manager, Outcome,
+    Recovery, Root, RunId, RunSpec, RuntimeError, Seal, Shutdown, StopCause, Stream, Verdict,
+};
+
+struct Bench {
+    runtime: Scripted,
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            runtime: Scripted::new(),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("root")
+    }
+
+    async fn open(&self) -> Manager {
+        Manager::open(self.root(), self.runtime.clone())
+            .await
+            .unwrap()
+    }
+
+    /// Runs a script to its end, and checks what holds for every run.
+    async fn run(&self, script: Script, spec: RunSpec) -> Outcome {
+        self.runtime.next(script);
+        let manager = self.open().await;
+        let outcome = match manager.start(spec).await {
+            Ok(run) => run.wait().await.unwrap(),
+            Err(Error::NotStarted { outcome, .. }) => *outcome,
+            Err(error) => panic!("{}", error.chain()),
+        };
+        manager.shutdown(Shutdown::Leave).await;
+        check(&outcome);
+        outcome
+    }
+}
+
+fn spec() -> RunSpec {
+    RunSpec::new("any")
+}
+
+fn seal(outcome: &Outcome) -> &Seal {
+    outcome.sealed().expect("a sealed run")
+}
+
+/// The file is there, sealed, undamaged, and says what the outcome says.
+fn check(outcome: &Outcome) {
+    let path = outcome.audit.as_ref().unwrap();
+    let verification = verify(path).unwrap();
+    match verification.state {
+        LogState::Sealed(sealed) => assert_eq!(*sealed, *seal(outcome)),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn events(path: &Path) -> Vec<Event> {
+    Reader::open(path)
+        .unwrap()
+        .filter_map(|record| match record.unwrap() {
+            Record::Event(event) => Some(event),
+            _ => None,
+        })
+        .collect()
+}
+
+fn gaps(outcome: &Outcome) -> Vec<GapReason> {
+    events(outcome.audit.as_ref().unwrap())
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Gap(gap) => Some(gap.reason),
+            _ => None,
+        })
+        .collect()
+}
+
+fn text(outcome: &Outcome, stream: Stream) -> String {
+    let mut text = String::new();
+    for record in Reader::open(outcome.audit.as_ref().unwrap()).unwrap() {
+        if let Record::Output(output) = record.unwrap()
+            && output.stream == stream
+        {
+            text.push_str(std::str::from_utf8(&output.bytes).unwrap());
+            if !output.partial {
+                text.push('\n');
+            }
+        }
+    }
+    text
+}
+
+fn numbered(lines: usize) -> String {
+    (0..lines).map(|n| format!("line {n}\n")).collect()
+}
+
+fn broken(operation: &'static str) -> Fault {
+    Fault::Error(RuntimeError::Broken {
+        operation,
+        reason: "made for the test".into(),
+    })
+}
+
+#[tokio::test]
+async fn a_run_leaves_a_sealed_file_with_both_streams_and_the_exit() {
+    let bench = Bench::new();
+    let script = Script::new().stdout("out\n").stderr("err").exit(7);
+    let outcome = bench.run(script, spec()).await;
+    assert_eq!(outcome.code(), Some(7));
+    assert_eq!(text(&outcome, Stream::Stdout), "out\n");
+    assert_eq!(text(&outcome, Stream::Stderr), "err");
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+    assert_eq!(seal(&outcome).evidence, Evidence::Tail);
+    assert_eq!(outcome.last_lines, ["out", "err"]);
+    assert_eq!(bench.runtime.containers(), 0);
+}
+
+/// Invariant 1.
+#[tokio::test]
+async fn the_file_is_there_before_the_engine_is_asked_for_a_container() {
+    let bench = Bench::new();
+    bench.runtime.fault(Call::Create, Fault::Hang);
+    let manager = bench.open().await;
+    let id = RunId::new("early").unwrap();
+    let start = manager.start(spec().id(id.clone()));
+    let asked = async {
+        while bench.runtime.calls(Call::Create) == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        _ = start => panic!("the create hangs"),
+        () = asked => {}
+    }
+    let audit = Root::open(bench.root()).unwrap().audit(&id);
+    assert!(matches!(events(&audit)[..], [Event::Start(_)]));
+}
+
+#[tokio::test]
+async fn what_cannot_start_is_sealed_with_the_reason_and_its_container_removed() {
+    let bench = Bench::new();
+    let outcome = bench
+        .run(Script::new().fail_to_start("no such command"), spec())
+        .await;
+    assert!(matches!(&outcome.ending, Ending::FailedToStart { reason }
+        if reason.contains("no such command")));
+    assert_eq!(seal(&outcome).evidence, Evidence::NeverStarted);
+    assert_eq!(bench.runtime.containers(), 0);
+
+    bench.runtime.fault(
+        Call::Create,
+        Fault::Error(RuntimeError::Rejected {
+            operation: "create the container",
+            reason: "bad env TOKEN=s3cr3t-value".into(),
+        }),
+    );
+    let outcome = bench
+        .run(Script::new(), spec().env("TOKEN", "s3cr3t-value"))
+        .await;
+    let text = std::fs::read_to_string(outcome.audit.as_ref().unwrap()).unwrap();
+    assert!(matches!(
+        outcome.ending,
+        Ending::NotCreated { aborted: false, .. }
+    ));
+    assert!(
+        text.contains("bad env ***") && !text.contains("s3cr3t"),
+        "{text}"
+    );
+}
+
+/// Invariant 7: by content, also where the lines repeat themselves.
+#[tokio::test]
+async fn a_tap_that_ends_early_without_an_error_is_made_up_for_by_the_log() {
+    for output in [numbered(500), "y\n".repeat(5000)] {
+        for cut in [0, 1, 1000, output.len() as u64 - 1] {
+            let bench = Bench::new();
+            let script = Script::new().stdout(output.clone()).cut_tap_after(cut);
+            let outcome = bench.run(script, spec()).await;
+            assert_eq!(text(&outcome, Stream::Stdout), output);
+            assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+            assert_eq!(seal(&outcome).evidence, Evidence::Replay);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tap_that_does_not_end_with_its_container_is_given_up() {
+    let bench = Bench::new();
+    let script = Script::new().stdout(numbered(500)).tap_never_ends();
+    let outcome = bench.run(script, spec()).await;
+    assert_eq!(text(&outcome, Stream::Stdout), numbered(500));
+    assert_eq!(seal(&outcome).evidence, Evidence::Replay);
+}
+
+#[tokio::test]
+async fn a_log_that_has_less_than_was_captured_is_a_gap_and_nothing_is_taken_back() {
+    let bench = Bench::new();
+    let script = Script::new().stdout(numbered(500)).cut_log_after(700);
+    let outcome = bench.run(script, spec()).await;
+    assert_eq!(text(&outcome, Stream::Stdout), numbered(500));
+    assert_eq!(seal(&outcome).verdict, Verdict::Gap);
+    assert_eq!(gaps(&outcome), [GapReason::LogShorter]);
+    assert_eq!(bench.runtime.containers(), 1, "it is kept for a human");
+}
+
+#[tokio::test]
+async fn without_a_backstop_the_evidence_is_the_end_of_the_tap_alone() {
+    let bench = Bench::new();
+    let bare = spec().backstop(Backstop::None);
+    let outcome = bench.run(Script::new().stdout("all\n"), bare.clone()).await;
+    assert_eq!(seal(&outcome).evidence, Evidence::Eof);
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+}
+
+/// Invariant 6: many at once, and the exit is the same for all.
+#[tokio::test]
+async fn a_stop_that_races_with_the_natural_exit_keeps_the_real_one() {
+    for _ in 0..50 {
+        let bench = Bench::new();
+        bench.runtime.next(
+            Script::new()
+                .stdout("x\n")
+                .pause(Duration::from_millis(2))
+                .exit(3),
+        );
+        let manager = bench.open().await;
+        let run = manager.start(spec()).await.unwrap();
+        let waiters: Vec<_> = (0..8).map(|_| run.wait()).collect();
+        let (waited, stopped, killed) = tokio::join!(
+            futures::future::join_all(waiters),
+            run.stop(Some(Duration::ZERO)),
+            run.kill()
+        );
+        let stopped = stopped.unwrap();
+        assert_eq!(killed.unwrap().ending, stopped.ending);
+        for outcome in waited {
+            assert_eq!(outcome.unwrap().ending, stopped.ending);
+        }
+        assert!([3, 137, 143].contains(&stopped.code().unwrap()));
+        check(&stopped);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_sends_the_signal_then_kills_after_the_grace() {
+    let bench = Bench::new();
+    bench
+        .runtime
+        .next(Script::new().until_stopped().ignore_term());
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let stop = run.stop(Some(Duration::from_secs(130)));
+    let (outcome, after) = tokio::join!(stop, async {
+        run.ended().await.unwrap();
+        begun.elapsed()
+    });
+    let outcome = outcome.unwrap();
+    assert_eq!(after.as_secs(), 130);
+    assert_eq!(outcome.code(), Some(137));
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::Requested));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_limit_stops_a_run_and_says_so() {
+    let bench = Bench::new();
+    let limited = spec().time_limit(Duration::from_secs(5));
+    let outcome = bench.run(Script::new().until_stopped(), limited).await;
+    assert_eq!(outcome.code(), Some(143));
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::TimeLimit));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_output_limit_drops_or_stops_and_leaves_a_gap() {
+    for (action, code) in [(LimitAction::Drop, 0), (LimitAction::Stop, 143)] {
+        let bench = Bench::new();
+        let script = Script::new()
+            .stdout(numbered(100))
+            .pause(Duration::from_secs(60));
+        let outcome = bench.run(script, spec().output_limit(100, action)).await;
+        assert_eq!(outcome.code(), Some(code));
+        assert_eq!(seal(&outcome).bytes.stdout, 100);
+        assert_eq!(text(&outcome, Stream::Stdout), numbered(100)[..100]);
+        assert_eq!(gaps(&outcome), [GapReason::OutputLimit]);
+    }
+}
+
+/// Invariant 10.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_does_not_answer_changes_nothing() {
+    let bench = Bench::new();
+    for _ in 0..5 {
+        bench.runtime.fault(Call::Wait, broken("wait"));
+        bench.runtime.fault(Call::Logs, broken("read the log"));
+    }
+    let script = Script::new()
+        .stdout(numbered(100))
+        .pause(Duration::from_secs(9))
+        .exit(4);
+    let outcome = bench.run(script, spec()).await;
+    assert_eq!(outcome.code(), Some(4));
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+    assert_eq!(seal(&outcome).evidence, Evidence::Replay);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_of_create_or_start_leaves_no_orphan() {
+    let bench = Bench::new();
+    bench.runtime.fault(Call::Create, Fault::AnswerLost);
+    let outcome = bench.run(Script::new(), spec()).await;
+    assert!(matches!(outcome.ending, Ending::NotCreated { .. }));
+    assert_eq!(bench.runtime.containers(), 0);
+
+    bench.runtime.fault(Call::Start, Fault::AnswerLost);
+    let outcome = bench
+        .run(Script::new().stdout("ran\n").exit(2), spec())
+        .await;
+    assert_eq!(
+        outcome.code(),
+        Some(2),
+        "it runs, whatever became of the answer"
+    );
+    assert_eq!(text(&outcome, Stream::Stdout), "ran\n");
+}
+
+#[tokio::test]
+async fn a_container_removed_by_others_is_said_to_be_removed() {
+    let bench = Bench::new();
+    bench
+        .runtime
+        .next(Script::new().stdout("x\n").until_stopped());
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    bench.runtime.remove_by_others(run.id());
+    let outcome = run.wait().await.unwrap();
+    assert_eq!(outcome.ending, Ending::Removed { code: Some(137) });
+    assert_eq!(text(&outcome, Stream::Stdout), "x\n");
+    check(&outcome);
+}
+
+/// Invariant 4: the next opening goes on where the file ends.
+#[tokio::test(start_paused = true)]
+async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubles() {
+    let bench = Bench::new();
+    let mut script = Script::new();
+    for n in 0..40 {
+        script = script
+            .stdout(format!("line {n}\n"))
+            .stderr(format!("part {n}"))
+            .pause(Duration::from_secs(1));
+    }
+    bench.runtime.next(script.exit(5));
+    let manager = bench.open().await;
+    let id = manager.start(spec()).await.unwrap().id().clone();
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        // Once politely, later not.
+        manager.shutdown(Shutdown::Leave).await;
+        let next = bench.open().await;
+        let runs = next.recovered().await.unwrap();
+        assert_eq!(runs.len(), 1);
+        assert_eq!(runs[0].state().word(), "running");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        next.shutdown(Shutdown::Leave).await;
+    }
+    let last = bench.open().await;
+    let outcome = last.wait(&id).await.unwrap();
+    assert_eq!(outcome.code(), Some(5));
+    assert_eq!(text(&outcome, Stream::Stdout), numbered(40));
+    let parts: String = (0..40).map(|n| format!("part {n}")).collect();
+    assert_eq!(text(&outcome, Stream::Stderr), parts);
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+    check(&outcome);
+    last.shutdown(Shutdown::Leave).await;
+    assert_eq!(bench.runtime.containers(), 0);
+}
+
+#[tokio::test]
+async fn a_run_that_ended_while_nobody_watched_is_sealed_by_the_next_opening() {
+    let bench = Bench::new();
+    bench.runtime.next(
+        Script::new()
+            .pause(Duration::from_millis(30))
+            .stdout("late\n")
+            .exit(9),
+    );
+    let manager = bench.open().await;
+    let id = manager.start(spec()).await.unwrap().id().clone();
+    drop(manager);
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    let next = bench.open().await;
+    let outcome = next.wait(&id).await.unwrap();
+    assert_eq!(outcome.code(), Some(9));
+    assert_eq!(text(&outcome, Stream::Stdout), "late\n");
+    check(&outcome);
+}
+
+#[tokio::test]
+async fn a_run_that_never_came_to_its_container_is_sealed_as_aborted() {
+    let bench = Bench::new();
+    bench.runtime.fault(Call::Create, Fault::Hang);
+    let manager = bench.open().await;
+    let id = RunId::new("cut").unwrap();
+    let start = manager.start(spec().id(id.clone()));
+    let _ = tokio::time::timeout(Duration::from_millis(100), start).await;
+    manager.shutdown(Shutdown::Leave).await;
+
+    // And one that has a folder, and nothing else.
+    let bare = RunId::new("bare").unwrap();
+    std::fs::create_dir(bench.root().join(bare.as_str())).unwrap();
+
+    let next = bench.open().await;
+    for id in [id, bare] {
+        let outcome = next.wait(&id).await.unwrap();
+        assert!(
+            matches!(outcome.ending, Ending::NotCreated { aborted: true, .. }),
+            "{outcome}"
+        );
+        check(&outcome);
+    }
+}
+
+/// Recovery starts nothing: a container that was made, and not started, goes.
+#[tokio::test]
+async fn a_container_that_was_not_started_is_removed_by_the_next_opening() {
+    let bench = Bench::new();
+    bench.runtime.fault(Call::Start, Fault::Hang);
+    let manager = bench.open().await;
+    let id = RunId::new("made").unwrap();
+    let start = manager.start(spec().id(id.clone()));
+    let _ = tokio::time::timeout(Duration::from_millis(100), start).await;
+    manager.shutdown(Shutdown::Leave).await;
+    assert_eq!(bench.runtime.containers(), 1);
+
+    let next = bench.open().await;
+    let outcome = next.wait(&id).await.unwrap();
+    assert!(matches!(outcome.ending, Ending::FailedToStart { .. }));
+    assert_eq!(bench.runtime.containers(), 0);
+    check(&outcome);
+}
+
+#[tokio::test]
+async fn a_container_that_was_started_again_is_another_execution() {
+    let bench = Bench::new();
+    bench
+        .runtime
+        .next(Script::new().stdout("first\n").until_stopped());
+    let manager = bench.open().await;
+    let id = manager.start(spec()).await.unwrap().id().clone();
+    manager.shutdown(Shutdown::Leave).await;
+    bench.runtime.start_by_others(&id);
+    let next = bench.open().await;
+    let outcome = next.wait(&id).await.unwrap();
+    assert!(matches!(outcome.ending, Ending::Lost { .. }));
+    assert_eq!(gaps(&outcome), [GapReason::StartedAgain]);
+    next.shutdown(Shutdown::Leave).await;
+    assert_eq!(bench.runtime.containers(), 1, "it is not ours to end");
+}
+
+#[tokio::test]
+async fn two_managers_on_one_root_have_one_owner_for_each_run() {
+    let bench = Bench::new();
+    bench
+        .runtime
+        .next(Script::new().stdout("x\n").until_stopped());
+    let first = bench.open().await;
+    let run = first.start(spec()).await.unwrap();
+
+    let second = bench.open().await;
+    let seen = second.recovered().await.unwrap();
+    assert_eq!(seen.len(), 1);
+    assert!(seen[0].owned_elsewhere());
+    assert!(matches!(
+        second.remove(run.id()).await,
+        Err(Error::NotSealed { .. })
+    ));
+
+    // A stop of the one that does not own it goes to the engine, and is recorded by the owner.
+    let stopped = seen[0].stop(None).await.unwrap();
+    let outcome = run.wait().await.unwrap();
+    assert_eq!(stopped.ending, outcome.ending);
+    let stops: Vec<_> = events(outcome.audit.as_ref().unwrap())
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Stop(stop) => Some(stop.by_pid),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(stops, [Some(std::process::id())]);
+    check(&outcome);
+}
+
+#[tokio::test]
+async fn a_second_manager_goes_on_when_the_first_one_leaves() {
+    let bench = Bench::new();
+    bench.runtime.next(
+        Script::new()
+            .stdout("a\n")
+            .pause(Duration::from_millis(200))
+            .stdout("b\n"),
+    );
+    let first = bench.open().await;
+    let id = first.start(spec()).await.unwrap().id().clone();
+    let second = bench.open().await;
+    let waiting = second.get(&id).await.unwrap();
+    first.shutdown(Shutdown::Leave).await;
+    let outcome = waiting.wait().await.unwrap();
+    assert_eq!(text(&outcome, Stream::Stdout), "a\nb\n");
+    check(&outcome);
+}
+
+#[tokio::test]
+async fn a_name_is_taken_once_and_a_removed_run_is_gone() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    let id = RunId::new("twice").unwrap();
+    let run = manager.start(spec().id(id.clone())).await.unwrap();
+    run.wait().await.unwrap();
+    assert!(matches!(
+        manager.start(spec().id(id.clone())).await,
+        Err(Error::RunExists { .. })
+    ));
+    let folder = run.folder().to_owned();
+    // Its monitor may still be at the container.
+    while let Err(error) = manager.remove(&id).await {
+        assert!(matches!(error, Error::Owned { .. }), "{error}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!folder.exists());
+    assert!(matches!(
+        manager.wait(&id).await,
+        Err(Error::NoSuchRun { .. })
+    ));
+}
+
+async fn watch(mut attachment: moat::Attachment) -> (String, u64) {
+    let (mut seen, mut missed) = (String::new(), 0);
+    while let Some(item) = attachment.next().await {
+        match item.unwrap() {
+            Attached::Chunk(chunk) => seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap()),
+            Attached::Missed { bytes, .. } => missed += bytes,
+            _ => {}
+        }
+    }
+    (seen, missed)
+}
+
+#[tokio::test]
+async fn whoever_looks_on_sees_everything_once_whenever_he_comes() {
+    let bench = Bench::new();
+    let mut script = Script::new();
+    for n in 0..200 {
+        script = script
+            .stdout(format!("line {n}"))
+            .pause(Duration::from_millis(1))
+            .stdout("\n");
+    }
+    bench.runtime.next(script);
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    let mut viewers = Vec::new();
+    for n in 0..8 {
+        let attachment = run.attach().await.unwrap();
+        viewers.push(async move {
+            tokio::time::sleep(Duration::from_millis(40 * n)).await;
+            watch(attachment).await
+        });
+    }
+    for seen in futures::future::join_all(viewers).await {
+        assert_eq!(seen, (numbered(200), 0));
+    }
+    let late = manager.attach(run.id()).await.unwrap();
+    assert_eq!(watch(late).await, (numbered(200), 0));
+}
+
+#[tokio::test]
+async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all() {
+    let bench = Bench::new();
+    let mut script = Script::new();
+    let mut all = String::new();
+    for n in 0..3000 {
+        let line = format!("line {n}\n");
+        all.push_str(&line);
+        script = script.stdout(line);
+        if n < 3 {
+            script = script.pause(Duration::from_millis(50));
+        }
+    }
+    all.push_str("the end\n");
+    bench
+        .runtime
+        .next(script.pause(Duration::from_secs(3)).stdout("the end\n"));
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    let mut attachment = run.attach().await.unwrap();
+    // It sees the start of it live, and then looks away.
+    let mut seen = String::new();
+    while !seen.ends_with("line 2\n") {
+        match attachment.next().await.unwrap().unwrap() {
+            Attached::Chunk(chunk) => seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+    let audit = run.audit().unwrap();
+    while !std::fs::read_to_string(&audit)
+        .unwrap()
+        .contains("line 2999")
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (rest, missed) = watch(attachment).await;
+    let outcome = run.wait().await.unwrap();
+    assert!(missed > 0);
+    assert_eq!((seen.len() + rest.len()) as u64 + missed, all.len() as u64);
+    assert_eq!(text(&outcome, Stream::Stdout), all);
+}
+
+#[tokio::test]
+async fn dropping_the_start_in_the_middle_leaves_a_run_that_is_watched() {
+    let bench = Bench::new();
+    bench.runtime.next(Script::new().stdout("x\n").exit(6));
+    let manager = bench.open().await;
+    let id = RunId::new("dropped").unwrap();
+    {
+        let start = manager.start(spec().id(id.clone()));
+        tokio::pin!(start);
+        // Polled once: what it began goes on without it.
+        let _ = futures::poll!(start.as_mut());
+    }
+    let outcome = loop {
+        match manager.wait(&id).await {
+            Ok(outcome) => break outcome,
+            Err(Error::NoSuchRun { .. }) => tokio::task::yield_now().await,
+            Err(error) => panic!("{}", error.chain()),
+        }
+    };
+    assert_eq!(outcome.code(), Some(6));
+    check(&outcome);
+}
+
+#[tokio::test]
+async fn a_container_is_kept_as_the_policy_says() {
+    for (keep, code, kept) in [
+        (KeepContainer::Never, 1, 0),
+        (KeepContainer::OnGap, 1, 0),
+        (KeepContainer::OnFailure, 0, 0),
+        (KeepContainer::OnFailure, 1, 1),
+        (KeepContainer::Always, 0, 1),
+    ] {
+        let bench = Bench::new();
+        bench.run(Script::new().exit(code), spec().keep(keep)).await;
+        assert_eq!(bench.runtime.containers(), kept, "{keep:?} {code}");
+    }
+}
+
+#[tokio::test]
+async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
+    let bench = Bench::new();
+    bench.runtime.next(Script::new().until_stopped());
+    let manager = bench.open().await;
+    let running = manager.start(spec()).await.unwrap().id().clone();
+    bench.runtime.next(Script::new().exit(1));
+    let ended = manager.start(spec()).await.unwrap();
+    ended.wait().await.unwrap();
+    let root = Root::open(bench.root()).unwrap();
+    let list = root.list().unwrap();
+    let states: Vec<_> = list.iter().map(|info| (info.state, info.owned)).collect();
+    assert_eq!(states, [("running", true), ("exited", false)]);
+    manager.shutdown(Shutdown::Leave).await;
+    assert!(!root.info(&running).unwrap().owned);
+
+    let next = Manager::builder(bench.root(), bench.runtime.clone())
+        .recovery(Recovery::OnDemand)
+        .open()
+        .await
+        .unwrap();
+    assert_eq!(
+        bench.runtime.calls(Call::Find),
+        1,
+        "only at the first opening"
+    );
+    let outcome = next.kill(&running).await.unwrap();
+    assert_eq!(outcome.code(), Some(137));
+}

@@ -1,0 +1,110 @@
+//! The test image: the workload alone, compiled by the `rustc` that is here and imported into the
+//! engine. Nothing is downloaded.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bollard::Docker;
+use bollard::query_parameters::CreateImageOptionsBuilder;
+use futures::TryStreamExt;
+use sha2::{Digest, Sha256};
+
+const WORKLOAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/image/workload.rs");
+const SEQUENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/sequence.rs");
+const FLAGS: &[&str] = &[
+    "--edition=2021",
+    "-O",
+    "-Ctarget-feature=+crt-static",
+    "-Cstrip=symbols",
+];
+
+/// The image's name: that of `MOAT_TEST_IMAGE`, else one that follows from the workload's source.
+///
+/// Its entrypoint must be the workload, also found at `/workload`.
+pub async fn provide(docker: &Docker) -> Result<String, String> {
+    if let Ok(name) = std::env::var("MOAT_TEST_IMAGE") {
+        return Ok(name);
+    }
+    let hash = source_hash().map_err(|error| format!("cannot read the workload: {error}"))?;
+    let name = format!("moat-test:{hash}");
+    if docker.inspect_image(&name).await.is_ok() {
+        return Ok(name);
+    }
+    let program = compile(&hash)?;
+    let archive = pack(&program).map_err(|error| format!("cannot pack the workload: {error}"))?;
+    let options = CreateImageOptionsBuilder::new()
+        .from_src("-")
+        .repo("moat-test")
+        .tag(&hash)
+        .changes(vec![
+            r#"ENTRYPOINT ["/workload"]"#.to_owned(),
+            "ENV PATH=/".to_owned(),
+        ])
+        .build();
+    docker
+        .create_image(
+            Some(options),
+            Some(bollard::body_full(archive.into())),
+            None,
+        )
+        .try_collect::<Vec<_>>()
+        .await
+        .map_err(|error| format!("cannot import the test image: {error}"))?;
+    Ok(name)
+}
+
+fn source_hash() -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    for path in [WORKLOAD, SEQUENCE] {
+        hash.update(fs::read(path)?);
+    }
+    hash.update(FLAGS.join(" "));
+    let hash = hash.finalize();
+    Ok(hash[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Compiles the workload, unless this source was compiled before.
+fn compile(hash: &str) -> Result<PathBuf, String> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = folder.join(format!("workload-{hash}"));
+    if program.exists() {
+        return Ok(program);
+    }
+    let made = folder.join(format!("workload-{hash}-{}", std::process::id()));
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(&rustc)
+        .args(FLAGS)
+        .arg(WORKLOAD)
+        .arg("-o")
+        .arg(&made)
+        .output()
+        .map_err(|error| format!("cannot run {}: {error}", rustc.display()))?;
+    if !output.status.success() {
+        return Err(format!(
+            "the workload does not compile to a static program here; give an image that has it \
+             in MOAT_TEST_IMAGE\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        ));
+    }
+    // Another process may have been as quick: whichever is last, the program is the same.
+    fs::rename(&made, &program).map_err(|error| format!("cannot keep the workload: {error}"))?;
+    Ok(program)
+}
+
+fn pack(program: &Path) -> std::io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let file = File::open(program)?;
+    let mut header = tar::Header::new_gnu();
+    header.set_size(file.metadata()?.len());
+    header.set_mode(0o755);
+    archive.append_data(&mut header, "workload", file)?;
+    for (folder, mode) in [("tmp/", 0o1777), ("work/", 0o777)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_size(0);
+        header.set_mode(mode);
+        archive.append_data(&mut header, folder, std::io::empty())?;
+    }
+    archive.into_inner()
+}

@@ -1,0 +1,8 @@
+//! What the tests on a real engine stand on.
+
+pub mod audit;
+pub mod deadline;
+pub mod engine;
+pub mod image;
+pub mod proxy;
+pub mod sequence;

@@ -1,0 +1,274 @@
+//! A proxy before the engine's socket that does to single requests what networks do.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+
+/// What is done to a request, or to its answer.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// It reaches the engine, and so is answered, this much later.
+    Late(Duration),
+    /// The answer ends cleanly after so many bytes of its body.
+    CutAfter(usize),
+    /// After so many bytes of the body, nothing comes any more, not even the end.
+    SilentAfter(usize),
+    /// It does not reach the engine, and is answered with this status.
+    Refuse(u16),
+    /// It does not reach the engine, and is not answered.
+    Hang,
+}
+
+/// A request that came by.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// What was asked for: the last part of the path, such as `create`, or `DELETE`.
+    pub operation: String,
+    /// When it came.
+    pub asked: Instant,
+    /// When the headers of its answer left.
+    pub answered: Option<Instant>,
+}
+
+type Hook = Box<dyn FnMut() + Send>;
+
+#[derive(Default)]
+struct State {
+    faults: HashMap<String, Fault>,
+    hooks: HashMap<String, Hook>,
+    seen: Vec<Seen>,
+}
+
+/// A listening proxy. It ends when it is dropped.
+pub struct Proxy {
+    socket: PathBuf,
+    state: Arc<Mutex<State>>,
+    /// The number of times that all connections were cut; `u64::MAX`: the proxy is down.
+    cuts: watch::Sender<u64>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.server.abort();
+        self.cuts.send_replace(u64::MAX);
+    }
+}
+
+impl Proxy {
+    /// A proxy at `folder/proxy.sock`, before the engine's socket.
+    pub fn listen(folder: &Path) -> io::Result<Self> {
+        let engine = std::env::var("DOCKER_HOST")
+            .ok()
+            .and_then(|host| Some(PathBuf::from(host.strip_prefix("unix://")?)))
+            .unwrap_or_else(|| "/var/run/docker.sock".into());
+        let socket = folder.join("proxy.sock");
+        let listener = UnixListener::bind(&socket)?;
+        let state = Arc::new(Mutex::new(State::default()));
+        let (cuts, _) = watch::channel(0);
+        let server = {
+            let (state, cuts) = (state.clone(), cuts.clone());
+            tokio::spawn(async move {
+                while let Ok((client, _)) = listener.accept().await {
+                    let mut cut = cuts.subscribe();
+                    if *cut.borrow_and_update() == u64::MAX {
+                        continue;
+                    }
+                    let (state, engine) = (state.clone(), engine.clone());
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            _ = pass(client, &engine, &state) => {}
+                            _ = cut.changed() => {}
+                        }
+                    });
+                }
+            })
+        };
+        Ok(Self {
+            socket,
+            state,
+            cuts,
+            server,
+        })
+    }
+
+    /// The address to connect to, as `DOCKER_HOST` has it.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    /// Does `fault` to every request for `operation` from here on.
+    pub fn fault(&self, operation: &str, fault: Fault) {
+        lock(&self.state).faults.insert(operation.into(), fault);
+    }
+
+    /// Does nothing to requests for `operation` any more.
+    pub fn heal(&self, operation: &str) {
+        lock(&self.state).faults.remove(operation);
+    }
+
+    /// Calls `hook` before a request for `operation` reaches the engine.
+    pub fn before(&self, operation: &str, hook: impl FnMut() + Send + 'static) {
+        lock(&self.state)
+            .hooks
+            .insert(operation.into(), Box::new(hook));
+    }
+
+    /// The requests for `operation` that came by, in order.
+    pub fn seen(&self, operation: &str) -> Vec<Seen> {
+        let state = lock(&self.state);
+        let mut seen = state.seen.clone();
+        seen.retain(|seen| seen.operation == operation);
+        seen
+    }
+
+    /// Cuts all connections that are open now.
+    pub fn cut(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Cuts all connections, and takes no new ones until [`up`](Self::up).
+    pub fn down(&self) {
+        self.cuts.send_replace(u64::MAX);
+    }
+
+    /// Takes connections again.
+    pub fn up(&self) {
+        self.cuts.send_replace(0);
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One request and its answer. Each has a connection of its own, so that nothing of HTTP but the
+/// first line and the end of the headers has to be understood.
+async fn pass(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io::Result<()> {
+    let Some((head, body)) = read_head(&mut client).await? else {
+        return Ok(());
+    };
+    let operation = operation(&head);
+    let (fault, index) = {
+        let mut state = lock(state);
+        if let Some(hook) = state.hooks.get_mut(&operation) {
+            hook();
+        }
+        state.seen.push(Seen {
+            operation: operation.clone(),
+            asked: Instant::now(),
+            answered: None,
+        });
+        (state.faults.get(&operation).cloned(), state.seen.len() - 1)
+    };
+    match fault {
+        Some(Fault::Late(delay)) => tokio::time::sleep(delay).await,
+        Some(Fault::Refuse(status)) => return refuse(&mut client, status).await,
+        Some(Fault::Hang) => return std::future::pending().await,
+        _ => {}
+    }
+    let mut server = UnixStream::connect(engine).await?;
+    server.write_all(&with_close(&head)).await?;
+    server.write_all(&body).await?;
+
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
+    let up = async {
+        tokio::io::copy(&mut from_client, &mut to_server).await?;
+        // An attached client that half-closes must not end the answer.
+        std::future::pending::<io::Result<()>>().await
+    };
+    let down = async {
+        let Some((head, body)) = read_head(&mut from_server).await? else {
+            return Ok(());
+        };
+        to_client.write_all(&head).await?;
+        lock(state).seen[index].answered = Some(Instant::now());
+        match fault {
+            Some(Fault::CutAfter(bytes)) => {
+                let first = &body[..body.len().min(bytes)];
+                to_client.write_all(first).await?;
+                let mut rest = (&mut from_server).take((bytes - first.len()) as u64);
+                tokio::io::copy(&mut rest, &mut to_client).await?;
+            }
+            Some(Fault::SilentAfter(bytes)) => {
+                let first = &body[..body.len().min(bytes)];
+                to_client.write_all(first).await?;
+                let mut rest = (&mut from_server).take((bytes - first.len()) as u64);
+                tokio::io::copy(&mut rest, &mut to_client).await?;
+                tokio::io::copy(&mut from_server, &mut tokio::io::sink()).await?;
+                std::future::pending::<()>().await;
+            }
+            _ => {
+                to_client.write_all(&body).await?;
+                tokio::io::copy(&mut from_server, &mut to_client).await?;
+            }
+        }
+        to_client.shutdown().await
+    };
+    tokio::select! { result = up => result, result = down => result }
+}
+
+/// Everything up to the empty line, and what came with it; `None` if nothing came.
+async fn read_head(
+    from: &mut (impl AsyncReadExt + Unpin),
+) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+    let mut head = Vec::new();
+    loop {
+        if let Some(at) = head.windows(4).position(|window| window == b"\r\n\r\n") {
+            let body = head.split_off(at + 4);
+            return Ok(Some((head, body)));
+        }
+        if from.read_buf(&mut head).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+/// `POST /v1.41/containers/x/attach?stream=1 HTTP/1.1` asks for `attach`.
+fn operation(head: &[u8]) -> String {
+    let head = String::from_utf8_lossy(head);
+    let mut words = head.split(' ');
+    let (method, path) = (
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+    );
+    if method == "DELETE" {
+        return method.into();
+    }
+    let path = path.split('?').next().unwrap_or_default();
+    path.rsplit('/').next().unwrap_or_default().into()
+}
+
+/// The same request, with a word to the engine that no other follows on this connection.
+fn with_close(head: &[u8]) -> Vec<u8> {
+    let is_upgrade = head
+        .to_ascii_lowercase()
+        .windows(9)
+        .any(|window| window == b"\nupgrade:");
+    let end = head.windows(2).position(|window| window == b"\r\n");
+    let (Some(end), false) = (end, is_upgrade) else {
+        return head.to_vec();
+    };
+    let mut changed = head[..end + 2].to_vec();
+    changed.extend_from_slice(b"Connection: close\r\n");
+    changed.extend_from_slice(&head[end + 2..]);
+    changed
+}
+
+async fn refuse(client: &mut UnixStream, status: u16) -> io::Result<()> {
+    let body = r#"{"message":"refused by the proxy"}"#;
+    let answer = format!(
+        "HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        body.len()
+    );
+    client.write_all(answer.as_bytes()).await?;
+    client.shutdown().await
+}
