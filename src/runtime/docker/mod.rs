@@ -46,6 +46,7 @@ use self::address::{Address, Environment};
 use self::create::Log;
 use self::dial::Dial;
 use self::errors::{Failure, Refusal};
+use self::inspect::Seen;
 use self::output::Output;
 use self::transport::{Answer, Call, exchange};
 use super::{
@@ -60,6 +61,8 @@ const BOUND: Duration = Duration::from_secs(30);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often a container is looked at whose removal is under way.
 const GLANCE: Duration = Duration::from_millis(100);
+/// How long an inspection waits for a removal that is under way.
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// Docker, or an engine that speaks its protocol.
 ///
@@ -202,10 +205,23 @@ impl Docker {
         move |failure| failure.error(operation, &address)
     }
 
-    async fn inspect_once(&self, container: &ContainerId) -> Result<Inspection, Failure> {
+    async fn inspect_once(&self, container: &ContainerId) -> Result<Seen, Failure> {
         let call = Call::get(self.container_path(container, "/json")?);
         let json = whole(&self.dial, call).await?;
-        inspect::inspection(&json, self.podman)
+        inspect::seen(&json, self.podman)
+    }
+
+    /// What is known of a container, once that stands: its end and its removal by force are one
+    /// act, and whoever looks in between would take the one for a natural end.
+    async fn inspect_settled(&self, container: &ContainerId) -> Result<Inspection, Failure> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let seen = self.inspect_once(container).await?;
+            if !seen.removing || Instant::now() >= deadline {
+                return Ok(seen.inspection);
+            }
+            sleep(GLANCE).await;
+        }
     }
 
     async fn wait_once(&self, container: &ContainerId) -> Result<WaitStatus, Failure> {
@@ -229,21 +245,18 @@ impl Docker {
 
     /// Waits until a container is gone that is being removed.
     async fn watch_removal(&self, container: &ContainerId) -> Result<(), Failure> {
-        let deadline = Instant::now() + BOUND;
-        while Instant::now() < deadline {
+        loop {
             match self.inspect_once(container).await {
                 Err(failure) if failure.refusal(Refusal::is_no_container).is_some() => {
                     return Ok(());
                 }
-                Err(failure @ Failure::Refused(_)) | Err(failure @ Failure::Broken(_)) => {
-                    tracing::debug!(?failure, %container, "while it is being removed");
+                Err(failure @ (Failure::Unreachable(_) | Failure::Timeout(_))) => {
+                    return Err(failure);
                 }
-                Err(failure) => return Err(failure),
-                Ok(_) => {}
+                // In the middle of a removal an engine may have other errors.
+                _ => sleep(GLANCE).await,
             }
-            sleep(GLANCE).await;
         }
-        Err(Failure::Timeout(BOUND))
     }
 
     async fn create_once(&self, request: &CreateRequest<'_>, log: Log) -> Result<Created, Failure> {
@@ -345,7 +358,7 @@ impl Runtime for Docker {
     }
 
     async fn inspect(&self, container: &ContainerId) -> Result<Inspection, RuntimeError> {
-        let inspection = self.inspect_once(container).await;
+        let inspection = within(self.inspect_settled(container)).await;
         inspection.map_err(self.error("inspect the container"))
     }
 
@@ -364,7 +377,16 @@ impl Runtime for Docker {
                 .query("timestamps", "0")
                 .query("follow", follow)
                 .query("tail", &tail);
-            accepted(&self.dial, call).await
+            match accepted(&self.dial, call).await {
+                // The log goes with the container: once that is gone, its end is a fact.
+                Err(failure) if failure.refusal(Refusal::is_marked_for_removal).is_some() => {
+                    match within(self.watch_removal(container)).await {
+                        Ok(()) => Err(Failure::Refused(Refusal::no_container(container))),
+                        Err(_) => Err(failure),
+                    }
+                }
+                answer => answer,
+            }
         };
         let answer = answer.await.map_err(self.error(OPERATION))?;
         Ok(Output::new(answer, request.tty, OPERATION, self.address.clone()).boxed())
@@ -399,19 +421,14 @@ impl Runtime for Docker {
             let removed = bounded(self.client.remove_container(id, Some(options))).await;
             match removed {
                 // That someone else is at it says nothing of whether it runs; its end does.
-                Err(failure)
-                    if failure
-                        .refusal(|refusal| {
-                            refusal.status == 409 && refusal.says("already in progress")
-                        })
-                        .is_some() =>
-                {
+                Err(failure) if failure.refusal(Refusal::is_being_removed).is_some() => {
                     self.watch_removal(container).await
                 }
                 removed => removed,
             }
         };
-        remove.await.map_err(self.error("remove the container"))
+        let removed = within(remove).await;
+        removed.map_err(self.error("remove the container"))
     }
 
     async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
@@ -474,10 +491,13 @@ fn checked(container: &ContainerId) -> Result<&str, Failure> {
 async fn bounded<T>(
     call: impl Future<Output = Result<T, bollard::errors::Error>>,
 ) -> Result<T, Failure> {
-    match timeout(BOUND, call).await {
-        Ok(result) => result.map_err(Failure::from),
-        Err(_) => Err(Failure::Timeout(BOUND)),
-    }
+    within(async { Ok(call.await?) }).await
+}
+
+/// A call, or several for one purpose, within the bound.
+async fn within<T>(call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let result = timeout(BOUND, call).await;
+    result.unwrap_or(Err(Failure::Timeout(BOUND)))
 }
 
 /// An answer whose head has arrived, and is no error.
@@ -487,10 +507,5 @@ async fn accepted(dial: &Dial, call: Call) -> Result<Answer, Failure> {
 
 /// An answer as a whole.
 async fn whole(dial: &Dial, call: Call) -> Result<bytes::Bytes, Failure> {
-    let whole = async {
-        let answer = exchange(dial, call, BOUND).await?;
-        answer.accepted(BOUND).await?.whole(BOUND).await
-    };
-    let whole = timeout(BOUND, whole).await;
-    whole.unwrap_or(Err(Failure::Timeout(BOUND)))
+    within(async { accepted(dial, call).await?.whole(BOUND).await }).await
 }

@@ -245,6 +245,26 @@ async fn a_removal_that_is_under_way_is_waited_for() {
 }
 
 #[tokio::test]
+async fn who_looks_in_the_middle_of_a_removal_is_told_how_it_ends() {
+    let (socket, docker) = Socket::new();
+    let gone = json!({"message": "No such container: abc"});
+    let engine = async {
+        let removing = json!({"State": {"Status": "removing", "ExitCode": 137}});
+        socket.answer(json_answer(200, &removing)).await;
+        socket.answer(json_answer(404, &gone)).await;
+    };
+    let ((), seen) = tokio::join!(engine, docker.inspect(&ID));
+    assert!(seen.unwrap_err().is_not_found());
+    let engine = async {
+        let marked = json!({"message": "container which is dead or marked for removal"});
+        socket.answer(json_answer(409, &marked)).await;
+        socket.answer(json_answer(404, &gone)).await;
+    };
+    let ((), log) = tokio::join!(engine, docker.logs(&ID, LogsRequest::all(false)));
+    assert!(log.err().unwrap().is_not_found());
+}
+
+#[tokio::test]
 async fn a_pull_sends_credentials_that_engines_can_read_and_reports_progress() {
     let (socket, docker) = Socket::new();
     let seen = Arc::new(Mutex::new(Vec::new()));
