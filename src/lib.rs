@@ -1,5 +1,7 @@
 //! Run containers with an audit file for every run.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used))]
+
 mod capture;
 mod disk;
 mod error;

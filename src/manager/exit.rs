@@ -82,7 +82,7 @@ pub(super) async fn wait(
                 let exit = exit(&now, told.as_ref());
                 return ended(Ending::Exited(exit), false, Some(now));
             }
-            // The wait answered too early, or for another reason.
+            // It is being removed; or the wait answered too early, or for another reason.
             Ok(_) => backoff.pause().await,
             Err(error) if error.is_not_found() => {
                 return ended(Ending::Removed { code }, false, None);

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A tap that ended longer than this before its container is not taken for whole.
-const EARLY: Duration = Duration::from_secs(2);
+const EARLY: Duration = Duration::from_secs(1);
 /// How long the tail of the engine's log may take, and how large it may be.
 const TAIL_TIME: Duration = Duration::from_secs(30);
 const TAIL_BYTES: usize = 8 << 20;
@@ -121,7 +121,8 @@ impl Monitor {
                 .started
                 .as_ref()
                 .and_then(|started| started.image_digest.clone()),
-            capture_seconds: watched.at.elapsed().as_secs_f64(),
+            // Of so few digits that it reads back as it was written.
+            capture_seconds: watched.at.elapsed().as_micros() as f64 / 1e6,
             sha256: String::new(),
         };
         capture.seal(seal).await
@@ -204,7 +205,7 @@ impl Monitor {
         if ended.ending.never_started() {
             return Ok(rest(Evidence::NeverStarted));
         }
-        let whole = watched.eof.is_some();
+        let whole = self.tap_is_whole(watched);
         if capture.limit_reached() {
             let dropped = capture.dropped();
             let gaps = Stream::ALL
@@ -223,7 +224,14 @@ impl Monitor {
         }
         let without_log = |reason| match whole {
             true => rest(Evidence::Eof),
-            false => gap(Evidence::None, reason),
+            // One that came to an end before its time may have had nothing more to give.
+            false => Rest {
+                evidence: Evidence::None,
+                gaps: vec![Gap {
+                    possible: watched.eof.is_some(),
+                    ..Gap::new(reason)
+                }],
+            },
         };
         if matches!(ended.ending, Ending::Removed { .. }) {
             return Ok(without_log(GapReason::Removed));
@@ -242,13 +250,8 @@ impl Monitor {
             Err(error) => return Err(error.into()),
         };
         let tty = file.record.settings.tty;
-        let proven = match watched.eof {
-            Some(eof) if !ended.interrupted && eof + EARLY > watched.at => {
-                self.tail_agrees(capture, &container, tty, fidelity).await
-            }
-            _ => false,
-        };
-        if proven {
+        if whole && !ended.interrupted && self.tail_agrees(capture, &container, tty, fidelity).await
+        {
             return Ok(rest(Evidence::Tail));
         }
         match self.replay(capture, &container, tty, fidelity, whole).await {
@@ -264,6 +267,26 @@ impl Monitor {
                 }],
             }),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the tap came to a clean end, and no earlier than the container.
+    ///
+    /// Durations are compared, each by its own clock: the container's life, and the time from
+    /// before the start was asked for to the end of the tap, which is longer.
+    fn tap_is_whole(&self, watched: &Watched) -> bool {
+        let Some(eof) = watched.eof else {
+            return false;
+        };
+        let life = match &watched.ended.ending {
+            Ending::Exited(exit) => exit.started_at.zip(exit.finished_at),
+            _ => None,
+        };
+        match (life, self.launched) {
+            (Some((started, finished)), Some(launched)) => {
+                eof - launched + EARLY > finished.since(started)
+            }
+            _ => eof + EARLY > watched.at,
         }
     }
 

@@ -7,6 +7,7 @@ mod monitor;
 mod recover;
 mod root;
 mod run;
+mod sources;
 mod stop;
 
 use std::collections::HashMap;

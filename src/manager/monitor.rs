@@ -13,11 +13,10 @@ use super::Context;
 use super::exit::{self, Backoff, Ended};
 use super::root::RunFile;
 use super::run::{Status, StopRequest};
+use super::sources::{Pumped, Source, pump};
 use super::stop::Stopper;
-use crate::capture::{Capture, Hub, Progress, PumpEnd, Signals};
-use crate::runtime::{
-    CreateRequest, Created, Inspection, LogsRequest, OutputStream, RuntimeError, Status as Phase,
-};
+use crate::capture::{Capture, Hub, Progress, Signals};
+use crate::runtime::{CreateRequest, Created, Inspection, RuntimeError, Status as Phase};
 use crate::sink::{Event as Record, RecordRef, RunPlace, Start, Started, Stop};
 use crate::spec::Secrets;
 use crate::state::Event;
@@ -46,6 +45,8 @@ pub(super) struct Monitor {
     pub(super) status: watch::Sender<Status>,
     pub(super) stops: mpsc::UnboundedReceiver<StopRequest>,
     pub(super) hub: Arc<Hub>,
+    /// When the engine was asked to start the container.
+    pub(super) launched: Option<Instant>,
     /// Held while this task owns the run.
     pub(super) lock: Option<File>,
     pub(super) stopper: Stopper,
@@ -53,14 +54,6 @@ pub(super) struct Monitor {
     pub(super) secrets: Secrets,
     /// What asks the container to stop, where the spec does not say.
     pub(super) image_signal: Option<String>,
-}
-
-/// Where output comes from.
-pub(super) enum Source {
-    Tap(OutputStream),
-    /// The engine's log, read from its start and followed.
-    Follow,
-    None,
 }
 
 /// What was seen of a run up to its end.
@@ -87,6 +80,7 @@ impl Monitor {
             status,
             stops,
             hub,
+            launched: None,
             lock: None,
             stopper: Stopper::default(),
             secrets: Secrets::default(),
@@ -267,6 +261,7 @@ impl Monitor {
             let error = self.record_early_stop(request, capture).await;
             return Err(self.abandon(&container, error).await);
         }
+        self.launched = Some(Instant::now());
         if let Err(error) = runtime.start(&container).await {
             self.did_it_start(&container, error).await?;
         }
@@ -528,89 +523,6 @@ impl Watched {
             eof: None,
             left: Vec::new(),
         }
-    }
-}
-
-/// How the pumping of all sources ended.
-#[derive(Default)]
-struct Pumped {
-    eof: Option<Instant>,
-    /// The sink's error, if that was it.
-    failed: Option<Error>,
-}
-
-/// Pumps the tap; and where that breaks, or there is none, what the engine's log has and gets, as
-/// a preview: only what is read again after the exit counts.
-async fn pump(
-    context: &Context,
-    capture: &mut Capture,
-    source: Source,
-    container: &ContainerId,
-    settings: &crate::Settings,
-    signals: &mut Signals,
-) -> Pumped {
-    let exited = signals.exited.clone();
-    if capture.needs_log() {
-        return Pumped::default();
-    }
-    match source {
-        Source::None => return Pumped::default(),
-        Source::Tap(stream) => match capture.tap(stream, signals).await {
-            PumpEnd::Eof => {
-                return Pumped {
-                    eof: Some(Instant::now()),
-                    failed: None,
-                };
-            }
-            PumpEnd::Broken(error) => tracing::warn!(%container, %error, "the tap broke"),
-            PumpEnd::Silent => tracing::warn!(%container, "the tap did not end"),
-            end => return Pumped::failed(end),
-        },
-        Source::Follow => {}
-    }
-    if !context.runtime.capabilities().logs || settings.backstop == crate::Backstop::None {
-        return Pumped::default();
-    }
-    let mut backoff = Backoff::new();
-    loop {
-        let follow = async {
-            let inspection = context.runtime.inspect(container).await?;
-            let Some(fidelity) = inspection.log.fidelity else {
-                return Ok(None);
-            };
-            let request = LogsRequest::follow(settings.tty);
-            let stream = context.runtime.logs(container, request).await?;
-            Ok::<_, RuntimeError>(Some((fidelity, stream)))
-        };
-        let followed = tokio::select! {
-            followed = follow => followed,
-            () = exited.cancelled() => return Pumped::default(),
-        };
-        match followed {
-            Ok(Some((fidelity, stream))) => {
-                match capture.replay(stream, fidelity, false, signals).await {
-                    PumpEnd::Eof | PumpEnd::Silent | PumpEnd::Broken(_) => {}
-                    end => return Pumped::failed(end),
-                }
-            }
-            Ok(None) => return Pumped::default(),
-            Err(error) => tracing::warn!(%container, %error, "cannot follow the engine's log yet"),
-        }
-        tokio::select! {
-            () = backoff.pause() => {}
-            () = exited.cancelled() => return Pumped::default(),
-        }
-    }
-}
-
-impl Pumped {
-    fn failed(end: PumpEnd) -> Self {
-        let failed = match end {
-            PumpEnd::Sink(error) => Some(error),
-            PumpEnd::Stalled => Some(Error::Stalled),
-            _ => None,
-        };
-        Self { eof: None, failed }
     }
 }
 

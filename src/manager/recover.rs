@@ -9,9 +9,10 @@ use tokio::time::{Instant, sleep};
 use super::Context;
 use super::exit::{self, Backoff, Ended, another};
 use super::finish::{may_remove, read, reading};
-use super::monitor::{Monitor, Source, Watched};
+use super::monitor::{Monitor, Watched};
 use super::root::RunFile;
 use super::run::{Entry, StopRequest};
+use super::sources::Source;
 use super::stop::Stopper;
 use crate::capture::{Capture, Progress};
 use crate::runtime::{Found, Inspection, Status as Phase};
@@ -432,6 +433,7 @@ impl Monitor {
                     Err(error) if error.is_not_found() => continue,
                     Err(error) => return Err(error.into()),
                 },
+                Phase::Removing => sleep(LOOK).await,
                 Phase::Running => {
                     let now = inspection.started_at;
                     self.record_started(capture, &container, inspection).await?;

@@ -258,6 +258,8 @@ pub enum Status {
     Running,
     /// It ran, and has ended.
     Ended,
+    /// It is being removed, and will not be found any more.
+    Removing,
 }
 
 /// What an engine knows of a container.

@@ -153,7 +153,7 @@ pub async fn a_lost_connection_to_the_engine_loses_nothing(stage: &Stage) {
             .inspect_container(&container, None)
             .await
             .unwrap();
-        (found.state?.running? == false).then_some(())
+        (!found.state?.running?).then_some(())
     })
     .await;
     assert!(run.state().ending().is_none(), "{:?}", run.state());

@@ -42,7 +42,7 @@ async fn container_ended(stage: &Stage) {
             .inspect_container(&container, None)
             .await
             .ok()?;
-        (found.state?.running? == false).then_some(())
+        (!found.state?.running?).then_some(())
     })
     .await;
 }
@@ -222,7 +222,7 @@ pub async fn a_container_started_again_by_others_is_another_execution(stage: &St
             .inspect_container(&container, None)
             .await
             .ok()?;
-        (found.state?.running? == false).then_some(())
+        (!found.state?.running?).then_some(())
     })
     .await;
     let manager = stage.manager().await;

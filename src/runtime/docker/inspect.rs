@@ -109,7 +109,7 @@ fn inspection(container: Container, podman: bool) -> Result<Inspection, Failure>
             Status::Running => None,
             // A failed start leaves its code; without one, 0 stands for nothing.
             Status::Created => Some(state.exit_code).filter(|&code| code != 0),
-            Status::Ended => Some(state.exit_code),
+            Status::Ended | Status::Removing => Some(state.exit_code),
         },
         oom_killed: state.oom_killed,
         error: text(state.error),
@@ -186,7 +186,8 @@ fn status(word: &str) -> Result<Status, Failure> {
     match word.to_ascii_lowercase().as_str() {
         "created" | "configured" | "initialized" => Ok(Status::Created),
         "running" | "paused" | "restarting" | "stopping" => Ok(Status::Running),
-        "exited" | "dead" | "removing" | "stopped" => Ok(Status::Ended),
+        "exited" | "dead" | "stopped" => Ok(Status::Ended),
+        "removing" => Ok(Status::Removing),
         _ => Err(Failure::Broken(format!(
             "{word:?} is not a state of a container that is known"
         ))),
@@ -297,7 +298,7 @@ mod tests {
             ("restarting", Status::Running),
             ("stopping", Status::Running),
             ("stopped", Status::Ended),
-            ("removing", Status::Ended),
+            ("removing", Status::Removing),
             ("dead", Status::Ended),
         ] {
             assert_eq!(status(word).unwrap(), expected, "{word}");

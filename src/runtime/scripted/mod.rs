@@ -21,106 +21,23 @@
 //! # }
 //! ```
 
+mod script;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
+
+pub use script::Script;
 
 use super::{
     Archive, Capabilities, Chunk, CreateRequest, Created, Engine, Fidelity, Found, Inspection,
     LogsRequest, OutputStream, Runtime, RuntimeError, Status, WaitStatus,
 };
 use crate::{Backstop, ContainerId, RootId, RunId, RunSpec, Stream, Timestamp};
-
-/// What a container of [`Scripted`] does.
-#[derive(Debug, Clone, Default)]
-pub struct Script {
-    prints: Vec<(Duration, Stream, Bytes)>,
-    length: Duration,
-    code: i64,
-    runs_on: bool,
-    ignores_term: bool,
-    start_fails: Option<String>,
-    tap_cut: Option<u64>,
-    tap_stays: bool,
-    log_cut: Option<u64>,
-}
-
-impl Script {
-    /// A container that prints nothing, and ends at once with code 0.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Prints on standard output.
-    pub fn stdout(self, bytes: impl Into<Bytes>) -> Self {
-        self.print(Stream::Stdout, bytes)
-    }
-
-    /// Prints on standard error.
-    pub fn stderr(self, bytes: impl Into<Bytes>) -> Self {
-        self.print(Stream::Stderr, bytes)
-    }
-
-    /// Prints on any stream.
-    pub fn print(mut self, stream: Stream, bytes: impl Into<Bytes>) -> Self {
-        self.prints.push((self.length, stream, bytes.into()));
-        self
-    }
-
-    /// Does nothing for a while.
-    pub fn pause(mut self, duration: Duration) -> Self {
-        self.length += duration;
-        self
-    }
-
-    /// Ends with this code, in place of 0.
-    pub fn exit(mut self, code: i64) -> Self {
-        self.code = code;
-        self
-    }
-
-    /// Does not end by itself: it waits for a signal.
-    pub fn until_stopped(mut self) -> Self {
-        self.runs_on = true;
-        self
-    }
-
-    /// Ends on SIGKILL alone.
-    pub fn ignore_term(mut self) -> Self {
-        self.ignores_term = true;
-        self
-    }
-
-    /// Cannot be started.
-    pub fn fail_to_start(mut self, reason: impl Into<String>) -> Self {
-        self.start_fails = Some(reason.into());
-        self
-    }
-
-    /// The tap comes to a clean end after so many bytes, as behind a proxy that cuts it.
-    pub fn cut_tap_after(mut self, bytes: u64) -> Self {
-        self.tap_cut = Some(bytes);
-        self
-    }
-
-    /// The tap does not end with the container.
-    pub fn tap_never_ends(mut self) -> Self {
-        self.tap_stays = true;
-        self
-    }
-
-    /// The engine's log has only so many bytes.
-    pub fn cut_log_after(mut self, bytes: u64) -> Self {
-        self.log_cut = Some(bytes);
-        self
-    }
-}
 
 /// A call of the [`Runtime`] trait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
