@@ -80,25 +80,9 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
-/// An inspection, and whether the container is being removed.
-#[derive(Debug)]
-pub(super) struct Seen {
-    pub(super) inspection: Inspection,
-    pub(super) removing: bool,
-}
-
 /// The answer to an inspection.
-pub(super) fn seen(json: &[u8], podman: bool) -> Result<Seen, Failure> {
+pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failure> {
     let container: Container = parse(json)?;
-    let removing = container.state.status.eq_ignore_ascii_case("removing");
-    let inspection = inspection(container, podman)?;
-    Ok(Seen {
-        inspection,
-        removing,
-    })
-}
-
-fn inspection(container: Container, podman: bool) -> Result<Inspection, Failure> {
     let state = container.state;
     let status = status(&state.status)?;
     let text = |text: String| Some(text).filter(|text| !text.is_empty());
@@ -240,7 +224,7 @@ mod tests {
     fn inspect(state: Value) -> Inspection {
         let json = json!({"State": state, "Image": "sha256:abc", "Config": {"StopSignal": "SIGINT"},
             "HostConfig": {"LogConfig": {"Type": "json-file", "Config": {"max-file": "1"}}}});
-        seen(json.to_string().as_bytes(), false).unwrap().inspection
+        inspection(json.to_string().as_bytes(), false).unwrap()
     }
 
     #[test]
@@ -363,7 +347,7 @@ mod tests {
     #[test]
     fn an_answer_that_makes_no_sense_is_not_quoted() {
         let json = br#"{"State": {"Status": 7}, "Config": "s3cr3t"}"#;
-        let error = seen(json, false).unwrap_err().error("inspect", "x");
+        let error = inspection(json, false).unwrap_err().error("inspect", "x");
         assert!(!error.is_fact());
         assert!(!error.to_string().contains("s3cr3t"));
     }

@@ -46,7 +46,6 @@ use self::address::{Address, Environment};
 use self::create::Log;
 use self::dial::Dial;
 use self::errors::{Failure, Refusal};
-use self::inspect::Seen;
 use self::output::Output;
 use self::transport::{Answer, Call, exchange};
 use super::{
@@ -61,8 +60,6 @@ const BOUND: Duration = Duration::from_secs(30);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often a container is looked at whose removal is under way.
 const GLANCE: Duration = Duration::from_millis(100);
-/// How long an inspection waits for a removal that is under way.
-const SETTLE: Duration = Duration::from_secs(10);
 
 /// Docker, or an engine that speaks its protocol.
 ///
@@ -205,23 +202,10 @@ impl Docker {
         move |failure| failure.error(operation, &address)
     }
 
-    async fn inspect_once(&self, container: &ContainerId) -> Result<Seen, Failure> {
+    async fn inspect_once(&self, container: &ContainerId) -> Result<Inspection, Failure> {
         let call = Call::get(self.container_path(container, "/json")?);
         let json = whole(&self.dial, call).await?;
-        inspect::seen(&json, self.podman)
-    }
-
-    /// What is known of a container, once that stands: its end and its removal by force are one
-    /// act, and whoever looks in between would take the one for a natural end.
-    async fn inspect_settled(&self, container: &ContainerId) -> Result<Inspection, Failure> {
-        let deadline = Instant::now() + SETTLE;
-        loop {
-            let seen = self.inspect_once(container).await?;
-            if !seen.removing || Instant::now() >= deadline {
-                return Ok(seen.inspection);
-            }
-            sleep(GLANCE).await;
-        }
+        inspect::inspection(&json, self.podman)
     }
 
     async fn wait_once(&self, container: &ContainerId) -> Result<WaitStatus, Failure> {
@@ -358,7 +342,7 @@ impl Runtime for Docker {
     }
 
     async fn inspect(&self, container: &ContainerId) -> Result<Inspection, RuntimeError> {
-        let inspection = within(self.inspect_settled(container)).await;
+        let inspection = self.inspect_once(container).await;
         inspection.map_err(self.error("inspect the container"))
     }
 

@@ -245,16 +245,9 @@ async fn a_removal_that_is_under_way_is_waited_for() {
 }
 
 #[tokio::test]
-async fn who_looks_in_the_middle_of_a_removal_is_told_how_it_ends() {
+async fn a_log_that_goes_with_its_container_is_told_by_how_that_ends() {
     let (socket, docker) = Socket::new();
     let gone = json!({"message": "No such container: abc"});
-    let engine = async {
-        let removing = json!({"State": {"Status": "removing", "ExitCode": 137}});
-        socket.answer(json_answer(200, &removing)).await;
-        socket.answer(json_answer(404, &gone)).await;
-    };
-    let ((), seen) = tokio::join!(engine, docker.inspect(&ID));
-    assert!(seen.unwrap_err().is_not_found());
     let engine = async {
         let marked = json!({"message": "container which is dead or marked for removal"});
         socket.answer(json_answer(409, &marked)).await;
