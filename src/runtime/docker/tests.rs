@@ -8,6 +8,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+use tokio::time::Instant;
+
 use super::*;
 use crate::runtime::{Chunk, Status};
 use crate::{Credentials, Pull, Stream};
