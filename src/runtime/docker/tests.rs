@@ -7,7 +7,6 @@ use futures::StreamExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-
 use tokio::time::Instant;
 
 use super::*;
