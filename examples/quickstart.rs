@@ -39,6 +39,7 @@ async fn quickstart() -> moat::Result<()> {
             "echo hello, $NAME; echo and to stderr >&2; exit 3",
         ])
         .env("NAME", "stranger")
+        .network("none")
         .pull(pull)
         .on_pull(|progress| eprintln!("pull: {}", progress.status));
 

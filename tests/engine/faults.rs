@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use moat::{Backstop, Docker, Manager, RunId};
+use moat::{Backstop, Docker, Manager, RunId, RunSpec};
 
 use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read, seal};
 use crate::support::deadline::eventually;
+use crate::support::engine;
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::sequence;
 
@@ -206,5 +207,43 @@ pub async fn the_container_is_removed_only_after_the_seal(stage: &Stage) {
     assert!(
         found.iter().all(|last| last.contains(r#""type":"end""#)),
         "{found:?}"
+    );
+}
+
+/// An engine gives up on output that nobody reads 2 s after the exit, in its log as well as in
+/// its streams: what both have then agrees, and is not all.
+pub async fn a_runtime_that_its_user_blocks_never_passes_a_loss_for_complete(stage: &Stage) {
+    // Some of these end with output left in the pipe behind a connection that is full.
+    let counts: Vec<u64> = (0..12).map(|step| 19_400 + step * 100).collect();
+    let (image, root) = (stage.image.clone(), stage.root());
+    let gate = stage.folder.path().join("gate");
+    let expected = counts.clone();
+    let outcomes = engine::block_on(async move {
+        let docker = Docker::connect().await.unwrap();
+        let manager = Manager::open(root, docker).await.unwrap();
+        let mut runs = Vec::new();
+        for lines in counts {
+            let steps = format!("await /gate/go + lines {lines} --burst 50");
+            let spec = RunSpec::new(&image).cmd(steps.split(' ')).network("none");
+            runs.push(manager.start(spec.bind(&gate, "/gate")).await.unwrap());
+        }
+        std::fs::write(gate.join("go"), "").unwrap();
+        // The only thread of this runtime.
+        std::thread::sleep(Duration::from_secs(8));
+        futures::future::join_all(runs.iter().map(end)).await
+    });
+    let mut lies = Vec::new();
+    for (outcome, lines) in outcomes.iter().zip(expected) {
+        let audit = read(outcome);
+        let checked = sequence::check(audit.stream("stdout"), "out", lines, 64);
+        if let (Err(missing), true) = (checked, audit.verdict() != "gap") {
+            lies.push(format!("{missing}\n{}", audit.end));
+        }
+    }
+    assert!(
+        lies.is_empty(),
+        "{} of 12:\n{}",
+        lies.len(),
+        lies.join("\n")
     );
 }

@@ -93,6 +93,7 @@ fn main() {
             a_log_that_cannot_be_read_is_no_proof_of_completeness,
             a_cut_tap_without_a_backstop_is_a_gap,
             a_lost_connection_to_the_engine_loses_nothing,
+            a_runtime_that_its_user_blocks_never_passes_a_loss_for_complete,
             the_audit_exists_before_the_engine_is_asked_for_a_container,
             the_container_is_removed_only_after_the_seal;
         recovery:
