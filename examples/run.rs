@@ -225,7 +225,7 @@ async fn run(args: &Args) -> moat::Result<u8> {
 
 /// Prints what the container prints, until it has ended and its audit is sealed.
 async fn watch(run: &Run, interrupts: &mut Interrupts) -> moat::Result<Outcome> {
-    let output = run.attach().await?;
+    let output = run.attach().await?.catching_up();
     let end = async {
         print(output).await?;
         run.wait().await

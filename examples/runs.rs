@@ -207,7 +207,7 @@ fn logs(root: &Path, id: &RunId) -> moat::Result<u8> {
 
 async fn follow(root: &Path, id: &RunId) -> moat::Result<u8> {
     let manager = manager(root).await?;
-    let mut output = manager.attach(id).await?;
+    let mut output = manager.attach(id).await?.catching_up();
     while let Some(item) = output.next().await {
         match item? {
             Attached::Chunk(chunk) => {

@@ -592,8 +592,11 @@ async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all()
     let bench = Bench::new();
     let mut script = Script::new();
     let mut all = String::new();
-    for n in 0..3000 {
-        let line = format!("line {n}\n");
+    for n in 0..100 {
+        let line = match n {
+            0..3 => format!("line {n}\n"),
+            _ => format!("line {n}{}\n", "x".repeat(40_000)),
+        };
         all.push_str(&line);
         script = script.stdout(line);
         if n < 3 {
@@ -607,22 +610,33 @@ async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all()
     let manager = bench.open().await;
     let run = manager.start(spec()).await.unwrap();
     let mut attachment = run.attach().await.unwrap();
-    // It sees the start of it live, and then looks away.
+    let mut patient = run.attach().await.unwrap().catching_up();
+    // They see the start of it live, and then look away.
     let mut seen = String::new();
-    while !seen.ends_with("line 2\n") {
-        match attachment.next().await.unwrap().unwrap() {
-            Attached::Chunk(chunk) => seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap()),
-            other => panic!("{other:?}"),
+    let mut seen_patiently = String::new();
+    for (attachment, seen) in [
+        (&mut attachment, &mut seen),
+        (&mut patient, &mut seen_patiently),
+    ] {
+        while !seen.ends_with("line 2\n") {
+            match attachment.next().await.unwrap().unwrap() {
+                Attached::Chunk(chunk) => seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap()),
+                other => panic!("{other:?}"),
+            }
         }
     }
     let audit = run.audit().unwrap();
     while !std::fs::read_to_string(&audit)
         .unwrap()
-        .contains("line 2999")
+        .contains("line 99x")
     {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let (rest, missed) = watch(attachment).await;
+    let ((rest, missed), patiently) = tokio::join!(watch(attachment), watch(patient));
+    assert_eq!(
+        (seen_patiently + &patiently.0, patiently.1),
+        (all.clone(), 0)
+    );
     let outcome = run.wait().await.unwrap();
     assert!(missed > 0);
     assert_eq!((seen.len() + rest.len()) as u64 + missed, all.len() as u64);

@@ -1,6 +1,7 @@
 //! Looking at a run's output, from its first byte to its last.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context as Poller, Poll};
 
@@ -11,14 +12,13 @@ use tokio::time::{Duration, sleep};
 use super::run::Run;
 use crate::capture::{Piece, Pieces};
 use crate::runtime::Chunk;
-use crate::sink::Output;
 use crate::sink::audit::{Reader, Record};
 use crate::{Error, PerStream, Result, Stream};
 
 /// How often the file of a run that another process owns is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// About how many bytes of the file are read at once.
-const AT_ONCE: usize = 256 * 1024;
+const AT_ONCE: usize = 64 * 1024;
 
 /// What a looker-on sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,11 +56,21 @@ impl std::fmt::Debug for Attachment {
 }
 
 impl Attachment {
+    /// Reads what came too fast from the audit file, in place of telling that it was missed: all of
+    /// the output comes, however slowly it is taken. Without a file it is told all the same.
+    pub fn catching_up(mut self) -> Self {
+        if let Some(viewer) = &mut self.state {
+            viewer.catches_up = viewer.file().is_some();
+        }
+        self
+    }
+
     pub(super) fn new(run: Run) -> Result<Self> {
         Ok(Self {
             state: Some(Viewer {
                 run,
                 reader: None,
+                catches_up: false,
                 in_file: PerStream::default(),
                 seen: PerStream::default(),
                 live: None,
@@ -125,6 +135,8 @@ enum Stage {
 struct Viewer {
     run: Run,
     reader: Option<Reader>,
+    /// Whether what came too fast is read from the file.
+    catches_up: bool,
     /// How many bytes of each stream the part of the file has that was read.
     in_file: PerStream<u64>,
     /// How many bytes of each stream were seen or said to be missed.
@@ -166,6 +178,18 @@ impl Viewer {
                     _ => None,
                 };
                 match piece {
+                    Some(piece) if self.catches_up && piece.offset > self.seen[piece.stream] => {
+                        let gone = self.run.entry.status.has_changed().is_err();
+                        if self.read_file().await? {
+                            self.put_back(piece);
+                        } else if gone {
+                            self.show(piece);
+                        } else {
+                            // What is missing is on its way to the file.
+                            self.put_back(piece);
+                            sleep(LOOK).await;
+                        }
+                    }
                     Some(piece) => self.show(piece),
                     None => {
                         self.live = None;
@@ -196,6 +220,12 @@ impl Viewer {
         Ok(true)
     }
 
+    fn put_back(&mut self, piece: Piece) {
+        if let Some((pending, _)) = &mut self.live {
+            pending.push_front(piece);
+        }
+    }
+
     fn show(&mut self, piece: Piece) {
         let seen = self.seen[piece.stream];
         let end = piece.end();
@@ -219,7 +249,7 @@ impl Viewer {
     /// Shows what comes next in the file; `false`: it is at its end.
     async fn read_file(&mut self) -> Result<bool> {
         let context = &self.run.inner.context;
-        let Some(path) = context.sink.path(&self.run.entry.place) else {
+        let Some(path) = self.file() else {
             return Ok(false);
         };
         let reader = self.reader.take();
@@ -237,15 +267,24 @@ impl Viewer {
                     other => other?,
                 },
             };
-            let mut outputs = Vec::new();
-            let mut bytes = 0;
+            let mut outputs: Vec<(Stream, Vec<u8>)> = Vec::new();
+            let mut taken = 0;
             for record in reader.by_ref() {
-                if let Record::Output(output) = record? {
-                    bytes += output.bytes.len() + 1;
-                    outputs.push(output);
-                    if bytes >= AT_ONCE {
-                        break;
+                let Record::Output(mut output) = record? else {
+                    continue;
+                };
+                if !output.partial {
+                    output.bytes.push(b'\n');
+                }
+                taken += output.bytes.len();
+                match outputs.last_mut() {
+                    Some((stream, bytes)) if *stream == output.stream => {
+                        bytes.append(&mut output.bytes);
                     }
+                    _ => outputs.push((output.stream, output.bytes)),
+                }
+                if taken >= AT_ONCE {
+                    break;
                 }
             }
             Ok(Some((reader, outputs)))
@@ -255,23 +294,21 @@ impl Viewer {
         };
         self.reader = Some(reader);
         let more = !outputs.is_empty();
-        for output in outputs {
-            self.show_record(output);
+        for (stream, bytes) in outputs {
+            let offset = self.in_file[stream];
+            self.in_file[stream] += bytes.len() as u64;
+            let bytes = bytes.into();
+            self.show(Piece {
+                stream,
+                offset,
+                bytes,
+            });
         }
         Ok(more)
     }
 
-    fn show_record(&mut self, output: Output) {
-        let mut bytes = output.bytes;
-        if !output.partial {
-            bytes.push(b'\n');
-        }
-        let offset = self.in_file[output.stream];
-        self.in_file[output.stream] += bytes.len() as u64;
-        self.show(Piece {
-            stream: output.stream,
-            offset,
-            bytes: bytes.into(),
-        });
+    /// The file that the sink writes, if it writes one.
+    fn file(&self) -> Option<PathBuf> {
+        self.run.inner.context.sink.path(&self.run.entry.place)
     }
 }

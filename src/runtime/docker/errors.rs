@@ -4,8 +4,8 @@ use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
-use crate::RuntimeError;
 use crate::error::chain;
+use crate::{ContainerId, RuntimeError};
 
 /// The most bytes that are kept of what an engine says of an error.
 const LONGEST: usize = 4 << 10;
@@ -68,6 +68,21 @@ impl Refusal {
     /// missing file and, from some versions, a missing executable are answered with it too.
     pub(super) fn is_no_container(&self) -> bool {
         self.status == 404 && self.says("no such container") && !self.says("no such container:path")
+    }
+
+    /// The refusal that there is no such container, for when that is known by other means.
+    pub(super) fn no_container(container: &ContainerId) -> Self {
+        Self::new(404, &format!("No such container: {container}"))
+    }
+
+    /// Whether a removal is refused since another one is under way.
+    pub(super) fn is_being_removed(&self) -> bool {
+        self.status == 409 && self.says("already in progress")
+    }
+
+    /// Whether the log is refused since the container is being removed.
+    pub(super) fn is_marked_for_removal(&self) -> bool {
+        self.status == 409 && self.says("marked for removal")
     }
 
     pub(super) fn is_no_image(&self) -> bool {

@@ -14,6 +14,7 @@
 //! [bollard]: https://docs.rs/bollard
 
 mod address;
+mod check;
 mod copy;
 mod create;
 mod credentials;
@@ -24,6 +25,8 @@ mod inspect;
 mod output;
 mod patch;
 mod pull;
+#[cfg(test)]
+mod tests;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;
@@ -37,7 +40,7 @@ use bollard::query_parameters::{
     CreateContainerOptions, KillContainerOptions, RemoveContainerOptions, StartContainerOptions,
 };
 use futures::StreamExt;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use self::address::{Address, Environment};
 use self::create::Log;
@@ -154,28 +157,18 @@ impl Docker {
     async fn greet(client: bollard::Docker, dial: Dial) -> Result<Self, RuntimeError> {
         const OPERATION: &str = "tell its version";
         let address = dial.address().to_string();
-        // An answer that is none is as good as no engine: it is something else that listens there.
-        let strange = |failure| match failure {
-            Failure::Refused(refusal) => Failure::Unreachable(format!(
-                "what listens there refused to tell its version: {} (HTTP status {})",
-                refusal.message, refusal.status
-            )),
-            failure => failure,
-        };
+        let strange = |failure| strange(failure).error(OPERATION, &address);
         let ping = async {
             let answer = exchange(&dial, Call::get("/_ping"), BOUND).await?;
             answer.accepted(BOUND).await
         };
-        ping.await
-            .map_err(|failure| strange(failure).error(OPERATION, &address))?;
+        ping.await.map_err(strange)?;
         let greeting = async {
             let client = client.negotiate_version().await?;
             let version = client.version().await?;
             Ok((client, version))
         };
-        let (client, version) = bounded(greeting)
-            .await
-            .map_err(|failure| strange(failure).error(OPERATION, &address))?;
+        let (client, version) = bounded(greeting).await.map_err(strange)?;
         let components = version.components.unwrap_or_default();
         let podman = components.iter().any(|c| c.name == "Podman Engine");
         let name = if podman {
@@ -236,21 +229,18 @@ impl Docker {
 
     /// Waits until a container is gone that is being removed.
     async fn watch_removal(&self, container: &ContainerId) -> Result<(), Failure> {
-        let deadline = Instant::now() + BOUND;
-        while Instant::now() < deadline {
+        loop {
             match self.inspect_once(container).await {
                 Err(failure) if failure.refusal(Refusal::is_no_container).is_some() => {
                     return Ok(());
                 }
-                Err(failure @ Failure::Refused(_)) | Err(failure @ Failure::Broken(_)) => {
-                    tracing::debug!(?failure, %container, "while it is being removed");
+                Err(failure @ (Failure::Unreachable(_) | Failure::Timeout(_))) => {
+                    return Err(failure);
                 }
-                Err(failure) => return Err(failure),
-                Ok(_) => {}
+                // In the middle of a removal an engine may have other errors.
+                _ => sleep(GLANCE).await,
             }
-            sleep(GLANCE).await;
         }
-        Err(Failure::Timeout(BOUND))
     }
 
     async fn create_once(&self, request: &CreateRequest<'_>, log: Log) -> Result<Created, Failure> {
@@ -292,7 +282,7 @@ impl Runtime for Docker {
     }
 
     fn validate(&self, spec: &RunSpec) -> Result<()> {
-        check(spec)
+        check::check(spec)
     }
 
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
@@ -371,7 +361,16 @@ impl Runtime for Docker {
                 .query("timestamps", "0")
                 .query("follow", follow)
                 .query("tail", &tail);
-            accepted(&self.dial, call).await
+            match accepted(&self.dial, call).await {
+                // The log goes with the container: once that is gone, its end is a fact.
+                Err(failure) if failure.refusal(Refusal::is_marked_for_removal).is_some() => {
+                    match within(self.watch_removal(container)).await {
+                        Ok(()) => Err(Failure::Refused(Refusal::no_container(container))),
+                        Err(_) => Err(failure),
+                    }
+                }
+                answer => answer,
+            }
         };
         let answer = answer.await.map_err(self.error(OPERATION))?;
         Ok(Output::new(answer, request.tty, OPERATION, self.address.clone()).boxed())
@@ -406,19 +405,14 @@ impl Runtime for Docker {
             let removed = bounded(self.client.remove_container(id, Some(options))).await;
             match removed {
                 // That someone else is at it says nothing of whether it runs; its end does.
-                Err(failure)
-                    if failure
-                        .refusal(|refusal| {
-                            refusal.status == 409 && refusal.says("already in progress")
-                        })
-                        .is_some() =>
-                {
+                Err(failure) if failure.refusal(Refusal::is_being_removed).is_some() => {
                     self.watch_removal(container).await
                 }
                 removed => removed,
             }
         };
-        remove.await.map_err(self.error("remove the container"))
+        let removed = within(remove).await;
+        removed.map_err(self.error("remove the container"))
     }
 
     async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
@@ -447,13 +441,23 @@ impl Runtime for Docker {
     }
 }
 
-/// What can be checked of a spec without an engine.
-fn check(spec: &RunSpec) -> Result<()> {
-    if let Some(patch) = spec.patch() {
-        let log = Log::of(spec.settings().backstop);
-        patch::apply(create::draft(spec, log), patch)?;
+/// At the first meeting, an answer that is none means that something else listens there.
+fn strange(failure: Failure) -> Failure {
+    match failure {
+        Failure::Refused(refusal) => {
+            let words: Vec<_> = refusal.message.split_whitespace().take(30).collect();
+            Failure::Unreachable(format!(
+                "what listens there did not tell its version, but HTTP status {}: {}",
+                refusal.status,
+                words.join(" ")
+            ))
+        }
+        Failure::Broken(reason) => Failure::Unreachable(format!(
+            "what listens there does not answer as an engine: {reason}: is the scheme right, \
+             and, with TLS, does it accept cert.pem and key.pem?"
+        )),
+        failure => failure,
     }
-    Ok(())
 }
 
 /// The id as part of a path: one that holds anything else would make another call of it.
@@ -471,10 +475,13 @@ fn checked(container: &ContainerId) -> Result<&str, Failure> {
 async fn bounded<T>(
     call: impl Future<Output = Result<T, bollard::errors::Error>>,
 ) -> Result<T, Failure> {
-    match timeout(BOUND, call).await {
-        Ok(result) => result.map_err(Failure::from),
-        Err(_) => Err(Failure::Timeout(BOUND)),
-    }
+    within(async { Ok(call.await?) }).await
+}
+
+/// A call, or several for one purpose, within the bound.
+async fn within<T>(call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let result = timeout(BOUND, call).await;
+    result.unwrap_or(Err(Failure::Timeout(BOUND)))
 }
 
 /// An answer whose head has arrived, and is no error.
@@ -484,36 +491,5 @@ async fn accepted(dial: &Dial, call: Call) -> Result<Answer, Failure> {
 
 /// An answer as a whole.
 async fn whole(dial: &Dial, call: Call) -> Result<bytes::Bytes, Failure> {
-    let whole = async {
-        let answer = exchange(dial, call, BOUND).await?;
-        answer.accepted(BOUND).await?.whole(BOUND).await
-    };
-    let whole = timeout(BOUND, whole).await;
-    whole.unwrap_or(Err(Failure::Timeout(BOUND)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn an_id_cannot_make_another_call_of_a_path() {
-        for bad in ["", "..", "a/b", "a?b", "a b", "json#", "é", "../images/x"] {
-            let error = checked(&ContainerId::new(bad)).unwrap_err();
-            assert!(matches!(
-                error.error("x", "y"),
-                RuntimeError::Rejected { .. }
-            ));
-        }
-        assert!(checked(&ContainerId::new("moat-01-a_b.c")).is_ok());
-    }
-
-    #[test]
-    fn a_bad_patch_is_refused_before_there_is_an_engine() {
-        let spec = RunSpec::new("busybox").engine_patch(json!({"Tty": true}));
-        let error = check(&spec).unwrap_err().to_string();
-        assert!(error.starts_with("invalid engine_patch: Tty"), "{error}");
-        check(&RunSpec::new("busybox")).unwrap();
-    }
+    within(async { accepted(dial, call).await?.whole(BOUND).await }).await
 }

@@ -98,7 +98,7 @@ struct World {
 struct Container {
     root: RootId,
     run: RunId,
-    script: Script,
+    script: Arc<Script>,
     tty: bool,
     has_log: bool,
     life: watch::Sender<Life>,
@@ -338,7 +338,7 @@ impl Runtime for Scripted {
             let container = Container {
                 root: request.root.clone(),
                 run: request.run.clone(),
-                script: world.scripts.pop_front().unwrap_or_default(),
+                script: Arc::new(world.scripts.pop_front().unwrap_or_default()),
                 tty: request.spec.settings().tty,
                 has_log: request.spec.settings().backstop == Backstop::Engine,
                 life: watch::Sender::default(),
@@ -365,7 +365,7 @@ impl Runtime for Scripted {
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let lose = self.enter(Call::Start).await?;
         let container = self.container(id)?;
-        if let Some(reason) = container.script.start_fails {
+        if let Some(reason) = container.script.start_fails.clone() {
             return Err(RuntimeError::Rejected {
                 operation: "start the container",
                 reason,

@@ -1,0 +1,85 @@
+//! What Docker cannot do, refused before there is an engine to ask.
+
+use super::create::{self, Log};
+use super::patch;
+use crate::{Error, Mount, Result, RunSpec, Settings};
+
+/// Checks what can be checked of a spec without an engine.
+pub(super) fn check(spec: &RunSpec) -> Result<()> {
+    let settings = spec.settings();
+    sizes(settings)?;
+    network(settings)?;
+    if let Some(patch) = spec.patch() {
+        let log = Log::of(settings.backstop);
+        patch::apply(create::draft(spec, log), patch)?;
+    }
+    Ok(())
+}
+
+fn sizes(settings: &Settings) -> Result<()> {
+    for mount in &settings.mounts {
+        if let Mount::Tmpfs {
+            target,
+            size: Some(size),
+            ..
+        } = mount
+            && i64::try_from(*size).is_err()
+        {
+            let reason = format!("the tmpfs at {target:?} has {size} bytes: the most is 2^63 - 1");
+            return Err(Error::invalid("mounts", reason));
+        }
+    }
+    Ok(())
+}
+
+/// A container in another one's network has that one's names and servers.
+fn network(settings: &Settings) -> Result<()> {
+    let mode = settings.network.as_deref().unwrap_or_default();
+    let Some(other) = mode.strip_prefix("container:") else {
+        return Ok(());
+    };
+    if other.is_empty() {
+        return Err(Error::invalid(
+            "network",
+            "\"container:\" names no container",
+        ));
+    }
+    for (field, set) in [
+        ("hostname", settings.hostname.is_some()),
+        ("extra_hosts", !settings.extra_hosts.is_empty()),
+        ("dns", !settings.dns.is_empty()),
+    ] {
+        if set {
+            let reason = format!("it cannot be set with network {mode:?}, whose own holds");
+            return Err(Error::invalid(field, reason));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_docker_cannot_do_is_refused_by_the_name_of_its_field() {
+        let spec = || RunSpec::new("busybox");
+        let joined = || spec().network("container:other");
+        for (field, bad) in [
+            ("engine_patch", spec().engine_patch(json!({"Tty": true}))),
+            ("mounts", spec().tmpfs("/x", Some(u64::MAX))),
+            ("network", spec().network("container:")),
+            ("hostname", joined().hostname("h")),
+            ("extra_hosts", joined().extra_host("h", "127.0.0.1")),
+            ("dns", joined().dns("127.0.0.1")),
+        ] {
+            match check(&bad) {
+                Err(Error::InvalidSpec { field: named, .. }) => assert_eq!(named, field),
+                other => panic!("{field}: {other:?}"),
+            }
+        }
+        check(&joined()).unwrap();
+        check(&spec().hostname("h").dns("127.0.0.1")).unwrap();
+    }
+}

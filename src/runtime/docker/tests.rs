@@ -1,0 +1,386 @@
+//! What the adapter makes of what comes over the wire.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
+
+use futures::StreamExt;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::Instant;
+
+use super::*;
+use crate::runtime::{Chunk, Status};
+use crate::{Credentials, Pull, Stream};
+
+/// A socket that a test answers on by itself, byte by byte.
+struct Socket {
+    _folder: tempfile::TempDir,
+    listener: UnixListener,
+}
+
+impl Socket {
+    fn new() -> (Self, Docker) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("engine.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let address = format!("unix://{}", path.display());
+        let parsed = Address::parse(&address, &Environment::default()).unwrap();
+        let dial = Dial::new(parsed).unwrap();
+        let docker = Docker {
+            client: dial.client(NEVER).unwrap(),
+            dial,
+            address,
+            engine: Engine {
+                api: "1.41".into(),
+                ..Engine::new("Docker Engine", "20.10")
+            },
+            podman: false,
+        };
+        let socket = Self {
+            _folder: folder,
+            listener,
+        };
+        (socket, docker)
+    }
+
+    /// Takes a connection, and the request that comes over it.
+    async fn request(&self) -> (UnixStream, String) {
+        let (mut stream, _) = self.listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(stream.read_u8().await.unwrap());
+        }
+        (stream, String::from_utf8(request).unwrap())
+    }
+
+    /// Answers one request, and closes the connection.
+    async fn answer(&self, answer: impl AsRef<[u8]>) -> String {
+        let (mut stream, request) = self.request().await;
+        stream.write_all(answer.as_ref()).await.unwrap();
+        request
+    }
+}
+
+const UPGRADED: &str =
+    "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n\x01\0\0\0\0\0\0\x02hi";
+
+fn json_answer(status: u16, body: &serde_json::Value) -> String {
+    let body = body.to_string();
+    let length = body.len();
+    format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\n\r\n{body}")
+}
+
+static ID: LazyLock<ContainerId> = LazyLock::new(|| ContainerId::new("abc"));
+
+type Items = Vec<Result<Chunk, RuntimeError>>;
+
+async fn all(stream: OutputStream) -> Items {
+    stream.collect().await
+}
+
+fn stdout(bytes: &'static str) -> Chunk {
+    Chunk {
+        stream: Stream::Stdout,
+        bytes: bytes.into(),
+    }
+}
+
+#[test]
+fn an_id_cannot_make_another_call_of_a_path() {
+    for bad in ["", "..", "a/b", "a?b", "a b", "json#", "é", "../images/x"] {
+        let error = checked(&ContainerId::new(bad)).unwrap_err();
+        assert!(matches!(
+            error.error("x", "y"),
+            RuntimeError::Rejected { .. }
+        ));
+    }
+    assert!(checked(&ContainerId::new("moat-01-a_b.c")).is_ok());
+}
+
+#[tokio::test]
+async fn a_tap_resolves_only_when_the_engine_has_answered() {
+    let (socket, docker) = Socket::new();
+    let answered = AtomicBool::new(false);
+    let engine = async {
+        let (mut stream, request) = socket.request().await;
+        sleep(Duration::from_millis(100)).await;
+        answered.store(true, Ordering::SeqCst);
+        stream.write_all(UPGRADED.as_bytes()).await.unwrap();
+        request
+    };
+    let client = async {
+        let tap = docker.tap(&ID, false).await.unwrap();
+        assert!(answered.load(Ordering::SeqCst), "before the answer");
+        all(tap).await
+    };
+    let (request, mut seen) = tokio::join!(engine, client);
+    let line = "POST /v1.41/containers/abc/attach?stream=1&stdout=1&stderr=1 HTTP/1.1\r\n";
+    assert!(request.starts_with(line), "{request}");
+    let request = request.to_ascii_lowercase();
+    assert!(request.contains("upgrade: tcp\r\n"), "{request}");
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen.remove(0).unwrap(), stdout("hi"));
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_upgrade_can_be_tapped_too() {
+    let (socket, docker) = Socket::new();
+    let answer = "HTTP/1.1 200 OK\r\n\r\n\x01\0\0\0\0\0\0\x02hi\x02\0\0\0\0\0";
+    let (_, tap) = tokio::join!(socket.answer(answer), docker.tap(&ID, false));
+    let mut seen = all(tap.unwrap()).await;
+    assert_eq!(seen.remove(0).unwrap(), stdout("hi"));
+    let error = seen.remove(0).unwrap_err().to_string();
+    assert!(error.contains("dangling frame"), "{error}");
+    assert!(seen.is_empty(), "something came after an error");
+}
+
+#[tokio::test]
+async fn a_log_that_is_cut_is_not_taken_for_a_whole_one() {
+    let (socket, docker) = Socket::new();
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+                  a\r\n\x01\0\0\0\0\0\0\x02hi\r\n";
+    let request = LogsRequest::all(false);
+    let (_, log) = tokio::join!(socket.answer(answer), docker.logs(&ID, request));
+    let mut seen = all(log.unwrap()).await;
+    assert_eq!(seen.remove(0).unwrap(), stdout("hi"));
+    assert!(matches!(seen.remove(0), Err(RuntimeError::Broken { .. })));
+    assert!(seen.is_empty(), "something came after an error");
+}
+
+#[tokio::test]
+async fn a_log_of_many_lines_comes_as_few_chunks() {
+    let (socket, docker) = Socket::new();
+    let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for _ in 0..10_000 {
+        answer.extend_from_slice(b"58\r\n\x01\0\0\0\0\0\0\x50");
+        answer.extend_from_slice(&[b'x'; 80]);
+        answer.extend_from_slice(b"\r\n");
+    }
+    answer.extend_from_slice(b"0\r\n\r\n");
+    let log = async { all(docker.logs(&ID, LogsRequest::all(false)).await.unwrap()).await };
+    let (_, seen) = tokio::join!(socket.answer(answer), log);
+    let chunks = seen.len();
+    let bytes: usize = seen
+        .into_iter()
+        .map(|chunk| chunk.unwrap().bytes.len())
+        .sum();
+    assert_eq!(bytes, 800_000);
+    assert!(chunks < 500, "{chunks}");
+}
+
+#[tokio::test]
+async fn a_refused_tap_is_told_by_what_the_engine_says() {
+    for (status, message, kind) in [
+        (404, "No such container: abc", "NotFound"),
+        (409, "container abc is paused", "Conflict"),
+        (500, "no", "Rejected"),
+    ] {
+        let (socket, docker) = Socket::new();
+        let answer = json_answer(status, &json!({"message": message}));
+        let (_, tap) = tokio::join!(socket.answer(answer), docker.tap(&ID, false));
+        let error = tap.err().unwrap();
+        assert!(format!("{error:?}").starts_with(kind), "{error:?}");
+        assert!(error.to_string().contains(message));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_does_not_answer_is_a_timeout_and_no_fact() {
+    let (socket, docker) = Socket::new();
+    let silent = async {
+        let held = socket.request().await;
+        std::future::pending::<()>().await;
+        drop(held);
+    };
+    let client = async {
+        let started = Instant::now();
+        let error = docker.tap(&ID, false).await.err().unwrap();
+        assert_eq!(started.elapsed().as_secs(), 30);
+        error
+    };
+    let error = tokio::select! {
+        () = silent => unreachable!(),
+        error = client => error,
+    };
+    assert!(matches!(error, RuntimeError::Timeout { .. }), "{error}");
+    assert!(!error.is_fact());
+}
+
+#[tokio::test]
+async fn a_wait_that_ends_without_an_answer_says_nothing() {
+    let (socket, docker) = Socket::new();
+    let cut = "HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{\"StatusCode\"";
+    let (_, status) = tokio::join!(socket.answer(cut), docker.wait(&ID));
+    assert!(matches!(status, Err(RuntimeError::Broken { .. })));
+    let none = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let (_, status) = tokio::join!(socket.answer(none), docker.wait(&ID));
+    assert!(matches!(status, Err(RuntimeError::Broken { .. })));
+    let late = json_answer(200, &json!({"StatusCode": 7}));
+    let (_, status) = tokio::join!(socket.answer(late), docker.wait(&ID));
+    assert_eq!(status.unwrap().code, Some(7));
+}
+
+#[tokio::test]
+async fn states_that_only_podman_has_are_understood() {
+    let (socket, docker) = Socket::new();
+    let answer = json_answer(200, &json!({"State": {"Status": "stopped", "ExitCode": 3}}));
+    let (_, seen) = tokio::join!(socket.answer(answer), docker.inspect(&ID));
+    let seen = seen.unwrap();
+    assert_eq!((seen.status, seen.code), (Status::Ended, Some(3)));
+}
+
+#[tokio::test]
+async fn a_removal_that_is_under_way_is_waited_for() {
+    let (socket, docker) = Socket::new();
+    let engine = async {
+        let busy = json!({"message": "removal of container abc is already in progress"});
+        socket.answer(json_answer(409, &busy)).await;
+        let here = json!({"State": {"Status": "removing"}});
+        socket.answer(json_answer(200, &here)).await;
+        let gone = json!({"message": "No such container: abc"});
+        socket.answer(json_answer(404, &gone)).await;
+    };
+    let ((), removed) = tokio::join!(engine, docker.remove(&ID, false));
+    removed.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_that_goes_with_its_container_is_told_by_how_that_ends() {
+    let (socket, docker) = Socket::new();
+    let gone = json!({"message": "No such container: abc"});
+    let engine = async {
+        let marked = json!({"message": "container which is dead or marked for removal"});
+        socket.answer(json_answer(409, &marked)).await;
+        socket.answer(json_answer(404, &gone)).await;
+    };
+    let ((), log) = tokio::join!(engine, docker.logs(&ID, LogsRequest::all(false)));
+    assert!(log.err().unwrap().is_not_found());
+}
+
+#[tokio::test]
+async fn a_pull_sends_credentials_that_engines_can_read_and_reports_progress() {
+    let (socket, docker) = Socket::new();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&seen);
+    let spec = RunSpec::new("registry.test:5000/a/b")
+        .credentials(Credentials::new("me", "~~~???>>>"))
+        .platform("linux/arm64")
+        .on_pull(move |progress| sink.lock().unwrap().push(progress.status));
+    let engine = async {
+        let missing = json!({"message": "No such image: registry.test:5000/a/b"});
+        let asked = socket.answer(json_answer(404, &missing)).await;
+        let pull = socket
+            .answer("HTTP/1.1 200 OK\r\n\r\n{\"status\":\"Pulling\"}\r\n{\"status\":\"Done\"}\r\n")
+            .await;
+        socket.answer(json_answer(200, &json!({}))).await;
+        (asked, pull)
+    };
+    let ((asked, pull), prepared) = tokio::join!(engine, docker.prepare(&spec));
+    prepared.unwrap();
+    assert!(
+        asked.starts_with("GET /v1.41/images/registry.test:5000/a/b/json "),
+        "{asked}"
+    );
+    let line = "POST /v1.41/images/create?fromImage=registry.test%3A5000%2Fa%2Fb&tag=latest\
+                &platform=linux%2Farm64 HTTP/1.1";
+    assert!(pull.starts_with(line), "{pull}");
+    let lower = pull.to_ascii_lowercase();
+    let at = lower.find("x-registry-auth: ").unwrap() + "x-registry-auth: ".len();
+    let value = pull[at..].lines().next().unwrap();
+    assert!(!value.contains(['+', '/']), "{value}");
+    assert_eq!(*seen.lock().unwrap(), ["Pulling", "Done"]);
+}
+
+#[tokio::test]
+async fn an_error_within_a_pull_is_no_such_image_with_what_to_do() {
+    let (socket, docker) = Socket::new();
+    let spec = RunSpec::new("registry.test/x")
+        .credentials(Credentials::new("me", "secret"))
+        .pull(Pull::Always);
+    let answer = "HTTP/1.1 200 OK\r\n\r\n{\"status\":\"Pulling\"}\r\n\
+                  {\"errorDetail\":{\"message\":\"manifest unknown\"},\"error\":\"x\"}\r\n";
+    let (_, prepared) = tokio::join!(socket.answer(answer), docker.prepare(&spec));
+    let error = prepared.unwrap_err();
+    assert!(
+        matches!(error, RuntimeError::NoSuchImage { .. }),
+        "{error:?}"
+    );
+    assert!(
+        error.to_string().contains("check the name and the tag"),
+        "{error}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_without_progress_times_out_and_one_with_progress_does_not() {
+    let (socket, docker) = Socket::new();
+    let spec = RunSpec::new("registry.test/x")
+        .credentials(Credentials::new("me", "secret"))
+        .pull(Pull::Always);
+    let engine = async {
+        let (mut stream, _) = socket.request().await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        for _ in 0..5 {
+            sleep(Duration::from_secs(50)).await;
+            stream.write_all(b"{\"status\":\"x\"}\n").await.unwrap();
+        }
+        std::future::pending::<()>().await;
+    };
+    let started = Instant::now();
+    let prepared = tokio::select! {
+        () = engine => unreachable!(),
+        prepared = docker.prepare(&spec) => prepared,
+    };
+    let error = prepared.unwrap_err();
+    assert!(
+        matches!(error, RuntimeError::Timeout { after, .. } if after.as_secs() == 60),
+        "{error}"
+    );
+    assert!(
+        started.elapsed() >= Duration::from_secs(300),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_client_of_the_callers_own_is_used_with_the_address_that_it_has() {
+    let (socket, docker) = Socket::new();
+    let engine = async {
+        socket
+            .answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+            .await;
+        let version = json!({"Version": "4.3.1", "ApiVersion": "1.41",
+            "Components": [{"Name": "Podman Engine", "Version": "4.3.1"}]});
+        socket.answer(json_answer(200, &version)).await;
+        socket.answer(json_answer(200, &version)).await;
+    };
+    let made = Docker::with_client(docker.client.clone(), &docker.address);
+    let ((), made) = tokio::join!(engine, made);
+    let made = made.unwrap();
+    assert!(made.podman);
+    assert_eq!(made.engine.name, "Podman Engine");
+    assert_eq!(made.engine.api, "1.41");
+}
+
+#[tokio::test]
+async fn something_else_that_listens_there_is_no_engine() {
+    for answer in [
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nno!",
+        "SSH-2.0-OpenSSH\r\n",
+        "",
+    ] {
+        let (socket, docker) = Socket::new();
+        let connect = Docker::connect_to(&docker.address);
+        let (_, connected) = tokio::join!(socket.answer(answer), connect);
+        let error = connected.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                crate::Error::Runtime(RuntimeError::Unavailable { .. })
+            ),
+            "{error:?}"
+        );
+    }
+}
