@@ -31,7 +31,10 @@ impl Bench {
     }
 
     async fn open(&self) -> Manager {
-        Manager::open(self.root(), self.runtime.clone())
+        // Some of the clocks are paused.
+        Manager::builder(self.root(), self.runtime.clone())
+            .tasks_on(tokio::runtime::Handle::current())
+            .open()
             .await
             .unwrap()
     }
@@ -56,7 +59,7 @@ fn spec() -> RunSpec {
 }
 
 fn seal(outcome: &Outcome) -> &Seal {
-    outcome.sealed().expect("a sealed run")
+    outcome.sealed().unwrap_or_else(|| panic!("{outcome}"))
 }
 
 /// The file is there, sealed, undamaged, and says what the outcome says.

@@ -67,6 +67,8 @@ pub(crate) struct Capture {
     limit: Option<u64>,
     /// Bytes past the limit.
     dropped: PerStream<u64>,
+    /// When the last source ended, or was given up.
+    source_ended: Option<Instant>,
 }
 
 impl Capture {
@@ -84,7 +86,13 @@ impl Capture {
             lines: Lines::default(),
             limit,
             dropped: PerStream::default(),
+            source_ended: None,
         }
+    }
+
+    /// When the last source ended, or was given up.
+    pub(crate) fn source_ended(&self) -> Option<Instant> {
+        self.source_ended
     }
 
     /// Takes a log that was resumed after a failure, and what was read back from it.
@@ -185,6 +193,7 @@ impl Capture {
         signals: &mut Signals,
     ) -> PumpEnd {
         let mut source = source.fuse();
+        self.source_ended = None;
         let mut received = PerStream::default();
         for stream in Stream::ALL {
             received[stream] = self.received(stream);
@@ -243,8 +252,14 @@ impl Capture {
                 chunk = source.next(), if end.is_none() && !queue.paused => {
                     last_chunk = Instant::now();
                     match chunk {
-                        None => end = Some(PumpEnd::Eof),
-                        Some(Err(error)) => end = Some(PumpEnd::Broken(error)),
+                        None => {
+                            self.source_ended = Some(last_chunk);
+                            end = Some(PumpEnd::Eof);
+                        }
+                        Some(Err(error)) => {
+                            self.source_ended = Some(last_chunk);
+                            end = Some(PumpEnd::Broken(error));
+                        }
                         Some(Ok(chunk)) => {
                             let bytes = match &mut replay {
                                 None => Ok(chunk.bytes),
@@ -262,8 +277,14 @@ impl Capture {
                         }
                     }
                 }
-                () = until(blocked) => return PumpEnd::Stalled,
-                () = until(silent) => end = Some(PumpEnd::Silent),
+                () = until(blocked) => {
+                    self.source_ended = Some(Instant::now());
+                    return PumpEnd::Stalled;
+                }
+                () = until(silent) => {
+                    self.source_ended = Some(Instant::now());
+                    end = Some(PumpEnd::Silent);
+                }
             }
         }
     }

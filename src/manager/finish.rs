@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use tokio::sync::mpsc;
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Backoff;
@@ -22,6 +22,8 @@ use crate::{
 
 /// A tap that ended longer than this before its container is not taken for whole.
 const EARLY: Duration = Duration::from_secs(1);
+/// How much earlier than it says an engine may give up on output.
+const MARGIN: Duration = Duration::from_millis(200);
 /// How long the tail of the engine's log may take, and how large it may be.
 const TAIL_TIME: Duration = Duration::from_secs(30);
 const TAIL_BYTES: usize = 8 << 20;
@@ -93,7 +95,8 @@ impl Monitor {
         capture.write(left).await?;
         watched.left.clear();
 
-        let rest = self.capture_rest(file, capture, watched).await?;
+        let mut rest = self.capture_rest(file, capture, watched).await?;
+        rest.gaps.extend(self.late_drain(capture, watched));
         capture.finish_lines().await?;
         let mut gaps = Vec::new();
         for gap in rest.gaps {
@@ -228,7 +231,7 @@ impl Monitor {
             false => Rest {
                 evidence: Evidence::None,
                 gaps: vec![Gap {
-                    possible: watched.eof.is_some(),
+                    possible: watched.eof,
                     ..Gap::new(reason)
                 }],
             },
@@ -270,24 +273,52 @@ impl Monitor {
         }
     }
 
-    /// Whether the tap came to a clean end, and no earlier than the container.
+    /// When the container ended, by this machine's clock.
     ///
-    /// Durations are compared, each by its own clock: the container's life, and the time from
-    /// before the start was asked for to the end of the tap, which is longer.
-    fn tap_is_whole(&self, watched: &Watched) -> bool {
-        let Some(eof) = watched.eof else {
-            return false;
+    /// The start, by the engine's clock, was between the request for it and its answer: if it
+    /// was not, the engine's clock is off by what is missing.
+    fn container_ended(&self, watched: &Watched) -> Instant {
+        let Ending::Exited(exit) = &watched.ended.ending else {
+            return watched.at;
         };
-        let life = match &watched.ended.ending {
-            Ending::Exited(exit) => exit.started_at.zip(exit.finished_at),
-            _ => None,
-        };
-        match (life, self.launched) {
-            (Some((started, finished)), Some(launched)) => {
-                eof - launched + EARLY > finished.since(started)
+        match (exit.started_at, exit.finished_at, self.launched) {
+            (Some(started), Some(finished), Some(launched)) => {
+                let here = started.clamp(launched.asked, launched.answered.max(launched.asked));
+                launched.at + here.since(launched.asked) + finished.since(started)
             }
-            _ => eof + EARLY > watched.at,
+            _ => watched.at,
         }
+    }
+
+    /// Whether the tap came to a clean end, and no earlier than the container.
+    fn tap_is_whole(&self, watched: &Watched) -> bool {
+        let ended = self.container_ended(watched);
+        watched.eof && watched.tap_ended.is_some_and(|at| at + EARLY > ended)
+    }
+
+    /// What the engine may have given up on: it reads for some time after the end, and a client
+    /// that was still connected then may have been what it waited for.
+    fn late_drain(&self, capture: &mut Capture, watched: &Watched) -> Vec<Gap> {
+        let drain = self.context.runtime.capabilities().drain;
+        let (Some(drain), Some(tap_ended)) = (drain, watched.tap_ended) else {
+            return Vec::new();
+        };
+        let lag = tap_ended.saturating_duration_since(self.container_ended(watched));
+        if lag + MARGIN < drain.within {
+            return Vec::new();
+        }
+        let bytes = capture.progress.bytes();
+        let open = |stream| capture.lines().open(stream).len() as u64;
+        Stream::ALL
+            .into_iter()
+            .filter(|stream| bytes[*stream] + open(*stream) >= drain.buffer)
+            .map(|stream| Gap {
+                stream: Some(stream),
+                possible: true,
+                detail: Some(format!("read {:.1} s after the end", lag.as_secs_f64())),
+                ..Gap::new(GapReason::LateDrain)
+            })
+            .collect()
     }
 
     /// What the engine's log does to the bytes; `None`: it cannot be read.

@@ -9,15 +9,16 @@ mod root;
 mod run;
 mod sources;
 mod stop;
+mod tasks;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{OnceCell, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
 
 pub use attach::{Attached, Attachment};
 pub use root::{Root, RunInfo};
@@ -30,6 +31,7 @@ use crate::sink::{Jsonl, LogSink, RunPlace};
 use crate::{Error, Outcome, Result, RunId, RunSpec, StopCause};
 use monitor::Monitor;
 use run::{Entry, Status};
+use tasks::Tasks;
 
 /// How many runs are taken over at once.
 const RECOVERIES: usize = 8;
@@ -64,7 +66,7 @@ pub(crate) struct Context {
     sink: Arc<dyn LogSink>,
     disk: Disk,
     engine: OnceCell<Engine>,
-    tracker: TaskTracker,
+    tasks: Tasks,
     closing: CancellationToken,
     /// Of the runs that have a monitor.
     entries: Mutex<HashMap<RunId, Arc<Entry>>>,
@@ -146,6 +148,7 @@ pub struct ManagerBuilder {
     sink: Option<Arc<dyn LogSink>>,
     recovery: Recovery,
     pending_after: Duration,
+    tasks_on: Option<Handle>,
 }
 
 impl ManagerBuilder {
@@ -167,6 +170,16 @@ impl ManagerBuilder {
         self
     }
 
+    /// Where the manager's tasks run. Default: two threads of the manager's own, so that nothing
+    /// that the process does elsewhere can hold up a capture: an engine gives up on output that is
+    /// not taken from it in time.
+    ///
+    /// For tests with a paused clock, which has to be that of the tasks.
+    pub fn tasks_on(mut self, runtime: Handle) -> Self {
+        self.tasks_on = Some(runtime);
+        self
+    }
+
     /// Opens the root, and makes it where it is missing. See [`Manager::open`].
     ///
     /// # Errors
@@ -179,13 +192,18 @@ impl ManagerBuilder {
             .run("open", &self.root, move || Root::open_or_create(path))
             .await?;
         let closing = CancellationToken::new();
+        let tasks = match self.tasks_on {
+            Some(runtime) => Tasks::on(runtime),
+            None => Tasks::on_own_threads(closing.clone())
+                .map_err(|error| Error::storage("start threads for", &self.root, error))?,
+        };
         let context = Arc::new(Context {
             root,
             runtime: self.runtime,
             sink: self.sink.unwrap_or_else(|| Arc::new(Jsonl::new())),
             disk,
             engine: OnceCell::new(),
-            tracker: TaskTracker::new(),
+            tasks,
             closing: closing.clone(),
             entries: Mutex::default(),
             recoveries: Semaphore::new(RECOVERIES),
@@ -193,7 +211,7 @@ impl ManagerBuilder {
             pending_after: self.pending_after,
         });
         if self.recovery == Recovery::All {
-            context.tracker.spawn(recover::scan(Arc::clone(&context)));
+            context.tasks.spawn(recover::scan(Arc::clone(&context)));
         } else {
             context.scanned.send_replace(Some(Vec::new()));
         }
@@ -228,6 +246,7 @@ impl Manager {
             sink: None,
             recovery: Recovery::All,
             pending_after: PENDING_AFTER,
+            tasks_on: None,
         }
     }
 
@@ -283,7 +302,7 @@ impl Manager {
             entries.insert(id, Arc::clone(&entry));
         }
         let (reply, started) = oneshot::channel();
-        context.tracker.spawn(monitor.run_new(spec, reply));
+        context.tasks.spawn(monitor.run_new(spec, reply));
         let run = self.handle(entry);
         match started.await {
             Ok(Ok(())) => Ok(run),
@@ -453,7 +472,6 @@ impl Manager {
             futures::future::join_all(stops).await;
         }
         context.closing.cancel();
-        context.tracker.close();
-        context.tracker.wait().await;
+        context.tasks.wait().await;
     }
 }

@@ -45,8 +45,8 @@ pub(super) struct Monitor {
     pub(super) status: watch::Sender<Status>,
     pub(super) stops: mpsc::UnboundedReceiver<StopRequest>,
     pub(super) hub: Arc<Hub>,
-    /// When the engine was asked to start the container.
-    pub(super) launched: Option<Instant>,
+    /// When the engine was asked to start the container, and when it had answered.
+    pub(super) launched: Option<Launch>,
     /// Held while this task owns the run.
     pub(super) lock: Option<File>,
     pub(super) stopper: Stopper,
@@ -56,12 +56,22 @@ pub(super) struct Monitor {
     pub(super) image_signal: Option<String>,
 }
 
+/// When a container was started, by the clocks of this machine.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch {
+    pub(super) at: Instant,
+    pub(super) asked: Timestamp,
+    pub(super) answered: Timestamp,
+}
+
 /// What was seen of a run up to its end.
 pub(super) struct Watched {
     pub(super) ended: Ended,
     pub(super) at: Instant,
-    /// When the tap came to a clean end; `None`: it did not, or there was none.
-    pub(super) eof: Option<Instant>,
+    /// When the tap ended; `None`: there was none.
+    pub(super) tap_ended: Option<Instant>,
+    /// Whether that was a clean end.
+    pub(super) eof: bool,
     /// Records that were not written yet.
     pub(super) left: Vec<Record>,
 }
@@ -261,10 +271,15 @@ impl Monitor {
             let error = self.record_early_stop(request, capture).await;
             return Err(self.abandon(&container, error).await);
         }
-        self.launched = Some(Instant::now());
+        let asked = (Instant::now(), Timestamp::now());
         if let Err(error) = runtime.start(&container).await {
             self.did_it_start(&container, error).await?;
         }
+        self.launched = Some(Launch {
+            at: asked.0,
+            asked: asked.1,
+            answered: Timestamp::now(),
+        });
         let inspection = timeout(INSPECT, runtime.inspect(&container)).await;
         let inspection = match inspection {
             Ok(Ok(inspection)) => Some(inspection),
@@ -495,6 +510,7 @@ impl Monitor {
         Watched {
             ended,
             at,
+            tap_ended: pumped.tap_ended,
             eof: pumped.eof,
             left,
         }
@@ -520,7 +536,8 @@ impl Watched {
                 inspection: None,
             },
             at: Instant::now(),
-            eof: None,
+            tap_ended: None,
+            eof: false,
             left: Vec::new(),
         }
     }

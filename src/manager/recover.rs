@@ -113,7 +113,7 @@ pub(super) fn take_over(context: &Arc<Context>, id: &RunId) -> Arc<Entry> {
     let (entry, monitor) = context.monitor(context.place(id));
     entries.insert(id.clone(), Arc::clone(&entry));
     drop(entries);
-    context.tracker.spawn(monitor.recover());
+    context.tasks.spawn(monitor.recover());
     entry
 }
 
@@ -455,7 +455,8 @@ impl Monitor {
                             inspection: Some(inspection),
                         },
                         at: Instant::now(),
-                        eof: None,
+                        tap_ended: None,
+                        eof: false,
                         left: Vec::new(),
                     })));
                 }

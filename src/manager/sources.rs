@@ -19,8 +19,10 @@ pub(super) enum Source {
 /// How the pumping of all sources ended.
 #[derive(Default)]
 pub(super) struct Pumped {
-    /// When the tap came to a clean end.
-    pub(super) eof: Option<Instant>,
+    /// When the tap ended.
+    pub(super) tap_ended: Option<Instant>,
+    /// Whether that was a clean end.
+    pub(super) eof: bool,
     /// The sink's error, if that was it.
     pub(super) failed: Option<Error>,
 }
@@ -39,23 +41,26 @@ pub(super) async fn pump(
     if capture.needs_log() {
         return Pumped::default();
     }
+    let mut pumped = Pumped::default();
     match source {
-        Source::None => return Pumped::default(),
-        Source::Tap(stream) => match capture.tap(stream, signals).await {
-            PumpEnd::Eof => {
-                return Pumped {
-                    eof: Some(Instant::now()),
-                    failed: None,
-                };
+        Source::None => return pumped,
+        Source::Tap(stream) => {
+            let end = capture.tap(stream, signals).await;
+            pumped.tap_ended = capture.source_ended();
+            match end {
+                PumpEnd::Eof => {
+                    pumped.eof = true;
+                    return pumped;
+                }
+                PumpEnd::Broken(error) => tracing::warn!(%container, %error, "the tap broke"),
+                PumpEnd::Silent => tracing::warn!(%container, "the tap did not end"),
+                end => return pumped.failed(end),
             }
-            PumpEnd::Broken(error) => tracing::warn!(%container, %error, "the tap broke"),
-            PumpEnd::Silent => tracing::warn!(%container, "the tap did not end"),
-            end => return Pumped::failed(end),
-        },
+        }
         Source::Follow => {}
     }
     if !context.runtime.capabilities().logs || settings.backstop == Backstop::None {
-        return Pumped::default();
+        return pumped;
     }
     let mut backoff = Backoff::new();
     loop {
@@ -70,32 +75,32 @@ pub(super) async fn pump(
         };
         let followed = tokio::select! {
             followed = follow => followed,
-            () = exited.cancelled() => return Pumped::default(),
+            () = exited.cancelled() => return pumped,
         };
         match followed {
             Ok(Some((fidelity, stream))) => {
                 match capture.replay(stream, fidelity, false, signals).await {
                     PumpEnd::Eof | PumpEnd::Silent | PumpEnd::Broken(_) => {}
-                    end => return Pumped::failed(end),
+                    end => return pumped.failed(end),
                 }
             }
-            Ok(None) => return Pumped::default(),
+            Ok(None) => return pumped,
             Err(error) => tracing::warn!(%container, %error, "cannot follow the engine's log yet"),
         }
         tokio::select! {
             () = backoff.pause() => {}
-            () = exited.cancelled() => return Pumped::default(),
+            () = exited.cancelled() => return pumped,
         }
     }
 }
 
 impl Pumped {
-    fn failed(end: PumpEnd) -> Self {
-        let failed = match end {
+    fn failed(mut self, end: PumpEnd) -> Self {
+        self.failed = match end {
             PumpEnd::Sink(error) => Some(error),
             PumpEnd::Stalled => Some(Error::Stalled),
             _ => None,
         };
-        Self { eof: None, failed }
+        self
     }
 }

@@ -157,6 +157,27 @@ pub struct Capabilities {
     pub stdin: bool,
     /// A further process can be run in a container.
     pub exec: bool,
+    /// Whether, and when, the engine gives up on output that it has not read; `None`: never.
+    pub drain: Option<Drain>,
+}
+
+/// How an engine gives up on output: what it has not read some time after the end of a container
+/// is lost, for its log as for everyone who is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drain {
+    /// How long after the end it goes on reading.
+    pub within: Duration,
+    /// How many bytes of each stream it takes in any case, however slow its log and its clients
+    /// are.
+    pub buffer: u64,
+}
+
+impl Drain {
+    /// An engine that reads for so long, and has a buffer of so many bytes for each stream.
+    pub const fn new(within: Duration, buffer: u64) -> Self {
+        Self { within, buffer }
+    }
 }
 
 impl Capabilities {
@@ -166,11 +187,18 @@ impl Capabilities {
         logs: false,
         stdin: false,
         exec: false,
+        drain: None,
     };
 
     /// With the tap.
     pub const fn with_tap(mut self) -> Self {
         self.tap = true;
+        self
+    }
+
+    /// Of an engine that gives up on output.
+    pub const fn with_drain(mut self, drain: Drain) -> Self {
+        self.drain = Some(drain);
         self
     }
 

@@ -168,6 +168,9 @@ pub enum GapReason {
     Removed,
     /// The container was started again by others: what it prints then is another execution's.
     StartedAgain,
+    /// The engine gives up on output that it has not read for some time after the end, and the
+    /// output was not at its end by then.
+    LateDrain,
     /// The run's output limit was reached.
     OutputLimit,
     /// A sink lost records that nothing could bring back.

@@ -49,7 +49,7 @@ use self::errors::{Failure, Refusal};
 use self::output::Output;
 use self::transport::{Answer, Call, exchange};
 use super::{
-    Archive, Capabilities, CreateRequest, Created, Engine, Found, Inspection, LogsRequest,
+    Archive, Capabilities, CreateRequest, Created, Drain, Engine, Found, Inspection, LogsRequest,
     OutputStream, Runtime, RuntimeError, WaitStatus,
 };
 use crate::{ContainerId, Result, RootId, RunSpec};
@@ -268,7 +268,13 @@ impl Runtime for Docker {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::NONE.with_tap().with_logs()
+        let can = Capabilities::NONE.with_tap().with_logs();
+        if self.podman {
+            // A process of its own for each container reads until there is no more.
+            return can;
+        }
+        // The daemon waits for 2 s, and has a pipe of 1,000,000 bytes for each reader.
+        can.with_drain(Drain::new(Duration::from_secs(2), 1_000_000))
     }
 
     async fn engine(&self) -> Result<Engine, RuntimeError> {
