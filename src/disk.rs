@@ -88,7 +88,7 @@ impl Disk {
                 }),
             )
             .map_err(|error| Error::storage(operation, path, error))?;
-        match answered(outcome).await {
+        match outcome.await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) | Err(_) => Err(Error::storage(
                 operation,
@@ -112,30 +112,6 @@ impl Disk {
             Some(due) => self.pool.submit(Some(due), Box::new(job)),
             // Later than the clock can tell is never.
             None => Ok(()),
-        }
-    }
-}
-
-#[cfg(not(feature = "testing"))]
-async fn answered<T>(outcome: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
-    outcome.await
-}
-
-/// A paused clock runs on when nothing but threads is waited for: a runtime that could have one
-/// is kept from idling meanwhile.
-#[cfg(feature = "testing")]
-async fn answered<T>(mut outcome: oneshot::Receiver<T>) -> Result<T, oneshot::error::RecvError> {
-    use tokio::runtime::{Handle, RuntimeFlavor};
-    let could_pause = Handle::try_current()
-        .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread);
-    if !could_pause {
-        return outcome.await;
-    }
-    loop {
-        tokio::select! {
-            biased;
-            answer = &mut outcome => return answer,
-            () = tokio::task::yield_now() => {}
         }
     }
 }
