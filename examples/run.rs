@@ -227,7 +227,11 @@ async fn run(args: &Args) -> moat::Result<u8> {
 async fn watch(run: &Run, interrupts: &mut Interrupts) -> moat::Result<Outcome> {
     let output = run.attach().await?.catching_up();
     let end = async {
-        print(output).await?;
+        match print(output).await {
+            // The outcome says what stands in the way.
+            Err(Error::NotSealed { .. }) => {}
+            other => other?,
+        }
         run.wait().await
     };
     tokio::pin!(end);

@@ -725,3 +725,113 @@ async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
     let outcome = next.kill(&running).await.unwrap();
     assert_eq!(outcome.code(), Some(137));
 }
+
+/// A tap that was cut, and a limit that only the replay reaches.
+#[tokio::test]
+async fn what_a_replay_drops_past_the_limit_is_a_gap() {
+    let bench = Bench::new();
+    let script = Script::new()
+        .stdout("0123456789\n")
+        .stdout("x".repeat(54))
+        .cut_tap_after(11);
+    let limited = spec().output_limit(20, LimitAction::Drop);
+    let outcome = bench.run(script, limited).await;
+    assert_eq!(seal(&outcome).bytes.stdout, 20);
+    assert_eq!(seal(&outcome).verdict, Verdict::Gap);
+    assert_eq!(gaps(&outcome), [GapReason::OutputLimit]);
+}
+
+#[tokio::test]
+async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
+    for whole_folder in [false, true] {
+        let bench = Bench::new();
+        bench.runtime.next(
+            Script::new()
+                .stdout("one\n")
+                .pause(Duration::from_millis(200))
+                .stdout("two\n")
+                .exit(7),
+        );
+        let manager = bench.open().await;
+        let run = manager.start(spec()).await.unwrap();
+        if whole_folder {
+            std::fs::remove_dir_all(run.folder()).unwrap();
+        } else {
+            std::fs::remove_file(run.audit().unwrap()).unwrap();
+        }
+        let outcome = sealed(&run).await;
+        check(&outcome);
+        assert_eq!(outcome.code(), Some(7));
+        assert_eq!(text(&outcome, Stream::Stdout), "one\ntwo\n");
+        manager.shutdown(Shutdown::Leave).await;
+        assert_eq!(bench.runtime.containers(), 0);
+    }
+}
+
+#[tokio::test]
+async fn one_bad_run_stops_no_other_and_garbage_in_its_record_does_not_hide_a_run() {
+    let bench = Bench::new();
+    bench
+        .runtime
+        .next(Script::new().stdout("x\n").until_stopped());
+    let manager = bench.open().await;
+    let id = manager.start(spec()).await.unwrap().id().clone();
+    manager.shutdown(Shutdown::Leave).await;
+    std::fs::write(bench.root().join(id.as_str()).join("run.json"), "").unwrap();
+    let bad = bench.root().join("bad");
+    std::fs::create_dir(&bad).unwrap();
+    std::fs::write(bad.join("run.json"), "garbage").unwrap();
+    // And what a process has left that died while it removed a run.
+    let half = bench.root().join(".removed-half");
+    std::fs::create_dir(&half).unwrap();
+
+    let next = bench.open().await;
+    let runs = next.recovered().await.unwrap();
+    assert_eq!(runs.len(), 2);
+    assert!(!half.exists());
+    assert!(
+        runs.iter()
+            .any(|run| run.id().as_str() == "bad" && run.problem().is_some())
+    );
+    let outcome = next.stop(&id, None).await.unwrap();
+    assert_eq!(outcome.code(), Some(143));
+    check(&outcome);
+}
+
+/// Nothing is captured, and then nothing is sealed, while the disk refuses: the exit is told all
+/// the same, to everyone, and stays what it was.
+#[tokio::test]
+async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
+    let bench = Bench::new();
+    bench.runtime.next(
+        Script::new()
+            .stdout("x\n")
+            .pause(Duration::from_millis(100))
+            .exit(7),
+    );
+    let manager = Manager::builder(bench.root(), bench.runtime.clone())
+        .pending_after(Duration::from_millis(300))
+        .open()
+        .await
+        .unwrap();
+    let run = manager.start(spec()).await.unwrap();
+    // Something that is no file in the place of the audit.
+    let audit = run.audit().unwrap();
+    std::fs::remove_file(&audit).unwrap();
+    std::fs::create_dir(&audit).unwrap();
+    let mut attachment = run.attach().await.unwrap();
+    let outcome = run.wait().await.unwrap();
+    assert_eq!(outcome.code(), Some(7));
+    assert!(outcome.sealed().is_none(), "{outcome}");
+    // It ends, with an error.
+    while let Some(Ok(_)) = attachment.next().await {}
+
+    manager.shutdown(Shutdown::Leave).await;
+    assert_eq!(manager.root().info(run.id()).unwrap().state, "exited");
+    bench.runtime.remove_by_others(run.id());
+    std::fs::remove_dir(&audit).unwrap();
+    let next = bench.open().await;
+    let outcome = next.wait(run.id()).await.unwrap();
+    assert_eq!(outcome.code(), Some(7), "{outcome}");
+    check(&outcome);
+}

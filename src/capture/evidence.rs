@@ -1,6 +1,6 @@
 //! Whether the tap was whole: its last bytes against the last records of the engine's log.
 
-use super::fidelity::{log_records, logged_recent, whole};
+use super::fidelity::log_records;
 use super::{Progress, lines::Lines};
 use crate::runtime::{Chunk, Fidelity};
 use crate::{PerStream, Stream};
@@ -39,27 +39,28 @@ impl Tail {
         Stream::ALL.iter().all(|stream| {
             let tail = &self.bytes[*stream];
             let position = &progress.streams[*stream];
-            let open = lines.open(*stream);
-            if whole(open).len() != open.len() && fidelity != Fidelity::Exact {
-                // It ends within a character, which the log shows as something else: read it all.
-                return false;
+            let ours = position.logged_recent(fidelity, lines.open_parts(*stream));
+            let all = position.logged + (ours.len() - position.recent().len()) as u64;
+            let has_all = all == ours.len() as u64;
+            if has_all && (is_all || tail.len() > ours.len()) {
+                return &ours == tail;
             }
-            let mut ours = position.recent().to_vec();
-            ours.extend_from_slice(open);
-            let (expected, has_all) = logged_recent(
-                fidelity,
-                position.open + open.len() as u64,
-                position.bytes + open.len() as u64,
-                &ours,
-            );
-            if has_all && (is_all || tail.len() > expected.len()) {
-                return &expected == tail;
-            }
-            let common = expected.len().min(tail.len());
+            let common = ours.len().min(tail.len());
             let comparable = common > 0 || (tail.is_empty() && !is_all);
-            comparable && expected.ends_with(&tail[tail.len() - common..]) && !repeats(tail)
+            comparable
+                && ours.ends_with(&tail[tail.len() - common..])
+                && !repeats(tail)
+                && !came_before(&ours, tail)
         })
     }
+}
+
+/// Whether `tail` is also somewhere in `ours` before its end: then a tap that was cut at the one
+/// place looks like a whole one at the other.
+fn came_before(ours: &[u8], tail: &[u8]) -> bool {
+    !tail.is_empty()
+        && tail.len() < ours.len()
+        && memchr::memmem::find(&ours[..ours.len() - 1], tail).is_some()
 }
 
 /// Whether the lines of `tail` are of a period of at most half of their number.
@@ -157,6 +158,8 @@ mod tests {
         assert!(!agrees(&identical[..2000], &identical));
         let cycle = b"a\nb\nc\n".repeat(1000);
         assert!(!agrees(&cycle[..600], &cycle));
+        let block = numbered(100);
+        assert!(!agrees(&block.repeat(3), &block.repeat(4)));
     }
 
     #[test]

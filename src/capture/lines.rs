@@ -16,6 +16,8 @@ const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
 pub(crate) struct Lines {
     /// The bytes of each stream's open line that are in no record yet: at most `PIECE`.
     open: PerStream<Vec<u8>>,
+    /// How many of those, the first ones, came as they were printed, and not from such a log.
+    printed: PerStream<usize>,
     /// Whether the bytes come from a log that replaces what is not UTF-8.
     replaced: bool,
 }
@@ -27,6 +29,12 @@ impl Lines {
         self.replaced = replaced;
     }
 
+    /// The bytes of the open line that are in no record yet: those that came as they were printed,
+    /// and those that came from a log that replaces.
+    pub(super) fn open_parts(&self, stream: Stream) -> (&[u8], &[u8]) {
+        self.open[stream].split_at(self.printed[stream])
+    }
+
     /// The bytes of the open line that are in no record yet.
     pub(crate) fn open(&self, stream: Stream) -> &[u8] {
         &self.open[stream]
@@ -35,7 +43,11 @@ impl Lines {
     /// Takes what may be the first part of a character off the end of the open line.
     pub(crate) fn take_incomplete(&mut self, stream: Stream) -> Vec<u8> {
         let open = &mut self.open[stream];
+        if self.printed[stream] < open.len() {
+            return Vec::new();
+        }
         let whole = boundary(open);
+        self.printed[stream] = whole;
         open.split_off(whole)
     }
 
@@ -81,12 +93,17 @@ impl Lines {
             // One byte more than a piece: only that shows that the line is longer than one.
             let take = bytes.len().min(PIECE + 1 - open.len());
             open.extend_from_slice(&bytes[..take]);
+            if !self.replaced {
+                self.printed[stream] = open.len();
+            }
             bytes = &bytes[take..];
             if open.len() > PIECE {
                 let cut = boundary(&open[..PIECE]);
                 let rest = open.split_off(cut);
+                let printed = self.printed[stream].saturating_sub(cut);
                 self.emit(ts, stream, &[], true, batch);
                 self.open[stream] = rest;
+                self.printed[stream] = printed;
             }
         }
     }
@@ -100,11 +117,13 @@ impl Lines {
         batch: &mut Batch,
     ) {
         let open = &mut self.open[stream];
-        let lossy = self.replaced
+        let from_log = self.replaced || self.printed[stream] < open.len();
+        let lossy = from_log
             && (memmem::find(open, REPLACEMENT).is_some()
                 || memmem::find(tail, REPLACEMENT).is_some());
         batch.push_parts(ts, stream, open, tail, partial, lossy);
         open.clear();
+        self.printed[stream] = 0;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::fidelity::logged_len;
+use super::fidelity::{logged, replace};
 use crate::runtime::Fidelity;
 use crate::sink::{Batch, Event, GapReason, RecordRef, Started};
 use crate::{PerStream, RunRecord, Seal, StopCause, Stream};
@@ -46,48 +46,67 @@ pub(crate) struct Position {
     pub(crate) bytes: u64,
     /// Bytes of the open line that are in records.
     pub(crate) open: u64,
-    /// How many bytes a log with [`Fidelity::Utf8`] has made of those.
-    open_replaced: u64,
-    /// The last bytes.
+    /// How many bytes the engine's log has of those.
+    pub(super) open_logged: u64,
+    /// How many bytes the engine's log has of all.
+    pub(super) logged: u64,
+    /// Whether the open line has bytes that came from a log which had replaced some: from there on
+    /// the line is what the log has already.
+    replaced: bool,
+    /// The last bytes, as the engine's log has them.
     recent: Vec<u8>,
 }
 
 impl Position {
-    /// How many bytes a log has made of the recorded part of the open line.
-    pub(super) fn open_logged(&self, fidelity: Fidelity) -> u64 {
-        match fidelity {
-            Fidelity::Exact => self.open,
-            Fidelity::Utf8 => self.open_replaced,
-        }
-    }
-
-    /// The last bytes: all that there are, or at least `RECENT`.
+    /// The last bytes, as the engine's log has them: all that there are, or at least `RECENT`.
     pub(super) fn recent(&self) -> &[u8] {
         &self.recent
     }
 
-    fn observe(&mut self, bytes: &[u8], partial: bool) {
-        self.bytes += bytes.len() as u64;
-        self.remember(bytes);
-        if partial {
-            self.open_replaced += logged_len(Fidelity::Utf8, self.open, bytes);
-            self.open += bytes.len() as u64;
-        } else {
-            self.remember(b"\n");
-            self.bytes += 1;
-            self.lines += 1;
-            self.open = 0;
-            self.open_replaced = 0;
+    /// What the engine's log makes of printed bytes that come next, after the records.
+    pub(super) fn logged_next(&self, fidelity: Fidelity, bytes: &[u8], out: &mut Vec<u8>) {
+        match fidelity {
+            // Where its pieces end cannot be told any more; what it replaced is replaced.
+            Fidelity::Utf8 if self.replaced => replace(bytes, out),
+            _ => logged(fidelity, self.open, bytes, out),
         }
     }
 
-    fn remember(&mut self, bytes: &[u8]) {
-        if self.recent.len() + bytes.len() > 2 * RECENT {
-            let keep = RECENT.saturating_sub(bytes.len());
-            let from = self.recent.len().saturating_sub(keep);
+    /// What the engine's log has of the recent bytes, and of those that are open in `lines`.
+    pub(super) fn logged_recent(
+        &self,
+        fidelity: Fidelity,
+        (printed, from_log): (&[u8], &[u8]),
+    ) -> Vec<u8> {
+        let mut recent = self.recent.clone();
+        self.logged_next(fidelity, printed, &mut recent);
+        recent.extend_from_slice(from_log);
+        recent
+    }
+
+    fn observe(&mut self, bytes: &[u8], partial: bool, lossy: bool, fidelity: Fidelity) {
+        if self.recent.len() + 4 * bytes.len() > 2 * RECENT {
+            let from = self.recent.len().saturating_sub(RECENT);
             self.recent.drain(..from);
         }
-        self.recent.extend_from_slice(bytes);
+        self.replaced |= lossy;
+        let mut recent = std::mem::take(&mut self.recent);
+        let before = recent.len();
+        self.logged_next(fidelity, bytes, &mut recent);
+        self.bytes += bytes.len() as u64;
+        if partial {
+            self.open += bytes.len() as u64;
+            self.open_logged += (recent.len() - before) as u64;
+        } else {
+            recent.push(b'\n');
+            self.bytes += 1;
+            self.lines += 1;
+            self.open = 0;
+            self.open_logged = 0;
+            self.replaced = false;
+        }
+        self.logged += (recent.len() - before) as u64;
+        self.recent = recent;
     }
 }
 
@@ -120,7 +139,8 @@ impl Progress {
             } => {
                 self.records += 1;
                 self.lossy |= lossy;
-                self.streams[stream].observe(bytes, partial);
+                let fidelity = self.fidelity();
+                self.streams[stream].observe(bytes, partial, lossy, fidelity);
             }
             RecordRef::Event(event) => match event {
                 Event::Start(start) => self.record = Some(start.record.clone()),
@@ -147,6 +167,15 @@ impl Progress {
             self.last_lines
                 .push_back(String::from_utf8_lossy(&bytes[..end]).into_owned());
         }
+    }
+
+    /// What the engine's log does to the bytes, as far as the log says.
+    pub(super) fn fidelity(&self) -> Fidelity {
+        let known = self
+            .started
+            .as_ref()
+            .and_then(|started| started.log.fidelity);
+        known.unwrap_or(Fidelity::Utf8)
     }
 
     /// Whether such a gap is recorded already.
@@ -215,10 +244,10 @@ mod tests {
         let mut all = Vec::new();
         for n in 0..20_000 {
             let line = format!("{n}");
-            position.observe(line.as_bytes(), false);
+            position.observe(line.as_bytes(), false, false, Fidelity::Utf8);
             all.extend_from_slice(line.as_bytes());
             all.push(b'\n');
-            assert!(position.recent.len() <= 2 * RECENT);
+            assert!(position.recent.len() <= 2 * RECENT + 10);
             assert!(position.recent.len() >= all.len().min(RECENT));
         }
         assert!(all.ends_with(position.recent()));

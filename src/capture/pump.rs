@@ -26,6 +26,8 @@ const MOST_QUEUED: usize = 4 << 20;
 const MOST_BLOCKED: Duration = Duration::from_secs(2);
 /// How long after the exit a source may stay silent.
 const MOST_SILENT: Duration = Duration::from_secs(10);
+/// What an entry of the queue takes, beside its bytes.
+const ENTRY: usize = 128;
 /// About how many bytes of output go to the sink at once.
 const BATCH: usize = 256 << 10;
 
@@ -38,6 +40,18 @@ pub(crate) struct Signals {
     pub(crate) exited: CancellationToken,
     /// Set by the pump: the output limit was reached.
     pub(crate) limit: CancellationToken,
+}
+
+/// What a reading of the engine's log is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// It may end anywhere: what it has is taken, and what it has not says nothing.
+    Preview,
+    /// It is the whole log of a container that has ended.
+    Final {
+        /// Whether the tap came to its end: then it is only possible that something is missing.
+        whole_tap: bool,
+    },
 }
 
 /// How a pump ended.
@@ -69,6 +83,8 @@ pub(crate) struct Capture {
     dropped: PerStream<u64>,
     /// When the last source ended, or was given up.
     source_ended: Option<Instant>,
+    /// Whether the log was lost in between.
+    resumed: bool,
 }
 
 impl Capture {
@@ -87,6 +103,7 @@ impl Capture {
             limit,
             dropped: PerStream::default(),
             source_ended: None,
+            resumed: false,
         }
     }
 
@@ -100,6 +117,7 @@ impl Capture {
         self.progress = progress;
         self.lines = Lines::default();
         self.log = Some(log);
+        self.resumed = true;
     }
 
     /// Whether the log must be resumed before anything can be written.
@@ -115,6 +133,16 @@ impl Capture {
     /// Bytes of each stream past the output limit.
     pub(crate) fn dropped(&self) -> PerStream<u64> {
         self.dropped
+    }
+
+    /// Whether the log was lost, and what it did not take with it.
+    pub(crate) fn was_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Forgets what came past the limit: it comes again.
+    pub(crate) fn forget_dropped(&mut self) {
+        self.dropped = PerStream::default();
     }
 
     /// Whether the output limit was reached.
@@ -178,18 +206,18 @@ impl Capture {
         &mut self,
         source: OutputStream,
         fidelity: Fidelity,
-        whole_tap: bool,
+        reading: Reading,
         signals: &mut Signals,
     ) -> PumpEnd {
-        self.lines.set_replacing_log(fidelity == Fidelity::Utf8);
         let replay = Replay::new(&self.progress, &mut self.lines, fidelity);
-        self.pump(source, Some((replay, whole_tap)), signals).await
+        self.lines.set_replacing_log(fidelity == Fidelity::Utf8);
+        self.pump(source, Some((replay, reading)), signals).await
     }
 
     async fn pump(
         &mut self,
         source: OutputStream,
-        mut replay: Option<(Replay, bool)>,
+        mut replay: Option<(Replay, Reading)>,
         signals: &mut Signals,
     ) -> PumpEnd {
         let mut source = source.fuse();
@@ -223,15 +251,23 @@ impl Capture {
             if writing.is_none()
                 && let Some(end) = end.take()
             {
-                if matches!(end, PumpEnd::Eof)
-                    && let Some((replay, whole_tap)) = replay
-                    && let Err(error) = self.finish_replay(replay, whole_tap).await
-                {
-                    return PumpEnd::Sink(error);
+                if let Some((replay, reading)) = replay {
+                    // Only a log that was read to its end can be too short.
+                    let reading = match end {
+                        PumpEnd::Eof => reading,
+                        _ => Reading::Preview,
+                    };
+                    if let Err(error) = self.finish_replay(replay, reading).await {
+                        return PumpEnd::Sink(error);
+                    }
                 }
                 return end;
             }
-            let blocked = queue.blocked_since.map(|since| since + MOST_BLOCKED);
+            // Nobody is held up by a log that is read slowly.
+            let blocked = queue
+                .blocked_since
+                .filter(|_| replay.is_none())
+                .map(|since| since + MOST_BLOCKED);
             let silent = (silence_counts && end.is_none() && !queue.paused)
                 .then(|| last_chunk + MOST_SILENT);
             tokio::select! {
@@ -242,6 +278,8 @@ impl Capture {
                         Ok(log) => self.log = Some(log),
                         Err(error) => return PumpEnd::Sink(error),
                     }
+                    // It is slow, and not stalled.
+                    queue.blocked_since = queue.blocked_since.map(|_| Instant::now());
                     self.hub.logged(self.progress.bytes());
                 }
                 Some(event) = signals.events.recv() => queue.push_event(event),
@@ -272,7 +310,12 @@ impl Capture {
                                     &mut queue,
                                     signals,
                                 ),
-                                Err(reason) => queue.push_gap(self, chunk.stream, reason, &replay),
+                                Err(reason) => {
+                                    let reading = replay.as_ref().map(|(_, reading)| *reading);
+                                    if let Some(gap) = self.gap(chunk.stream, reason, reading) {
+                                        queue.push_event(gap);
+                                    }
+                                }
                             }
                         }
                     }
@@ -318,25 +361,30 @@ impl Capture {
         queue.push_chunk(chunk.stream, chunk.bytes);
     }
 
-    async fn finish_replay(&mut self, replay: Replay, whole_tap: bool) -> Result<(), Error> {
+    async fn finish_replay(&mut self, replay: Replay, reading: Reading) -> Result<(), Error> {
         let mut batch = Batch::new();
-        for (stream, reason) in replay.finish(&mut self.lines, &mut batch) {
-            if !self.progress.has_gap(reason, Some(stream)) {
-                batch.push_event(gap(stream, reason, whole_tap));
+        for stream in replay.finish(&mut self.lines, &mut batch) {
+            if let Some(gap) = self.gap(stream, GapReason::LogShorter, Some(reading)) {
+                batch.push_event(gap);
             }
         }
         self.append(batch).await
     }
-}
 
-/// The log has less than the capture, or other bytes. Where the tap came to its end, it is only
-/// possible that something is missing.
-fn gap(stream: Stream, reason: GapReason, whole_tap: bool) -> Event {
-    Event::Gap(Gap {
-        stream: Some(stream),
-        possible: whole_tap,
-        ..Gap::new(reason)
-    })
+    /// The log has less than the capture, or other bytes: a gap, if it is the final reading that
+    /// says so, and none such is recorded yet.
+    fn gap(&self, stream: Stream, reason: GapReason, reading: Option<Reading>) -> Option<Event> {
+        match reading {
+            Some(Reading::Final { whole_tap }) if !self.progress.has_gap(reason, Some(stream)) => {
+                Some(Event::Gap(Gap {
+                    stream: Some(stream),
+                    possible: whole_tap,
+                    ..Gap::new(reason)
+                }))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What waits for the sink.
@@ -364,21 +412,8 @@ impl Queue {
         self.entries.push_back(Entry::Event(event));
     }
 
-    fn push_gap(
-        &mut self,
-        capture: &Capture,
-        stream: Stream,
-        reason: GapReason,
-        replay: &Option<(Replay, bool)>,
-    ) {
-        if !capture.progress.has_gap(reason, Some(stream)) {
-            let whole_tap = replay.as_ref().is_some_and(|(_, whole)| *whole);
-            self.push_event(gap(stream, reason, whole_tap));
-        }
-    }
-
     fn push_chunk(&mut self, stream: Stream, bytes: Bytes) {
-        self.bytes += bytes.len();
+        self.bytes += bytes.len() + ENTRY;
         self.entries
             .push_back(Entry::Chunk(Timestamp::now(), stream, bytes));
         if self.bytes >= MOST_QUEUED && !self.paused {
@@ -396,7 +431,7 @@ impl Queue {
         {
             match entry {
                 Entry::Chunk(ts, stream, bytes) => {
-                    taken += bytes.len();
+                    taken += bytes.len() + ENTRY;
                     lines.push(ts, stream, &bytes, &mut batch);
                 }
                 Entry::Event(event) => batch.push_event(event),

@@ -7,7 +7,7 @@ use std::task::{Context as Poller, Poll};
 
 use futures::Stream as Items;
 use futures::future::BoxFuture;
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, Instant, sleep};
 
 use super::run::Run;
 use crate::capture::{Piece, Pieces};
@@ -36,7 +36,8 @@ pub enum Attached {
 }
 
 /// A run's output: a stream of all that was printed so far, then of what comes. It ends after the
-/// last byte.
+/// last byte; with [`Error::NotSealed`] where the run has ended, and cannot be sealed within the
+/// bound that [`Run::wait`] has too.
 ///
 /// One that is not polled harms nobody: it is told what it missed. What another process captures
 /// is seen when it has reached the audit file, a line at a time. Cancel-safe: nothing is lost
@@ -69,6 +70,7 @@ impl Attachment {
         Ok(Self {
             state: Some(Viewer {
                 run,
+                ended: None,
                 reader: None,
                 catches_up: false,
                 in_file: PerStream::default(),
@@ -132,8 +134,26 @@ enum Stage {
     Last,
 }
 
+/// Resolves when a run has ended, and was not sealed within the bound of its manager.
+async fn overdue(run: &Run) {
+    let mut status = run.entry.status.clone();
+    if status
+        .wait_for(|status| status.state.ending().is_some())
+        .await
+        .is_err()
+    {
+        std::future::pending::<()>().await;
+    }
+    sleep(run.inner.context.pending_after).await;
+    if run.entry.status.borrow().seal.is_some() {
+        std::future::pending::<()>().await;
+    }
+}
+
 struct Viewer {
     run: Run,
+    /// Since when the run is seen to have ended, and not to be sealed.
+    ended: Option<Instant>,
     reader: Option<Reader>,
     /// Whether what came too fast is read from the file.
     catches_up: bool,
@@ -174,7 +194,11 @@ impl Viewer {
                 };
                 let piece = match (pending.pop_front(), receiver) {
                     (Some(piece), _) => Some(piece),
-                    (None, Some(receiver)) if !self.run.owned_elsewhere() => receiver.next().await,
+                    (None, Some(receiver)) if !self.run.owned_elsewhere() => tokio::select! {
+                        biased;
+                        piece = receiver.next() => piece,
+                        () = overdue(&self.run) => return Err(self.not_sealed()),
+                    },
                     _ => None,
                 };
                 match piece {
@@ -214,10 +238,23 @@ impl Viewer {
                         }
                     }
                     sleep(LOOK).await;
+                    let ended = self.run.entry.status.borrow().state.ending().is_some();
+                    let since = *self.ended.get_or_insert_with(Instant::now);
+                    if !ended {
+                        self.ended = None;
+                    } else if since.elapsed() > self.run.inner.context.pending_after {
+                        return Err(self.not_sealed());
+                    }
                 }
             }
         }
         Ok(true)
+    }
+
+    fn not_sealed(&self) -> Error {
+        Error::NotSealed {
+            run: self.run.id().clone(),
+        }
     }
 
     fn put_back(&mut self, piece: Piece) {

@@ -1,5 +1,6 @@
 //! From the end of a container to the seal: evidence, replay, and the last record.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -10,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Backoff;
 use super::monitor::{Monitor, Watched};
 use super::root::{Root, RunFile};
-use crate::capture::{Capture, Progress, PumpEnd, Signals, TAIL_RECORDS, Tail};
+use crate::capture::{Capture, Progress, PumpEnd, Reading, Signals, TAIL_RECORDS, Tail};
 use crate::runtime::{Fidelity, LogsRequest, RuntimeError};
 use crate::sink::{
     Event as Record, Gap, GapReason, RecordRef, Resume, ResumeCause, Resumed, Start, Stop, Visit,
@@ -50,6 +51,7 @@ impl Monitor {
                 Ok(seal) => break seal,
                 Err(error) => {
                     self.stands_in_the_way(&error);
+                    self.write_down_the_end(&mut file, &watched).await;
                     backoff.pause().await;
                 }
             }
@@ -57,6 +59,23 @@ impl Monitor {
         file.seal = Some(seal);
         self.close(&file, capture.progress.last_lines()).await;
         file
+    }
+
+    /// Writes down how a run has ended that cannot be sealed yet: the container may be gone when
+    /// it can be, and other processes wait for it.
+    async fn write_down_the_end(&mut self, file: &mut RunFile, watched: &Watched) {
+        if file.ending.is_some() {
+            return;
+        }
+        file.ending = Some(watched.ended.ending.clone());
+        let ended = file.clone();
+        let written = self
+            .context
+            .on_disk("record the end in", move |root| root.write_run(&ended))
+            .await;
+        if written.is_err() {
+            file.ending = None;
+        }
     }
 
     /// Writes down that a run is sealed, and tells everyone.
@@ -91,12 +110,16 @@ impl Monitor {
             return Ok(seal);
         }
         let mut left = watched.left.clone();
-        left.extend(self.foreign_stops().await?);
+        let requests = self.foreign_stops().await?;
+        left.extend(requests.iter().map(|(_, stop)| Record::Stop(stop.clone())));
         capture.write(left).await?;
         watched.left.clear();
+        let recorded = requests.into_iter().map(|(path, _)| path).collect();
+        self.forget_requests(recorded).await?;
 
         let mut rest = self.capture_rest(file, capture, watched).await?;
         rest.gaps.extend(self.late_drain(capture, watched));
+        rest.gaps.extend(past_limit(capture, rest.evidence));
         capture.finish_lines().await?;
         let mut gaps = Vec::new();
         for gap in rest.gaps {
@@ -152,6 +175,7 @@ impl Monitor {
                 capture.write(vec![resume]).await?;
             }
             Resumed::Absent => {
+                self.make_place(file).await?;
                 let start = Start::new(file.record.clone());
                 let log = self.context.sink.open(&self.place, &start).await?;
                 let mut progress = Progress::default();
@@ -170,17 +194,48 @@ impl Monitor {
         Ok(None)
     }
 
-    /// What other processes left as requests to stop the run.
-    async fn foreign_stops(&mut self) -> Result<Vec<Record>> {
-        let run = self.place.run.clone();
-        let stops = self
+    /// Makes the run's folder again, if someone has removed it.
+    async fn make_place(&mut self, file: &RunFile) -> Result<()> {
+        let file = file.clone();
+        let lock = self
             .context
-            .on_disk(
-                "read the requests in",
-                move |root| Ok(root.take_stops(&run)),
-            )
+            .on_disk("make a folder again in", move |root| {
+                let run = &file.record.run;
+                if root.folder(run).is_dir() {
+                    return Ok(None);
+                }
+                crate::disk::create_folder(&root.folder(run))?;
+                let lock = root.lock(run)?;
+                root.write_run(&file)?;
+                Ok(Some(lock))
+            })
             .await?;
-        Ok(stops.into_iter().map(Record::Stop).collect())
+        if lock.is_some() {
+            self.lock = lock;
+        }
+        Ok(())
+    }
+
+    /// What other processes left as requests to stop the run.
+    async fn foreign_stops(&mut self) -> Result<Vec<(PathBuf, Stop)>> {
+        let run = self.place.run.clone();
+        self.context
+            .on_disk("read the requests in", move |root| Ok(root.stops(&run)))
+            .await
+    }
+
+    async fn forget_requests(&mut self, recorded: Vec<PathBuf>) -> Result<()> {
+        if recorded.is_empty() {
+            return Ok(());
+        }
+        self.context
+            .on_disk("remove the requests in", move |_| {
+                for path in recorded {
+                    let _ = std::fs::remove_file(path);
+                }
+                Ok(())
+            })
+            .await
     }
 
     /// Gets what the tap did not give, or proves that there is nothing.
@@ -209,22 +264,6 @@ impl Monitor {
             return Ok(rest(Evidence::NeverStarted));
         }
         let whole = self.tap_is_whole(watched);
-        if capture.limit_reached() {
-            let dropped = capture.dropped();
-            let gaps = Stream::ALL
-                .into_iter()
-                .filter(|stream| dropped[*stream] > 0)
-                .map(|stream| Gap {
-                    stream: Some(stream),
-                    bytes: whole.then_some(dropped[stream]),
-                    ..Gap::new(GapReason::OutputLimit)
-                })
-                .collect();
-            return Ok(Rest {
-                evidence: if whole { Evidence::Eof } else { Evidence::None },
-                gaps,
-            });
-        }
         let without_log = |reason| match whole {
             true => rest(Evidence::Eof),
             // One that came to an end before its time may have had nothing more to give.
@@ -253,10 +292,15 @@ impl Monitor {
             Err(error) => return Err(error.into()),
         };
         let tty = file.record.settings.tty;
+        if capture.limit_reached() && !capture.was_resumed() && whole {
+            // How much is past the limit is known; the log has nothing to add.
+            return Ok(rest(Evidence::Eof));
+        }
         if whole && !ended.interrupted && self.tail_agrees(capture, &container, tty, fidelity).await
         {
             return Ok(rest(Evidence::Tail));
         }
+        capture.forget_dropped();
         match self.replay(capture, &container, tty, fidelity, whole).await {
             Ok(()) => Ok(rest(Evidence::Replay)),
             Err(Error::Runtime(error)) if error.is_not_found() => {
@@ -265,7 +309,7 @@ impl Monitor {
             Err(Error::Runtime(error)) if error.is_fact() => Ok(Rest {
                 evidence: Evidence::None,
                 gaps: vec![Gap {
-                    detail: Some(error.to_string()),
+                    detail: Some(self.secrets.redact(&error.to_string())),
                     ..Gap::new(GapReason::LogUnreadable)
                 }],
             }),
@@ -382,7 +426,7 @@ impl Monitor {
         let request = LogsRequest::all(tty);
         let stream = self.context.runtime.logs(container, request).await?;
         let end = capture
-            .replay(stream, fidelity, whole_tap, &mut signals)
+            .replay(stream, fidelity, Reading::Final { whole_tap }, &mut signals)
             .await;
         match end {
             PumpEnd::Eof => Ok(()),
@@ -423,6 +467,20 @@ impl Monitor {
     }
 }
 
+/// What came past the output limit. Where nothing shows how much there was, that is not said.
+fn past_limit(capture: &Capture, evidence: Evidence) -> Vec<Gap> {
+    let dropped = capture.dropped();
+    Stream::ALL
+        .into_iter()
+        .filter(|stream| dropped[*stream] > 0)
+        .map(|stream| Gap {
+            stream: Some(stream),
+            bytes: (evidence != Evidence::None).then_some(dropped[stream]),
+            ..Gap::new(GapReason::OutputLimit)
+        })
+        .collect()
+}
+
 /// Whether the container of a run with this seal is removed.
 pub(super) fn may_remove(seal: &Seal, keep: KeepContainer) -> bool {
     if seal.exit.never_started() {
@@ -458,8 +516,8 @@ pub(super) fn read(progress: &std::sync::Mutex<Progress>) -> Progress {
 }
 
 impl Root {
-    /// Takes the requests to stop a run that other processes have left.
-    fn take_stops(&self, run: &RunId) -> Vec<Stop> {
+    /// The requests to stop a run that other processes have left.
+    fn stops(&self, run: &RunId) -> Vec<(PathBuf, Stop)> {
         let Ok(entries) = std::fs::read_dir(self.folder(run)) else {
             return Vec::new();
         };
@@ -473,8 +531,7 @@ impl Root {
                 && let Ok(bytes) = std::fs::read(&path)
                 && let Ok(stop) = serde_json::from_slice(&bytes)
             {
-                stops.push(stop);
-                let _ = std::fs::remove_file(&path);
+                stops.push((path, stop));
             }
         }
         stops

@@ -72,7 +72,7 @@ pub(crate) struct Context {
     entries: Mutex<HashMap<RunId, Arc<Entry>>>,
     recoveries: Semaphore,
     /// What the scan at the opening has found; `None` until it is done.
-    scanned: watch::Sender<Option<Vec<RunId>>>,
+    scanned: watch::Sender<Option<Vec<Arc<Entry>>>>,
     pending_after: Duration,
 }
 
@@ -330,8 +330,14 @@ impl Manager {
         let run = id.clone();
         let file = context
             .on_disk("read", move |root| {
-                root.info(&run)?;
-                root.read_run(&run)
+                if !root.folder(&run).is_dir() {
+                    return Err(root.no_such_run(&run));
+                }
+                match root.read_run(&run) {
+                    // The audit may have what is needed.
+                    Err(Error::Damaged { .. }) => Ok(None),
+                    read => read,
+                }
             })
             .await?;
         if let Some(seal) = file.and_then(|file| file.seal) {
@@ -411,14 +417,13 @@ impl Manager {
                 _ => {}
             }
         }
+        // Its monitor may still be at the removal of the container.
+        run.entry.stops.closed().await;
         let id = id.clone();
         context
             .on_disk("remove", move |root| {
-                // Its monitor may still be at the removal of the container.
                 let _lock = root.lock(&id)?;
-                let folder = root.folder(&id);
-                std::fs::remove_dir_all(&folder)
-                    .map_err(|error| Error::storage("remove", folder, error))
+                root.remove(&id)
             })
             .await
     }
@@ -441,8 +446,8 @@ impl Manager {
             .clone()
             .unwrap_or_default();
         let mut runs = Vec::new();
-        for id in found {
-            let run = self.get(&id).await?;
+        for entry in found {
+            let run = self.handle(entry);
             let mut status = run.entry.status.clone();
             // A monitor that has left has settled it one way or the other.
             let _ = status.wait_for(|status| status.settled).await;

@@ -1,10 +1,13 @@
 //! The one task per run: the only waiter on its container, the only writer of its state.
 
+use std::any::Any;
 use std::fs::File;
 use std::future::pending;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -103,20 +106,33 @@ impl Monitor {
         let closing = self.context.closing.clone();
         let file = tokio::select! {
             biased;
-            file = self.start_and_watch(spec, reply) => file,
-            () = closing.cancelled() => None,
+            file = AssertUnwindSafe(self.start_and_watch(spec, reply)).catch_unwind() => file,
+            () = closing.cancelled() => Ok(None),
         };
+        let file = self.unless_it_panicked(file);
         self.leave(file).await;
+    }
+
+    /// A sink or a runtime of the caller's own can panic. The run is then as if its owner had
+    /// died: whoever asks for it next takes it over.
+    pub(super) fn unless_it_panicked<T>(
+        &self,
+        result: Result<Option<T>, Box<dyn Any + Send>>,
+    ) -> Option<T> {
+        result.unwrap_or_else(|_| {
+            tracing::error!(run = %self.place.run, "its monitor panicked");
+            None
+        })
     }
 
     /// Gives the run up: sealed, in which case its container is removed by policy, or not.
     pub(super) async fn leave(mut self, sealed: Option<RunFile>) {
         self.hub.close();
-        self.context.entries().remove(&self.place.run);
         if let Some(file) = sealed {
             self.remove_by_policy(&file).await;
         }
         self.lock = None;
+        self.context.entries().remove(&self.place.run);
     }
 
     /// Tells everyone of a change.
@@ -167,6 +183,7 @@ impl Monitor {
         let file = RunFile {
             v: 1,
             record,
+            ending: None,
             seal: None,
         };
         let (place, intent) = (self.place.clone(), file.clone());

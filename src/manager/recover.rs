@@ -1,9 +1,12 @@
 //! Taking over runs whose owner has gone. Recovery starts nothing.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
 use super::Context;
@@ -35,6 +38,7 @@ pub(super) async fn scan(context: Arc<Context>) {
 async fn scan_all(context: &Arc<Context>) {
     let listed = context
         .on_disk("list", |root| {
+            root.sweep();
             let mut unsealed = Vec::new();
             for run in root.runs()? {
                 // What cannot be read is for its monitor to say.
@@ -49,10 +53,8 @@ async fn scan_all(context: &Arc<Context>) {
         tracing::error!(error = %error.chain(), "cannot list the runs to recover");
         Vec::new()
     });
-    for run in &unsealed {
-        take_over(context, run);
-    }
-    context.scanned.send_replace(Some(unsealed));
+    let entries = unsealed.iter().map(|run| take_over(context, run)).collect();
+    context.scanned.send_replace(Some(entries));
 
     let mut backoff = Backoff::new();
     let found = loop {
@@ -123,21 +125,17 @@ impl Monitor {
         let closing = self.context.closing.clone();
         let sealed = tokio::select! {
             biased;
-            sealed = self.take_over_and_watch() => sealed,
-            () = closing.cancelled() => None,
+            sealed = AssertUnwindSafe(self.take_over_and_watch()).catch_unwind() => sealed,
+            () = closing.cancelled() => Ok(None),
         };
+        let sealed = self.unless_it_panicked(sealed);
         self.leave(sealed).await;
     }
 
     async fn take_over_and_watch(&mut self) -> Option<RunFile> {
-        if let Some(file) = self.wait_for_ownership().await {
-            // Its owner has sealed it, and removes what is to be removed.
-            let mut file = file;
-            file.record.container = None;
-            return Some(file);
-        }
         let context = Arc::clone(&self.context);
-        let permit = context.recoveries.acquire().await;
+        // Where its owner has sealed it, that removes what is to be removed.
+        let permit = self.wait_for_ownership(&context.recoveries).await?;
         let mut backoff = Backoff::new();
         let (mut file, mut capture, taken) = loop {
             match self.take_over().await {
@@ -173,16 +171,24 @@ impl Monitor {
         self.status.send_modify(|status| status.settled = true);
     }
 
-    /// Waits until this task owns the run. `Some`: until another one has sealed it.
+    /// Waits until this task owns the run, with one of the permits to take it over. `None`:
+    /// another one has sealed it, or it is gone.
     ///
     /// Meanwhile a stop goes to the engine, and is left for the owner to record.
-    async fn wait_for_ownership(&mut self) -> Option<RunFile> {
+    async fn wait_for_ownership<'a>(
+        &mut self,
+        permits: &'a Semaphore,
+    ) -> Option<SemaphorePermit<'a>> {
         let context = Arc::clone(&self.context);
         let mut stopper = Stopper::default();
         loop {
             let run = self.place.run.clone();
+            let permit = permits.acquire().await.ok()?;
             let looked = context
                 .on_disk("look at", move |root| {
+                    if !root.folder(&run).is_dir() {
+                        return Err(root.no_such_run(&run));
+                    }
                     match root.lock(&run) {
                         Ok(lock) => return Ok(Look::Ours(lock)),
                         Err(Error::Owned { .. }) => {}
@@ -197,7 +203,7 @@ impl Monitor {
                 Ok(Look::Ours(lock)) => {
                     self.lock = Some(lock);
                     self.status.send_modify(|status| status.elsewhere = false);
-                    return None;
+                    return Some(permit);
                 }
                 Ok(Look::Theirs(file, state)) => {
                     if let Some(file) = *file {
@@ -209,9 +215,12 @@ impl Monitor {
                                 status.problem = None;
                                 status.settled = true;
                             });
-                            return Some(file);
+                            return None;
                         }
                         self.publish_foreign(&file.record, state);
+                        if let Some(ending) = file.ending {
+                            self.publish(Event::Ended(ending));
+                        }
                         record = Some(file.record);
                     }
                     self.status.send_modify(|status| {
@@ -219,8 +228,14 @@ impl Monitor {
                         status.settled = true;
                     });
                 }
+                Err(error @ Error::NoSuchRun { .. }) => {
+                    self.stands_in_the_way(&error);
+                    self.settle();
+                    return None;
+                }
                 Err(error) => self.stands_in_the_way(&error),
             }
+            drop(permit);
             let look_again = sleep(LOOK);
             tokio::pin!(look_again);
             loop {
@@ -297,6 +312,7 @@ impl Monitor {
             (_, Some(record)) => RunFile {
                 v: 1,
                 record,
+                ending: None,
                 seal: None,
             },
             (Ok(None), None) => self.unknown(),
@@ -336,8 +352,37 @@ impl Monitor {
             }
         };
         let mut capture = log;
-        let taken = self.find_out(&mut file, &mut capture).await?;
+        let found = self.find_out(&mut file, &mut capture).await?;
+        // What was written down of the end holds, whatever became of the container since.
+        let taken = match (&file.ending, found) {
+            (Some(ending), Taken::Ended(mut watched)) => {
+                watched.ended.ending = ending.clone();
+                Taken::Ended(watched)
+            }
+            (_, found) => found,
+        };
+        self.write_down(&mut file, &mut capture).await?;
         Ok(TakenOver::Open(Box::new((file, capture, taken))))
+    }
+
+    /// Writes `run.json` again where it has less than is known now.
+    async fn write_down(&mut self, file: &mut RunFile, capture: &mut Capture) -> Result<()> {
+        let started = capture.progress.started.as_ref();
+        if let (None, Some(limit)) = (file.record.deadline, file.record.settings.time_limit) {
+            let from = started.and_then(|started| started.started_at);
+            let from = from.unwrap_or(file.record.created);
+            file.record.deadline = Some(from.saturating_add(limit));
+        }
+        let known = file.clone();
+        self.context
+            .on_disk("record what is known in", move |root| {
+                let run = &known.record.run;
+                match root.read_run(run) {
+                    Ok(Some(file)) if file == known => Ok(()),
+                    _ => root.write_run(&known),
+                }
+            })
+            .await
     }
 
     fn capture(
@@ -365,6 +410,7 @@ impl Monitor {
                 container: None,
                 deadline: None,
             },
+            ending: None,
             seal: None,
         }
     }
@@ -429,8 +475,8 @@ impl Monitor {
                                 .into(),
                         }));
                     }
-                    Err(crate::RuntimeError::Conflict { .. }) => continue,
-                    Err(error) if error.is_not_found() => continue,
+                    Err(crate::RuntimeError::Conflict { .. }) => sleep(LOOK).await,
+                    Err(error) if error.is_not_found() => sleep(LOOK).await,
                     Err(error) => return Err(error.into()),
                 },
                 Phase::Removing => sleep(LOOK).await,

@@ -12,11 +12,13 @@ use crate::{Ending, Error, Result, RootId, RunId, RunRecord, Seal};
 
 /// The audit file's name in a run's folder.
 const AUDIT: &str = "logs.jsonl";
+/// How the folders begin of runs that are being removed: no run's id does.
+const REMOVED: &str = ".removed-";
 /// How much of each end of an audit file is looked at to tell where a run is.
 const GLANCE: u64 = 64 * 1024;
 
-/// The folder that holds runs: a view that needs no engine, takes no lock and changes nothing, so
-/// it works while other processes own the runs.
+/// The folder that holds runs: a view that needs no engine and changes nothing, so it works while
+/// other processes own the runs.
 ///
 /// It blocks on file I/O, briefly; an async caller may want a thread for it.
 #[derive(Debug, Clone)]
@@ -39,6 +41,9 @@ pub(super) struct RunFile {
     pub(super) v: u32,
     #[serde(flatten)]
     pub(super) record: RunRecord,
+    /// How the run ended, while it cannot be sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ending: Option<Ending>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) seal: Option<Seal>,
 }
@@ -198,11 +203,18 @@ impl Root {
             problem,
             run,
         };
+        let mut ending = None;
         if let Some(file) = file {
+            ending = file.ending;
             info.seal = file.seal;
             info.record = Some(file.record);
         }
-        if info.seal.is_none() {
+        if let Some(seal) = &info.seal {
+            // A digest is of the default sink's file.
+            if !seal.sha256.is_empty() && !self.audit(&info.run).exists() {
+                info.problem = Some("its audit file is gone".into());
+            }
+        } else {
             info.owned = self.is_owned(&info.run);
             match glance(&self.audit(&info.run)) {
                 Ok(glance) => {
@@ -220,10 +232,15 @@ impl Root {
                 }
             }
         }
-        if let Some(seal) = &info.seal {
-            info.state = word(&seal.exit);
-        } else if info.problem.is_some() {
+        if info.problem.is_some() && !info.owned {
             info.state = "damaged";
+        } else if let Some(ending) = info
+            .seal
+            .as_ref()
+            .map(|seal| &seal.exit)
+            .or(ending.as_ref())
+        {
+            info.state = word(ending);
         }
         info
     }
@@ -260,6 +277,26 @@ impl Root {
         self.folder(run).join("lock")
     }
 
+    /// Removes the folder of a run, and is not seen half done: it goes by another name first.
+    pub(super) fn remove(&self, run: &RunId) -> Result<()> {
+        let removed = self
+            .path
+            .join(format!("{REMOVED}{run}-{}", RunId::generate()));
+        let folder = self.folder(run);
+        fs::rename(&folder, &removed).map_err(|error| Error::storage("remove", folder, error))?;
+        disk::sync_folder(&self.path)?;
+        fs::remove_dir_all(&removed).map_err(|error| Error::storage("remove", removed, error))
+    }
+
+    /// Removes what a process that died has left of runs that it was removing.
+    pub(super) fn sweep(&self) {
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(REMOVED) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
     /// Takes the lock of a run, and holds it until the file is dropped.
     pub(super) fn lock(&self, run: &RunId) -> Result<fs::File> {
         let path = self.lock_path(run);
@@ -269,7 +306,16 @@ impl Root {
             }
             other => other?,
         };
-        match file.try_lock() {
+        // Someone who looks whether it is taken holds it for a moment.
+        let mut locked = file.try_lock();
+        for _ in 0..5 {
+            if !matches!(locked, Err(fs::TryLockError::WouldBlock)) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => Ok(file),
             Err(fs::TryLockError::WouldBlock) => Err(Error::Owned {
                 run: run.clone(),

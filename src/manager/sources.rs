@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::Context;
 use super::exit::Backoff;
-use crate::capture::{Capture, PumpEnd, Signals};
+use crate::capture::{Capture, PumpEnd, Reading, Signals};
 use crate::runtime::{LogsRequest, OutputStream, RuntimeError};
 use crate::{Backstop, ContainerId, Error, Settings};
 
@@ -79,7 +79,10 @@ pub(super) async fn pump(
         };
         match followed {
             Ok(Some((fidelity, stream))) => {
-                match capture.replay(stream, fidelity, false, signals).await {
+                match capture
+                    .replay(stream, fidelity, Reading::Preview, signals)
+                    .await
+                {
                     PumpEnd::Eof | PumpEnd::Silent | PumpEnd::Broken(_) => {}
                     end => return pumped.failed(end),
                 }

@@ -144,8 +144,6 @@ impl Jsonl {
 
 /// Takes the lock of the file at `path`, which `file` is.
 fn lock(file: &std::fs::File, run: &RunId, path: &Path) -> Result<()> {
-    use std::os::unix::fs::MetadataExt;
-
     let owned = || Error::Owned {
         run: run.clone(),
         path: path.to_owned(),
@@ -156,12 +154,22 @@ fn lock(file: &std::fs::File, run: &RunId, path: &Path) -> Result<()> {
         TryLockError::Error(error) => fail(error),
     })?;
     // Between the open and the lock another owner may have moved the file away.
-    let ours = file.metadata().map_err(fail)?;
-    match std::fs::symlink_metadata(path) {
-        Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => Ok(()),
-        Ok(_) => Err(owned()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(owned()),
+    match is_at(file, path) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(owned()),
         Err(error) => Err(fail(error)),
+    }
+}
+
+/// Whether `file` is what is at `path` now.
+fn is_at(file: &std::fs::File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+
+    let ours = file.metadata()?;
+    match std::fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -86,6 +86,8 @@ impl Writer {
                 ),
             ));
         }
+        // A file that someone has removed, or put another one in the place of, seals nothing.
+        self.syncer.check_place()?;
         let seal = self
             .encoder
             .seal(seal)
@@ -93,6 +95,7 @@ impl Writer {
         self.flush()?;
         self.sealed = true;
         self.syncer.sync()?;
+        self.syncer.check_place()?;
         Ok(seal)
     }
 
@@ -188,6 +191,21 @@ impl Syncer {
     }
 
     /// Keeps the first error.
+    /// Checks that the file is still what its path leads to.
+    fn check_place(&self) -> Result<()> {
+        match super::is_at(&self.file, &self.path) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.fail(
+                "seal",
+                io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "someone has removed or replaced it",
+                ),
+            )),
+            Err(error) => Err(self.fail("seal", error)),
+        }
+    }
+
     fn fail(&self, operation: &'static str, error: io::Error) -> Error {
         lock(&self.state).failure.get_or_insert_with(|| Failure {
             operation,
