@@ -319,7 +319,8 @@ pub struct Outcome {
     pub seal: SealState,
     /// The audit file; `None` where the sink writes none.
     pub audit: Option<PathBuf>,
-    /// The last lines of its output, at most 20 and 4 KiB, invalid UTF-8 replaced.
+    /// The last lines of its output, at most 20 and 4 KiB, invalid UTF-8 replaced; empty where
+    /// this manager did not capture them.
     pub last_lines: Vec<String>,
 }
 

@@ -180,7 +180,7 @@ impl ManagerBuilder {
         self
     }
 
-    /// Opens the root, and makes it where it is missing. See [`Manager::open`].
+    /// Opens the root, and makes it where it is missing. See [`Manager::open`]. Cancel-safe.
     ///
     /// # Errors
     ///
@@ -354,7 +354,7 @@ impl Manager {
         Ok(self.handle(recover::take_over(context, id)))
     }
 
-    /// What can be seen of all runs, sorted by their ids.
+    /// What can be seen of all runs, sorted by their ids. Cancel-safe.
     ///
     /// # Errors
     ///
@@ -400,6 +400,8 @@ impl Manager {
     }
 
     /// Removes a sealed run: its container, if that was kept, and its folder with the audit file.
+    ///
+    /// Cancel-safe: the run is there, or it is gone, and can be removed again.
     ///
     /// # Errors
     ///
@@ -461,6 +463,9 @@ impl Manager {
 
     /// Ends this manager, and waits until all its tasks have ended. Later calls, on any clone,
     /// fail with [`Error::Closed`] or see what is on disk.
+    ///
+    /// To stop the runs takes as long as the engine does: it is asked until it answers. Cancel-safe:
+    /// dropped in the middle, the manager goes on, and can be shut down again.
     pub async fn shutdown(&self, how: Shutdown) {
         let context = self.context();
         if how == Shutdown::Stop {

@@ -213,6 +213,8 @@ impl Run {
 
     /// Looks at the output: all that was printed so far, then what comes, and then the end.
     ///
+    /// Cancel-safe.
+    ///
     /// # Errors
     ///
     /// [`Error::Storage`] if the audit file cannot be read.
@@ -223,6 +225,8 @@ impl Run {
     /// A tar archive of the file or folder at `path` in the container, which may run or have
     /// ended. A container that was removed has none: see [`KeepContainer`](crate::KeepContainer).
     ///
+    /// Cancel-safe; the archive is read when it is polled.
+    ///
     /// # Errors
     ///
     /// [`Error::Runtime`].
@@ -232,6 +236,8 @@ impl Run {
     }
 
     /// Unpacks a tar archive into the folder at `path` in the container.
+    ///
+    /// Not cancel-safe: dropped in the middle, it leaves a part of the archive there.
     ///
     /// # Errors
     ///

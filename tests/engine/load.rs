@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
-use moat::{Manager, RunSpec};
+use moat::{KeepContainer, Manager, RunSpec};
 
 use crate::stage::{Stage, end, read};
 use crate::support::audit::Audit;
@@ -38,8 +38,17 @@ async fn many(
                 let checked = tokio::task::spawn_blocking(move || {
                     let audit = read(&outcome);
                     let checked = check(&audit);
-                    let complete = outcome.success() && audit.verdict() == "complete";
-                    let fine = complete && checked.is_ok();
+                    let complete = audit.verdict() == "complete";
+                    // What the engine may have cut off is said; it is no loss of moat's.
+                    let gaps = audit.all("gap");
+                    let cut = !gaps.is_empty()
+                        && gaps.iter().all(|gap| gap["reason"] == "late_drain")
+                        && is_soak();
+                    let fine = outcome.success() && (complete && checked.is_ok() || cut);
+                    if cut {
+                        // Of use to who runs the long form.
+                        println!("possibly cut off; whole: {}", checked.is_ok());
+                    }
                     (!fine).then(|| format!("{checked:?}\n{}\n{:?}", audit.end, audit.all("gap")))
                 });
                 checked.await.unwrap()
@@ -89,7 +98,9 @@ pub async fn short_runs_lose_nothing(stage: &Stage) {
     stage.is_clean().await;
 }
 
-/// Engines under load lose the end of a log that is followed.
+/// Engines under load lose the end of a log that is followed. They also cut off the end of a burst
+/// that they could not hand on within 2 s: in the long form, which has bursts that large, what was
+/// captured is then a first part of what was printed, and a gap says so.
 pub async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
     let manager = stage.manager().await;
     let (count, lines) = (quick_or_soak(16, 160), quick_or_soak(2000, 20_000));
@@ -98,8 +109,15 @@ pub async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
         &manager,
         count,
         16,
-        || stage.spec(&steps),
-        move |audit| sequence::check(audit.stream("stdout"), "out", lines, 64),
+        || stage.spec(&steps).keep(KeepContainer::Never),
+        move |audit| {
+            let (all, found) = (sequence::lines("out", lines, 64), audit.stream("stdout"));
+            assert!(
+                all.starts_with(found),
+                "a line is missing, doubled or changed"
+            );
+            sequence::check(found, "out", lines, 64)
+        },
     )
     .await;
     stage.is_clean().await;
