@@ -136,6 +136,14 @@ impl Error {
         }
     }
 
+    /// The kind of an error of file I/O.
+    pub(crate) fn io_kind(&self) -> Option<io::ErrorKind> {
+        match self {
+            Self::Storage { source, .. } => Some(source.kind()),
+            _ => None,
+        }
+    }
+
     /// The message, and those of all causes, on one line.
     pub fn chain(&self) -> String {
         chain(self)

@@ -11,4 +11,4 @@ mod replay;
 pub(crate) use evidence::{TAIL_RECORDS, Tail};
 pub(crate) use hub::{Hub, Piece, Pieces};
 pub(crate) use progress::Progress;
-pub(crate) use pump::{Capture, PumpEnd, Reading, Signals};
+pub(crate) use pump::{Capture, PumpEnd, Reading, Signals, until};

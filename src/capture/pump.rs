@@ -453,7 +453,8 @@ async fn optional<T>(future: Option<&mut BoxFuture<'static, T>>) -> T {
     }
 }
 
-async fn until(deadline: Option<Instant>) {
+/// Resolves at `deadline`, if there is one. Cancel-safe.
+pub(crate) async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,

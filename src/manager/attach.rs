@@ -1,6 +1,7 @@
 //! Looking at a run's output, from its first byte to its last.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context as Poller, Poll};
@@ -296,9 +297,7 @@ impl Viewer {
                 Some(reader) => reader,
                 None => match Reader::open(&file) {
                     // It is about to be made.
-                    Err(Error::Storage { source, .. })
-                        if source.kind() == std::io::ErrorKind::NotFound =>
-                    {
+                    Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => {
                         return Ok(None);
                     }
                     other => other?,

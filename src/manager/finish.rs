@@ -14,7 +14,7 @@ use super::root::{Root, RunFile};
 use crate::capture::{Capture, Progress, PumpEnd, Reading, Signals, TAIL_RECORDS, Tail};
 use crate::runtime::{Fidelity, LogsRequest, RuntimeError};
 use crate::sink::{
-    Event as Record, Gap, GapReason, RecordRef, Resume, ResumeCause, Resumed, Start, Stop, Visit,
+    Event as Record, Gap, GapReason, RecordRef, Resume, ResumeCause, Resumed, Stop, Visit,
 };
 use crate::{
     Backstop, ContainerId, Ending, Error, Evidence, KeepContainer, Result, RunId, Seal, Stream,
@@ -167,19 +167,12 @@ impl Monitor {
             Resumed::Sealed(seal) => return Ok(Some(seal)),
             Resumed::Open { log, torn } => {
                 capture.resume(read(&progress), log);
-                let resume = Record::Resume(Resume {
-                    ts: Timestamp::now(),
-                    cause: ResumeCause::Sink,
-                    torn,
-                });
-                capture.write(vec![resume]).await?;
+                let resume = Resume::new(ResumeCause::Sink, torn);
+                capture.write(vec![Record::Resume(resume)]).await?;
             }
             Resumed::Absent => {
                 self.make_place(file).await?;
-                let start = Start::new(file.record.clone());
-                let log = self.context.sink.open(&self.place, &start).await?;
-                let mut progress = Progress::default();
-                progress.observe(RecordRef::Event(&Record::Start(Box::new(start))));
+                let (progress, log) = self.open_log(&file.record).await?;
                 capture.resume(progress, log);
             }
         }

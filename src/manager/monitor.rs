@@ -3,13 +3,14 @@
 use std::any::Any;
 use std::fs::File;
 use std::future::pending;
+use std::io::ErrorKind;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
@@ -18,9 +19,9 @@ use super::root::RunFile;
 use super::run::{Status, StopRequest};
 use super::sources::{Pumped, Source, pump};
 use super::stop::Stopper;
-use crate::capture::{Capture, Hub, Progress, Signals};
+use crate::capture::{Capture, Hub, Progress, Signals, until};
 use crate::runtime::{CreateRequest, Created, Inspection, RuntimeError, Status as Phase};
-use crate::sink::{Event as Record, RecordRef, RunPlace, Start, Started, Stop};
+use crate::sink::{Event as Record, RecordRef, RunLog, RunPlace, Start, Started, Stop};
 use crate::spec::Secrets;
 use crate::state::Event;
 use crate::{
@@ -190,9 +191,7 @@ impl Monitor {
         let lock = context
             .on_disk("create a run in", move |root| {
                 match crate::disk::create_folder(&place.folder) {
-                    Err(Error::Storage { source, .. })
-                        if source.kind() == std::io::ErrorKind::AlreadyExists =>
-                    {
+                    Err(error) if error.io_kind() == Some(ErrorKind::AlreadyExists) => {
                         return Err(Error::RunExists {
                             run: place.run,
                             path: place.folder,
@@ -210,9 +209,8 @@ impl Monitor {
             })
             .await?;
         self.lock = Some(lock);
-        let start = Start::new(file.record.clone());
-        let log = match context.sink.open(&self.place, &start).await {
-            Ok(log) => log,
+        let (progress, log) = match self.open_log(&file.record).await {
+            Ok(opened) => opened,
             Err(error) => {
                 // Nothing was asked of the engine: there was no run.
                 let folder = self.place.folder.clone();
@@ -225,11 +223,31 @@ impl Monitor {
                 return Err(error);
             }
         };
+        let capture = self.capture(&file, progress, log);
+        Ok((file, capture))
+    }
+
+    /// Makes the run's log, with its first record, and says how far it has come.
+    pub(super) async fn open_log(
+        &mut self,
+        record: &RunRecord,
+    ) -> Result<(Progress, Box<dyn RunLog>)> {
+        let start = Start::new(record.clone());
+        let log = self.context.sink.open(&self.place, &start).await?;
         let mut progress = Progress::default();
         progress.observe(RecordRef::Event(&Record::Start(Box::new(start))));
+        Ok((progress, log))
+    }
+
+    /// The capture of the run, which goes on after `progress`.
+    pub(super) fn capture(
+        &self,
+        file: &RunFile,
+        progress: Progress,
+        log: Box<dyn RunLog>,
+    ) -> Capture {
         let limit = file.record.settings.output_limit.map(|limit| limit.bytes);
-        let capture = Capture::new(progress, Arc::clone(&self.hub), log, limit);
-        Ok((file, capture))
+        Capture::new(progress, Arc::clone(&self.hub), log, limit)
     }
 
     /// From the image to a container that runs, and is tapped.
@@ -492,7 +510,7 @@ impl Monitor {
                 end = &mut pump, if pumped.is_none() => pumped = Some(end),
                 Some(asked) = self.stops.recv(), if ended.is_none() => request = Some(asked),
                 () = self.stopper.proceed(), if ended.is_none() => {}
-                () = at(deadline), if ended.is_none() && !timed_out => {
+                () = until(deadline), if ended.is_none() && !timed_out => {
                     timed_out = true;
                     request = Some(StopRequest { cause: StopCause::TimeLimit, grace: None });
                 }
@@ -545,24 +563,22 @@ impl Monitor {
 impl Watched {
     /// Of a container that never ran.
     pub(super) fn never(ending: Ending) -> Self {
+        Self::untapped(Ended {
+            ending,
+            interrupted: false,
+            started_again: false,
+            inspection: None,
+        })
+    }
+
+    /// Of a container that ended without a tap.
+    pub(super) fn untapped(ended: Ended) -> Self {
         Self {
-            ended: Ended {
-                ending,
-                interrupted: false,
-                started_again: false,
-                inspection: None,
-            },
+            ended,
             at: Instant::now(),
             tap_ended: None,
             eof: false,
             left: Vec::new(),
         }
-    }
-}
-
-async fn at(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => pending().await,
     }
 }

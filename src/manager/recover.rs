@@ -1,13 +1,12 @@
 //! Taking over runs whose owner has gone. Recovery starts nothing.
 
-use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::Context;
 use super::exit::{self, Backoff, Ended, another};
@@ -17,9 +16,9 @@ use super::root::RunFile;
 use super::run::{Entry, StopRequest};
 use super::sources::Source;
 use super::stop::Stopper;
-use crate::capture::{Capture, Progress};
+use crate::capture::Capture;
 use crate::runtime::{Found, Inspection, Status as Phase};
-use crate::sink::{Event as Record, RecordRef, Resume, ResumeCause, Resumed, Start};
+use crate::sink::{Event as Record, Resume, ResumeCause, Resumed};
 use crate::state::Event;
 use crate::{Backstop, ContainerId, Ending, Error, Result, RunId, RunRecord, Settings, Timestamp};
 
@@ -323,7 +322,7 @@ impl Monitor {
                 .container
                 .get_or_insert(started.container.clone());
         }
-        let log = match resumed {
+        let mut capture = match resumed {
             Resumed::Sealed(seal) => {
                 if file.record.container.is_none() {
                     file.record.container = seal.container.clone();
@@ -335,23 +334,15 @@ impl Monitor {
             }
             Resumed::Open { log, torn } => {
                 let mut capture = self.capture(&file, progress, log);
-                let resume = Record::Resume(Resume {
-                    ts: Timestamp::now(),
-                    cause: ResumeCause::Reopened,
-                    torn,
-                });
-                capture.write(vec![resume]).await?;
+                let resume = Resume::new(ResumeCause::Reopened, torn);
+                capture.write(vec![Record::Resume(resume)]).await?;
                 capture
             }
             Resumed::Absent => {
-                let start = Start::new(file.record.clone());
-                let log = context.sink.open(&self.place, &start).await?;
-                let mut progress = Progress::default();
-                progress.observe(RecordRef::Event(&Record::Start(Box::new(start))));
+                let (progress, log) = self.open_log(&file.record).await?;
                 self.capture(&file, progress, log)
             }
         };
-        let mut capture = log;
         let found = self.find_out(&mut file, &mut capture).await?;
         // What was written down of the end holds, whatever became of the container since.
         let taken = match (&file.ending, found) {
@@ -385,16 +376,6 @@ impl Monitor {
             .await
     }
 
-    fn capture(
-        &self,
-        file: &RunFile,
-        progress: Progress,
-        log: Box<dyn crate::sink::RunLog>,
-    ) -> Capture {
-        let limit = file.record.settings.output_limit.map(|limit| limit.bytes);
-        Capture::new(progress, Arc::clone(&self.hub), log, limit)
-    }
-
     /// The record of a run whose process died before it was written.
     fn unknown(&self) -> RunFile {
         RunFile {
@@ -425,16 +406,15 @@ impl Monitor {
             .and_then(|started| started.started_at);
         if file.record.container.is_none() {
             let found = runtime.find(self.context.root.id()).await?;
-            let mine: HashMap<&RunId, &Found> =
-                found.iter().map(|found| (&found.run, found)).collect();
-            let Some(found) = mine.get(&self.place.run) else {
+            let mine = found.into_iter().find(|found| found.run == self.place.run);
+            let Some(found) = mine else {
                 return Ok(Taken::ended(Ending::NotCreated {
                     reason: "the process that started the run ended before its container was made"
                         .into(),
                     aborted: true,
                 }));
             };
-            file.record.container = Some(found.container.clone());
+            file.record.container = Some(found.container);
         }
         let Some(container) = file.record.container.clone() else {
             return Ok(Taken::ended(Ending::Lost {
@@ -451,19 +431,14 @@ impl Monitor {
                 Err(error) => return Err(error.into()),
             };
             if another(started_at, &inspection) {
-                return Ok(Taken::Ended(Box::new(Watched {
-                    ended: Ended {
-                        ending: Ending::Lost {
-                            reason: "its container was started again by others".into(),
-                        },
-                        interrupted: true,
-                        started_again: true,
-                        inspection: Some(inspection),
+                return Ok(Taken::after_the_fact(Ended {
+                    ending: Ending::Lost {
+                        reason: "its container was started again by others".into(),
                     },
-                    ..Watched::never(Ending::Lost {
-                        reason: String::new(),
-                    })
-                })));
+                    interrupted: true,
+                    started_again: true,
+                    inspection: Some(inspection),
+                }));
             }
             match inspection.status {
                 Phase::Created => match runtime.remove(&container, false).await {
@@ -493,18 +468,12 @@ impl Monitor {
                     let exit = exit::exit(&inspection, None);
                     self.record_started(capture, &container, inspection.clone())
                         .await?;
-                    return Ok(Taken::Ended(Box::new(Watched {
-                        ended: Ended {
-                            ending: Ending::Exited(exit),
-                            interrupted: true,
-                            started_again: false,
-                            inspection: Some(inspection),
-                        },
-                        at: Instant::now(),
-                        tap_ended: None,
-                        eof: false,
-                        left: Vec::new(),
-                    })));
+                    return Ok(Taken::after_the_fact(Ended {
+                        ending: Ending::Exited(exit),
+                        interrupted: true,
+                        started_again: false,
+                        inspection: Some(inspection),
+                    }));
                 }
             }
         }
@@ -549,5 +518,10 @@ enum Taken {
 impl Taken {
     fn ended(ending: Ending) -> Self {
         Self::Ended(Box::new(Watched::never(ending)))
+    }
+
+    /// It ended while nobody watched.
+    fn after_the_fact(ended: Ended) -> Self {
+        Self::Ended(Box::new(Watched::untapped(ended)))
     }
 }

@@ -1,17 +1,16 @@
 //! The folder that holds runs, and what can be seen in it without an engine.
 
 use std::fs;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::disk;
 use crate::sink::Event;
+use crate::sink::audit::LOG_FILE;
 use crate::{Ending, Error, Result, RootId, RunId, RunRecord, Seal};
 
-/// The audit file's name in a run's folder.
-const AUDIT: &str = "logs.jsonl";
 /// How the folders begin of runs that are being removed: no run's id does.
 const REMOVED: &str = ".removed-";
 /// How much of each end of an audit file is looked at to tell where a run is.
@@ -95,8 +94,7 @@ impl Root {
                 fs::create_dir_all(parent).map_err(|e| Error::storage("create", parent, e))?;
             }
             match disk::create_folder(&path) {
-                Err(Error::Storage { source, .. })
-                    if source.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.io_kind() == Some(ErrorKind::AlreadyExists) => {}
                 other => other?,
             }
             let root = RootFile {
@@ -109,7 +107,7 @@ impl Root {
             let linked = fs::hard_link(&temporary, &file);
             let _ = fs::remove_file(&temporary);
             match linked {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                     return Err(Error::storage("create", &file, error));
                 }
                 _ => disk::sync_folder(&path)?,
@@ -135,7 +133,7 @@ impl Root {
 
     /// The audit file that the default sink writes for a run, which may not exist.
     pub fn audit(&self, run: &RunId) -> PathBuf {
-        self.folder(run).join(AUDIT)
+        self.folder(run).join(LOG_FILE)
     }
 
     /// The ids of all runs, sorted.
@@ -226,7 +224,7 @@ impl Root {
                     }
                     info.record = info.record.or(glance.record);
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => {
                     info.problem.get_or_insert(error.to_string());
                 }
@@ -250,7 +248,7 @@ impl Root {
         let path = self.folder(run).join("run.json");
         let bytes = match read(&path) {
             Ok(bytes) => bytes,
-            Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => {
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -301,7 +299,7 @@ impl Root {
     pub(super) fn lock(&self, run: &RunId) -> Result<fs::File> {
         let path = self.lock_path(run);
         let file = match disk::open_new(&path) {
-            Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+            Err(error) if error.io_kind() == Some(ErrorKind::AlreadyExists) => {
                 disk::open_existing(&path, true)?
             }
             other => other?,
@@ -342,7 +340,7 @@ struct Glance {
 fn glance(path: &Path) -> io::Result<Glance> {
     let mut glance = Glance::default();
     let Ok(mut file) = disk::open_existing(path, false) else {
-        return Err(io::ErrorKind::NotFound.into());
+        return Err(ErrorKind::NotFound.into());
     };
     let length = file.metadata()?.len();
     let mut bytes = Vec::new();

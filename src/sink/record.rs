@@ -100,6 +100,17 @@ pub struct Resume {
     pub torn: Option<Torn>,
 }
 
+impl Resume {
+    /// A file is gone on with, now.
+    pub fn new(cause: ResumeCause, torn: Option<Torn>) -> Self {
+        Self {
+            ts: Timestamp::now(),
+            cause,
+            torn,
+        }
+    }
+}
+
 /// Why a file was gone on with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
