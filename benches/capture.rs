@@ -1,4 +1,6 @@
-//! What an audit file costs: to write it, to read it, and to check it.
+//! What an audit file costs: to write it, to read it, and to check it; and, with the feature
+//! `bench`, what each part of a capture does; and, with `testing`, to open a root of finished runs.
+//! `benches/engine` has what they are compared with.
 
 #![allow(
     missing_docs,
@@ -14,7 +16,7 @@ use moat::{Jsonl, LogSink, RunId, RunRecord};
 const LINES: usize = 10_000;
 const TS: &str = "2026-11-22T18:23:25.491211661Z";
 
-criterion_group!(benches, audit);
+criterion_group!(benches, audit, parts, open);
 criterion_main!(benches);
 
 fn record() -> RunRecord {
@@ -85,6 +87,95 @@ fn audit(criterion: &mut Criterion) {
     });
     group.bench_function("verify", |bencher| {
         bencher.iter(|| verify(&file).unwrap());
+    });
+    group.finish();
+}
+
+#[cfg(not(feature = "bench"))]
+fn parts(_: &mut Criterion) {}
+
+#[cfg(feature = "bench")]
+fn parts(criterion: &mut Criterion) {
+    use bytes::Bytes;
+    use moat::bench::{Intake, encode, lines, observe};
+    use sha2::{Digest, Sha256};
+
+    let text =
+        "a line of eighty bytes, as a test prints it when it has passed, with its time 0.01\n"
+            .repeat(100_000);
+    let text = text.as_bytes();
+    let mut framed = Vec::new();
+    for payload in text.chunks(16 << 10) {
+        framed.extend_from_slice(&[1, 0, 0, 0]);
+        framed.extend_from_slice(&(payload.len() as u32).to_be_bytes());
+        framed.extend_from_slice(payload);
+    }
+    let framed = Bytes::from(framed);
+    let batches: Vec<Batch> = text.chunks(256 << 10).map(lines).collect();
+    let mut out = Vec::new();
+
+    let mut group = criterion.benchmark_group("parts");
+    group.throughput(Throughput::Bytes(text.len() as u64));
+    group.bench_function("demux and lines", |bencher| {
+        bencher.iter(|| {
+            let mut intake = Intake::new();
+            let mut rest = framed.clone();
+            while !rest.is_empty() {
+                let read = rest.split_to(rest.len().min(128 << 10));
+                std::hint::black_box(intake.push(read));
+            }
+        });
+    });
+    group.bench_function("observe", |bencher| {
+        bencher.iter(|| batches.iter().map(observe).sum::<u64>());
+    });
+    group.bench_function("encode", |bencher| {
+        bencher.iter(|| {
+            for batch in &batches {
+                out.clear();
+                encode(batch, &mut out);
+                std::hint::black_box(&out);
+            }
+        });
+    });
+    group.bench_function("digest", |bencher| {
+        bencher.iter(|| Sha256::digest(text));
+    });
+    group.finish();
+}
+
+#[cfg(not(feature = "testing"))]
+fn open(_: &mut Criterion) {}
+
+#[cfg(feature = "testing")]
+fn open(criterion: &mut Criterion) {
+    use moat::runtime::scripted::{Script, Scripted};
+    use moat::{Manager, RunSpec, Shutdown};
+
+    const RUNS: u64 = 1_000;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    runtime.block_on(async {
+        let engine = Scripted::new();
+        let manager = Manager::open(folder.path(), engine.clone()).await.unwrap();
+        for _ in 0..RUNS {
+            engine.next(Script::new().stdout("a line\n"));
+            let run = manager.start(RunSpec::new("none")).await.unwrap();
+            run.wait().await.unwrap();
+        }
+        manager.shutdown(Shutdown::Stop).await;
+    });
+
+    let mut group = criterion.benchmark_group("root");
+    group.throughput(Throughput::Elements(RUNS));
+    group.bench_function("open", |bencher| {
+        bencher.iter(|| {
+            runtime.block_on(async {
+                let manager = Manager::open(folder.path(), Scripted::new()).await.unwrap();
+                assert!(manager.recovered().await.unwrap().is_empty());
+                manager.shutdown(Shutdown::Leave).await;
+            });
+        });
     });
     group.finish();
 }

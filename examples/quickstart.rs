@@ -1,46 +1,70 @@
-//! Runs one command in a container, prints what it prints, how it ended, and where its audit is.
+//! Runs one command, prints what it prints, how it ended, and where its audit is.
 //!
 //! ```sh
-//! cargo run --example quickstart             # in busybox, if the engine has it
+//! cargo run --example quickstart             # in busybox, if an engine has it; else as a process
 //! cargo run --example quickstart -- IMAGE    # in an image of yours, pulled where it is missing
 //! ```
 
+use std::process::ExitCode;
+
 use futures::StreamExt;
 use moat::runtime::RuntimeError;
-use moat::{Attached, Docker, Error, Manager, Pull, RunSpec, Shutdown};
+use moat::{Attached, Choice, Error, Fallback, Manager, Process, Pull, RunSpec, Runtime, Shutdown};
+
+const SCRIPT: &str = "echo hello, $NAME; echo and to stderr >&2; exit 3";
 
 #[tokio::main]
-async fn main() -> std::process::ExitCode {
-    match quickstart().await {
-        Ok(()) => return std::process::ExitCode::SUCCESS,
-        Err(
-            error @ Error::NotStarted {
-                source: RuntimeError::NoSuchImage { .. },
-                ..
-            },
-        ) => {
-            eprintln!("{}\n{HOW_TO_GET_ONE}", error.chain());
+async fn main() -> ExitCode {
+    let done = match std::env::args().nth(1) {
+        Some(image) => in_image(&image).await,
+        None => in_whatever_is_there().await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", error.chain());
+            if is_no_image(&error) {
+                eprintln!("{HOW_TO_GET_ONE}");
+            }
+            ExitCode::FAILURE
         }
-        Err(error) => eprintln!("{}", error.chain()),
     }
-    std::process::ExitCode::FAILURE
 }
 
-async fn quickstart() -> moat::Result<()> {
-    let (image, pull) = match std::env::args().nth(1) {
-        Some(image) => (image, Pull::Missing),
-        None => ("busybox".into(), Pull::Never),
-    };
-    let manager = Manager::open("moat-runs", Docker::connect().await?).await?;
+async fn in_image(image: &str) -> moat::Result<()> {
+    let there = moat::connect(Fallback::None).await?;
+    println!("runtime: {there}");
     let spec = RunSpec::new(image)
-        .cmd([
-            "sh",
-            "-c",
-            "echo hello, $NAME; echo and to stderr >&2; exit 3",
-        ])
+        .cmd(["sh", "-c", SCRIPT])
+        .network("none");
+    run(there.runtime, spec).await
+}
+
+async fn in_whatever_is_there() -> moat::Result<()> {
+    let there = moat::connect(Fallback::Process).await?;
+    println!("runtime: {there}");
+    let process = RunSpec::command(["sh", "-c", SCRIPT]);
+    if there.choice == Choice::Process {
+        return run(there.runtime, process).await;
+    }
+    let container = RunSpec::new("busybox").cmd(["sh", "-c", SCRIPT]);
+    let container = container.network("none").pull(Pull::Never);
+    match run(there.runtime, container).await {
+        Err(error) if is_no_image(&error) => {
+            println!(
+                "runtime: a local process, without any isolation: {}",
+                error.chain()
+            );
+            run(Process::new(), process).await
+        }
+        other => other,
+    }
+}
+
+async fn run(runtime: impl Runtime, spec: RunSpec) -> moat::Result<()> {
+    let manager = Manager::open("moat-runs", runtime).await?;
+    let spec = spec
         .env("NAME", "stranger")
-        .network("none")
-        .pull(pull)
         .on_pull(|progress| eprintln!("pull: {}", progress.status));
 
     let run = manager.start(spec).await?;
@@ -61,6 +85,16 @@ async fn quickstart() -> moat::Result<()> {
     }
     manager.shutdown(Shutdown::Leave).await;
     Ok(())
+}
+
+fn is_no_image(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::NotStarted {
+            source: RuntimeError::NoSuchImage { .. },
+            ..
+        }
+    )
 }
 
 const HOW_TO_GET_ONE: &str = "\

@@ -1,7 +1,9 @@
-//! Runs a command in a container, as `docker run` does, and leaves an audit file.
+//! Runs a command in a container, as `docker run` does, or as a local process, and leaves an audit
+//! file.
 //!
 //! ```sh
 //! cargo run --example run -- busybox -- sh -c 'echo out; echo err >&2; exit 7'
+//! cargo run --example run -- --runtime process -- sh -c 'echo out; echo err >&2; exit 7'
 //! ```
 //!
 //! What the container prints goes to stdout and stderr, byte for byte and live. The last line on
@@ -9,18 +11,30 @@
 //! it, and 125 for an error of moat, of the engine, or in the arguments. Ctrl-C stops the run with
 //! its grace; a second one kills it. With `--detach`, the id of the run is printed, and the
 //! container goes on: `cargo run --example runs` looks after it.
+//!
+//! ```sh
+//! seq 1 1000000 | cargo run --example run -- --interactive busybox -- cat
+//! cargo run --features terminal --example run -- --interactive --tty busybox -- sh
+//! ```
+//!
+//! With `--interactive`, standard input goes to the container, and its end too. With `--tty` as
+//! well, this terminal is the container's: `ctrl-p ctrl-q` leaves it running, exits with 0, and
+//! `cargo run --features terminal --example runs -- attach ID` comes back.
 
 use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use futures::StreamExt;
+#[cfg(feature = "docker")]
+use moat::Docker;
 use moat::{
-    Attached, Attachment, Backstop, Docker, Error, KeepContainer, Manager, Mount, Outcome, Run,
-    RunId, RunSpec, Shutdown, StopCause, Stream, Verdict,
+    AttachOptions, Attached, Attachment, Backstop, Error, Input, KeepContainer, Manager, Mount,
+    Outcome, Process, Run, RunId, RunSpec, Runtime, Shutdown, Stdin, StopCause, Stream, Verdict,
 };
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -30,18 +44,29 @@ const TIME_LIMIT: u8 = 124;
 /// Exit code: moat, the engine, or the arguments.
 const FAILED: u8 = 125;
 
-/// Runs a command in a container, and leaves an audit file.
+/// Runs a command in a container, or as a local process, and leaves an audit file.
 #[derive(Parser)]
+#[command(override_usage = "run [OPTIONS] IMAGE [-- COMMAND...]
+       run [OPTIONS] --runtime process -- COMMAND...")]
 struct Args {
+    /// What runs it
+    #[arg(long, value_enum, default_value_t)]
+    runtime: RuntimeArg,
     /// The folder that holds the runs
     #[arg(long, value_name = "DIR", default_value = "moat-runs")]
     root: PathBuf,
     /// The run's name [default: a unique one]
     #[arg(long, value_name = "ID", alias = "id")]
     name: Option<RunId>,
+    /// Pass standard input on to the container
+    #[arg(long, short)]
+    interactive: bool,
     /// Give the container a terminal
-    #[arg(long)]
+    #[arg(long, short)]
     tty: bool,
+    /// The keys that leave the container's terminal [default: ctrl-p,ctrl-q]
+    #[arg(long, value_name = "KEYS")]
+    detach_keys: Option<String>,
     /// Print the run's id, and leave the container to itself
     #[arg(long)]
     detach: bool,
@@ -75,11 +100,32 @@ struct Args {
     /// What stands behind the live capture
     #[arg(long, value_enum, default_value_t = BackstopArg::Engine)]
     backstop: BackstopArg,
-    /// The image; a missing one is pulled
+    /// The image; a missing one is pulled. A local process has none: the command is in its place
     image: String,
     /// The command and its arguments [default: the image's own]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     cmd: Vec<String>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum RuntimeArg {
+    /// The engine of DOCKER_HOST, or of this machine
+    #[cfg(feature = "docker")]
+    #[cfg_attr(feature = "docker", default)]
+    Docker,
+    /// Local processes, without any isolation
+    #[cfg_attr(not(feature = "docker"), default)]
+    Process,
+}
+
+impl RuntimeArg {
+    async fn open(self) -> moat::Result<Arc<dyn Runtime>> {
+        Ok(match self {
+            #[cfg(feature = "docker")]
+            Self::Docker => Arc::new(Docker::connect().await?),
+            Self::Process => Arc::new(Process::new()),
+        })
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -126,10 +172,19 @@ fn mount(text: &str) -> Result<Mount, String> {
 
 impl Args {
     fn spec(&self, id: RunId) -> RunSpec {
-        let mut spec = RunSpec::new(&self.image)
+        let spec = match self.runtime {
+            RuntimeArg::Process => RunSpec::command([&self.image].into_iter().chain(&self.cmd)),
+            #[cfg(feature = "docker")]
+            RuntimeArg::Docker => RunSpec::new(&self.image).cmd(&self.cmd),
+        };
+        let mut spec = spec
             .id(id)
-            .cmd(&self.cmd)
             .tty(self.tty)
+            .stdin(match (self.interactive, self.tty) {
+                (false, _) => Stdin::None,
+                (true, false) => Stdin::Pipe,
+                (true, true) => Stdin::Open,
+            })
             .detached(self.detach)
             .backstop(match self.backstop {
                 BackstopArg::Engine => Backstop::Engine,
@@ -173,8 +228,7 @@ impl Args {
     }
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -183,7 +237,17 @@ async fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    match run(&args).await {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(format_args!("run: {error}"));
+            return ExitCode::from(FAILED);
+        }
+    };
+    let done = runtime.block_on(run(&args));
+    // A read of standard input may go on for ever.
+    runtime.shutdown_background();
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             say(format_args!("run: {}", error.chain()));
@@ -196,16 +260,24 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> moat::Result<u8> {
+    if args.interactive && args.tty {
+        return terminal(args).await;
+    }
     let mut interrupts = Interrupts::new()?;
-    let manager = Manager::open(&args.root, Docker::connect().await?).await?;
+    let manager = Manager::open(&args.root, args.runtime.open().await?).await?;
     let id = args.name.clone().unwrap_or_else(RunId::generate);
-    let run = tokio::select! {
-        run = manager.start(args.spec(id.clone())) => run?,
+    let mut options = AttachOptions::new().catching_up();
+    if args.interactive {
+        options = options.with_input();
+    }
+    let (run, output) = tokio::select! {
+        started = manager.start_attached(args.spec(id.clone()), options) => started?,
         () = interrupts.next() => {
             // What has been begun is finished by moat, and stopped here.
             let run = manager.get(&id).await?;
             run.stop(None).await?;
-            run
+            let output = run.attach().await?;
+            (run, output)
         }
     };
     if args.detach {
@@ -216,7 +288,7 @@ async fn run(args: &Args) -> moat::Result<u8> {
         manager.shutdown(Shutdown::Leave).await;
         return Ok(0);
     }
-    let outcome = watch(&run, &mut interrupts).await?;
+    let outcome = watch(&run, output, &mut interrupts).await?;
     manager.shutdown(Shutdown::Leave).await;
     let code = report(&outcome);
     print_audit(&outcome);
@@ -224,10 +296,21 @@ async fn run(args: &Args) -> moat::Result<u8> {
 }
 
 /// Prints what the container prints, until it has ended and its audit is sealed.
-async fn watch(run: &Run, interrupts: &mut Interrupts) -> moat::Result<Outcome> {
-    let output = run.attach().await?.catching_up();
+async fn watch(
+    run: &Run,
+    mut output: Attachment,
+    interrupts: &mut Interrupts,
+) -> moat::Result<Outcome> {
+    let input = output.input();
     let end = async {
-        match print(output).await {
+        let print = print(output);
+        tokio::pin!(print);
+        // Both at once: a container that prints what it reads stops reading when nobody prints.
+        let printed = tokio::select! {
+            printed = &mut print => printed,
+            () = pass_on(input) => print.await,
+        };
+        match printed {
             // The outcome says what stands in the way.
             Err(Error::NotSealed { .. }) => {}
             other => other?,
@@ -256,6 +339,75 @@ async fn watch(run: &Run, interrupts: &mut Interrupts) -> moat::Result<Outcome> 
             _ => return run.wait().await,
         }
     }
+}
+
+/// Passes standard input on, to its end.
+async fn pass_on(input: Option<Input>) {
+    let Some(mut input) = input else { return };
+    match tokio::io::copy(&mut tokio::io::stdin(), &mut input).await {
+        Ok(_) => {
+            if let Err(error) = input.shutdown().await {
+                say(format_args!("run: the end of the input: {error}"));
+            }
+        }
+        // The container has ended, or reads no more.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Err(error) => say(format_args!("run: the input: {error}")),
+    }
+}
+
+/// Puts this terminal in front of the container's.
+#[cfg(feature = "terminal")]
+async fn terminal(args: &Args) -> moat::Result<u8> {
+    use moat::terminal::{Left, Terminal};
+
+    let mut terminal = Terminal::open()?;
+    if let Some(keys) = &args.detach_keys {
+        let keys = keys.parse().map_err(|error| Error::InvalidSpec {
+            field: "detach-keys".into(),
+            reason: format!("{error}"),
+        })?;
+        terminal = terminal.detach_keys(keys);
+    }
+    let manager = Manager::open(&args.root, args.runtime.open().await?).await?;
+    let id = args.name.clone().unwrap_or_else(RunId::generate);
+    let options = AttachOptions::new()
+        .with_input()
+        .catching_up()
+        .window(terminal.size()?);
+    let (run, attachment) = manager
+        .start_attached(args.spec(id.clone()), options)
+        .await?;
+    let left = terminal.sit(attachment).await?;
+    let code = match left {
+        Left::Ended(outcome) => {
+            let code = report(&outcome);
+            print_audit(&outcome);
+            code
+        }
+        Left::Signal(number) => {
+            let outcome = run.stop(None).await?;
+            report(&outcome);
+            print_audit(&outcome);
+            128 + number as u8
+        }
+        _ => {
+            say(format_args!(
+                "run: {id} goes on; `runs attach {id}` comes back"
+            ));
+            0
+        }
+    };
+    manager.shutdown(Shutdown::Leave).await;
+    Ok(code)
+}
+
+#[cfg(not(feature = "terminal"))]
+async fn terminal(_: &Args) -> moat::Result<u8> {
+    Err(Error::InvalidSpec {
+        field: "tty".into(),
+        reason: "with --interactive it needs this example built with `--features terminal`".into(),
+    })
 }
 
 /// Prints all of the output. When nobody reads it any more, the rest goes to the audit alone.

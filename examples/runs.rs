@@ -5,27 +5,40 @@
 //! cargo run --example runs -- wait ID                # its end; exits with its code
 //! cargo run --example runs -- stop ID                # stops it with its grace
 //! cargo run --example runs -- logs ID [--follow]     # its output, from the start
+//! cargo run --example runs -- attach ID              # sits in front of it; exits with its code
+//! cargo run --example runs -- exec ID -- CMD...      # a further process in it; exits with its code
 //! cargo run --example runs -- verify ID|PATH         # exits 0 for a sealed, undamaged file alone
 //! cargo run --example runs -- recover                # seals what a crash has left behind
 //! cargo run --example runs -- remove ID              # its container, if kept, and its folder
 //! ```
 //!
-//! `--root DIR`, before or after the word, says where the runs are. `list`, `verify` and `logs`
+//! `--root DIR`, before or after the word, says where the runs are, and `--runtime process` that
+//! they are local processes: those of another process can be waited for, and not stopped. `list`, `verify` and `logs`
 //! without `--follow` read files alone, and need no engine. All but `recover` and `remove` work
 //! while another process owns the run. Errors exit with 125.
+//!
+//! `attach` in front of a run with a terminal, and `exec --interactive --tty`, need this example
+//! built with `--features terminal`. `ctrl-p ctrl-q` leaves, and exits with 0. A run goes on, and is
+//! audited by its owner. A further process is audited by who started it: it may go on, but nothing
+//! of it is recorded from there on, and its audit is sealed as lost.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+#[cfg(feature = "docker")]
+use moat::Docker;
 use moat::sink::audit::{self, LogState};
 use moat::{
-    Attached, Docker, Error, Manager, Outcome, Recovery, Root, RunId, RunInfo, Shutdown, Stream,
+    AttachOptions, Attached, Attachment, Error, ExecSpec, Manager, Outcome, Process, Recovery,
+    Root, RunId, RunInfo, Runtime, Shutdown, Stdin, Stream, WindowSize,
 };
+use tokio::io::AsyncWriteExt;
 
 /// Exit code: `verify` found no seal, or damage.
 const NOT_VERIFIED: u8 = 1;
@@ -38,8 +51,32 @@ struct Args {
     /// The folder that holds the runs
     #[arg(long, value_name = "DIR", default_value = "moat-runs", global = true)]
     root: PathBuf,
+    /// What runs them
+    #[arg(long, value_enum, default_value_t, global = true)]
+    runtime: RuntimeArg,
     #[command(subcommand)]
     command: Command,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum RuntimeArg {
+    /// The engine of DOCKER_HOST, or of this machine
+    #[cfg(feature = "docker")]
+    #[cfg_attr(feature = "docker", default)]
+    Docker,
+    /// Local processes
+    #[cfg_attr(not(feature = "docker"), default)]
+    Process,
+}
+
+impl RuntimeArg {
+    async fn open(self) -> moat::Result<Arc<dyn Runtime>> {
+        Ok(match self {
+            #[cfg(feature = "docker")]
+            Self::Docker => Arc::new(Docker::connect().await?),
+            Self::Process => Arc::new(Process::new()),
+        })
+    }
 }
 
 #[derive(Subcommand)]
@@ -68,6 +105,34 @@ enum Command {
         #[arg(long)]
         follow: bool,
     },
+    /// Sits in front of a run: at its terminal, or else with its output from the start
+    Attach {
+        /// The run
+        id: RunId,
+    },
+    /// Runs a further process in a run's container, with an audit of its own
+    Exec {
+        /// Pass standard input on to it
+        #[arg(long, short)]
+        interactive: bool,
+        /// Give it a terminal
+        #[arg(long, short)]
+        tty: bool,
+        /// A variable of the environment
+        #[arg(long, value_name = "K=V")]
+        env: Vec<String>,
+        /// The working directory in the container
+        #[arg(long, value_name = "DIR")]
+        workdir: Option<String>,
+        /// `user`, `uid`, `user:group` or `uid:gid`
+        #[arg(long, value_name = "U")]
+        user: Option<String>,
+        /// The run
+        id: RunId,
+        /// The command and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        cmd: Vec<String>,
+    },
     /// Checks an audit file: its structure, its counts and its digests
     Verify {
         /// A run, or the path of an audit file
@@ -83,8 +148,21 @@ enum Command {
     },
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(error);
+            return ExitCode::from(FAILED);
+        }
+    };
+    let code = runtime.block_on(run());
+    // A read of standard input may go on for ever.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -95,13 +173,15 @@ async fn main() -> ExitCode {
     };
     let done = match &args.command {
         Command::List { json } => list(&args.root, *json),
-        Command::Wait { id } => wait(&args.root, id).await,
-        Command::Stop { id } => stop(&args.root, id).await,
+        Command::Wait { id } => wait(&args, id).await,
+        Command::Stop { id } => stop(&args, id).await,
         Command::Logs { id, follow: false } => logs(&args.root, id),
-        Command::Logs { id, follow: true } => follow(&args.root, id).await,
+        Command::Logs { id, follow: true } => follow(&args, id).await,
+        Command::Attach { id } => attach(&args, id).await,
+        Command::Exec { id, .. } => exec(&args, id).await,
         Command::Verify { target } => verify(&args.root, target),
-        Command::Recover => recover(&args.root).await,
-        Command::Remove { id } => remove(&args.root, id).await,
+        Command::Recover => recover(&args).await,
+        Command::Remove { id } => remove(&args, id).await,
     };
     match done {
         Ok(code) => ExitCode::from(code),
@@ -113,10 +193,10 @@ async fn main() -> ExitCode {
 }
 
 /// A manager that takes over only the runs that it is asked about.
-async fn manager(root: &Path) -> moat::Result<Manager> {
+async fn manager(args: &Args) -> moat::Result<Manager> {
     // A root that is not there is not made by asking about it.
-    Root::open(root)?;
-    Manager::builder(root, Docker::connect().await?)
+    Root::open(&args.root)?;
+    Manager::builder(&args.root, args.runtime.open().await?)
         .recovery(Recovery::OnDemand)
         .open()
         .await
@@ -168,16 +248,16 @@ fn table(out: &mut impl Write, runs: &[RunInfo]) -> io::Result<()> {
     Ok(())
 }
 
-async fn wait(root: &Path, id: &RunId) -> moat::Result<u8> {
-    let manager = manager(root).await?;
+async fn wait(args: &Args, id: &RunId) -> moat::Result<u8> {
+    let manager = manager(args).await?;
     let outcome = manager.wait(id).await?;
     manager.shutdown(Shutdown::Leave).await;
     say(&outcome);
     Ok(code(&outcome))
 }
 
-async fn stop(root: &Path, id: &RunId) -> moat::Result<u8> {
-    let manager = manager(root).await?;
+async fn stop(args: &Args, id: &RunId) -> moat::Result<u8> {
+    let manager = manager(args).await?;
     let outcome = manager.stop(id, None).await?;
     manager.shutdown(Shutdown::Leave).await;
     say(&outcome);
@@ -205,9 +285,131 @@ fn logs(root: &Path, id: &RunId) -> moat::Result<u8> {
     Ok(0)
 }
 
-async fn follow(root: &Path, id: &RunId) -> moat::Result<u8> {
-    let manager = manager(root).await?;
-    let mut output = manager.attach(id).await?.catching_up();
+async fn follow(args: &Args, id: &RunId) -> moat::Result<u8> {
+    let manager = manager(args).await?;
+    let output = manager.attach(id).await?.catching_up();
+    let code = show(output).await?;
+    manager.shutdown(Shutdown::Leave).await;
+    Ok(code)
+}
+
+async fn attach(args: &Args, id: &RunId) -> moat::Result<u8> {
+    let manager = manager(args).await?;
+    let record = Root::open(&args.root)?.info(id)?.record;
+    let settings = record.map(|record| record.settings).unwrap_or_default();
+    let mut options = AttachOptions::new();
+    if settings.stdin == Stdin::Open {
+        options = options.with_input();
+    }
+    let code = if settings.tty {
+        let left = format!("{id} goes on");
+        sit(&left, |_| async {
+            manager.attach_with(id, options.live_only()).await
+        })
+        .await?
+    } else {
+        let attachment = manager.attach_with(id, options.catching_up()).await?;
+        look(attachment).await?
+    };
+    manager.shutdown(Shutdown::Leave).await;
+    Ok(code)
+}
+
+async fn exec(args: &Args, id: &RunId) -> moat::Result<u8> {
+    let Command::Exec {
+        interactive,
+        tty,
+        env,
+        workdir,
+        user,
+        cmd,
+        ..
+    } = &args.command
+    else {
+        return Ok(FAILED);
+    };
+    let mut spec = ExecSpec::new(cmd).interactive(*interactive).tty(*tty);
+    for variable in env {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        spec = spec.env(name, value);
+    }
+    if let Some(path) = workdir {
+        spec = spec.workdir(path);
+    }
+    if let Some(user) = user {
+        spec = spec.user(user);
+    }
+    let mut options = AttachOptions::new().catching_up();
+    if *interactive {
+        options = options.with_input();
+    }
+    let manager = manager(args).await?;
+    let run = manager.get(id).await?;
+    let code = if *tty && *interactive {
+        let begin = |size| async move {
+            let exec = run.exec(spec.window(size)).await?;
+            exec.attach_with(options.window(size)).await
+        };
+        let left = "left; nothing that the process does from here on is in its audit";
+        sit(left, begin).await?
+    } else {
+        let exec = run.exec(spec).await?;
+        look(exec.attach_with(options).await?).await?
+    };
+    manager.shutdown(Shutdown::Leave).await;
+    Ok(code)
+}
+
+/// Prints what is printed and passes on what is typed, without a terminal.
+async fn look(mut output: Attachment) -> moat::Result<u8> {
+    let control = output.control();
+    let input = output.input();
+    let shown = show(output);
+    tokio::pin!(shown);
+    let pass_on = async {
+        let Some(mut input) = input else { return };
+        let copied = tokio::io::copy(&mut tokio::io::stdin(), &mut input).await;
+        if copied.is_ok() {
+            // One that stays open has no end.
+            let _ = input.shutdown().await;
+        }
+    };
+    tokio::select! {
+        shown = &mut shown => shown,
+        () = pass_on => shown.await,
+    }?;
+    Ok(code(&control.outcome().await?))
+}
+
+/// Puts this terminal in front of what `begin` attaches to; `left` is what to say of leaving it.
+#[cfg(feature = "terminal")]
+async fn sit<F: Future<Output = moat::Result<Attachment>>>(
+    left: &str,
+    begin: impl FnOnce(WindowSize) -> F,
+) -> moat::Result<u8> {
+    use moat::terminal::{Left, Terminal};
+
+    let terminal = Terminal::open()?;
+    let attachment = begin(terminal.size()?).await?;
+    Ok(match terminal.sit(attachment).await? {
+        Left::Ended(outcome) => code(&outcome),
+        Left::Signal(number) => 128 + number as u8,
+        _ => {
+            say(left);
+            0
+        }
+    })
+}
+
+#[cfg(not(feature = "terminal"))]
+async fn sit<F>(_: &str, _: impl FnOnce(WindowSize) -> F) -> moat::Result<u8> {
+    Err(Error::InvalidSpec {
+        field: "tty".into(),
+        reason: "this example has to be built with `--features terminal`".into(),
+    })
+}
+
+async fn show(mut output: Attachment) -> moat::Result<u8> {
     while let Some(item) = output.next().await {
         match item? {
             Attached::Chunk(chunk) => {
@@ -223,7 +425,6 @@ async fn follow(root: &Path, id: &RunId) -> moat::Result<u8> {
             _ => {}
         }
     }
-    manager.shutdown(Shutdown::Leave).await;
     Ok(0)
 }
 
@@ -258,9 +459,9 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
     Ok(code)
 }
 
-async fn recover(root: &Path) -> moat::Result<u8> {
-    Root::open(root)?;
-    let manager = Manager::open(root, Docker::connect().await?).await?;
+async fn recover(args: &Args) -> moat::Result<u8> {
+    Root::open(&args.root)?;
+    let manager = Manager::open(&args.root, args.runtime.open().await?).await?;
     let mut worst = 0;
     let mut waiting: FuturesUnordered<_> = manager
         .recovered()
@@ -281,8 +482,8 @@ async fn recover(root: &Path) -> moat::Result<u8> {
     Ok(worst)
 }
 
-async fn remove(root: &Path, id: &RunId) -> moat::Result<u8> {
-    let manager = manager(root).await?;
+async fn remove(args: &Args, id: &RunId) -> moat::Result<u8> {
+    let manager = manager(args).await?;
     manager.remove(id).await?;
     manager.shutdown(Shutdown::Leave).await;
     Ok(0)

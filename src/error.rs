@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::outcome::LastLines;
 use crate::runtime::RuntimeError;
-use crate::{Outcome, RunId};
+use crate::{Outcome, RunId, disk};
 
 /// `std::result::Result` with moat's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -59,11 +60,45 @@ pub enum Error {
         run: RunId,
     },
 
+    /// The run is one of another runtime, which alone can look after it: open the root with that.
+    #[error("run {run} is one of the runtime {runtime}: open its root with that")]
+    OtherRuntime {
+        /// The run.
+        run: RunId,
+        /// The runtime that it was started with, by its name.
+        runtime: String,
+    },
+
+    /// The run is one of another engine, which alone has its container: open the root against that
+    /// one. If that one is gone for good, as after it was installed anew, nobody can say any more
+    /// how the run ended: keep its audit file elsewhere if you like, and remove its folder.
+    #[error(
+        "run {run} is one of the engine {engine}, and this is the engine {here}: open its root \
+         against that one, or remove the folder of the run if that one is gone for good"
+    )]
+    OtherEngine {
+        /// The run.
+        run: RunId,
+        /// What the engine that the run was started on calls itself.
+        engine: String,
+        /// What the engine that was asked calls itself.
+        here: String,
+    },
+
     /// The run has ended.
     #[error("run {run} has ended")]
     Ended {
         /// The run.
         run: RunId,
+    },
+
+    /// The standard input cannot be written to, or not by this one: look on without it.
+    #[error("the input of run {run} cannot be written to: {reason}")]
+    NoInput {
+        /// The run.
+        run: RunId,
+        /// Why not.
+        reason: &'static str,
     },
 
     /// The run did not come to run. Its audit file is there all the same, and says why.
@@ -73,6 +108,32 @@ pub enum Error {
         outcome: Box<Outcome>,
         /// Why.
         source: RuntimeError,
+    },
+
+    /// The run did not end with code 0: see [`Outcome::into_result`].
+    ///
+    /// The message has the last lines of its output, each on a line of its own.
+    #[error("{}", outcome.failure())]
+    Failed {
+        /// What is known of it.
+        outcome: Box<Outcome>,
+    },
+
+    /// The run did not become ready: see [`Run::ready`](crate::Run::ready).
+    ///
+    /// The message has the last lines of its output, each on a line of its own.
+    #[error("run {run} is not ready: {reason}{}", LastLines(last_lines))]
+    NotReady {
+        /// The run.
+        run: RunId,
+        /// What was waited for, and why it did not come.
+        reason: String,
+        /// How the run ended, where that is why.
+        outcome: Option<Box<Outcome>>,
+        /// The last lines of its output so far, at most 20, invalid UTF-8 replaced.
+        last_lines: Vec<String>,
+        /// Its audit file; `None` where the sink writes none.
+        audit: Option<PathBuf>,
     },
 
     /// The engine refused, or could not be reached.
@@ -136,11 +197,39 @@ impl Error {
         }
     }
 
+    /// An error of a sink of the caller's own: `operation` is a verb, such as `append to`.
+    pub fn sink(
+        operation: &'static str,
+        run: &RunId,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Sink {
+            operation,
+            run: run.clone(),
+            source: source.into(),
+        }
+    }
+
     /// The kind of an error of file I/O.
     pub(crate) fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
             Self::Storage { source, .. } => Some(source.kind()),
             _ => None,
+        }
+    }
+
+    /// Whether it stays until a human has been at the files.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Damaged { .. }
+            | Self::InvalidSpec { .. }
+            | Self::NoSuchRun { .. }
+            | Self::OtherRuntime { .. }
+            | Self::OtherEngine { .. } => true,
+            Self::Storage { source, .. } => {
+                disk::is_irregular(source) || source.kind() == io::ErrorKind::Unsupported
+            }
+            _ => false,
         }
     }
 

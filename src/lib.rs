@@ -30,52 +30,94 @@
 //! - [`RunSpec`]: what to run, and all that a container can be told.
 //! - [`Manager`] and [`Run`]: start, wait, stop, kill, look on, recover. [`Root`]: what can be seen
 //!   without an engine, also of runs that other processes own.
+//! - [`Service`] and [`Ready`]: a container for the length of a test, which is waited for.
 //! - [`Outcome`] and its [`Seal`]: how a run ended, and how sure moat is of what it captured.
-//! - [`sink::audit`]: reading and verifying audit files. [`LogSink`]: sending records elsewhere.
-//! - [`Runtime`]: the contract with an engine.
+//! - [`sink::audit`]: reading and verifying audit files. [`LogSink`]: sending records elsewhere;
+//!   [`sink::Fanout`], [`sink::Memory`], [`sink::Tracing`] and [`sink::Console`] do.
+//! - [`Runtime`]: the contract with an engine. [`connect()`] gives the one that is there.
 //!
 //! # Features
 //!
 //! | feature | default | what it adds |
 //! | --- | --- | --- |
 //! | `docker` | yes | `runtime::docker`, also for Podman's Docker-compatible socket |
+//! | `process` | yes | `runtime::process`: local child processes, without any isolation |
 //! | `tls` | no | engines behind TLS |
+//! | `blocking` | no | `blocking`: managers and runs for code that is not async, such as plain tests |
+//! | `terminal` | no | `terminal`: the terminal of this process in front of a run |
 //! | `testing` | no | `runtime::scripted`, for tests of code that embeds moat |
+//! | `conformance` | no | `conformance`: trials of runtimes and sinks that you write |
 //!
 //! # Logs
 //!
-//! moat uses [`tracing`], and puts no secret and no output there. bollard, which speaks to the
+//! moat uses [`tracing`], and puts no secret there, and no output but by [`sink::Tracing`]. bollard, which speaks to the
 //! engine, prints whole requests, the environment with them, at level `debug`: keep
 //! `bollard=info` in your filter.
 
-#![cfg_attr(not(test), deny(clippy::unwrap_used))]
+#![cfg_attr(not(any(test, fuzzing)), deny(clippy::unwrap_used))]
 
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
+#[cfg(feature = "blocking")]
+pub mod blocking;
 mod capture;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod disk;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod manager;
 mod outcome;
 pub mod runtime;
 pub mod sink;
 mod spec;
 mod state;
+#[cfg(feature = "terminal")]
+pub mod terminal;
 mod timestamp;
 
 pub use error::{Error, Result};
 pub use manager::{
-    Attached, Attachment, Manager, ManagerBuilder, Recovery, Root, Run, RunInfo, Shutdown,
+    AttachOptions, Attached, Attachment, Control, Events, Exec, Happening, Input, Kept, Manager,
+    ManagerBuilder, Orphan, Prune, Pruned, Ready, Reap, Reaped, Reaping, Recovery, Root, Run,
+    RunEvent, RunInfo, Service, Shutdown, Signal, Why,
 };
 pub use outcome::{
     Ending, Evidence, Exit, Outcome, PerStream, Seal, SealState, StopCause, Stream, Verdict,
 };
+pub use runtime::connect::{Choice, Connected, Fallback, connect};
 #[cfg(feature = "docker")]
 pub use runtime::docker::Docker;
+#[cfg(feature = "process")]
+pub use runtime::process::Process;
 pub use runtime::{Runtime, RuntimeError};
 pub use sink::{Jsonl, LogSink};
 pub use spec::{
-    Backstop, ContainerId, Credentials, Device, Gpus, KeepContainer, LimitAction, Mount,
+    Backstop, ContainerId, Credentials, Device, ExecSpec, Gpus, KeepContainer, LimitAction, Mount,
     OutputLimit, Port, Protocol, Pull, PullProgress, RootId, RunId, RunRecord, RunSpec, Settings,
-    Stdin, Ulimit,
+    Stdin, Ulimit, WindowSize,
 };
 pub use state::State;
 pub use timestamp::{ParseTimestampError, Timestamp};
+
+/// The pages of `docs/` whose code is to compile.
+#[cfg(all(
+    doctest,
+    feature = "docker",
+    feature = "testing",
+    feature = "conformance",
+    feature = "blocking"
+))]
+mod pages {
+    #[doc = include_str!("../docs/integrating.md")]
+    struct Integrating;
+
+    #[doc = include_str!("../docs/testing.md")]
+    struct Testing;
+
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+}

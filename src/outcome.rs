@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerId, RunId, Timestamp};
+use crate::runtime::Usage;
+use crate::{ContainerId, Error, RunId, Timestamp};
 
 /// One of a container's streams of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -227,6 +228,10 @@ pub enum StopCause {
     TimeLimit,
     /// The output limit was reached.
     OutputLimit,
+    /// Nothing was printed for longer than the silence limit.
+    SilenceLimit,
+    /// A token that was to stop it was cancelled.
+    Cancelled,
     /// The manager was shut down with the runs stopped.
     Shutdown,
 }
@@ -302,6 +307,9 @@ pub struct Seal {
     /// Seconds from the engine's answer that the container had ended until all was captured.
     #[serde(default)]
     pub capture_seconds: f64,
+    /// What was sampled of it while it ran: the most of each, as far as this was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Box<Usage>>,
     /// SHA-256, in hexadecimal, of every byte of the file before this field.
     #[serde(default)]
     pub sha256: String,
@@ -322,6 +330,9 @@ pub struct Outcome {
     /// The last lines of its output, at most 20 and 4 KiB, invalid UTF-8 replaced; empty where
     /// this manager did not capture them.
     pub last_lines: Vec<String>,
+    /// What was sampled of it while it ran: the most of each. `None`: its spec did not ask for
+    /// that, or nothing was seen.
+    pub usage: Option<Usage>,
 }
 
 /// Whether the audit file is sealed.
@@ -348,6 +359,33 @@ impl Outcome {
         self.ending.success()
     }
 
+    /// The outcome of a run that ended with code 0; any other is an error, which shows how it
+    /// ended, in the engine's words, and its last lines.
+    ///
+    /// It says nothing of the audit file, which may have gaps: see [`Seal::verdict`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`].
+    pub fn into_result(self) -> crate::Result<Self> {
+        match self.success() {
+            true => Ok(self),
+            false => Err(Error::Failed {
+                outcome: Box::new(self),
+            }),
+        }
+    }
+
+    /// Why moat stopped the run, if it did, as far as that is sealed.
+    pub fn stopped(&self) -> Option<StopCause> {
+        self.sealed().and_then(|seal| seal.stopped)
+    }
+
+    /// How a run failed: its ending, why it was stopped, and its last lines, escaped.
+    pub(crate) fn failure(&self) -> Failure<'_> {
+        Failure(self)
+    }
+
     /// The seal, if the file is sealed.
     pub fn sealed(&self) -> Option<&Seal> {
         match &self.seal {
@@ -366,6 +404,56 @@ impl Outcome {
             }) => Some(end.since(*start)),
             _ => None,
         }
+    }
+}
+
+/// How a run failed, over several lines where it has printed something.
+pub(crate) struct Failure<'a>(&'a Outcome);
+
+impl fmt::Display for Failure<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = self.0;
+        write!(f, "run {} {}", outcome.run, outcome.ending)?;
+        if let Some(cause) = outcome.stopped() {
+            write!(f, ", stopped by moat: {cause}")?;
+        }
+        LastLines(&outcome.last_lines).fmt(f)
+    }
+}
+
+/// The end of an error's message: the last lines of a run's output, escaped, if there are any.
+pub(crate) struct LastLines<'a>(pub(crate) &'a [String]);
+
+impl fmt::Display for LastLines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.0.is_empty() {
+            f.write_str("; its last lines:")?;
+        }
+        for line in self.0 {
+            f.write_str("\n  ")?;
+            for character in line.chars() {
+                // What a container prints does not steer the terminal that an error is shown on.
+                match character.is_control() && character != '\t' {
+                    true => write!(f, "{}", character.escape_default())?,
+                    false => write!(f, "{character}")?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for StopCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Requested => "a stop was requested",
+            Self::Killed => "a kill was requested",
+            Self::TimeLimit => "its time limit was reached",
+            Self::OutputLimit => "its output limit was reached",
+            Self::SilenceLimit => "it printed nothing for too long",
+            Self::Cancelled => "it was cancelled",
+            Self::Shutdown => "its manager was shut down",
+        })
     }
 }
 

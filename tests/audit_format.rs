@@ -214,6 +214,24 @@ async fn a_changed_byte_anywhere_in_a_sealed_file_is_found_and_nothing_is_change
     }
 }
 
+#[tokio::test]
+async fn a_damaged_seal_with_damage_behind_it_is_refused_and_not_cut_to_where_it_would_be_refused()
+{
+    let whole = String::from_utf8(all()[0].bytes()).unwrap();
+    let renamed = whole.replace(r#"{"type":"end""#, r#"{"type":"enD""#);
+    for behind in ["\0\0\0\n", "x\n", &whole] {
+        let bytes = format!("{renamed}{behind}");
+        let place = Place::holding(bytes.as_bytes());
+        let LogState::Damaged(damage) = verify(place.log()).unwrap().state else {
+            panic!("{behind:?}");
+        };
+        assert_eq!(damage.reason, "the end record is damaged", "{behind:?}");
+        let resumed = Jsonl::new().resume(&place.place, Box::new(|_| {})).await;
+        assert!(matches!(resumed, Err(moat::Error::Damaged { .. })));
+        assert!(std::fs::read(place.log()).unwrap() == bytes.as_bytes());
+    }
+}
+
 fn later() -> Golden {
     Golden {
         name: "later-writer",

@@ -1,5 +1,10 @@
 //! The manager on the scripted runtime: what an engine cannot be made to do.
 #![cfg(feature = "testing")]
+#![allow(unreachable_pub)]
+
+#[path = "support/records.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod records;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +17,8 @@ use moat::{
     Attached, Backstop, Ending, Error, Evidence, KeepContainer, LimitAction, Manager, Outcome,
     Recovery, Root, Run, RunId, RunSpec, RuntimeError, Seal, Shutdown, StopCause, Stream, Verdict,
 };
+
+use records::events;
 
 struct Bench {
     runtime: Scripted,
@@ -70,6 +77,198 @@ fn spec() -> RunSpec {
     RunSpec::new("any")
 }
 
+/// The process that was asked for the stop dies before the grace is over.
+#[tokio::test]
+async fn a_stop_outlives_the_process_that_was_asked_for_it() {
+    for (grace, closed) in [(1.0, Duration::ZERO), (0.3, Duration::from_millis(400))] {
+        let bench = Bench::new();
+        let script = Script::new().stdout("a\n").ignore_term().until_stopped();
+        bench.runtime.next(script);
+        let manager = bench.open().await;
+        let run = manager.start(spec()).await.unwrap();
+        let (id, audit) = (run.id().clone(), run.audit().unwrap());
+        let asked = std::time::Instant::now();
+        let stops = || {
+            let is_stop = |event: &Event| matches!(event, Event::Stop(_));
+            events(&audit).into_iter().filter(is_stop).count()
+        };
+        let recorded = async {
+            while bench.runtime.calls(Call::Signal) == 0 || stops() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            stopped = run.stop(Some(Duration::from_secs_f64(grace))) => panic!("{stopped:?}"),
+            () = recorded => {}
+        }
+        manager.shutdown(Shutdown::Leave).await;
+        assert_eq!(bench.runtime.calls(Call::Signal), 1);
+        tokio::time::sleep(closed).await;
+
+        let manager = bench.open().await;
+        let run = manager.get(&id).await.unwrap();
+        let outcome = tokio::time::timeout(Duration::from_secs(20), run.wait());
+        let outcome = outcome.await.unwrap().unwrap();
+        assert!(asked.elapsed().as_secs_f64() >= grace);
+        check(&outcome);
+        assert_eq!(outcome.code(), Some(137));
+        assert_eq!(seal(&outcome).stopped, Some(StopCause::Requested));
+        assert_eq!(
+            bench.runtime.calls(Call::Signal),
+            2,
+            "a signal was sent twice"
+        );
+        assert_eq!(stops(), 1);
+    }
+}
+
+/// The folder of a run: its files, and what they hold.
+fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut files: Vec<_> = entries
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.clone(), std::fs::read(&path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+/// A run that was left, and the manager that its root is opened with against engine `B`.
+async fn left_on_a(bench: &Bench, fault: Option<(Call, Fault)>) -> (RunId, Bench) {
+    bench.runtime.identify("A");
+    bench
+        .runtime
+        .next(Script::new().stdout("a\n").until_stopped());
+    let id = RunId::new("one").unwrap();
+    let manager = bench.open().await;
+    match fault {
+        None => {
+            manager.start(spec().id(id.clone())).await.unwrap();
+        }
+        // It hangs there.
+        Some((call, fault)) => {
+            bench.runtime.fault(call, fault);
+            let start = manager.start(spec().id(id.clone()));
+            tokio::select! {
+                started = start => panic!("{started:?}"),
+                () = async {
+                    while bench.runtime.calls(call) == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                } => {}
+            }
+        }
+    }
+    manager.shutdown(Shutdown::Leave).await;
+    let other = Scripted::new();
+    other.identify("B");
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(bench.root(), folder.path().join("root")).unwrap();
+    let other = Bench {
+        runtime: other,
+        folder,
+    };
+    (id, other)
+}
+
+/// What one engine does not find may live on another one.
+#[tokio::test]
+async fn a_run_of_another_engine_is_left_alone() {
+    // Also before its container's id is written down, or its start.
+    for call in [
+        None,
+        Some(Call::Create),
+        Some(Call::Tap),
+        Some(Call::Inspect),
+    ] {
+        let bench = Bench::new();
+        let (id, other) = left_on_a(&bench, call.map(|call| (call, Fault::Hang))).await;
+        let before = files(&bench.root().join(id.as_str()));
+
+        let manager = other.open().await;
+        let run = manager.recovered().await.unwrap().remove(0);
+        let problem = run.problem().unwrap();
+        assert!(problem.contains("engine A") && problem.contains("engine B"));
+        let refused = run.wait().await;
+        assert!(
+            matches!(&refused, Err(Error::OtherEngine { engine, here, .. })
+                if engine == "A" && here == "B"),
+            "{call:?}: {refused:?}"
+        );
+        manager.shutdown(Shutdown::Leave).await;
+        let after = files(&bench.root().join(id.as_str()));
+        assert!(before == after, "{call:?}: its files were touched");
+
+        let manager = bench.open().await;
+        let outcome = manager.stop(&id, Some(Duration::ZERO)).await.unwrap();
+        check(&outcome);
+        assert_eq!(seal(&outcome).verdict, Verdict::Complete, "{call:?}");
+    }
+}
+
+/// One that does not answer may be any, and one that does not say who it is, is taken for the one.
+#[tokio::test(start_paused = true)]
+async fn only_an_engine_that_says_so_is_another_one() {
+    let bench = Bench::new();
+    let (id, _) = left_on_a(&bench, None).await;
+    for _ in 0..3 {
+        bench.runtime.fault(Call::Engine, Fault::AnswerLost);
+    }
+    let manager = bench.open().await;
+    let run = manager.recovered().await.unwrap().remove(0);
+    assert_eq!(run.problem(), None);
+    manager.shutdown(Shutdown::Leave).await;
+
+    let refuses = RuntimeError::Rejected {
+        operation: "tell its version",
+        reason: "made for the test".into(),
+    };
+    bench.runtime.fault(Call::Engine, Fault::Error(refuses));
+    let manager = bench.open().await;
+    manager.stop(&id, Some(Duration::ZERO)).await.unwrap();
+    let outcome = sealed(&manager.get(&id).await.unwrap()).await;
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+}
+
+#[tokio::test]
+async fn a_flipped_bit_makes_no_run_another_engines() {
+    let bench = Bench::new();
+    let (id, _) = left_on_a(&bench, None).await;
+    let path = bench.root().join(id.as_str()).join("run.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(r#""engine_id":"A""#), "{text}");
+    std::fs::write(
+        &path,
+        text.replace(r#""engine_id":"A""#, r#""engine_id":"C""#),
+    )
+    .unwrap();
+    let manager = bench.open().await;
+    let outcome = manager.stop(&id, Some(Duration::ZERO)).await.unwrap();
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+}
+
+/// It is the other one that has it. What was removed from there keeps no run from its removal.
+#[tokio::test]
+async fn a_container_that_is_kept_on_another_engine_is_not_left_behind() {
+    for keep in [KeepContainer::Always, KeepContainer::Never] {
+        let bench = Bench::new();
+        bench.runtime.identify("A");
+        let outcome = bench.run(Script::new(), spec().keep(keep)).await;
+        bench.runtime.identify("B");
+        let manager = bench.open().await;
+        let removed = manager.remove(&outcome.run).await;
+        match keep {
+            KeepContainer::Always => {
+                assert!(
+                    matches!(removed, Err(Error::OtherEngine { .. })),
+                    "{removed:?}"
+                );
+            }
+            _ => removed.unwrap(),
+        }
+    }
+}
+
 fn seal(outcome: &Outcome) -> &Seal {
     outcome.sealed().unwrap_or_else(|| panic!("{outcome}"))
 }
@@ -82,16 +281,6 @@ fn check(outcome: &Outcome) {
         LogState::Sealed(sealed) => assert_eq!(*sealed, *seal(outcome)),
         other => panic!("{other:?}"),
     }
-}
-
-fn events(path: &Path) -> Vec<Event> {
-    Reader::open(path)
-        .unwrap()
-        .filter_map(|record| match record.unwrap() {
-            Record::Event(event) => Some(event),
-            _ => None,
-        })
-        .collect()
 }
 
 fn gaps(outcome: &Outcome) -> Vec<GapReason> {
@@ -332,6 +521,88 @@ async fn an_engine_that_does_not_answer_changes_nothing() {
     assert_eq!(seal(&outcome).evidence, Evidence::Replay);
 }
 
+/// Invariant 7: what dies in an engine's memory is in no log, and no tap shows it.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_was_restarted_under_a_run_is_a_possible_gap() {
+    let bench = Bench::new();
+    // The first ones may be asked for before the start has returned.
+    for _ in 0..20 {
+        bench.runtime.fault(Call::Wait, broken("wait"));
+    }
+    let script = Script::new().stdout("x\n");
+    bench.runtime.next(script.pause(Duration::from_secs(9)));
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    bench.runtime.restart();
+    let outcome = sealed(&run).await;
+    check(&outcome);
+    assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
+    drop(run);
+
+    // One that does not say whether it was, may have been.
+    bench.runtime.fault(Call::Wait, broken("wait"));
+    bench
+        .runtime
+        .fault(Call::Continuity, broken("tell its events"));
+    bench.runtime.next(Script::new().pause(Duration::ZERO));
+    let outcome = sealed(&manager.start(spec()).await.unwrap()).await;
+    check(&outcome);
+    assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
+}
+
+/// The same, while no manager was there.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_was_restarted_while_nobody_watched_is_a_possible_gap() {
+    // Not so short that the clock runs past its end while its start is written down.
+    for length in [4, 60] {
+        let bench = Bench::new();
+        let script = Script::new().stdout("x\n");
+        bench
+            .runtime
+            .next(script.pause(Duration::from_secs(length)));
+        let manager = bench.open().await;
+        let id = manager.start(spec()).await.unwrap().id().clone();
+        manager.shutdown(Shutdown::Leave).await;
+        bench.runtime.restart();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        for _ in 0..2 {
+            let manager = bench.open().await;
+            manager.recovered().await.unwrap();
+            manager.shutdown(Shutdown::Leave).await;
+        }
+        let manager = bench.open().await;
+        let outcome = sealed(&manager.get(&id).await.unwrap()).await;
+        check(&outcome);
+        assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
+    }
+}
+
+/// A tap that ends early is no reason to see nothing for as long as the container runs.
+#[tokio::test(start_paused = true)]
+async fn what_is_printed_after_the_tap_has_ended_is_seen_before_the_end() {
+    let bench = Bench::new();
+    let script = Script::new()
+        .stdout("one\n")
+        .pause(Duration::from_secs(5))
+        .stdout("two\n");
+    bench.runtime.next(script.until_stopped().cut_tap_after(4));
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    let mut attachment = run.attach().await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"two\n") {
+        match attachment.next().await.unwrap().unwrap() {
+            Attached::Chunk(chunk) => seen.extend_from_slice(&chunk.bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(seen, b"one\ntwo\n");
+    run.kill().await.unwrap();
+    let outcome = sealed(&run).await;
+    check(&outcome);
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_of_create_or_start_leaves_no_orphan() {
     let bench = Bench::new();
@@ -350,6 +621,21 @@ async fn a_lost_answer_of_create_or_start_leaves_no_orphan() {
         "it runs, whatever became of the answer"
     );
     assert_eq!(text(&outcome, Stream::Stdout), "ran\n");
+}
+
+/// Invariant 6: what another process was told meanwhile, and what is sealed, is the same.
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_to_the_removal_of_what_never_started_changes_no_ending() {
+    let bench = Bench::new();
+    bench.runtime.fault(Call::Remove, Fault::AnswerLost);
+    let script = Script::new().fail_to_start("no such command");
+    let outcome = bench.run(script, spec()).await;
+    assert!(
+        matches!(outcome.ending, Ending::FailedToStart { .. }),
+        "{outcome}"
+    );
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+    assert_eq!(bench.runtime.containers(), 0);
 }
 
 #[tokio::test]
@@ -536,6 +822,33 @@ async fn a_second_manager_goes_on_when_the_first_one_leaves() {
     let outcome = waiting.wait().await.unwrap();
     assert_eq!(text(&outcome, Stream::Stdout), "a\nb\n");
     check(&outcome);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kill_that_was_asked_of_a_looker_on_goes_on_when_he_becomes_the_owner() {
+    let bench = Bench::new();
+    bench.runtime.next(Script::new().until_stopped());
+    let first = bench.open().await;
+    let id = first.start(spec()).await.unwrap().id().clone();
+    let second = bench.open().await;
+    let run = second.get(&id).await.unwrap();
+    second.recovered().await.unwrap();
+    assert!(run.owned_elsewhere());
+    for _ in 0..100_000 {
+        bench.runtime.fault(Call::Signal, broken("send a signal"));
+    }
+    let (outcome, ()) = tokio::join!(run.kill(), async {
+        while bench.runtime.calls(Call::Signal) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        first.shutdown(Shutdown::Leave).await;
+        while run.owned_elsewhere() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        bench.runtime.heal();
+    });
+    drop(outcome);
+    assert_eq!(sealed(&run).await.code(), Some(137));
 }
 
 #[tokio::test]
@@ -827,11 +1140,52 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
     while let Some(Ok(_)) = attachment.next().await {}
 
     manager.shutdown(Shutdown::Leave).await;
-    assert_eq!(manager.root().info(run.id()).unwrap().state, "exited");
+    let info = manager.root().info(run.id()).unwrap();
+    assert_eq!(info.state, "exited");
+    assert!(info.problem.unwrap().contains("a folder"));
     bench.runtime.remove_by_others(run.id());
     std::fs::remove_dir(&audit).unwrap();
     let next = bench.open().await;
     let outcome = next.wait(run.id()).await.unwrap();
     assert_eq!(outcome.code(), Some(7), "{outcome}");
     check(&outcome);
+}
+
+/// One whose record could not be written when it was sealed is sealed all the same.
+#[tokio::test]
+async fn a_sealed_run_whose_record_is_behind_can_be_removed_at_once() {
+    let bench = Bench::new();
+    let outcome = bench.run(Script::new().stdout("x\n"), spec()).await;
+    let record = bench.root().join(outcome.run.as_str()).join("run.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json.as_object_mut().unwrap().remove("seal");
+    std::fs::write(&record, json.to_string()).unwrap();
+    let manager = Manager::builder(bench.root(), bench.runtime.clone())
+        .recovery(Recovery::OnDemand)
+        .open()
+        .await
+        .unwrap();
+    manager.remove(&outcome.run).await.unwrap();
+    assert!(manager.list().await.unwrap().is_empty());
+}
+
+/// What the tap gave is not what is sealed, once its log was lost.
+#[tokio::test]
+async fn an_audit_that_was_removed_without_a_backstop_is_a_gap() {
+    let bench = Bench::new();
+    bench.runtime.next(
+        Script::new()
+            .stdout("one\n")
+            .pause(Duration::from_millis(200))
+            .stdout("two\n"),
+    );
+    let manager = bench.open().await;
+    let bare = spec().backstop(Backstop::None);
+    let run = manager.start(bare).await.unwrap();
+    std::fs::remove_file(run.audit().unwrap()).unwrap();
+    let outcome = sealed(&run).await;
+    check(&outcome);
+    assert_eq!(seal(&outcome).verdict, Verdict::Gap);
+    assert_eq!(gaps(&outcome), [GapReason::NoBackstop]);
 }

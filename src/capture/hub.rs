@@ -2,7 +2,7 @@
 //! looker-on can hold up the capture.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -49,13 +49,37 @@ struct Inner {
     /// What was received and is not in the log yet.
     pending: VecDeque<Piece>,
     watchers: Vec<Watcher>,
+    /// How many bytes of each stream were received.
+    received: PerStream<u64>,
     closed: bool,
+}
+
+impl Inner {
+    fn watch(&mut self) -> Option<Pieces> {
+        if self.closed {
+            return None;
+        }
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let behind = Arc::new(AtomicBool::new(false));
+        self.watchers.push(Watcher {
+            sender,
+            waiting: Arc::clone(&waiting),
+            behind: Arc::clone(&behind),
+        });
+        Some(Pieces {
+            receiver,
+            waiting,
+            behind,
+        })
+    }
 }
 
 #[derive(Debug)]
 struct Watcher {
     sender: mpsc::UnboundedSender<Piece>,
     waiting: Arc<AtomicUsize>,
+    behind: Arc<AtomicBool>,
 }
 
 impl Watcher {
@@ -63,6 +87,7 @@ impl Watcher {
     fn show(&self, piece: &Piece) -> bool {
         let waiting = self.waiting.load(Ordering::Relaxed);
         if waiting > 0 && waiting + piece.cost() > WAITING {
+            self.behind.store(true, Ordering::Relaxed);
             return !self.sender.is_closed();
         }
         self.waiting.fetch_add(piece.cost(), Ordering::Relaxed);
@@ -75,9 +100,16 @@ impl Watcher {
 pub(crate) struct Pieces {
     receiver: mpsc::UnboundedReceiver<Piece>,
     waiting: Arc<AtomicUsize>,
+    behind: Arc<AtomicBool>,
 }
 
 impl Pieces {
+    /// Whether pieces were withheld because too many were waiting. Where none were, what is
+    /// missing before a piece is in the log: another owner of the run has written it.
+    pub(crate) fn fell_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
+    }
+
     /// The next piece; `None` after the end. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Option<Piece> {
         let piece = self.receiver.recv().await?;
@@ -95,7 +127,32 @@ impl Hub {
     pub(super) fn publish(&self, piece: Piece) {
         let mut inner = self.lock();
         inner.watchers.retain(|watcher| watcher.show(&piece));
+        inner.received[piece.stream] = piece.end();
         inner.pending.push_back(piece);
+    }
+
+    /// Shows bytes that go to no log; `false`: nobody looks on any more.
+    pub(crate) fn pass_on(&self, stream: Stream, bytes: Bytes) -> bool {
+        let offset = self.lock().received[stream];
+        self.publish(Piece {
+            stream,
+            offset,
+            bytes,
+        });
+        let mut inner = self.lock();
+        inner.pending.clear();
+        !inner.watchers.is_empty()
+    }
+
+    /// So much was received before.
+    pub(super) fn goes_on_after(&self, bytes: PerStream<u64>) {
+        self.lock().received = bytes;
+    }
+
+    /// A receiver of what comes, `None` after the end, and how much of each stream came before.
+    pub(crate) fn subscribe_live(&self) -> (PerStream<u64>, Option<Pieces>) {
+        let mut inner = self.lock();
+        (inner.received, inner.watch())
     }
 
     /// Forgets what is in the log now.
@@ -109,16 +166,7 @@ impl Hub {
     pub(crate) fn subscribe(&self) -> (Vec<Piece>, Option<Pieces>) {
         let mut inner = self.lock();
         let pending = inner.pending.iter().cloned().collect();
-        if inner.closed {
-            return (pending, None);
-        }
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        inner.watchers.push(Watcher {
-            sender,
-            waiting: Arc::clone(&waiting),
-        });
-        (pending, Some(Pieces { receiver, waiting }))
+        (pending, inner.watch())
     }
 
     /// Ends it for everyone: nothing comes any more.
@@ -159,6 +207,20 @@ mod tests {
         assert_eq!(receiver.receiver.try_recv().unwrap().offset, 7);
         assert!(receiver.receiver.try_recv().is_err());
         assert!(hub.subscribe().1.is_none());
+    }
+
+    #[test]
+    fn one_who_wants_what_comes_is_told_how_much_was_before() {
+        let hub = Hub::default();
+        hub.goes_on_after(PerStream {
+            stderr: 9,
+            ..PerStream::default()
+        });
+        hub.publish(piece(0, b"one\n"));
+        let (before, receiver) = hub.subscribe_live();
+        assert_eq!((before.stdout, before.stderr), (4, 9));
+        hub.publish(piece(4, b"two\n"));
+        assert_eq!(receiver.unwrap().receiver.try_recv().unwrap().offset, 4);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From the bytes of each stream to lines: a function of the bytes alone, however they are chunked.
 
-use memchr::{memchr, memmem};
+use memchr::{memchr, memchr_iter, memmem};
 
 use crate::sink::Batch;
 use crate::{PerStream, Stream, Timestamp};
@@ -55,6 +55,9 @@ impl Lines {
     pub(crate) fn push(&mut self, ts: Timestamp, stream: Stream, bytes: &[u8], batch: &mut Batch) {
         let mut rest = bytes;
         while !rest.is_empty() {
+            if self.open[stream].is_empty() {
+                rest = self.whole(ts, stream, rest, batch);
+            }
             match memchr(b'\n', rest) {
                 Some(end) => {
                     self.segment(ts, stream, &rest[..end], batch);
@@ -66,15 +69,29 @@ impl Lines {
                     rest = &[];
                 }
             }
-            // The usual case, without a copy through the open line.
-            while self.open[stream].is_empty()
-                && let Some(end) = memchr(b'\n', rest)
-                && end <= PIECE
-            {
-                self.emit(ts, stream, &rest[..end], false, batch);
-                rest = &rest[end + 1..];
-            }
         }
+    }
+
+    /// Puts the lines at the front of `bytes` that need no copy through the open line into
+    /// `batch`, and gives what is behind them.
+    fn whole<'a>(
+        &self,
+        ts: Timestamp,
+        stream: Stream,
+        bytes: &'a [u8],
+        batch: &mut Batch,
+    ) -> &'a [u8] {
+        let mut from = 0;
+        for end in memchr_iter(b'\n', bytes) {
+            let line = &bytes[from..end];
+            if line.len() > PIECE {
+                break;
+            }
+            let lossy = self.replaced && memmem::find(line, REPLACEMENT).is_some();
+            batch.push_parts(ts, stream, line, &[], false, lossy);
+            from = end + 1;
+        }
+        &bytes[from..]
     }
 
     /// Ends every stream: what is open becomes a last, partial record.

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 
 use super::fidelity::{logged, replace};
 use crate::runtime::Fidelity;
-use crate::sink::{Batch, Event, GapReason, RecordRef, Started};
+use crate::sink::{Action, Batch, Event, GapReason, RecordRef, Started, Stop};
 use crate::{PerStream, RunRecord, Seal, StopCause, Stream};
 
 /// How many of the last bytes of a stream are kept, to compare an engine's log with.
@@ -32,6 +32,12 @@ pub(crate) struct Progress {
     pub(crate) lossy: bool,
     /// Why moat stopped the run: the first reason.
     pub(crate) stopped: Option<StopCause>,
+    /// The last thing that became of the writing end of a pipe, and the process that it was.
+    pub(crate) input: Option<(Action, u32)>,
+    /// How many records there are of what was done in front of it, and of input.
+    pub(crate) done: u64,
+    /// All that the log says of stops.
+    pub(crate) stops: Vec<Stop>,
     /// How far each stream has come.
     pub(crate) streams: PerStream<Position>,
     last_lines: VecDeque<String>,
@@ -84,7 +90,23 @@ impl Position {
         recent
     }
 
-    fn observe(&mut self, bytes: &[u8], partial: bool, lossy: bool, fidelity: Fidelity) {
+    /// Takes note of a record, behind which so many bytes of the stream are known already.
+    fn observe(
+        &mut self,
+        bytes: &[u8],
+        partial: bool,
+        lossy: bool,
+        fidelity: Fidelity,
+        behind: usize,
+    ) {
+        // Wherever a log cuts it, ASCII stays what it is; and nobody asks for it where what is
+        // behind it is all that is kept.
+        if behind >= RECENT && (fidelity == Fidelity::Exact || bytes.is_ascii()) {
+            self.recent.clear();
+            self.replaced |= lossy;
+            self.count(bytes.len(), bytes.len(), partial);
+            return;
+        }
         if self.recent.len() + 4 * bytes.len() > 2 * RECENT {
             let from = self.recent.len().saturating_sub(RECENT);
             self.recent.drain(..from);
@@ -92,29 +114,47 @@ impl Position {
         self.replaced |= lossy;
         let mut recent = std::mem::take(&mut self.recent);
         let before = recent.len();
-        self.logged_next(fidelity, bytes, &mut recent);
-        self.bytes += bytes.len() as u64;
-        if partial {
-            self.open += bytes.len() as u64;
-            self.open_logged += (recent.len() - before) as u64;
+        if bytes.is_ascii() {
+            recent.extend_from_slice(bytes);
         } else {
+            self.logged_next(fidelity, bytes, &mut recent);
+        }
+        self.count(bytes.len(), recent.len() - before, partial);
+        if !partial {
             recent.push(b'\n');
+        }
+        self.recent = recent;
+    }
+
+    /// Counts a record of so many bytes, of which a log has made `logged`.
+    fn count(&mut self, bytes: usize, logged: usize, partial: bool) {
+        self.bytes += bytes as u64;
+        self.logged += logged as u64;
+        if partial {
+            self.open += bytes as u64;
+            self.open_logged += logged as u64;
+        } else {
             self.bytes += 1;
+            self.logged += 1;
             self.lines += 1;
             self.open = 0;
             self.open_logged = 0;
             self.replaced = false;
         }
-        self.logged += (recent.len() - before) as u64;
-        self.recent = recent;
     }
 }
 
 impl Progress {
     /// Takes note of a batch.
     pub(crate) fn observe_batch(&mut self, batch: &Batch) {
+        let mut behind = batch.output_bytes();
         for record in batch.iter() {
-            self.observe_counts(record);
+            if let RecordRef::Output { stream, bytes, .. } = record {
+                behind[stream] -= bytes.len();
+                self.observe_counts(record, behind[stream]);
+            } else {
+                self.observe_counts(record, 0);
+            }
         }
         let skip = batch.len().saturating_sub(LAST_LINES);
         for record in batch.iter().skip(skip) {
@@ -124,11 +164,14 @@ impl Progress {
 
     /// Takes note of one record.
     pub(crate) fn observe(&mut self, record: RecordRef<'_>) {
-        self.observe_counts(record);
+        self.observe_counts(record, 0);
         self.observe_last(record);
     }
 
-    fn observe_counts(&mut self, record: RecordRef<'_>) {
+    fn observe_counts(&mut self, record: RecordRef<'_>, behind: usize) {
+        if let RecordRef::Event(Event::Note { .. } | Event::Stdin(_)) = record {
+            self.done += 1;
+        }
         match record {
             RecordRef::Output {
                 stream,
@@ -140,7 +183,7 @@ impl Progress {
                 self.records += 1;
                 self.lossy |= lossy;
                 let fidelity = self.fidelity();
-                self.streams[stream].observe(bytes, partial, lossy, fidelity);
+                self.streams[stream].observe(bytes, partial, lossy, fidelity, behind);
             }
             RecordRef::Event(event) => match event {
                 Event::Start(start) => self.record = Some(start.record.clone()),
@@ -151,6 +194,17 @@ impl Progress {
                 }
                 Event::Stop(stop) => {
                     self.stopped.get_or_insert(stop.cause);
+                    self.stops.push(stop.clone());
+                }
+                Event::Note {
+                    interaction: Some(done),
+                    ..
+                } if matches!(
+                    done.action,
+                    Action::AttachInput | Action::InputEnd | Action::InputLost
+                ) =>
+                {
+                    self.input = Some((done.action, done.pid));
                 }
                 Event::End(seal) => self.seal = Some((**seal).clone()),
                 _ => {}
@@ -176,6 +230,22 @@ impl Progress {
             .as_ref()
             .and_then(|started| started.log.fidelity);
         known.unwrap_or(Fidelity::Utf8)
+    }
+
+    /// What the log says of the run that no other source can say again.
+    pub(super) fn said(&self) -> Vec<Event> {
+        let started = self.started.clone().map(Box::new).map(Event::Started);
+        let stops = self.stops.iter().cloned().map(Event::Stop);
+        started.into_iter().chain(stops).collect()
+    }
+
+    /// Whether the log says this of the start, or of a stop.
+    pub(crate) fn has(&self, event: &Event) -> bool {
+        match event {
+            Event::Started(_) => self.started.is_some(),
+            Event::Stop(stop) => self.stops.contains(stop),
+            _ => false,
+        }
     }
 
     /// Whether such a gap is recorded already.
@@ -244,7 +314,7 @@ mod tests {
         let mut all = Vec::new();
         for n in 0..20_000 {
             let line = format!("{n}");
-            position.observe(line.as_bytes(), false, false, Fidelity::Utf8);
+            position.observe(line.as_bytes(), false, false, Fidelity::Utf8, 0);
             all.extend_from_slice(line.as_bytes());
             all.push(b'\n');
             assert!(position.recent.len() <= 2 * RECENT + 10);

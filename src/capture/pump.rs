@@ -15,31 +15,52 @@ use tokio_util::sync::CancellationToken;
 use super::hub::{Hub, Piece};
 use super::lines::Lines;
 use super::progress::Progress;
+use super::pulse::Pulse;
 use super::replay::Replay;
 use crate::runtime::{Chunk, Fidelity, OutputStream, RuntimeError};
 use crate::sink::{Batch, Event, Gap, GapReason, RunLog};
 use crate::{Error, PerStream, Stream, Timestamp};
 
 /// Where the source is no longer read, until half of it is written.
-const MOST_QUEUED: usize = 4 << 20;
+const MOST_QUEUED: usize = 2 << 20;
 /// How long a source may stay unread: past it the sink is taken to be stalled.
 const MOST_BLOCKED: Duration = Duration::from_secs(2);
 /// How long after the exit a source may stay silent.
 const MOST_SILENT: Duration = Duration::from_secs(10);
+/// With so many entries in the queue no input is taken.
+const MOST_TYPED: usize = 64;
 /// What an entry of the queue takes, beside its bytes.
 const ENTRY: usize = 128;
 /// About how many bytes of output go to the sink at once.
 const BATCH: usize = 256 << 10;
+/// How long after the beginning of a write less than a batch waits for more: each write wakes a
+/// thread, which costs more than what is written. What comes after a silence is written at once.
+const PACE: Duration = Duration::from_millis(10);
 
 /// What a pump and its monitor tell each other while it runs.
 #[derive(Debug)]
 pub(crate) struct Signals {
     /// Records of the monitor's, to be written in between.
     pub(crate) events: mpsc::UnboundedReceiver<Event>,
+    /// Records of input, taken no faster than they are written.
+    pub(crate) typed: mpsc::Receiver<Event>,
     /// Set by the monitor: the container has ended.
     pub(crate) exited: CancellationToken,
+    /// Set by the manager, which closes: what is queued is to be written, and no more is read.
+    pub(crate) leaving: CancellationToken,
     /// Set by the pump: the output limit was reached.
     pub(crate) limit: CancellationToken,
+    /// Set by the pump: the first records were written, or could not be.
+    pub(crate) recorded: CancellationToken,
+}
+
+impl Signals {
+    /// The records that no pump has taken yet.
+    pub(crate) fn queued(&mut self) -> Vec<Event> {
+        let events = std::iter::from_fn(|| self.events.try_recv().ok());
+        let typed = std::iter::from_fn(|| self.typed.try_recv().ok());
+        events.chain(typed).collect()
+    }
 }
 
 /// What a reading of the engine's log is good for.
@@ -63,6 +84,8 @@ pub(crate) enum PumpEnd {
     Broken(RuntimeError),
     /// After the exit the source neither went on nor ended.
     Silent,
+    /// It was left, with all written that was queued.
+    Left,
     /// The sink did not take anything for too long. The log is lost.
     Stalled,
     /// The sink failed. The log is lost.
@@ -74,6 +97,8 @@ pub(crate) enum PumpEnd {
 pub(crate) struct Capture {
     pub(crate) progress: Progress,
     pub(crate) hub: Arc<Hub>,
+    /// How far it has come.
+    pulse: Arc<Pulse>,
     /// The log; `None` after a failure, until it is resumed.
     log: Option<Box<dyn RunLog>>,
     pub(super) lines: Lines,
@@ -85,6 +110,15 @@ pub(crate) struct Capture {
     source_ended: Option<Instant>,
     /// Whether the log was lost in between.
     resumed: bool,
+    /// Whether it had less then than was received.
+    lost: bool,
+    /// What was to be recorded of the start and of stops, in a log that was lost or not.
+    said: Vec<Event>,
+    /// What was done in front of the run, and input, that a pump has taken and that is not written
+    /// yet: nobody else has it.
+    taken: VecDeque<Event>,
+    /// How many such records the log had when it was asked last.
+    written: u64,
 }
 
 impl Capture {
@@ -95,16 +129,27 @@ impl Capture {
         log: Box<dyn RunLog>,
         limit: Option<u64>,
     ) -> Self {
+        hub.goes_on_after(progress.bytes());
         Self {
+            said: progress.said(),
+            taken: VecDeque::new(),
+            written: progress.done,
             progress,
             hub,
+            pulse: Arc::default(),
             log: Some(log),
             lines: Lines::default(),
             limit,
             dropped: PerStream::default(),
             source_ended: None,
             resumed: false,
+            lost: false,
         }
+    }
+
+    /// How far it has come, for others to look at.
+    pub(crate) fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
     }
 
     /// When the last source ended, or was given up.
@@ -114,10 +159,47 @@ impl Capture {
 
     /// Takes a log that was resumed after a failure, and what was read back from it.
     pub(crate) fn resume(&mut self, progress: Progress, log: Box<dyn RunLog>) {
+        let has_less = |stream| progress.streams[stream].bytes < self.received(stream);
+        self.lost |= Stream::ALL.into_iter().any(has_less);
         self.progress = progress;
+        self.forget_written();
         self.lines = Lines::default();
         self.log = Some(log);
         self.resumed = true;
+    }
+
+    /// What was said of the run, and done to it, and the log that was resumed does not say.
+    pub(crate) fn unwritten(&self) -> Vec<Event> {
+        let missing = |event: &&Event| !self.progress.has(event);
+        let said = self.said.iter().filter(missing);
+        said.chain(&self.taken).cloned().collect()
+    }
+
+    /// Whether a log was lost with output that was received.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Keeps what only the monitor can say, for a log that is resumed.
+    fn keep(&mut self, event: &Event) {
+        if matches!(event, Event::Started(_) | Event::Stop(_)) && !self.said.contains(event) {
+            self.said.push(event.clone());
+        }
+    }
+
+    /// Keeps what a pump has taken until it is written.
+    fn take(&mut self, event: &Event) {
+        self.keep(event);
+        if matches!(event, Event::Note { .. } | Event::Stdin(_)) {
+            self.taken.push_back(event.clone());
+        }
+    }
+
+    /// Forgets what was taken and is in the log: it is written in its order.
+    fn forget_written(&mut self) {
+        let more = self.progress.done.saturating_sub(self.written) as usize;
+        self.written = self.progress.done;
+        self.taken.drain(..more.min(self.taken.len()));
     }
 
     /// Whether the log must be resumed before anything can be written.
@@ -153,7 +235,10 @@ impl Capture {
     /// Writes events. After an error the log is lost.
     pub(crate) async fn write(&mut self, events: Vec<Event>) -> Result<(), Error> {
         let mut batch = Batch::new();
-        events.into_iter().for_each(|event| batch.push_event(event));
+        for event in events {
+            self.keep(&event);
+            batch.push_event(event);
+        }
         self.append(batch).await
     }
 
@@ -178,11 +263,17 @@ impl Capture {
             return Ok(());
         }
         let mut log = self.take_log()?;
-        self.progress.observe_batch(&batch);
+        self.observe(&batch);
         log.append(batch).await?;
         self.log = Some(log);
+        self.forget_written();
         self.hub.logged(self.progress.bytes());
         Ok(())
+    }
+
+    fn observe(&mut self, batch: &Batch) {
+        self.progress.observe_batch(batch);
+        self.pulse.recorded(batch, self.progress.records);
     }
 
     fn take_log(&mut self) -> Result<Box<dyn RunLog>, Error> {
@@ -233,9 +324,10 @@ impl Capture {
         let mut silence_counts = signals.exited.is_cancelled();
 
         loop {
-            if writing.is_none() && !queue.is_empty() {
+            let due = queue.due(end.is_some());
+            if writing.is_none() && due.is_some_and(|due| due <= Instant::now()) {
                 let batch = queue.batch(&mut self.lines);
-                self.progress.observe_batch(&batch);
+                self.observe(&batch);
                 if !batch.is_empty() {
                     let mut log = match self.take_log() {
                         Ok(log) => log,
@@ -249,6 +341,7 @@ impl Capture {
                 continue;
             }
             if writing.is_none()
+                && queue.is_empty()
                 && let Some(end) = end.take()
             {
                 if let Some((replay, reading)) = replay {
@@ -263,6 +356,10 @@ impl Capture {
                 }
                 return end;
             }
+            if queue.paused {
+                // What the container prints meanwhile is not heard.
+                self.pulse.hear(Instant::now() + MOST_BLOCKED);
+            }
             // Nobody is held up by a log that is read slowly.
             let blocked = queue
                 .blocked_since
@@ -274,15 +371,31 @@ impl Capture {
                 biased;
                 result = optional(writing.as_mut()) => {
                     writing = None;
+                    signals.recorded.cancel();
                     match result {
                         Ok(log) => self.log = Some(log),
                         Err(error) => return PumpEnd::Sink(error),
                     }
+                    self.forget_written();
                     // It is slow, and not stalled.
                     queue.blocked_since = queue.blocked_since.map(|_| Instant::now());
                     self.hub.logged(self.progress.bytes());
                 }
-                Some(event) = signals.events.recv() => queue.push_event(event),
+                Some(event) = signals.events.recv() => {
+                    self.take(&event);
+                    queue.push_event(event);
+                }
+                Some(event) = signals.typed.recv(), if end.is_none() && queue.has_room() => {
+                    self.take(&event);
+                    queue.push_event(event);
+                }
+                () = signals.leaving.cancelled(), if end.is_none() => {
+                    for event in signals.queued() {
+                        self.take(&event);
+                        queue.push_event(event);
+                    }
+                    end = Some(PumpEnd::Left);
+                }
                 () = signals.exited.cancelled(), if !silence_counts => {
                     silence_counts = true;
                     last_chunk = Instant::now();
@@ -299,6 +412,7 @@ impl Capture {
                             end = Some(PumpEnd::Broken(error));
                         }
                         Some(Ok(chunk)) => {
+                            self.pulse.hear(last_chunk);
                             let bytes = match &mut replay {
                                 None => Ok(chunk.bytes),
                                 Some((replay, _)) => replay.push(&chunk),
@@ -320,6 +434,7 @@ impl Capture {
                         }
                     }
                 }
+                () = until(due), if writing.is_none() => {}
                 () = until(blocked) => {
                     self.source_ended = Some(Instant::now());
                     return PumpEnd::Stalled;
@@ -353,6 +468,7 @@ impl Capture {
         }
         let offset = received[chunk.stream];
         received[chunk.stream] += chunk.bytes.len() as u64;
+        self.pulse.received(*received);
         self.hub.publish(Piece {
             stream: chunk.stream,
             offset,
@@ -395,6 +511,10 @@ struct Queue {
     /// Whether the source is not read for now.
     paused: bool,
     blocked_since: Option<Instant>,
+    /// How many events there are: they do not wait for more.
+    events: usize,
+    /// When the last write began.
+    written: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -408,7 +528,24 @@ impl Queue {
         self.entries.is_empty()
     }
 
+    /// Whether there is room for input, which nobody loses that has to wait.
+    fn has_room(&self) -> bool {
+        self.entries.len() < MOST_TYPED
+    }
+
+    /// When the next batch is to be written; `None`: there is none.
+    fn due(&self, ended: bool) -> Option<Instant> {
+        if self.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let at_once = ended || self.events > 0 || self.bytes >= BATCH;
+        let paced = self.written.map(|written| written + PACE);
+        Some(paced.filter(|_| !at_once).unwrap_or(now))
+    }
+
     fn push_event(&mut self, event: Event) {
+        self.events += 1;
         self.entries.push_back(Entry::Event(event));
     }
 
@@ -424,7 +561,7 @@ impl Queue {
 
     /// The next batch. Chunks that end no line leave it empty.
     fn batch(&mut self, lines: &mut Lines) -> Batch {
-        let mut batch = Batch::new();
+        let mut batch = Batch::with_room(self.bytes.min(BATCH));
         let mut taken = 0;
         while taken < BATCH
             && let Some(entry) = self.entries.pop_front()
@@ -434,9 +571,13 @@ impl Queue {
                     taken += bytes.len() + ENTRY;
                     lines.push(ts, stream, &bytes, &mut batch);
                 }
-                Entry::Event(event) => batch.push_event(event),
+                Entry::Event(event) => {
+                    self.events -= 1;
+                    batch.push_event(event);
+                }
             }
         }
+        self.written = Some(Instant::now());
         self.bytes -= taken;
         if self.bytes < MOST_QUEUED / 2 {
             self.paused = false;

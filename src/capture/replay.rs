@@ -199,6 +199,7 @@ mod tests {
             },
             engine: String::new(),
             engine_version: String::new(),
+            engine_id: None,
             warnings: Vec::new(),
         });
         let mut batch = Batch::new();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, interval_at, sleep};
 
-use crate::runtime::{Inspection, Runtime, RuntimeError, Status, WaitStatus};
+use crate::runtime::{Continuity, Inspection, Runtime, RuntimeError, Status, WaitStatus};
 use crate::{ContainerId, Ending, Exit, Timestamp};
 
 /// How often the engine is asked whether the container still runs, beside waiting.
@@ -19,6 +19,8 @@ pub(super) struct Ended {
     pub(super) ending: Ending,
     /// Whether the wait was broken off in between: then what the tap gave proves less.
     pub(super) interrupted: bool,
+    /// Whether the engine was, or may have been, restarted meanwhile.
+    pub(super) engine_restarted: bool,
     /// Whether someone has started the container again since.
     pub(super) started_again: bool,
     pub(super) inspection: Option<Inspection>,
@@ -47,14 +49,22 @@ pub(super) async fn wait(
     started_at: Option<Timestamp>,
 ) -> Ended {
     let mut interrupted = false;
-    let mut told = None;
+    // The engine was out of reach, and may be another process since.
+    let mut lost = false;
+    let mut restarted = false;
+    let mut told: Option<WaitStatus> = None;
     let mut backoff = Backoff::new();
     loop {
         match wait_or_probe(runtime, container).await {
-            Ok(Heard::Waited(status)) => told = Some(status),
+            Ok(Heard::Waited(status)) => {
+                // An engine that goes away answers without a code.
+                lost |= status.code.is_none();
+                told = Some(status);
+            }
             Ok(Heard::Probed) => interrupted = true,
             Err(error) => {
                 interrupted = true;
+                lost |= !error.is_fact() && !has_code(&told);
                 if !error.is_not_found() {
                     tracing::warn!(%container, %error, "the wait was interrupted");
                     backoff.pause().await;
@@ -62,13 +72,22 @@ pub(super) async fn wait(
             }
         }
         let code = told.as_ref().and_then(|status| status.code);
+        let inspected = runtime.inspect(container).await;
+        if lost
+            && inspected.is_ok()
+            && let Ok(continuity) = runtime.continuity(container).await
+        {
+            lost = false;
+            restarted |= continuity != Continuity::Unbroken;
+        }
         let ended = |ending, started_again, inspection| Ended {
             ending,
             interrupted,
+            engine_restarted: lost || restarted,
             started_again,
             inspection,
         };
-        match runtime.inspect(container).await {
+        match inspected {
             Ok(now) if another(started_at, &now) => {
                 let exit = Exit {
                     code,
@@ -89,11 +108,17 @@ pub(super) async fn wait(
             }
             Err(error) => {
                 interrupted = true;
+                lost |= !error.is_fact() && !has_code(&told);
                 tracing::warn!(%container, %error, "cannot inspect the container yet");
                 backoff.pause().await;
             }
         }
     }
+}
+
+/// Whether the engine has told of an end that it has seen: by then it had all of the output.
+fn has_code(told: &Option<WaitStatus>) -> bool {
+    told.as_ref().is_some_and(|status| status.code.is_some())
 }
 
 /// Whether this is another execution of the container.

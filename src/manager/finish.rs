@@ -5,29 +5,35 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use tokio::sync::mpsc;
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::{Duration, Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::exit::Backoff;
+use super::Context;
+use super::events::Happening;
+use super::exit::{Backoff, Ended, another};
 use super::monitor::{Monitor, Watched};
-use super::root::{Root, RunFile};
+use super::root::{self, Root, RunFile};
 use crate::capture::{Capture, Progress, PumpEnd, Reading, Signals, TAIL_RECORDS, Tail};
 use crate::runtime::{Fidelity, LogsRequest, RuntimeError};
 use crate::sink::{
     Event as Record, Gap, GapReason, RecordRef, Resume, ResumeCause, Resumed, Stop, Visit,
 };
 use crate::{
-    Backstop, ContainerId, Ending, Error, Evidence, KeepContainer, Result, RunId, Seal, Stream,
-    Timestamp, Verdict,
+    Backstop, ContainerId, Ending, Error, Evidence, KeepContainer, Result, RunId, RunRecord, Seal,
+    Stream, Timestamp, Verdict,
 };
 
 /// A tap that ended longer than this before its container is not taken for whole.
-const EARLY: Duration = Duration::from_secs(1);
+pub(super) const EARLY: Duration = Duration::from_secs(1);
+/// How long after its end a run may be unsealed before the end is written down.
+pub(super) const UNSEALED: Duration = Duration::from_secs(1);
 /// How much earlier than it says an engine may give up on output.
 const MARGIN: Duration = Duration::from_millis(200);
 /// How long the tail of the engine's log may take, and how large it may be.
 const TAIL_TIME: Duration = Duration::from_secs(30);
 const TAIL_BYTES: usize = 8 << 20;
+/// What is longer than this is no request to stop a run.
+const LONGEST_REQUEST: u64 = 64 << 10;
 /// How often the removal of a container is tried before it is left to the next opening.
 const REMOVALS: u32 = 3;
 
@@ -38,52 +44,61 @@ struct Rest {
 }
 
 impl Monitor {
-    /// Captures the rest, and seals the file: tries until it succeeds.
+    /// Captures the rest, and seals the file: tries until it succeeds. `None`: the manager closes,
+    /// and what stands in the way is left to the next opening.
     pub(super) async fn finish(
         &mut self,
         mut file: RunFile,
         mut capture: Capture,
         mut watched: Watched,
-    ) -> RunFile {
+    ) -> Option<RunFile> {
         let mut backoff = Backoff::new();
         let seal = loop {
-            match self.try_finish(&file, &mut capture, &mut watched).await {
+            let mut ended = file.clone();
+            let context = Arc::clone(&self.context);
+            let ending = watched.ended.ending.clone();
+            let tried = {
+                let tried = self.try_finish(&file, &mut capture, &mut watched);
+                tokio::pin!(tried);
+                tokio::select! {
+                    biased;
+                    tried = &mut tried => tried,
+                    () = sleep(UNSEALED) => {
+                        write_down_the_end(&context, &mut ended, &ending).await;
+                        tried.await
+                    }
+                }
+            };
+            file.ending = ended.ending;
+            match tried {
                 Ok(seal) => break seal,
                 Err(error) => {
                     self.stands_in_the_way(&error);
-                    self.write_down_the_end(&mut file, &watched).await;
-                    backoff.pause().await;
+                    self.tell_gaps(capture.pulse());
+                    write_down_the_end(&self.context, &mut file, &ending).await;
+                    let closing = &self.context.closing;
+                    closing.run_until_cancelled(backoff.pause()).await?;
                 }
             }
         };
         file.seal = Some(seal);
+        self.tell_gaps(capture.pulse());
         self.close(&file, capture.progress.last_lines()).await;
-        file
-    }
-
-    /// Writes down how a run has ended that cannot be sealed yet: the container may be gone when
-    /// it can be, and other processes wait for it.
-    async fn write_down_the_end(&mut self, file: &mut RunFile, watched: &Watched) {
-        if file.ending.is_some() {
-            return;
-        }
-        file.ending = Some(watched.ended.ending.clone());
-        let ended = file.clone();
-        let written = self
-            .context
-            .on_disk("record the end in", move |root| root.write_run(&ended))
-            .await;
-        if written.is_err() {
-            file.ending = None;
-        }
+        Some(file)
     }
 
     /// Writes down that a run is sealed, and tells everyone.
     pub(super) async fn close(&mut self, file: &RunFile, last_lines: Vec<String>) {
-        let sealed = file.clone();
+        let sealed = RunFile {
+            if_gone: None,
+            ..file.clone()
+        };
         let recorded = self
             .context
-            .on_disk("record the end in", move |root| root.write_run(&sealed))
+            .on_disk("record the end in", move |root| {
+                root.sweep_run(&sealed.record.run);
+                root.write_run(&sealed)
+            })
             .await;
         if let Err(error) = recorded {
             // The seal is in the audit file, which wins; the next opening writes it down.
@@ -96,6 +111,9 @@ impl Monitor {
             status.settled = true;
             status.elsewhere = false;
         });
+        if let Some(seal) = &file.seal {
+            self.tell(Happening::from(seal));
+        }
     }
 
     async fn try_finish(
@@ -105,13 +123,18 @@ impl Monitor {
         watched: &mut Watched,
     ) -> Result<Seal> {
         if capture.needs_log()
-            && let Some(seal) = self.resume_log(file, capture, watched).await?
+            && let Some(seal) = self.resume_log(file, capture).await?
         {
             return Ok(seal);
         }
+        while let Ok(note) = self.notes.try_recv() {
+            watched.left.push(note);
+        }
         let mut left = watched.left.clone();
-        let requests = self.foreign_stops().await?;
-        left.extend(requests.iter().map(|(_, stop)| Record::Stop(stop.clone())));
+        let requests = self.foreign_records().await?;
+        left.extend(requests.iter().map(|(_, record)| record.clone()));
+        // An earlier try may have come so far.
+        left.retain(|record| !capture.progress.has(record));
         capture.write(left).await?;
         watched.left.clear();
         let recorded = requests.into_iter().map(|(path, _)| path).collect();
@@ -120,6 +143,9 @@ impl Monitor {
         let mut rest = self.capture_rest(file, capture, watched).await?;
         rest.gaps.extend(self.late_drain(capture, watched));
         rest.gaps.extend(past_limit(capture, rest.evidence));
+        if watched.ended.engine_restarted {
+            rest.gaps.push(Gap::possible(GapReason::EngineRestarted));
+        }
         capture.finish_lines().await?;
         let mut gaps = Vec::new();
         for gap in rest.gaps {
@@ -148,6 +174,7 @@ impl Monitor {
                 .as_ref()
                 .and_then(|started| started.image_digest.clone()),
             // Of so few digits that it reads back as it was written.
+            usage: self.status.borrow().usage.map(Box::new),
             capture_seconds: watched.at.elapsed().as_micros() as f64 / 1e6,
             sha256: String::new(),
         };
@@ -155,20 +182,19 @@ impl Monitor {
     }
 
     /// Opens the log again after the sink has failed. `Some`: it is sealed already.
-    async fn resume_log(
-        &mut self,
-        file: &RunFile,
-        capture: &mut Capture,
-        watched: &Watched,
-    ) -> Result<Option<Seal>> {
-        let started = capture.progress.started.clone();
+    async fn resume_log(&mut self, file: &RunFile, capture: &mut Capture) -> Result<Option<Seal>> {
         let (progress, visit) = reading();
-        match self.context.sink.resume(&self.place, visit).await? {
+        let resumed = self.context.sink.resume(&self.place, visit).await?;
+        let progress = read(&progress);
+        if let Some(record) = &progress.record {
+            self.check_place(record)?;
+        }
+        let mut records = Vec::new();
+        match resumed {
             Resumed::Sealed(seal) => return Ok(Some(seal)),
             Resumed::Open { log, torn } => {
-                capture.resume(read(&progress), log);
-                let resume = Resume::new(ResumeCause::Sink, torn);
-                capture.write(vec![Record::Resume(resume)]).await?;
+                capture.resume(progress, log);
+                records.push(Record::Resume(Resume::new(ResumeCause::Sink, torn)));
             }
             Resumed::Absent => {
                 self.make_place(file).await?;
@@ -176,15 +202,16 @@ impl Monitor {
                 capture.resume(progress, log);
             }
         }
-        if capture.progress.started.is_none()
-            && !watched.ended.ending.never_started()
-            && let Some(started) = started
-        {
-            capture
-                .write(vec![Record::Started(Box::new(started))])
-                .await?;
-        }
+        records.extend(capture.unwritten());
+        capture.write(records).await?;
         Ok(None)
+    }
+
+    /// Checks that a log that was read back is this run's.
+    pub(super) fn check_place(&self, record: &RunRecord) -> Result<()> {
+        let path = self.context.sink.path(&self.place);
+        let path = path.as_ref().unwrap_or(&self.place.folder);
+        self.context.root.check_place(&self.place.run, record, path)
     }
 
     /// Makes the run's folder again, if someone has removed it.
@@ -194,7 +221,7 @@ impl Monitor {
             .context
             .on_disk("make a folder again in", move |root| {
                 let run = &file.record.run;
-                if root.folder(run).is_dir() {
+                if root.has(run) {
                     return Ok(None);
                 }
                 crate::disk::create_folder(&root.folder(run))?;
@@ -209,11 +236,11 @@ impl Monitor {
         Ok(())
     }
 
-    /// What other processes left as requests to stop the run.
-    async fn foreign_stops(&mut self) -> Result<Vec<(PathBuf, Stop)>> {
+    /// What other processes left to be recorded: requests to stop the run, and what they did to it.
+    async fn foreign_records(&mut self) -> Result<Vec<(PathBuf, Record)>> {
         let run = self.place.run.clone();
         self.context
-            .on_disk("read the requests in", move |root| Ok(root.stops(&run)))
+            .on_disk("read the requests in", move |root| Ok(root.left(&run)))
             .await
     }
 
@@ -256,7 +283,8 @@ impl Monitor {
         if ended.ending.never_started() {
             return Ok(rest(Evidence::NeverStarted));
         }
-        let whole = self.tap_is_whole(watched);
+        // What it gave may be lost again.
+        let whole = self.tap_is_whole(watched) && !capture.has_lost();
         let without_log = |reason| match whole {
             true => rest(Evidence::Eof),
             // One that came to an end before its time may have had nothing more to give.
@@ -295,6 +323,9 @@ impl Monitor {
         }
         capture.forget_dropped();
         match self.replay(capture, &container, tty, fidelity, whole).await {
+            Ok(()) if self.was_started_again(&container, ended).await? => {
+                Ok(gap(Evidence::None, GapReason::StartedAgain))
+            }
             Ok(()) => Ok(rest(Evidence::Replay)),
             Err(Error::Runtime(error)) if error.is_not_found() => {
                 Ok(without_log(GapReason::Removed))
@@ -302,6 +333,7 @@ impl Monitor {
             Err(Error::Runtime(error)) if error.is_fact() => Ok(Rest {
                 evidence: Evidence::None,
                 gaps: vec![Gap {
+                    possible: whole,
                     detail: Some(self.secrets.redact(&error.to_string())),
                     ..Gap::new(GapReason::LogUnreadable)
                 }],
@@ -351,9 +383,8 @@ impl Monitor {
             .filter(|stream| bytes[*stream] + open(*stream) >= drain.buffer)
             .map(|stream| Gap {
                 stream: Some(stream),
-                possible: true,
                 detail: Some(format!("read {:.1} s after the end", lag.as_secs_f64())),
-                ..Gap::new(GapReason::LateDrain)
+                ..Gap::possible(GapReason::LateDrain)
             })
             .collect()
     }
@@ -371,6 +402,21 @@ impl Monitor {
         match &capture.progress.started {
             Some(started) if !started.log.driver.is_empty() => Ok(started.log.fidelity),
             _ => Ok(self.context.runtime.inspect(container).await?.log.fidelity),
+        }
+    }
+
+    /// Whether someone has started the container again since it ended: its log has, or may have,
+    /// what that execution printed too.
+    async fn was_started_again(
+        &mut self,
+        container: &ContainerId,
+        ended: &Ended,
+    ) -> Result<bool, RuntimeError> {
+        let then = ended.inspection.as_ref().and_then(|then| then.started_at);
+        match self.context.runtime.inspect(container).await {
+            Ok(now) => Ok(another(then, &now)),
+            Err(error) if error.is_fact() => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -413,8 +459,11 @@ impl Monitor {
         exited.cancel();
         let mut signals = Signals {
             events: mpsc::unbounded_channel().1,
+            typed: mpsc::channel(1).1,
             exited,
+            leaving: CancellationToken::new(),
             limit: CancellationToken::new(),
+            recorded: CancellationToken::new(),
         };
         let request = LogsRequest::all(tty);
         let stream = self.context.runtime.logs(container, request).await?;
@@ -431,6 +480,7 @@ impl Monitor {
             .into()),
             PumpEnd::Stalled => Err(Error::Stalled),
             PumpEnd::Sink(error) => Err(error),
+            PumpEnd::Left => Err(Error::Closed),
         }
     }
 
@@ -446,7 +496,11 @@ impl Monitor {
         for _ in 0..REMOVALS {
             // Without force: one that runs was started again by someone, and is theirs.
             match self.context.runtime.remove(container, false).await {
-                Ok(()) => return,
+                Ok(()) => {
+                    let container = container.clone();
+                    self.tell(Happening::ContainerRemoved { container });
+                    return;
+                }
                 Err(error) if error.is_not_found() => return,
                 Err(error) => {
                     tracing::warn!(run = %self.place.run, %container, %error, "cannot remove it");
@@ -457,6 +511,22 @@ impl Monitor {
             }
             backoff.pause().await;
         }
+    }
+}
+
+/// Writes down how a run has ended that cannot be sealed yet: the container may be gone when it
+/// can be, and other processes wait for it.
+pub(super) async fn write_down_the_end(context: &Context, file: &mut RunFile, ending: &Ending) {
+    if file.ending.is_some() {
+        return;
+    }
+    file.ending = Some(ending.clone());
+    let ended = file.clone();
+    let written = context
+        .on_disk("record the end in", move |root| root.write_run(&ended))
+        .await;
+    if written.is_err() {
+        file.ending = None;
     }
 }
 
@@ -509,25 +579,46 @@ pub(super) fn read(progress: &std::sync::Mutex<Progress>) -> Progress {
 }
 
 impl Root {
-    /// The requests to stop a run that other processes have left.
-    fn stops(&self, run: &RunId) -> Vec<(PathBuf, Stop)> {
+    /// What other processes have left for the owner of a run to record, the oldest first.
+    fn left(&self, run: &RunId) -> Vec<(PathBuf, Record)> {
         let Ok(entries) = std::fs::read_dir(self.folder(run)) else {
             return Vec::new();
         };
-        let mut stops = Vec::new();
+        let mut left = Vec::new();
         for path in entries.flatten().map(|entry| entry.path()) {
-            let is_request = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .is_some_and(|name| name.starts_with("stop-") && name.ends_with(".json"));
-            if is_request
-                && let Ok(bytes) = std::fs::read(&path)
-                && let Ok(stop) = serde_json::from_slice(&bytes)
-            {
-                stops.push((path, stop));
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+                continue;
+            };
+            let (stop, note) = (name.starts_with("stop-"), name.starts_with("note-"));
+            if !(stop || note) || !name.ends_with(".json") {
+                continue;
             }
+            let Ok(bytes) = root::read(&path, LONGEST_REQUEST) else {
+                continue;
+            };
+            let record = match stop {
+                true => serde_json::from_slice(&bytes).ok().map(Record::Stop),
+                // Nothing but notes is anybody else's to add.
+                false => serde_json::from_slice(&bytes)
+                    .ok()
+                    .filter(|record| matches!(record, Record::Note { .. })),
+            };
+            left.extend(record.map(|record| (path, record)));
         }
-        stops
+        // Their names say the order of their files alone, which threads have made.
+        left.sort_by_key(|(_, record)| match record {
+            Record::Note { ts, .. } => Some(*ts),
+            Record::Stop(stop) => Some(stop.ts),
+            _ => None,
+        });
+        left
+    }
+
+    /// Leaves a note on a run, for its owner to record.
+    pub(super) fn leave_note(&self, run: &RunId, note: &Record) -> Result<()> {
+        let name = format!("note-{}.json", RunId::generate());
+        let bytes = serde_json::to_vec(note).unwrap_or_default();
+        crate::disk::write_atomic(&self.folder(run).join(name), &bytes)
     }
 
     /// Leaves a request to stop a run, for its owner to record.

@@ -1,29 +1,75 @@
 //! Taking over runs whose owner has gone. Recovery starts nothing.
 
-use std::panic::AssertUnwindSafe;
+use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::mpsc;
 use tokio::time::sleep;
+use tracing::Instrument;
 
 use super::Context;
+use super::elsewhere::LOOK;
+use super::exec;
 use super::exit::{self, Backoff, Ended, another};
 use super::finish::{may_remove, read, reading};
+use super::input::{Pipe, lock};
 use super::monitor::{Monitor, Watched};
-use super::root::RunFile;
-use super::run::{Entry, StopRequest};
+use super::root::{Root, RunFile};
+use super::run::{Entry, GivenUp};
 use super::sources::Source;
-use super::stop::Stopper;
 use crate::capture::Capture;
-use crate::runtime::{Found, Inspection, Status as Phase};
-use crate::sink::{Event as Record, Resume, ResumeCause, Resumed};
+use crate::disk;
+use crate::runtime::{Continuity, Engine, Found, Inspection, Runtime, Status as Phase};
+use crate::sink::{
+    Action, Event as Record, Gap, GapReason, Interaction, Resume, ResumeCause, Resumed, Started,
+};
 use crate::state::Event;
-use crate::{Backstop, ContainerId, Ending, Error, Result, RunId, RunRecord, Settings, Timestamp};
+use crate::{
+    Backstop, ContainerId, Ending, Error, Result, RunId, RunRecord, Settings, Stdin, Timestamp,
+};
 
-/// How often the files of a run that another process owns are looked at.
-const LOOK: Duration = Duration::from_millis(100);
+/// How long one whose log or engine does not answer keeps others from being taken over.
+const HELD: Duration = Duration::from_secs(2);
+
+/// So many runs are looked at by one thread.
+const FEW: usize = 256;
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// What is not sealed.
+#[derive(Default)]
+struct Unsealed {
+    runs: Vec<RunId>,
+    /// Runs that are, of which a further process is not.
+    execs: Vec<RunId>,
+}
+
+impl Unsealed {
+    fn among(root: &Root, runs: &[RunId]) -> Self {
+        let mut open = Self::default();
+        for run in runs {
+            // What cannot be read is for its monitor to say.
+            if !matches!(root.read_run(run), Ok(Some(file)) if file.seal.is_some()) {
+                open.runs.push(run.clone());
+            } else if !root.open_execs(run).is_empty() {
+                open.execs.push(run.clone());
+            }
+        }
+        open
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        self.runs.extend(other.runs);
+        self.execs.extend(other.execs);
+        self
+    }
+}
 
 /// Takes over every run that is not sealed, and sweeps up containers that sealed runs left.
 pub(super) async fn scan(context: Arc<Context>) {
@@ -38,20 +84,36 @@ async fn scan_all(context: &Arc<Context>) {
     let listed = context
         .on_disk("list", |root| {
             root.sweep();
-            let mut unsealed = Vec::new();
-            for run in root.runs()? {
-                // What cannot be read is for its monitor to say.
-                if !matches!(root.read_run(&run), Ok(Some(file)) if file.seal.is_some()) {
-                    unsealed.push(run);
-                }
-            }
-            Ok(unsealed)
+            let runs = root.runs()?;
+            // Many are read by all cores.
+            let share = runs.len().div_ceil(cores()).max(FEW);
+            Ok(thread::scope(|scope| {
+                let shares = runs.chunks(share).map(|share| {
+                    let look = || Unsealed::among(root, share);
+                    // Where no thread is to be had, it is done here.
+                    thread::Builder::new()
+                        .spawn_scoped(scope, look)
+                        .map_err(|_| look())
+                });
+                let shares: Vec<_> = shares.collect();
+                let parts = shares.into_iter().map(|share| match share {
+                    Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                    Err(part) => part,
+                });
+                parts.fold(Unsealed::default(), Unsealed::and)
+            }))
         })
         .await;
-    let unsealed = listed.unwrap_or_else(|error| {
+    let Unsealed {
+        runs: unsealed,
+        execs: unsealed_execs,
+    } = listed.unwrap_or_else(|error| {
         tracing::error!(error = %error.chain(), "cannot list the runs to recover");
-        Vec::new()
+        Default::default()
     });
+    for run in unsealed_execs {
+        exec::seal_lost(context, &run).await;
+    }
     let entries = unsealed.iter().map(|run| take_over(context, run)).collect();
     context.scanned.send_replace(Some(entries));
 
@@ -59,7 +121,10 @@ async fn scan_all(context: &Arc<Context>) {
     let found = loop {
         match context.runtime.find(context.root.id()).await {
             Ok(found) => break found,
-            Err(error) if error.is_fact() => return,
+            Err(error) if error.is_fact() => {
+                tracing::warn!(%error, "cannot look for containers that were left");
+                break Vec::new();
+            }
             Err(error) => tracing::warn!(%error, "cannot look for containers that were left yet"),
         }
         backoff.pause().await;
@@ -67,6 +132,7 @@ async fn scan_all(context: &Arc<Context>) {
     for found in found {
         sweep(context, found).await;
     }
+    context.swept.send_replace(true);
 }
 
 /// Removes a container that nobody owns any more: of a run that is sealed, by policy; and one
@@ -78,7 +144,7 @@ async fn sweep(context: &Arc<Context>, found: Found) {
     let run = found.run.clone();
     let known = context
         .on_disk("read", move |root| {
-            if !root.folder(&run).is_dir() {
+            if !root.has(&run) {
                 return Ok(Some(None));
             }
             let _lock = root.lock(&run)?;
@@ -114,18 +180,19 @@ pub(super) fn take_over(context: &Arc<Context>, id: &RunId) -> Arc<Entry> {
     let (entry, monitor) = context.monitor(context.place(id));
     entries.insert(id.clone(), Arc::clone(&entry));
     drop(entries);
-    context.tasks.spawn(monitor.recover());
+    let span = monitor.span();
+    context.tasks.spawn(monitor.recover().instrument(span));
     entry
 }
 
 impl Monitor {
     /// Takes a run over, once no live process owns it, and sees it to its end.
     async fn recover(mut self) {
-        let closing = self.context.closing.clone();
+        let context = Arc::clone(&self.context);
         let sealed = tokio::select! {
             biased;
             sealed = AssertUnwindSafe(self.take_over_and_watch()).catch_unwind() => sealed,
-            () = closing.cancelled() => Ok(None),
+            () = context.left() => Ok(None),
         };
         let sealed = self.unless_it_panicked(sealed);
         self.leave(sealed).await;
@@ -134,22 +201,59 @@ impl Monitor {
     async fn take_over_and_watch(&mut self) -> Option<RunFile> {
         let context = Arc::clone(&self.context);
         // Where its owner has sealed it, that removes what is to be removed.
-        let permit = self.wait_for_ownership(&context.recoveries).await?;
+        let (permit, unwatched) = self.wait_for_ownership(&context.recoveries).await?;
+        let mut permit = Some(permit);
         let mut backoff = Backoff::new();
-        let (mut file, mut capture, taken) = loop {
-            match self.take_over().await {
-                Ok(TakenOver::Sealed(file)) => return Some(*file),
-                Ok(TakenOver::Open(open)) => break *open,
-                Err(error @ (Error::Damaged { .. } | Error::InvalidSpec { .. })) => {
-                    self.stands_in_the_way(&error);
-                    self.settle();
-                    return None;
+        let mut opened = None;
+        let taken = loop {
+            // A stop is not held up by a log or an engine that does not answer.
+            let mut stops = std::mem::replace(&mut self.stops, mpsc::unbounded_channel().1);
+            let mut stopper = std::mem::take(&mut self.stopper);
+            let tried = async {
+                let tried = self.try_to_take_over(&mut opened);
+                tokio::pin!(tried);
+                tokio::select! {
+                    biased;
+                    tried = &mut tried => return tried,
+                    () = sleep(HELD) => permit = None,
                 }
-                Err(error) => self.stands_in_the_way(&error),
+                tried.await
+            };
+            let unwatched = unwatched.as_ref();
+            let tried = stopper
+                .meanwhile(&context, unwatched, &mut stops, tried)
+                .await?;
+            let ends = match &tried {
+                Ok(_) => true,
+                Err(error) => {
+                    self.stands_in_the_way(error);
+                    // An engine that does not answer is waited for.
+                    if !matches!(error, Error::Runtime(error) if !error.is_fact()) {
+                        self.settle();
+                    }
+                    self.gives_up(error)
+                }
+            };
+            if !ends {
+                drop(permit.take());
+                let again = async {
+                    backoff.pause().await;
+                    context.recoveries.acquire().await.ok()
+                };
+                permit = stopper
+                    .meanwhile(&context, unwatched, &mut stops, again)
+                    .await?;
             }
-            backoff.pause().await;
+            (self.stops, self.stopper) = (stops, stopper);
+            match tried {
+                Ok(Tried::Sealed(file)) => return Some(*file),
+                Ok(Tried::Taken(taken)) => break taken,
+                Err(_) if ends => return None,
+                Err(_) => {}
+            }
         };
         drop(permit);
+        let mut open = opened?;
         self.status.send_modify(|status| status.problem = None);
         let watched = match taken {
             Taken::Ended(watched) => {
@@ -159,183 +263,141 @@ impl Monitor {
             Taken::Running(source, started_at) => {
                 self.publish(Event::Started(started_at));
                 self.settle();
-                self.watch(&mut file, &mut capture, source, started_at)
-                    .await
+                if let Some(places) = &context.places {
+                    self.turn = Arc::clone(places).try_acquire_owned().ok();
+                }
+                let (file, capture) = (&mut open.file, &mut open.capture);
+                if let Some(container) = &file.record.container {
+                    for stop in &capture.progress.stops {
+                        self.stopper.carry_on(&context.runtime, container, stop);
+                    }
+                }
+                self.watch(file, capture, source, started_at, None).await?
             }
         };
-        Some(self.finish(file, capture, watched).await)
+        self.finish(open.file, open.capture, watched).await
     }
 
-    fn settle(&self) {
+    /// Opens the run's log, if it is not in `opened`, and finds its container. The log stays there
+    /// for the next try, unless it has failed: it was resumed once.
+    async fn try_to_take_over(&mut self, opened: &mut Option<Box<Open>>) -> Result<Tried> {
+        let run = self.place.run.clone();
+        let there = self.context.on_disk("look for", move |root| {
+            let there = root.has(&run).then_some(());
+            there.ok_or_else(|| root.no_such_run(&run))
+        });
+        there.await?;
+        if let Some(open) = opened {
+            // It may be another one since the last try.
+            self.meet_engine(&open.file.record, open.capture.progress.started.as_ref())
+                .await?;
+        }
+        let mut open = match opened.take() {
+            Some(open) if !open.capture.needs_log() => open,
+            _ => {
+                match self.open_audit().await? {
+                    Audit::Sealed(file) => return Ok(Tried::Sealed(file)),
+                    Audit::Open(open) => {
+                        // The run is this runtime's, and so are its further processes.
+                        exec::seal_lost(&self.context, &self.place.run).await;
+                        open
+                    }
+                }
+            }
+        };
+        let taken = self.locate(&mut open).await;
+        *opened = Some(open);
+        Ok(Tried::Taken(taken?))
+    }
+
+    pub(super) fn settle(&self) {
         self.status.send_modify(|status| status.settled = true);
     }
 
-    /// Waits until this task owns the run, with one of the permits to take it over. `None`:
-    /// another one has sealed it, or it is gone.
-    ///
-    /// Meanwhile a stop goes to the engine, and is left for the owner to record.
-    async fn wait_for_ownership<'a>(
-        &mut self,
-        permits: &'a Semaphore,
-    ) -> Option<SemaphorePermit<'a>> {
-        let context = Arc::clone(&self.context);
-        let mut stopper = Stopper::default();
-        loop {
-            let run = self.place.run.clone();
-            let permit = permits.acquire().await.ok()?;
-            let looked = context
-                .on_disk("look at", move |root| {
-                    if !root.folder(&run).is_dir() {
-                        return Err(root.no_such_run(&run));
-                    }
-                    match root.lock(&run) {
-                        Ok(lock) => return Ok(Look::Ours(lock)),
-                        Err(Error::Owned { .. }) => {}
-                        Err(error) => return Err(error),
-                    }
-                    let info = root.info(&run)?;
-                    Ok(Look::Theirs(Box::new(root.read_run(&run)?), info.state))
-                })
-                .await;
-            let mut record = None;
-            match looked {
-                Ok(Look::Ours(lock)) => {
-                    self.lock = Some(lock);
-                    self.status.send_modify(|status| status.elsewhere = false);
-                    return Some(permit);
-                }
-                Ok(Look::Theirs(file, state)) => {
-                    if let Some(file) = *file {
-                        if let Some(seal) = &file.seal {
-                            self.publish_foreign(&file.record, "running");
-                            self.publish(Event::Ended(seal.exit.clone()));
-                            self.status.send_modify(|status| {
-                                status.seal = file.seal.clone();
-                                status.problem = None;
-                                status.settled = true;
-                            });
-                            return None;
-                        }
-                        self.publish_foreign(&file.record, state);
-                        if let Some(ending) = file.ending {
-                            self.publish(Event::Ended(ending));
-                        }
-                        record = Some(file.record);
-                    }
-                    self.status.send_modify(|status| {
-                        status.elsewhere = true;
-                        status.settled = true;
-                    });
-                }
-                Err(error @ Error::NoSuchRun { .. }) => {
-                    self.stands_in_the_way(&error);
-                    self.settle();
-                    return None;
-                }
-                Err(error) => self.stands_in_the_way(&error),
+    /// Whether nothing can be done about an error here; that is told.
+    pub(super) fn gives_up(&self, error: &Error) -> bool {
+        let given_up = match error {
+            Error::NoSuchRun { .. } => GivenUp::Removed,
+            Error::OtherRuntime { .. } => GivenUp::OtherRuntime,
+            Error::OtherEngine { engine, here, .. } => {
+                let engines = Some((engine.clone(), here.clone()));
+                self.status
+                    .send_modify(|status| status.other_engine = engines);
+                GivenUp::OtherEngine
             }
-            drop(permit);
-            let look_again = sleep(LOOK);
-            tokio::pin!(look_again);
-            loop {
-                tokio::select! {
-                    () = &mut look_again => break,
-                    () = stopper.proceed() => {}
-                    Some(request) = self.stops.recv() => {
-                        self.stop_foreign(&mut stopper, record.as_ref(), request).await;
-                    }
-                }
-            }
-        }
-    }
-
-    fn publish_foreign(&self, record: &RunRecord, state: &str) {
-        if let Some(container) = &record.container {
-            self.publish(Event::Created(container.clone()));
-        }
-        if state == "running" {
-            self.publish(Event::Started(None));
-        }
-    }
-
-    async fn stop_foreign(
-        &mut self,
-        stopper: &mut Stopper,
-        record: Option<&RunRecord>,
-        request: StopRequest,
-    ) {
-        let Some((record, container)) =
-            record.and_then(|record| Some((record, record.container.clone()?)))
-        else {
-            tracing::warn!(run = %self.place.run, "it has no container to stop yet");
-            return;
+            error if error.is_lasting() => GivenUp::Damaged,
+            _ => return false,
         };
-        let runtime = &self.context.runtime;
-        let signal = match &record.settings.stop_signal {
-            Some(signal) => Some(signal.clone()),
-            None => runtime
-                .inspect(&container)
-                .await
-                .ok()
-                .and_then(|inspection| inspection.stop_signal),
-        };
-        let signal = signal.unwrap_or_else(|| "SIGTERM".into());
-        let grace = record.settings.stop_grace;
-        let mut stop = stopper.request(runtime, &container, request, &signal, grace);
-        stop.by_pid = Some(std::process::id());
-        let run = self.place.run.clone();
-        let left = self
-            .context
-            .on_disk("leave a request in", move |root| {
-                root.leave_stop(&run, &stop)
-            })
-            .await;
-        if let Err(error) = left {
-            tracing::warn!(run = %self.place.run, error = %error.chain(), "no request was left");
-        }
+        self.status
+            .send_modify(|status| status.given_up = Some(given_up));
+        true
     }
 
-    /// Reads what there is of the run, opens its log, and finds out where its container is.
-    async fn take_over(&mut self) -> Result<TakenOver> {
+    /// Reads what there is of the run, and opens its log.
+    async fn open_audit(&mut self) -> Result<Audit> {
         let context = Arc::clone(&self.context);
         let run = self.place.run.clone();
         let file = context
             .on_disk("read", move |root| root.read_run(&run))
             .await;
+        let recorded = matches!(file, Ok(Some(_)));
+        // One flipped bit makes no run another runtime's: both of its files have to say so.
+        let ours = |record: &RunRecord| record.runtime == context.runtime.name();
+        let (mut is_ours, mut has_met) = (false, false);
+        if let Ok(Some(RunFile { record, seal, .. })) = &file {
+            let run = self.place.run.clone();
+            let audited = context.on_disk("look at", move |root| Ok(root.audited(&run)));
+            let audited = audited.await?;
+            is_ours = seal.is_some() || ours(record) || audited.record.as_ref().is_some_and(ours);
+            if !is_ours {
+                self.is_ours(record)?;
+            }
+            // What is sealed needs no engine.
+            if seal.is_none() && audited.seal.is_none() {
+                let ids = [audited.engine_id.as_deref(), record.engine_id.as_deref()];
+                has_met = self.meet(ids).await?;
+            }
+        }
         let (progress, visit) = reading();
         let resumed = context.sink.resume(&self.place, visit).await?;
         let progress = read(&progress);
-        let mut file = match (file, progress.record.clone()) {
-            (Ok(Some(file)), _) => file,
-            // The audit has what `run.json` had when the run began.
-            (_, Some(record)) => RunFile {
-                v: 1,
-                record,
-                ending: None,
-                seal: None,
-            },
-            (Ok(None), None) => self.unknown(),
-            (Err(error), None) => return Err(error),
-        };
-        if let Some(started) = &progress.started {
-            file.record
-                .container
-                .get_or_insert(started.container.clone());
+        if let Some(record) = &progress.record {
+            self.check_place(record)?;
+            if !is_ours && !matches!(resumed, Resumed::Sealed(_)) {
+                self.is_ours(record)?;
+            }
+            if !has_met && !matches!(resumed, Resumed::Sealed(_)) {
+                self.meet_engine(record, progress.started.as_ref()).await?;
+            }
         }
-        let mut capture = match resumed {
+        let (mut file, note) = self.believed(file, progress.record.as_ref()).await?;
+        let recorded = recorded && note.is_none();
+        if let Some(started) = &progress.started {
+            file.record.container = Some(started.container.clone());
+            if started.engine_id.is_some() {
+                file.record.engine_id = started.engine_id.clone();
+            }
+        }
+        let capture = match resumed {
             Resumed::Sealed(seal) => {
                 if file.record.container.is_none() {
                     file.record.container = seal.container.clone();
                 }
+                exec::seal_lost(&context, &self.place.run).await;
                 self.publish(Event::Ended(seal.exit.clone()));
                 file.seal = Some(seal);
+                // Last: whoever is told of the seal may close the manager, and what comes behind
+                // it, the removal of the container, is not to be cut off.
                 self.close(&file, progress.last_lines()).await;
-                return Ok(TakenOver::Sealed(Box::new(file)));
+                return Ok(Audit::Sealed(Box::new(file)));
             }
             Resumed::Open { log, torn } => {
                 let mut capture = self.capture(&file, progress, log);
                 let resume = Resume::new(ResumeCause::Reopened, torn);
-                capture.write(vec![Record::Resume(resume)]).await?;
+                let mut records = vec![Record::Resume(resume)];
+                records.extend(note);
+                records.extend(self.lost_input(&file, capture.progress.input));
+                capture.write(records).await?;
                 capture
             }
             Resumed::Absent => {
@@ -343,7 +405,65 @@ impl Monitor {
                 self.capture(&file, progress, log)
             }
         };
-        let found = self.find_out(&mut file, &mut capture).await?;
+        Ok(Audit::Open(Box::new(Open {
+            file,
+            recorded,
+            capture,
+        })))
+    }
+
+    /// What became of a pipe's input whose writer was in the process that has gone.
+    fn lost_input(&self, file: &RunFile, input: Option<(Action, u32)>) -> Option<Record> {
+        if file.record.settings.stdin != Stdin::Pipe {
+            return None;
+        }
+        let (action, pid) = input?;
+        *lock(&self.pipe) = Pipe::Ended;
+        (action == Action::AttachInput).then(|| Record::Note {
+            ts: Timestamp::now(),
+            text: format!(
+                "the writer of the input, in process {pid}, died before its end; the container \
+                 saw one"
+            ),
+            interaction: Some(Interaction::new(Action::InputLost, 0)),
+        })
+    }
+
+    /// Refuses a run of another runtime: what this one does not find may live all the same.
+    pub(super) fn is_ours(&self, record: &RunRecord) -> Result<()> {
+        if record.runtime == self.context.runtime.name() {
+            return Ok(());
+        }
+        let runtime = record.runtime.clone();
+        self.status
+            .send_modify(|status| status.other_runtime = Some(runtime.clone()));
+        Err(Error::OtherRuntime {
+            run: self.place.run.clone(),
+            runtime,
+        })
+    }
+
+    /// Refuses a run of another engine: see [`meet`].
+    async fn meet(&mut self, recorded: [Option<&str>; 2]) -> Result<bool> {
+        let met = meet(&*self.context.runtime, &self.place.run, recorded).await?;
+        let has_met = met.is_some();
+        self.engine = met.or(self.engine.take());
+        Ok(has_met)
+    }
+
+    async fn meet_engine(&mut self, record: &RunRecord, started: Option<&Started>) -> Result<bool> {
+        let started = started.and_then(|started| started.engine_id.as_deref());
+        self.meet([started, record.engine_id.as_deref()]).await
+    }
+
+    /// Finds out where the run's container is, and writes down what that shows.
+    async fn locate(&mut self, open: &mut Open) -> Result<Taken> {
+        let Open {
+            file,
+            recorded,
+            capture,
+        } = open;
+        let found = self.find_out(file, *recorded, capture).await?;
         // What was written down of the end holds, whatever became of the container since.
         let taken = match (&file.ending, found) {
             (Some(ending), Taken::Ended(mut watched)) => {
@@ -352,12 +472,67 @@ impl Monitor {
             }
             (_, found) => found,
         };
-        self.write_down(&mut file, &mut capture).await?;
-        Ok(TakenOver::Open(Box::new((file, capture, taken))))
+        self.complete(file, capture).await?;
+        Ok(taken)
+    }
+
+    /// What is to be run: the audit has what `run.json` had when the run began, and wins. What
+    /// cannot be believed is moved aside, and that is noted.
+    async fn believed(
+        &mut self,
+        file: Result<Option<RunFile>>,
+        audited: Option<&RunRecord>,
+    ) -> Result<(RunFile, Option<Record>)> {
+        let Some(audited) = audited else {
+            let file = file?.unwrap_or_else(|| self.unknown());
+            return Ok((file, None));
+        };
+        let of_audit = || RunFile {
+            v: 1,
+            record: audited.clone(),
+            ending: None,
+            if_gone: None,
+            seal: None,
+        };
+        let (file, reason) = match file {
+            Ok(None) => return Ok((of_audit(), None)),
+            Ok(Some(mut file)) => {
+                let (container, deadline, engine_id) = (
+                    file.record.container.take(),
+                    file.record.deadline.take(),
+                    file.record.engine_id.take(),
+                );
+                let same = file.record == *audited;
+                file.record = RunRecord {
+                    container,
+                    deadline,
+                    engine_id,
+                    ..audited.clone()
+                };
+                if same {
+                    return Ok((file, None));
+                }
+                (file, "it is not what the audit file begins with".to_owned())
+            }
+            Err(Error::Damaged { reason, .. }) => (of_audit(), reason),
+            Err(Error::Storage { source, .. }) if disk::is_irregular(&source) => {
+                (of_audit(), source.to_string())
+            }
+            Err(error) => return Err(error),
+        };
+        let run = self.place.run.clone();
+        let aside = self
+            .context
+            .on_disk("move a record aside in", move |root| root.set_aside(&run))
+            .await?;
+        tracing::warn!(run = %self.place.run, reason, "run.json was moved aside, to {aside}");
+        let text = format!("run.json was damaged, and is {aside} now: {reason}");
+        let note = Record::note(text);
+        Ok((file, Some(note)))
     }
 
     /// Writes `run.json` again where it has less than is known now.
-    async fn write_down(&mut self, file: &mut RunFile, capture: &mut Capture) -> Result<()> {
+    async fn complete(&mut self, file: &mut RunFile, capture: &mut Capture) -> Result<()> {
         let started = capture.progress.started.as_ref();
         if let (None, Some(limit)) = (file.record.deadline, file.record.settings.time_limit) {
             let from = started.and_then(|started| started.started_at);
@@ -385,6 +560,7 @@ impl Monitor {
                 root: self.context.root.id().clone(),
                 created: Timestamp::now(),
                 runtime: self.context.runtime.name().to_owned(),
+                engine_id: None,
                 settings: Settings::default(),
                 env: Vec::new(),
                 patched: false,
@@ -392,72 +568,126 @@ impl Monitor {
                 deadline: None,
             },
             ending: None,
+            if_gone: None,
             seal: None,
         }
     }
 
     /// Where the container is: only facts decide.
-    async fn find_out(&mut self, file: &mut RunFile, capture: &mut Capture) -> Result<Taken> {
+    async fn find_out(
+        &mut self,
+        file: &mut RunFile,
+        recorded: bool,
+        capture: &mut Capture,
+    ) -> Result<Taken> {
         let runtime = Arc::clone(&self.context.runtime);
         let started_at = capture
             .progress
             .started
             .as_ref()
             .and_then(|started| started.started_at);
-        if file.record.container.is_none() {
-            let found = runtime.find(self.context.root.id()).await?;
-            let mine = found.into_iter().find(|found| found.run == self.place.run);
-            let Some(found) = mine else {
-                return Ok(Taken::ended(Ending::NotCreated {
-                    reason: "the process that started the run ended before its container was made"
-                        .into(),
-                    aborted: true,
-                }));
-            };
-            file.record.container = Some(found.container);
-        }
-        let Some(container) = file.record.container.clone() else {
-            return Ok(Taken::ended(Ending::Lost {
-                reason: "its container is not known".into(),
-            }));
+        let mut unasked = false;
+        let mut container = match file.record.container.clone() {
+            Some(container) => container,
+            None => match self.labelled().await? {
+                // The engine is asked to start a container only when its id is written down; one
+                // that is gone, and whose id was not, was never started. An engine gives a
+                // creation up, too.
+                Some(container) => {
+                    unasked = recorded;
+                    container
+                }
+                None => return Ok(Taken::ended(not_created())),
+            },
         };
-        self.publish(Event::Created(container.clone()));
+        let mut sure = false;
         loop {
+            file.record.container = Some(container.clone());
             let inspection = match runtime.inspect(&container).await {
                 Ok(inspection) => inspection,
+                // The id is from a file: one that was damaged must not hide a container.
+                Err(error) if error.is_fact() && !sure => {
+                    sure = true;
+                    match self.labelled().await? {
+                        Some(found) => container = found,
+                        None if error.is_not_found() => {}
+                        None => return Err(error.into()),
+                    }
+                    continue;
+                }
                 Err(error) if error.is_not_found() => {
-                    return Ok(Taken::ended(Ending::Removed { code: None }));
+                    // Where this run's owner has removed it, that is written down.
+                    return Ok(Taken::ended(
+                        match file.ending.as_ref().or(file.if_gone.as_ref()) {
+                            Some(ending) => ending.clone(),
+                            None if unasked => {
+                                file.record.container = None;
+                                not_created()
+                            }
+                            None => {
+                                self.publish(Event::Created(container));
+                                match runtime.capabilities().transient {
+                                    true => Ending::Lost {
+                                        reason: "it ended with the process that had started it"
+                                            .into(),
+                                    },
+                                    false => Ending::Removed { code: None },
+                                }
+                            }
+                        },
+                    ));
                 }
                 Err(error) => return Err(error.into()),
             };
+            self.publish(Event::Created(container.clone()));
             if another(started_at, &inspection) {
                 return Ok(Taken::after_the_fact(Ended {
                     ending: Ending::Lost {
                         reason: "its container was started again by others".into(),
                     },
                     interrupted: true,
+                    engine_restarted: false,
                     started_again: true,
                     inspection: Some(inspection),
                 }));
             }
+            if matches!(inspection.status, Phase::Running | Phase::Ended) {
+                // A start that was under way when its sender died has come first.
+                file.if_gone = None;
+                if let Some(ending) = &file.ending
+                    && ending.never_started()
+                {
+                    return Ok(Taken::after_the_fact(Ended {
+                        ending: ending.clone(),
+                        interrupted: true,
+                        engine_restarted: false,
+                        started_again: true,
+                        inspection: Some(inspection),
+                    }));
+                }
+            }
             match inspection.status {
-                Phase::Created => match runtime.remove(&container, false).await {
-                    // It did not run, and never will.
-                    Ok(()) => {
-                        return Ok(Taken::ended(Ending::FailedToStart {
-                            reason: "the process that started the run ended before its container \
-                                     was started"
-                                .into(),
-                        }));
+                Phase::Created => {
+                    let ending = Ending::FailedToStart {
+                        reason: "the process that started the run ended before its container was \
+                                 started"
+                            .into(),
+                    };
+                    match self
+                        .remove_unstarted(file, &container, ending.clone())
+                        .await
+                    {
+                        Ok(()) => return Ok(Taken::ended(ending)),
+                        Err(crate::RuntimeError::Conflict { .. }) => sleep(LOOK).await,
+                        Err(error) if error.is_not_found() => sleep(LOOK).await,
+                        Err(error) => return Err(error.into()),
                     }
-                    Err(crate::RuntimeError::Conflict { .. }) => sleep(LOOK).await,
-                    Err(error) if error.is_not_found() => sleep(LOOK).await,
-                    Err(error) => return Err(error.into()),
-                },
+                }
                 Phase::Removing => sleep(LOOK).await,
                 Phase::Running => {
                     let now = inspection.started_at;
                     self.record_started(capture, &container, inspection).await?;
+                    self.record_restart(capture, &container).await?;
                     let source = match file.record.settings.backstop {
                         Backstop::Engine => Source::Follow,
                         Backstop::None => Source::None,
@@ -468,15 +698,24 @@ impl Monitor {
                     let exit = exit::exit(&inspection, None);
                     self.record_started(capture, &container, inspection.clone())
                         .await?;
+                    self.record_restart(capture, &container).await?;
                     return Ok(Taken::after_the_fact(Ended {
                         ending: Ending::Exited(exit),
                         interrupted: true,
+                        engine_restarted: false,
                         started_again: false,
                         inspection: Some(inspection),
                     }));
                 }
             }
         }
+    }
+
+    /// The container that the engine has for this run, by its labels.
+    async fn labelled(&mut self) -> Result<Option<ContainerId>> {
+        let found = self.context.runtime.find(self.context.root.id()).await?;
+        let mine = found.into_iter().find(|found| found.run == self.place.run);
+        Ok(mine.map(|found| found.container))
     }
 
     /// Writes the `started` record that the process which died did not come to.
@@ -495,18 +734,78 @@ impl Monitor {
             .write(vec![Record::Started(Box::new(started))])
             .await
     }
+
+    /// Writes a gap if the engine is another process than the one that started the container.
+    async fn record_restart(
+        &mut self,
+        capture: &mut Capture,
+        container: &ContainerId,
+    ) -> Result<()> {
+        let gap = Gap::possible(GapReason::EngineRestarted);
+        if capture.progress.has_gap(gap.reason, gap.stream) {
+            return Ok(());
+        }
+        match self.context.runtime.continuity(container).await {
+            Ok(Continuity::Broken) => capture.write(vec![Record::Gap(gap)]).await,
+            Err(error) if !error.is_fact() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
 }
 
-/// Whose a run is.
-enum Look {
-    Ours(std::fs::File),
-    Theirs(Box<Option<RunFile>>, &'static str),
+/// Asks the engine who it is, if it is `recorded` which one has the run's container, and refuses to
+/// be another one: what this one does not find may live all the same. One flipped bit makes no
+/// engine another one: all that is recorded has to say so. An engine that does not answer may be
+/// any; one that does not say who it is, is taken for the one.
+pub(super) async fn meet(
+    runtime: &dyn Runtime,
+    run: &RunId,
+    recorded: [Option<&str>; 2],
+) -> Result<Option<Engine>> {
+    let recorded = || recorded.into_iter().flatten();
+    let Some(first) = recorded().next() else {
+        return Ok(None);
+    };
+    let engine = match runtime.engine().await {
+        Ok(engine) => engine,
+        Err(error) if error.is_fact() => return Ok(Some(Engine::default())),
+        Err(error) => return Err(error.into()),
+    };
+    match &engine.id {
+        Some(here) if recorded().all(|id| id != here) => Err(Error::OtherEngine {
+            run: run.clone(),
+            engine: first.to_owned(),
+            here: here.clone(),
+        }),
+        _ => Ok(Some(engine)),
+    }
 }
 
-/// A run that was taken over.
-enum TakenOver {
+fn not_created() -> Ending {
+    Ending::NotCreated {
+        reason: "the process that started the run ended before its container was made".into(),
+        aborted: true,
+    }
+}
+
+/// What a run has of an audit.
+enum Audit {
     Sealed(Box<RunFile>),
-    Open(Box<(RunFile, Capture, Taken)>),
+    Open(Box<Open>),
+}
+
+/// An audit that goes on.
+struct Open {
+    file: RunFile,
+    /// Whether that is what the run's owner has written down.
+    recorded: bool,
+    capture: Capture,
+}
+
+/// What a try to take a run over came to.
+enum Tried {
+    Sealed(Box<RunFile>),
+    Taken(Taken),
 }
 
 /// Where its container was found.

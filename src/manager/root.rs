@@ -8,11 +8,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk;
 use crate::sink::Event;
-use crate::sink::audit::LOG_FILE;
+use crate::sink::audit::line::{self, Line};
+use crate::sink::audit::lines::LONGEST_LINE;
+use crate::sink::audit::scan::{ends_as_seal, newline_lost};
+use crate::sink::audit::{Follow, LOG_FILE, LogState, verify};
+use crate::spec::ROOT_FILE;
 use crate::{Ending, Error, Result, RootId, RunId, RunRecord, Seal};
 
 /// How the folders begin of runs that are being removed: no run's id does.
 const REMOVED: &str = ".removed-";
+/// No file of ours is larger, but for the audit: its first record is not, either.
+const LONGEST_RECORD: u64 = LONGEST_LINE as u64;
 /// How much of each end of an audit file is looked at to tell where a run is.
 const GLANCE: u64 = 64 * 1024;
 
@@ -43,6 +49,10 @@ pub(super) struct RunFile {
     /// How the run ended, while it cannot be sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ending: Option<Ending>,
+    /// How the run ended if its container is gone: written before its owner removes one that was
+    /// not started. No fact yet: it may turn out to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) if_gone: Option<Ending>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) seal: Option<Seal>,
 }
@@ -74,12 +84,8 @@ impl Root {
     /// [`Error::Storage`] if there is none, [`Error::Damaged`] if its `root.json` is not one.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let file = path.join("root.json");
-        let bytes = read(&file)?;
-        let root: RootFile = serde_json::from_slice(&bytes).map_err(|error| Error::Damaged {
-            path: file,
-            reason: error.to_string(),
-        })?;
+        let file = path.join(ROOT_FILE);
+        let root: RootFile = parse(&file, &read(&file, LONGEST_RECORD)?)?;
         Ok(Self {
             path,
             id: root.root,
@@ -88,15 +94,10 @@ impl Root {
 
     /// Opens a root, and makes it where it is missing.
     pub(super) fn open_or_create(path: PathBuf) -> Result<Self> {
-        let file = path.join("root.json");
-        if !file.exists() {
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent).map_err(|e| Error::storage("create", parent, e))?;
-            }
-            match disk::create_folder(&path) {
-                Err(error) if error.io_kind() == Some(ErrorKind::AlreadyExists) => {}
-                other => other?,
-            }
+        let file = path.join(ROOT_FILE);
+        // Also a link that leads nowhere is there: it is refused, not replaced.
+        if file.symlink_metadata().is_err() {
+            disk::create_folders(&path)?;
             let root = RootFile {
                 v: 1,
                 root: RootId::generate(),
@@ -104,15 +105,18 @@ impl Root {
             // By a link, which fails where another process was first: the id is made once.
             let temporary = path.join(format!(".root.json.{}", RunId::generate()));
             disk::write_atomic(&temporary, &json(&root))?;
-            let linked = fs::hard_link(&temporary, &file);
-            let _ = fs::remove_file(&temporary);
+            let linked = disk::link(&temporary, &file);
+            let _ = disk::remove_file(&temporary);
             match linked {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                // Another one was first, and may have removed what it found of this one's making.
+                Err(error) if !file.exists() => {
                     return Err(Error::storage("create", &file, error));
                 }
-                _ => disk::sync_folder(&path)?,
+                _ => {}
             }
         }
+        // Whoever made it may have died before this.
+        disk::sync_folder(&path)?;
         Self::open(path)
     }
 
@@ -131,9 +135,28 @@ impl Root {
         self.path.join(run.as_str())
     }
 
+    /// Whether there is such a run. A link to a folder is none: it leads out of the root.
+    pub(super) fn has(&self, run: &RunId) -> bool {
+        let folder = self.folder(run).symlink_metadata();
+        folder.is_ok_and(|folder| folder.is_dir())
+    }
+
     /// The audit file that the default sink writes for a run, which may not exist.
     pub fn audit(&self, run: &RunId) -> PathBuf {
         self.folder(run).join(LOG_FILE)
+    }
+
+    /// The records of a run's audit file, live or ended, whoever owns the run: see [`Follow`] for
+    /// from where on and of which stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchRun`].
+    pub fn follow(&self, run: &RunId) -> Result<Follow> {
+        match self.has(run) {
+            true => Ok(Follow::new(self.audit(run))),
+            false => Err(self.no_such_run(run)),
+        }
     }
 
     /// The ids of all runs, sorted.
@@ -166,7 +189,11 @@ impl Root {
     /// [`RunInfo::problem`].
     pub fn list(&self) -> Result<Vec<RunInfo>> {
         let runs = self.runs()?;
-        Ok(runs.into_iter().map(|run| self.look(run)).collect())
+        let infos = runs.into_iter().map(|run| self.look(run));
+        // One may be removed meanwhile.
+        Ok(infos
+            .filter(|info| info.problem.is_none() || self.has(&info.run))
+            .collect())
     }
 
     /// What can be seen of one run.
@@ -175,7 +202,7 @@ impl Root {
     ///
     /// [`Error::NoSuchRun`].
     pub fn info(&self, run: &RunId) -> Result<RunInfo> {
-        if !self.folder(run).is_dir() {
+        if !self.has(run) {
             return Err(self.no_such_run(run));
         }
         Ok(self.look(run.clone()))
@@ -207,30 +234,17 @@ impl Root {
             info.seal = file.seal;
             info.record = Some(file.record);
         }
-        if let Some(seal) = &info.seal {
-            // A digest is of the default sink's file.
-            if !seal.sha256.is_empty() && !self.audit(&info.run).exists() {
-                info.problem = Some("its audit file is gone".into());
-            }
+        if let Some(seal) = info.seal.take() {
+            let (seal, problem) = self.held_seal(&info.run, seal);
+            info.seal = Some(seal);
+            info.problem = problem;
         } else {
-            info.owned = self.is_owned(&info.run);
-            match glance(&self.audit(&info.run)) {
-                Ok(glance) => {
-                    info.seal = glance.seal;
-                    if glance.started {
-                        info.state = "running";
-                    } else if info.record.as_ref().is_some_and(|r| r.container.is_some()) {
-                        info.state = "created";
-                    }
-                    info.record = info.record.or(glance.record);
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => {
-                    info.problem.get_or_insert(error.to_string());
-                }
+            if let Err(problem) = self.look_at_audit(&mut info) {
+                info.problem.get_or_insert(problem);
             }
         }
-        if info.problem.is_some() && !info.owned {
+        // One that has ended and cannot be sealed yet is not worse than that.
+        if info.problem.is_some() && !info.owned && ending.is_none() {
             info.state = "damaged";
         } else if let Some(ending) = info
             .seal
@@ -243,27 +257,112 @@ impl Root {
         info
     }
 
+    /// What can be seen of a run in its audit file, where `run.json` does not say how it ended.
+    fn look_at_audit(&self, info: &mut RunInfo) -> Result<(), String> {
+        let path = self.audit(&info.run);
+        let owned = self.is_owned(&info.run);
+        info.owned = matches!(owned, Ok(true));
+        let glance = glance(&path).map_err(|error| error.chain())?;
+        owned.map_err(|error| error.chain())?;
+        let Some(glance) = glance else {
+            return Ok(());
+        };
+        if let Some(record) = &glance.record {
+            self.check_place(&info.run, record, &path)
+                .map_err(|error| error.chain())?;
+        }
+        if glance.started {
+            info.state = "running";
+        } else if info.record.as_ref().is_some_and(|r| r.container.is_some()) {
+            info.state = "created";
+        }
+        if info.record.is_none() {
+            info.record = glance.record;
+        }
+        if let Some(reason) = glance.bad {
+            return Err(reason);
+        }
+        info.seal = glance.seal;
+        // Nobody has vouched for it yet: its owner died, or it was refused.
+        if info.seal.is_some()
+            && !info.owned
+            && let LogState::Damaged(damage) = verify(&path).map_err(|e| e.chain())?.state
+        {
+            return Err(damage.to_string());
+        }
+        Ok(())
+    }
+
+    /// The seal of a run that `run.json` says to be sealed, and what is wrong with it: the audit
+    /// file has it at its end, and wins.
+    pub(super) fn held_seal(&self, run: &RunId, seal: Seal) -> (Seal, Option<String>) {
+        let problem = match glance(&self.audit(run)) {
+            // Without a digest it is another sink's.
+            Ok(None) if seal.sha256.is_empty() => return (seal, None),
+            Err(error) => error.chain(),
+            Ok(None) => "its audit file is gone".to_owned(),
+            Ok(Some(Glance { bad: Some(bad), .. })) => bad,
+            Ok(Some(Glance { seal: None, .. })) => {
+                "its audit file is not sealed any more".to_owned()
+            }
+            Ok(Some(Glance {
+                seal: Some(held), ..
+            })) => {
+                let other = "run.json has another seal than the audit file";
+                let problem = (held != seal).then(|| other.to_owned());
+                return (held, problem);
+            }
+        };
+        (seal, Some(problem))
+    }
+
+    /// What the audit file of a run says at its two ends, as far as that can be read.
+    pub(super) fn audited(&self, run: &RunId) -> Glance {
+        glance(&self.audit(run)).ok().flatten().unwrap_or_default()
+    }
+
+    /// Checks that a record is that of the run in whose folder it was found.
+    pub(super) fn check_place(&self, run: &RunId, record: &RunRecord, path: &Path) -> Result<()> {
+        if record.run == *run && record.root == self.id {
+            return Ok(());
+        }
+        let reason = match record.run == *run {
+            true => format!("it is of root {}, in another place", record.root),
+            false => format!("it is of run {}, in another place", record.run),
+        };
+        Err(Error::Damaged {
+            path: path.to_owned(),
+            reason,
+        })
+    }
+
     /// The run's `run.json`; `None` where there is none.
     pub(super) fn read_run(&self, run: &RunId) -> Result<Option<RunFile>> {
         let path = self.folder(run).join("run.json");
-        let bytes = match read(&path) {
+        let bytes = match read(&path, LONGEST_RECORD) {
             Ok(bytes) => bytes,
             Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => {
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
-        let file: RunFile = serde_json::from_slice(&bytes).map_err(|error| Error::Damaged {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
-        if file.record.run != *run || file.record.root != self.id {
-            return Err(Error::Damaged {
-                path,
-                reason: format!("it is of run {}, in another place", file.record.run),
-            });
-        }
+        let file: RunFile = parse(&path, &bytes)?;
+        self.check_place(run, &file.record, &path)?;
         Ok(Some(file))
+    }
+
+    /// Moves a `run.json` aside that cannot be believed, and says what it is called now.
+    pub(super) fn set_aside(&self, run: &RunId) -> Result<String> {
+        let folder = self.folder(run);
+        let free = (1u64..)
+            .map(|number| format!("run.json.damaged-{number}"))
+            .find(|name| folder.join(name).symlink_metadata().is_err())
+            .unwrap_or_default();
+        let path = folder.join("run.json");
+        fs::rename(&path, folder.join(&free))
+            .map_err(|error| Error::storage("move aside", path, error))?;
+        disk::sync_folder(&folder)?;
+        Ok(free)
     }
 
     pub(super) fn write_run(&self, file: &RunFile) -> Result<()> {
@@ -275,19 +374,46 @@ impl Root {
         self.folder(run).join("lock")
     }
 
+    /// Removes the folder of a run that came to nothing. A process without free descriptors can do
+    /// it, too: only to list a folder takes one.
+    pub(super) fn unmake(&self, run: &RunId) -> Result<()> {
+        let folder = self.folder(run);
+        for name in ["run.json", "lock", LOG_FILE] {
+            let _ = disk::remove_file(&folder.join(name));
+        }
+        match fs::remove_dir(&folder) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
+                fs::remove_dir_all(&folder)
+            }
+            removed => removed,
+        }
+        .map_err(|error| Error::storage("remove", folder, error))
+    }
+
     /// Removes the folder of a run, and is not seen half done: it goes by another name first.
     pub(super) fn remove(&self, run: &RunId) -> Result<()> {
         let removed = self
             .path
             .join(format!("{REMOVED}{run}-{}", RunId::generate()));
         let folder = self.folder(run);
-        fs::rename(&folder, &removed).map_err(|error| Error::storage("remove", folder, error))?;
+        disk::rename(&folder, &removed).map_err(|error| Error::storage("remove", folder, error))?;
         disk::sync_folder(&self.path)?;
-        fs::remove_dir_all(&removed).map_err(|error| Error::storage("remove", removed, error))
+        disk::remove_folder(&removed).map_err(|error| Error::storage("remove", removed, error))
     }
 
-    /// Removes what a process that died has left of runs that it was removing.
+    /// Removes what processes that died have left of files in the folder of a run that is sealed,
+    /// or about to be. A process that leaves a request to stop it meanwhile comes too late.
+    pub(super) fn sweep_run(&self, run: &RunId) {
+        for name in ["run.json.", "stop-", "note-"] {
+            disk::remove_temporary(&self.folder(run), name);
+        }
+    }
+
+    /// Removes what processes that died have left of this root's making, and of runs that they
+    /// were removing.
     pub(super) fn sweep(&self) {
+        disk::remove_temporary(&self.path, "root.json.");
+        disk::remove_temporary(&self.path, ".root.json.");
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(REMOVED) {
                 let _ = fs::remove_dir_all(entry.path());
@@ -295,10 +421,10 @@ impl Root {
         }
     }
 
-    /// Takes the lock of a run, and holds it until the file is dropped.
-    pub(super) fn lock(&self, run: &RunId) -> Result<fs::File> {
+    /// Takes the lock of a run, and holds it until that is dropped.
+    pub(super) fn lock(&self, run: &RunId) -> Result<Lock> {
         let path = self.lock_path(run);
-        let file = match disk::open_new(&path) {
+        let file = match disk::open_new(&path).map(disk::File::into_std) {
             Err(error) if error.io_kind() == Some(ErrorKind::AlreadyExists) => {
                 disk::open_existing(&path, true)?
             }
@@ -313,9 +439,12 @@ impl Root {
             std::thread::sleep(std::time::Duration::from_millis(1));
             locked = file.try_lock();
         }
+        let is_held = disk::is_at(&file, &path);
+        let is_held = is_held.map_err(|error| Error::storage("lock", &path, error))?;
         match locked {
-            Ok(()) => Ok(file),
-            Err(fs::TryLockError::WouldBlock) => Err(Error::Owned {
+            Ok(()) if is_held => Ok(Lock(file)),
+            // Or the run was removed meanwhile, and another one of its name may be there by now.
+            Ok(()) | Err(fs::TryLockError::WouldBlock) => Err(Error::Owned {
                 run: run.clone(),
                 path,
             }),
@@ -323,47 +452,121 @@ impl Root {
         }
     }
 
-    fn is_owned(&self, run: &RunId) -> bool {
-        disk::open_existing(&self.lock_path(run), false)
-            .is_ok_and(|file| matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+    pub(super) fn is_owned(&self, run: &RunId) -> Result<bool> {
+        match disk::open_existing(&self.lock_path(run), false) {
+            Ok(file) => match file.try_lock_shared() {
+                Ok(()) => {
+                    drop(Lock(file));
+                    Ok(false)
+                }
+                Err(error) => Ok(matches!(error, fs::TryLockError::WouldBlock)),
+            },
+            Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The lock of a run, which ends when it is dropped, or with this process.
+#[derive(Debug)]
+pub(super) struct Lock(fs::File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closed alone, it would be held for as long as a child that was forked meanwhile has it.
+        let _ = self.0.unlock();
     }
 }
 
 /// What an audit file says at its two ends.
 #[derive(Default)]
-struct Glance {
-    record: Option<RunRecord>,
+pub(super) struct Glance {
+    pub(super) record: Option<RunRecord>,
     started: bool,
-    seal: Option<Seal>,
+    /// What the engine calls itself that has started the container.
+    pub(super) engine_id: Option<String>,
+    pub(super) seal: Option<Seal>,
+    /// What is wrong with it, as far as that is seen there.
+    bad: Option<String>,
 }
 
-fn glance(path: &Path) -> io::Result<Glance> {
-    let mut glance = Glance::default();
-    let Ok(mut file) = disk::open_existing(path, false) else {
-        return Err(ErrorKind::NotFound.into());
+/// Looks at the two ends of an audit file; `None`: there is none.
+pub(super) fn glance(path: &Path) -> Result<Option<Glance>> {
+    let mut file = match disk::open_existing(path, false) {
+        Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => return Ok(None),
+        opened => opened?,
     };
-    let length = file.metadata()?.len();
+    let mut glance = Glance::default();
+    let read = |error| Error::storage("read", path, error);
+    let length = file.metadata().map_err(read)?.len();
     let mut bytes = Vec::new();
-    file.by_ref().take(GLANCE).read_to_end(&mut bytes)?;
-    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        match serde_json::from_slice(line) {
-            Ok(Event::Start(start)) => glance.record = Some(start.record),
-            Ok(Event::Started(_)) => glance.started = true,
-            _ => {}
+    file.by_ref()
+        .take(GLANCE.min(length))
+        .read_to_end(&mut bytes)
+        .map_err(read)?;
+    // What a failure of the power leaves of records that were not synced, where nothing is sealed.
+    let mut zeros = None;
+    for (at, text) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        if !text.ends_with(b"\n") {
+            break;
+        }
+        match line::parse(text) {
+            Ok(Line::Event(Event::Start(start))) if at == 0 => glance.record = Some(start.record),
+            Ok(Line::Event(Event::Started(started))) => {
+                glance.started = true;
+                glance.engine_id = started.engine_id;
+            }
+            Ok(_) if at > 0 => {}
+            Ok(_) => glance.bad = Some("its audit file does not begin with a start record".into()),
+            Err(bad) => {
+                let reason = format!("line {} of its audit file: {}", at + 1, bad.reason());
+                let found = match line::has_zeros(text) {
+                    true => &mut zeros,
+                    false => &mut glance.bad,
+                };
+                *found = Some(reason);
+                break;
+            }
         }
     }
-    if length > GLANCE {
-        file.seek(SeekFrom::Start(length - GLANCE))?;
-        bytes.clear();
-        file.take(GLANCE).read_to_end(&mut bytes)?;
-    }
-    if let Some(bytes) = bytes.strip_suffix(b"\n") {
-        let last = bytes.rsplit(|byte| *byte == b'\n').next().unwrap_or(bytes);
-        if let Ok(Event::End(seal)) = serde_json::from_slice(last) {
+    let last = last_line(&mut file, length).map_err(read)?;
+    match line::parse(&last) {
+        Ok(Line::Event(Event::End(seal))) if line::split_seal(&last).is_some() => {
             glance.seal = Some(*seal);
+            glance.bad = glance.bad.or(zeros);
+        }
+        Ok(Line::Event(Event::End(_))) => {
+            glance.bad = Some("the end record of its audit file has no digest".into());
+        }
+        Ok(Line::Unknown(_)) if ends_as_seal(&last) => {
+            glance.bad = Some("the end record of its audit file is damaged".into());
+        }
+        Err(_) if newline_lost(&last) => {
+            glance.bad = Some("the end record of its audit file has lost its newline".into());
+        }
+        Err(bad) if glance.bad.is_none() && last.ends_with(b"\n") && !line::has_zeros(&last) => {
+            glance.bad = Some(format!("the end of its audit file: {}", bad.reason()));
+        }
+        _ => {}
+    }
+    Ok(Some(glance))
+}
+
+/// The last line, with its newline; what else is at the end where there is none.
+fn last_line(file: &mut fs::File, length: u64) -> io::Result<Vec<u8>> {
+    let mut wanted = GLANCE;
+    loop {
+        let from = length.saturating_sub(wanted);
+        file.seek(SeekFrom::Start(from))?;
+        let mut bytes = Vec::new();
+        file.by_ref().take(length - from).read_to_end(&mut bytes)?;
+        let whole = bytes.len() - usize::from(bytes.ends_with(b"\n"));
+        match memchr::memrchr(b'\n', &bytes[..whole]) {
+            Some(newline) => return Ok(bytes.split_off(newline + 1)),
+            None if from == 0 || wanted > LONGEST_LINE as u64 => return Ok(bytes),
+            None => wanted *= 4,
         }
     }
-    Ok(glance)
 }
 
 fn word(ending: &Ending) -> &'static str {
@@ -374,15 +577,38 @@ fn word(ending: &Ending) -> &'static str {
     .word()
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    /// No file of ours is larger: a record with a command of the longest length that is allowed.
-    const MOST: u64 = 64 << 20;
-    let mut bytes = Vec::new();
+/// The first bytes of a file, as many as a file of its kind can have.
+pub(super) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    // Nearly all are smaller, and are read at once.
+    let mut bytes = Vec::with_capacity(4 << 10);
     disk::open_existing(path, false)?
-        .take(MOST)
+        .take(most)
         .read_to_end(&mut bytes)
         .map_err(|error| Error::storage("read", path, error))?;
     Ok(bytes)
+}
+
+/// What a file of ours holds, if it is of the version that this library writes.
+fn parse<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
+    #[derive(Deserialize)]
+    struct Version {
+        v: u64,
+    }
+    let damaged = |error: serde_json::Error| Error::Damaged {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    // As we write it; another `v` behind it is no file of ours for the second reading either.
+    if bytes.starts_with(br#"{"v":1,"#) {
+        return serde_json::from_slice(bytes).map_err(damaged);
+    }
+    let Version { v } = serde_json::from_slice(bytes).map_err(damaged)?;
+    if v != 1 {
+        let reason = format!("it has version {v}; this library reads version 1");
+        let unsupported = io::Error::new(ErrorKind::Unsupported, reason);
+        return Err(Error::storage("read", path, unsupported));
+    }
+    serde_json::from_slice(bytes).map_err(damaged)
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
@@ -427,9 +653,38 @@ mod tests {
         disk::create_folder(&root.folder(&run)).unwrap();
         let lock = root.lock(&run).unwrap();
         assert!(matches!(root.lock(&run), Err(Error::Owned { .. })));
-        assert!(root.is_owned(&run));
+        assert!(root.is_owned(&run).unwrap());
         drop(lock);
-        assert!(!root.is_owned(&run));
+        assert!(!root.is_owned(&run).unwrap());
+        let lock = root.lock(&run).unwrap();
+        // As a child has it that was forked, and is not itself yet.
+        let _forked = lock.0.try_clone().unwrap();
+        drop(lock);
         root.lock(&run).unwrap();
+    }
+
+    /// Whoever waits for the lock of a run that is removed does not get that of the next one.
+    #[test]
+    fn the_lock_of_a_run_that_was_removed_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open_or_create(folder.path().join("root")).unwrap();
+        let run = RunId::new("again").unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..200 {
+                disk::create_folder(&root.folder(&run)).unwrap();
+                let first = root.lock(&run).unwrap();
+                let waiting = scope.spawn(|| root.lock(&run));
+                std::thread::sleep(std::time::Duration::from_micros(500));
+                root.remove(&run).unwrap();
+                disk::create_folder(&root.folder(&run)).unwrap();
+                let next = root.lock(&run);
+                drop(first);
+                // One that comes late may be the first to have the next one's: it, or nobody else.
+                let waited = waiting.join().unwrap();
+                assert!(waited.is_err() || next.is_err(), "it has two owners");
+                drop((waited, next));
+                root.remove(&run).unwrap();
+            }
+        });
     }
 }

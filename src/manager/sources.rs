@@ -1,9 +1,10 @@
 //! Where a run's output comes from while its container runs.
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::Context;
 use super::exit::Backoff;
+use super::finish::EARLY;
 use crate::capture::{Capture, PumpEnd, Reading, Signals};
 use crate::runtime::{LogsRequest, OutputStream, RuntimeError};
 use crate::{Backstop, ContainerId, Error, Settings};
@@ -38,6 +39,12 @@ pub(super) async fn pump(
     signals: &mut Signals,
 ) -> Pumped {
     let exited = signals.exited.clone();
+    let over = || async {
+        tokio::select! {
+            () = exited.cancelled() => {}
+            () = context.closing.cancelled() => {}
+        }
+    };
     if capture.needs_log() {
         return Pumped::default();
     }
@@ -50,7 +57,12 @@ pub(super) async fn pump(
             match end {
                 PumpEnd::Eof => {
                     pumped.eof = true;
-                    return pumped;
+                    // A container may close its output long before it ends; but so ends, too, the
+                    // tap of an engine that is killed, or that a proxy cuts.
+                    tokio::select! {
+                        () = over() => return pumped,
+                        () = sleep(EARLY) => {}
+                    }
                 }
                 PumpEnd::Broken(error) => tracing::warn!(%container, %error, "the tap broke"),
                 PumpEnd::Silent => tracing::warn!(%container, "the tap did not end"),
@@ -75,10 +87,12 @@ pub(super) async fn pump(
         };
         let followed = tokio::select! {
             followed = follow => followed,
-            () = exited.cancelled() => return pumped,
+            () = over() => return pumped,
         };
         match followed {
             Ok(Some((fidelity, stream))) => {
+                // It comes again.
+                capture.forget_dropped();
                 match capture
                     .replay(stream, fidelity, Reading::Preview, signals)
                     .await
@@ -92,7 +106,7 @@ pub(super) async fn pump(
         }
         tokio::select! {
             () = backoff.pause() => {}
-            () = exited.cancelled() => return pumped,
+            () = over() => return pumped,
         }
     }
 }

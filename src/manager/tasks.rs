@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 pub(super) struct Tasks {
     handle: Handle,
     tracker: TaskTracker,
+    own: bool,
 }
 
 impl Tasks {
@@ -19,6 +20,7 @@ impl Tasks {
         Self {
             handle,
             tracker: TaskTracker::new(),
+            own: false,
         }
     }
 
@@ -32,7 +34,10 @@ impl Tasks {
             .thread_name("moat")
             .enable_all()
             .build()?;
-        let tasks = Self::on(runtime.handle().clone());
+        let tasks = Self {
+            own: true,
+            ..Self::on(runtime.handle().clone())
+        };
         let tracker = tasks.tracker.clone();
         std::thread::Builder::new()
             .name("moat-keeper".into())
@@ -45,6 +50,11 @@ impl Tasks {
                 runtime.shutdown_background();
             })?;
         Ok(tasks)
+    }
+
+    /// Whether they go on while the caller's thread is blocked.
+    pub(super) fn are_on_own_threads(&self) -> bool {
+        self.own
     }
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

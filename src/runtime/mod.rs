@@ -1,18 +1,27 @@
 //! The adapter to one engine: the [`Runtime`] trait, and those that come with moat.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use tokio::io::AsyncWrite;
 
-use crate::{ContainerId, RootId, RunId, RunSpec, Stream, Timestamp};
+use crate::{
+    ContainerId, ExecSpec, Protocol, RootId, RunId, RunSpec, Stream, Timestamp, WindowSize,
+};
 
+pub mod connect;
 #[cfg(feature = "docker")]
 pub mod docker;
+#[cfg(feature = "process")]
+pub mod process;
 #[cfg(feature = "testing")]
 pub mod scripted;
+mod shared;
 
 /// Bytes that a container printed on one stream, in the order of that stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +34,10 @@ pub struct Chunk {
 
 /// A container's output: `None` is a clean end, an error is a broken connection or broken framing.
 pub type OutputStream = BoxStream<'static, Result<Chunk, RuntimeError>>;
+
+/// A process's standard input. Shutting it down ends the input where it has an end; dropping it
+/// closes the connection. A write waits until the engine takes the bytes.
+pub type InputWriter = std::pin::Pin<Box<dyn AsyncWrite + Send>>;
 
 /// The bytes of a tar archive.
 pub type Archive = BoxStream<'static, Result<Bytes, RuntimeError>>;
@@ -52,6 +65,9 @@ pub type Archive = BoxStream<'static, Result<Bytes, RuntimeError>>;
 ///
 /// **No secrets.** Values of the environment and credentials are in no error and no log.
 ///
+/// `moat::conformance::runtime` has a trial for each of these clauses, and for those of the calls,
+/// with the feature `conformance`.
+///
 /// [`Conflict`]: RuntimeError::Conflict
 /// [`NoSuchImage`]: RuntimeError::NoSuchImage
 /// [`Rejected`]: RuntimeError::Rejected
@@ -67,7 +83,16 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// What the engine can do. It does not change.
     fn capabilities(&self) -> Capabilities;
 
+    /// The host, by name or address, at which this process reaches the ports that containers
+    /// publish on all addresses of the engine's host. Default: `127.0.0.1`.
+    fn host(&self) -> String {
+        "127.0.0.1".into()
+    }
+
     /// Asks the engine who it is. It changes nothing, and serves as a probe.
+    ///
+    /// An [`id`](Engine::id) stays the same for as long as the engine has its containers, and no
+    /// other engine has it: a run is taken over by no engine that has another one.
     async fn engine(&self) -> Result<Engine, RuntimeError>;
 
     /// Checks what only this runtime can check of `spec`, without asking the engine.
@@ -82,7 +107,7 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// [`RunSpec::report_pull`]. Fails with [`RuntimeError::Timeout`] after 60 s without progress.
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError>;
 
-    /// Makes the container, and does not start it.
+    /// Makes the container, and does not start it. A name that is taken is refused, as a fact.
     ///
     /// The engine must neither remove nor restart it by itself, and, unless
     /// [`Backstop::None`](crate::Backstop::None) was asked for, must keep all of its output until
@@ -93,15 +118,33 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     ///
     /// It resolves only when the engine has answered, so that nothing that the container prints
     /// after a later [`start`](Self::start) is missed. It is only called where
-    /// [`Capabilities::tap`] is set. The end of the stream proves nothing.
+    /// [`Capabilities::tap`] is set. The end of the stream proves nothing; it comes within 10 s of
+    /// the container's end. A connection that breaks ends it too, where the protocol can tell with
+    /// an error. Dropping it leaves the container alone. [`RuntimeError::Rejected`]: the engine has
+    /// found out already that it could not start the container, which is [`Status::Created`] still.
     async fn tap(&self, container: &ContainerId, tty: bool) -> Result<OutputStream, RuntimeError>;
 
-    /// Starts the container. [`RuntimeError::Rejected`]: the engine could not, and it does not run.
+    /// Connects to the output of a container that runs: to what it prints from now on, as it is
+    /// printed. For those who look on alone: nothing says where in the output it begins.
+    ///
+    /// It resolves when the engine has answered. Default: [`RuntimeError::Unsupported`].
+    async fn watch(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
+        let _ = (container, tty);
+        Err(unsupported(self.name(), "look on at a container that runs"))
+    }
+
+    /// Starts the container. [`RuntimeError::Rejected`]: the engine could not, and it does not run:
+    /// it is [`Status::Created`] still.
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError>;
 
     /// Waits until a container that was started no longer runs.
     ///
-    /// Unbounded in time. An answer says that the engine spoke of an end; the caller confirms it
+    /// Unbounded in time; at once for one that has ended, and no longer than until the container
+    /// is removed. Any exit code is an answer, and no error. An answer says that the engine spoke of an end; the caller confirms it
     /// by [`inspect`](Self::inspect). An error says nothing about the container, but for
     /// [`RuntimeError::NotFound`].
     async fn wait(&self, container: &ContainerId) -> Result<WaitStatus, RuntimeError>;
@@ -109,14 +152,89 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// What the engine knows of the container. [`RuntimeError::NotFound`]: it is gone, a fact.
     async fn inspect(&self, container: &ContainerId) -> Result<Inspection, RuntimeError>;
 
+    /// Whether the engine has run without a break since it started the container.
+    ///
+    /// What an engine has taken of a container's output and not passed on dies with it, and
+    /// neither its log nor a tap shows that. It is asked when the engine was out of reach while
+    /// the container ran, and when a run is taken over. Default: [`Continuity::Unknown`].
+    async fn continuity(&self, container: &ContainerId) -> Result<Continuity, RuntimeError> {
+        let _ = container;
+        Ok(Continuity::Unknown)
+    }
+
+    /// What the container uses now, while it runs. Default: [`RuntimeError::Unsupported`].
+    ///
+    /// [`RuntimeError::Conflict`] or [`RuntimeError::NotFound`]: it does not run any more.
+    async fn stats(&self, container: &ContainerId) -> Result<Usage, RuntimeError> {
+        let _ = container;
+        Err(RuntimeError::Unsupported {
+            runtime: self.name(),
+            operation: "tell what a container uses",
+        })
+    }
+
     /// Reads what the engine has kept of the container's output, from its start.
     ///
-    /// It resolves when the engine has answered. Without `follow` it ends where the log ends.
+    /// It resolves when the engine has answered. Without `follow` it ends where the log ends, also
+    /// while the container runs, and at once for one that has not started. It can be read again
+    /// and again. Where there is no log, as without a backstop, the refusal is a fact.
     async fn logs(
         &self,
         container: &ContainerId,
         request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError>;
+
+    /// Connects to the standard input of a container that was made, and may run.
+    ///
+    /// On a connection of its own: whatever becomes of it, output goes on. It resolves when the
+    /// engine has answered. Of [`Stdin::Pipe`](crate::Stdin::Pipe) the end of the input arrives in
+    /// the container when the writer is shut down or dropped; of
+    /// [`Stdin::Open`](crate::Stdin::Open) nothing does. All bytes arrive as they are, those that
+    /// an engine has a use of its own for with them. It is only called where
+    /// [`Capabilities::stdin`] is set. Default: [`RuntimeError::Unsupported`].
+    async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {
+        let _ = container;
+        Err(unsupported(self.name(), "write to a container's input"))
+    }
+
+    /// Sets the size of the terminal of a container that runs. Default:
+    /// [`RuntimeError::Unsupported`].
+    async fn resize(&self, container: &ContainerId, size: WindowSize) -> Result<(), RuntimeError> {
+        let _ = (container, size);
+        Err(unsupported(self.name(), "resize a container's terminal"))
+    }
+
+    /// Runs a further process in a container that runs.
+    ///
+    /// It resolves when the engine has answered, with all of the process's output to come. It is
+    /// only called where [`Capabilities::exec`] is set. [`RuntimeError::Rejected`]: it was not
+    /// started. [`RuntimeError::Conflict`]: the container does not run. Default:
+    /// [`RuntimeError::Unsupported`].
+    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Result<Execed, RuntimeError> {
+        let _ = (container, spec);
+        Err(unsupported(
+            self.name(),
+            "run a further process in a container",
+        ))
+    }
+
+    /// What the engine knows of a process that [`exec`](Self::exec) has started.
+    /// [`RuntimeError::NotFound`]: it does not know it any more. Default:
+    /// [`RuntimeError::Unsupported`].
+    async fn exec_inspect(&self, exec: &ExecId) -> Result<ExecInspection, RuntimeError> {
+        let _ = exec;
+        Err(unsupported(
+            self.name(),
+            "run a further process in a container",
+        ))
+    }
+
+    /// Sets the size of the terminal of a process that [`exec`](Self::exec) has started. Default:
+    /// [`RuntimeError::Unsupported`].
+    async fn exec_resize(&self, exec: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
+        let _ = (exec, size);
+        Err(unsupported(self.name(), "resize a process's terminal"))
+    }
 
     /// Sends a signal, by name (`SIGTERM`), to the container's first process.
     ///
@@ -133,6 +251,15 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// The containers, in every state, that were made for `root`.
     async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError>;
 
+    /// The containers, in every state, that were made for any root, with what their labels say.
+    /// Default: [`RuntimeError::Unsupported`].
+    async fn find_all(&self) -> Result<Vec<Marked>, RuntimeError> {
+        Err(RuntimeError::Unsupported {
+            runtime: self.name(),
+            operation: "find the containers of all roots",
+        })
+    }
+
     /// A tar archive of the file or folder at `path` in the container, which may have ended.
     async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError>;
 
@@ -143,6 +270,95 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         path: &str,
         archive: Archive,
     ) -> Result<(), RuntimeError>;
+}
+
+fn unsupported(runtime: &'static str, operation: &'static str) -> RuntimeError {
+    RuntimeError::Unsupported { runtime, operation }
+}
+
+/// What [`Runtime::exec`] has started.
+#[non_exhaustive]
+pub struct Execed {
+    /// The engine's name for it.
+    pub id: ExecId,
+    /// What it prints, from its first byte. The end proves nothing.
+    pub output: OutputStream,
+    /// Its standard input, where the spec asks for one.
+    pub input: Option<InputWriter>,
+}
+
+impl Execed {
+    /// A process without input.
+    pub fn new(id: ExecId, output: OutputStream) -> Self {
+        Self {
+            id,
+            output,
+            input: None,
+        }
+    }
+
+    /// The same, with this input.
+    pub fn with_input(mut self, input: InputWriter) -> Self {
+        self.input = Some(input);
+        self
+    }
+}
+
+impl fmt::Debug for Execed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Execed")
+            .field("id", &self.id)
+            .field("input", &self.input.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The engine's name for a process that [`Runtime::exec`] has started.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ExecId(String);
+
+impl ExecId {
+    /// The name as the engine gave it.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self(id.into())
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ExecId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What an engine knows of a process that [`Runtime::exec`] has started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExecInspection {
+    /// Whether it runs.
+    pub running: bool,
+    /// Its exit code; `None` while it runs, and where the engine does not know it.
+    pub code: Option<i64>,
+}
+
+impl ExecInspection {
+    /// One that runs.
+    pub const RUNNING: Self = Self {
+        running: true,
+        code: None,
+    };
+
+    /// One that has ended, with this code if that is known.
+    pub const fn ended(code: Option<i64>) -> Self {
+        Self {
+            running: false,
+            code,
+        }
+    }
 }
 
 /// What an engine can do.
@@ -159,6 +375,8 @@ pub struct Capabilities {
     pub exec: bool,
     /// Whether, and when, the engine gives up on output that it has not read; `None`: never.
     pub drain: Option<Drain>,
+    /// Containers end with the process that made them, and no other process finds them.
+    pub transient: bool,
 }
 
 /// How an engine gives up on output: what it has not read some time after the end of a container
@@ -188,6 +406,7 @@ impl Capabilities {
         stdin: false,
         exec: false,
         drain: None,
+        transient: false,
     };
 
     /// With the tap.
@@ -199,6 +418,24 @@ impl Capabilities {
     /// Of an engine that gives up on output.
     pub const fn with_drain(mut self, drain: Drain) -> Self {
         self.drain = Some(drain);
+        self
+    }
+
+    /// With input that can be written to.
+    pub const fn with_stdin(mut self) -> Self {
+        self.stdin = true;
+        self
+    }
+
+    /// With further processes.
+    pub const fn with_exec(mut self) -> Self {
+        self.exec = true;
+        self
+    }
+
+    /// Of containers that end with this process.
+    pub const fn with_transience(mut self) -> Self {
+        self.transient = true;
         self
     }
 
@@ -219,6 +456,8 @@ pub struct Engine {
     pub version: String,
     /// The version of the API that is spoken with it.
     pub api: String,
+    /// What tells it from all other engines; `None`: it does not say.
+    pub id: Option<String>,
 }
 
 impl Engine {
@@ -228,7 +467,14 @@ impl Engine {
             name: name.into(),
             version: version.into(),
             api: String::new(),
+            id: None,
         }
+    }
+
+    /// With what tells it from all other engines.
+    pub fn with_id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
     }
 }
 
@@ -244,6 +490,9 @@ pub struct CreateRequest<'a> {
     pub run: &'a RunId,
     /// What to run.
     pub spec: &'a RunSpec,
+    /// When whoever made the container will have ended it, at the latest; to be kept with it, in
+    /// a label. `None`: never.
+    pub deadline: Option<Timestamp>,
 }
 
 impl<'a> CreateRequest<'a> {
@@ -254,7 +503,14 @@ impl<'a> CreateRequest<'a> {
             root,
             run,
             spec,
+            deadline: None,
         }
+    }
+
+    /// With a deadline to be kept with the container.
+    pub fn deadline(mut self, deadline: Option<Timestamp>) -> Self {
+        self.deadline = deadline;
+        self
     }
 }
 
@@ -290,6 +546,18 @@ pub enum Status {
     Removing,
 }
 
+/// Whether an engine has run without a break since it started a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Continuity {
+    /// It has, or containers print to something that does not end with it.
+    Unbroken,
+    /// It was restarted.
+    Broken,
+    /// It does not tell.
+    Unknown,
+}
+
 /// What an engine knows of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -312,6 +580,38 @@ pub struct Inspection {
     pub stop_signal: Option<String>,
     /// How the engine keeps its output, with the engine's defaults merged in.
     pub log: LogConfig,
+    /// The ports that the engine's host offers for it while it runs, as far as the runtime tells.
+    pub ports: Vec<PublishedPort>,
+    /// Whether it has no network of its own: its ports are those of the engine's host.
+    pub on_host_network: bool,
+    /// Its own addresses, by the name of the network, as far as the runtime tells.
+    pub addresses: BTreeMap<String, IpAddr>,
+    /// What its health check says; `None`: it has none, or the runtime does not tell.
+    pub health: Option<Health>,
+}
+
+/// A port of a container, and where the engine's host offers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PublishedPort {
+    /// The port in the container.
+    pub container: u16,
+    /// The transport.
+    pub protocol: Protocol,
+    /// The address and the port of the engine's host. An unspecified address is any of that host's:
+    /// [`Runtime::host`] is one.
+    pub at: SocketAddr,
+}
+
+/// What an engine's health check says of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Health {
+    /// Nothing yet.
+    Starting,
+    /// It is healthy.
+    Healthy,
+    /// It has failed as often as it may.
+    Unhealthy,
 }
 
 impl Inspection {
@@ -327,6 +627,10 @@ impl Inspection {
             image_digest: None,
             stop_signal: None,
             log: LogConfig::default(),
+            ports: Vec::new(),
+            on_host_network: false,
+            addresses: BTreeMap::new(),
+            health: None,
         }
     }
 }
@@ -339,7 +643,7 @@ pub struct LogConfig {
     pub driver: String,
     /// Its options.
     #[serde(default)]
-    pub options: std::collections::BTreeMap<String, String>,
+    pub options: BTreeMap<String, String>,
     /// What the log does to the bytes; `None`: it cannot be read again.
     pub fidelity: Option<Fidelity>,
 }
@@ -404,6 +708,74 @@ pub struct Found {
     pub run: RunId,
     /// Where it is in its life.
     pub status: Status,
+}
+
+/// A container that was made for some root, with what its labels say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Marked {
+    /// The container.
+    pub container: ContainerId,
+    /// The root that it was made for.
+    pub root: RootId,
+    /// The run that it was made for.
+    pub run: RunId,
+    /// Where it is in its life.
+    pub status: Status,
+    /// When whoever made it will have ended it; `None`: it has no deadline.
+    pub deadline: Option<Timestamp>,
+}
+
+impl Marked {
+    /// A container without a deadline.
+    pub fn new(container: ContainerId, root: RootId, run: RunId, status: Status) -> Self {
+        Self {
+            container,
+            root,
+            run,
+            status,
+            deadline: None,
+        }
+    }
+}
+
+/// What a container uses, or the most of each that was seen of it.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Memory, in bytes, without the file cache that could be taken back at once.
+    pub memory: u64,
+    /// CPU time since its start, in seconds over all CPUs.
+    pub cpu_seconds: f64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// How many samples this is of.
+    pub samples: u64,
+}
+
+impl Usage {
+    /// One sample.
+    pub fn new(memory: u64, cpu: Duration, pids: u64) -> Self {
+        Self {
+            memory,
+            // Of so few digits that it reads back as it was written.
+            cpu_seconds: cpu.as_micros() as f64 / 1e6,
+            pids,
+            samples: 1,
+        }
+    }
+
+    /// The most of each.
+    #[must_use]
+    pub(crate) fn most(self, other: Self) -> Self {
+        Self {
+            memory: self.memory.max(other.memory),
+            cpu_seconds: self.cpu_seconds.max(other.cpu_seconds),
+            pids: self.pids.max(other.pids),
+            samples: self.samples + other.samples,
+        }
+    }
 }
 
 /// What a runtime says of a call that failed. See [`Runtime`] for which of them are facts.

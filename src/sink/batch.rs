@@ -1,27 +1,27 @@
 //! Records on their way to a sink: the bytes of many lines in one buffer.
 
-use std::ops::Range;
-
 use super::{Event, Output};
-use crate::{Stream, Timestamp};
+use crate::{PerStream, Stream, Timestamp};
 
 /// Records on their way to a sink, in order.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Batch {
     bytes: Vec<u8>,
     entries: Vec<Entry>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Entry {
+    /// Its bytes are those from the end of the output before it.
     Output {
         ts: Timestamp,
+        end: usize,
         stream: Stream,
-        range: Range<usize>,
         partial: bool,
         lossy: bool,
     },
-    Event(Event),
+    /// Events are few: they must not make each line's entry as large as theirs.
+    Event(Box<Event>),
 }
 
 /// One record, borrowed.
@@ -44,15 +44,35 @@ pub enum RecordRef<'a> {
     Event(&'a Event),
 }
 
+impl<'a> From<&'a Output> for RecordRef<'a> {
+    fn from(output: &'a Output) -> Self {
+        Self::Output {
+            ts: output.ts,
+            stream: output.stream,
+            bytes: &output.bytes,
+            partial: output.partial,
+            lossy: output.lossy,
+        }
+    }
+}
+
 impl Batch {
     /// An empty batch.
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// An empty batch, with room for so many bytes of output.
+    pub(crate) fn with_room(bytes: usize) -> Self {
+        Self {
+            bytes: Vec::with_capacity(bytes),
+            entries: Vec::new(),
+        }
+    }
+
     /// Adds an event.
     pub fn push_event(&mut self, event: Event) {
-        self.entries.push(Entry::Event(event));
+        self.entries.push(Entry::Event(Box::new(event)));
     }
 
     /// Adds a line, or a part of one, whose bytes are `head` and then `tail`.
@@ -65,13 +85,12 @@ impl Batch {
         partial: bool,
         lossy: bool,
     ) {
-        let start = self.bytes.len();
         self.bytes.extend_from_slice(head);
         self.bytes.extend_from_slice(tail);
         self.entries.push(Entry::Output {
             ts,
+            end: self.bytes.len(),
             stream,
-            range: start..self.bytes.len(),
             partial,
             lossy,
         });
@@ -99,19 +118,51 @@ impl Batch {
         self.entries.len()
     }
 
-    /// The records, in order.
-    pub fn iter(&self) -> impl Iterator<Item = RecordRef<'_>> {
-        self.entries.iter().map(|entry| match entry {
-            Entry::Output {
+    /// Adds a record.
+    pub fn push(&mut self, record: RecordRef<'_>) {
+        match record {
+            RecordRef::Output {
                 ts,
                 stream,
-                range,
+                bytes,
+                partial,
+                lossy,
+            } => self.push_parts(ts, stream, bytes, &[], partial, lossy),
+            RecordRef::Event(event) => self.push_event(event.clone()),
+        }
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub(crate) fn weight(&self) -> usize {
+        self.bytes.len() + self.entries.len() * size_of::<Entry>()
+    }
+
+    /// The bytes of output, by stream, without newlines.
+    pub(crate) fn output_bytes(&self) -> PerStream<usize> {
+        let mut bytes = PerStream::default();
+        let mut start = 0;
+        for entry in &self.entries {
+            if let Entry::Output { end, stream, .. } = entry {
+                bytes[*stream] += end - std::mem::replace(&mut start, *end);
+            }
+        }
+        bytes
+    }
+
+    /// The records, in order.
+    pub fn iter(&self) -> impl Iterator<Item = RecordRef<'_>> {
+        let mut start = 0;
+        self.entries.iter().map(move |entry| match entry {
+            Entry::Output {
+                ts,
+                end,
+                stream,
                 partial,
                 lossy,
             } => RecordRef::Output {
                 ts: *ts,
                 stream: *stream,
-                bytes: &self.bytes[range.clone()],
+                bytes: &self.bytes[std::mem::replace(&mut start, *end)..*end],
                 partial: *partial,
                 lossy: *lossy,
             },

@@ -9,12 +9,24 @@ use crate::{Result, RunId, Seal};
 
 pub mod audit;
 mod batch;
-mod jsonl;
+mod console;
+mod events;
+mod fanout;
+pub(crate) mod jsonl;
+mod memory;
+mod printable;
 mod record;
 
 pub use batch::{Batch, RecordRef};
+pub use console::Console;
+pub use events::Tracing;
+pub use fanout::Fanout;
 pub use jsonl::{Durability, Jsonl};
-pub use record::{Event, Gap, GapReason, Output, Resume, ResumeCause, Start, Started, Stop};
+pub use memory::Memory;
+pub use record::{
+    Action, Event, Gap, GapReason, Interaction, Output, Resume, ResumeCause, Start, Started, Stop,
+    Written,
+};
 
 /// Where the records of runs go.
 ///
@@ -29,13 +41,21 @@ pub use record::{Event, Gap, GapReason, Output, Resume, ResumeCause, Start, Star
 /// **A log is a prefix of what was appended.** No record is in it twice, none is missing before
 /// one that is there, and none is half there when [`resume`](Self::resume) returns.
 ///
-/// **One writer.** A log that is open cannot be opened or resumed, by this or another process:
-/// [`Error::Owned`](crate::Error::Owned).
+/// **One writer.** A log that is open cannot be resumed, by this or another process:
+/// [`Error::Owned`](crate::Error::Owned). It is open until its [`RunLog`] is dropped, and what that
+/// has begun has come to its end.
 ///
 /// **At most one seal.** After [`RunLog::seal`], `resume` gives the seal, and no log to write to.
 ///
 /// **After an error a log takes nothing more.** Each later call on it fails. It is dropped, and
 /// resumed when the fault may have passed: what was not appended comes again, from another source.
+///
+/// **A further process has a log of its own.** A place names a run, or, where its `exec` is set, a
+/// further process in the run's container. A sink that knows one log for each run alone must fail
+/// [`open`](Self::open) for those; then nothing is started.
+///
+/// `moat::conformance::sink` has a trial for each of these clauses, with the
+/// feature `conformance`.
 ///
 /// A sink may be slow. It must not block the thread that polls its futures.
 #[async_trait]
@@ -44,13 +64,13 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::RunExists`](crate::Error::RunExists) if there is one.
+    /// [`Error::RunExists`](crate::Error::RunExists) if there is one, open or not.
     async fn open(&self, place: &RunPlace, start: &Start) -> Result<Box<dyn RunLog>>;
 
     /// Reads the log of a run back, and opens it to go on where it ends.
     ///
-    /// `visit` is called for each record that is in the log, in order, from any thread, before
-    /// this returns. What is not whole at its end is taken out of the log.
+    /// `visit` is called once for each record that is in the log, in order, from any thread, before
+    /// this returns; whether the seal is one of them is left to the sink. What is not whole at its end is taken out of the log.
     ///
     /// # Errors
     ///
@@ -119,6 +139,9 @@ pub struct RunPlace {
     pub run: RunId,
     /// Its folder, which exists.
     pub folder: PathBuf,
+    /// The number of a further process in the run's container, which has a log of its own; `None`:
+    /// the run itself.
+    pub exec: Option<u32>,
 }
 
 impl RunPlace {
@@ -127,6 +150,15 @@ impl RunPlace {
         Self {
             run,
             folder: folder.as_ref().to_owned(),
+            exec: None,
+        }
+    }
+
+    /// The place of a further process in the run's container.
+    pub fn of_exec(&self, number: u32) -> Self {
+        Self {
+            exec: Some(number),
+            ..self.clone()
         }
     }
 }

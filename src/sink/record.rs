@@ -1,5 +1,7 @@
 //! The records of an audit log.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::Torn;
@@ -27,7 +29,12 @@ pub enum Event {
         ts: Timestamp,
         /// What, in words.
         text: String,
+        /// What someone did who sat in front of the run, if that is what it is about.
+        #[serde(flatten)]
+        interaction: Option<Interaction>,
     },
+    /// What was written to the standard input: only where the spec asked for that.
+    Stdin(Written),
     /// SHA-256, in hexadecimal, of every byte of the file before this line. Only files have it.
     Check {
         /// The digest.
@@ -35,6 +42,122 @@ pub enum Event {
     },
     /// The last record.
     End(Box<Seal>),
+}
+
+impl Event {
+    /// A note, now.
+    pub fn note(text: impl Into<String>) -> Self {
+        Self::Note {
+            ts: Timestamp::now(),
+            text: text.into(),
+            interaction: None,
+        }
+    }
+}
+
+/// What someone did who sat in front of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Interaction {
+    /// What.
+    pub action: Action,
+    /// The id of the process that did it.
+    pub pid: u32,
+    /// Which of that process's attachments it was, counted from 1.
+    pub attachment: u64,
+}
+
+impl Interaction {
+    /// An action of this process.
+    pub fn new(action: Action, attachment: u64) -> Self {
+        Self {
+            action,
+            pid: std::process::id(),
+            attachment,
+        }
+    }
+}
+
+/// What someone can do who sits in front of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Action {
+    /// Look on.
+    Attach,
+    /// Look on, and write to the standard input.
+    AttachInput,
+    /// Leave, while the run goes on.
+    Detach,
+    /// Change the size of the terminal.
+    Resize,
+    /// End the standard input.
+    InputEnd,
+    /// Go without ending the standard input, which the container sees as its end all the same.
+    InputLost,
+    /// Run a further process in the container.
+    Exec,
+}
+
+/// Bytes that were written to the standard input, in the order of the records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "WrittenText", into = "WrittenText")]
+#[non_exhaustive]
+pub struct Written {
+    /// When the engine had taken them.
+    pub ts: Timestamp,
+    /// The bytes, cut anywhere.
+    pub bytes: Vec<u8>,
+}
+
+impl Written {
+    /// Bytes that the engine has taken now.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self {
+            ts: Timestamp::now(),
+            bytes: bytes.into(),
+        }
+    }
+}
+
+/// The same, as a file has it.
+#[derive(Serialize, Deserialize)]
+struct WrittenText {
+    ts: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    b64: Option<String>,
+}
+
+impl From<Written> for WrittenText {
+    fn from(written: Written) -> Self {
+        let (text, b64) = match String::from_utf8(written.bytes) {
+            Ok(text) => (Some(text), None),
+            Err(error) => (None, Some(STANDARD.encode(error.as_bytes()))),
+        };
+        Self {
+            ts: written.ts,
+            text,
+            b64,
+        }
+    }
+}
+
+impl TryFrom<WrittenText> for Written {
+    type Error = &'static str;
+
+    fn try_from(written: WrittenText) -> Result<Self, Self::Error> {
+        let bytes = match (written.text, written.b64) {
+            (Some(text), None) => text.into_bytes(),
+            (None, Some(b64)) => STANDARD.decode(b64).map_err(|_| "b64 is not base64")?,
+            _ => return Err("input has one of text and b64"),
+        };
+        Ok(Self {
+            ts: written.ts,
+            bytes,
+        })
+    }
 }
 
 /// The first record of a log.
@@ -45,9 +168,19 @@ pub struct Start {
     pub v: u32,
     /// When it was written.
     pub ts: Timestamp,
+    /// The number of the further process in the run's container that the log is of; `None`: it is
+    /// of the run itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exec: Option<u32>,
     /// What is to be run.
     #[serde(flatten)]
     pub record: RunRecord,
+}
+
+impl From<Start> for Event {
+    fn from(start: Start) -> Self {
+        Self::Start(Box::new(start))
+    }
 }
 
 impl Start {
@@ -59,6 +192,7 @@ impl Start {
         Self {
             v: Self::VERSION,
             ts: Timestamp::now(),
+            exec: None,
             record,
         }
     }
@@ -82,6 +216,9 @@ pub struct Started {
     pub engine: String,
     /// The engine's version.
     pub engine_version: String,
+    /// What tells the engine from all others, if it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_id: Option<String>,
     /// What the engine warned of when it made the container.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -160,6 +297,14 @@ impl Gap {
             detail: None,
         }
     }
+
+    /// Something may be missing for `reason`.
+    pub fn possible(reason: GapReason) -> Self {
+        Self {
+            possible: true,
+            ..Self::new(reason)
+        }
+    }
 }
 
 /// Why something is missing.
@@ -182,6 +327,9 @@ pub enum GapReason {
     /// The engine gives up on output that it has not read for some time after the end, and the
     /// output was not at its end by then.
     LateDrain,
+    /// The engine was, or may have been, restarted since it started the container: what it had
+    /// taken of the output and not passed on yet is lost.
+    EngineRestarted,
     /// The run's output limit was reached.
     OutputLimit,
     /// A sink lost records that nothing could bring back.
@@ -245,5 +393,43 @@ impl Output {
             partial: false,
             lossy: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn input_comes_back_from_its_record_whatever_its_bytes_are() {
+        for bytes in [&b"ls -l\r"[..], b"", b"\xff\x00\xfe"] {
+            let event = Event::Stdin(Written::new(bytes));
+            let json = serde_json::to_string(&event).unwrap();
+            assert!(json.starts_with(r#"{"type":"stdin","ts":"#), "{json}");
+            assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
+        }
+    }
+
+    #[test]
+    fn a_note_is_read_with_and_without_what_someone_did() {
+        let interaction = Interaction::new(Action::Resize, 3);
+        for interaction in [None, Some(interaction)] {
+            let event = Event::Note {
+                ts: Timestamp::now(),
+                text: "words".into(),
+                interaction,
+            };
+            let json = serde_json::to_string(&event).unwrap();
+            assert_eq!(json.contains("action"), interaction.is_some(), "{json}");
+            assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
+        }
+        let later = r#"{"type":"note","ts":"2026-11-22T18:23:25.491211661Z","text":"words","action":"sing","pid":1,"attachment":1}"#;
+        assert!(matches!(
+            serde_json::from_str(later),
+            Ok(Event::Note {
+                interaction: None,
+                ..
+            })
+        ));
     }
 }

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::secrets::Secret;
 use super::{
     Backstop, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit, Port, Pull, RunId,
-    Secrets, Settings, Stdin, Ulimit,
+    Secrets, Settings, Stdin, Ulimit, WindowSize,
 };
 
 /// How far the pull of an image has come: called for each report of the engine.
@@ -16,10 +18,14 @@ type OnPull = Arc<dyn Fn(PullProgress) + Send + Sync>;
 
 /// What to run: an image, a command, and all that a container can be told.
 ///
+/// A spec has an image, or, where the runtime starts local processes, a command alone: see
+/// [`new`](Self::new) and [`command`](Self::command).
+///
 /// Nothing is checked until [`validate`](Self::validate), which
 /// [`Manager::start`](crate::Manager::start) calls first of all. Values of the environment and
 /// registry credentials are kept in memory only: they do not reach a file, an error, or the
-/// `Debug` output. The command, the labels and all other settings are recorded verbatim.
+/// `Debug` output. The command, the labels and all other settings are recorded verbatim; they may
+/// have 4 MiB in all, as JSON.
 ///
 /// ```
 /// use std::time::Duration;
@@ -41,6 +47,7 @@ pub struct RunSpec {
     pub(super) credentials: Option<Credentials>,
     pub(super) patch: Option<serde_json::Value>,
     pub(super) on_pull: Option<OnPull>,
+    pub(super) stop_when: Option<CancellationToken>,
 }
 
 /// How far the pull of an image has come, as the engine reports it.
@@ -134,7 +141,13 @@ impl RunSpec {
             credentials: None,
             patch: None,
             on_pull: None,
+            stop_when: None,
         }
+    }
+
+    /// A run of a command without an image, for runtimes that need none, such as local processes.
+    pub fn command<S: Into<String>>(cmd: impl IntoIterator<Item = S>) -> Self {
+        Self::new("").cmd(cmd)
     }
 
     /// Names the run. Default: [`RunId::generate`].
@@ -144,6 +157,7 @@ impl RunSpec {
     }
 
     /// The command and its arguments, in place of the image's own. They are recorded verbatim.
+    /// Docker's have less than 128 KiB each, which is what Linux takes.
     pub fn cmd<S: Into<String>>(mut self, cmd: impl IntoIterator<Item = S>) -> Self {
         self.settings.cmd = strings(cmd);
         self
@@ -155,7 +169,8 @@ impl RunSpec {
         self
     }
 
-    /// Adds a variable to the environment. Its name is recorded, its value never.
+    /// Adds a variable to the environment. Its name is recorded, its value never. For Docker both
+    /// have less than 128 KiB, which is what Linux takes.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.push((name.into(), Secret(value.into())));
         self
@@ -368,8 +383,23 @@ impl RunSpec {
         self
     }
 
-    /// The signal that asks the container to stop: `SIGINT`, say. Default: the image's own, else
-    /// `SIGTERM`.
+    /// Whether the audit has what is written to the container's standard input: passwords that
+    /// are typed with it. Default: no, it never has.
+    pub fn record_stdin(mut self, record: bool) -> Self {
+        self.settings.record_stdin = record;
+        self
+    }
+
+    /// The size that the terminal has when the container starts, as far as the engine can do that:
+    /// see [`Manager::start_attached`](crate::Manager::start_attached). Default: the engine's,
+    /// which with Docker is 0 by 0.
+    pub fn window(mut self, size: WindowSize) -> Self {
+        self.settings.window = Some(size);
+        self
+    }
+
+    /// The signal that asks the container to stop: `SIGINT`, say, or a number from 1 to 64.
+    /// Default: the image's own, else `SIGTERM`.
     pub fn stop_signal(mut self, signal: impl Into<String>) -> Self {
         self.settings.stop_signal = Some(signal.into());
         self
@@ -387,6 +417,34 @@ impl RunSpec {
     /// run, and where that has gone, by the next one that opens the root.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.settings.time_limit = Some(limit);
+        self
+    }
+
+    /// Stops the run when its container has printed nothing for this long, from its start on.
+    /// Default: no limit. At least a second.
+    ///
+    /// It is persisted. Where a run is taken over, it counts from then; while nobody can hear the
+    /// container (the sink has failed, or there is neither a tap nor a log), it does not.
+    pub fn silence_limit(mut self, limit: Duration) -> Self {
+        self.settings.silence_limit = Some(limit);
+        self
+    }
+
+    /// Samples the memory and the CPU time that the container uses this often while it runs; an
+    /// engine forgets both at its end. Default: never. At least 100 ms; a second or more is usual.
+    ///
+    /// The most of each is in the seal and in [`Outcome::usage`](crate::Outcome::usage), each
+    /// sample is an event. An engine that cannot tell is asked once, and a run that ends before
+    /// the first sample has none. A local process is not sampled: that is refused.
+    pub fn sample(mut self, interval: Duration) -> Self {
+        self.settings.sample = Some(interval);
+        self
+    }
+
+    /// Stops the run when `token` is cancelled, also before its container is there: see
+    /// [`Run::stop_when`](crate::Run::stop_when). It is not persisted.
+    pub fn stop_when(mut self, token: CancellationToken) -> Self {
+        self.stop_when = Some(token);
         self
     }
 
@@ -429,8 +487,8 @@ impl RunSpec {
 
     /// Says that the run is meant to outlive this process; it needs a backstop. Default: no.
     ///
-    /// Every run survives the end of its manager. This only lets `validate` refuse what could
-    /// not be captured then.
+    /// Every run of an engine survives the end of its manager; a local process does not, and
+    /// refuses this. It only lets `validate` refuse what could not be captured then.
     pub fn detached(mut self, detached: bool) -> Self {
         self.settings.detached = detached;
         self
@@ -441,8 +499,8 @@ impl RunSpec {
     /// those of `POST /containers/create`: `json!({"HostConfig": {"OomScoreAdj": 500}})`.
     ///
     /// What moat's promise stands on (terminal, log driver, restart policy, auto-remove, moat's
-    /// labels) and what the engine does not know is refused, by name, when the run starts. The
-    /// patch is not persisted: it may hold secrets.
+    /// labels) and what the engine does not know is refused, by name, when the run starts; so is
+    /// what is nested more than 100 deep. The patch is not persisted: it may hold secrets.
     pub fn engine_patch(mut self, patch: serde_json::Value) -> Self {
         self.patch = Some(patch);
         self
@@ -470,6 +528,11 @@ impl RunSpec {
             .map(|(name, _)| name.split_once('=').map_or(name.as_str(), |(name, _)| name))
     }
 
+    /// What stops the run when it is cancelled.
+    pub(crate) fn stop_token(&self) -> Option<&CancellationToken> {
+        self.stop_when.as_ref()
+    }
+
     /// The registry credentials that were given: for runtimes alone.
     pub fn registry_credentials(&self) -> Option<&Credentials> {
         self.credentials.as_ref()
@@ -478,6 +541,20 @@ impl RunSpec {
     /// The patch of the engine's create request: for runtimes alone.
     pub fn patch(&self) -> Option<&serde_json::Value> {
         self.patch.as_ref()
+    }
+
+    /// Has the progress of a pull reported to one more.
+    pub(crate) fn also_on_pull(
+        mut self,
+        report: impl Fn(&PullProgress) + Send + Sync + 'static,
+    ) -> Self {
+        let asked = self.on_pull.take();
+        self.on_pull(move |progress| {
+            report(&progress);
+            if let Some(asked) = &asked {
+                asked(progress);
+            }
+        })
     }
 
     /// Reports the progress of a pull to whoever asked for it: for runtimes.
@@ -489,23 +566,16 @@ impl RunSpec {
 
     /// What must be taken out of anything that an engine says.
     pub(crate) fn secrets(&self) -> Secrets {
-        /// Shorter values are no secrets by themselves, and taking them out of a message would
-        /// leave nothing of it; they go where the engine echoes `NAME=value`.
-        const ALONE: usize = 4;
-        let env = self.env.iter().flat_map(|(name, value)| {
-            let alone = (value.0.len() >= ALONE).then(|| value.0.clone());
-            [Some(format!("{name}={}", value.0)), alone]
-        });
-        let password = self.credentials.iter().map(|c| Some(c.password.0.clone()));
+        let env = Secrets::values_of(&self.env);
+        let password = self.credentials.iter().map(|c| c.password.0.clone());
         let mut patched = Vec::new();
         if let Some(patch) = &self.patch {
             leaves(patch, &mut patched);
         }
         let patched = patched
             .into_iter()
-            .filter(|text| text.len() >= ALONE)
-            .map(Some);
-        Secrets::new(env.chain(password).chain(patched).flatten())
+            .filter(|text| text.len() >= Secrets::ALONE);
+        Secrets::new(env.chain(password).chain(patched))
     }
 }
 

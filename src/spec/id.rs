@@ -10,10 +10,14 @@ use crate::{Error, Result};
 /// The most characters that a run id may have.
 const MAX_RUN_ID: usize = 64;
 
+/// The file in a root that says that it is one, and its id.
+pub(crate) const ROOT_FILE: &str = "root.json";
+
 /// The name of a run: a sortable unique id, or one that the caller chose.
 ///
 /// It is also the name of the run's folder, and part of the container's name, so it has 1 to 64
-/// of the characters `A-Z a-z 0-9 _ . -`, and the first is a letter or a digit.
+/// of the characters `A-Z a-z 0-9 _ . -`, and the first is a letter or a digit. `root.json`
+/// is taken.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(String);
@@ -23,8 +27,8 @@ impl RunId {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidSpec`] if it is empty, longer than 64 characters, or has a character that
-    /// cannot be in the name of a folder and of a container.
+    /// [`Error::InvalidSpec`] if it is empty, longer than 64 characters, has a character that cannot
+    /// be in the name of a folder and of a container, or is `root.json`.
     pub fn new(id: impl Into<String>) -> Result<Self> {
         let id = id.into();
         let invalid = |reason: String| Err(Error::invalid("id", reason));
@@ -44,6 +48,9 @@ impl RunId {
             return invalid(format!(
                 "{id:?} has {bad:?}; a run id has letters, digits, '_', '.' and '-' only"
             ));
+        }
+        if id == ROOT_FILE {
+            return invalid(format!("{id:?} is the name of a file that each root has"));
         }
         Ok(Self(id))
     }
@@ -166,7 +173,18 @@ mod tests {
     fn a_run_id_cannot_leave_its_root() {
         let long = "x".repeat(10_000);
         for bad in [
-            "", ".", "..", "../x", "a/b", "a\0b", "-x", "_x", "é", "a b", &long,
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "a\0b",
+            "-x",
+            "_x",
+            "é",
+            "a b",
+            "root.json",
+            &long,
         ] {
             let error = RunId::new(bad).unwrap_err();
             assert!(

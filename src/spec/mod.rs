@@ -2,6 +2,7 @@
 //! secret can reach a file by mistake.
 
 mod builder;
+mod exec;
 mod id;
 mod record;
 mod secrets;
@@ -9,10 +10,12 @@ mod settings;
 mod validate;
 
 pub use builder::{Credentials, PullProgress, RunSpec};
+pub use exec::ExecSpec;
+pub(crate) use id::ROOT_FILE;
 pub use id::{ContainerId, RootId, RunId};
 pub use record::RunRecord;
 pub(crate) use secrets::Secrets;
 pub use settings::{
     Backstop, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit, Port, Protocol, Pull,
-    Settings, Stdin, Ulimit,
+    Settings, Stdin, Ulimit, WindowSize,
 };

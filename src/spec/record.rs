@@ -20,6 +20,10 @@ pub struct RunRecord {
     pub created: Timestamp,
     /// The runtime's name: `docker`.
     pub runtime: String,
+    /// What tells the engine that has the container from all others; `None`: it was not asked
+    /// yet, or does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_id: Option<String>,
     /// What to run.
     #[serde(flatten)]
     pub settings: Settings,
@@ -44,6 +48,7 @@ impl RunRecord {
             root,
             created: Timestamp::now(),
             runtime: runtime.to_owned(),
+            engine_id: None,
             settings: spec.settings.clone(),
             env: spec.env_names().map(Into::into).collect(),
             patched: spec.patch.is_some(),

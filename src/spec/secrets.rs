@@ -17,6 +17,22 @@ impl fmt::Debug for Secret {
 pub(crate) struct Secrets(Vec<Secret>);
 
 impl Secrets {
+    /// Shorter values are no secrets by themselves, and taking them out of a message would leave
+    /// nothing of it; they go where the engine echoes `NAME=value`.
+    pub(super) const ALONE: usize = 4;
+
+    /// What is secret of an environment.
+    pub(super) fn values_of(env: &[(String, Secret)]) -> impl Iterator<Item = String> {
+        env.iter().flat_map(|(name, value)| {
+            let alone = (value.0.len() >= Self::ALONE).then(|| value.0.clone());
+            std::iter::once(format!("{name}={}", value.0)).chain(alone)
+        })
+    }
+
+    pub(super) fn of_env(env: &[(String, Secret)]) -> Self {
+        Self::new(Self::values_of(env))
+    }
+
     pub(crate) fn new(values: impl IntoIterator<Item = String>) -> Self {
         let mut values: Vec<Secret> = values
             .into_iter()

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default)]
 #[non_exhaustive]
 pub struct Settings {
-    /// The image's name, with its tag or digest.
+    /// The image's name, with its tag or digest; empty: none, for a local process.
     pub image: String,
     /// The command and its arguments; empty: the image's own.
     pub cmd: Vec<String>,
@@ -75,6 +75,12 @@ pub struct Settings {
     pub tty: bool,
     /// What the container's standard input is.
     pub stdin: Stdin,
+    /// Whether the audit has what is written to the container's standard input.
+    #[serde(skip_serializing_if = "is_not")]
+    pub record_stdin: bool,
+    /// The size that the terminal has when the container starts; `None`: the engine's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<WindowSize>,
     /// The signal that asks the container to stop; `None`: the image's own, else `SIGTERM`.
     pub stop_signal: Option<String>,
     /// How long a stop waits between that signal and SIGKILL.
@@ -83,6 +89,12 @@ pub struct Settings {
     /// The time limit, from the start of the container.
     #[serde(with = "seconds_option")]
     pub time_limit: Option<Duration>,
+    /// How long it may print nothing.
+    #[serde(with = "seconds_option", skip_serializing_if = "Option::is_none")]
+    pub silence_limit: Option<Duration>,
+    /// How often what it uses is sampled.
+    #[serde(with = "seconds_option", skip_serializing_if = "Option::is_none")]
+    pub sample: Option<Duration>,
     /// The limit of the output.
     pub output_limit: Option<OutputLimit>,
     /// When to pull the image.
@@ -129,9 +141,13 @@ impl Default for Settings {
             labels: BTreeMap::new(),
             tty: false,
             stdin: Stdin::None,
+            record_stdin: false,
+            window: None,
             stop_signal: None,
             stop_grace: Duration::from_secs(10),
             time_limit: None,
+            silence_limit: None,
+            sample: None,
             output_limit: None,
             pull: Pull::default(),
             keep: KeepContainer::default(),
@@ -139,6 +155,10 @@ impl Default for Settings {
             detached: false,
         }
     }
+}
+
+fn is_not(flag: &bool) -> bool {
+    !flag
 }
 
 /// Something that the container sees at a path of its own.
@@ -233,7 +253,7 @@ impl Port {
 }
 
 /// The transport of a published port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Protocol {
@@ -289,9 +309,37 @@ pub enum Stdin {
     /// At its end from the start.
     #[default]
     None,
-    /// Open for the container's whole life, and silent unless another client of the engine
-    /// writes to it.
+    /// What one writer writes, to its end: shutting the [`Input`](crate::Input) down ends it. An
+    /// engine cannot tell a writer that died from one that had finished, so the container sees an
+    /// end either way; the audit says which it was. Without a writer the container waits for one.
+    ///
+    /// A terminal has no such end, so this goes without `tty`.
+    Pipe,
+    /// Open for the container's whole life: any number of writers, one after the other or at
+    /// once, come and go. It has no end, so that a program which reads up to it never does.
     Open,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// The width.
+    pub columns: u16,
+    /// The height.
+    pub rows: u16,
+}
+
+impl WindowSize {
+    /// So many columns, and so many rows.
+    pub const fn new(columns: u16, rows: u16) -> Self {
+        Self { columns, rows }
+    }
+}
+
+impl std::fmt::Display for WindowSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.columns, self.rows)
+    }
 }
 
 /// What happens at the limit of a run's output.
@@ -340,7 +388,9 @@ pub enum KeepContainer {
     OnGap,
     /// It stays when the seal has a gap, or the exit is anything but code 0.
     OnFailure,
-    /// It stays until [`Manager::remove`](crate::Manager::remove).
+    /// It stays until [`Manager::remove`](crate::Manager::remove), or, where the spec has a time
+    /// limit, until a [`reap`](crate::Reap::remove_after) from another root: by default a day past
+    /// that. A reaper sees the container alone, and neither its run's policy nor its seal.
     Always,
 }
 

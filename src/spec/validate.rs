@@ -1,15 +1,23 @@
 //! What is refused before anything is made, each by the name of its field.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Component, Path};
 use std::time::Duration;
 
-use super::{Backstop, Gpus, Mount, RunSpec, Settings};
+use serde_json::Value;
+
+use super::{Backstop, Gpus, Mount, RunSpec, Settings, Stdin};
 use crate::{Error, Result};
 
 /// Docker refuses less than 6 MiB.
 const LEAST_MEMORY: u64 = 6 << 20;
+/// What the record of a run may have, as JSON, in bytes. It is one line of the audit, and that may
+/// have 16 MiB.
+const LARGEST: usize = 4 << 20;
+/// How deep a patch may be nested. No engine has a setting that is a tenth as deep.
+const DEEPEST: usize = 100;
 /// What a deadline can be told apart from 'never'.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600 * 100);
 
@@ -27,27 +35,79 @@ impl RunSpec {
     /// [`Error::InvalidSpec`], which names the first field that is wrong and says why.
     pub fn validate(&self) -> Result<()> {
         self.settings.validate()?;
-        for (name, value) in self.environment() {
-            // The value is a secret, and so is what stands in the place of a name that is none.
-            if name.is_empty() {
-                refuse!("env", "a variable has an empty name");
+        check_env(self.environment())?;
+        if let Some(patch) = &self.patch {
+            if !patch.is_object() {
+                refuse!("engine_patch", "a patch is a JSON object");
             }
-            if name.contains('=') || name.contains('\0') {
-                refuse!("env", "a variable's name has '=' or a NUL byte in it");
-            }
-            if value.contains('\0') {
-                refuse!("env", "the value of {name:?} has a NUL byte in it");
+            if is_deeper(patch, DEEPEST) {
+                refuse!("engine_patch", "it is nested more than {DEEPEST} deep");
             }
         }
-        if self.patch.as_ref().is_some_and(|patch| !patch.is_object()) {
-            refuse!("engine_patch", "a patch is a JSON object");
+        self.validate_size()
+    }
+
+    fn validate_size(&self) -> Result<()> {
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(&self.settings) else {
+            return Ok(());
+        };
+        fields.insert("env".into(), self.env_names().collect());
+        let size = |value: &Value| value.to_string().len();
+        let sizes = || fields.iter().map(|(field, value)| (size(value), field));
+        if sizes().map(|(size, _)| size).sum::<usize>() > LARGEST
+            && let Some((size, field)) = sizes().max()
+        {
+            refuse!(
+                field,
+                "{size} bytes of it are to be recorded, and a run's record has at most {LARGEST}"
+            );
         }
         Ok(())
     }
 }
 
+/// Checks variables of an environment.
+pub(super) fn check_env<'a>(env: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()> {
+    for (name, value) in env {
+        // The value is a secret, and so is what stands in the place of a name that is none.
+        if name.is_empty() {
+            refuse!("env", "a variable has an empty name");
+        }
+        if name.contains('=') || name.contains('\0') {
+            refuse!("env", "a variable's name has '=' or a NUL byte in it");
+        }
+        if value.contains('\0') {
+            refuse!("env", "the value of {} has a NUL byte in it", Shown(name));
+        }
+    }
+    Ok(())
+}
+
+/// A value in an error: quoted, and no longer than a line.
+struct Shown<'a>(&'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 100;
+        match self.0.char_indices().nth(MOST) {
+            None => write!(f, "{:?}", self.0),
+            Some((end, _)) => write!(f, "{:?}... ({} bytes)", &self.0[..end], self.0.len()),
+        }
+    }
+}
+
+/// Whether `value` is nested more than `levels` deep.
+fn is_deeper(value: &Value, levels: usize) -> bool {
+    let deeper = |value: &Value| levels == 0 || is_deeper(value, levels - 1);
+    match value {
+        Value::Array(values) => values.iter().any(deeper),
+        Value::Object(values) => values.values().any(deeper),
+        _ => false,
+    }
+}
+
 impl Settings {
-    fn validate(&self) -> Result<()> {
+    pub(super) fn validate(&self) -> Result<()> {
         self.validate_process()?;
         self.validate_mounts()?;
         self.validate_network()?;
@@ -56,23 +116,14 @@ impl Settings {
     }
 
     fn validate_process(&self) -> Result<()> {
-        if self.image.trim().is_empty() {
+        let has_command = !self.cmd.is_empty() || self.entrypoint.iter().flatten().count() > 0;
+        if self.image.is_empty() && !has_command {
             refuse!(
                 "image",
                 "it is empty; name an image, such as \"busybox:1.36\""
             );
         }
-        if self
-            .image
-            .chars()
-            .any(|c| c.is_whitespace() || c.is_control())
-        {
-            refuse!(
-                "image",
-                "{:?} has a space or a control character in it",
-                self.image
-            );
-        }
+        image(&self.image)?;
         let entrypoint = self.entrypoint.iter().flatten();
         for (field, arguments) in [
             (
@@ -83,12 +134,21 @@ impl Settings {
         ] {
             for argument in arguments {
                 if argument.contains('\0') {
-                    refuse!(field, "{argument:?} has a NUL byte in it");
+                    refuse!(field, "{} has a NUL byte in it", Shown(argument));
                 }
             }
         }
         if let Some(path) = &self.workdir {
             absolute("workdir", path)?;
+        }
+        if self.tty && self.stdin == Stdin::Pipe {
+            refuse!(
+                "stdin",
+                "the input of a terminal has no end; use Stdin::Open with tty"
+            );
+        }
+        if self.window.is_some() && !self.tty {
+            refuse!("window", "without tty there is no terminal to have a size");
         }
         for (field, value) in [
             ("user", &self.user),
@@ -102,23 +162,53 @@ impl Settings {
                 word(field, value)?;
             }
         }
+        if let Some(user) = &self.user
+            && (user.split(':').count() > 2 || user.split(':').any(str::is_empty))
+        {
+            refuse!("user", "{} is neither a user nor user:group", Shown(user));
+        }
         if let Some(name) = &self.hostname
-            && (name.len() > 63
-                || !name
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.'))
+            && (name.len() > 63 || !name.split('.').all(is_host_label))
         {
             refuse!(
                 "hostname",
-                "{name:?} is not a host name: up to 63 letters, digits, '-' and '.'"
+                "{} is not a host name: up to 63 letters, digits, '-' and '.', and each part \
+                 between dots begins and ends with a letter or a digit",
+                Shown(name)
             );
         }
-        for name in self.labels.keys() {
-            if name.is_empty() || name.contains('\0') {
-                refuse!("labels", "{name:?} is empty or has a NUL byte in it");
+        if let Some(platform) = &self.platform
+            && (platform.split('/').count() > 3 || !platform.split('/').all(is_platform_part))
+        {
+            refuse!(
+                "platform",
+                "{} is not one: os[/arch[/variant]], such as \"linux/arm64\"",
+                Shown(platform)
+            );
+        }
+        if let Some(signal) = &self.stop_signal
+            && !is_signal(signal)
+        {
+            refuse!(
+                "stop_signal",
+                "{} is not a signal: a name, such as \"SIGINT\", or a number from 1 to 64",
+                Shown(signal)
+            );
+        }
+        for (name, value) in &self.labels {
+            if name.is_empty() {
+                refuse!("labels", "a label has an empty name");
+            }
+            if name.contains('\0') || value.contains('\0') {
+                refuse!(
+                    "labels",
+                    "{} has a NUL byte in its name or value",
+                    Shown(name)
+                );
             }
             if name.starts_with("moat.") {
-                refuse!("labels", "{name:?}: names under \"moat.\" are moat's own");
+                let name = Shown(name);
+                refuse!("labels", "{name}: names under \"moat.\" are moat's own");
             }
         }
         Ok(())
@@ -129,15 +219,22 @@ impl Settings {
         for mount in &self.mounts {
             let target = mount.target();
             absolute("mounts", target)?;
-            if Path::new(target).components().eq([Component::RootDir]) {
+            let place: Vec<_> = Path::new(target).components().collect();
+            if place.contains(&Component::ParentDir) {
+                refuse!(
+                    "mounts",
+                    "{} has \"..\" in it; name the place that it leads to",
+                    Shown(target)
+                );
+            }
+            if place == [Component::RootDir] {
                 refuse!(
                     "mounts",
                     "nothing can be mounted over \"/\" of the container"
                 );
             }
-            let place: Vec<_> = Path::new(target).components().collect();
             if !targets.insert(place) {
-                refuse!("mounts", "{target:?} is the target of two mounts");
+                refuse!("mounts", "{} is the target of two mounts", Shown(target));
             }
             match mount {
                 Mount::Bind { source, .. } => {
@@ -155,14 +252,16 @@ impl Settings {
                     if !valid {
                         refuse!(
                             "mounts",
-                            "{name:?} is not a volume's name: two or more letters, digits, '_', \
-                             '.' and '-'; to mount a folder of the host, use bind"
+                            "{} is not a volume's name: two or more letters, digits, '_', '.' \
+                             and '-'; to mount a folder of the host, use bind",
+                            Shown(name)
                         );
                     }
                 }
                 Mount::Tmpfs { size, .. } => {
                     if *size == Some(0) {
-                        refuse!("mounts", "the tmpfs at {target:?} has a size of 0 bytes");
+                        let target = Shown(target);
+                        refuse!("mounts", "the tmpfs at {target} has a size of 0 bytes");
                     }
                 }
             }
@@ -173,79 +272,94 @@ impl Settings {
     fn validate_network(&self) -> Result<()> {
         let mode = self.network.as_deref().unwrap_or_default();
         let shared = mode == "host" || mode.starts_with("container:");
-        if let Some(alias) = self.network_aliases.iter().find(|alias| alias.is_empty()) {
-            refuse!("network_aliases", "{alias:?} is empty");
+        for alias in &self.network_aliases {
+            word("network_aliases", alias)?;
         }
         if !self.network_aliases.is_empty()
             && (shared || matches!(mode, "" | "default" | "bridge" | "none"))
         {
             refuse!(
                 "network_aliases",
-                "aliases need a network made by a user, not {:?}",
-                if mode.is_empty() { "the default" } else { mode }
+                "aliases need a network made by a user, not {}",
+                Shown(if mode.is_empty() { "the default" } else { mode })
             );
         }
         if !self.ports.is_empty() && (shared || mode == "none") {
-            refuse!("ports", "no port can be published with network {mode:?}");
+            let mode = Shown(mode);
+            refuse!("ports", "no port can be published with network {mode}");
         }
+        let mut taken = HashSet::new();
         for port in &self.ports {
+            if let Some(host) = port.host.filter(|host| *host != 0)
+                && !taken.insert((host, port.protocol, &port.address))
+            {
+                refuse!("ports", "port {host} of the host is given twice");
+            }
             if port.container == 0 {
                 refuse!("ports", "the container's port is 0");
             }
             if let Some(address) = &port.address
                 && address.parse::<IpAddr>().is_err()
             {
-                refuse!("ports", "{address:?} is not an IP address");
+                refuse!("ports", "{} is not an IP address", Shown(address));
             }
         }
         for (name, address) in &self.extra_hosts {
             word("extra_hosts", name)?;
+            if name.contains(':') {
+                refuse!("extra_hosts", "{} has ':' in it", Shown(name));
+            }
             if address != "host-gateway" && address.parse::<IpAddr>().is_err() {
                 refuse!(
                     "extra_hosts",
-                    "{address:?}, for {name:?}, is neither an IP address nor \"host-gateway\""
+                    "{}, for {}, is neither an IP address nor \"host-gateway\"",
+                    Shown(address),
+                    Shown(name)
                 );
             }
         }
         for address in &self.dns {
             if address.parse::<IpAddr>().is_err() {
-                refuse!("dns", "{address:?} is not an IP address");
+                refuse!("dns", "{} is not an IP address", Shown(address));
             }
         }
         Ok(())
     }
 
     fn validate_limits(&self) -> Result<()> {
-        if let Some(memory) = self.memory
-            && !(LEAST_MEMORY..=i64::MAX as u64).contains(&memory)
-        {
-            refuse!("memory", "{memory} bytes: the least is {LEAST_MEMORY}");
+        for (field, unit, least, value) in [
+            ("memory", " bytes", LEAST_MEMORY, self.memory),
+            ("pids_limit", "", 1, self.pids_limit),
+            ("shm_size", " bytes", 1, self.shm_size),
+        ] {
+            if let Some(value) = value {
+                if value < least {
+                    refuse!(field, "{value}{unit}: the least is {least}");
+                }
+                if value > i64::MAX as u64 {
+                    refuse!(field, "{value}{unit}; leave it out for no limit");
+                }
+            }
         }
         if let Some(cpus) = self.cpus
             && !(0.01..=1_000_000.0).contains(&cpus)
         {
-            refuse!("cpus", "{cpus}: a limit is at least 0.01 CPUs");
-        }
-        if let Some(limit) = self.pids_limit
-            && !(1..=i64::MAX as u64).contains(&limit)
-        {
-            refuse!("pids_limit", "{limit}: the least is 1");
-        }
-        if let Some(size) = self.shm_size
-            && !(1..=i64::MAX as u64).contains(&size)
-        {
-            refuse!("shm_size", "{size} bytes: the least is 1");
+            refuse!(
+                "cpus",
+                "{cpus}: it is from 0.01 to 1000000; leave it out for no limit"
+            );
         }
         for limit in &self.ulimits {
             word("ulimits", &limit.name)?;
             if limit.soft < -1 || limit.hard < -1 {
-                refuse!("ulimits", "{}: a limit is -1 (none), 0 or more", limit.name);
+                let name = Shown(&limit.name);
+                refuse!("ulimits", "{name}: a limit is -1 (none), 0 or more");
             }
             if limit.hard != -1 && (limit.soft == -1 || limit.soft > limit.hard) {
                 refuse!(
                     "ulimits",
                     "{}: the soft limit {} is over the hard limit {}",
-                    limit.name,
+                    Shown(&limit.name),
                     limit.soft,
                     limit.hard
                 );
@@ -259,23 +373,32 @@ impl Settings {
             if !valid {
                 refuse!(
                     "devices",
-                    "{:?}: permissions are some of \"rwm\", not {:?}",
-                    device.host,
-                    device.permissions
+                    "{}: permissions are some of \"rwm\", not {}",
+                    Shown(&device.host),
+                    Shown(&device.permissions)
                 );
             }
         }
         match &self.gpus {
             Some(Gpus::Count(0)) => refuse!("gpus", "a count of 0; leave it out for none"),
-            Some(Gpus::Ids(ids)) if ids.is_empty() || ids.iter().any(String::is_empty) => {
-                refuse!("gpus", "no id, or an empty one")
+            Some(Gpus::Ids(ids)) if ids.is_empty() => {
+                refuse!("gpus", "no id; leave it out for none")
+            }
+            Some(Gpus::Ids(ids)) => {
+                for id in ids {
+                    word("gpus", id)?;
+                }
             }
             _ => {}
         }
         for (name, value) in &self.sysctls {
             word("sysctls", name)?;
             if value.contains('\0') {
-                refuse!("sysctls", "the value of {name:?} has a NUL byte in it");
+                refuse!(
+                    "sysctls",
+                    "the value of {} has a NUL byte in it",
+                    Shown(name)
+                );
             }
         }
         for (field, values) in [
@@ -300,6 +423,21 @@ impl Settings {
                 "it is over 100 years; leave it out for no limit"
             );
         }
+        if self
+            .silence_limit
+            .is_some_and(|limit| limit < Duration::from_secs(1) || limit > LONGEST)
+        {
+            refuse!(
+                "silence_limit",
+                "it is under a second or over 100 years; leave it out for no limit"
+            );
+        }
+        if self
+            .sample
+            .is_some_and(|interval| interval < Duration::from_millis(100) || interval > LONGEST)
+        {
+            refuse!("sample", "it is under 100 ms or over 100 years");
+        }
         if self.stop_grace > LONGEST {
             refuse!("stop_grace", "it is over 100 years");
         }
@@ -317,12 +455,58 @@ impl Settings {
     }
 }
 
+fn image(name: &str) -> Result<()> {
+    if name.is_empty() {
+        // No image: which a runtime that needs one refuses.
+        return Ok(());
+    }
+    if let Some(bad) = name
+        .chars()
+        .find(|c| !c.is_ascii_alphanumeric() && !"._-/:@+[]".contains(*c))
+    {
+        refuse!(
+            "image",
+            "{} has {bad:?} in it; images are named as \"registry:5000/team/name:tag\" or \
+             \"name@sha256:...\" are",
+            Shown(name)
+        );
+    }
+    if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        refuse!("image", "a part between slashes of {} is none", Shown(name));
+    }
+    Ok(())
+}
+
+fn is_host_label(label: &str) -> bool {
+    label
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && label.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && label.ends_with(|c: char| c.is_ascii_alphanumeric())
+}
+
+fn is_platform_part(part: &str) -> bool {
+    let ok = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    !part.is_empty() && part.chars().all(ok)
+}
+
+/// Whether it can be a signal: which names there are is the engine's matter.
+fn is_signal(signal: &str) -> bool {
+    if signal.bytes().all(|b| b.is_ascii_digit()) {
+        return signal
+            .parse()
+            .is_ok_and(|number: u64| (1..=64).contains(&number));
+    }
+    let ok = |c: char| c.is_ascii_alphanumeric() || "+-".contains(c);
+    signal.starts_with(|c: char| c.is_ascii_alphabetic()) && signal.chars().all(ok)
+}
+
 fn absolute(field: &str, path: &str) -> Result<()> {
     if path.contains('\0') {
-        refuse!(field, "{path:?} has a NUL byte in it");
+        refuse!(field, "{} has a NUL byte in it", Shown(path));
     }
     if !path.starts_with('/') {
-        refuse!(field, "{path:?} is not an absolute path");
+        refuse!(field, "{} is not an absolute path", Shown(path));
     }
     Ok(())
 }
@@ -332,7 +516,8 @@ fn word(field: &str, value: &str) -> Result<()> {
         refuse!(field, "it is empty; leave it out for the default");
     }
     if value.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        refuse!(field, "{value:?} has a space or a control character in it");
+        let value = Shown(value);
+        refuse!(field, "{value} has a space or a control character in it");
     }
     Ok(())
 }
@@ -409,6 +594,13 @@ mod tests {
             ("stop_signal", spec().stop_signal("")),
             ("time_limit", spec().time_limit(Duration::ZERO)),
             ("time_limit", spec().time_limit(Duration::MAX)),
+            (
+                "silence_limit",
+                spec().silence_limit(Duration::from_millis(999)),
+            ),
+            ("silence_limit", spec().silence_limit(Duration::MAX)),
+            ("sample", spec().sample(Duration::from_millis(99))),
+            ("sample", spec().sample(Duration::MAX)),
             ("stop_grace", spec().stop_grace(Duration::MAX)),
             ("output_limit", spec().output_limit(0, LimitAction::Stop)),
             ("engine_patch", spec().engine_patch(serde_json::json!([1]))),

@@ -276,6 +276,71 @@ async fn what_no_check_vouches_for_is_moved_aside_where_a_check_does_not_hold() 
     assert!(std::fs::read(place.file("torn-2")).unwrap() == bad);
 }
 
+/// A sink knows what it has written, and is not taken in by whole records that are others'.
+#[tokio::test]
+async fn what_others_have_changed_behind_the_last_check_is_moved_aside_by_its_own_sink() {
+    let records = many();
+    let place = Place::new();
+    let sink = Jsonl::new();
+    let mut log = open(&sink, &place, &start("run", json!({}))).await;
+    log.append(batch(&records)).await.unwrap();
+    drop(log);
+    let good = std::fs::read(place.log()).unwrap();
+    let check = memchr::memmem::rfind(&good, b"{\"type\":\"check\"").unwrap() + 93;
+    let newline = check + memchr::memchr(b'\n', &good[check..]).unwrap() + 1;
+    let digit = check + memchr::memmem::find(&good[check..], b"0123456789").unwrap();
+    let mut flipped = good.clone();
+    flipped[digit] = b'7';
+    let without = [&good[..check], &good[newline..]].concat();
+    let shorter = good[..newline].to_vec();
+    for (number, bad) in [flipped, without, shorter].into_iter().enumerate() {
+        std::fs::write(place.log(), &bad).unwrap();
+        let (resumed, seen) = resume(&sink, &place).await;
+        let Ok(Resumed::Open { mut log, torn }) = resumed else {
+            panic!("{resumed:?}");
+        };
+        assert_eq!(torn.unwrap().bytes, (bad.len() - check) as u64);
+        let aside = place.file(&format!("torn-{}", number + 1));
+        assert!(std::fs::read(aside).unwrap() == bad[check..]);
+        let kept = seen.len() - 3;
+        log.append(batch(&records[kept..])).await.unwrap();
+        drop(log);
+        assert!(std::fs::read(place.log()).unwrap() == good);
+    }
+    // A beginning of a record, as a write that failed leaves it, is no change of others.
+    std::fs::write(place.log(), [&good[..], b"{\"ts\""].concat()).unwrap();
+    let (resumed, seen) = resume(&sink, &place).await;
+    assert_eq!(seen.len(), records.len() + 3);
+    let Ok(Resumed::Open { mut log, torn }) = resumed else {
+        panic!("{resumed:?}");
+    };
+    assert_eq!(torn.unwrap().bytes, 5);
+
+    // While it is open: whatever an edit is like, the log is not sealed with it.
+    let file = std::fs::File::options()
+        .write(true)
+        .open(place.log())
+        .unwrap();
+    std::os::unix::fs::FileExt::write_at(&file, b"7", digit as u64).unwrap();
+    let error = log.seal(seal(&records, json!({}))).await.unwrap_err();
+    assert!(
+        error.chain().contains("someone has changed it"),
+        "{}",
+        error.chain()
+    );
+    drop(log);
+
+    // What is sealed is nobody's to change: also where it is another log.
+    let other = Place::new();
+    let mut log = open(&Jsonl::new(), &other, &start("run", json!({}))).await;
+    log.seal(seal(&[], json!({}))).await.unwrap();
+    std::fs::copy(other.log(), place.log()).unwrap();
+    let (resumed, _) = resume(&sink, &place).await;
+    assert!(matches!(resumed, Err(Error::Damaged { .. })), "{resumed:?}");
+    let (resumed, _) = resume(&Jsonl::new(), &place).await;
+    assert!(matches!(resumed, Ok(Resumed::Sealed(_))), "{resumed:?}");
+}
+
 #[tokio::test]
 async fn what_is_not_a_regular_file_is_refused_and_never_waited_for() {
     let sink = Jsonl::new();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use moat::{Docker, Manager, RunId, RunSpec};
+use moat::{Docker, Manager, Ready, RunId, RunSpec};
 
 use crate::stage::Stage;
 
@@ -23,6 +23,8 @@ struct Orders {
     id: String,
     tty: bool,
     time_limit: Option<f64>,
+    /// With which grace to stop the run, once it has said that it is ready.
+    stop: Option<f64>,
 }
 
 /// Does what an embedder does, if this process is one. It is never done: it is killed.
@@ -54,7 +56,13 @@ pub fn role() -> Option<()> {
         println!("ready");
         std::io::stdout().flush().unwrap();
         // It reads nothing, and waits: whoever embeds a library does not look after its tasks.
-        let _ = run.wait().await;
+        let _ = match orders.stop {
+            Some(grace) => {
+                run.ready(Ready::line("ready")).await.unwrap();
+                run.stop(Some(Duration::from_secs_f64(grace))).await
+            }
+            None => run.wait().await,
+        };
         std::future::pending::<()>().await;
     });
     Some(())
@@ -87,6 +95,13 @@ impl Embedder {
     pub fn start_limited(stage: &Stage, id: &str, steps: &str, seconds: f64) -> Self {
         let mut orders = orders(stage, id, Some(steps));
         orders.time_limit = Some(seconds);
+        Self::spawn(&orders)
+    }
+
+    /// The same, of one that says `ready`, and is then asked to stop with a grace in seconds.
+    pub fn start_and_stop(stage: &Stage, id: &str, steps: &str, grace: f64) -> Self {
+        let mut orders = orders(stage, id, Some(steps));
+        orders.stop = Some(grace);
         Self::spawn(&orders)
     }
 
@@ -123,5 +138,6 @@ fn orders(stage: &Stage, id: &str, steps: Option<&str>) -> Orders {
         id: id.into(),
         tty: false,
         time_limit: None,
+        stop: None,
     }
 }

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
@@ -19,10 +19,13 @@ mod support;
 mod embedder;
 mod exits;
 mod faults;
+mod harness;
 mod load;
 mod output;
 mod policies;
 mod recovery;
+mod services;
+mod specs;
 mod stage;
 
 use stage::Stage;
@@ -68,6 +71,10 @@ fn main() {
             stop_wait_and_a_natural_exit_at_once_agree_on_the_exit,
             any_number_of_waiters_get_the_same_outcome,
             a_container_that_closes_its_output_early_is_waited_for;
+        harness:
+            what_a_run_uses_is_sampled_and_in_its_seal,
+            a_container_carries_its_deadline_and_any_moat_can_see_it,
+            a_container_whose_run_is_gone_is_found_and_removed;
         output:
             a_line_of_ten_megabytes_is_audited_byte_for_byte,
             a_long_line_of_multibyte_characters_is_audited_byte_for_byte,
@@ -105,6 +112,7 @@ fn main() {
             a_manager_that_leaves_does_not_touch_its_runs,
             a_manager_that_stops_its_runs_seals_them,
             a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open,
+            a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over,
             another_process_can_wait_read_and_stop_but_not_take_over,
             a_container_started_again_by_others_is_another_execution;
         policies:
@@ -120,6 +128,19 @@ fn main() {
             secrets_are_in_no_file_of_the_root,
             a_bad_variable_is_refused_before_the_engine_can_echo_it,
             the_settings_reach_the_container;
+        specs:
+            a_patch_that_undoes_a_promise_is_refused_before_anything_is_made,
+            what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_without_secrets,
+            odd_values_that_are_taken_do_what_they_say,
+            what_no_process_can_be_given_is_refused_and_the_longest_arrives,
+            limits_beyond_any_machine_run_or_fail_with_a_sealed_audit;
+        services:
+            a_port_is_ready_when_the_container_listens_behind_it,
+            a_line_is_ready_when_it_is_printed,
+            a_health_check_is_asked_of_the_engine,
+            a_service_leaves_no_container_and_a_sealed_audit_after_its_scope_and_after_a_panic,
+            one_manager_serves_tests_whose_runtimes_end,
+            a_service_of_a_killed_test_is_ended_by_the_next_opening;
         load:
             fifty_runs_at_once_are_all_complete,
             short_runs_lose_nothing,
@@ -136,16 +157,7 @@ type Future<'a> = std::pin::Pin<Box<dyn std::future::Future<Output = ()> + 'a>>;
 
 fn trial(name: &str, run: fn(Stage) -> Future<'static>) -> Trial {
     Trial::test(name, move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
         let bound = if load::is_soak() { BOUND * 20 } else { BOUND };
-        runtime.block_on(async {
-            let trial = async { run(Stage::new().await).await };
-            tokio::time::timeout(bound, trial)
-                .await
-                .map_err(|_| Failed::from(format!("it took more than {} s", bound.as_secs())))
-        })
+        support::trial::bounded(bound, async { run(Stage::new().await).await })
     })
 }

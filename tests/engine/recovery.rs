@@ -173,6 +173,21 @@ pub async fn a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open(st
     assert_eq!(outcome.code(), Some(2));
 }
 
+/// A container that ignores the signal does not run on because who was asked to stop it died.
+pub async fn a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over(stage: &Stage) {
+    let embedder = Embedder::start_and_stop(stage, RUN, "deaf + echo ready + sleep 600", 3.0);
+    audited(stage, r#""type":"stop""#).await;
+    embedder.kill();
+    let manager = stage.manager().await;
+    let outcome = end(&recovered(&manager).await).await;
+    assert_eq!(outcome.code(), Some(137), "{outcome}");
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::Requested));
+    let audit = read(&outcome);
+    assert_bytes(audit.stream("stdout"), b"ready\n");
+    assert_complete(&audit);
+    assert_eq!(audit.all("stop").len(), 1);
+}
+
 /// Invariant 5: the owner alone waits for the container; everyone else watches the owner.
 pub async fn another_process_can_wait_read_and_stop_but_not_take_over(stage: &Stage) {
     let embedder = Embedder::start(stage, RUN, "lines 100 + trap --exit 2");

@@ -13,7 +13,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{exit, Command};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 const USAGE: &str = "\
@@ -27,14 +27,19 @@ steps, separated by `+`:
   tty-hostile                 bytes that look like the framing of a stream
   yes TEXT N                  N lines that are all the same
   echo TEXT | warn TEXT       a line on stdout, on stderr
+  hex HEX [--stream err]      these bytes
+  count N [--stream err]      N lines of 63 digits, from 0 on
   print TEXT                  TEXT without a newline
   cat                         stdin to stdout
   env NAME                    the value of a variable
   read PATH | write PATH TEXT | stat PATH
   pwd | whoami                the working directory; uid:gid
   await PATH                  until the file exists
+  listen PORT                 says so, and greets whoever connects, for ever
   sleep SECONDS
   trap [--exit CODE]          until SIGTERM comes: says so, and exits
+  on-term CODE                ends with this code on SIGTERM, from here on
+  hold                        for ever
   deaf                        ignores SIGTERM from here on
   alloc MIB                   takes memory and writes to it
   oom-child MIB               a child does, and this process lives on
@@ -119,6 +124,16 @@ fn run(step: &Step<'_>) -> io::Result<()> {
         "echo" => out(format!("{}\n", step.text(1)).as_bytes())?,
         "warn" => err(format!("{}\n", step.text(1)).as_bytes())?,
         "print" => out(step.text(1).as_bytes())?,
+        "hex" => {
+            let digits = step.text(1);
+            let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16);
+            let bytes: Result<Vec<u8>, _> = (0..digits.len()).step_by(2).map(byte).collect();
+            on(step, &bytes.unwrap_or_else(|_| usage("not hexadecimal")))?;
+        }
+        "count" => {
+            let lines: String = (0..step.number(1)).map(|n| format!("{n:063}\n")).collect();
+            on(step, lines.as_bytes())?;
+        }
         "cat" => {
             io::copy(&mut io::stdin(), &mut io::stdout())?;
             io::stdout().flush()?;
@@ -151,6 +166,17 @@ fn run(step: &Step<'_>) -> io::Result<()> {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
+        "listen" => {
+            let listener = std::net::TcpListener::bind(("0.0.0.0", step.number(1) as u16))?;
+            out(format!("listening on {}\n", step.number(1)).as_bytes())?;
+            let mut guests = Vec::new();
+            for guest in listener.incoming() {
+                let mut guest = guest?;
+                // It may have left by now.
+                let _ = guest.write_all(b"hello\n");
+                guests.push(guest);
+            }
+        }
         "sleep" => std::thread::sleep(Duration::from_secs_f64(
             step.text(1).parse().unwrap_or_else(|_| usage("not a number of seconds")),
         )),
@@ -163,6 +189,13 @@ fn run(step: &Step<'_>) -> io::Result<()> {
             out(b"caught SIGTERM\n")?;
             exit(step.option_number("--exit", 0) as i32);
         }
+        "on-term" => {
+            CODE.store(step.number(1) as i32, Ordering::SeqCst);
+            handle_term(exit_on_term as *const () as usize);
+        }
+        "hold" => loop {
+            std::thread::sleep(Duration::from_secs(3600));
+        },
         "deaf" => handle_term(SIG_IGN),
         "alloc" => alloc(step.number(1)),
         "oom-child" => {
@@ -187,6 +220,14 @@ fn out(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)?;
     out.flush()
+}
+
+/// On the stream that the step names.
+fn on(step: &Step<'_>, bytes: &[u8]) -> io::Result<()> {
+    match step.option("--stream") {
+        Some("err") => err(bytes),
+        _ => out(bytes),
+    }
 }
 
 fn err(bytes: &[u8]) -> io::Result<()> {
@@ -263,6 +304,16 @@ fn alloc(mebibytes: u64) {
 const SIGTERM: i32 = 15;
 const SIG_IGN: usize = 1;
 static TERM: AtomicBool = AtomicBool::new(false);
+
+static CODE: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn exit_on_term(_: i32) {
+    extern "C" {
+        fn _exit(code: i32) -> !;
+    }
+    // SAFETY: it is made for handlers of signals.
+    unsafe { _exit(CODE.load(Ordering::SeqCst)) };
+}
 
 extern "C" fn on_term(_: i32) {
     TERM.store(true, Ordering::SeqCst);

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use bollard::Docker;
 use bollard::query_parameters::CreateImageOptionsBuilder;
@@ -33,14 +34,23 @@ pub async fn provide(docker: &Docker) -> Result<String, String> {
     }
     let program = compile(&hash)?;
     let archive = pack(&program).map_err(|error| format!("cannot pack the workload: {error}"))?;
+    let changes = [r#"ENTRYPOINT ["/workload"]"#, "ENV PATH=/"];
+    import(docker, &name, archive, &changes).await?;
+    Ok(name)
+}
+
+/// Makes an image of a file system.
+pub async fn import(
+    docker: &Docker,
+    name: &str,
+    archive: Vec<u8>,
+    changes: &[&str],
+) -> Result<(), String> {
     let options = CreateImageOptionsBuilder::new()
         .from_src("-")
-        .repo("moat-test")
-        .tag(&hash)
-        .changes(vec![
-            r#"ENTRYPOINT ["/workload"]"#.to_owned(),
-            "ENV PATH=/".to_owned(),
-        ])
+        // With its tag: Podman does not look at a tag beside it.
+        .repo(name)
+        .changes(changes.iter().map(|&change| change.to_owned()).collect())
         .build();
     docker
         .create_image(
@@ -50,8 +60,8 @@ pub async fn provide(docker: &Docker) -> Result<String, String> {
         )
         .try_collect::<Vec<_>>()
         .await
-        .map_err(|error| format!("cannot import the test image: {error}"))?;
-    Ok(name)
+        .map_err(|error| format!("cannot import the image {name}: {error}"))?;
+    Ok(())
 }
 
 fn source_hash() -> std::io::Result<String> {
@@ -66,6 +76,8 @@ fn source_hash() -> std::io::Result<String> {
 
 /// Compiles the workload, unless this source was compiled before.
 fn compile(hash: &str) -> Result<PathBuf, String> {
+    static COMPILING: Mutex<()> = Mutex::new(());
+    let _alone = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let program = folder.join(format!("workload-{hash}"));
     if program.exists() {

@@ -23,6 +23,13 @@ pub enum Fault {
     Refuse(u16),
     /// It does not reach the engine, and is not answered.
     Hang,
+    /// It reaches the engine late, and its answer comes slowly.
+    Slow {
+        /// How many bytes a second.
+        per_second: u64,
+        /// How much later it reaches the engine.
+        late: Duration,
+    },
 }
 
 /// A request that came by.
@@ -32,7 +39,7 @@ pub struct Seen {
     pub operation: String,
     /// When it came.
     pub asked: Instant,
-    /// When the headers of its answer left.
+    /// When the headers of its answer came.
     pub answered: Option<Instant>,
 }
 
@@ -51,6 +58,8 @@ pub struct Proxy {
     state: Arc<Mutex<State>>,
     /// The number of times that all connections were cut; `u64::MAX`: the proxy is down.
     cuts: watch::Sender<u64>,
+    /// Whether nothing comes through.
+    frozen: watch::Sender<bool>,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -68,10 +77,16 @@ impl Proxy {
             .ok()
             .and_then(|host| Some(PathBuf::from(host.strip_prefix("unix://")?)))
             .unwrap_or_else(|| "/var/run/docker.sock".into());
+        Self::before_socket(engine, folder)
+    }
+
+    /// A proxy at `folder/proxy.sock`, before the socket of another engine.
+    pub fn before_socket(engine: PathBuf, folder: &Path) -> io::Result<Self> {
         let socket = folder.join("proxy.sock");
         let listener = UnixListener::bind(&socket)?;
         let state = Arc::new(Mutex::new(State::default()));
         let (cuts, _) = watch::channel(0);
+        let (frozen, is_frozen) = watch::channel(false);
         let server = {
             let (state, cuts) = (state.clone(), cuts.clone());
             tokio::spawn(async move {
@@ -81,9 +96,10 @@ impl Proxy {
                         continue;
                     }
                     let (state, engine) = (state.clone(), engine.clone());
+                    let is_frozen = is_frozen.clone();
                     tokio::spawn(async move {
                         tokio::select! {
-                            _ = pass(client, &engine, &state) => {}
+                            _ = while_thawed(is_frozen, pass(client, &engine, &state)) => {}
                             _ = cut.changed() => {}
                         }
                     });
@@ -94,6 +110,7 @@ impl Proxy {
             socket,
             state,
             cuts,
+            frozen,
             server,
         })
     }
@@ -142,6 +159,33 @@ impl Proxy {
     pub fn up(&self) {
         self.cuts.send_replace(0);
     }
+
+    /// Lets nothing through until [`thaw`](Self::thaw), on connections old and new.
+    pub fn freeze(&self) {
+        self.frozen.send_replace(true);
+    }
+
+    pub fn thaw(&self) {
+        self.frozen.send_replace(false);
+    }
+}
+
+/// Does nothing of `pass` while the proxy is frozen.
+async fn while_thawed(
+    mut frozen: watch::Receiver<bool>,
+    pass: impl Future<Output = io::Result<()>>,
+) -> io::Result<()> {
+    tokio::pin!(pass);
+    loop {
+        if frozen.wait_for(|frozen| !frozen).await.is_err() {
+            return pass.await;
+        }
+        tokio::select! {
+            biased;
+            _ = frozen.changed() => {}
+            result = &mut pass => return result,
+        }
+    }
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -168,7 +212,9 @@ async fn pass(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io
         (state.faults.get(&operation).cloned(), state.seen.len() - 1)
     };
     match fault {
-        Some(Fault::Late(delay)) => tokio::time::sleep(delay).await,
+        Some(Fault::Late(delay) | Fault::Slow { late: delay, .. }) => {
+            tokio::time::sleep(delay).await;
+        }
         Some(Fault::Refuse(status)) => return refuse(&mut client, status).await,
         Some(Fault::Hang) => return std::future::pending().await,
         _ => {}
@@ -181,6 +227,10 @@ async fn pass(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io
     let (mut from_server, mut to_server) = server.split();
     let up = async {
         tokio::io::copy(&mut from_client, &mut to_server).await?;
+        if is_upgrade(&head) {
+            // The end of an input is for the container.
+            to_server.shutdown().await?;
+        }
         // An attached client that half-closes must not end the answer.
         std::future::pending::<io::Result<()>>().await
     };
@@ -188,8 +238,8 @@ async fn pass(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io
         let Some((head, body)) = read_head(&mut from_server).await? else {
             return Ok(());
         };
-        to_client.write_all(&head).await?;
         lock(state).seen[index].answered = Some(Instant::now());
+        to_client.write_all(&head).await?;
         match fault {
             Some(Fault::CutAfter(bytes)) => {
                 let first = &body[..body.len().min(bytes)];
@@ -204,6 +254,19 @@ async fn pass(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io
                 tokio::io::copy(&mut rest, &mut to_client).await?;
                 tokio::io::copy(&mut from_server, &mut tokio::io::sink()).await?;
                 std::future::pending::<()>().await;
+            }
+            Some(Fault::Slow { per_second, .. }) => {
+                let mut piece = body;
+                loop {
+                    to_client.write_all(&piece).await?;
+                    let time = piece.len() as f64 / per_second as f64;
+                    tokio::time::sleep(Duration::from_secs_f64(time)).await;
+                    piece.clear();
+                    let mut next = (&mut from_server).take(per_second / 10);
+                    if next.read_buf(&mut piece).await? == 0 {
+                        break;
+                    }
+                }
             }
             _ => {
                 to_client.write_all(&body).await?;
@@ -246,14 +309,16 @@ fn operation(head: &[u8]) -> String {
     path.rsplit('/').next().unwrap_or_default().into()
 }
 
+/// Whether the connection is to be one of raw bytes.
+fn is_upgrade(head: &[u8]) -> bool {
+    let head = head.to_ascii_lowercase();
+    head.windows(9).any(|window| window == b"\nupgrade:")
+}
+
 /// The same request, with a word to the engine that no other follows on this connection.
 fn with_close(head: &[u8]) -> Vec<u8> {
-    let is_upgrade = head
-        .to_ascii_lowercase()
-        .windows(9)
-        .any(|window| window == b"\nupgrade:");
     let end = head.windows(2).position(|window| window == b"\r\n");
-    let (Some(end), false) = (end, is_upgrade) else {
+    let (Some(end), false) = (end, is_upgrade(head)) else {
         return head.to_vec();
     };
     let mut changed = head[..end + 2].to_vec();

@@ -167,6 +167,14 @@ impl Address {
         }
     }
 
+    /// Where the ports are that containers on the engine's host publish.
+    pub(super) fn host(&self) -> &str {
+        match &self.endpoint {
+            Endpoint::Unix(_) => "127.0.0.1",
+            Endpoint::Tcp { host, .. } => host,
+        }
+    }
+
     /// What the `Host` header says.
     pub(super) fn authority(&self) -> String {
         match &self.endpoint {
@@ -256,6 +264,17 @@ mod tests {
             (" tcp://db:1\n", "tcp://db:1"),
         ] {
             assert_eq!(parse(text).unwrap().to_string(), shown, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_remote_engine_publishes_is_looked_for_on_its_host() {
+        for (text, host) in [
+            ("unix:///run/x.sock", "127.0.0.1"),
+            ("tcp://db:1", "db"),
+            ("http://[::1]:99", "::1"),
+        ] {
+            assert_eq!(parse(text).unwrap().host(), host, "{text}");
         }
     }
 

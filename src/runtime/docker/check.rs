@@ -4,14 +4,49 @@ use super::create::{self, Log};
 use super::patch;
 use crate::{Error, Mount, Result, RunSpec, Settings};
 
+/// The longest argument, and the longest variable with its name and `=`, that Linux takes, in bytes:
+/// 32 pages of 4 KiB, with a NUL byte at the end. A container with a longer one is started, and
+/// ends by an error on what looks like its own standard error.
+const LONGEST_ARGUMENT: usize = (128 << 10) - 1;
+
 /// Checks what can be checked of a spec without an engine.
 pub(super) fn check(spec: &RunSpec) -> Result<()> {
     let settings = spec.settings();
+    if settings.image.is_empty() {
+        return Err(Error::invalid(
+            "image",
+            "it is empty; name an image, such as \"busybox:1.36\"",
+        ));
+    }
+    arguments(spec)?;
     sizes(settings)?;
     network(settings)?;
     if let Some(patch) = spec.patch() {
         let log = Log::of(settings.backstop);
         patch::apply(create::draft(spec, log), patch)?;
+    }
+    Ok(())
+}
+
+fn arguments(spec: &RunSpec) -> Result<()> {
+    let settings = spec.settings();
+    let cmd = settings.cmd.iter().map(|text| ("cmd", text.len()));
+    let entrypoint = settings.entrypoint.iter().flatten();
+    let entrypoint = entrypoint.map(|text| ("entrypoint", text.len()));
+    let env = spec.environment();
+    let env = env.map(|(name, value)| ("env", name.len() + 1 + value.len()));
+    for (field, length) in cmd.chain(entrypoint).chain(env) {
+        if length > LONGEST_ARGUMENT {
+            let what = match field {
+                "env" => "a variable, with its name,",
+                _ => "an argument",
+            };
+            let reason = format!(
+                "{what} has {length} bytes: Linux takes at most {LONGEST_ARGUMENT}; put it into a \
+                 file and mount that"
+            );
+            return Err(Error::invalid(field, reason));
+        }
     }
     Ok(())
 }
@@ -67,6 +102,10 @@ mod tests {
         let spec = || RunSpec::new("busybox");
         let joined = || spec().network("container:other");
         for (field, bad) in [
+            ("cmd", spec().cmd(["x".repeat(128 << 10)])),
+            ("entrypoint", spec().entrypoint(["x".repeat(128 << 10)])),
+            ("env", spec().env("A", "x".repeat((128 << 10) - 2))),
+            ("image", RunSpec::command(["true"])),
             ("engine_patch", spec().engine_patch(json!({"Tty": true}))),
             ("mounts", spec().tmpfs("/x", Some(u64::MAX))),
             ("network", spec().network("container:")),

@@ -15,6 +15,8 @@ use crate::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, Settings, Stdin};
 pub(super) const ROOT_LABEL: &str = "moat.root";
 /// The label with the id of the run.
 pub(super) const RUN_LABEL: &str = "moat.run";
+/// The label with the time past which the container is left over, where there is one.
+pub(super) const DEADLINE_LABEL: &str = "moat.deadline";
 
 /// The size at which the engine's log would be cut, in bytes: a petabyte. `-1` is refused.
 const NEVER: &str = "1000000000000000";
@@ -72,6 +74,9 @@ pub(super) fn body(request: &CreateRequest<'_>, log: Log) -> ContainerCreateBody
         pair(ROOT_LABEL, request.root.as_str()),
         pair(RUN_LABEL, request.run.as_str()),
     ]);
+    if let Some(deadline) = request.deadline {
+        labels.extend([pair(DEADLINE_LABEL, &deadline.to_string())]);
+    }
     body
 }
 
@@ -103,8 +108,10 @@ pub(super) fn draft(spec: &RunSpec, log: Log) -> ContainerCreateBody {
         attach_stdin: Some(false),
         attach_stdout: Some(true),
         attach_stderr: Some(true),
-        open_stdin: Some(set.stdin == Stdin::Open),
-        stdin_once: Some(false),
+        open_stdin: Some(set.stdin != Stdin::None),
+        // With it the end of any connection to the input is the end of the input; without it the
+        // input has none.
+        stdin_once: Some(set.stdin == Stdin::Pipe),
         stop_signal: set.stop_signal.clone(),
         host_config: Some(host_config(set, log)),
         networking_config: networking(set),
@@ -165,6 +172,10 @@ fn host_config(set: &Settings, log: Log) -> HostConfig {
         // Said even where it is false: the engine may have another default.
         init: Some(set.init),
         runtime: set.oci_runtime.clone(),
+        // Engines before API 1.42 take it, and do nothing with it.
+        console_size: set
+            .window
+            .map(|size| vec![size.rows.into(), size.columns.into()]),
         ..HostConfig::default()
     }
 }
@@ -261,7 +272,7 @@ fn integer(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{RootId, RunId};
+    use crate::{RootId, RunId, WindowSize};
     use serde_json::{Value, json};
 
     fn json(spec: &RunSpec) -> Value {
@@ -338,6 +349,7 @@ mod tests {
             .label("team", "x")
             .tty(true)
             .stdin(Stdin::Open)
+            .window(WindowSize::new(80, 24))
             .stop_signal("SIGINT");
         let mut body = json(&spec);
         let mut host = body["HostConfig"].take();
@@ -383,8 +395,24 @@ mod tests {
                 "Sysctls": {"net.x": "1"}, "CapAdd": ["NET_ADMIN"], "CapDrop": ["ALL"],
                 "SecurityOpt": ["no-new-privileges"], "Privileged": true,
                 "ReadonlyRootfs": true, "Init": true, "Runtime": "runsc",
+                "ConsoleSize": [24, 80],
             })
         );
+    }
+
+    #[test]
+    fn only_a_pipe_ends_with_its_writer() {
+        for (stdin, open, once) in [
+            (Stdin::None, false, false),
+            (Stdin::Pipe, true, true),
+            (Stdin::Open, true, false),
+        ] {
+            let body = json(&RunSpec::new("x").stdin(stdin));
+            assert_eq!(
+                (&body["OpenStdin"], &body["StdinOnce"]),
+                (&json!(open), &json!(once))
+            );
+        }
     }
 
     #[test]

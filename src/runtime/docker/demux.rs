@@ -8,13 +8,13 @@ use crate::Stream;
 use crate::runtime::Chunk;
 
 /// The length of a frame's header: type, three zeros, the payload's length in big endian.
-const HEADER: usize = 8;
+pub(crate) const HEADER: usize = 8;
 /// Shorter pieces are copied together: a chunk must not pin a read buffer many times its size.
 const WHOLE: usize = 16 << 10;
 /// Where pieces that are copied together are cut.
-const CHUNK: usize = 64 << 10;
+pub(crate) const CHUNK: usize = 64 << 10;
 /// The most that is kept of the engine's own error.
-const ERROR_TEXT: usize = 1 << 10;
+pub(crate) const ERROR_TEXT: usize = 1 << 10;
 
 /// Takes an engine's output stream apart.
 ///
@@ -22,7 +22,7 @@ const ERROR_TEXT: usize = 1 << 10;
 /// them follows from how the container was made, never from the bytes. It holds at most 64 KiB of
 /// output beyond what can be popped, however long a frame claims to be.
 #[derive(Debug)]
-pub(super) struct Demux {
+pub(crate) struct Demux {
     place: Place,
     /// Pieces of one stream that are not yet worth a chunk.
     small: (Stream, Vec<u8>),
@@ -31,7 +31,7 @@ pub(super) struct Demux {
 
 /// What is wrong with the framing. Nothing comes after it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     #[error("{0:02x?} is not the header of a frame")]
     Header([u8; HEADER]),
     #[error("dangling frame: the output ended in the middle of one")]
@@ -57,7 +57,7 @@ enum Place {
 const START: Place = Place::Header([0; HEADER], 0);
 
 impl Demux {
-    pub(super) fn new(tty: bool) -> Self {
+    pub(crate) fn new(tty: bool) -> Self {
         Self {
             place: if tty { Place::Terminal } else { START },
             small: (Stream::Tty, Vec::new()),
@@ -66,12 +66,12 @@ impl Demux {
     }
 
     /// Takes the next bytes of the stream.
-    pub(super) fn push(&mut self, mut bytes: Bytes) {
+    pub(crate) fn push(&mut self, mut bytes: Bytes) {
         while !bytes.is_empty() {
             match &mut self.place {
                 Place::Terminal => {
                     let all = std::mem::take(&mut bytes);
-                    self.emit(Stream::Tty, all);
+                    self.emit(Stream::Tty, all, 0);
                 }
                 Place::Header(header, filled) => {
                     let count = bytes.len().min(HEADER - *filled);
@@ -89,7 +89,7 @@ impl Demux {
                     if *left == 0 {
                         self.place = START;
                     }
-                    self.emit(stream, piece);
+                    self.emit(stream, piece, bytes.len());
                 }
                 Place::Error(text, left) => {
                     let piece = bytes.split_to(bytes.len().min(*left as usize));
@@ -106,16 +106,20 @@ impl Demux {
     }
 
     /// Says that no more bytes come for now: what was held back can be popped.
-    pub(super) fn flush(&mut self) {
-        let (stream, bytes) = (self.small.0, std::mem::take(&mut self.small.1));
+    pub(crate) fn flush(&mut self) {
+        let (stream, mut bytes) = (self.small.0, std::mem::take(&mut self.small.1));
         if !bytes.is_empty() {
+            // Room that was made for what was another stream's must not wait with it.
+            if bytes.capacity() > 2 * bytes.len() {
+                bytes.shrink_to_fit();
+            }
             let bytes = Bytes::from(bytes);
             self.ready.push_back(Ok(Chunk { stream, bytes }));
         }
     }
 
     /// Says that the stream has ended. Only between two frames is that a clean end.
-    pub(super) fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         match std::mem::replace(&mut self.place, Place::End) {
             Place::Terminal | Place::Header(_, 0) => self.flush(),
             Place::Header(..) | Place::Payload(..) => self.fail(Fault::Dangling),
@@ -128,7 +132,7 @@ impl Demux {
     }
 
     /// The next chunk, or the fault, after which there is nothing.
-    pub(super) fn pop(&mut self) -> Option<Result<Chunk, Fault>> {
+    pub(crate) fn pop(&mut self) -> Option<Result<Chunk, Fault>> {
         self.ready.pop_front()
     }
 
@@ -153,7 +157,8 @@ impl Demux {
         };
     }
 
-    fn emit(&mut self, stream: Stream, piece: Bytes) {
+    /// Passes a piece on, behind which so many bytes are here already, of whichever stream.
+    fn emit(&mut self, stream: Stream, piece: Bytes, more: usize) {
         if self.small.0 != stream {
             self.flush();
             self.small.0 = stream;
@@ -165,6 +170,9 @@ impl Demux {
                 bytes: piece,
             }));
             return;
+        }
+        if self.small.1.is_empty() {
+            self.small.1.reserve((piece.len() + more).min(CHUNK));
         }
         self.small.1.extend_from_slice(&piece);
         if self.small.1.len() >= CHUNK {

@@ -1,7 +1,8 @@
 //! Opening a connection to the engine: one way for the client, the tap and the log reader.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, Read};
+use std::mem;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,6 +17,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::address::{Address, Endpoint};
 use super::errors::Unreachable;
+use super::transport::FULL_READ;
 use crate::RuntimeError;
 
 /// Opens connections to one engine.
@@ -59,7 +61,7 @@ impl Dial {
             Endpoint::Unix(path) => {
                 let stream = UnixStream::connect(path).await;
                 let stream = stream.map_err(|error| no_socket(path, &error))?;
-                Ok(Wire(Box::new(stream)))
+                Ok(Wire::Unix(Socket::Watched(stream)))
             }
             Endpoint::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await;
@@ -68,9 +70,9 @@ impl Dial {
                 let _ = stream.set_nodelay(true);
                 #[cfg(feature = "tls")]
                 if let Some(tls) = &self.tls {
-                    return Ok(Wire(tls.wrap(stream, host).await?));
+                    return Ok(Wire::Other(tls.wrap(stream, host).await?));
                 }
-                Ok(Wire(Box::new(stream)))
+                Ok(Wire::Other(Box::new(stream)))
             }
         }
     }
@@ -147,7 +149,54 @@ pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A connection to an engine, of whichever kind.
-pub(super) struct Wire(Box<dyn Duplex>);
+pub(super) enum Wire {
+    Unix(Socket),
+    Other(Box<dyn Duplex>),
+}
+
+/// A local socket, which the runtime watches or not.
+pub(super) enum Socket {
+    Watched(UnixStream),
+    /// What arrives wakes nobody.
+    Resting(std::os::unix::net::UnixStream),
+    /// Between the two: left behind by an error alone.
+    Lost,
+}
+
+impl Wire {
+    /// Has nobody woken by what arrives, until a read finds nothing there: for a reader that looks
+    /// by itself, at times, at a peer that writes in many small pieces. For a local socket; other
+    /// connections stay as they are.
+    pub(super) fn rest(&mut self) {
+        if let Self::Unix(socket @ Socket::Watched(_)) = self
+            && let Socket::Watched(stream) = mem::replace(socket, Socket::Lost)
+            && let Ok(stream) = stream.into_std()
+        {
+            *socket = Socket::Resting(stream);
+        }
+    }
+
+    fn duplex(&mut self) -> io::Result<Pin<&mut dyn Duplex>> {
+        match self {
+            Self::Unix(socket) => Ok(Pin::new(socket.watched()?)),
+            Self::Other(stream) => Ok(Pin::new(stream)),
+        }
+    }
+}
+
+impl Socket {
+    fn watched(&mut self) -> io::Result<&mut UnixStream> {
+        if let Self::Resting(_) = self
+            && let Self::Resting(stream) = mem::replace(self, Self::Lost)
+        {
+            *self = Self::Watched(UnixStream::from_std(stream)?);
+        }
+        match self {
+            Self::Watched(stream) => Ok(stream),
+            _ => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
 
 impl AsyncRead for Wire {
     fn poll_read(
@@ -155,7 +204,18 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, into)
+        if let Self::Unix(Socket::Resting(stream)) = &mut *self {
+            let room = into.remaining().min(FULL_READ);
+            match stream.read(into.initialize_unfilled_to(room)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(count) => {
+                    into.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+        self.duplex()?.poll_read(cx, into)
     }
 }
 
@@ -165,15 +225,15 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        self.duplex()?.poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        self.duplex()?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        self.duplex()?.poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -181,16 +241,75 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bytes)
+        self.duplex()?.poll_write_vectored(cx, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        match self {
+            Self::Unix(_) => true,
+            Self::Other(stream) => stream.is_write_vectored(),
+        }
     }
 }
 
 impl Connection for Wire {
     fn connected(&self) -> Connected {
         Connected::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// The two ends: one of ours at rest, and the peer's.
+    fn resting() -> (Wire, UnixStream) {
+        let (ours, peer) = UnixStream::pair().unwrap();
+        let mut wire = Wire::Unix(Socket::Watched(ours));
+        wire.rest();
+        assert!(matches!(wire, Wire::Unix(Socket::Resting(_))));
+        (wire, peer)
+    }
+
+    #[tokio::test]
+    async fn what_arrives_at_rest_is_there_and_what_comes_later_wakes_the_reader() {
+        let (mut wire, mut peer) = resting();
+        peer.write_all(b"one").await.unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(wire.read(&mut buffer).await.unwrap(), 3);
+        assert!(matches!(wire, Wire::Unix(Socket::Resting(_))));
+        let (read, ()) = tokio::join!(
+            timeout(Duration::from_secs(10), wire.read(&mut buffer)),
+            async {
+                // The reader has found nothing, and waits.
+                tokio::task::yield_now().await;
+                peer.write_all(b"two!").await.unwrap();
+            }
+        );
+        assert_eq!(read.unwrap().unwrap(), 4);
+        assert!(matches!(wire, Wire::Unix(Socket::Watched(_))));
+    }
+
+    #[tokio::test]
+    async fn an_end_at_rest_is_seen_after_what_came_before_it() {
+        let (mut wire, mut peer) = resting();
+        peer.write_all(b"last").await.unwrap();
+        drop(peer);
+        let mut all = Vec::new();
+        wire.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"last");
+    }
+
+    #[tokio::test]
+    async fn a_connection_at_rest_can_be_written_to() {
+        let (mut wire, mut peer) = resting();
+        wire.write_all(b"typed").await.unwrap();
+        wire.shutdown().await.unwrap();
+        let mut all = Vec::new();
+        peer.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all, b"typed");
     }
 }

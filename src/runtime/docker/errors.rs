@@ -99,7 +99,9 @@ impl Refusal {
     fn error(self, operation: &'static str, address: &str) -> RuntimeError {
         let reason = self.text();
         match self.status {
-            404 if self.is_no_container() => RuntimeError::NotFound { operation, reason },
+            404 if self.is_no_container() || self.says("no such exec") => {
+                RuntimeError::NotFound { operation, reason }
+            }
             409 => RuntimeError::Conflict { operation, reason },
             // Podman's words for a container that is in another state than it has to be in.
             _ if self.says("container state improper") => {

@@ -2,14 +2,34 @@
 //! that it does not know, and Podman has some.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::create;
 use super::errors::Failure;
-use crate::runtime::{Fidelity, Found, Inspection, LogConfig, Status, WaitStatus};
-use crate::{ContainerId, RunId, Timestamp};
+use crate::runtime::{
+    Fidelity, Found, Health, Inspection, LogConfig, Marked, PublishedPort, Status, Usage,
+    WaitStatus,
+};
+use crate::{ContainerId, Protocol, RootId, RunId, Timestamp};
+
+/// What an answer to `GET /info` says that tells the engine from others. Up to Docker 20.10 the
+/// id is the machine's: all its daemons have it, each with a folder of its own.
+pub(super) fn engine_id(json: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Info {
+        #[serde(rename = "ID")]
+        id: String,
+        docker_root_dir: String,
+    }
+    let info: Info = serde_json::from_slice(json).ok()?;
+    let is_known = !info.id.is_empty() && !info.docker_root_dir.is_empty();
+    is_known.then(|| format!("{} {}", info.id, info.docker_root_dir))
+}
 
 /// An answer to `GET /containers/{id}/json`, as far as it matters.
 #[derive(Debug, Deserialize)]
@@ -22,6 +42,8 @@ struct Container {
     config: Config,
     #[serde(default, deserialize_with = "or_default")]
     host_config: HostConfig,
+    #[serde(default, deserialize_with = "or_default")]
+    network_settings: NetworkSettings,
 }
 
 #[derive(Debug, Deserialize)]
@@ -38,6 +60,39 @@ struct State {
     started_at: String,
     #[serde(default, deserialize_with = "or_default")]
     finished_at: String,
+    #[serde(default, deserialize_with = "or_default")]
+    health: HealthState,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HealthState {
+    #[serde(default, deserialize_with = "or_default")]
+    status: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkSettings {
+    #[serde(default, deserialize_with = "or_default")]
+    ports: BTreeMap<String, Option<Vec<Binding>>>,
+    #[serde(default, deserialize_with = "or_default")]
+    networks: BTreeMap<String, Endpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Binding {
+    #[serde(default, deserialize_with = "or_default")]
+    host_ip: String,
+    #[serde(default, deserialize_with = "or_default")]
+    host_port: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Endpoint {
+    #[serde(default, rename = "IPAddress", deserialize_with = "or_default")]
+    address: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -50,6 +105,8 @@ struct Config {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct HostConfig {
+    #[serde(default, deserialize_with = "or_default")]
+    network_mode: String,
     #[serde(default, deserialize_with = "or_default")]
     log_config: Log,
 }
@@ -104,6 +161,10 @@ pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failur
             _ => None,
         },
         log: log(container.host_config.log_config, podman),
+        ports: ports(container.network_settings.ports),
+        on_host_network: container.host_config.network_mode == "host",
+        addresses: addresses(container.network_settings.networks),
+        health: health(&state.health.status),
         ..Inspection::new(status)
     })
 }
@@ -130,6 +191,82 @@ pub(super) fn found(json: &[u8]) -> Result<Vec<Found>, Failure> {
         });
     }
     Ok(found)
+}
+
+/// The answer to a listing: those containers whose labels are moat's, with what they say.
+pub(super) fn marked(json: &[u8]) -> Result<Vec<Marked>, Failure> {
+    let listed: Vec<Listed> = parse(json)?;
+    let marked = listed.into_iter().filter_map(|container| {
+        let label = |name| container.labels.get(name).map(String::as_str);
+        let root: RootId = serde_json::from_value(label(create::ROOT_LABEL)?.into()).ok()?;
+        let run = RunId::new(label(create::RUN_LABEL)?).ok()?;
+        // One that cannot be read is none: nothing is done about such a container.
+        let deadline = label(create::DEADLINE_LABEL).and_then(|at| at.parse().ok());
+        // So is a state that is not known.
+        let status = status(&container.state).ok()?;
+        let container = ContainerId::new(container.id.as_str());
+        Some(Marked {
+            deadline,
+            ..Marked::new(container, root, run, status)
+        })
+    });
+    Ok(marked.collect())
+}
+
+/// An answer to `GET /containers/{id}/stats`, as far as it matters.
+#[derive(Debug, Deserialize)]
+struct Stats {
+    #[serde(default, deserialize_with = "or_default")]
+    memory_stats: MemoryStats,
+    #[serde(default, deserialize_with = "or_default")]
+    cpu_stats: CpuStats,
+    #[serde(default, deserialize_with = "or_default")]
+    pids_stats: PidsStats,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct MemoryStats {
+    /// Missing, as all else is, for a container that does not run.
+    usage: Option<u64>,
+    #[serde(default, deserialize_with = "or_default")]
+    stats: HashMap<String, Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct CpuStats {
+    #[serde(default, deserialize_with = "or_default")]
+    cpu_usage: CpuUsage,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct CpuUsage {
+    /// Nanoseconds.
+    #[serde(default, deserialize_with = "or_default")]
+    total_usage: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct PidsStats {
+    #[serde(default, deserialize_with = "or_default")]
+    current: u64,
+}
+
+/// The answer to a request for what a container uses; `None`: it does not run.
+pub(super) fn usage(json: &[u8]) -> Result<Option<Usage>, Failure> {
+    let stats: Stats = parse(json)?;
+    let Some(memory) = stats.memory_stats.usage else {
+        return Ok(None);
+    };
+    // As `docker stats` has it: under the first version of control groups, and the second.
+    let cache = ["total_inactive_file", "inactive_file"]
+        .into_iter()
+        .find_map(|name| stats.memory_stats.stats.get(name)?.as_u64())
+        .unwrap_or_default();
+    Ok(Some(Usage::new(
+        memory.saturating_sub(cache),
+        Duration::from_nanos(stats.cpu_stats.cpu_usage.total_usage),
+        stats.pids_stats.current,
+    )))
 }
 
 /// The answer to a wait, once it is whole; `None`: more of it is to come.
@@ -189,6 +326,55 @@ fn time(text: &str) -> Result<Option<Timestamp>, Failure> {
         .map_err(|_| Failure::Broken(format!("{text:?} is not a time")))
 }
 
+/// What cannot be read is left out: nothing that moat promises stands on it.
+fn ports(ports: BTreeMap<String, Option<Vec<Binding>>>) -> Vec<PublishedPort> {
+    let mut published = Vec::new();
+    for (key, bindings) in ports {
+        let Some((Ok(container), protocol)) = key
+            .split_once('/')
+            .map(|(port, protocol)| (port.parse(), protocol))
+        else {
+            continue;
+        };
+        let protocol = match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            _ => continue,
+        };
+        for binding in bindings.into_iter().flatten() {
+            // Podman leaves it out for all addresses.
+            let any = || Some(Ipv4Addr::UNSPECIFIED.into());
+            let address: Option<IpAddr> = match binding.host_ip.as_str() {
+                "" => any(),
+                address => address.parse().ok(),
+            };
+            if let (Some(address), Ok(port)) = (address, binding.host_port.parse()) {
+                published.push(PublishedPort {
+                    container,
+                    protocol,
+                    at: SocketAddr::new(address, port),
+                });
+            }
+        }
+    }
+    published
+}
+
+fn addresses(networks: BTreeMap<String, Endpoint>) -> BTreeMap<String, IpAddr> {
+    let of = |(name, endpoint): (String, Endpoint)| Some((name, endpoint.address.parse().ok()?));
+    networks.into_iter().filter_map(of).collect()
+}
+
+fn health(word: &str) -> Option<Health> {
+    match word {
+        "starting" => Some(Health::Starting),
+        "healthy" => Some(Health::Healthy),
+        "unhealthy" => Some(Health::Unhealthy),
+        _ => None,
+    }
+}
+
 fn log(log: Log, podman: bool) -> LogConfig {
     let fidelity = match log.driver.as_str() {
         "json-file" | "k8s-file" if podman => Some(Fidelity::Exact),
@@ -207,7 +393,7 @@ fn parse<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, Failure> {
     serde_json::from_slice(json).map_err(senseless)
 }
 
-fn senseless(error: serde_json::Error) -> Failure {
+pub(super) fn senseless(error: serde_json::Error) -> Failure {
     // Not the error's own text: it can quote the answer, and with it the environment.
     Failure::Broken(format!(
         "the answer is not what was expected, at line {} column {}",
@@ -271,6 +457,53 @@ mod tests {
             seen.finished_at.unwrap().to_string(),
             "2026-11-22T17:23:25.500000000Z"
         );
+    }
+
+    #[test]
+    fn where_a_container_is_reached_and_how_it_is_are_told_as_far_as_they_can_be_read() {
+        let json = json!({
+            "State": {"Status": "running", "Health": {"Status": "starting", "Log": []}},
+            "HostConfig": {"NetworkMode": "default"},
+            "NetworkSettings": {
+                "Ports": {
+                    "80/tcp": [
+                        {"HostIp": "0.0.0.0", "HostPort": "32768"},
+                        {"HostIp": "::", "HostPort": "32769"},
+                    ],
+                    "53/udp": [{"HostIp": "", "HostPort": "53"}],
+                    "81/tcp": null,
+                    "82/smoke": [{"HostIp": "x", "HostPort": "y"}],
+                },
+                "Networks": {
+                    "bridge": {"IPAddress": "172.17.0.2"},
+                    "none": {"IPAddress": ""},
+                },
+            },
+        });
+        let seen = inspection(json.to_string().as_bytes(), false).unwrap();
+        let port = |container, protocol, at: &str| PublishedPort {
+            container,
+            protocol,
+            at: at.parse().unwrap(),
+        };
+        assert_eq!(
+            seen.ports,
+            [
+                port(53, Protocol::Udp, "0.0.0.0:53"),
+                port(80, Protocol::Tcp, "0.0.0.0:32768"),
+                port(80, Protocol::Tcp, "[::]:32769"),
+            ]
+        );
+        assert_eq!(seen.health, Some(Health::Starting));
+        assert!(!seen.on_host_network);
+        let address = "172.17.0.2".parse().unwrap();
+        assert_eq!(seen.addresses, [("bridge".to_owned(), address)].into());
+
+        let json = json!({"State": {"Status": "running", "Health": {"Status": ""}},
+            "HostConfig": {"NetworkMode": "host"}, "NetworkSettings": {"Ports": null}});
+        let seen = inspection(json.to_string().as_bytes(), true).unwrap();
+        assert_eq!((seen.health, seen.on_host_network), (None, true));
+        assert_eq!(seen.ports, []);
     }
 
     #[test]

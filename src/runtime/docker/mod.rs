@@ -15,12 +15,15 @@
 
 mod address;
 mod check;
+mod complaint;
 mod copy;
 mod create;
 mod credentials;
-mod demux;
+pub(crate) mod demux;
 mod dial;
 mod errors;
+mod events;
+mod input;
 mod inspect;
 mod output;
 mod patch;
@@ -33,7 +36,7 @@ mod transport;
 
 use std::fmt;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bollard::query_parameters::{
@@ -49,10 +52,11 @@ use self::errors::{Failure, Refusal};
 use self::output::Output;
 use self::transport::{Answer, Call, exchange};
 use super::{
-    Archive, Capabilities, CreateRequest, Created, Drain, Engine, Found, Inspection, LogsRequest,
-    OutputStream, Runtime, RuntimeError, WaitStatus,
+    Archive, Capabilities, Continuity, CreateRequest, Created, Drain, Engine, ExecId,
+    ExecInspection, Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream,
+    Runtime, RuntimeError, Usage, WaitStatus,
 };
-use crate::{ContainerId, Result, RootId, RunSpec};
+use crate::{ContainerId, ExecSpec, Result, RootId, RunSpec, WindowSize};
 
 /// The bound of each call that has one.
 const BOUND: Duration = Duration::from_secs(30);
@@ -77,6 +81,8 @@ pub struct Docker {
     dial: Dial,
     /// The address, as errors show it.
     address: String,
+    /// Where the ports that containers publish are reached.
+    host: String,
     engine: Engine,
     podman: bool,
 }
@@ -87,6 +93,14 @@ impl fmt::Debug for Docker {
             .field("address", &self.address)
             .field("engine", &self.engine)
             .finish_non_exhaustive()
+    }
+}
+
+/// The engine's name, its version and its address.
+impl fmt::Display for Docker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Engine { name, version, .. } = &self.engine;
+        write!(f, "{name} {version} at {}", self.address)
     }
 }
 
@@ -180,11 +194,28 @@ impl Docker {
         engine.api = client.client_version().to_string();
         Ok(Self {
             client,
+            host: dial.address().host().to_owned(),
             dial,
             address,
             engine,
             podman,
         })
+    }
+
+    /// Has the ports that containers publish looked for on this host, by name or address.
+    /// Default: the host of a `tcp://` address, else `127.0.0.1`.
+    ///
+    /// For a process that is itself in a container and speaks to the engine of its host: there
+    /// `127.0.0.1` is the container, and the host is the gateway of its network, as
+    /// `host.docker.internal` names it where the container was started with
+    /// `--add-host host.docker.internal:host-gateway`.
+    pub fn published_at(mut self, host: impl Into<String>) -> Self {
+        self.host = host.into();
+        self
+    }
+
+    pub(super) fn is_podman(&self) -> bool {
+        self.podman
     }
 
     /// The path of a call, with the version of the protocol that was settled on.
@@ -200,6 +231,19 @@ impl Docker {
     fn error(&self, operation: &'static str) -> impl FnOnce(Failure) -> RuntimeError {
         let address = self.address.clone();
         move |failure| failure.error(operation, &address)
+    }
+
+    /// What tells this engine from others. Podman makes a new id up for each answer.
+    async fn engine_id(&self) -> Result<Option<String>, Failure> {
+        if self.podman {
+            return Ok(None);
+        }
+        match whole(&self.dial, Call::get(self.path("/info"))).await {
+            Ok(json) => Ok(inspect::engine_id(&json)),
+            // As from a proxy that lets only some calls through.
+            Err(Failure::Refused(_)) => Ok(None),
+            Err(failure) => Err(failure),
+        }
     }
 
     async fn inspect_once(&self, container: &ContainerId) -> Result<Inspection, Failure> {
@@ -268,21 +312,31 @@ impl Runtime for Docker {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let can = Capabilities::NONE.with_tap().with_logs();
+        let can = Capabilities::NONE.with_tap().with_logs().with_stdin();
         if self.podman {
-            // A process of its own for each container reads until there is no more.
+            // A process of its own for each container reads until there is no more. What a further
+            // process prints does not come: seen with 4.3.
             return can;
         }
+        let can = can.with_exec();
         // The daemon waits for 2 s, and has a pipe of 1,000,000 bytes for each reader.
         can.with_drain(Drain::new(Duration::from_secs(2), 1_000_000))
     }
 
+    fn host(&self) -> String {
+        self.host.clone()
+    }
+
     async fn engine(&self) -> Result<Engine, RuntimeError> {
-        let version = bounded(self.client.version()).await;
-        let version = version.map_err(self.error("tell its version"))?;
+        let asked = within(async {
+            let version = self.client.version().await?;
+            Ok((version.version.unwrap_or_default(), self.engine_id().await?))
+        });
+        let (version, id) = asked.await.map_err(self.error("tell its version"))?;
         // It can have been replaced by another version since.
         Ok(Engine {
-            version: version.version.unwrap_or_default(),
+            version,
+            id,
             ..self.engine.clone()
         })
     }
@@ -326,8 +380,25 @@ impl Runtime for Docker {
                 .upgrade();
             accepted(&self.dial, call).await
         };
-        let answer = answer.await.map_err(self.error(OPERATION))?;
+        let answer = answer.await.map_err(|failure| match &failure {
+            // Podman prepares the container for it, as a start does.
+            Failure::Refused(refusal) if self.podman && refusal.says("preparing container") => {
+                RuntimeError::Rejected {
+                    operation: OPERATION,
+                    reason: refusal.message.clone(),
+                }
+            }
+            _ => failure.error(OPERATION, &self.address),
+        })?;
         Ok(Output::new(answer, tty, OPERATION, self.address.clone()).boxed())
+    }
+
+    async fn watch(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
+        self.tap(container, tty).await
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {
@@ -350,6 +421,24 @@ impl Runtime for Docker {
     async fn inspect(&self, container: &ContainerId) -> Result<Inspection, RuntimeError> {
         let inspection = self.inspect_once(container).await;
         inspection.map_err(self.error("inspect the container"))
+    }
+
+    async fn continuity(&self, container: &ContainerId) -> Result<Continuity, RuntimeError> {
+        if self.podman {
+            // A process of its own for each container takes the output, and keeps it.
+            return Ok(Continuity::Unbroken);
+        }
+        let events = async {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            let now = now.unwrap_or_default();
+            // In whole seconds, it would leave out what has just started.
+            let now = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
+            let call = Call::get(self.path("/events"))
+                .query("since", "1")
+                .query("until", &now);
+            events::continuity(&whole(&self.dial, call).await?, container)
+        };
+        events.await.map_err(self.error("tell its events"))
     }
 
     async fn logs(
@@ -379,7 +468,28 @@ impl Runtime for Docker {
             }
         };
         let answer = answer.await.map_err(self.error(OPERATION))?;
-        Ok(Output::new(answer, request.tty, OPERATION, self.address.clone()).boxed())
+        Ok(Output::of_log(answer, request.tty, OPERATION, self.address.clone()).boxed())
+    }
+
+    async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {
+        self.connect_stdin(container).await
+    }
+
+    async fn resize(&self, container: &ContainerId, size: WindowSize) -> Result<(), RuntimeError> {
+        self.set_size(self.container_path(container, "/resize"), size)
+            .await
+    }
+
+    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Result<Execed, RuntimeError> {
+        self.start_exec(container, spec).await
+    }
+
+    async fn exec_inspect(&self, exec: &ExecId) -> Result<ExecInspection, RuntimeError> {
+        self.inspect_exec(exec).await
+    }
+
+    async fn exec_resize(&self, exec: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
+        self.set_size(self.exec_path(exec, "/resize"), size).await
     }
 
     async fn signal(&self, container: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
@@ -431,6 +541,32 @@ impl Runtime for Docker {
             inspect::found(&whole(&self.dial, call).await?)
         };
         found.await.map_err(self.error("list the containers"))
+    }
+
+    async fn find_all(&self) -> Result<Vec<Marked>, RuntimeError> {
+        let found = async {
+            let filters = serde_json::json!({"label": [create::ROOT_LABEL]}).to_string();
+            let call = Call::get(self.path("/containers/json"))
+                .query("all", "1")
+                .query("filters", &filters);
+            inspect::marked(&whole(&self.dial, call).await?)
+        };
+        found.await.map_err(self.error("list the containers"))
+    }
+
+    async fn stats(&self, container: &ContainerId) -> Result<Usage, RuntimeError> {
+        let usage = async {
+            let call = Call::get(self.container_path(container, "/stats")?)
+                .query("stream", "0")
+                .query("one-shot", "1");
+            inspect::usage(&whole(&self.dial, call).await?)
+        };
+        let operation = "ask what the container uses";
+        let usage = usage.await.map_err(self.error(operation))?;
+        usage.ok_or_else(|| RuntimeError::Conflict {
+            operation,
+            reason: "it is not running".into(),
+        })
     }
 
     async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError> {

@@ -29,6 +29,7 @@ impl Socket {
         let dial = Dial::new(parsed).unwrap();
         let docker = Docker {
             client: dial.client(NEVER).unwrap(),
+            host: dial.address().host().to_owned(),
             dial,
             address,
             engine: Engine {

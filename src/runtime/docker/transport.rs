@@ -10,20 +10,22 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1;
-use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, ReadHalf};
 use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
 use super::dial::{Dial, Wire};
 use super::errors::{Failure, Refusal};
 use crate::error::chain;
+use crate::runtime::InputWriter;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(30);
-/// How much is read at once.
-const READ: usize = 64 << 10;
+/// How much is read at once, at most; and how much at least, if there is so much.
+const READ: usize = 128 << 10;
+pub(super) const FULL_READ: usize = 64 << 10;
 /// The most that is read of an answer that is taken as a whole.
 const LARGEST: usize = 64 << 20;
 
@@ -37,6 +39,7 @@ pub(super) struct Call {
     path: String,
     upgrade: bool,
     auth: Option<String>,
+    json: Option<String>,
 }
 
 impl Call {
@@ -46,6 +49,7 @@ impl Call {
             path: path.into(),
             upgrade: false,
             auth: None,
+            json: None,
         }
     }
 
@@ -63,6 +67,19 @@ impl Call {
         self.path.push_str(name);
         self.path.push('=');
         self.path.push_str(&escaped(value, b""));
+        self
+    }
+
+    /// Adds to the query what is escaped already.
+    pub(super) fn literal_query(mut self, name: &str, value: &str) -> Self {
+        self = self.query(name, "");
+        self.path.push_str(value);
+        self
+    }
+
+    /// Sends a body.
+    pub(super) fn json(mut self, body: &serde_json::Value) -> Self {
+        self.json = Some(body.to_string());
         self
     }
 
@@ -95,8 +112,11 @@ impl Call {
             value.set_sensitive(true);
             request = request.header("X-Registry-Auth", value);
         }
+        if self.json.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
         request
-            .body(Full::default())
+            .body(self.json.clone().map(Full::from).unwrap_or_default())
             .map_err(|e| Failure::Broken(e.to_string()))
     }
 }
@@ -149,11 +169,10 @@ async fn send(wire: Wire, request: Request<Full<Bytes>>) -> Result<Answer, Failu
             upgraded.as_mut().poll(cx)
         })
         .await?;
-        let raw = Source::Raw(TokioIo::new(upgraded), BytesMut::new());
-        return Ok(Answer {
-            status,
-            source: raw,
-        });
+        let bare = upgraded.downcast::<TokioIo<Wire>>();
+        let bare = bare.map_err(|_| Failure::Broken("another connection was upgraded".into()))?;
+        let source = Source::Raw(bare.io.into_inner(), bare.read_buf.into());
+        return Ok(Answer { status, source });
     }
     let body = Body {
         incoming: Response::into_body(response),
@@ -182,7 +201,10 @@ pub(super) struct Answer {
 
 enum Source {
     Body(Box<Body>),
-    Raw(TokioIo<Upgraded>, BytesMut),
+    /// The bare connection, and what was read of it already.
+    Raw(Wire, BytesMut),
+    /// The same, of which another one has the half that is written to.
+    Half(ReadHalf<Wire>, BytesMut),
 }
 
 struct Body {
@@ -205,6 +227,26 @@ impl Answer {
         let body = body.unwrap_or(Err(Failure::Timeout(bound)));
         let body = body.unwrap_or_default();
         Err(Failure::Refused(Refusal::from_body(status, &body)))
+    }
+
+    /// The bare connection, to be written to.
+    pub(super) fn writer(self) -> Result<InputWriter, Failure> {
+        match self.source {
+            Source::Raw(io, _) => Ok(Box::pin(io)),
+            _ => Err(not_bare()),
+        }
+    }
+
+    /// The bare connection in its two halves.
+    pub(super) fn split(mut self) -> Result<(Self, InputWriter), Failure> {
+        match self.source {
+            Source::Raw(io, buffer) => {
+                let (read, write) = tokio::io::split(io);
+                self.source = Source::Half(read, buffer);
+                Ok((self, Box::pin(write)))
+            }
+            _ => Err(not_bare()),
+        }
     }
 
     /// The next bytes of the body.
@@ -231,24 +273,51 @@ impl Answer {
         Ok(body.freeze())
     }
 
+    /// Whether it is the bare connection, with nobody that writes to it.
+    pub(super) fn is_raw(&self) -> bool {
+        matches!(self.source, Source::Raw(..))
+    }
+
+    /// Has nobody woken by what arrives on the bare connection, until [`poll_data`](Self::poll_data)
+    /// is called again.
+    pub(super) fn rest(&mut self) {
+        if let Source::Raw(wire, _) = &mut self.source {
+            wire.rest();
+        }
+    }
+
     pub(super) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, Failure>>> {
         match &mut self.source {
             Source::Body(body) => body.poll_data(cx),
-            Source::Raw(io, buffer) => {
-                if buffer.capacity() < READ / 4 {
-                    buffer.reserve(READ);
-                }
-                Poll::Ready(match ready!(poll_read_buf(Pin::new(io), cx, buffer)) {
-                    Ok(0) => None,
-                    Ok(_) => Some(Ok(buffer.split().freeze())),
-                    Err(error) => Some(Err(Failure::Broken(chain(&error)))),
-                })
-            }
+            Source::Raw(io, buffer) => poll_bare(io, buffer, cx),
+            Source::Half(io, buffer) => poll_bare(io, buffer, cx),
         }
     }
+}
+
+fn not_bare() -> Failure {
+    Failure::Broken("it did not give the bare connection that input needs".into())
+}
+
+fn poll_bare(
+    io: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Bytes, Failure>>> {
+    if !buffer.is_empty() {
+        return Poll::Ready(Some(Ok(buffer.split().freeze())));
+    }
+    if buffer.capacity() < FULL_READ {
+        buffer.reserve(READ);
+    }
+    Poll::Ready(match ready!(poll_read_buf(Pin::new(io), cx, buffer)) {
+        Ok(0) => None,
+        Ok(_) => Some(Ok(buffer.split().freeze())),
+        Err(error) => Some(Err(Failure::Broken(chain(&error)))),
+    })
 }
 
 impl Body {

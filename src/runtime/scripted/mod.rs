@@ -20,24 +20,82 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Faults
+//!
+//! What goes wrong is said in one of three places:
+//!
+//! - with the container: a [`Script`] whose tap, log or follow [breaks](Script::break_at) at any
+//!   byte, each time that it is read, or that cannot be started;
+//! - with a call: [`Scripted::fault`] makes the next one of a kind fail, lose its answer, hang, or
+//!   give a stream that breaks;
+//! - with the engine: [`Scripted::link`] takes it down or makes it silent for every call,
+//!   [`Scripted::drop_connections`] cuts what is open, [`Scripted::restart`] and
+//!   [`Scripted::remove_by_others`] do what its operator and its other clients do.
+//!
+//! A test of your own code starts like this one: here the tap breaks in the middle of a line, and
+//! all that was printed is audited all the same.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use moat::runtime::scripted::{Break, Call, Fault, Script, Scripted, Source};
+//! use moat::sink::Memory;
+//! use moat::{Manager, RunSpec, Shutdown, Stream, Verdict};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! let engine = Scripted::new();
+//! // What each container of this image does.
+//! let script = Script::new().stdout("one\ntwo\n").break_at(Source::Tap, 5, Break::Error);
+//! engine.image("worker", script);
+//! // And the first question about it gets no answer.
+//! engine.fault(Call::Inspect, Fault::AnswerLost);
+//!
+//! let memory = Memory::new();
+//! let manager = Manager::builder(folder.path().join("runs"), engine.clone())
+//!     .sink(memory.clone())
+//!     .open()
+//!     .await?;
+//! let run = manager.start(RunSpec::new("worker")).await?;
+//! let outcome = run.wait().await?;
+//!
+//! assert_eq!(outcome.sealed().map(|seal| seal.verdict), Some(Verdict::Complete));
+//! assert_eq!(memory.output(run.id(), Stream::Stdout), b"one\ntwo\n");
+//! manager.shutdown(Shutdown::Stop).await; // a container goes shortly after its seal
+//! assert_eq!(engine.containers(), 0);
+//! # Ok(())
+//! # }
+//! ```
 
+mod connection;
+mod input;
 mod script;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-pub use script::Script;
+pub use connection::Link;
+pub use script::{Break, Script, Source};
+
+use self::connection::Connections;
 
 use super::{
-    Archive, Capabilities, Chunk, CreateRequest, Created, Engine, Fidelity, Found, Inspection,
-    LogsRequest, OutputStream, Runtime, RuntimeError, Status, WaitStatus,
+    Archive, Capabilities, Chunk, Continuity, CreateRequest, Created, Engine, ExecId,
+    ExecInspection, Execed, Fidelity, Found, Health, InputWriter, Inspection, LogsRequest, Marked,
+    OutputStream, Runtime, RuntimeError, Status, Usage, WaitStatus,
 };
-use crate::{Backstop, ContainerId, RootId, RunId, RunSpec, Stream, Timestamp};
+use crate::{
+    Backstop, ContainerId, ExecSpec, RootId, RunId, RunSpec, Settings, Stdin, Stream, Timestamp,
+    WindowSize,
+};
 
 /// A call of the [`Runtime`] trait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,20 +109,36 @@ pub enum Call {
     Create,
     /// [`Runtime::tap`].
     Tap,
+    /// [`Runtime::watch`].
+    Watch,
     /// [`Runtime::start`].
     Start,
     /// [`Runtime::wait`].
     Wait,
     /// [`Runtime::inspect`].
     Inspect,
+    /// [`Runtime::continuity`].
+    Continuity,
     /// [`Runtime::logs`].
     Logs,
+    /// [`Runtime::stdin`].
+    Stdin,
+    /// [`Runtime::resize`] and [`Runtime::exec_resize`].
+    Resize,
+    /// [`Runtime::exec`].
+    Exec,
+    /// [`Runtime::exec_inspect`].
+    ExecInspect,
     /// [`Runtime::signal`].
     Signal,
     /// [`Runtime::remove`].
     Remove,
     /// [`Runtime::find`].
     Find,
+    /// [`Runtime::find_all`].
+    FindAll,
+    /// [`Runtime::stats`].
+    Stats,
 }
 
 /// What goes wrong with a call.
@@ -77,30 +151,62 @@ pub enum Fault {
     AnswerLost,
     /// It is not carried out, and never answered.
     Hang,
+    /// It is carried out, and the stream that it gives ends in this way after so many bytes.
+    /// Nothing, for a call that gives none.
+    Stream(u64, Break),
 }
+
+/// What is to go wrong with a call that was let in.
+#[derive(Debug, Default)]
+struct Ill {
+    /// Its answer is to be lost.
+    lost: bool,
+    /// Where its stream breaks.
+    cut: Option<(u64, Break)>,
+}
+
+/// The bound of each call that has one.
+const BOUND: Duration = Duration::from_secs(30);
 
 /// A runtime that does what scripts say. A clone is the same engine, and outlives its managers.
 #[derive(Debug, Clone, Default)]
 pub struct Scripted {
     world: Arc<Mutex<World>>,
+    connections: Connections,
 }
 
 #[derive(Debug, Default)]
 struct World {
     scripts: VecDeque<Script>,
+    scripts_of: HashMap<RunId, Script>,
+    images: HashMap<String, Script>,
+    lacking: HashSet<String>,
     faults: HashMap<Call, VecDeque<Fault>>,
     calls: HashMap<Call, u64>,
     containers: HashMap<ContainerId, Container>,
+    exec_scripts: VecDeque<Script>,
+    execs: HashMap<ExecId, Container>,
+    sizes: Vec<WindowSize>,
     made: u64,
+    restarts: u64,
+    id: Option<String>,
 }
+
+/// What a container prints, and how long after its start.
+type Prints = Vec<(Duration, Stream, Bytes)>;
 
 #[derive(Debug, Clone)]
 struct Container {
+    name: String,
     root: RootId,
     run: RunId,
     script: Arc<Script>,
+    /// What it prints: by its script, and of its input.
+    prints: Arc<Mutex<Prints>>,
+    stdin: Stdin,
     tty: bool,
     has_log: bool,
+    deadline: Option<Timestamp>,
     life: watch::Sender<Life>,
 }
 
@@ -111,9 +217,30 @@ struct Life {
     /// When a signal ended it, and with which code.
     ended: Option<(Instant, i64)>,
     removed: bool,
+    /// How often the engine had been restarted before.
+    restarts: u64,
 }
 
 impl Container {
+    fn new(name: &str, root: RootId, run: RunId, script: Script, settings: &Settings) -> Self {
+        Self {
+            name: name.to_owned(),
+            root,
+            run,
+            prints: Arc::new(Mutex::new(script.prints.clone())),
+            script: Arc::new(script),
+            stdin: settings.stdin,
+            tty: settings.tty,
+            has_log: settings.backstop == Backstop::Engine,
+            deadline: None,
+            life: watch::Sender::default(),
+        }
+    }
+
+    fn prints(&self) -> MutexGuard<'_, Prints> {
+        self.prints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// When it ends or has ended, and with which code.
     fn end(&self, life: Life) -> Option<(Instant, i64)> {
         let (started, _) = life.started?;
@@ -148,9 +275,47 @@ impl Scripted {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The script of the next container that is made and has none yet. Default: [`Script::new`].
+    /// What each container of `image` does for which [`next`](Self::next) says nothing else.
+    pub fn image(&self, image: impl Into<String>, script: Script) {
+        self.world().images.insert(image.into(), script);
+    }
+
+    /// There is no such image, and it cannot be pulled.
+    pub fn lack_image(&self, image: impl Into<String>) {
+        self.world().lacking.insert(image.into());
+    }
+
+    /// The script of the next container that is made and has none yet. Default: that of its
+    /// [`image`](Self::image), else [`Script::new`].
     pub fn next(&self, script: Script) {
         self.world().scripts.push_back(script);
+    }
+
+    /// The script of the next further process that has none yet. Default: [`Script::new`].
+    pub fn next_exec(&self, script: Script) {
+        self.world().exec_scripts.push_back(script);
+    }
+
+    /// The sizes that terminals were given, in order.
+    pub fn sizes(&self) -> Vec<WindowSize> {
+        self.world().sizes.clone()
+    }
+
+    fn exec_of(&self, id: &ExecId) -> Result<Container, RuntimeError> {
+        let world = self.world();
+        world
+            .execs
+            .get(id)
+            .cloned()
+            .ok_or_else(|| RuntimeError::NotFound {
+                operation: "find the process",
+                reason: format!("no such process: {id}"),
+            })
+    }
+
+    /// The script of the container that is made for this run, whenever that is.
+    pub fn script(&self, run: &RunId, script: Script) {
+        self.world().scripts_of.insert(run.clone(), script);
     }
 
     /// What goes wrong with the next call of this kind that nothing goes wrong with yet.
@@ -162,6 +327,26 @@ impl Scripted {
             .push_back(fault);
     }
 
+    /// Forgets the faults that no call has met yet.
+    pub fn heal(&self) {
+        self.world().faults.clear();
+    }
+
+    /// What tells this engine from others, from now on. Default: it does not say.
+    pub fn identify(&self, id: impl Into<String>) {
+        self.world().id = Some(id.into());
+    }
+
+    /// How the engine is reached from now on. But for [`Link::Silent`], what is open breaks.
+    pub fn link(&self, link: Link) {
+        self.connections.set(link);
+    }
+
+    /// Breaks each stream and each wait that is open. The engine can be reached at once.
+    pub fn drop_connections(&self) {
+        self.connections.drop_all();
+    }
+
     /// How often a call was made.
     pub fn calls(&self, call: Call) -> u64 {
         self.world().calls.get(&call).copied().unwrap_or_default()
@@ -170,6 +355,21 @@ impl Scripted {
     /// The number of containers that are there.
     pub fn containers(&self) -> usize {
         self.world().containers.len()
+    }
+
+    /// Restarts the engine: its containers go on, and nobody's calls break unless a
+    /// [`fault`](Self::fault) says so.
+    pub fn restart(&self) {
+        self.world().restarts += 1;
+    }
+
+    /// Moves the deadlines of all containers back, as if that much time had passed for them.
+    pub fn age(&self, by: std::time::Duration) {
+        for container in self.world().containers.values_mut() {
+            container.deadline = container
+                .deadline
+                .map(|deadline| deadline.saturating_sub(by));
+        }
     }
 
     /// Removes the container of a run by force, as another client of the engine would.
@@ -189,26 +389,37 @@ impl Scripted {
 
     /// Starts the container of a run again, as another client of the engine would.
     pub fn start_by_others(&self, run: &RunId) {
-        for container in self.world().containers.values() {
+        let world = self.world();
+        for container in world.containers.values() {
             if container.run == *run {
                 container.life.send_modify(|life| {
                     life.started = Some((Instant::now(), Timestamp::now()));
+                    life.restarts = world.restarts;
                     life.ended = None;
                 });
             }
         }
     }
 
-    /// Takes the next fault of a call. `Ok(true)`: the answer is to be lost.
-    async fn enter(&self, call: Call) -> Result<bool, RuntimeError> {
+    /// Lets a call in: counts it, and takes what is to go wrong with it.
+    async fn enter(&self, call: Call) -> Result<Ill, RuntimeError> {
         let fault = {
             let mut world = self.world();
             *world.calls.entry(call).or_default() += 1;
             world.faults.get_mut(&call).and_then(VecDeque::pop_front)
         };
+        let bound = (call != Call::Wait).then_some(BOUND);
+        self.connections.reach(bound).await?;
         match fault {
-            None => Ok(false),
-            Some(Fault::AnswerLost) => Ok(true),
+            None => Ok(Ill::default()),
+            Some(Fault::AnswerLost) => Ok(Ill {
+                lost: true,
+                cut: None,
+            }),
+            Some(Fault::Stream(after, how)) => Ok(Ill {
+                lost: false,
+                cut: Some((after, how)),
+            }),
             Some(Fault::Error(error)) => Err(error),
             Some(Fault::Hang) => std::future::pending().await,
         }
@@ -227,28 +438,37 @@ impl Scripted {
     }
 
     /// What a container prints, from its start, when it is due.
-    fn output(container: Container, cut: Option<u64>, stays: bool) -> OutputStream {
+    fn output(container: Container) -> OutputStream {
+        Self::output_after(0, container)
+    }
+
+    /// The same without the first so many prints.
+    fn output_after(next: usize, container: Container) -> OutputStream {
         struct At {
             container: Container,
             next: usize,
-            room: u64,
-            stays: bool,
             life: watch::Receiver<Life>,
         }
         let at = At {
             life: container.life.subscribe(),
-            room: cut.unwrap_or(u64::MAX),
             container,
-            next: 0,
-            stays,
+            next,
         };
         stream::unfold(at, |mut at| async move {
-            let life = *at.life.wait_for(|life| life.started.is_some()).await.ok()?;
+            let life = *at
+                .life
+                .wait_for(|life| life.started.is_some() || life.removed)
+                .await
+                .ok()?;
             let (started, _) = life.started?;
-            if at.room == 0 {
-                return None;
+            if at.container.script.echoes {
+                let (container, next) = (at.container.clone(), at.next);
+                let something =
+                    |life: &Life| container.prints().len() > next || container.end(*life).is_some();
+                at.life.wait_for(something).await.ok()?;
             }
-            if let Some((after, stream, bytes)) = at.container.script.prints.get(at.next).cloned() {
+            let print = at.container.prints().get(at.next).cloned();
+            if let Some((after, stream, bytes)) = print {
                 let due = started + after;
                 let container = at.container.clone();
                 let ended = |life: &Life| container.end(*life).is_some_and(|(end, _)| end < due);
@@ -260,17 +480,9 @@ impl Scripted {
                 let life = *at.life.borrow();
                 if at.container.end(life).is_none_or(|(end, _)| end >= due) {
                     at.next += 1;
-                    let take = (bytes.len() as u64).min(at.room);
-                    at.room -= take;
-                    let chunk = Chunk {
-                        stream: at.container.stream(stream),
-                        bytes: bytes.slice(..take as usize),
-                    };
-                    return Some((Ok(chunk), at));
+                    let stream = at.container.stream(stream);
+                    return Some((Ok(Chunk { stream, bytes }), at));
                 }
-            }
-            if at.stays {
-                std::future::pending::<()>().await;
             }
             ended(&at.container, &mut at.life).await;
             None
@@ -313,40 +525,66 @@ impl Runtime for Scripted {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::NONE.with_tap().with_logs()
+        Capabilities::NONE
+            .with_tap()
+            .with_logs()
+            .with_stdin()
+            .with_exec()
     }
 
     async fn engine(&self) -> Result<Engine, RuntimeError> {
-        self.enter(Call::Engine).await?;
-        Ok(Engine::new("Scripted", "1"))
+        if self.enter(Call::Engine).await?.lost {
+            return lost("tell its version");
+        }
+        let engine = Engine::new("Scripted", "1");
+        Ok(match self.world().id.clone() {
+            Some(id) => engine.with_id(id),
+            None => engine,
+        })
     }
 
     fn validate(&self, _spec: &RunSpec) -> crate::Result<()> {
         Ok(())
     }
 
-    async fn prepare(&self, _spec: &RunSpec) -> Result<(), RuntimeError> {
-        self.enter(Call::Prepare).await.map(drop)
+    async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
+        let ill = self.enter(Call::Prepare).await?;
+        self.has_image(spec)?;
+        if ill.lost {
+            return lost("look for the image");
+        }
+        Ok(())
     }
 
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
-        let lose = self.enter(Call::Create).await?;
+        let ill = self.enter(Call::Create).await?;
+        self.has_image(request.spec)?;
         let id = {
             let mut world = self.world();
+            let name = |container: &Container| container.name == request.name;
+            if world.containers.values().any(name) {
+                return Err(RuntimeError::Conflict {
+                    operation: "create the container",
+                    reason: format!("the name {} is taken", request.name),
+                });
+            }
             world.made += 1;
             let id = ContainerId::new(format!("scripted-{}", world.made));
-            let container = Container {
-                root: request.root.clone(),
-                run: request.run.clone(),
-                script: Arc::new(world.scripts.pop_front().unwrap_or_default()),
-                tty: request.spec.settings().tty,
-                has_log: request.spec.settings().backstop == Backstop::Engine,
-                life: watch::Sender::default(),
+            let settings = request.spec.settings();
+            let script = match world.scripts_of.get(request.run) {
+                Some(script) => script.clone(),
+                None => {
+                    let of_image = world.images.get(&settings.image).cloned();
+                    world.scripts.pop_front().or(of_image).unwrap_or_default()
+                }
             };
+            let (root, run) = (request.root.clone(), request.run.clone());
+            let mut container = Container::new(request.name, root, run, script, settings);
+            container.deadline = request.deadline;
             world.containers.insert(id.clone(), container);
             id
         };
-        if lose {
+        if ill.lost {
             return lost("create the container");
         }
         Ok(Created {
@@ -356,14 +594,36 @@ impl Runtime for Scripted {
     }
 
     async fn tap(&self, id: &ContainerId, _tty: bool) -> Result<OutputStream, RuntimeError> {
-        self.enter(Call::Tap).await?;
+        let ill = self.enter(Call::Tap).await?;
         let container = self.container(id)?;
-        let (cut, stays) = (container.script.tap_cut, container.script.tap_stays);
-        Ok(Self::output(container, cut, stays))
+        if ill.lost {
+            return lost("attach to the container");
+        }
+        let cut = ill.cut.or(container.script.tap);
+        Ok(self.connections.carry(Self::output(container), cut))
+    }
+
+    async fn watch(&self, id: &ContainerId, _tty: bool) -> Result<OutputStream, RuntimeError> {
+        let ill = self.enter(Call::Watch).await?;
+        let container = self.container(id)?;
+        if ill.lost {
+            return lost("look on at the container");
+        }
+        let Some((started, _)) = container.life.borrow().started else {
+            return Err(RuntimeError::Conflict {
+                operation: "look on at the container",
+                reason: "it is not running".into(),
+            });
+        };
+        let now = Instant::now();
+        let is_past = |print: &&(Duration, Stream, Bytes)| started + print.0 <= now;
+        let past = container.prints().iter().take_while(is_past).count();
+        let output = Self::output_after(past, container);
+        Ok(self.connections.carry(output, ill.cut))
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        let lose = self.enter(Call::Start).await?;
+        let ill = self.enter(Call::Start).await?;
         let container = self.container(id)?;
         if let Some(reason) = container.script.start_fails.clone() {
             return Err(RuntimeError::Rejected {
@@ -371,25 +631,38 @@ impl Runtime for Scripted {
                 reason,
             });
         }
+        let restarts = self.world().restarts;
         container.life.send_modify(|life| {
-            life.started
-                .get_or_insert((Instant::now(), Timestamp::now()));
+            if life.started.is_none() {
+                life.started = Some((Instant::now(), Timestamp::now()));
+                life.restarts = restarts;
+            }
         });
-        if lose {
+        if ill.lost {
             return lost("start the container");
         }
         Ok(())
     }
 
     async fn wait(&self, id: &ContainerId) -> Result<WaitStatus, RuntimeError> {
-        self.enter(Call::Wait).await?;
+        const OPERATION: &str = "wait for the container";
+        let ill = self.enter(Call::Wait).await?;
         let container = self.container(id)?;
-        let code = ended(&container, &mut container.life.subscribe()).await;
+        let mut life = container.life.subscribe();
+        let code = self
+            .connections
+            .hold(OPERATION, ended(&container, &mut life));
+        let code = code.await?;
+        if ill.lost {
+            return lost(OPERATION);
+        }
         Ok(WaitStatus { code, error: None })
     }
 
     async fn inspect(&self, id: &ContainerId) -> Result<Inspection, RuntimeError> {
-        self.enter(Call::Inspect).await?;
+        if self.enter(Call::Inspect).await?.lost {
+            return lost("inspect the container");
+        }
         let container = self.container(id)?;
         let life = *container.life.borrow();
         let mut inspection = Inspection::new(container.status(life));
@@ -400,10 +673,31 @@ impl Runtime for Scripted {
             inspection.code = Some(code);
             inspection.finished_at = Some(wall.saturating_add(end - started));
         }
+        if inspection.status == Status::Running {
+            inspection.ports = container.script.ports.clone();
+        }
+        inspection.health = container
+            .script
+            .health
+            .map(|(after, says)| match life.started {
+                Some((started, _)) if started.elapsed() >= after => says,
+                _ => Health::Starting,
+            });
         inspection.image_digest = Some("sha256:scripted".into());
         inspection.log.driver = "scripted".into();
         inspection.log.fidelity = container.has_log.then_some(Fidelity::Exact);
         Ok(inspection)
+    }
+
+    async fn continuity(&self, id: &ContainerId) -> Result<Continuity, RuntimeError> {
+        if self.enter(Call::Continuity).await?.lost {
+            return lost("tell its events");
+        }
+        let since = self.container(id)?.life.borrow().restarts;
+        Ok(match self.world().restarts == since {
+            true => Continuity::Unbroken,
+            false => Continuity::Broken,
+        })
     }
 
     async fn logs(
@@ -411,26 +705,34 @@ impl Runtime for Scripted {
         id: &ContainerId,
         request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError> {
-        self.enter(Call::Logs).await?;
+        let ill = self.enter(Call::Logs).await?;
         let container = self.container(id)?;
+        if ill.lost {
+            return lost("read the container's log");
+        }
         if !container.has_log {
             return Err(RuntimeError::Rejected {
                 operation: "read the container's log",
                 reason: "it has none".into(),
             });
         }
-        let cut = container.script.log_cut;
         if request.follow {
-            return Ok(Self::output(container, cut, false));
+            let cut = ill.cut.or(container.script.follow);
+            return Ok(self.connections.carry(Self::output(container), cut));
         }
+        // A log that is short has an earlier end; any other way to break is that of a reading.
+        let (cut, length) = match container.script.log {
+            Some((bytes, Break::End)) => (ill.cut, bytes),
+            cut => (ill.cut.or(cut), u64::MAX),
+        };
         let life = *container.life.borrow();
         let Some((started, _)) = life.started else {
             return Ok(stream::empty().boxed());
         };
         let end = container.end(life).map_or(Instant::now(), |(end, _)| end);
-        let mut room = cut.unwrap_or(u64::MAX);
+        let mut room = length;
         let mut lines = Vec::new();
-        for (after, stream, bytes) in &container.script.prints {
+        for (after, stream, bytes) in container.prints().iter() {
             if started + *after > end.min(Instant::now()) {
                 break;
             }
@@ -446,11 +748,92 @@ impl Runtime for Scripted {
         if let Some(tail) = request.tail {
             lines.drain(..lines.len().saturating_sub(tail as usize));
         }
-        Ok(stream::iter(lines).boxed())
+        Ok(self.connections.carry(stream::iter(lines).boxed(), cut))
+    }
+
+    async fn stdin(&self, id: &ContainerId) -> Result<InputWriter, RuntimeError> {
+        let ill = self.enter(Call::Stdin).await?;
+        let container = self.container(id)?;
+        if ill.lost {
+            return lost("connect to the container's input");
+        }
+        let ends = container.stdin == Stdin::Pipe;
+        Ok(Box::pin(input::Input::new(container, ends)))
+    }
+
+    async fn resize(&self, id: &ContainerId, size: WindowSize) -> Result<(), RuntimeError> {
+        let ill = self.enter(Call::Resize).await?;
+        self.container(id)?;
+        self.world().sizes.push(size);
+        if ill.lost {
+            return lost("resize the container's terminal");
+        }
+        Ok(())
+    }
+
+    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<Execed, RuntimeError> {
+        let ill = self.enter(Call::Exec).await?;
+        let around = self.container(id)?;
+        if around.status(*around.life.borrow()) != Status::Running {
+            return Err(RuntimeError::Conflict {
+                operation: "run a further process in the container",
+                reason: "it is not running".into(),
+            });
+        }
+        let script = self.world().exec_scripts.pop_front().unwrap_or_default();
+        if let Some(reason) = script.start_fails {
+            return Err(RuntimeError::Rejected {
+                operation: "run a further process in the container",
+                reason,
+            });
+        }
+        let settings = spec.settings("");
+        let exec = Container::new("", around.root, around.run, script, &settings);
+        exec.life
+            .send_modify(|life| life.started = Some((Instant::now(), Timestamp::now())));
+        let name = {
+            let mut world = self.world();
+            world.made += 1;
+            let name = ExecId::new(format!("exec-{}", world.made));
+            world.execs.insert(name.clone(), exec.clone());
+            name
+        };
+        if ill.lost {
+            return lost("run a further process in the container");
+        }
+        let cut = ill.cut.or(exec.script.tap);
+        let output = self.connections.carry(Self::output(exec.clone()), cut);
+        let execed = Execed::new(name, output);
+        Ok(match exec.stdin {
+            Stdin::None => execed,
+            stdin => execed.with_input(Box::pin(input::Input::new(exec, stdin == Stdin::Pipe))),
+        })
+    }
+
+    async fn exec_inspect(&self, id: &ExecId) -> Result<ExecInspection, RuntimeError> {
+        if self.enter(Call::ExecInspect).await?.lost {
+            return lost("inspect the process");
+        }
+        let exec = self.exec_of(id)?;
+        let life = *exec.life.borrow();
+        Ok(match (exec.status(life), exec.end(life)) {
+            (Status::Ended, end) => ExecInspection::ended(end.map(|(_, code)| code)),
+            _ => ExecInspection::RUNNING,
+        })
+    }
+
+    async fn exec_resize(&self, id: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
+        let ill = self.enter(Call::Resize).await?;
+        self.exec_of(id)?;
+        self.world().sizes.push(size);
+        if ill.lost {
+            return lost("resize the process's terminal");
+        }
+        Ok(())
     }
 
     async fn signal(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
-        let lose = self.enter(Call::Signal).await?;
+        let ill = self.enter(Call::Signal).await?;
         let container = self.container(id)?;
         if container.status(*container.life.borrow()) != Status::Running {
             return Err(RuntimeError::Conflict {
@@ -460,19 +843,22 @@ impl Runtime for Scripted {
         }
         let kill = signal == "SIGKILL";
         if kill || !container.script.ignores_term {
-            let code = if kill { 137 } else { 143 };
+            let code = match container.script.on_term {
+                _ if kill => 137,
+                code => code.unwrap_or(143),
+            };
             container.life.send_modify(|life| {
                 life.ended.get_or_insert((Instant::now(), code));
             });
         }
-        if lose {
+        if ill.lost {
             return lost("send a signal to the container");
         }
         Ok(())
     }
 
     async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError> {
-        let lose = self.enter(Call::Remove).await?;
+        let ill = self.enter(Call::Remove).await?;
         let container = self.container(id)?;
         if !force && container.status(*container.life.borrow()) == Status::Running {
             return Err(RuntimeError::Conflict {
@@ -481,14 +867,22 @@ impl Runtime for Scripted {
             });
         }
         self.world().containers.remove(id);
-        if lose {
+        container.life.send_modify(|life| {
+            life.removed = true;
+            if life.started.is_some() {
+                life.ended.get_or_insert((Instant::now(), 137));
+            }
+        });
+        if ill.lost {
             return lost("remove the container");
         }
         Ok(())
     }
 
     async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
-        self.enter(Call::Find).await?;
+        if self.enter(Call::Find).await?.lost {
+            return lost("list the containers");
+        }
         let world = self.world();
         Ok(world
             .containers
@@ -500,6 +894,41 @@ impl Runtime for Scripted {
                 status: container.status(*container.life.borrow()),
             })
             .collect())
+    }
+
+    async fn find_all(&self) -> Result<Vec<Marked>, RuntimeError> {
+        self.enter(Call::FindAll).await?;
+        let world = self.world();
+        let marked = world.containers.iter().map(|(id, container)| {
+            let status = container.status(*container.life.borrow());
+            Marked {
+                deadline: container.deadline,
+                ..Marked::new(
+                    id.clone(),
+                    container.root.clone(),
+                    container.run.clone(),
+                    status,
+                )
+            }
+        });
+        Ok(marked.collect())
+    }
+
+    async fn stats(&self, id: &ContainerId) -> Result<Usage, RuntimeError> {
+        self.enter(Call::Stats).await?;
+        let container = self.container(id)?;
+        let life = *container.life.borrow();
+        match (life.started, container.status(life)) {
+            (Some((started, _)), Status::Running) => Ok(Usage::new(
+                container.script.memory,
+                started.elapsed().mul_f64(container.script.cpus),
+                1,
+            )),
+            _ => Err(RuntimeError::Conflict {
+                operation: "ask what the container uses",
+                reason: "it is not running".into(),
+            }),
+        }
     }
 
     async fn copy_out(&self, _id: &ContainerId, _path: &str) -> Result<Archive, RuntimeError> {
@@ -517,6 +946,17 @@ impl Runtime for Scripted {
 }
 
 impl Scripted {
+    fn has_image(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
+        let image = &spec.settings().image;
+        if self.world().lacking.contains(image) {
+            return Err(RuntimeError::NoSuchImage {
+                image: image.clone(),
+                reason: "the script has none".into(),
+            });
+        }
+        Ok(())
+    }
+
     fn cannot(&self, operation: &'static str) -> RuntimeError {
         RuntimeError::Unsupported {
             runtime: self.name(),

@@ -193,6 +193,12 @@ pub(crate) fn begins_as_seal(line: &[u8]) -> bool {
     line.starts_with(END_HEAD)
 }
 
+/// Whether a line has zeros: no record does, but a file has them where a failure of the power lost
+/// what was written.
+pub(crate) fn has_zeros(line: &[u8]) -> bool {
+    memchr::memchr(0, line).is_some()
+}
+
 /// A digest in hexadecimal, as the file has it.
 pub(crate) fn hex(digest: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";

@@ -1,7 +1,7 @@
 //! Reading audit files: their records, and whether they are what was written.
 //!
 //! The format is described in `docs/audit-format.md`. [`Reader`] gives the records of a file, also
-//! of one that is still being written; [`verify`] says whether a file is whole.
+//! of one that is still being written; [`Follow`] waits for more; [`verify`] says whether a file is whole.
 //!
 //! ```no_run
 //! use moat::sink::audit::{LogState, Reader, Record, verify};
@@ -27,21 +27,35 @@
 use std::fmt;
 
 use self::line::Line;
-use crate::sink::{Event, Output};
+use crate::sink::{Event, Output, RecordRef};
 use crate::{PerStream, Seal};
 
 mod canonical;
+mod follow;
 pub(crate) mod line;
 pub(crate) mod lines;
 mod reader;
 pub(crate) mod scan;
 mod verification;
 
+pub use follow::{Follow, Records};
 pub use reader::Reader;
 pub use verification::{Verification, verify};
 
 /// The name of the audit file in a run's folder: `logs.jsonl`.
 pub const LOG_FILE: &str = "logs.jsonl";
+
+/// The name of the log of a further process in a run's container, in the run's folder.
+pub fn exec_file(number: u32) -> String {
+    format!("exec-{number}.jsonl")
+}
+
+/// The number of the further process whose log has this name, if it is one.
+pub(crate) fn exec_number(name: &str) -> Option<u32> {
+    let number = name.strip_prefix("exec-")?.strip_suffix(".jsonl")?;
+    let number = number.parse().ok()?;
+    (exec_file(number) == name).then_some(number)
+}
 
 /// A record of an audit file.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +81,44 @@ impl From<Line<'_>> for Record {
             }),
             Line::Event(event) => Self::Event(event),
             Line::Unknown(kind) => Self::Unknown(kind.into_owned()),
+        }
+    }
+}
+
+impl Record {
+    /// It, borrowed; `None` for what this version does not know.
+    pub fn as_ref(&self) -> Option<RecordRef<'_>> {
+        match self {
+            Self::Output(output) => Some(output.into()),
+            Self::Event(event) => Some(RecordRef::Event(event)),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl From<Event> for Record {
+    fn from(event: Event) -> Self {
+        Self::Event(event)
+    }
+}
+
+impl From<RecordRef<'_>> for Record {
+    fn from(record: RecordRef<'_>) -> Self {
+        match record {
+            RecordRef::Output {
+                ts,
+                stream,
+                bytes,
+                partial,
+                lossy,
+            } => Self::Output(Output {
+                ts,
+                stream,
+                bytes: bytes.to_owned(),
+                partial,
+                lossy,
+            }),
+            RecordRef::Event(event) => Self::Event(event.clone()),
         }
     }
 }

@@ -76,7 +76,8 @@ impl<R: Read> Scanner<R> {
     /// Reads until the end, or the first flaw.
     fn whole(&mut self) -> io::Result<Result<Scan, Flaw>> {
         let mut seal: Option<Box<Seal>> = None;
-        // What the last line is if it is none that we know, and ends as only a seal does.
+        // What the last whole line is if it is none that we know, and ends as only a seal does.
+        // What is bad behind it says no more of the file: cut off, it would leave that line last.
         let mut disguised = None;
         loop {
             let advance = self.lines.advance()?;
@@ -84,7 +85,10 @@ impl<R: Read> Scanner<R> {
                 return Ok(Err(self.fixed("there are lines after the end record")));
             }
             match advance {
-                Advance::TooLong => return Ok(Err(self.here("the line is too long"))),
+                Advance::TooLong => {
+                    let flaw = disguised.unwrap_or_else(|| self.here("the line is too long"));
+                    return Ok(Err(flaw));
+                }
                 Advance::Line => {}
                 Advance::End => {
                     let tail = self.lines.tail();
@@ -106,21 +110,24 @@ impl<R: Read> Scanner<R> {
                     return Ok(Ok(Scan { keep, found }));
                 }
             }
-            disguised = None;
             let line = self.lines.line();
             let record = match line::parse(line) {
                 Ok(record) => record,
-                Err(Bad::Torn(reason)) => return Ok(Err(self.here(reason))),
+                Err(Bad::Torn(reason)) => {
+                    return Ok(Err(disguised.unwrap_or_else(|| self.here(reason))));
+                }
                 Err(Bad::Foreign(reason)) => return Ok(Err(self.fixed(reason))),
             };
             let first = self.lines.number() == 1;
             if first != matches!(record, Line::Event(Event::Start(_))) {
-                return Ok(Err(self.here(if first {
+                let reason = if first {
                     "the first record is not a start record"
                 } else {
                     "there is a second start record"
-                })));
+                };
+                return Ok(Err(disguised.unwrap_or_else(|| self.here(reason))));
             }
+            disguised = None;
             self.tally.add(&record);
             match record {
                 Line::Event(Event::Check { sha256 }) => {
@@ -239,6 +246,13 @@ impl<R: Read> Scanner<R> {
         let mut last_is_seal = false;
         if !sealed {
             let mut advance = Advance::Line;
+            let line = self.lines.line();
+            if line::begins_as_seal(line) && line::has_zeros(line) {
+                // All before a seal is synced before it is written. So if the power failed then,
+                // the seal itself is the first flaw, and the last line.
+                advance = self.lines.advance()?;
+                sealed = advance != Advance::End || !self.lines.tail().is_empty();
+            }
             loop {
                 match advance {
                     Advance::Line => {
@@ -267,15 +281,17 @@ impl<R: Read> Scanner<R> {
 /// The length of a `check` record, which ends as a seal does.
 const CHECK: usize = r#"{"type":"check""#.len() + SEAL_TAIL;
 
-/// Whether this whole line, which is no record that we know, can only have been a seal.
-fn ends_as_seal(line: &[u8]) -> bool {
-    line.len() != CHECK && line::split_seal(line).is_some()
+/// Whether this whole line, which is no record that we know, can only have been a seal. With zeros
+/// it can have been a `check` record as well, and what was before it.
+pub(crate) fn ends_as_seal(line: &[u8]) -> bool {
+    line.len() != CHECK && line::split_seal(line).is_some() && !line::has_zeros(line)
 }
 
 /// Whether the bytes behind the last newline are a seal whose newline has become another byte. No
-/// writer that dies leaves that: it leaves a beginning of the line.
-fn newline_lost(tail: &[u8]) -> bool {
-    if tail.len() <= SEAL_TAIL || tail.len() == CHECK {
+/// crash of a writer leaves that: it leaves a beginning of the line, or zeros where the rest of it
+/// was to be.
+pub(crate) fn newline_lost(tail: &[u8]) -> bool {
+    if tail.len() <= SEAL_TAIL || tail.len() == CHECK || tail.ends_with(&[0]) {
         return false;
     }
     let mut end = tail[tail.len() - SEAL_TAIL..].to_vec();

@@ -1,5 +1,6 @@
 //! Whether a file is what was written.
 
+use std::io::{self, Read};
 use std::path::Path;
 
 use super::LogState;
@@ -42,19 +43,25 @@ pub struct Verification {
 pub fn verify(path: impl AsRef<Path>) -> Result<Verification> {
     let path = path.as_ref();
     let file = disk::open_existing(path, false)?;
-    let scan = scan(file).map_err(|error| Error::storage("read", path, error))?;
-    let state = match scan.found {
-        Found::Sealed(seal) => LogState::Sealed(seal),
-        Found::Unsealed { torn } => LogState::Unsealed { torn },
-        Found::Torn(damage) | Found::Damaged(damage) => LogState::Damaged(damage),
-    };
-    Ok(Verification {
-        state,
-        records: scan.keep.tally.records,
-        bytes: scan.keep.tally.bytes,
-        gaps: scan.keep.tally.gaps,
-        checks: scan.keep.checks,
-        checked: scan.keep.checked,
-        lines: scan.keep.lines,
-    })
+    Verification::of(file).map_err(|error| Error::storage("read", path, error))
+}
+
+impl Verification {
+    pub(crate) fn of(file: impl Read) -> io::Result<Self> {
+        let scan = scan(file)?;
+        let state = match scan.found {
+            Found::Sealed(seal) => LogState::Sealed(seal),
+            Found::Unsealed { torn } => LogState::Unsealed { torn },
+            Found::Torn(damage) | Found::Damaged(damage) => LogState::Damaged(damage),
+        };
+        Ok(Self {
+            state,
+            records: scan.keep.tally.records,
+            bytes: scan.keep.tally.bytes,
+            gaps: scan.keep.tally.gaps,
+            checks: scan.keep.checks,
+            checked: scan.keep.checked,
+            lines: scan.keep.lines,
+        })
+    }
 }

@@ -8,18 +8,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::encoder::Encoder;
+use self::witness::Witness;
 use self::writer::{Syncer, Writer};
-use super::audit::LOG_FILE;
 use super::audit::scan::Mark;
+use super::audit::{LOG_FILE, exec_file};
 use super::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
-use crate::disk::{self, Disk};
+use crate::disk::{self, Disk, File};
 use crate::{Error, Result, RunId, Seal};
 
+#[cfg(test)]
+mod crash;
 mod encoder;
+pub(crate) mod output;
 mod recovery;
+mod witness;
 mod writer;
 
-/// The default sink: `logs.jsonl` in each run's folder, in the format of `docs/audit-format.md`.
+/// The default sink: `logs.jsonl` in each run's folder, in the format of `docs/audit-format.md`, and
+/// beside it `exec-1.jsonl` and so on for further processes in its container.
 ///
 /// What was appended is written before [`RunLog::append`] returns: it survives the death of this
 /// process. When it survives that of the machine is [`Durability`]. The file has mode 0600, and
@@ -30,6 +36,7 @@ pub struct Jsonl {
     disk: Disk,
     /// For syncs that nobody waits for.
     background: Disk,
+    witness: Witness,
 }
 
 /// When the records in a log survive the machine's power failing, beyond their being written.
@@ -65,10 +72,17 @@ impl Jsonl {
             durability,
             disk: Disk::new(),
             background: Disk::with_threads("moat-sync", 2),
+            witness: Witness::default(),
         }
     }
 
-    fn syncer(&self, file: std::fs::File, path: &Path) -> Syncer {
+    /// Takes the file at `path` for one that another process has written.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn forget(&self, path: &Path) {
+        self.witness.forget(path);
+    }
+
+    fn syncer(&self, file: File, path: &Path) -> Syncer {
         Syncer::new(file, path, self.durability, self.background.clone())
     }
 
@@ -88,7 +102,10 @@ impl Default for Jsonl {
 }
 
 fn log_path(place: &RunPlace) -> PathBuf {
-    place.folder.join(LOG_FILE)
+    match place.exec {
+        None => place.folder.join(LOG_FILE),
+        Some(number) => place.folder.join(exec_file(number)),
+    }
 }
 
 #[async_trait]
@@ -130,8 +147,12 @@ impl Jsonl {
             }
             error => error,
         })?;
-        lock(&file, run, path)?;
-        let mut writer = Writer::new(self.syncer(file, path), Encoder::new(Mark::default()));
+        lock(file.as_std(), run, path)?;
+        let mut writer = Writer::new(
+            self.syncer(file, path),
+            Encoder::new(Mark::default()),
+            self.witness.clone(),
+        );
         writer.start(start)?;
         writer.sync()?;
         // The file's name is in the run's folder, and that one's in the root.
@@ -154,22 +175,10 @@ fn lock(file: &std::fs::File, run: &RunId, path: &Path) -> Result<()> {
         TryLockError::Error(error) => fail(error),
     })?;
     // Between the open and the lock another owner may have moved the file away.
-    match is_at(file, path) {
+    match disk::is_at(file, path) {
         Ok(true) => Ok(()),
         Ok(false) => Err(owned()),
         Err(error) => Err(fail(error)),
-    }
-}
-
-/// Whether `file` is what is at `path` now.
-fn is_at(file: &std::fs::File, path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-
-    let ours = file.metadata()?;
-    match std::fs::symlink_metadata(path) {
-        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
     }
 }
 

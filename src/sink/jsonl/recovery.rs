@@ -1,35 +1,51 @@
 //! Going on with a file whose writer has gone.
 
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::encoder::Encoder;
 use super::writer::Writer;
 use super::{Jsonl, lock};
-use crate::disk::{folder_of, open_existing, open_new, sync_folder};
+use crate::disk::{self, File, folder_of, open_new, open_to_write, sync_folder};
+use crate::sink::audit::Damage;
 use crate::sink::audit::line::{self, Line};
 use crate::sink::audit::lines::{Advance, Lines};
-use crate::sink::audit::scan::{Found, scan};
+use crate::sink::audit::scan::{Found, Scan, scan};
 use crate::sink::{RecordRef, Resumed, Torn, Visit};
 use crate::{Error, Result, RunId};
 
 impl Jsonl {
     /// Judges the file at `path`, and opens it to go on if it is not sealed.
-    pub(super) fn recover(&self, run: &RunId, path: PathBuf, mut visit: Visit) -> Result<Resumed> {
-        let file = match open_existing(&path, true) {
+    pub(super) fn recover(&self, run: &RunId, path: PathBuf, visit: Visit) -> Result<Resumed> {
+        let file = match open_to_write(&path) {
             Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Ok(Resumed::Absent);
             }
             opened => opened?,
         };
-        lock(&file, run, &path)?;
+        lock(file.as_std(), run, &path)?;
+        let held = file.as_std().try_clone();
+        let held = held.map_err(|error| Error::storage("lock", &path, error))?;
+        let resumed = self.recover_locked(file, path, visit);
+        if !matches!(resumed, Ok(Resumed::Open { .. })) {
+            // Closed alone, it would be locked for as long as a child that was forked meanwhile.
+            let _ = held.unlock();
+        }
+        resumed
+    }
+
+    fn recover_locked(&self, file: File, path: PathBuf, mut visit: Visit) -> Result<Resumed> {
         let recovery = Recovery {
             file: &file,
             path: &path,
         };
-        let length = recovery.attempt("read", file.metadata())?.len();
-        let scan = recovery.attempt("read", scan(&file))?;
+        let length = recovery.attempt("read", file.as_std().metadata())?.len();
+        let mut scan = recovery.attempt("read", scan(file.as_std()))?;
+        if let Some(written) = self.witness.recall(&path)
+            && !recovery.attempt("read", written.is_in(file.as_std()))?
+        {
+            recovery.attempt("read", recovery.distrust(&mut scan))?;
+        }
         let keep = scan.keep;
         match scan.found {
             Found::Damaged(damage) => Err(Error::Damaged {
@@ -38,8 +54,7 @@ impl Jsonl {
             }),
             Found::Sealed(seal) => {
                 recovery.visit(keep.offset, &mut visit)?;
-                // Whoever wrote the seal may have died before it was synced.
-                recovery.attempt("sync", file.sync_all())?;
+                recovery.make_stay()?;
                 Ok(Resumed::Sealed(*seal))
             }
             Found::Unsealed { .. } | Found::Torn(_) if keep.offset == 0 => {
@@ -49,10 +64,13 @@ impl Jsonl {
             Found::Unsealed { .. } | Found::Torn(_) => {
                 let torn = recovery.cut(keep.offset, length)?;
                 recovery.visit(keep.offset, &mut visit)?;
-                // What was visited counts from now on: it must stay.
-                recovery.attempt("sync", file.sync_all())?;
-                recovery.attempt("seek in", (&file).seek(SeekFrom::Start(keep.offset)))?;
-                let writer = Writer::new(self.syncer(file, &path), Encoder::new(keep));
+                recovery.make_stay()?;
+                recovery.attempt("seek in", file.as_std().seek(SeekFrom::Start(keep.offset)))?;
+                let writer = Writer::new(
+                    self.syncer(file, &path),
+                    Encoder::new(keep),
+                    self.witness.clone(),
+                );
                 Ok(Resumed::Open {
                     log: self.log(writer, path),
                     torn,
@@ -72,9 +90,29 @@ impl Recovery<'_> {
         result.map_err(|error| Error::storage(operation, self.path, error))
     }
 
+    /// Someone has changed what this process has written: what is behind the last `check` cannot be
+    /// told from that, and a seal is another one's.
+    fn distrust(&self, found: &mut Scan) -> io::Result<()> {
+        let checked = found.keep.checked;
+        let mut input = self.file.as_std();
+        input.rewind()?;
+        let keep = scan(input.take(checked))?.keep;
+        let damage = Damage {
+            line: keep.lines + 1,
+            offset: keep.offset,
+            reason: "someone has changed it: what is from here on is not what was written".into(),
+        };
+        found.found = match found.found {
+            Found::Unsealed { .. } | Found::Torn(_) => Found::Torn(damage),
+            Found::Sealed(_) | Found::Damaged(_) => Found::Damaged(damage),
+        };
+        found.keep = keep;
+        Ok(())
+    }
+
     /// Shows the records of the first `length` bytes, which were found to be good.
     fn visit(&self, length: u64, visit: &mut Visit) -> Result<()> {
-        let mut input = self.file;
+        let mut input = self.file.as_std();
         self.attempt("seek in", input.rewind())?;
         let mut lines = Lines::new(input.take(length));
         while self.attempt("read", lines.advance())? == Advance::Line {
@@ -91,20 +129,33 @@ impl Recovery<'_> {
         Ok(())
     }
 
+    /// Makes what was found survive the machine's power failing: it counts from now on, and whoever
+    /// wrote it may have died before it was synced, or its name.
+    fn make_stay(&self) -> Result<()> {
+        self.attempt("sync", self.file.sync_all())?;
+        self.sync_names()
+    }
+
+    fn sync_names(&self) -> Result<()> {
+        let folder = folder_of(self.path);
+        sync_folder(folder)?;
+        sync_folder(folder_of(folder))
+    }
+
     /// Moves what is behind `keep` aside. Until it is safe there, nothing is changed.
     fn cut(&self, keep: u64, length: u64) -> Result<Option<Torn>> {
         if keep == length {
             return Ok(None);
         }
-        let (name, path, mut aside) = self.new_file()?;
-        let copied = self.copy(keep, length, &mut aside).and_then(|()| {
+        let (name, path, aside) = self.new_file()?;
+        let copied = self.copy(keep, length, &aside).and_then(|()| {
             aside
                 .sync_all()
                 .map_err(|error| Error::storage("write", &path, error))?;
             sync_folder(folder_of(&path))
         });
         if let Err(error) = copied {
-            let _ = std::fs::remove_file(&path);
+            let _ = disk::remove_file(&path);
             return Err(error);
         }
         self.attempt("truncate", self.file.set_len(keep))?;
@@ -114,10 +165,10 @@ impl Recovery<'_> {
         }))
     }
 
-    fn copy(&self, keep: u64, length: u64, aside: &mut File) -> Result<()> {
-        let mut input = self.file;
+    fn copy(&self, keep: u64, length: u64, mut aside: &File) -> Result<()> {
+        let mut input = self.file.as_std();
         self.attempt("seek in", input.seek(SeekFrom::Start(keep)))?;
-        let copied = io::copy(&mut input.take(length - keep), aside);
+        let copied = io::copy(&mut input.take(length - keep), &mut aside);
         // Which of the two files it was is not known: the one that was to be read is named.
         let copied = self.attempt("move aside the end of", copied)?;
         if copied != length - keep {
@@ -130,17 +181,18 @@ impl Recovery<'_> {
     /// Moves a file without even a first record away, so that one can be made.
     fn move_away(&self, length: u64) -> Result<()> {
         if length == 0 {
-            self.attempt("remove", std::fs::remove_file(self.path))?;
+            self.attempt("remove", disk::remove_file(self.path))?;
         } else {
+            self.attempt("sync", self.file.sync_all())?;
             // The name is taken by the empty file: a rename alone could replace another one.
             let (_, path, _) = self.new_file()?;
-            let renamed = std::fs::rename(self.path, &path);
+            let renamed = disk::rename(self.path, &path);
             if renamed.is_err() {
-                let _ = std::fs::remove_file(&path);
+                let _ = disk::remove_file(&path);
             }
             self.attempt("move aside", renamed)?;
         }
-        sync_folder(folder_of(self.path))
+        self.sync_names()
     }
 
     /// Makes the next free one of `torn-1`, `torn-2`, ...

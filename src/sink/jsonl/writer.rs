@@ -1,6 +1,5 @@
 //! The one who writes a file, and the one who syncs it.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +7,8 @@ use std::time::Duration;
 
 use super::Durability;
 use super::encoder::Encoder;
-use crate::disk::Disk;
+use super::witness::{Trace, Witness, Written};
+use crate::disk::{self, Disk, File};
 use crate::sink::audit::Tally;
 use crate::sink::{Batch, Start};
 use crate::{Error, Result, Seal};
@@ -24,15 +24,26 @@ pub(super) struct Writer {
     syncer: Arc<Syncer>,
     encoder: Encoder,
     sealed: bool,
+    /// What is in the file for certain; after a write that failed there may be more.
+    written: Written,
+    /// How the last write has left the file; and whether it was found otherwise since.
+    trace: Option<Trace>,
+    touched: bool,
+    witness: Witness,
 }
 
 impl Writer {
     /// Writes to the end of `file`, whose lock is held, and where `encoder` goes on.
-    pub(super) fn new(syncer: Syncer, encoder: Encoder) -> Self {
+    pub(super) fn new(syncer: Syncer, encoder: Encoder, witness: Witness) -> Self {
+        witness.forget(&syncer.path);
         Self {
+            written: encoder.written(),
+            trace: Trace::of(syncer.file.as_std()),
+            touched: false,
             syncer: Arc::new(syncer),
             encoder,
             sealed: false,
+            witness,
         }
     }
 
@@ -86,8 +97,13 @@ impl Writer {
                 ),
             ));
         }
-        // A file that someone has removed, or put another one in the place of, seals nothing.
+        // A file that someone has removed, or put another one in the place of, seals nothing; nor
+        // does one that is not what was written.
         self.syncer.check_place()?;
+        self.check_bytes()?;
+        // Before the seal, so that no failure of the power leaves it without all that it seals:
+        // that would be a damaged seal, which nothing may change.
+        self.syncer.sync()?;
         let seal = self
             .encoder
             .seal(seal)
@@ -115,19 +131,52 @@ impl Writer {
         if self.encoder.bytes().is_empty() {
             return Ok(());
         }
+        self.look();
         (&self.syncer.file)
             .write_all(self.encoder.bytes())
             .map_err(|error| self.syncer.fail("write", error))?;
+        self.trace = Trace::of(self.syncer.file.as_std());
         self.encoder.clear();
+        self.written = self.encoder.written();
         Ok(())
+    }
+
+    /// Sees whether another one than this was at the file since the last write.
+    fn look(&mut self) {
+        let now = Trace::of(self.syncer.file.as_std());
+        self.touched |= now.is_none() || now != self.trace;
+    }
+
+    /// Checks that the file is what was written. One that nobody was at is.
+    fn check_bytes(&mut self) -> Result<()> {
+        self.look();
+        if !self.touched {
+            return Ok(());
+        }
+        let file = self.syncer.file.as_std();
+        let same = self.written.is_in(file).and_then(|same| {
+            let length = file.metadata()?.len();
+            Ok(same && length == self.written.length)
+        });
+        match same {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let changed = "someone has changed it: it is not what was written";
+                Err(self.syncer.fail("seal", io::Error::other(changed)))
+            }
+            Err(error) => Err(self.syncer.fail("read back", error)),
+        }
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        if !self.sealed {
+            self.witness.leave(&self.syncer.path, self.written.clone());
+        }
         // A sync may have the file in hand for a while yet, and a child that was forked even
         // longer: the lock must not last as long as they do.
-        let _ = self.syncer.file.unlock();
+        let _ = self.syncer.file.as_std().unlock();
     }
 }
 
@@ -190,10 +239,9 @@ impl Syncer {
         }
     }
 
-    /// Keeps the first error.
     /// Checks that the file is still what its path leads to.
     fn check_place(&self) -> Result<()> {
-        match super::is_at(&self.file, &self.path) {
+        match disk::is_at(self.file.as_std(), &self.path) {
             Ok(true) => Ok(()),
             Ok(false) => Err(self.fail(
                 "seal",
@@ -206,6 +254,7 @@ impl Syncer {
         }
     }
 
+    /// Keeps the first error.
     fn fail(&self, operation: &'static str, error: io::Error) -> Error {
         lock(&self.state).failure.get_or_insert_with(|| Failure {
             operation,
@@ -252,18 +301,20 @@ mod tests {
     use super::*;
     use crate::sink::Event;
     use crate::sink::audit::scan::Mark;
+    use std::fs;
     use std::os::fd::OwnedFd;
     use std::time::Instant;
 
-    fn writer(file: File, durability: Durability) -> Writer {
+    fn writer(file: fs::File, durability: Durability) -> Writer {
         let threads = Disk::with_threads("moat-test", 1);
-        let syncer = Syncer::new(file, Path::new("log"), durability, threads);
-        Writer::new(syncer, Encoder::new(Mark::default()))
+        let syncer = Syncer::new(file.into(), Path::new("log"), durability, threads);
+        Writer::new(syncer, Encoder::new(Mark::default()), Witness::default())
     }
 
     fn note() -> Batch {
         let mut batch = Batch::new();
         batch.push_event(Event::Note {
+            interaction: None,
             ts: crate::Timestamp::now(),
             text: "a note".into(),
         });
@@ -294,7 +345,7 @@ mod tests {
     #[test]
     fn a_sync_that_fails_behind_the_log_fails_each_later_call_on_it() {
         let (_reader, pipe) = io::pipe().unwrap();
-        let file = File::from(OwnedFd::from(pipe));
+        let file = fs::File::from(OwnedFd::from(pipe));
         let mut writer = writer(file, Durability::Interval(Duration::from_millis(1)));
         writer.append(&note()).unwrap();
         eventually(|| lock(&writer.syncer.state).failure.is_some());
@@ -310,7 +361,7 @@ mod tests {
     #[test]
     fn durability_always_tells_at_once_that_a_batch_could_not_be_synced() {
         let (_reader, pipe) = io::pipe().unwrap();
-        let file = File::from(OwnedFd::from(pipe));
+        let file = fs::File::from(OwnedFd::from(pipe));
         let mut writer = writer(file, Durability::Always);
         let error = writer.append(&note()).unwrap_err();
         assert!(error.to_string().starts_with("cannot sync log"), "{error}");

@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +17,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::{Error, Result};
+
+mod file;
+#[cfg(test)]
+pub(crate) mod image;
+#[cfg(test)]
+pub(crate) mod journal;
+
+pub(crate) use file::File;
 
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(5);
@@ -208,20 +216,31 @@ pub(crate) fn open_new(path: &Path) -> Result<File> {
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(path)
+        .map(|file| File::opened(file, path, true))
         .map_err(|error| Error::storage("create", path, error))
 }
 
-/// Opens a file that is there, for reading, and for writing if `write` is set.
+/// Opens a file that is there, for reading and writing, as [`open_existing`] does.
+pub(crate) fn open_to_write(path: &Path) -> Result<File> {
+    open_existing(path, true).map(|file| File::opened(file, path, false))
+}
+
+/// Why something is not opened: what it is in place of a file.
+#[derive(Debug, thiserror::Error)]
+#[error("not a regular file: {0}")]
+struct Irregular(&'static str);
+
+/// Whether it was refused for not being a regular file: it stays one until someone replaces it.
+pub(crate) fn is_irregular(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|cause| cause.is::<Irregular>())
+}
+
+/// Opens a file that is there, for reading, and with all rights to it if `write` is set.
 ///
 /// Whatever is not a regular file is refused, and never waited for: a link, a folder, a FIFO.
-pub(crate) fn open_existing(path: &Path, write: bool) -> Result<File> {
+pub(crate) fn open_existing(path: &Path, write: bool) -> Result<fs::File> {
     let fail = |error| Error::storage("open", path, error);
-    let irregular = |what: &str| {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("not a regular file: {what}"),
-        )
-    };
+    let irregular = |what| io::Error::new(io::ErrorKind::InvalidInput, Irregular(what));
     // Without O_NONBLOCK the open of a FIFO would wait for a peer.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
     let file = OpenOptions::new()
@@ -247,12 +266,54 @@ pub(crate) fn open_existing(path: &Path, write: bool) -> Result<File> {
     })))
 }
 
+/// Whether `file` is what is at `path` now.
+pub(crate) fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes a folder that is not there yet, with mode 0700.
 pub(crate) fn create_folder(path: &Path) -> Result<()> {
+    create_folder_with(path, 0o700)
+}
+
+fn create_folder_with(path: &Path, mode: u32) -> Result<()> {
     DirBuilder::new()
-        .mode(0o700)
+        .mode(mode)
         .create(path)
-        .map_err(|error| Error::storage("create", path, error))
+        .map_err(|error| Error::storage("create", path, error))?;
+    #[cfg(test)]
+    journal::note(path, journal::Op::CreateFolder);
+    Ok(())
+}
+
+/// Makes a folder where it is missing, with mode 0700, and those above it, as the umask says; and
+/// makes their names survive the machine's power failing.
+pub(crate) fn create_folders(path: &Path) -> Result<()> {
+    create_folders_with(path, 0o700)
+}
+
+fn create_folders_with(path: &Path, mode: u32) -> Result<()> {
+    let parent = folder_of(path);
+    if path.is_dir() {
+        // Whoever made it may have died before this. If it is not ours, it may not be allowed.
+        let _ = sync_folder(parent);
+        return Ok(());
+    }
+    create_folders_with(parent, 0o777)?;
+    match create_folder_with(path, mode) {
+        Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => {}
+        created => created?,
+    }
+    match sync_folder(parent) {
+        // A folder that may be written to, and not be read.
+        Err(error) if error.io_kind() == Some(io::ErrorKind::PermissionDenied) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Makes the names in a folder survive the machine's power failing.
@@ -262,7 +323,41 @@ pub(crate) fn sync_folder(path: &Path) -> Result<()> {
         .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
         .open(path)
         .and_then(|folder| folder.sync_all())
-        .map_err(|error| Error::storage("sync", path, error))
+        .map_err(|error| Error::storage("sync", path, error))?;
+    #[cfg(test)]
+    journal::note(path, journal::Op::SyncFolder);
+    Ok(())
+}
+
+/// Gives a file another name in the same folder; what has that name is gone.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    #[cfg(test)]
+    journal::note_two(from, to, |from, to| journal::Op::Rename { from, to });
+    Ok(())
+}
+
+/// Gives a file another name in the same folder, which nothing has yet.
+pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)?;
+    #[cfg(test)]
+    journal::note_two(from, to, |from, to| journal::Op::Link { from, to });
+    Ok(())
+}
+
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)?;
+    #[cfg(test)]
+    journal::note(path, journal::Op::Remove);
+    Ok(())
+}
+
+/// Removes a folder with all that is in it.
+pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
+    fs::remove_dir_all(path)?;
+    #[cfg(test)]
+    journal::note(path, journal::Op::RemoveFolder);
+    Ok(())
 }
 
 /// The folder that holds `path`.
@@ -278,13 +373,24 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let (temporary, file) = open_temporary(path)?;
     let written = fill(&temporary, file, bytes).and_then(|()| {
-        std::fs::rename(&temporary, path).map_err(|error| Error::storage("replace", path, error))
+        rename(&temporary, path).map_err(|error| Error::storage("replace", path, error))
     });
     if written.is_err() {
-        let _ = std::fs::remove_file(&temporary);
+        let _ = remove_file(&temporary);
     }
     written?;
     sync_folder(folder_of(path))
+}
+
+/// Removes what writes that were broken off have left for the files in `folder` whose names begin
+/// with `name`. Only for whoever alone writes them.
+pub(crate) fn remove_temporary(folder: &Path, name: &str) {
+    let prefix = format!(".{name}");
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = remove_file(&entry.path());
+        }
+    }
 }
 
 fn open_temporary(path: &Path) -> Result<(PathBuf, File)> {
@@ -305,8 +411,9 @@ fn open_temporary(path: &Path) -> Result<(PathBuf, File)> {
     }
 }
 
-fn fill(path: &Path, mut file: File, bytes: &[u8]) -> Result<()> {
-    file.write_all(bytes)
+fn fill(path: &Path, file: File, bytes: &[u8]) -> Result<()> {
+    (&file)
+        .write_all(bytes)
         .map_err(|error| Error::storage("write", path, error))?;
     file.sync_all()
         .map_err(|error| Error::storage("sync", path, error))

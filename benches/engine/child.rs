@@ -1,0 +1,55 @@
+//! A process, and what it has cost.
+
+use std::fs;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+/// What a process has cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cost {
+    pub wall: f64,
+    /// User and system, in seconds.
+    pub cpu: f64,
+    /// The peak of its resident memory, in MiB.
+    pub peak: f64,
+}
+
+/// Runs a process to its end. It must succeed.
+pub fn measure(command: &mut Command) -> Cost {
+    let begin = Instant::now();
+    let child = command.spawn().unwrap();
+    finish(child, begin)
+}
+
+/// The same, of one that was started. What a process has used is read while it is a zombie; its
+/// peak, while it lives.
+pub fn finish(mut child: Child, begin: Instant) -> Cost {
+    let folder = format!("/proc/{}", child.id());
+    let mut cost = Cost::default();
+    loop {
+        if let Some(peak) = peak(&folder) {
+            cost.peak = peak;
+        }
+        let stat = fs::read_to_string(format!("{folder}/stat")).unwrap();
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
+        if fields[0] == "Z" {
+            // Ticks of 10 ms.
+            let ticks: f64 = fields[11..13]
+                .iter()
+                .map(|f| f.parse::<f64>().unwrap())
+                .sum();
+            cost.cpu = ticks / 100.0;
+            cost.wall = begin.elapsed().as_secs_f64();
+            assert!(child.wait().unwrap().success(), "a process has failed");
+            return cost;
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+fn peak(folder: &str) -> Option<f64> {
+    let status = fs::read_to_string(format!("{folder}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024.0)
+}

@@ -1,0 +1,661 @@
+//! What a run with an audit costs, on a real engine, beside what others cost for the same work:
+//! `cargo bench --all-features --bench engine`, or with `-- <part of a name>` for some of it.
+//!
+//! Both sides of a row run in turn, in both orders; medians are compared. It prints the table of
+//! `docs/performance.md`, and writes all figures to `target/engine-bench.json`, from which
+//! `benches/plot` draws. `MOAT_BENCH_ROUNDS` sets how often (5).
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "a benchmark fails by panicking"
+)]
+
+mod bare;
+mod child;
+#[path = "../../tests/support/engine.rs"]
+#[allow(dead_code)]
+mod engine;
+#[path = "../../tests/support/image.rs"]
+mod image;
+mod parts;
+mod roles;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use child::{Cost, finish, measure};
+use moat::sink::audit::verify;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, role, rest @ ..] = &arguments[..]
+        && flag == "--role"
+    {
+        return roles::play(role, rest);
+    }
+    let filter = arguments.into_iter().find(|a| !a.starts_with('-'));
+    let rounds = std::env::var("MOAT_BENCH_ROUNDS").ok();
+    let image = engine::block_on(async { image::provide(&engine::connect()?).await });
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut bench = Bench {
+        image: image.unwrap(),
+        folder,
+        rounds: rounds.map_or(5, |rounds| rounds.parse().unwrap()),
+        serial: 0,
+        rows: Vec::new(),
+    };
+    let all: [Part; 10] = [
+        ("parts", parts),
+        ("crowd", crowd),
+        ("open", open),
+        ("verify", verifying),
+        ("million", million),
+        ("memory", memory),
+        ("short", short),
+        ("many", many),
+        ("replay", replay),
+        ("growth", growth),
+    ];
+    for (name, run) in all {
+        if filter
+            .as_ref()
+            .is_none_or(|filter| name.contains(&**filter))
+        {
+            run(&mut bench);
+        }
+    }
+    bench.report();
+}
+
+/// Some rows, by the name that a filter finds them by.
+type Part = (&'static str, fn(&mut Bench));
+
+struct Bench {
+    image: String,
+    folder: tempfile::TempDir,
+    rounds: usize,
+    serial: usize,
+    rows: Vec<Row>,
+}
+
+/// A line of the table: `ours` against `theirs`, of which `goal` is the most, or the least.
+struct Row {
+    what: String,
+    ours: String,
+    theirs: String,
+    value: f64,
+    goal: Option<(Goal, f64)>,
+    load: f64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Goal {
+    Most,
+    Least,
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The median of the numbers that stand there in each line.
+fn middle(lines: &[Vec<String>], at: usize) -> f64 {
+    median(lines.iter().map(|line| line[at].parse().unwrap()).collect())
+}
+
+fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// How often the work is done that takes minutes.
+const LONG_ROUNDS: usize = 3;
+
+impl Bench {
+    /// A root of its own.
+    fn root(&mut self) -> String {
+        self.serial += 1;
+        let root = self.folder.path().join(format!("root-{}", self.serial));
+        root.to_str().unwrap().to_owned()
+    }
+
+    fn role(&self, role: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--role", role]).stdin(Stdio::null());
+        command
+    }
+
+    fn moat(&mut self, driver: &str, cmd: &str) -> Cost {
+        let root = self.root();
+        let mut command = self.role("moat");
+        command
+            .args([&root, &self.image, driver])
+            .args(cmd.split(' '));
+        let cost = measure(&mut command);
+        fs::remove_dir_all(root).unwrap();
+        cost
+    }
+
+    fn bare(&self, driver: &str, cmd: &str) -> Cost {
+        let mut command = self.role("bare");
+        measure(command.args([&self.image, driver]).args(cmd.split(' ')))
+    }
+
+    fn docker(&self, driver: &str, cmd: &str) -> Cost {
+        measure(&mut self.docker_command(driver, cmd, 0))
+    }
+
+    fn docker_command(&self, driver: &str, cmd: &str, number: usize) -> Command {
+        let file = File::create(self.folder.path().join(format!("out-{number}"))).unwrap();
+        let mut command = Command::new("docker");
+        command
+            .args(["run", "--rm", "--network", "none", "--log-driver", driver])
+            .arg(&self.image)
+            .args(cmd.split(' '))
+            .stdin(Stdio::null())
+            .stdout(file);
+        command
+    }
+
+    /// The lines that a role prints, as numbers.
+    fn numbers(&self, role: &str, arguments: &[&str]) -> Vec<Vec<String>> {
+        let output = self
+            .role(role)
+            .args(arguments)
+            .stderr(Stdio::inherit())
+            .output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{role} has failed");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines()
+            .map(|line| line.split(' ').map(str::to_owned).collect())
+            .collect()
+    }
+
+    fn row(
+        &mut self,
+        what: &str,
+        ours: String,
+        theirs: String,
+        value: f64,
+        goal: Option<(Goal, f64)>,
+    ) {
+        let row = Row {
+            what: what.to_owned(),
+            ours,
+            theirs,
+            value,
+            goal,
+            load: load(),
+        };
+        eprintln!("{}", row.text());
+        self.rows.push(row);
+    }
+
+    /// The ratio of two times.
+    fn ratio(&mut self, what: &str, ours: f64, theirs: f64, unit: &str, most: Option<f64>) {
+        self.row(
+            what,
+            format!("{ours:.2} {unit}"),
+            format!("{theirs:.2} {unit}"),
+            ours / theirs,
+            most.map(|most| (Goal::Most, most)),
+        );
+    }
+
+    fn report(&self) {
+        println!("| what | moat | reference | ratio or value | goal | | load |");
+        println!("| --- | --- | --- | --- | --- | --- | --- |");
+        for row in &self.rows {
+            println!("{}", row.text());
+        }
+        let rows: Vec<_> = self.rows.iter().map(Row::json).collect();
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let text = serde_json::to_string_pretty(&rows).unwrap();
+        fs::write(target.join("engine-bench.json"), text).unwrap();
+    }
+}
+
+impl Row {
+    fn verdict(&self) -> (String, &'static str) {
+        let Some((goal, bound)) = self.goal else {
+            return (String::new(), "");
+        };
+        let (word, reached) = match goal {
+            Goal::Most => ("at most", self.value <= bound),
+            Goal::Least => ("at least", self.value >= bound),
+        };
+        let verdict = if reached { "reached" } else { "not reached" };
+        (format!("{word} {bound}"), verdict)
+    }
+
+    fn text(&self) -> String {
+        let (goal, verdict) = self.verdict();
+        format!(
+            "| {} | {} | {} | {:.2} | {goal} | {verdict} | {:.1} |",
+            self.what, self.ours, self.theirs, self.value, self.load
+        )
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let (goal, verdict) = self.verdict();
+        serde_json::json!({"what": self.what, "moat": self.ours, "reference": self.theirs,
+            "value": self.value, "goal": goal, "verdict": verdict, "load": self.load})
+    }
+}
+
+fn parts(bench: &mut Bench) {
+    let (ours, theirs) = split(parts::encoding(15));
+    bench.row(
+        "encoding, 200,000 lines, against serde_json",
+        format!("{:.1} ms", ours * 1e3),
+        format!("{:.1} ms", theirs * 1e3),
+        theirs / ours,
+        Some((Goal::Least, 4.0)),
+    );
+    let (ours, theirs) = split(parts::intake(7));
+    bench.ratio(
+        "demux and lines, 1 GB, against memcpy",
+        ours,
+        theirs,
+        "s",
+        Some(3.0),
+    );
+}
+
+fn split(pairs: Vec<(f64, f64)>) -> (f64, f64) {
+    let (ours, theirs) = pairs.into_iter().unzip();
+    (median(ours), median(theirs))
+}
+
+fn crowd(bench: &mut Bench) {
+    let root = bench.root();
+    let mut seen = Vec::new();
+    for count in ["1", "1001"] {
+        let folder = format!("{root}-{count}");
+        let numbers = bench.numbers("crowd", &[&folder, count]);
+        seen.push([0, 1, 2].map(|at| numbers[0][at].parse::<f64>().unwrap()));
+    }
+    for (at, what, goal) in [
+        (0, "KiB of memory for each further run of 1,000", 64.0),
+        (1, "file descriptors for each further run of 1,000", 3.0),
+        (2, "threads for each further run of 1,000", 0.0),
+    ] {
+        let (one, all) = (seen[0][at], seen[1][at]);
+        let value = (all - one) / 1000.0;
+        // The pools grow to their bounds: that is no thread for a run.
+        let value = if at == 2 && all - one <= 8.0 {
+            0.0
+        } else {
+            value
+        };
+        let goal = Some((Goal::Most, goal));
+        bench.row(what, format!("{all}"), format!("{one}"), value, goal);
+    }
+}
+
+fn open(bench: &mut Bench) {
+    let root = bench.root();
+    bench.numbers("crowd", &[&root, "1"]);
+    let root = Path::new(&root);
+    let folders = fs::read_dir(root).unwrap().flatten();
+    let run = folders
+        .map(|entry| entry.path())
+        .find(|path| path.is_dir())
+        .unwrap();
+    let id = run.file_name().unwrap().to_str().unwrap().to_owned();
+    let text = fs::read_to_string(run.join("run.json")).unwrap();
+    let audit = fs::read_to_string(run.join("logs.jsonl")).unwrap();
+    for number in 1..10_000 {
+        let other = format!("{}{number:06}", &id[..20]);
+        let folder = root.join(&other);
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("run.json"), text.replace(&id, &other)).unwrap();
+        fs::write(folder.join("logs.jsonl"), &audit).unwrap();
+    }
+    let numbers = bench.numbers("open", &[root.to_str().unwrap()]);
+    let of = |at: usize| middle(&numbers, at);
+    let (usable, done, theirs) = (of(0), of(1), of(2));
+    bench.ratio(
+        "open 10,000 runs, against reading run.json",
+        done,
+        theirs,
+        "ms",
+        Some(2.5),
+    );
+    bench.ratio("the same, until it is usable", usable, theirs, "ms", None);
+}
+
+fn verifying(bench: &mut Bench) {
+    let folder = bench.folder.path().join("audit");
+    fs::create_dir(&folder).unwrap();
+    let file = engine::block_on(parts::audit(&folder));
+    let openssl = || {
+        let mut command = Command::new("openssl");
+        command
+            .args(["dgst", "-sha256"])
+            .arg(&file)
+            .stdout(Stdio::null());
+        assert!(command.status().unwrap().success());
+    };
+    let ours = || assert!(verify(&file).unwrap().records > 6_000_000);
+    let (ours, theirs) = split(parts::turns(7, ours, openssl));
+    bench.ratio("verify 1 GB, against openssl", ours, theirs, "s", Some(1.5));
+    fs::remove_dir_all(folder).unwrap();
+}
+
+fn million(bench: &mut Bench) {
+    let cmd = "lines 1000000 --width 81";
+    for (driver, goal) in [("json-file", 0.95), ("none", 0.80)] {
+        let mut costs: [Vec<Cost>; 3] = Default::default();
+        for round in 0..bench.rounds {
+            for turn in 0..3 {
+                let who = if round % 2 == 0 { turn } else { 2 - turn };
+                costs[who].push(match who {
+                    0 => bench.moat(driver, cmd),
+                    1 => bench.docker(driver, cmd),
+                    _ => bench.bare(driver, cmd),
+                });
+            }
+        }
+        let of = |who: usize, what: fn(&Cost) -> f64| median(costs[who].iter().map(what).collect());
+        let wall = [0, 1, 2].map(|who| of(who, |cost| cost.wall));
+        let cpu = [0, 1, 2].map(|who| of(who, |cost| cost.cpu));
+        let peak = [0, 1, 2].map(|who| of(who, |cost| cost.peak));
+        let name = |what: &str| format!("1,000,000 lines, {driver}: {what}");
+        bench.ratio(
+            &name("wall, docker run > file"),
+            wall[0],
+            wall[1],
+            "s",
+            Some(goal),
+        );
+        bench.ratio(&name("wall, bare reader"), wall[0], wall[2], "s", None);
+        bench.ratio(&name("CPU, bare reader"), cpu[0], cpu[2], "s", Some(1.5));
+        bench.ratio(&name("CPU, docker CLI"), cpu[0], cpu[1], "s", Some(1.0));
+        bench.ratio(
+            &name("peak memory, docker CLI"),
+            peak[0],
+            peak[1],
+            "MiB",
+            None,
+        );
+    }
+    others(bench, cmd);
+}
+
+/// What others make of the same output, line by line.
+fn others(bench: &mut Bench, cmd: &str) {
+    let program = with_testcontainers();
+    let (name, tag) = bench.image.split_once(':').unwrap();
+    let (name, tag) = (name.to_owned(), tag.to_owned());
+    let file = bench.folder.path().join("consumed");
+    let mut costs: [Vec<Cost>; 3] = Default::default();
+    let mut fewest = [u64::MAX; 3];
+    for _ in 0..LONG_ROUNDS {
+        costs[0].push(bench.moat("json-file", cmd));
+        let mut bollard = bench.role("bollard");
+        bollard.args([&bench.image, "json-file"]).arg(&file);
+        let mut testcontainers = Command::new(&program);
+        testcontainers.args([&name, &tag]).arg(&file).arg("1000000");
+        for (who, command) in [(1, &mut bollard), (2, &mut testcontainers)] {
+            costs[who].push(measure(command.args(cmd.split(' '))));
+            let lines = fs::metadata(&file).unwrap().len() / 82;
+            fewest[who] = fewest[who].min(lines);
+        }
+    }
+    let of = |who: usize, what: fn(&Cost) -> f64| median(costs[who].iter().map(what).collect());
+    for (who, name) in [
+        (1, "bollard's log stream"),
+        (2, "testcontainers' log consumer"),
+    ] {
+        let name = |what: &str| format!("1,000,000 lines, json-file: {what}, {name}");
+        let wall = |cost: &Cost| cost.wall;
+        let cpu = |cost: &Cost| cost.cpu;
+        bench.ratio(&name("wall"), of(0, wall), of(who, wall), "s", None);
+        bench.ratio(&name("CPU"), of(0, cpu), of(who, cpu), "s", None);
+        let what = name("lines that came, the fewest");
+        let theirs = fewest[who] as f64;
+        bench.row(
+            &what,
+            "1000000".into(),
+            theirs.to_string(),
+            theirs / 1e6,
+            None,
+        );
+    }
+}
+
+/// Builds the program that uses testcontainers, a package of its own.
+fn with_testcontainers() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/testcontainers");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("testcontainers");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--release", "--manifest-path"]);
+    cargo.arg(package.join("Cargo.toml"));
+    cargo.arg("--target-dir").arg(&target);
+    assert!(cargo.status().unwrap().success(), "{cargo:?}");
+    target.join("release/with-testcontainers")
+}
+
+fn memory(bench: &mut Bench) {
+    let small = bench.moat("none", "lines 1000000 --width 81");
+    let large = bench.moat("none", "lines 12200000 --width 81");
+    bench.ratio(
+        "peak memory, 1 GB against 82 MB",
+        large.peak,
+        small.peak,
+        "MiB",
+        Some(1.1),
+    );
+    let most = small.peak.max(large.peak);
+    let text = format!("{most:.1} MiB");
+    bench.row(
+        "peak memory",
+        text,
+        String::new(),
+        most,
+        Some((Goal::Most, 16.0)),
+    );
+}
+
+/// With the engine's log behind the capture, which is asked once more at the end, and without.
+fn short(bench: &mut Bench) {
+    for (driver, most_more, most_to_seal) in
+        [("json-file", Some(6.0), Some(5.0)), ("none", None, None)]
+    {
+        let goal = |most: Option<f64>| most.map(|most| (Goal::Most, most));
+        let root = bench.root();
+        let numbers = bench.numbers("short", &[&root, &bench.image, "21", driver]);
+        let of = |at: usize| middle(&numbers, at);
+        let (ours, theirs) = (of(0), of(1));
+        bench.row(
+            &format!("ms more for a short run than bare calls, {driver}"),
+            format!("{ours:.1} ms"),
+            format!("{theirs:.1} ms"),
+            ours - theirs,
+            goal(most_more),
+        );
+        let root = bench.root();
+        let numbers = bench.numbers("seals", &[&root, &bench.image, "16", "6", driver]);
+        let of = |kind: &str| {
+            let mut times: Vec<f64> = numbers
+                .iter()
+                .filter(|line| line[0] == kind)
+                .map(|line| line[1].parse().unwrap())
+                .collect();
+            times.sort_by(f64::total_cmp);
+            times
+        };
+        let (seals, syncs) = (of("seal"), of("sync"));
+        let sync = syncs[syncs.len() / 2];
+        let most = seals[seals.len() * 99 / 100];
+        bench.row(
+            &format!(
+                "ms from the end to the seal, 16 runs at once, 99 %, beyond 4 syncs, {driver}"
+            ),
+            format!("{most:.1} ms; median {:.1}", seals[seals.len() / 2]),
+            format!("one sync: {sync:.2} ms"),
+            most - 4.0 * sync,
+            goal(most_to_seal),
+        );
+    }
+}
+
+fn many(bench: &mut Bench) {
+    let cmd = "lines 10000 --width 81";
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut incomplete = 0;
+    for round in 0..LONG_ROUNDS {
+        for turn in 0..2 {
+            if (round + turn) % 2 == 0 {
+                let root = bench.root();
+                let mut command = bench.role("many");
+                command
+                    .args([&root, &bench.image, "64"])
+                    .args(cmd.split(' '));
+                let begin = Instant::now();
+                let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+                let output = child.stdout.take().unwrap();
+                ours.push(finish(child, begin));
+                let line = BufReader::new(output).lines().next().unwrap().unwrap();
+                incomplete += line.parse::<usize>().unwrap();
+            } else {
+                let begin = Instant::now();
+                let children: Vec<_> = (0..64)
+                    .map(|number| {
+                        bench
+                            .docker_command("json-file", cmd, number)
+                            .spawn()
+                            .unwrap()
+                    })
+                    .collect();
+                let mut all = Cost::default();
+                for child in children {
+                    all.cpu += finish(child, begin).cpu;
+                }
+                all.wall = begin.elapsed().as_secs_f64();
+                theirs.push(all);
+            }
+        }
+    }
+    let of = |costs: &[Cost], what: fn(&Cost) -> f64| median(costs.iter().map(what).collect());
+    let wall = [&ours, &theirs].map(|costs| of(costs, |cost| cost.wall));
+    let cpu = [&ours, &theirs].map(|costs| of(costs, |cost| cost.cpu));
+    bench.ratio(
+        "64 containers of 10,000 lines: wall",
+        wall[0],
+        wall[1],
+        "s",
+        Some(1.0),
+    );
+    bench.ratio(
+        "64 containers of 10,000 lines: CPU",
+        cpu[0],
+        cpu[1],
+        "s",
+        Some(0.3),
+    );
+    bench.row(
+        "64 containers: runs that are not complete",
+        format!("{incomplete}"),
+        String::new(),
+        incomplete as f64,
+        Some((Goal::Most, 0.0)),
+    );
+}
+
+fn replay(bench: &mut Bench) {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..LONG_ROUNDS {
+        let root = bench.root();
+        let mut command = bench.role("abandon");
+        command
+            .args([&*root, &bench.image])
+            .args(["lines", "1000000", "--width", "81"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        output.read_line(&mut line).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (run, container) = line.trim().split_once(' ').unwrap();
+        let mut wait = Command::new("docker");
+        assert!(
+            wait.args(["wait", container])
+                .stdout(Stdio::null())
+                .status()
+                .unwrap()
+                .success()
+        );
+        theirs.push(measure(bench.role("bare-logs").arg(container)).wall);
+        ours.push(measure(bench.role("recover").args([&*root, run])).wall);
+        fs::remove_dir_all(root).unwrap();
+    }
+    bench.ratio(
+        "replay of 1,000,000 lines",
+        median(ours),
+        median(theirs),
+        "s",
+        Some(1.1),
+    );
+}
+
+/// How the cost grows: with lines, with their length at the same bytes, and with runs at once.
+fn growth(bench: &mut Bench) {
+    let shapes = [
+        (10_000, 81),
+        (100_000, 81),
+        (1_000_000, 81),
+        (4_000_000, 20),
+        (100_000, 810),
+        (10_000, 8_100),
+        (1_000, 81_000),
+    ];
+    for (lines, width) in shapes {
+        let cmd = format!("lines {lines} --width {width}");
+        let mut costs: [Vec<Cost>; 2] = Default::default();
+        for round in 0..LONG_ROUNDS {
+            for turn in 0..2 {
+                let who = (round + turn) % 2;
+                costs[who].push(match who {
+                    0 => bench.moat("none", &cmd),
+                    _ => bench.bare("none", &cmd),
+                });
+            }
+        }
+        let of = |who: usize, what: fn(&Cost) -> f64| median(costs[who].iter().map(what).collect());
+        let name = |what: &str| format!("{lines} lines of {width} bytes, none: {what}");
+        let wall = [0, 1].map(|who| of(who, |cost| cost.wall));
+        let cpu = [0, 1].map(|who| of(who, |cost| cost.cpu));
+        bench.ratio(&name("wall, bare reader"), wall[0], wall[1], "s", None);
+        bench.ratio(&name("CPU, bare reader"), cpu[0], cpu[1], "s", None);
+    }
+    for count in [1, 4, 16, 64] {
+        let mut costs = Vec::new();
+        for _ in 0..LONG_ROUNDS {
+            let root = bench.root();
+            let count = count.to_string();
+            let mut command = bench.role("many");
+            command.args([&*root, &bench.image, &count]);
+            command.args(["lines", "10000", "--width", "81"]);
+            costs.push(measure(command.stdout(Stdio::null())));
+            fs::remove_dir_all(root).unwrap();
+        }
+        let of = |what: fn(&Cost) -> f64| median(costs.iter().map(what).collect());
+        let (wall, cpu, peak) = (of(|c| c.wall), of(|c| c.cpu), of(|c| c.peak));
+        bench.row(
+            &format!("{count} runs at once of 10,000 lines: CPU for each"),
+            format!("{:.1} ms", cpu * 1e3 / f64::from(count)),
+            format!("{wall:.2} s of wall time, {peak:.1} MiB at the peak"),
+            cpu * 1e3 / f64::from(count),
+            None,
+        );
+    }
+}

@@ -1,0 +1,255 @@
+//! Managers and runs for code that is not async, such as plain `#[test]`s.
+//!
+//! The calls are those of the async types of the same name, which say what they do; they block the
+//! thread until that is done. One thread, shared by all of them, does the waiting.
+//!
+//! ```no_run
+//! use moat::blocking::{Manager, connect};
+//! use moat::{Fallback, Port, Ready, RunSpec};
+//!
+//! # fn main() -> moat::Result<()> {
+//! let manager = Manager::open("target/moat", connect(Fallback::None)?.runtime)?;
+//! let spec = RunSpec::new("redis:7").port(Port::tcp(6379));
+//! let redis = manager.service(spec, [Ready::port(6379)])?;
+//! let stream = std::net::TcpStream::connect(redis.port(6379)?);
+//! # Ok(())
+//! # } // redis is stopped, and its container gone
+//! ```
+//!
+//! # Panics
+//!
+//! All calls that wait, in async code, which they would block: use [`crate::Manager`] there.
+//! Dropping is allowed anywhere.
+
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle, Runtime as Tokio};
+
+use crate::{
+    Connected, Fallback, ManagerBuilder, Outcome, Ready, Result, RunId, RunSpec, Runtime, Shutdown,
+    State,
+};
+
+/// Where the waiting is done. A manager's own tasks are on threads of their own.
+static TOKIO: LazyLock<Tokio> = LazyLock::new(|| {
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("moat-blocking")
+        .enable_all()
+        .build()
+        .expect("a thread can be started")
+});
+
+#[track_caller]
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    assert!(
+        Handle::try_current().is_err(),
+        "moat::blocking was called in async code, which it would block: use moat::Manager there"
+    );
+    TOKIO.block_on(future)
+}
+
+/// The runtime that is there: see [`moat::connect`](crate::connect()).
+///
+/// # Errors
+///
+/// As for [`moat::connect`](crate::connect()).
+pub fn connect(fallback: Fallback) -> Result<Connected> {
+    wait(crate::connect(fallback))
+}
+
+/// A [`crate::Manager`] whose calls block.
+#[derive(Debug, Clone)]
+pub struct Manager(crate::Manager);
+
+impl Manager {
+    /// Opens a root: see [`crate::Manager::open`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Manager::open`].
+    pub fn open(root: impl Into<PathBuf>, runtime: impl Runtime) -> Result<Self> {
+        Self::open_with(crate::Manager::builder(root, runtime))
+    }
+
+    /// Opens a root with other settings: see [`ManagerBuilder::open`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`ManagerBuilder::open`].
+    pub fn open_with(builder: ManagerBuilder) -> Result<Self> {
+        wait(builder.open()).map(Self)
+    }
+
+    /// Starts a run: see [`crate::Manager::start`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Manager::start`].
+    pub fn start(&self, spec: RunSpec) -> Result<Run> {
+        wait(self.0.start(spec)).map(Run)
+    }
+
+    /// Starts a run for the length of a scope: see [`crate::Manager::service`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Manager::service`].
+    pub fn service(
+        &self,
+        spec: RunSpec,
+        ready: impl IntoIterator<Item = Ready>,
+    ) -> Result<Service> {
+        let service = wait(self.0.service(spec, ready))?;
+        let run = Run(service.clone());
+        Ok(Service { service, run })
+    }
+
+    /// The handle of a run: see [`crate::Manager::get`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Manager::get`].
+    pub fn get(&self, id: &RunId) -> Result<Run> {
+        wait(self.0.get(id)).map(Run)
+    }
+
+    /// The runs that an earlier process has left: see [`crate::Manager::recovered`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Manager::recovered`].
+    pub fn recovered(&self) -> Result<Vec<Run>> {
+        wait(self.0.recovered()).map(|runs| runs.into_iter().map(Run).collect())
+    }
+
+    /// Ends the manager: see [`crate::Manager::shutdown`].
+    pub fn shutdown(&self, how: Shutdown) {
+        wait(self.0.shutdown(how));
+    }
+}
+
+/// A [`crate::Run`] whose calls block.
+#[derive(Debug, Clone)]
+pub struct Run(crate::Run);
+
+impl Run {
+    /// The run's id.
+    pub fn id(&self) -> &RunId {
+        self.0.id()
+    }
+
+    /// The run's folder.
+    pub fn folder(&self) -> &Path {
+        self.0.folder()
+    }
+
+    /// The audit file; `None` where the sink writes none.
+    pub fn audit(&self) -> Option<PathBuf> {
+        self.0.audit()
+    }
+
+    /// Where the run is in its life.
+    pub fn state(&self) -> State {
+        self.0.state()
+    }
+
+    /// Whether another live process owns the run.
+    pub fn owned_elsewhere(&self) -> bool {
+        self.0.owned_elsewhere()
+    }
+
+    /// Waits until it is ready: see [`crate::Run::ready`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Run::ready`].
+    pub fn ready(&self, ready: Ready) -> Result<()> {
+        wait(self.0.ready(ready))
+    }
+
+    /// Where this process reaches a port: see [`crate::Run::port`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Run::port`].
+    pub fn port(&self, port: u16) -> Result<SocketAddr> {
+        wait(self.0.port(port))
+    }
+
+    /// The container's own address: see [`crate::Run::port_on`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Run::port_on`].
+    pub fn port_on(&self, network: &str, port: u16) -> Result<SocketAddr> {
+        wait(self.0.port_on(network, port))
+    }
+
+    /// The last lines of its output so far: see [`crate::Run::last_lines`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Run::last_lines`].
+    pub fn last_lines(&self, most: usize) -> Result<Vec<String>> {
+        wait(self.0.last_lines(most))
+    }
+
+    /// Waits until it has ended and is sealed: see [`crate::Run::wait`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Run::wait`].
+    pub fn wait(&self) -> Result<Outcome> {
+        wait(self.0.wait())
+    }
+
+    /// Stops it: see [`crate::Run::stop`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Run::stop`].
+    pub fn stop(&self, grace: Option<Duration>) -> Result<Outcome> {
+        wait(self.0.stop(grace))
+    }
+
+    /// Kills it: see [`crate::Run::kill`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Run::kill`].
+    pub fn kill(&self) -> Result<Outcome> {
+        wait(self.0.kill())
+    }
+}
+
+/// A [`crate::Service`] whose calls block: dropped, it is stopped.
+#[derive(Debug)]
+#[must_use = "it is stopped when it is dropped"]
+pub struct Service {
+    service: crate::Service,
+    run: Run,
+}
+
+impl Deref for Service {
+    type Target = Run;
+
+    fn deref(&self) -> &Run {
+        &self.run
+    }
+}
+
+impl Service {
+    /// Stops it: see [`crate::Service::stop`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`crate::Service::stop`].
+    pub fn stop(self) -> Result<Outcome> {
+        wait(self.service.stop())
+    }
+}

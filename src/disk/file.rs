@@ -1,0 +1,89 @@
+//! An open file that moat writes.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+#[cfg(test)]
+use super::journal::{self, Change, Entry};
+
+/// An open file that moat writes: what changes it passes here, so that tests can take it down.
+#[derive(Debug)]
+pub(crate) struct File {
+    inner: fs::File,
+    #[cfg(test)]
+    entry: Option<Entry>,
+}
+
+impl File {
+    /// The file at `path`, which is open for writing.
+    pub(super) fn opened(inner: fs::File, path: &Path, created: bool) -> Self {
+        #[cfg(not(test))]
+        let _ = (path, created);
+        Self {
+            #[cfg(test)]
+            entry: journal::enter(&inner, path, created),
+            inner,
+        }
+    }
+
+    /// For all that changes nothing: reading, seeking, locking.
+    pub(crate) fn as_std(&self) -> &fs::File {
+        &self.inner
+    }
+
+    pub(crate) fn into_std(self) -> fs::File {
+        self.inner
+    }
+
+    pub(crate) fn set_len(&self, length: u64) -> io::Result<()> {
+        self.inner.set_len(length)?;
+        #[cfg(test)]
+        self.note(|| Change::SetLen(length));
+        Ok(())
+    }
+
+    pub(crate) fn sync_data(&self) -> io::Result<()> {
+        self.inner.sync_data()?;
+        #[cfg(test)]
+        self.note(|| Change::Sync { all: false });
+        Ok(())
+    }
+
+    pub(crate) fn sync_all(&self) -> io::Result<()> {
+        self.inner.sync_all()?;
+        #[cfg(test)]
+        self.note(|| Change::Sync { all: true });
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn note(&self, change: impl FnOnce() -> Change) {
+        if let Some(entry) = &self.entry {
+            entry.note(change());
+        }
+    }
+}
+
+impl Write for &File {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = (&self.inner).write(bytes)?;
+        #[cfg(test)]
+        self.note(|| Change::Write {
+            until: io::Seek::stream_position(&mut &self.inner).unwrap(),
+            bytes: bytes[..count].to_vec(),
+        });
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        (&self.inner).flush()
+    }
+}
+
+#[cfg(test)]
+impl From<fs::File> for File {
+    fn from(inner: fs::File) -> Self {
+        Self { inner, entry: None }
+    }
+}

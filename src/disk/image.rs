@@ -1,0 +1,565 @@
+//! What a crash may leave of a folder: a model of the medium, stricter than any real one.
+//!
+//! The assumptions are those of `docs/design.md`: what was synced is there. Of all else, each part
+//! is there or not, on its own: each change of a name until its folder is synced, each sector of a
+//! file, each length that the file had or a sector gave it. A sector that is not there below the
+//! length is zeros.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use super::journal::{Change, Op};
+
+/// All that is in a folder, by its path: `None` is a folder, all else the bytes of a file.
+pub(crate) type Image = BTreeMap<PathBuf, Option<Arc<[u8]>>>;
+
+/// A folder for images, in memory where there is such a file system.
+pub(crate) fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        tempfile::tempdir_in(memory).unwrap()
+    } else {
+        tempfile::tempdir().unwrap()
+    }
+}
+
+/// Puts an image into an empty folder.
+pub(crate) fn put(image: &Image, folder: &Path) {
+    for (path, content) in image {
+        let path = folder.join(path);
+        match content {
+            None => fs::create_dir(path).unwrap(),
+            Some(bytes) => fs::write(path, bytes).unwrap(),
+        }
+    }
+}
+
+/// The image of what is in a folder.
+pub(crate) fn take(folder: &Path) -> Image {
+    fn add(folder: &Path, below: &Path, image: &mut Image) {
+        for entry in fs::read_dir(folder.join(below)).unwrap() {
+            let entry = entry.unwrap();
+            let path = below.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                image.insert(path.clone(), None);
+                add(folder, &path, image);
+            } else {
+                let bytes = fs::read(entry.path()).unwrap();
+                image.insert(path, Some(bytes.into()));
+            }
+        }
+    }
+    let mut image = Image::new();
+    add(folder, Path::new(""), &mut image);
+    image
+}
+
+/// A medium with a folder on it: what the system shows of it, and what is safe.
+#[derive(Debug, Clone)]
+pub(crate) struct Medium {
+    sector: usize,
+    /// The first is the folder itself.
+    nodes: Vec<Node>,
+    files: HashMap<u64, usize>,
+}
+
+type Names = BTreeMap<OsString, usize>;
+
+#[derive(Debug, Clone)]
+enum Node {
+    Folder {
+        live: Names,
+        synced: Names,
+        pending: Vec<Naming>,
+    },
+    File {
+        live: Vec<u8>,
+        synced: Vec<u8>,
+        pending: Vec<Content>,
+    },
+}
+
+#[derive(Debug, Clone)]
+enum Naming {
+    Set(OsString, usize),
+    Unset(OsString),
+    Move(OsString, OsString, usize),
+}
+
+#[derive(Debug, Clone)]
+enum Content {
+    Write { at: usize, bytes: Vec<u8> },
+    Cut(usize),
+}
+
+impl Naming {
+    fn apply(&self, names: &mut Names) {
+        match self {
+            Self::Set(name, node) => {
+                names.insert(name.clone(), *node);
+            }
+            Self::Unset(name) => {
+                names.remove(name);
+            }
+            Self::Move(from, to, node) => {
+                names.remove(from);
+                names.insert(to.clone(), *node);
+            }
+        }
+    }
+}
+
+impl Content {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Write { at, bytes: new } => {
+                bytes.resize(bytes.len().max(at + new.len()), 0);
+                bytes[*at..at + new.len()].copy_from_slice(new);
+            }
+            Self::Cut(length) => bytes.truncate(*length),
+        }
+    }
+}
+
+impl Medium {
+    /// A medium on which all of `image` is safe, and whose sectors have so many bytes.
+    pub(crate) fn of(image: &Image, sector: usize) -> Self {
+        let mut medium = Self {
+            sector,
+            nodes: vec![Node::folder()],
+            files: HashMap::new(),
+        };
+        for (path, content) in image {
+            let node = match content {
+                None => Node::folder(),
+                Some(bytes) => Node::File {
+                    live: bytes.to_vec(),
+                    synced: bytes.to_vec(),
+                    pending: Vec::new(),
+                },
+            };
+            let added = medium.add(node);
+            let (folder, name) = medium.place(path);
+            let Node::Folder { live, synced, .. } = &mut medium.nodes[folder] else {
+                panic!("{path:?}");
+            };
+            live.insert(name.clone(), added);
+            synced.insert(name, added);
+        }
+        medium
+    }
+
+    fn add(&mut self, node: Node) -> usize {
+        self.nodes.push(node);
+        self.nodes.len() - 1
+    }
+
+    fn find(&self, path: &Path) -> usize {
+        path.components()
+            .fold(0, |node, component| match (&self.nodes[node], component) {
+                (Node::Folder { live, .. }, Component::Normal(name)) => live[name],
+                _ => panic!("{path:?}"),
+            })
+    }
+
+    /// The folder that a path is in, and its name there.
+    fn place(&self, path: &Path) -> (usize, OsString) {
+        let folder = self.find(path.parent().unwrap());
+        (folder, path.file_name().unwrap().to_owned())
+    }
+
+    fn rename(&mut self, folder: usize, naming: Naming) {
+        let Node::Folder { live, pending, .. } = &mut self.nodes[folder] else {
+            panic!("{naming:?}");
+        };
+        naming.apply(live);
+        pending.push(naming);
+    }
+
+    fn set(&mut self, path: &Path, node: usize) {
+        let (folder, name) = self.place(path);
+        self.rename(folder, Naming::Set(name, node));
+    }
+
+    /// Does what was done.
+    pub(crate) fn apply(&mut self, op: &Op) {
+        match op {
+            Op::CreateFolder(path) => {
+                let node = self.add(Node::folder());
+                self.set(path, node);
+            }
+            Op::SyncFolder(path) => {
+                let node = self.find(path);
+                if let Node::Folder {
+                    live,
+                    synced,
+                    pending,
+                } = &mut self.nodes[node]
+                {
+                    synced.clone_from(live);
+                    pending.clear();
+                }
+            }
+            Op::Create { path, file } => {
+                let node = self.add(Node::File {
+                    live: Vec::new(),
+                    synced: Vec::new(),
+                    pending: Vec::new(),
+                });
+                self.files.insert(*file, node);
+                self.set(path, node);
+            }
+            Op::Open { path, file } => {
+                let node = self.find(path);
+                self.files.insert(*file, node);
+            }
+            Op::Change { file, change } => self.change(*file, change),
+            Op::Rename { from, to } => {
+                let (folder, name) = self.place(from);
+                assert_eq!(from.parent(), to.parent());
+                let naming = Naming::Move(name, self.place(to).1, self.find(from));
+                self.rename(folder, naming);
+            }
+            Op::Link { from, to } => self.set(to, self.find(from)),
+            Op::Remove(path) | Op::RemoveFolder(path) => {
+                let (folder, name) = self.place(path);
+                self.rename(folder, Naming::Unset(name));
+            }
+        }
+    }
+
+    fn change(&mut self, file: u64, change: &Change) {
+        let Node::File {
+            live,
+            synced,
+            pending,
+        } = &mut self.nodes[self.files[&file]]
+        else {
+            panic!("{change:?}");
+        };
+        match change {
+            Change::Write { until, bytes } => {
+                assert!(
+                    !matches!(pending.last(), Some(Content::Cut(_))),
+                    "what a write behind an unsynced cut leaves is not in the model"
+                );
+                let at = usize::try_from(*until).unwrap() - bytes.len();
+                let bytes = bytes.clone();
+                let content = Content::Write { at, bytes };
+                content.apply(live);
+                pending.push(content);
+            }
+            Change::SetLen(length) => {
+                let length = usize::try_from(*length).unwrap();
+                assert!(length <= live.len());
+                let content = Content::Cut(length);
+                content.apply(live);
+                pending.push(content);
+            }
+            Change::Sync { all } => {
+                assert!(
+                    *all || !pending.iter().any(|one| matches!(one, Content::Cut(_))),
+                    "whether a sync of the data alone makes a cut safe is not in the model"
+                );
+                synced.clone_from(live);
+                pending.clear();
+            }
+        }
+    }
+
+    /// What is there now, for all but the medium.
+    pub(crate) fn live(&self) -> Image {
+        fn add(nodes: &[Node], node: usize, path: &Path, image: &mut Image) {
+            match &nodes[node] {
+                Node::File { live, .. } => {
+                    image.insert(path.to_owned(), Some(live.as_slice().into()));
+                }
+                Node::Folder { live, .. } => {
+                    if node > 0 {
+                        image.insert(path.to_owned(), None);
+                    }
+                    for (name, child) in live {
+                        add(nodes, *child, &path.join(name), image);
+                    }
+                }
+            }
+        }
+        let mut image = Image::new();
+        add(&self.nodes, 0, Path::new(""), &mut image);
+        image
+    }
+
+    /// What a process that is killed in the course of `op` leaves: all that was done before, and of
+    /// a write any beginning. As media, for the power may fail later.
+    pub(crate) fn killed(&self, op: Option<&Op>) -> Vec<Medium> {
+        let mut left = vec![self.clone()];
+        if let Some(Op::Change {
+            file,
+            change: Change::Write { until, bytes },
+        }) = op
+        {
+            for count in 1..bytes.len() {
+                let mut torn = self.clone();
+                let change = Change::Write {
+                    until: until - (bytes.len() - count) as u64,
+                    bytes: bytes[..count].to_vec(),
+                };
+                torn.change(*file, &change);
+                left.push(torn);
+            }
+        }
+        left
+    }
+
+    /// All that may be there if the power fails now.
+    pub(crate) fn failed(&self) -> BTreeSet<Image> {
+        let contents: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| match node {
+                Node::Folder { .. } => Vec::new(),
+                Node::File {
+                    synced, pending, ..
+                } => contents(synced, pending, self.sector)
+                    .into_iter()
+                    .map(Arc::from)
+                    .collect(),
+            })
+            .collect();
+        self.folder(0, Path::new(""), &contents)
+    }
+
+    fn folder(&self, node: usize, path: &Path, contents: &[Vec<Arc<[u8]>>]) -> BTreeSet<Image> {
+        let Node::Folder {
+            synced, pending, ..
+        } = &self.nodes[node]
+        else {
+            panic!("{path:?}");
+        };
+        let mut seen = BTreeSet::new();
+        let mut images = BTreeSet::new();
+        for choice in 0..1u32 << pending.len() {
+            let mut names = synced.clone();
+            for (at, naming) in pending.iter().enumerate() {
+                if choice >> at & 1 == 1 {
+                    naming.apply(&mut names);
+                }
+            }
+            if !seen.insert(names.clone()) {
+                continue;
+            }
+            let mut all = vec![Image::new()];
+            for (name, child) in names {
+                let path = path.join(name);
+                let variants: Vec<Image> = match &self.nodes[child] {
+                    Node::File { .. } => contents[child]
+                        .iter()
+                        .map(|bytes| Image::from([(path.clone(), Some(bytes.clone()))]))
+                        .collect(),
+                    Node::Folder { .. } => self
+                        .folder(child, &path, contents)
+                        .into_iter()
+                        .map(|mut image| {
+                            image.insert(path.clone(), None);
+                            image
+                        })
+                        .collect(),
+                };
+                all = all
+                    .iter()
+                    .flat_map(|image| {
+                        variants.iter().map(|variant| {
+                            let mut image = image.clone();
+                            image.extend(variant.clone());
+                            image
+                        })
+                    })
+                    .collect();
+            }
+            images.extend(all);
+        }
+        images
+    }
+}
+
+impl Node {
+    fn folder() -> Self {
+        Self::Folder {
+            live: Names::new(),
+            synced: Names::new(),
+            pending: Vec::new(),
+        }
+    }
+}
+
+/// All that may be in a file of which `synced` is safe, and `pending` was done since.
+fn contents(synced: &[u8], pending: &[Content], sector: usize) -> BTreeSet<Vec<u8>> {
+    let mut all = BTreeSet::from([synced.to_vec()]);
+    let mut rest = pending;
+    while let Some(first) = rest.first() {
+        if let Content::Cut(length) = first {
+            let cut: Vec<_> = all
+                .iter()
+                .map(|bytes| bytes[..bytes.len().min(*length)].to_vec())
+                .collect();
+            all.extend(cut);
+            rest = &rest[1..];
+            continue;
+        }
+        let count = rest
+            .iter()
+            .take_while(|content| matches!(content, Content::Write { .. }))
+            .count();
+        all = all
+            .iter()
+            .flat_map(|base| written(base, &rest[..count], sector))
+            .collect();
+        rest = &rest[count..];
+    }
+    all
+}
+
+/// All that may be in a file that had `base`, after these writes.
+fn written(base: &[u8], writes: &[Content], sector: usize) -> BTreeSet<Vec<u8>> {
+    let mut lengths = BTreeSet::from([base.len()]);
+    // What the file is after each write: a sector has one of these, each its own.
+    let mut versions = vec![base.to_vec()];
+    for write in writes {
+        let mut next = versions.last().unwrap().clone();
+        write.apply(&mut next);
+        lengths.insert(next.len());
+        versions.push(next);
+    }
+    let most = versions.last().unwrap().len();
+    lengths.extend((0..most).step_by(sector).filter(|at| *at > base.len()));
+    let mut all = BTreeSet::new();
+    for length in lengths {
+        let mut files = vec![Vec::with_capacity(length)];
+        for from in (0..length).step_by(sector) {
+            let to = length.min(from + sector);
+            let choices: BTreeSet<Vec<u8>> = versions
+                .iter()
+                .map(|version| {
+                    let there = &version[from.min(version.len())..to.min(version.len())];
+                    let mut bytes = there.to_vec();
+                    bytes.resize(to - from, 0);
+                    bytes
+                })
+                .collect();
+            files = files
+                .iter()
+                .flat_map(|file| {
+                    choices
+                        .iter()
+                        .map(move |choice| [&file[..], choice].concat())
+                })
+                .collect();
+        }
+        all.extend(files);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::journal::Journal;
+    use crate::disk::{create_folder, open_new, open_to_write, remove_file, rename, sync_folder};
+    use std::io::Write;
+
+    /// What may be left of one file, where `.` is a zero, at each op; `-` is no file.
+    fn left(sector: usize, act: impl FnOnce(&Path)) -> Vec<String> {
+        let folder = scratch();
+        let journal = Journal::of(folder.path());
+        let mut medium = Medium::of(&take(folder.path()), sector);
+        act(&folder.path().join("file"));
+        let mut all = Vec::new();
+        for op in journal.ops() {
+            medium.apply(&op);
+            let images: BTreeSet<String> = medium
+                .failed()
+                .into_iter()
+                .map(|image| match image.get(Path::new("file")) {
+                    Some(Some(bytes)) => String::from_utf8_lossy(bytes).replace('\0', "."),
+                    _ => "-".into(),
+                })
+                .collect();
+            all.push(Vec::from_iter(images).join(" "));
+        }
+        assert_eq!(medium.live(), take(folder.path()));
+        all
+    }
+
+    #[test]
+    fn each_sector_and_each_length_is_there_or_not_until_a_sync() {
+        let all = left(2, |path| {
+            let file = open_new(path).unwrap();
+            sync_folder(path.parent().unwrap()).unwrap();
+            (&file).write_all(b"abcde").unwrap();
+            file.sync_data().unwrap();
+            (&file).write_all(b"fg").unwrap();
+            (&file).write_all(b"h").unwrap();
+        });
+        assert_eq!(
+            all,
+            [
+                " -",
+                "",
+                " .. .... ..... ....e ..cd ..cd. ..cde ab ab.. ab... ab..e abcd abcd. abcde",
+                "abcde",
+                "abcde abcde. abcde.. abcde.g abcdef abcdef. abcdefg",
+                "abcde abcde. abcde.. abcde... abcde.g abcde.g. abcde.gh abcdef abcdef. abcdef.. \
+                 abcdefg abcdefg. abcdefgh",
+            ]
+        );
+    }
+
+    #[test]
+    fn each_change_of_a_name_is_there_or_not_until_its_folder_is_synced() {
+        let all = left(8, |path| {
+            let other = path.with_file_name("other");
+            open_new(&other).unwrap().sync_all().unwrap();
+            rename(&other, path).unwrap();
+            remove_file(path).unwrap();
+            sync_folder(path.parent().unwrap()).unwrap();
+        });
+        assert_eq!(all, ["-", "-", " -", " -", "-"]);
+    }
+
+    #[test]
+    fn a_cut_is_there_or_not_until_all_is_synced() {
+        let all = left(8, |path| {
+            let file = open_new(path).unwrap();
+            (&file).write_all(b"ab").unwrap();
+            file.sync_all().unwrap();
+            sync_folder(path.parent().unwrap()).unwrap();
+            let file = open_to_write(path).unwrap();
+            file.set_len(1).unwrap();
+            file.sync_all().unwrap();
+        });
+        assert_eq!(all[3..], ["ab", "ab", "a ab", "a"]);
+    }
+
+    #[test]
+    fn a_folder_is_lost_with_all_that_is_synced_in_it() {
+        let all = left(8, |path| {
+            let folder = path.with_file_name("folder");
+            create_folder(&folder).unwrap();
+            open_new(&folder.join("file")).unwrap();
+            sync_folder(&folder).unwrap();
+        });
+        assert_eq!(all, ["-", "-", "-"]);
+        let image = Image::from([("a".into(), None), ("a/b".into(), Some([1, 2].into()))]);
+        let folder = scratch();
+        put(&image, folder.path());
+        assert_eq!(take(folder.path()), image);
+        let mut medium = Medium::of(&image, 8);
+        medium.apply(&Op::CreateFolder("a/c".into()));
+        medium.apply(&Op::SyncFolder("a/c".into()));
+        assert_eq!(medium.failed().len(), 2);
+        assert_eq!(medium.failed().first(), Some(&image));
+    }
+}

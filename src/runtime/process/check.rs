@@ -1,0 +1,209 @@
+//! What a local process cannot be told, refused before anything is made.
+
+use super::signals;
+use crate::{Error, Pull, Result, RunSpec, Settings, Stdin};
+
+/// Refuses, by name, each setting that a process cannot have.
+pub(super) fn check(spec: &RunSpec) -> Result<()> {
+    // No `..`: a setting that is added has to be decided upon.
+    let Settings {
+        image,
+        cmd,
+        entrypoint,
+        workdir: _,
+        user,
+        hostname,
+        mounts,
+        network,
+        network_aliases,
+        ports,
+        extra_hosts,
+        dns,
+        memory,
+        cpus,
+        pids_limit,
+        ulimits,
+        shm_size,
+        devices,
+        gpus,
+        sysctls,
+        cap_add,
+        cap_drop,
+        security_opt,
+        privileged,
+        read_only,
+        init,
+        platform,
+        oci_runtime,
+        labels: _,
+        tty: _,
+        stdin,
+        record_stdin,
+        window,
+        stop_signal,
+        stop_grace: _,
+        time_limit: _,
+        silence_limit: _,
+        sample,
+        output_limit: _,
+        pull,
+        keep: _,
+        backstop: _,
+        detached,
+    } = spec.settings();
+    if !image.is_empty() {
+        return Err(Error::invalid(
+            "image",
+            "a local process has no image: make the spec with `RunSpec::command`",
+        ));
+    }
+    if entrypoint.iter().flatten().chain(cmd).next().is_none() {
+        return Err(Error::invalid(
+            "cmd",
+            "it is empty, and a local process has no image to take a command from",
+        ));
+    }
+    if *detached {
+        return Err(Error::invalid(
+            "detached",
+            "a local process does not outlive the process that has started it",
+        ));
+    }
+    // It has an input that nothing is written to.
+    if *stdin == Stdin::Pipe {
+        return Err(Error::invalid(
+            "stdin",
+            "nobody can write to a local process, so its input would never end; use Stdin::None",
+        ));
+    }
+    if *record_stdin {
+        return Err(Error::invalid(
+            "record_stdin",
+            "nobody can write to a local process: there is nothing to record",
+        ));
+    }
+    if let Some(signal) = stop_signal
+        && signals::parse(signal).is_none()
+    {
+        let reason = format!("{signal:?} is no signal of this system");
+        return Err(Error::invalid("stop_signal", reason));
+    }
+    for (field, set) in [
+        ("user", user.is_some()),
+        ("hostname", hostname.is_some()),
+        ("mounts", !mounts.is_empty()),
+        ("network", network.is_some()),
+        ("network_aliases", !network_aliases.is_empty()),
+        ("ports", !ports.is_empty()),
+        ("extra_hosts", !extra_hosts.is_empty()),
+        ("dns", !dns.is_empty()),
+        ("memory", memory.is_some()),
+        ("cpus", cpus.is_some()),
+        ("pids_limit", pids_limit.is_some()),
+        ("ulimits", !ulimits.is_empty()),
+        ("shm_size", shm_size.is_some()),
+        ("devices", !devices.is_empty()),
+        ("gpus", gpus.is_some()),
+        ("sysctls", !sysctls.is_empty()),
+        ("cap_add", !cap_add.is_empty()),
+        ("cap_drop", !cap_drop.is_empty()),
+        ("security_opt", !security_opt.is_empty()),
+        ("privileged", *privileged),
+        ("read_only", *read_only),
+        ("init", *init),
+        ("platform", platform.is_some()),
+        ("oci_runtime", oci_runtime.is_some()),
+        ("sample", sample.is_some()),
+        ("window", window.is_some()),
+        ("pull", *pull == Pull::Always),
+        ("credentials", spec.registry_credentials().is_some()),
+        ("engine_patch", spec.patch().is_some()),
+    ] {
+        if set {
+            return Err(Error::invalid(
+                field,
+                "a local process cannot have it: only a container can",
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Credentials, Gpus, Port, WindowSize};
+
+    #[test]
+    fn what_a_process_cannot_do_is_refused_by_the_name_of_its_field() {
+        let spec = || RunSpec::command(["true"]);
+        let nothing: [&str; 0] = [];
+        for (field, bad) in [
+            ("image", RunSpec::new("busybox").cmd(["true"])),
+            ("cmd", RunSpec::command(nothing)),
+            ("user", spec().user("root")),
+            ("hostname", spec().hostname("h")),
+            ("mounts", spec().bind("/tmp", "/x")),
+            ("mounts", spec().volume("vol", "/x")),
+            ("mounts", spec().tmpfs("/x", None)),
+            ("network", spec().network("none")),
+            ("network_aliases", spec().network_alias("db")),
+            ("ports", spec().port(Port::tcp(80))),
+            ("extra_hosts", spec().extra_host("h", "127.0.0.1")),
+            ("dns", spec().dns("127.0.0.1")),
+            ("memory", spec().memory(64 << 20)),
+            ("cpus", spec().cpus(1.0)),
+            ("pids_limit", spec().pids_limit(9)),
+            ("ulimits", spec().ulimit("nofile", 9, 9)),
+            ("shm_size", spec().shm_size(1 << 20)),
+            ("devices", spec().device("/dev/null")),
+            ("gpus", spec().gpus(Gpus::All)),
+            ("sysctls", spec().sysctl("kernel.msgmax", "1")),
+            ("cap_add", spec().cap_add("NET_ADMIN")),
+            ("cap_drop", spec().cap_drop("ALL")),
+            ("security_opt", spec().security_opt("no-new-privileges")),
+            ("privileged", spec().privileged(true)),
+            ("read_only", spec().read_only(true)),
+            ("init", spec().init(true)),
+            ("platform", spec().platform("linux/arm64")),
+            ("oci_runtime", spec().oci_runtime("runsc")),
+            ("sample", spec().sample(std::time::Duration::from_secs(1))),
+            ("stdin", spec().stdin(Stdin::Pipe)),
+            ("record_stdin", spec().stdin(Stdin::Open).record_stdin(true)),
+            ("window", spec().tty(true).window(WindowSize::new(80, 24))),
+            ("stop_signal", spec().stop_signal("SIGNOPE")),
+            ("pull", spec().pull(Pull::Always)),
+            ("detached", spec().detached(true)),
+            (
+                "credentials",
+                spec().credentials(Credentials::new("a", "b")),
+            ),
+            ("engine_patch", spec().engine_patch(serde_json::json!({}))),
+        ] {
+            match check(&bad) {
+                Err(Error::InvalidSpec { field: named, .. }) => assert_eq!(named, field),
+                other => panic!("{field}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_process_can_do_is_accepted() {
+        let spec = RunSpec::command(["true"])
+            .entrypoint(["env"])
+            .env("A", "1")
+            .workdir("/")
+            .label("a", "b")
+            .tty(true)
+            .stdin(Stdin::Open)
+            .stop_signal("INT")
+            .time_limit(std::time::Duration::from_secs(1))
+            .silence_limit(std::time::Duration::from_secs(1))
+            .keep(crate::KeepContainer::Always)
+            .backstop(crate::Backstop::None);
+        spec.validate().unwrap();
+        check(&spec).unwrap();
+        let nothing: [&str; 0] = [];
+        check(&RunSpec::command(nothing).entrypoint(["true"])).unwrap();
+    }
+}

@@ -1,0 +1,133 @@
+//! A runtime that is shared, such as an `Arc<dyn Runtime>`, is one.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{
+    Archive, Capabilities, Continuity, CreateRequest, Created, Engine, ExecId, ExecInspection,
+    Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream, Runtime,
+    RuntimeError, Usage, WaitStatus,
+};
+use crate::{ContainerId, ExecSpec, Result, RootId, RunSpec, WindowSize};
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl<R: Runtime + ?Sized> Runtime for Arc<R> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn host(&self) -> String {
+        (**self).host()
+    }
+
+    async fn engine(&self) -> Result<Engine, RuntimeError> {
+        (**self).engine().await
+    }
+
+    fn validate(&self, spec: &RunSpec) -> Result<()> {
+        (**self).validate(spec)
+    }
+
+    async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
+        (**self).prepare(spec).await
+    }
+
+    async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
+        (**self).create(request).await
+    }
+
+    async fn tap(&self, container: &ContainerId, tty: bool) -> Result<OutputStream, RuntimeError> {
+        (**self).tap(container, tty).await
+    }
+
+    async fn watch(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
+        (**self).watch(container, tty).await
+    }
+
+    async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {
+        (**self).start(container).await
+    }
+
+    async fn wait(&self, container: &ContainerId) -> Result<WaitStatus, RuntimeError> {
+        (**self).wait(container).await
+    }
+
+    async fn inspect(&self, container: &ContainerId) -> Result<Inspection, RuntimeError> {
+        (**self).inspect(container).await
+    }
+
+    async fn continuity(&self, container: &ContainerId) -> Result<Continuity, RuntimeError> {
+        (**self).continuity(container).await
+    }
+
+    async fn stats(&self, container: &ContainerId) -> Result<Usage, RuntimeError> {
+        (**self).stats(container).await
+    }
+
+    async fn logs(
+        &self,
+        container: &ContainerId,
+        request: LogsRequest,
+    ) -> Result<OutputStream, RuntimeError> {
+        (**self).logs(container, request).await
+    }
+
+    async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {
+        (**self).stdin(container).await
+    }
+
+    async fn resize(&self, container: &ContainerId, size: WindowSize) -> Result<(), RuntimeError> {
+        (**self).resize(container, size).await
+    }
+
+    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Result<Execed, RuntimeError> {
+        (**self).exec(container, spec).await
+    }
+
+    async fn exec_inspect(&self, exec: &ExecId) -> Result<ExecInspection, RuntimeError> {
+        (**self).exec_inspect(exec).await
+    }
+
+    async fn exec_resize(&self, exec: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
+        (**self).exec_resize(exec, size).await
+    }
+
+    async fn signal(&self, container: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
+        (**self).signal(container, signal).await
+    }
+
+    async fn remove(&self, container: &ContainerId, force: bool) -> Result<(), RuntimeError> {
+        (**self).remove(container, force).await
+    }
+
+    async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
+        (**self).find(root).await
+    }
+
+    async fn find_all(&self) -> Result<Vec<Marked>, RuntimeError> {
+        (**self).find_all().await
+    }
+
+    async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError> {
+        (**self).copy_out(container, path).await
+    }
+
+    async fn copy_in(
+        &self,
+        container: &ContainerId,
+        path: &str,
+        archive: Archive,
+    ) -> Result<(), RuntimeError> {
+        (**self).copy_in(container, path, archive).await
+    }
+}

@@ -1,0 +1,792 @@
+//! What a crash may leave of a log, at every point of its life, and what becomes of that.
+//!
+//! Each test lets the real sink act, and takes down what it does to its files. Of every beginning
+//! of that, every image that a crash may leave is made (`disk::image`), reopened and gone on with;
+//! and so is every image that a second crash may leave in the course of the reopening.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{Durability, Jsonl};
+use crate::disk::image::{Image, Medium, put, scratch, take};
+use crate::disk::journal::{Change, Journal, Op};
+use crate::disk::{create_folder, open_to_write};
+use crate::sink::audit::{LogState, Reader, Record, verify};
+use crate::sink::{
+    Batch, Event, LogSink, Output, RecordRef, Resume, ResumeCause, Resumed, RunLog, RunPlace, Start,
+};
+use crate::{PerStream, RunId, Seal, Stream};
+
+const LOG: &str = "root/run/logs.jsonl";
+const TS: &str = "2026-11-22T18:23:25.491211661Z";
+
+fn place(disk: &Path) -> RunPlace {
+    RunPlace::new(RunId::new("run").unwrap(), disk.join("root/run"))
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(json: Value) -> T {
+    serde_json::from_value(json).unwrap()
+}
+
+fn start() -> Start {
+    parsed(json!({
+        "v": 1, "ts": TS, "run": "run", "root": "0123456789abcdef0123",
+        "created": TS, "runtime": "scripted", "image": "image",
+    }))
+}
+
+fn line(stream: Stream, bytes: &[u8]) -> Record {
+    Record::Output(Output::new(TS.parse().unwrap(), stream, bytes))
+}
+
+fn partial(stream: Stream, bytes: &[u8]) -> Record {
+    let mut output = Output::new(TS.parse().unwrap(), stream, bytes);
+    output.partial = true;
+    Record::Output(output)
+}
+
+fn batch(records: &[Record]) -> Batch {
+    let mut batch = Batch::new();
+    for record in records {
+        match record {
+            Record::Output(output) => batch.push_output(output),
+            Record::Event(event) => batch.push_event(event.clone()),
+            Record::Unknown(_) => panic!("{record:?}"),
+        }
+    }
+    batch
+}
+
+/// Each stream's bytes.
+fn printed(records: &[Record]) -> PerStream<Vec<u8>> {
+    let mut all = PerStream::<Vec<u8>>::default();
+    for record in records {
+        if let Record::Output(output) = record {
+            all[output.stream].extend_from_slice(&output.bytes);
+            if !output.partial {
+                all[output.stream].push(b'\n');
+            }
+        }
+    }
+    all
+}
+
+/// A seal that counts these records.
+fn seal(records: &[Record]) -> Seal {
+    let printed = printed(records);
+    let count = |what: fn(&Record) -> bool| records.iter().filter(|one| what(one)).count();
+    parsed(json!({
+        "ts": TS,
+        "exit": {"state": "exited", "code": 0, "finished_at": TS},
+        "verdict": "complete",
+        "evidence": "replay",
+        "records": count(|record| matches!(record, Record::Output(_))),
+        "bytes": {
+            "stdout": printed.stdout.len(),
+            "stderr": printed.stderr.len(),
+            "tty": printed.tty.len(),
+        },
+        "gaps": 0,
+    }))
+}
+
+fn newlines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte == b'\n').count()
+}
+
+fn read(bytes: &[u8]) -> (Vec<Record>, u64) {
+    let mut reader = Reader::new(bytes);
+    let records = reader.by_ref().map(Result::unwrap).collect();
+    (records, reader.offset())
+}
+
+/// What was promised by some point of a log's life, in bytes of its file.
+#[derive(Debug, Clone, Copy, Default)]
+struct Promise {
+    /// So much was appended, and that returned.
+    appended: u64,
+    /// So much is to survive a failure of the power.
+    synced: u64,
+    sealed: bool,
+}
+
+/// The life of a log, which is taken down.
+struct Story {
+    disk: tempfile::TempDir,
+    before: Image,
+    journal: Journal,
+    sink: Jsonl,
+    log: Option<Box<dyn RunLog>>,
+    durability: Durability,
+    promise: Promise,
+    /// From which op on each promise holds.
+    promises: Vec<(usize, Promise)>,
+    /// The crashes before this op are those of another test.
+    from: usize,
+}
+
+impl Story {
+    fn new(durability: Durability) -> Self {
+        let disk = scratch();
+        fs::create_dir(disk.path().join("root")).unwrap();
+        Self {
+            before: take(disk.path()),
+            journal: Journal::of(disk.path()),
+            sink: Jsonl::with_durability(durability),
+            disk,
+            log: None,
+            durability,
+            promise: Promise::default(),
+            promises: Vec::new(),
+            from: 0,
+        }
+    }
+
+    /// A log that is open.
+    fn opened(durability: Durability) -> Self {
+        let mut story = Self::new(durability);
+        story.open();
+        story.from = story.journal.len();
+        story
+    }
+
+    fn length(&self) -> u64 {
+        fs::metadata(self.disk.path().join(LOG)).unwrap().len()
+    }
+
+    fn promised(&mut self, synced: bool) {
+        self.promise.appended = self.length();
+        if synced {
+            self.promise.synced = self.length();
+        }
+        self.promises.push((self.journal.len(), self.promise));
+    }
+
+    fn open(&mut self) {
+        create_folder(&self.disk.path().join("root/run")).unwrap();
+        let log = wait(self.sink.open(&place(self.disk.path()), &start()));
+        self.log = Some(log.unwrap());
+        self.promised(true);
+    }
+
+    fn log(&mut self) -> &mut Box<dyn RunLog> {
+        self.log.as_mut().unwrap()
+    }
+
+    fn append(&mut self, records: &[Record]) {
+        wait(self.log().append(batch(records))).unwrap();
+        self.promised(self.durability == Durability::Always);
+    }
+
+    fn sync(&mut self) {
+        wait(self.log().sync()).unwrap();
+        self.promised(true);
+    }
+
+    /// Waits for the sync that nobody else waits for.
+    fn synced_behind(&mut self) {
+        let begin = Instant::now();
+        while !matches!(
+            self.journal.ops().last(),
+            Some(Op::Change {
+                change: Change::Sync { .. },
+                ..
+            })
+        ) {
+            assert!(begin.elapsed() < Duration::from_secs(20));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.promised(true);
+    }
+
+    fn seal(&mut self) {
+        let (records, _) = read(&fs::read(self.disk.path().join(LOG)).unwrap());
+        wait(self.log().seal(seal(&records))).unwrap();
+        self.promise.sealed = true;
+        self.promised(true);
+    }
+
+    /// The process dies in the middle of a write.
+    fn die(&mut self, torn: &[u8]) {
+        self.log = None;
+        let file = open_to_write(&self.disk.path().join(LOG)).unwrap();
+        std::io::Seek::seek(&mut file.as_std(), std::io::SeekFrom::End(0)).unwrap();
+        std::io::Write::write_all(&mut &file, torn).unwrap();
+    }
+
+    fn resume(&mut self) {
+        let place = place(self.disk.path());
+        let Ok(Resumed::Open { log, torn }) = wait(self.sink.resume(&place, Box::new(|_| {})))
+        else {
+            panic!("not resumed");
+        };
+        self.log = Some(log);
+        self.promised(true);
+        let mut resume = Resume::new(ResumeCause::Reopened, torn);
+        resume.ts = TS.parse().unwrap();
+        self.append(&[Record::Event(Event::Resume(resume))]);
+    }
+
+    fn end(self) -> Life {
+        drop(self.log);
+        let ops = self.journal.ops();
+        let image = take(self.disk.path());
+        let mut medium = Medium::of(&self.before, 64);
+        ops.iter().for_each(|op| medium.apply(op));
+        assert_eq!(medium.live(), image, "something was not taken down");
+        let whole = image[Path::new(LOG)].clone().unwrap();
+        Life {
+            before: self.before,
+            ops,
+            promises: self.promises,
+            from: self.from,
+            log: Whole {
+                records: read(&whole).0,
+                bytes: whole,
+                looked_at: Mutex::default(),
+                gone_on: Mutex::default(),
+            },
+        }
+    }
+}
+
+/// What was done in the life of a log.
+struct Life {
+    before: Image,
+    ops: Vec<Op>,
+    promises: Vec<(usize, Promise)>,
+    from: usize,
+    log: Whole,
+}
+
+/// What a log came to.
+struct Whole {
+    bytes: Arc<[u8]>,
+    records: Vec<Record>,
+    /// The logs that were read as they were left.
+    looked_at: Mutex<HashSet<Arc<[u8]>>>,
+    /// The lengths from which a log was gone on with.
+    gone_on: Mutex<HashSet<u64>>,
+}
+
+/// How many images were reopened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tried {
+    /// That a process left which was killed, at any byte of a write.
+    killed: usize,
+    /// That a failure of the power left.
+    failed: usize,
+    /// That a second crash left in the course of reopening one of these.
+    again: usize,
+}
+
+impl Tried {
+    /// Not so few that the model has ceased to look.
+    fn at_least(self, killed: usize, failed: usize, again: usize) {
+        let enough = self.killed >= killed && self.failed >= failed && self.again >= again;
+        assert!(enough, "{self:?}");
+    }
+}
+
+impl Life {
+    /// What was promised when so many ops were done.
+    fn promise(&self, done: usize) -> Promise {
+        let held = self.promises.iter().take_while(|(from, _)| *from <= done);
+        held.last().map_or(Promise::default(), |(_, last)| *last)
+    }
+
+    /// Every medium that there was, and the next op on it.
+    fn media(&self, sector: usize) -> Vec<(Medium, Option<&Op>, Promise)> {
+        let mut medium = Medium::of(&self.before, sector);
+        let mut all = Vec::new();
+        for done in 0..=self.ops.len() {
+            if done >= self.from {
+                all.push((medium.clone(), self.ops.get(done), self.promise(done)));
+            }
+            if let Some(op) = self.ops.get(done) {
+                medium.apply(op);
+            }
+        }
+        all
+    }
+
+    /// Reopens every image that a crash may leave.
+    ///
+    /// `sector` is the size of the sectors, `second` that when the power fails for a second time.
+    fn crash(&self, sector: usize, second: usize) -> Tried {
+        let mut killed = Cases::default();
+        let mut failed = Cases::default();
+        let mut again = Cases::default();
+        for (medium, op, promise) in self.media(sector) {
+            let left = medium.killed(op);
+            for (at, medium) in left.iter().enumerate() {
+                let case = Case::of(promise, promise.appended);
+                again.extend(self.killed_again(medium, &case));
+                killed.add(medium.live(), case);
+                // Killed, reopened, and only then the power fails: not all of it was synced.
+                if at == 0 || at == left.len() / 2 {
+                    let case = Case::of(promise, promise.synced);
+                    again.extend(self.failed_again(medium, &case, false));
+                }
+            }
+            for image in medium.failed() {
+                failed.add(image, Case::of(promise, promise.synced));
+            }
+        }
+        for (image, case) in &failed.0 {
+            again.extend(self.failed_again(&Medium::of(image, second), case, true));
+        }
+        for cases in [&killed, &failed] {
+            self.check(cases, true);
+        }
+        self.check(&again, false);
+        Tried {
+            killed: killed.0.len(),
+            failed: failed.0.len(),
+            again: again.0.len(),
+        }
+    }
+
+    /// `whole`: also what is the same for all images with the same log.
+    fn check(&self, cases: &Cases, whole: bool) {
+        let cases: Vec<_> = cases.0.iter().collect();
+        std::thread::scope(|scope| {
+            for part in cases.chunks(cases.len().div_ceil(2).max(1)) {
+                scope.spawn(move || {
+                    for (image, case) in part {
+                        self.log.check(image, case, whole);
+                    }
+                });
+            }
+        });
+    }
+
+    /// Reopens what a crash left, and gives what is left if the process is killed meanwhile.
+    fn killed_again(&self, left: &Medium, case: &Case) -> Cases {
+        let mut cases = Cases::default();
+        let (mut medium, reopened, ops) = self.reopened(left);
+        for op in &ops {
+            medium.apply(op);
+            let mut case = case.clone();
+            case.torn.extend(reopened.torn.clone());
+            cases.add(medium.live(), case);
+        }
+        cases
+    }
+
+    fn reopened(&self, left: &Medium) -> (Medium, Reopened, Vec<Op>) {
+        let mut reopened = Reopened::of(&left.live());
+        let journal = Journal::of(reopened.disk.path());
+        reopened.resume(&self.log);
+        (left.clone(), reopened, journal.ops())
+    }
+
+    /// Reopens what a crash left, and gives every image that a failure of the power may leave
+    /// meanwhile; `safe`: all that the crash left is on the medium.
+    fn failed_again(&self, left: &Medium, case: &Case, safe: bool) -> Cases {
+        let mut cases = Cases::default();
+        let (mut medium, reopened, ops) = self.reopened(left);
+        for (done, op) in ops.iter().enumerate() {
+            medium.apply(op);
+            let mut case = case.clone();
+            let returned = done + 1 == ops.len();
+            if safe || returned {
+                case.torn.extend(reopened.torn.clone());
+            }
+            if returned {
+                case.there = case.there.max(reopened.kept);
+                case.sealed |= reopened.sealed;
+            }
+            for image in medium.failed() {
+                cases.add(image, case.clone());
+            }
+        }
+        cases
+    }
+}
+
+/// What is to be found in an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Case {
+    /// So many bytes of the log.
+    there: u64,
+    sealed: bool,
+    /// What an earlier reopening has cut off, or was about to.
+    torn: BTreeSet<Vec<u8>>,
+}
+
+impl Case {
+    fn of(promise: Promise, there: u64) -> Self {
+        Self {
+            there,
+            sealed: promise.sealed,
+            torn: BTreeSet::new(),
+        }
+    }
+}
+
+/// Images, and what is to be found in each.
+#[derive(Default)]
+struct Cases(BTreeMap<Image, Case>);
+
+impl Cases {
+    /// Adds an image. Whichever way led to it, all that holds for one of them is in it.
+    fn add(&mut self, image: Image, case: Case) {
+        match self.0.entry(image) {
+            Entry::Vacant(entry) => {
+                entry.insert(case);
+            }
+            Entry::Occupied(mut entry) => {
+                let known = entry.get_mut();
+                known.there = known.there.max(case.there);
+                known.sealed |= case.sealed;
+                known.torn.extend(case.torn);
+            }
+        }
+    }
+
+    fn extend(&mut self, cases: Self) {
+        for (image, case) in cases.0 {
+            self.add(image, case);
+        }
+    }
+}
+
+/// A log that was found after a crash.
+struct Reopened {
+    disk: tempfile::TempDir,
+    sink: Jsonl,
+    log: Option<Box<dyn RunLog>>,
+    /// So many bytes were found good.
+    kept: u64,
+    sealed: bool,
+    /// What was cut off.
+    torn: Option<Vec<u8>>,
+}
+
+thread_local! {
+    static RUNTIME: tokio::runtime::Runtime =
+        tokio::runtime::Builder::new_current_thread().build().unwrap();
+    static SINK: Jsonl = Jsonl::with_durability(Durability::Interval(Duration::MAX));
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    RUNTIME.with(|runtime| runtime.block_on(future))
+}
+
+impl Reopened {
+    fn of(image: &Image) -> Self {
+        let disk = scratch();
+        put(image, disk.path());
+        Self {
+            disk,
+            sink: SINK.with(Clone::clone),
+            log: None,
+            kept: 0,
+            sealed: false,
+            torn: None,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.disk.path().join(LOG)
+    }
+
+    /// Every file that something was moved aside to.
+    fn aside(&self) -> Vec<Vec<u8>> {
+        let files = fs::read_dir(self.disk.path().join("root/run"));
+        files
+            .into_iter()
+            .flatten()
+            .map(Result::unwrap)
+            .filter(|file| file.file_name().to_string_lossy().starts_with("torn-"))
+            .map(|file| fs::read(file.path()).unwrap())
+            .collect()
+    }
+
+    /// Resumes the log, whose end was to be `whole`, and checks what that found.
+    fn resume(&mut self, whole: &Whole) {
+        let before = fs::read(self.path()).ok();
+        let asides = self.aside().len();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let records = Arc::clone(&seen);
+        let visit = Box::new(move |record: RecordRef<'_>| {
+            records.lock().unwrap().push(match record {
+                RecordRef::Output {
+                    ts,
+                    stream,
+                    bytes,
+                    partial,
+                    ..
+                } => {
+                    let mut output = Output::new(ts, stream, bytes);
+                    output.partial = partial;
+                    Record::Output(output)
+                }
+                RecordRef::Event(event) => Record::Event(event.clone()),
+            });
+        });
+        let resumed = wait(self.sink.resume(&place(self.disk.path()), visit));
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        let after = fs::read(self.path()).ok();
+        let kept = after.clone().unwrap_or_default();
+        match resumed.expect("it must never be refused") {
+            Resumed::Absent => assert_eq!(after, None),
+            Resumed::Sealed(_) => {
+                assert_eq!(before, after);
+                assert_eq!(kept, *whole.bytes);
+                self.sealed = true;
+            }
+            Resumed::Open { log, torn } => {
+                self.log = Some(log);
+                let cut = before.as_ref().unwrap().len() - kept.len();
+                assert_eq!(torn.as_ref().map_or(0, |torn| torn.bytes), cut as u64);
+                if let Some(torn) = torn {
+                    let path = self.path().with_file_name(torn.file);
+                    assert_eq!(
+                        fs::read(path).unwrap(),
+                        &before.as_ref().unwrap()[kept.len()..]
+                    );
+                }
+            }
+        }
+        assert!(
+            whole.bytes.starts_with(&kept),
+            "what is kept was never written"
+        );
+        assert_eq!(seen, whole.records[..seen.len()]);
+        assert_eq!(
+            seen.len(),
+            newlines(&kept),
+            "what is shown is not what is kept"
+        );
+        self.kept = kept.len() as u64;
+        let before = before.unwrap_or_default();
+        if before.len() > kept.len() {
+            self.torn = Some(before[kept.len()..].to_vec());
+            assert_eq!(self.aside().len(), asides + 1);
+        } else {
+            assert_eq!(self.aside().len(), asides);
+        }
+    }
+
+    /// Goes on to the end, as a replay does: with what is not there yet.
+    fn go_on(&mut self, whole: &Whole) {
+        if !self.sealed {
+            if self.log.is_none() {
+                let log = wait(self.sink.open(&place(self.disk.path()), &start()));
+                self.log = Some(log.unwrap());
+            }
+            let log = self.log.as_mut().unwrap();
+            let there = newlines(&fs::read(self.disk.path().join(LOG)).unwrap());
+            let rest: Vec<Record> = whole.records[there..]
+                .iter()
+                .filter(|record| {
+                    !matches!(record, Record::Event(Event::Check { .. } | Event::End(_)))
+                })
+                .cloned()
+                .collect();
+            wait(log.append(batch(&rest))).unwrap();
+            wait(log.seal(seal(&whole.records))).unwrap();
+        }
+        self.log = None;
+        let found = verify(self.path()).unwrap();
+        assert!(matches!(found.state, LogState::Sealed(_)), "{found:?}");
+        let (records, _) = read(&fs::read(self.path()).unwrap());
+        let ends = |record: &&Record| matches!(record, Record::Event(Event::End(_)));
+        assert_eq!(records.iter().filter(ends).count(), 1);
+        assert_eq!(printed(&records), printed(&whole.records));
+    }
+}
+
+impl Whole {
+    /// Reopens an image, and goes on with it.
+    ///
+    /// All but the reopening has to do with the log alone: if not `whole`, it is done once for all
+    /// images with the same one.
+    fn check(&self, image: &Image, case: &Case, whole: bool) {
+        let _context = Context { image, case };
+        let mut reopened = Reopened::of(image);
+        let folder = place(reopened.disk.path()).folder;
+        if !folder.is_dir() {
+            // The manager makes it again.
+            fs::create_dir(&folder).unwrap();
+        }
+        if let Some(Some(bytes)) = image.get(Path::new(LOG))
+            && (self.looked_at.lock().unwrap().insert(bytes.clone()) || whole)
+        {
+            let (records, good) = read(bytes);
+            let good = usize::try_from(good).unwrap();
+            assert!(self.bytes.starts_with(&bytes[..good]));
+            assert_eq!(records, self.records[..records.len()]);
+            let state = verify(reopened.path()).unwrap().state;
+            let sealed = matches!(state, LogState::Sealed(_));
+            assert_eq!(sealed, *bytes == self.bytes && self.ends(), "{state:?}");
+        }
+        reopened.resume(self);
+        assert!(reopened.kept >= case.there, "{} bytes kept", reopened.kept);
+        assert!(reopened.sealed || !case.sealed);
+        let aside = reopened.aside();
+        for torn in &case.torn {
+            assert!(aside.contains(torn), "what was torn is lost");
+        }
+        if self.gone_on.lock().unwrap().insert(reopened.kept) || whole {
+            reopened.go_on(self);
+        }
+    }
+
+    fn ends(&self) -> bool {
+        matches!(self.records.last(), Some(Record::Event(Event::End(_))))
+    }
+}
+
+/// Says which image it was that something is wrong with.
+struct Context<'a> {
+    image: &'a Image,
+    case: &'a Case,
+}
+
+impl Drop for Context<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        eprintln!("{:?}", self.case);
+        for (path, content) in self.image {
+            let text = content.as_deref().map(String::from_utf8_lossy);
+            eprintln!("{}: {text:?}", path.display());
+        }
+    }
+}
+
+fn lines() -> [Record; 2] {
+    [line(Stream::Stdout, b"one"), line(Stream::Stderr, b"two")]
+}
+
+#[test]
+fn a_log_that_is_being_made_is_there_once_open_returned_and_is_made_anew_before() {
+    let mut story = Story::new(Durability::default());
+    story.open();
+    story.end().crash(128, 256).at_least(700, 200, 2800);
+}
+
+#[test]
+fn a_log_that_is_never_synced_is_a_prefix_of_what_was_appended() {
+    let mut story = Story::opened(Durability::Interval(Duration::MAX));
+    story.append(&lines());
+    story.append(&[partial(Stream::Stdout, b"thr")]);
+    story.end().crash(32, 128).at_least(200, 700, 9500);
+}
+
+#[test]
+fn what_was_synced_or_appended_with_durability_always_is_there() {
+    let mut story = Story::opened(Durability::Always);
+    story.append(&lines());
+    story.append(&[partial(Stream::Stdout, b"thr")]);
+    story.end().crash(64, 128).at_least(200, 20, 950);
+    let mut story = Story::opened(Durability::Interval(Duration::MAX));
+    story.append(&lines());
+    story.sync();
+    story.append(&[partial(Stream::Stdout, b"thr")]);
+    story.end().crash(64, 128).at_least(200, 20, 950);
+}
+
+#[test]
+fn what_was_synced_behind_the_log_is_there() {
+    let mut story = Story::opened(Durability::Interval(Duration::from_millis(1)));
+    story.append(&lines());
+    story.synced_behind();
+    story.append(&[partial(Stream::Stdout, b"thr")]);
+    story.synced_behind();
+    story.end().crash(64, 128).at_least(200, 20, 950);
+}
+
+#[test]
+fn a_seal_is_there_once_it_returned_and_costs_the_run_nothing_before() {
+    let mut story = Story::opened(Durability::Interval(Duration::MAX));
+    story.append(&lines());
+    story.seal();
+    story.end().crash(64, 256).at_least(500, 250, 4300);
+}
+
+#[test]
+fn a_log_whose_end_was_torn_goes_on_and_what_was_resumed_stays() {
+    let mut story = Story::opened(Durability::Interval(Duration::MAX));
+    story.append(&lines());
+    story.die(b"{\"ts\":\"2026-11-22T18:23:25.491211661Z\",\"str");
+    story.resume();
+    story.append(&[line(Stream::Stdout, b"three")]);
+    story.seal();
+    story.end().crash(64, 256).at_least(800, 500, 8500);
+}
+
+#[test]
+fn a_log_with_checks_is_a_prefix_of_what_was_appended() {
+    let mut story = Story::opened(Durability::Interval(Duration::MAX));
+    story.append(&lines());
+    story.append(&[partial(Stream::Stdout, b"thr")]);
+    story.append(&[line(Stream::Stdout, b"ee")]);
+    let life = story.end();
+    let check = |record: &Record| matches!(record, Record::Event(Event::Check { .. }));
+    assert!(life.log.records.iter().any(check));
+    life.crash(64, 256).at_least(350, 550, 6500);
+}
+
+/// The other side of it: what no crash leaves is refused, and left as it is.
+#[test]
+fn a_seal_behind_lost_records_is_refused_and_a_seal_that_is_lost_itself_is_made_again() {
+    let mut story = Story::opened(Durability::default());
+    story.append(&lines());
+    story.seal();
+    let life = story.end();
+    let whole = &life.log.bytes;
+    let end = whole.len()
+        - 1
+        - whole
+            .iter()
+            .rev()
+            .skip(1)
+            .position(|b| *b == b'\n')
+            .unwrap();
+    assert!(whole[end..].starts_with(b"{\"type\":\"end\""));
+    let (mut refused, mut made_again) = (0, 0);
+    for from in 0..whole.len() {
+        for count in [1, 64, whole.len()] {
+            let to = whole.len().min(from + count);
+            let mut bytes = whole.to_vec();
+            bytes[from..to].fill(0);
+            let image = Image::from([
+                ("root".into(), None),
+                ("root/run".into(), None),
+                (LOG.into(), Some(bytes.into())),
+            ]);
+            if to < end {
+                let disk = scratch();
+                put(&image, disk.path());
+                let resumed = wait(Jsonl::new().resume(&place(disk.path()), Box::new(|_| {})));
+                assert!(
+                    matches!(resumed, Err(crate::Error::Damaged { .. })),
+                    "{from}..{to}: {resumed:?}"
+                );
+                assert_eq!(take(disk.path()), image);
+                refused += 1;
+            } else {
+                let there = whole[..from].iter().rposition(|byte| *byte == b'\n');
+                let there = there.map_or(0, |at| at as u64 + 1);
+                life.log
+                    .check(&image, &Case::of(Promise::default(), there), true);
+                made_again += 1;
+            }
+        }
+    }
+    assert!(
+        refused > 1700 && made_again > 2000,
+        "{refused}, {made_again}"
+    );
+}

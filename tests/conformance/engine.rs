@@ -1,0 +1,161 @@
+//! Docker, or what speaks its protocol, as the suite's stage.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use libtest_mimic::Trial;
+use moat::conformance::{Behaviour, Capable, RuntimeStage, Step};
+use moat::runtime::Runtime;
+use moat::{Docker, ExecSpec, Pull, RunSpec, Stream};
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use crate::support::engine::{block_on, connect, is_expected};
+use crate::support::image;
+use crate::support::proxy::Proxy;
+
+/// The row of an engine: ignored where none answers.
+pub fn row(row: impl FnOnce() -> Vec<Trial>) -> Vec<Trial> {
+    let ignored = !is_expected();
+    let trials = row().into_iter();
+    trials
+        .map(|trial| trial.with_ignored_flag(ignored))
+        .collect()
+}
+
+/// An engine behind a proxy of the trial's own, which can be taken down.
+pub struct Stage {
+    folder: TempDir,
+    proxy: OnceCell<Proxy>,
+}
+
+impl Stage {
+    pub fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            proxy: OnceCell::new(),
+        }
+    }
+
+    /// `None`: the engine has no socket that a proxy could stand before.
+    fn proxy(&self) -> Capable<&Proxy> {
+        self.proxy
+            .get()
+            .ok_or_else(|| "there is no proxy before an engine without a socket".into())
+    }
+}
+
+/// The socket of the engine, if it has one.
+fn socket() -> Option<PathBuf> {
+    match std::env::var("DOCKER_HOST") {
+        Ok(host) => Some(PathBuf::from(host.strip_prefix("unix://")?)),
+        Err(_) => Some("/var/run/docker.sock".into()),
+    }
+}
+
+/// The test image.
+fn image() -> Capable<String> {
+    static IMAGE: std::sync::OnceLock<Capable<String>> = std::sync::OnceLock::new();
+    IMAGE
+        .get_or_init(|| block_on(async { image::provide(&connect()?).await }))
+        .clone()
+}
+
+#[async_trait]
+impl RuntimeStage for Stage {
+    async fn runtime(&self) -> Capable<Arc<dyn Runtime>> {
+        let connected = match socket() {
+            None => Docker::connect().await,
+            Some(socket) => {
+                let proxy = Proxy::before_socket(socket, self.folder.path());
+                let proxy = proxy.map_err(|error| error.to_string())?;
+                let address = proxy.address();
+                let _ = self.proxy.set(proxy);
+                Docker::connect_to(&address).await
+            }
+        };
+        Ok(Arc::new(connected.map_err(|error| error.to_string())?))
+    }
+
+    fn spec(&self, behaviour: &Behaviour) -> Capable<RunSpec> {
+        // With its entrypoint: Podman does not take that of an import.
+        let spec = RunSpec::new(image()?)
+            .entrypoint(["/workload"])
+            .network("none");
+        if behaviour.missing {
+            return Ok(spec.entrypoint(["/nonexistent"]));
+        }
+        Ok(spec.cmd(words(behaviour)?))
+    }
+
+    fn exec(&self, behaviour: &Behaviour) -> Capable<ExecSpec> {
+        let program = std::iter::once("/workload".to_owned());
+        Ok(ExecSpec::new(program.chain(words(behaviour)?)))
+    }
+
+    fn refused(&self) -> Capable<RunSpec> {
+        let patch = serde_json::json!({"HostConfig": {"AutoRemove": true}});
+        Ok(RunSpec::new("any").engine_patch(patch))
+    }
+
+    fn no_image(&self) -> Capable<RunSpec> {
+        Ok(RunSpec::new("moat-conformance/none:none").pull(Pull::Never))
+    }
+
+    async fn take_down(&self) -> Capable<()> {
+        self.proxy()?.down();
+        Ok(())
+    }
+
+    async fn silence(&self) -> Capable<()> {
+        self.proxy()?.freeze();
+        Ok(())
+    }
+
+    async fn bring_back(&self) {
+        if let Ok(proxy) = self.proxy() {
+            proxy.thaw();
+            proxy.up();
+        }
+    }
+}
+
+/// What the workload calls it.
+fn words(behaviour: &Behaviour) -> Capable<Vec<String>> {
+    let mut words = Vec::new();
+    let mut step = |text: String, stream: Option<Stream>| {
+        words.extend(text.split(' ').map(str::to_owned));
+        if stream == Some(Stream::Stderr) {
+            words.extend(["--stream", "err"].map(str::to_owned));
+        }
+        words.push("+".into());
+    };
+    if behaviour.deaf {
+        step("deaf".into(), None);
+    } else if behaviour.holds {
+        step(format!("on-term {}", behaviour.exit), None);
+    }
+    for done in &behaviour.steps {
+        match done {
+            Step::Print(stream, bytes) => {
+                let mut text = "hex ".to_owned();
+                for byte in bytes {
+                    let _ = write!(text, "{byte:02x}");
+                }
+                step(text, Some(*stream));
+            }
+            Step::Lines(stream, count) => step(format!("count {count}"), Some(*stream)),
+            Step::Echo => step("cat".into(), None),
+            Step::Pause(duration) => step(format!("sleep {}", duration.as_secs_f64()), None),
+            step => return Err(format!("the workload has no word for {step:?}")),
+        }
+    }
+    if behaviour.holds {
+        step("hold".into(), None);
+    }
+    step(format!("exit {}", behaviour.exit), None);
+    words.pop();
+    Ok(words)
+}

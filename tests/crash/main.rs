@@ -1,0 +1,149 @@
+//! What is left when a process that embeds moat is killed, at every step and at any moment, on a
+//! real engine: each run sealed, each line once and in order, no container and no file too much.
+//!
+//! The trials are listed as ignored where no engine answers, and fail where one is promised by
+//! `MOAT_ENGINE=required`. `MOAT_KILLS` and `MOAT_SEED` set the length and the course of the long
+//! form, `soak`, which runs with `--include-ignored`.
+
+#![allow(
+    unreachable_pub,
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "nobody reaches into a test; tests spawn as their users do, and fail by panicking"
+)]
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod support;
+
+mod campaign;
+mod check;
+mod child;
+mod plan;
+mod round;
+mod saboteur;
+
+use check::Tally;
+use plan::{Deadly, Plan, Planned};
+use round::Round;
+
+/// A seed that gives the kills in CI the same course each time.
+const SEED: u64 = 20_261_124;
+const KILLS: u32 = 60;
+const SOAK_KILLS: u32 = 1_000;
+
+fn main() {
+    if let Some(role) = child::role() {
+        return role;
+    }
+    let mut arguments = Arguments::from_args();
+    // Trials wait for the engine more than they compute.
+    arguments.test_threads.get_or_insert(4);
+    let ignored = !support::engine::is_expected();
+
+    let mut trials = Vec::new();
+    for point in plan::START {
+        trials.push(killed("process_is_killed", point, vec![Deadly::at(point)]));
+    }
+    for &(start, point, times) in plan::RECOVERY {
+        let mut deaths = vec![Deadly::at(start)];
+        deaths.resize(1 + times, Deadly::at(point));
+        let run = match point.ends_with("follow") {
+            true => Planned::lasting(),
+            false => Planned::plain(),
+        };
+        let runs = vec![run];
+        let point = format!("{point}, started until {start}");
+        trials.push(trial("recovery_is_killed", &point, Plan { runs, deaths }));
+    }
+    for point in ["during start", "before remove", "after remove"] {
+        let plan = Plan {
+            runs: vec![Planned {
+                missing: true,
+                ..Planned::plain()
+            }],
+            deaths: vec![Deadly::at(point)],
+        };
+        trials.push(trial(
+            "process_is_killed",
+            &format!("{point} that fails"),
+            plan,
+        ));
+    }
+    for &bytes in plan::TORN {
+        let point = format!("in_a_write_at_byte_{bytes}");
+        trials.push(killed(
+            "process_is_killed",
+            &point,
+            vec![Deadly::Torn(bytes)],
+        ));
+    }
+    trials.push(Trial::test(
+        "a_create_that_reaches_the_engine_after_its_sender_was_killed_leaves_no_container",
+        || clean(&block_on(Round::killed_while_under_way("create"))),
+    ));
+    trials.push(Trial::test(
+        "a_start_that_reaches_the_engine_after_its_sender_was_killed_runs_nothing_unaudited",
+        || clean(&block_on(Round::killed_while_under_way("start"))),
+    ));
+    trials.push(Trial::test(
+        "kills_at_any_moment_lose_and_double_nothing",
+        || clean(&campaign::play(SEED, KILLS)),
+    ));
+    let mut trials: Vec<_> = trials
+        .into_iter()
+        .map(|trial| trial.with_ignored_flag(ignored))
+        .collect();
+    let soak = Trial::test("soak", || {
+        let seed = number("MOAT_SEED", SEED)?;
+        let kills = number("MOAT_KILLS", u64::from(SOAK_KILLS))?;
+        clean(&campaign::play(seed, kills.try_into()?))
+    });
+    trials.push(soak.with_ignored_flag(true));
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// A trial in which each process is killed at its point, which it must reach.
+fn killed(who: &str, point: &str, deaths: Vec<Deadly>) -> Trial {
+    let runs = vec![Planned::plain()];
+    trial(who, point, Plan { runs, deaths })
+}
+
+fn trial(who: &str, point: &str, plan: Plan) -> Trial {
+    let point = point.replace(", ", " ").replace(' ', "_");
+    Trial::test(
+        format!("a_run_is_sealed_when_its_{who}::{point}"),
+        move || {
+            let tally = block_on(async { Round::new().await.play(&plan).await });
+            if tally.kills as usize != plan.deaths.len() {
+                return Err(format!("{} of {} were killed", tally.kills, plan.deaths.len()).into());
+            }
+            clean(&tally)
+        },
+    )
+}
+
+/// Runs `future` to its end.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(future)
+}
+
+/// Nothing is lost, doubled, unsealed, untrue or left behind.
+fn clean(tally: &Tally) -> Result<(), Failed> {
+    match tally.problems.as_slice() {
+        [] => Ok(()),
+        problems => Err(format!("{tally}\n{}", problems.join("\n")).into()),
+    }
+}
+
+fn number(variable: &str, default: u64) -> Result<u64, Failed> {
+    match std::env::var(variable) {
+        Ok(text) => Ok(text
+            .parse()
+            .map_err(|error| format!("{variable}={text}: {error}"))?),
+        Err(_) => Ok(default),
+    }
+}

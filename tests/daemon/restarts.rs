@@ -1,0 +1,194 @@
+//! A daemon that ends, gracefully or not, and comes back while a container runs.
+
+use std::time::Duration;
+
+use moat::{Ending, RunId, Shutdown};
+
+use crate::daemon::{Daemon, Kind};
+use crate::stage::{assert_bytes, assert_complete, printed};
+use crate::support::deadline::eventually;
+use crate::support::proxy::Proxy;
+use crate::support::sequence;
+use crate::truth::{assert_gap, assert_says, sealed};
+
+const LIVE: Kind = Kind {
+    live_restore: true,
+    disk: None,
+};
+
+/// How the daemon ends.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    Term,
+    Kill,
+}
+
+async fn restart(daemon: &mut Daemon, by: By) {
+    match by {
+        By::Term => daemon.terminate().await,
+        By::Kill => daemon.kill().await,
+    }
+    daemon.start().await;
+}
+
+/// In the middle of 3,000 lines, all of which are printed.
+async fn during_output(kind: Kind, by: By) {
+    let mut daemon = Daemon::of(kind).await;
+    let manager = daemon.manager().await;
+    let spec = daemon.spec("lines 3000 --burst 10 --delay-ms 5 + exit 5");
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "out 00000500 ").await;
+    restart(&mut daemon, by).await;
+    let (outcome, audit) = sealed(&run).await;
+    assert_says(&audit, 3000);
+    assert_eq!(outcome.code(), Some(5), "{}", audit.end);
+    if by == By::Term && !kind.live_restore {
+        // The daemon waits for its containers, and for what they print.
+        assert_complete(&audit);
+        assert_eq!(audit.evidence(), "replay");
+    } else {
+        assert_gap(&audit, "engine_restarted", true);
+    }
+}
+
+pub async fn a_graceful_restart_during_output_waits_for_the_container_and_loses_nothing() {
+    during_output(Kind::default(), By::Term).await;
+}
+
+pub async fn a_killed_daemon_during_output_is_a_possible_gap() {
+    during_output(Kind::default(), By::Kill).await;
+}
+
+pub async fn a_graceful_restart_with_live_restore_during_output_is_a_possible_gap() {
+    during_output(LIVE, By::Term).await;
+}
+
+pub async fn a_killed_daemon_with_live_restore_during_output_is_a_possible_gap() {
+    during_output(LIVE, By::Kill).await;
+}
+
+/// While the container waits for a signal, or at a gate.
+async fn during_silence(kind: Kind, by: By) {
+    let mut daemon = Daemon::of(kind).await;
+    let manager = daemon.manager().await;
+    let steps = match kind.live_restore {
+        true => "lines 200 + await /gate/go + lines 200 --from 201 + exit 3",
+        false => "lines 200 + trap --exit 3",
+    };
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
+    let last = ["ready\n", "out 00000200 "][usize::from(kind.live_restore)];
+    printed(&run, last).await;
+    restart(&mut daemon, by).await;
+    daemon.open_gate("go");
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(3), "{}", audit.end);
+    let mut expected = sequence::lines("out", if kind.live_restore { 400 } else { 200 }, 64);
+    if !kind.live_restore {
+        expected.extend_from_slice(b"ready\ncaught SIGTERM\n");
+    }
+    assert_bytes(audit.stream("stdout"), &expected);
+    if by == By::Term && !kind.live_restore {
+        assert_complete(&audit);
+    } else {
+        assert_gap(&audit, "engine_restarted", true);
+    }
+}
+
+pub async fn a_graceful_restart_during_silence_stops_the_container_and_is_complete() {
+    during_silence(Kind::default(), By::Term).await;
+}
+
+/// The one that comes stops the containers that it finds.
+pub async fn a_killed_daemon_during_silence_loses_nothing_that_was_printed() {
+    during_silence(Kind::default(), By::Kill).await;
+}
+
+pub async fn a_graceful_restart_with_live_restore_during_silence_loses_no_line() {
+    during_silence(LIVE, By::Term).await;
+}
+
+pub async fn a_killed_daemon_with_live_restore_during_silence_loses_no_line() {
+    during_silence(LIVE, By::Kill).await;
+}
+
+/// What a daemon has taken from a container, and not written to its log, dies with it. The log
+/// that the next one goes on with does not show it.
+pub async fn what_died_in_a_daemons_memory_is_never_passed_over() {
+    let mut daemon = Daemon::of(LIVE).await;
+    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let manager = daemon.manager_at(&proxy.address()).await;
+    let steps = "lines 100 + await /gate/1 + print half + write /gate/printed x \
+                 + await /gate/2 + echo -whole + lines 100 --from 101";
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
+    printed(&run, "out 00000100 ").await;
+    // From here on there is the log alone, which does not get half a line.
+    proxy.cut();
+    daemon.open_gate("1");
+    daemon.gate_opens("printed").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    restart(&mut daemon, By::Kill).await;
+    daemon.open_gate("2");
+    let (_, audit) = sealed(&run).await;
+    assert_gap(&audit, "engine_restarted", true);
+}
+
+/// The same, where nobody watched meanwhile.
+pub async fn what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_over() {
+    let mut daemon = Daemon::of(LIVE).await;
+    let manager = daemon.manager().await;
+    let steps = "lines 100 + await /gate/1 + print half + write /gate/printed x \
+                 + await /gate/2 + echo -whole + lines 100 --from 101";
+    let id = RunId::new("one").unwrap();
+    let run = manager
+        .start(daemon.spec(steps).id(id.clone()))
+        .await
+        .unwrap();
+    printed(&run, "out 00000100 ").await;
+    drop(run);
+    manager.shutdown(Shutdown::Leave).await;
+    daemon.open_gate("1");
+    daemon.gate_opens("printed").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    restart(&mut daemon, By::Kill).await;
+    let manager = daemon.manager().await;
+    let run = manager.get(&id).await.unwrap();
+    manager.recovered().await.unwrap();
+    daemon.open_gate("2");
+    let (_, audit) = sealed(&run).await;
+    assert_gap(&audit, "engine_restarted", true);
+}
+
+/// A megabyte is on its way through the daemon when it is killed.
+pub async fn a_killed_daemon_under_load_loses_no_line_unsaid() {
+    let mut daemon = Daemon::of(LIVE).await;
+    let manager = daemon.manager().await;
+    let spec = daemon.spec("lines 300000 --burst 500");
+    let run = manager.start(spec).await.unwrap();
+    let audit = run.folder().join("logs.jsonl");
+    eventually(30, "two megabytes", async || {
+        (audit.metadata().ok()?.len() > 2 << 20).then_some(())
+    })
+    .await;
+    restart(&mut daemon, By::Kill).await;
+    let (_, audit) = sealed(&run).await;
+    assert_says(&audit, 300_000);
+    assert_eq!(audit.verdict(), "gap", "{}", audit.end);
+}
+
+/// Invariant 10: the next daemon knows what became of the container, and until then nobody does.
+pub async fn a_container_that_ends_while_its_daemon_is_down_keeps_its_exit_code() {
+    let mut daemon = Daemon::of(LIVE).await;
+    let manager = daemon.manager().await;
+    let steps = "lines 100 + await /gate/go + lines 100 --from 101 + write /gate/done x + exit 5";
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
+    printed(&run, "out 00000100 ").await;
+    daemon.kill().await;
+    daemon.open_gate("go");
+    daemon.gate_opens("done").await;
+    assert!(run.state().ending().is_none(), "{:?}", run.state());
+    daemon.start().await;
+    let (outcome, audit) = sealed(&run).await;
+    assert!(matches!(outcome.ending, Ending::Exited(_)), "{outcome}");
+    assert_says(&audit, 200);
+    assert_gap(&audit, "engine_restarted", true);
+}

@@ -1,0 +1,405 @@
+//! What is in the file.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::audit::{Audit, attempt};
+use crate::mask::Mask;
+use crate::report::{Report, SIDE_BYTES, SIDE_LINES, Status};
+use crate::rows::LINE_BYTES;
+use crate::sample::{of_one, step, written};
+
+pub(crate) const WRITE_REPORT_OF: &str = "MOAT_WRITE_REPORT_OF";
+
+/// The data with this id.
+fn data(html: &str, id: &str) -> String {
+    let open = format!(r#"<script type="application/json" id="{id}">"#);
+    let (_, data) = html.split_once(&open).unwrap();
+    data.split_once("</script>").unwrap().0.into()
+}
+
+fn rows(html: &str, id: &str) -> Vec<Value> {
+    let mut rows: Vec<Value> = serde_json::from_str(&data(html, id)).unwrap();
+    assert_eq!(rows.pop(), Some(Value::Null));
+    rows
+}
+
+/// The texts of the lines, without the events.
+fn lines(rows: &[Value]) -> Vec<&str> {
+    let output = rows.iter().filter(|row| row[1].is_number());
+    output.map(|row| row[2].as_str().unwrap()).collect()
+}
+
+fn texts(rows: &[Value]) -> Vec<&str> {
+    rows.iter().map(|row| row[2].as_str().unwrap()).collect()
+}
+
+fn kinds(rows: &[Value]) -> Vec<String> {
+    rows.iter()
+        .map(|row| row[1].to_string().replace('"', ""))
+        .collect()
+}
+
+const HOSTILE: [&str; 6] = [
+    "</script><script>document.title='owned'</script>",
+    "<!-- <script> -->",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "\u{2028}\u{2029}\u{0}\u{1b}]0;title\u{7}\u{feff}",
+    "{{data}}{{policy}}",
+    "]]>'\"\\&lt;",
+];
+
+pub(crate) fn output_cannot_end_the_data_that_it_is_in() {
+    let mask = Mask::new([]);
+    let mut report = Report {
+        title: HOSTILE.concat(),
+        steps: vec![],
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("report.html");
+    report.write(&mask, &page).unwrap();
+    let tags = |html: &str| html.matches('<').count();
+    let without = tags(&fs::read_to_string(&page).unwrap());
+    let mut audit = Audit::new("hostile", 0);
+    for text in HOSTILE {
+        audit = audit.out(text).event("note", json!({"text": text}));
+    }
+    let mut attempt = audit.ended(
+        folder.path(),
+        json!({"state": "lost", "reason": HOSTILE.concat()}),
+        "gap",
+        json!({}),
+    );
+    attempt.command = HOSTILE.concat();
+    attempt.image = Some(HOSTILE.concat());
+    let mut hostile = step(&HOSTILE.concat(), Status::Failed, vec![attempt]);
+    hostile.needs = vec![HOSTILE.concat()];
+    hostile.detail = Some(HOSTILE.concat());
+    report.steps.push(hostile);
+    report.write(&mask, &page).unwrap();
+    let html = fs::read_to_string(&page).unwrap();
+    // The tags of one more script of data, and no more.
+    assert_eq!(tags(&html), without + 2);
+    assert_eq!(lines(&rows(&html, "rows-0-0")), HOSTILE);
+}
+
+pub(crate) fn output_reads_back_from_the_page_byte_for_byte() {
+    let all: Vec<u8> = (0..=255).filter(|byte| *byte != b'\n').collect();
+    let report = of_one(|folder| {
+        let audit = Audit::new("bytes", 0).print("stdout", [&all[..], b"\n"].concat());
+        audit
+            .print("stderr", "é€😀\n")
+            .print("tty", b"\xf0\x9f\n")
+            .sealed(folder, 0)
+    });
+    // Rust's strings hold no lone surrogates, which stand for the bytes that are not UTF-8.
+    let data = data(&report.html(), "rows-0-0");
+    let mut back = String::new();
+    let mut rest = data.as_str();
+    while let Some((text, bad)) = rest.split_once("\\udc") {
+        back.push_str(&format!("{text}[{}]", &bad[..2]));
+        rest = &bad[2..];
+    }
+    back.push_str(rest);
+    let rows: Vec<Value> = serde_json::from_str(&back).unwrap();
+    let expected: String = all
+        .iter()
+        .map(|byte| match byte {
+            0..=127 => char::from(*byte).to_string(),
+            _ => format!("[{byte:02x}]"),
+        })
+        .collect();
+    assert_eq!(lines(&rows[..3]), [expected.as_str(), "é€😀", "[f0][9f]"]);
+    assert_eq!(kinds(&rows[..4]), ["0", "1", "2", "seal"]);
+}
+
+pub(crate) fn a_secret_is_masked_wherever_it_stands() {
+    let secret = "hunter2-of-the-west";
+    let key = "-----BEGIN KEY-----\r\nfirst line of it\nab\nlast line of it\n";
+    let mask = Mask::new([secret.to_owned(), key.to_owned(), String::new()]);
+    let all = format!("{secret} first line of it, last line of it, ab");
+    let report = written(&mask, |folder| {
+        let audit = Audit::new("secret", 0)
+            .out(&all)
+            .print("stderr", [b"\xff", all.as_bytes(), b"\n"].concat())
+            .event("note", json!({"text": all}))
+            .event("stdin", json!({"text": secret}))
+            .event("gap", json!({"reason": "sink", "detail": all}));
+        let mut attempt = audit.ended(
+            folder,
+            json!({"state": "lost", "reason": all}),
+            "gap",
+            json!({}),
+        );
+        attempt.command = format!("curl -H {secret}\n{all}");
+        attempt.image = Some(all.clone());
+        let mut step = step(&all, Status::Failed, vec![attempt]);
+        step.needs = vec![all.clone()];
+        step.detail = Some(all.clone());
+        vec![step]
+    });
+    let html = report.html();
+    for secret in [secret, "first line of it", "last line of it"] {
+        assert!(!html.contains(secret), "{secret}");
+    }
+    // Lines of fewer than three characters are shown.
+    assert_eq!(
+        lines(&rows(&html.replace("\\udcff", ""), "rows-0-0")),
+        ["*** ***, ***, ab"; 2]
+    );
+}
+
+pub(crate) fn a_secret_in_two_records_of_a_line_is_masked() {
+    let mask = Mask::new(["hunter2-of-the-west".to_owned()]);
+    let report = written(&mask, |folder| {
+        let audit = Audit::new("split", 0)
+            .print("stdout", "token: hunter2")
+            .print("stderr", "meanwhile\n")
+            .event("note", json!({"text": "between"}))
+            .event("gap", json!({"reason": "late_drain", "possible": true}))
+            .print("stdout", "-of-the-west\n")
+            .print("stdout", "prompt> hunter2-of")
+            .print("stdout", "-the-west");
+        vec![step("build", Status::Passed, vec![audit.sealed(folder, 0)])]
+    });
+    let rows = rows(&report.html(), "rows-0-0");
+    assert_eq!(lines(&rows), ["meanwhile", "token: ***", "prompt> ***"]);
+    assert_eq!(
+        rows[4][3], 1,
+        "it is said that no newline ended the last one: {}",
+        rows[4]
+    );
+}
+
+pub(crate) fn a_secret_at_the_cut_of_a_long_line_is_masked() {
+    let secret = "0123456789abcdefghijklmnopqrstuvwxyz".to_owned();
+    let mask = Mask::new([secret.clone()]);
+    // Once at each place around the cut; and with others before it, which make it shorter.
+    for before in 0..=2 {
+        for shift in 0..=4 * secret.len() {
+            let at = LINE_BYTES - 2 * secret.len() + shift;
+            let mut line = secret.repeat(before);
+            line.push_str(&"+".repeat(at - line.len()));
+            line.push_str(&secret);
+            line.push_str(&"+".repeat(LINE_BYTES));
+            let report = written(&mask, |folder| {
+                vec![step(
+                    "s",
+                    Status::Passed,
+                    vec![Audit::new("cut", 0).out(&line).unsealed(folder)],
+                )]
+            });
+            let rows = rows(&report.html(), "rows-0-0");
+            let shown = lines(&rows)[0];
+            assert!(
+                !shown.contains(|c: char| c.is_ascii_alphanumeric()),
+                "{before} {shift}"
+            );
+            assert!(shown.len() <= LINE_BYTES);
+            assert_eq!(rows[0][4], line.len() - LINE_BYTES + secret.len());
+        }
+    }
+}
+
+pub(crate) fn overlapping_secrets_leave_no_rest() {
+    let mask = Mask::new(["abcd", "bcd", "cdefg", "xyz", "aba"].map(String::from));
+    let cases = [
+        ("-abcdefg-", "-***-"),
+        ("bcd,xyzxyz", "***,******"),
+        ("ababa", "***"),
+        ("abc", "abc"),
+        ("äxyzé", "ä***é"),
+    ];
+    for (text, masked) in cases {
+        assert_eq!(mask.line(text), masked);
+        assert_eq!(&*mask.bytes(text.as_bytes()), masked.as_bytes());
+    }
+    assert_eq!(Mask::new(["ab".to_owned()]).line("ab"), "ab");
+}
+
+pub(crate) fn what_is_left_out_is_counted_precisely() {
+    let middle = 1_234;
+    let total = 2 * SIDE_LINES + middle;
+    let report = of_one(|folder| {
+        let audit =
+            Audit::new("long", 0).lines((1..SIDE_LINES + 1_000).map(|number| number.to_string()));
+        let audit = audit.event("gap", json!({"reason": "sink"}));
+        audit
+            .lines((SIDE_LINES + 1_000..=total).map(|number| number.to_string()))
+            .unsealed(folder)
+    });
+    let rows = rows(&report.html(), "rows-0-0");
+    let shown = lines(&rows);
+    let expected: Vec<String> = (1..=SIDE_LINES)
+        .chain(total - SIDE_LINES + 1..=total)
+        .map(|number| number.to_string())
+        .collect();
+    assert!(
+        shown == expected,
+        "the first and the last lines, and no others"
+    );
+    // The gap in the middle keeps its place.
+    let around = &rows[SIDE_LINES..SIDE_LINES + 4];
+    assert_eq!(kinds(around), ["left", "gap", "left", "0"]);
+    assert_eq!(around[0][3], 999);
+    assert_eq!(around[2][3], middle - 999);
+    let left: u64 = (SIDE_LINES + 1..=total - SIDE_LINES)
+        .map(|number| number.to_string().len() as u64 + 1)
+        .sum();
+    assert_eq!(
+        around[0][4].as_u64().unwrap() + around[2][4].as_u64().unwrap(),
+        left
+    );
+    let of_100_000 = of_one(|folder| {
+        let audit = Audit::new("full", 0).lines((0..100_000).map(|number| number.to_string()));
+        audit.unsealed(folder)
+    });
+    assert!(
+        !of_100_000.html().contains(r#""left""#),
+        "100,000 lines are there in full"
+    );
+}
+
+pub(crate) fn long_lines_are_cut_and_their_output_is_bounded() {
+    let long = "x".repeat(3 * LINE_BYTES / 2);
+    let report = of_one(|folder| {
+        let number = 3 * SIDE_BYTES as usize / LINE_BYTES;
+        Audit::new("wide", 0)
+            .lines((0..number).map(|_| long.clone()))
+            .out("the end")
+            .unsealed(folder)
+    });
+    let html = report.html();
+    assert!(
+        html.len() as u64 <= 2 * SIDE_BYTES + (1 << 20),
+        "{} bytes",
+        html.len()
+    );
+    let rows = rows(&html, "rows-0-0");
+    assert_eq!(
+        (lines(&rows)[0].len(), &rows[0][4]),
+        (LINE_BYTES, &json!(LINE_BYTES / 2))
+    );
+    assert!(kinds(&rows).contains(&"left".into()));
+    assert_eq!(lines(&rows).last(), Some(&"the end"));
+}
+
+pub(crate) fn a_damaged_and_a_missing_audit_are_told_and_harm_no_other_step() {
+    let report = written(&Mask::new([]), |folder| {
+        let whole = Audit::new("whole", 0).out("hello").sealed(folder, 0);
+        let changed = Audit::new("changed", 0).out("hello").sealed(folder, 1);
+        let text = fs::read_to_string(&changed.audit).unwrap();
+        fs::write(&changed.audit, text.replace(r#""code":1"#, r#""code":0"#)).unwrap();
+        let open = Audit::new("open", 0).out("hello").unsealed(folder);
+        let missing = attempt("missing", folder.join("nothing.jsonl"));
+        vec![step(
+            "s",
+            Status::Failed,
+            vec![whole, changed, open, missing],
+        )]
+    });
+    let html = report.html();
+    let about: Value = serde_json::from_str(&data(&html, "report")).unwrap();
+    let attempts = about["steps"][0]["attempts"].as_array().unwrap();
+    let audits: Vec<_> = attempts
+        .iter()
+        .map(|one| one["findings"]["audit"].as_str().unwrap())
+        .collect();
+    assert_eq!(audits, ["complete", "damaged", "unsealed", "unreadable"]);
+    for (number, kind) in ["seal", "damage", "damage", "damage"].iter().enumerate() {
+        let rows = rows(&html, &format!("rows-0-{number}"));
+        assert_eq!(kinds(&rows).last().unwrap(), kind, "{rows:?}");
+    }
+    let rows = rows(&html, "rows-0-3");
+    assert!(texts(&rows)[0].contains("nothing.jsonl"), "{rows:?}");
+}
+
+pub(crate) fn a_report_takes_the_place_of_another_only_when_it_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = Report {
+        title: "new".into(),
+        steps: vec![],
+    };
+    let page = folder.path().join("report.html");
+    fs::write(&page, "old").unwrap();
+    // Who has opened the old one goes on reading it.
+    let old = fs::File::open(&page).unwrap();
+    report.write(&Mask::new([]), &page).unwrap();
+    assert_eq!(std::io::read_to_string(old).unwrap(), "old");
+    assert!(fs::read_to_string(&page).unwrap().ends_with("</html>\n"));
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing else is left there"
+    );
+    // A folder cannot be replaced: the report fails as a whole, and leaves nothing.
+    let taken = folder.path().join("taken");
+    fs::create_dir(&taken).unwrap();
+    assert!(report.write(&Mask::new([]), &taken).is_err());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+pub(crate) fn a_million_lines_are_written_in_bounded_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let attempt = Audit::new("million", 0).unsealed(folder.path());
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(&attempt.audit)
+        .unwrap();
+    let mut text = String::new();
+    for number in 0..1_000_000 {
+        let ts = format!(
+            "2026-11-24T11:00:{:02}.{:09}Z",
+            number / 20_000,
+            number % 20_000 * 50_000
+        );
+        text.push_str(&format!(r#"{{"ts":"{ts}","stream":"stdout","line":"line {number} of many, and some more text on it"}}"#));
+        text.push('\n');
+        if text.len() > 1 << 20 {
+            file.write_all(text.as_bytes()).unwrap();
+            text.clear();
+        }
+    }
+    file.write_all(text.as_bytes()).unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .env(WRITE_REPORT_OF, &attempt.audit)
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{child:?}");
+    let said = String::from_utf8(child.stdout).unwrap();
+    print!("{said}");
+    let most: u64 = said.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(most < 32 << 10, "{most} KiB");
+}
+
+/// Writes a report beside the audit, and says the most memory that took, in KiB, and the time.
+pub(crate) fn write_report_of(audit: &Path) {
+    let report = Report {
+        title: "a million lines".into(),
+        steps: vec![step(
+            "million",
+            Status::Passed,
+            vec![attempt("million", audit.to_owned())],
+        )],
+    };
+    let begin = std::time::Instant::now();
+    let page = audit.with_extension("html");
+    report
+        .write(&Mask::new(["a secret".to_owned()]), &page)
+        .unwrap();
+    let took = begin.elapsed();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let most = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    let size = fs::metadata(&page).unwrap().len();
+    println!(
+        "{} KiB at most, {took:?}, {size} bytes",
+        most.trim().trim_end_matches(" kB")
+    );
+}
