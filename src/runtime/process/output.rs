@@ -163,7 +163,7 @@ impl Tap {
     /// end.
     fn rest(&mut self) -> Option<Result<Chunk, RuntimeError>> {
         while let Some((stream, source)) = self.open.first() {
-            match rustix::io::read(source, self.scratch.as_mut_slice()) {
+            match certain(|| rustix::io::read(source, self.scratch.as_mut_slice())) {
                 Ok(read @ 1..) if self.late < MOST_HELD => {
                     self.late += read;
                     let chunk = self.chunk(*stream, read);
@@ -207,7 +207,8 @@ impl Tap {
                     }
                 };
                 let scratch = self.scratch.as_mut_slice();
-                let read = ready.try_io(|source| Ok(rustix::io::read(source, &mut *scratch)?));
+                let read =
+                    ready.try_io(|source| Ok(certain(|| rustix::io::read(source, &mut *scratch))?));
                 match read {
                     Err(_would_block) => continue,
                     Ok(Ok(read @ 1..)) => {
@@ -226,6 +227,16 @@ impl Tap {
             }
         }
         Poll::Pending
+    }
+}
+
+/// Reads, and once more before the end of a terminal is believed. Linux looks for bytes first, and
+/// then whether the other end is closed: what is written and closed between the two is there, and
+/// the answer is `EIO` all the same.
+fn certain(mut read: impl FnMut() -> rustix::io::Result<usize>) -> rustix::io::Result<usize> {
+    match read() {
+        Err(Errno::IO) => read(),
+        answer => answer,
     }
 }
 
@@ -257,5 +268,25 @@ pub(super) fn drain(sources: Vec<OwnedFd>) {
                 let _ = rustix::io::ioctl_fionbio(&source, false);
                 let _ = io::copy(&mut File::from(source), &mut io::sink());
             });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::certain;
+
+    fn answered(answers: [Result<usize, Errno>; 2]) -> Result<usize, Errno> {
+        let mut answers = answers.into_iter();
+        certain(|| answers.next().unwrap())
+    }
+
+    #[test]
+    fn the_last_bytes_of_a_terminal_may_come_behind_its_first_end() {
+        assert_eq!(answered([Err(Errno::IO), Ok(5)]), Ok(5));
+        assert_eq!(answered([Err(Errno::IO), Err(Errno::IO)]), Err(Errno::IO));
+        assert_eq!(answered([Err(Errno::AGAIN), Ok(5)]), Err(Errno::AGAIN));
+        assert_eq!(answered([Ok(0), Ok(5)]), Ok(0));
     }
 }
