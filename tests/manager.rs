@@ -550,6 +550,24 @@ async fn an_engine_that_was_restarted_under_a_run_is_a_possible_gap() {
     assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
 }
 
+/// It had all of the output when it told how the container ended.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_was_restarted_after_it_told_of_the_end_is_no_gap() {
+    let bench = Bench::new();
+    let script = Script::new().stdout("x\n");
+    bench.runtime.next(script.pause(Duration::from_secs(1)));
+    let run = bench.open().await.start(spec()).await.unwrap();
+    for _ in 0..5 {
+        bench.runtime.fault(Call::Inspect, broken("inspect"));
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    bench.runtime.restart();
+    let outcome = sealed(&run).await;
+    check(&outcome);
+    assert_eq!(gaps(&outcome), []);
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+}
+
 /// The same, while no manager was there.
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_was_restarted_while_nobody_watched_is_a_possible_gap() {

@@ -53,7 +53,7 @@ fn main() {
             a_killed_daemon_during_output_is_a_possible_gap,
             a_graceful_restart_with_live_restore_during_output_is_a_possible_gap,
             a_killed_daemon_with_live_restore_during_output_is_a_possible_gap,
-            a_graceful_restart_during_silence_stops_the_container_and_is_complete,
+            a_graceful_restart_during_silence_stops_the_container_and_loses_nothing,
             a_killed_daemon_during_silence_loses_nothing_that_was_printed,
             a_graceful_restart_with_live_restore_during_silence_loses_no_line,
             a_killed_daemon_with_live_restore_during_silence_loses_no_line,
