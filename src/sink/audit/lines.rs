@@ -4,6 +4,8 @@ use std::io::{self, Read};
 
 use sha2::{Digest, Sha256};
 
+use super::digest::Running;
+
 /// The longest line that a file has, its newline included: 16 MiB.
 pub(crate) const LONGEST_LINE: usize = 16 << 20;
 
@@ -27,7 +29,7 @@ pub(crate) struct Lines<R> {
     offset: u64,
     number: u64,
     /// Of all that is before `hashed`; `None` where nobody asked for it.
-    digest: Option<Sha256>,
+    digest: Option<Running>,
     hashed: usize,
     skipping: bool,
 }
@@ -63,7 +65,7 @@ impl<R: Read> Lines<R> {
     /// The same, with a digest of what was read.
     pub(crate) fn digesting(input: R) -> Self {
         Self {
-            digest: Some(Sha256::new()),
+            digest: Some(Running::new()),
             ..Self::new(input)
         }
     }
@@ -189,7 +191,7 @@ impl<R: Read> Lines<R> {
     /// The digest, so far, of every byte before the current line.
     pub(crate) fn digest_before(&mut self) -> Sha256 {
         self.hash(self.start);
-        self.digest.clone().unwrap_or_default()
+        self.digest.as_ref().map(Running::get).unwrap_or_default()
     }
 
     /// The digest, so far, of every byte to the end of the current line.

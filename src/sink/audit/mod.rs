@@ -31,6 +31,7 @@ use crate::sink::{Event, Output, RecordRef};
 use crate::{PerStream, Seal};
 
 mod canonical;
+mod digest;
 mod follow;
 pub(crate) mod line;
 pub(crate) mod lines;

@@ -35,7 +35,8 @@ pub struct Verification {
 /// known to be what was written up to its last `check` record; behind it, that each line is a
 /// record.
 ///
-/// The file may be one that is being written. It blocks: the whole file is read.
+/// The file may be one that is being written. It blocks: the whole file is read. The digest of one
+/// of more than 4 MiB is made on a thread of its own.
 ///
 /// # Errors
 ///
