@@ -27,6 +27,8 @@ const MOST_QUEUED: usize = 2 << 20;
 const MOST_BLOCKED: Duration = Duration::from_secs(2);
 /// How long after the exit a source may stay silent.
 const MOST_SILENT: Duration = Duration::from_secs(10);
+/// How long a log may be silent at most, that was silent before.
+const MOST_PATIENCE: Duration = Duration::from_secs(320);
 /// With so many entries in the queue no input is taken.
 const MOST_TYPED: usize = 64;
 /// What an entry of the queue takes, beside its bytes.
@@ -82,8 +84,8 @@ pub(crate) enum PumpEnd {
     Eof,
     /// The source broke.
     Broken(RuntimeError),
-    /// After the exit the source neither went on nor ended.
-    Silent,
+    /// After the exit the source neither went on nor ended, for so long.
+    Silent(Duration),
     /// It was left, with all written that was queued.
     Left,
     /// The sink did not take anything for too long. The log is lost.
@@ -119,6 +121,9 @@ pub(crate) struct Capture {
     taken: VecDeque<Event>,
     /// How many such records the log had when it was asked last.
     written: u64,
+    /// How long the engine's log may be silent when it is read to its end. An engine that has much
+    /// to do, or a log that is torn, takes its time; to ask anew makes it begin anew.
+    patience: Duration,
 }
 
 impl Capture {
@@ -144,6 +149,7 @@ impl Capture {
             source_ended: None,
             resumed: false,
             lost: false,
+            patience: MOST_SILENT,
         }
     }
 
@@ -322,6 +328,8 @@ impl Capture {
         let mut end = None;
         let mut last_chunk = Instant::now();
         let mut silence_counts = signals.exited.is_cancelled();
+        let is_final = matches!(replay, Some((_, Reading::Final { .. })));
+        let most_silent = if is_final { self.patience } else { MOST_SILENT };
 
         loop {
             let due = queue.due(end.is_some());
@@ -366,7 +374,7 @@ impl Capture {
                 .filter(|_| replay.is_none())
                 .map(|since| since + MOST_BLOCKED);
             let silent = (silence_counts && end.is_none() && !queue.paused)
-                .then(|| last_chunk + MOST_SILENT);
+                .then(|| last_chunk + most_silent);
             tokio::select! {
                 biased;
                 result = optional(writing.as_mut()) => {
@@ -441,7 +449,10 @@ impl Capture {
                 }
                 () = until(silent) => {
                     self.source_ended = Some(Instant::now());
-                    end = Some(PumpEnd::Silent);
+                    if is_final {
+                        self.patience = (self.patience * 2).min(MOST_PATIENCE);
+                    }
+                    end = Some(PumpEnd::Silent(most_silent));
                 }
             }
         }
@@ -599,5 +610,67 @@ pub(crate) async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use futures::stream;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::Seal;
+
+    #[derive(Debug)]
+    struct Nowhere;
+
+    #[async_trait]
+    impl RunLog for Nowhere {
+        async fn append(&mut self, _: Batch) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn sync(&mut self) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn seal(&mut self, seal: Seal) -> Result<Seal, Error> {
+            Ok(seal)
+        }
+    }
+
+    /// An engine that retries a torn record 20,000 times begins anew with each request.
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_was_silent_for_too_long_is_given_longer() {
+        let log = Box::new(Nowhere);
+        let mut capture = Capture::new(Progress::default(), Arc::default(), log, None);
+        let mut signals = Signals {
+            events: mpsc::unbounded_channel().1,
+            typed: mpsc::channel(1).1,
+            exited: CancellationToken::new(),
+            leaving: CancellationToken::new(),
+            limit: CancellationToken::new(),
+            recorded: CancellationToken::new(),
+        };
+        signals.exited.cancel();
+        let mut silences = Vec::new();
+        let reading = Reading::Final { whole_tap: false };
+        loop {
+            let late = stream::once(async {
+                sleep(Duration::from_secs(70)).await;
+                let bytes = Bytes::from_static(b"late\n");
+                let stream = Stream::Stdout;
+                Ok(Chunk { stream, bytes })
+            });
+            let read = capture.replay(Box::pin(late), Fidelity::Exact, reading, &mut signals);
+            match read.await {
+                PumpEnd::Silent(after) => silences.push(after.as_secs()),
+                PumpEnd::Eof => break,
+                end => panic!("{end:?}"),
+            }
+        }
+        assert_eq!(silences, [10, 20, 40]);
+        assert_eq!(capture.progress.bytes().stdout, 5);
     }
 }

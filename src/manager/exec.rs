@@ -399,7 +399,7 @@ impl Monitor {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
                 return lost(format!("the connection was lost: {error}"));
             }
-            PumpEnd::Stalled | PumpEnd::Silent | PumpEnd::Left => {
+            PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Left => {
                 return lost("its log took nothing".into());
             }
             PumpEnd::Sink(error) => return lost(format!("its log failed: {}", error.chain())),

@@ -473,9 +473,9 @@ impl Monitor {
         match end {
             PumpEnd::Eof => Ok(()),
             PumpEnd::Broken(error) => Err(error.into()),
-            PumpEnd::Silent => Err(RuntimeError::Timeout {
+            PumpEnd::Silent(after) => Err(RuntimeError::Timeout {
                 operation: "read the container's log",
-                after: Duration::from_secs(10),
+                after,
             }
             .into()),
             PumpEnd::Stalled => Err(Error::Stalled),

@@ -65,7 +65,7 @@ pub(super) async fn pump(
                     }
                 }
                 PumpEnd::Broken(error) => tracing::warn!(%container, %error, "the tap broke"),
-                PumpEnd::Silent => tracing::warn!(%container, "the tap did not end"),
+                PumpEnd::Silent(_) => tracing::warn!(%container, "the tap did not end"),
                 end => return pumped.failed(end),
             }
         }
@@ -97,7 +97,7 @@ pub(super) async fn pump(
                     .replay(stream, fidelity, Reading::Preview, signals)
                     .await
                 {
-                    PumpEnd::Eof | PumpEnd::Silent | PumpEnd::Broken(_) => {}
+                    PumpEnd::Eof | PumpEnd::Silent(_) | PumpEnd::Broken(_) => {}
                     end => return pumped.failed(end),
                 }
             }
