@@ -119,7 +119,7 @@ impl Daemon {
             .spawn()
             .unwrap();
         self.dockerd = Some(dockerd);
-        eventually(30, "the daemon's answer", async || {
+        eventually(90, "the daemon's answer", async || {
             self.docker.ping().await.ok()
         })
         .await;
@@ -127,7 +127,13 @@ impl Daemon {
 
     /// Ends it with SIGTERM, and waits for that.
     pub async fn terminate(&mut self) {
+        self.terminate_and(|_| {}).await;
+    }
+
+    /// The same, with something to do between the two.
+    pub async fn terminate_and(&mut self, then: impl FnOnce(&Self)) {
         self.signal("TERM");
+        then(self);
         self.ended().await;
     }
 
@@ -225,7 +231,7 @@ impl Daemon {
     /// Waits until the daemon has no container any more.
     pub async fn is_clean(&self) {
         let root = engine::root_id(&self.root()).expect("the root has an id");
-        eventually(10, "the removal of the container", async || {
+        eventually(90, "the removal of the container", async || {
             let found = engine::containers(&self.docker, &root).await.unwrap();
             found.is_empty().then_some(())
         })

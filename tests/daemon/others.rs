@@ -13,7 +13,7 @@ use crate::daemon::{Daemon, kill};
 use crate::stage::{assert_bytes, assert_complete, end, printed, read};
 use crate::support::proxy::Proxy;
 use crate::support::{engine, sequence};
-use crate::truth::{assert_gap, assert_says, sealed, show};
+use crate::truth::{assert_says, sealed, show};
 
 /// The container goes with its process. Whatever code the engine makes up for it, what was
 /// printed until then is known.
@@ -97,7 +97,9 @@ pub async fn a_pause_by_others_is_no_end_and_loses_nothing() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
-        .start(daemon.spec("lines 400 --burst 10 --delay-ms 10 + exit 5"))
+        .start(daemon.spec(
+            "lines 200 --burst 10 --delay-ms 10 + await /gate/go + lines 200 --from 201 + exit 5",
+        ))
         .await
         .unwrap();
     printed(&run, "out 00000100 ").await;
@@ -105,6 +107,7 @@ pub async fn a_pause_by_others_is_no_end_and_loses_nothing() {
     daemon.docker.pause_container(&container).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(run.state().ending().is_none(), "{:?}", run.state());
+    daemon.open_gate("go");
     daemon.docker.unpause_container(&container).await.unwrap();
     let (outcome, audit) = sealed(&run).await;
     assert_eq!(outcome.code(), Some(5));
@@ -217,7 +220,9 @@ pub async fn a_container_that_others_start_again_before_its_log_is_read_is_never
     daemon.open_gate("go");
     let (outcome, audit) = sealed(&run).await;
     assert_eq!(outcome.code(), Some(0));
-    assert_gap(&audit, "started_again", false);
+    // Where the tap's end was taken for the container's, it may have had all of the first one.
+    let gaps = audit.all("gap");
+    assert!(gaps.iter().any(|gap| gap["reason"] == "started_again"));
     let twice = sequence::lines("out", 200, 64).repeat(2);
     assert!(twice.starts_with(audit.stream("stdout")));
 }

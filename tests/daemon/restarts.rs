@@ -42,14 +42,22 @@ fn assert_waited_for(audit: &Audit) {
     assert!(audit.all("gap").len() <= 1, "{:?}", audit.all("gap"));
 }
 
-/// In the middle of 3,000 lines, all of which are printed.
+/// In the middle of 3,000 lines, all of which are printed, and half of them later.
 async fn during_output(kind: Kind, by: By) {
     let mut daemon = Daemon::of(kind).await;
     let manager = daemon.manager().await;
-    let spec = daemon.spec("lines 3000 --burst 10 --delay-ms 5 + exit 5");
-    let run = manager.start(spec).await.unwrap();
+    let steps = "lines 1500 --burst 10 --delay-ms 5 + await /gate/go \
+                 + lines 1500 --from 1501 --burst 10 --delay-ms 5 + exit 5";
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
     printed(&run, "out 00000500 ").await;
-    restart(&mut daemon, by).await;
+    match by {
+        By::Term => daemon.terminate_and(|daemon| daemon.open_gate("go")).await,
+        By::Kill => {
+            daemon.kill().await;
+            daemon.open_gate("go");
+        }
+    }
+    daemon.start().await;
     let (outcome, audit) = sealed(&run).await;
     let missing = assert_says(&audit, 3000);
     assert_eq!(outcome.code(), Some(5), "{}", audit.end);
@@ -89,6 +97,13 @@ async fn during_silence(kind: Kind, by: By) {
     let run = manager.start(daemon.spec(steps)).await.unwrap();
     let last = ["ready\n", "out 00000200 "][usize::from(kind.live_restore)];
     printed(&run, last).await;
+    // What the tap has, the log may not have yet.
+    let log = daemon.log_of(&daemon.container().await);
+    eventually(60, "the daemon's log", async || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.contains(last.trim_end()).then_some(())
+    })
+    .await;
     restart(&mut daemon, by).await;
     daemon.open_gate("go");
     let (outcome, audit) = sealed(&run).await;
@@ -173,7 +188,7 @@ pub async fn what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_
 pub async fn a_killed_daemon_under_load_loses_no_line_unsaid() {
     let mut daemon = Daemon::of(LIVE).await;
     let manager = daemon.manager().await;
-    let spec = daemon.spec("lines 300000 --burst 500");
+    let spec = daemon.spec("lines 300000 --burst 500 + await /gate/go");
     let run = manager.start(spec).await.unwrap();
     let audit = run.folder().join("logs.jsonl");
     eventually(30, "two megabytes", async || {
@@ -181,6 +196,7 @@ pub async fn a_killed_daemon_under_load_loses_no_line_unsaid() {
     })
     .await;
     restart(&mut daemon, By::Kill).await;
+    daemon.open_gate("go");
     let (_, audit) = sealed(&run).await;
     assert_says(&audit, 300_000);
     assert_eq!(audit.verdict(), "gap", "{}", audit.end);

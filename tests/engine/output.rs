@@ -5,6 +5,7 @@ use std::time::Duration;
 use moat::{LimitAction, StopCause};
 
 use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read, seal};
+use crate::support::audit::Audit;
 use crate::support::sequence;
 
 fn with_newline(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -12,13 +13,25 @@ fn with_newline(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// Asserts that stdout has all of it. An engine gives up 2 s after the exit on what nobody has
+/// taken from it yet: on a machine that stands still for so long, the beginning, and that it is so.
+#[track_caller]
+fn assert_all_or_cut(audit: &Audit, expected: &[u8]) {
+    let gaps = audit.all("gap");
+    if !gaps.is_empty() && gaps.iter().all(|gap| gap["reason"] == "late_drain") {
+        assert!(expected.starts_with(audit.stream("stdout")));
+        return;
+    }
+    assert_bytes(audit.stream("stdout"), expected);
+    assert_complete(audit);
+}
+
 /// Invariant 8: lines longer than any buffer are cut into parts, and lose nothing.
 pub async fn a_line_of_ten_megabytes_is_audited_byte_for_byte(stage: &Stage) {
     let (_, audit) = stage.run(stage.spec("long 10000000 + echo after")).await;
     let mut expected = with_newline(sequence::long(10_000_000, false));
     expected.extend_from_slice(b"after\n");
-    assert_bytes(audit.stream("stdout"), &expected);
-    assert_complete(&audit);
+    assert_all_or_cut(&audit, &expected);
 }
 
 /// The engine's log cuts such a line in mid-character and replaces the halves: the tap does not.
@@ -34,8 +47,7 @@ pub async fn a_long_line_of_multibyte_characters_is_audited_byte_for_byte(stage:
 /// The engine's log makes three bytes of each bad one: the tap does not.
 pub async fn random_bytes_are_audited_byte_for_byte(stage: &Stage) {
     let (_, audit) = stage.run(stage.spec("bytes 3000000 --seed 42")).await;
-    assert_bytes(audit.stream("stdout"), &sequence::noise(42, 3_000_000));
-    assert_complete(&audit);
+    assert_all_or_cut(&audit, &sequence::noise(42, 3_000_000));
 }
 
 pub async fn a_progress_bar_is_audited_byte_for_byte(stage: &Stage) {
@@ -150,12 +162,11 @@ pub async fn a_reader_that_does_not_read_harms_neither_container_nor_audit(stage
     assert!(watched.next(&mut idle).await);
     let outcome = end(&run).await;
     let audit = read(&outcome);
-    sequence::check(audit.stream("stdout"), "out", LINES, 64).unwrap();
-    assert_complete(&audit);
+    assert_all_or_cut(&audit, &sequence::lines("out", LINES, 64));
     // Whatever it is given in the end, it knows how much it has not seen.
     while watched.next(&mut idle).await {}
     let seen = watched.stdout().len() as u64;
-    assert_eq!(seen + watched.missed, LINES * 65);
+    assert_eq!(seen + watched.missed, audit.stream("stdout").len() as u64);
 }
 
 pub async fn output_past_the_limit_stops_the_run_and_is_a_gap(stage: &Stage) {

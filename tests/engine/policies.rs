@@ -8,6 +8,7 @@ use moat::{Docker, Error, KeepContainer, LimitAction, Manager, Mount, RunId};
 use serde_json::json;
 
 use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read};
+use crate::support::deadline::eventually;
 use crate::support::sequence;
 
 /// The daemon's own defaults can rotate a container's output away, and are merged in.
@@ -70,7 +71,7 @@ pub async fn a_failed_run_can_keep_its_container(stage: &Stage) {
     end(&run).await;
     let run = manager.start(keep("exit 0")).await.unwrap();
     end(&run).await;
-    crate::support::deadline::eventually(10, "the removal of one container", async || {
+    eventually(90, "the removal of one container", async || {
         (stage.containers().await.len() == 1).then_some(())
     })
     .await;
@@ -110,18 +111,13 @@ pub async fn anonymous_volumes_are_removed_with_the_container(stage: &Stage) {
     stage.open_gate("go");
     end(&run).await;
     stage.is_clean().await;
-    let volumes = stage
-        .docker
-        .list_volumes(None::<ListVolumesOptions>)
-        .await
-        .unwrap();
-    let names: Vec<_> = volumes
-        .volumes
-        .unwrap_or_default()
-        .into_iter()
-        .map(|v| v.name)
-        .collect();
-    assert!(!names.contains(&volume));
+    // They go behind the container.
+    eventually(60, "the removal of the volume", async || {
+        let found = stage.docker.list_volumes(None::<ListVolumesOptions>).await;
+        let mut volumes = found.unwrap().volumes.unwrap_or_default().into_iter();
+        (!volumes.any(|found| found.name == volume)).then_some(())
+    })
+    .await;
 }
 
 pub async fn files_can_be_copied_out_of_a_kept_container(stage: &Stage) {

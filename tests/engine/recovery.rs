@@ -49,10 +49,12 @@ async fn container_ended(stage: &Stage) {
 
 /// Invariant 4: killed in the middle of the output, with the container printing all the while.
 pub async fn a_killed_embedder_loses_and_doubles_no_line(stage: &Stage) {
-    let steps = "lines 3000 --stream both --burst 10 --delay-ms 4 + exit 7";
+    let steps = "lines 1500 --stream both --burst 10 --delay-ms 4 + await /gate/go \
+                 + lines 1500 --from 1501 --stream both --burst 10 --delay-ms 4 + exit 7";
     let embedder = Embedder::start(stage, RUN, steps);
     audited(stage, "out 00000500 ").await;
     embedder.kill();
+    stage.open_gate("go");
     let manager = stage.manager().await;
     let outcome = end(&recovered(&manager).await).await;
     assert_eq!(outcome.code(), Some(7));
@@ -79,13 +81,14 @@ pub async fn a_killed_embedder_loses_and_doubles_no_identical_line(stage: &Stage
 
 pub async fn embedders_killed_one_after_the_other_lose_nothing(stage: &Stage) {
     let steps = "lines 100 + await /gate/1 + lines 100 --from 101 + await /gate/2 \
-                 + lines 100 --from 201 + await /gate/3 + lines 100 --from 301";
+                 + lines 100 --from 201 + await /gate/3 + lines 100 --from 301 + await /gate/end";
     Embedder::start(stage, RUN, steps).kill();
     for gate in ["1", "2", "3"] {
         let embedder = Embedder::take_over(stage, RUN);
         stage.open_gate(gate);
         embedder.kill();
     }
+    stage.open_gate("end");
     let manager = stage.manager().await;
     let audit = read(&end(&recovered(&manager).await).await);
     sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
@@ -131,7 +134,7 @@ pub async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
         .id(id());
     let run = manager.start(spec).await.unwrap();
     printed(&run, "out 00000050 ").await;
-    within(10, "the shutdown", manager.shutdown(Shutdown::Leave)).await;
+    within(60, "the shutdown", manager.shutdown(Shutdown::Leave)).await;
     assert!(matches!(run.wait().await, Err(Error::Closed)));
     drop((run, manager));
     let container = stage.containers().await.remove(0);
@@ -155,7 +158,7 @@ pub async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
         .await
         .unwrap();
     printed(&run, "ready\n").await;
-    within(30, "the shutdown", manager.shutdown(Shutdown::Stop)).await;
+    within(60, "the shutdown", manager.shutdown(Shutdown::Stop)).await;
     drop((run, manager));
     let info = Root::open(stage.root()).unwrap().info(&id()).unwrap();
     let seal = info.seal.unwrap();
@@ -165,8 +168,8 @@ pub async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
 
 /// The limit is a point in time that is written down, not a timer of the process that died.
 pub async fn a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open(stage: &Stage) {
-    Embedder::start_limited(stage, RUN, "trap --exit 2", 1.0).kill();
-    tokio::time::sleep(Duration::from_millis(1200)).await;
+    Embedder::start_limited(stage, RUN, "trap --exit 2", 5.0).kill();
+    tokio::time::sleep(Duration::from_millis(5200)).await;
     let manager = stage.manager().await;
     let outcome = end(&recovered(&manager).await).await;
     assert_eq!(seal(&outcome).stopped, Some(StopCause::TimeLimit));
@@ -175,7 +178,7 @@ pub async fn a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open(st
 
 /// A container that ignores the signal does not run on because who was asked to stop it died.
 pub async fn a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over(stage: &Stage) {
-    let embedder = Embedder::start_and_stop(stage, RUN, "deaf + echo ready + sleep 600", 3.0);
+    let embedder = Embedder::start_and_stop(stage, RUN, "deaf + echo ready + sleep 600", 8.0);
     audited(stage, r#""type":"stop""#).await;
     embedder.kill();
     let manager = stage.manager().await;
@@ -222,7 +225,10 @@ pub async fn another_process_can_wait_read_and_stop_but_not_take_over(stage: &St
 
 /// What a container prints when it is started again belongs to another execution.
 pub async fn a_container_started_again_by_others_is_another_execution(stage: &Stage) {
-    Embedder::start(stage, RUN, "lines 100 + await /gate/go").kill();
+    let embedder = Embedder::start(stage, RUN, "lines 100 + await /gate/go");
+    // By which the next execution is told from it.
+    audited(stage, r#""type":"started""#).await;
+    embedder.kill();
     stage.open_gate("go");
     container_ended(stage).await;
     let container = stage.containers().await.remove(0);

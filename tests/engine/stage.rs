@@ -93,9 +93,16 @@ impl Stage {
         engine::containers(&self.docker, &root).await.unwrap()
     }
 
+    /// Whether the engine says of the trial's only container that it was out of memory.
+    pub async fn found_out_of_memory(&self) -> bool {
+        let container = self.containers().await.remove(0);
+        let found = self.docker.inspect_container(&container, None).await;
+        found.unwrap().state.unwrap().oom_killed == Some(true)
+    }
+
     /// Waits until the engine has no container of the trial's root any more.
     pub async fn is_clean(&self) {
-        eventually(10, "the removal of the container", async || {
+        eventually(90, "the removal of the container", async || {
             self.containers().await.is_empty().then_some(())
         })
         .await;
@@ -104,7 +111,7 @@ impl Stage {
 
 /// Waits for the end of a run, and until its audit is sealed.
 pub async fn end(run: &Run) -> Outcome {
-    within(90, "the seal of the run", async {
+    within(180, "the seal of the run", async {
         loop {
             let outcome = run.wait().await.unwrap();
             if outcome.sealed().is_some() {
