@@ -251,10 +251,11 @@ fn in_tests_passes_and_shows_the_output_of_a_service_with_a_failure(place: &Plac
     let stderr = text(&found.stderr);
     let shown = stderr.split("\nmoat: ").skip(1).collect::<Vec<_>>();
     assert_eq!(shown.len(), 2, "{stderr}");
-    assert!(
-        shown[0].contains("; its last lines:\n  starting\n  listening\n"),
-        "{stderr}"
-    );
+    let (_, lines) = shown[0].split_once("; its last lines:\n").unwrap();
+    // They are of two streams, between which there is no order.
+    for line in ["  starting", "  listening"] {
+        assert!(lines.lines().any(|shown| shown == line), "{stderr}");
+    }
     let audit = shown[1].trim().strip_prefix("its audit: ").unwrap();
     let audit = Audit::read(&place.folder.path().join(audit)).unwrap();
     assert_eq!(audit.verdict(), "complete");
@@ -324,9 +325,11 @@ fn run_runs_a_local_process_as_it_runs_a_container(place: &Place) {
     let found = output(place.process(&["--tty"], "test -t 1 && stty size"));
     assert_code(&found, 0);
     assert_eq!(text(&found.stdout), "24 80\r\n");
-    let found = output(place.process(&["--timeout", "0.2", "--workdir", "/"], "pwd; sleep 600"));
-    assert_code(&found, 124);
+    let found = output(place.process(&["--workdir", "/"], "pwd"));
+    assert_code(&found, 0);
     assert_eq!(text(&found.stdout), "/\n");
+    let found = output(place.process(&["--timeout", "0.2"], "sleep 600"));
+    assert_code(&found, 124);
 }
 
 fn what_a_local_process_cannot_have_is_refused_by_name(place: &Place) {
@@ -367,7 +370,9 @@ fn a_killed_run_of_a_local_process_leaves_no_child_behind_and_is_sealed_as_lost(
             .filter(|line| String::from_utf8_lossy(line).contains(&marker))
             .count()
     };
-    assert!(children() >= 3, "the run, its shell, and that one's child");
+    wait_for("the run, its shell, and that one's child", || {
+        children() >= 3
+    });
     drop(process);
     wait_for("the end of all", || children() == 0);
     let found = output(place.runs(&["recover", "--runtime", "process"]));
@@ -441,14 +446,11 @@ fn quickstart_says_how_to_get_an_image(place: &Place) {
     place.image();
     let mut command = example("quickstart");
     command.current_dir(place.folder.path());
-    command.arg("moat-test.invalid/nothing:here");
+    command.arg("localhost:1/nothing:here");
     let output = output(command);
     assert_code(&output, 1);
     let stderr = text(&output.stderr);
-    assert!(
-        stderr.contains("moat-test.invalid/nothing:here"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("localhost:1/nothing:here"), "{stderr}");
     assert!(stderr.contains("docker import"), "{stderr}");
 }
 
@@ -560,10 +562,10 @@ fn run_exits_with_125_for_errors(place: &Place) {
     command
         .arg("--root")
         .arg(place.root())
-        .arg("moat-test.invalid/nothing:here");
+        .arg("localhost:1/nothing:here");
     let found = output(command);
     assert_code(&found, 125);
-    assert!(text(&found.stderr).contains("moat-test.invalid/nothing:here"));
+    assert!(text(&found.stderr).contains("localhost:1/nothing:here"));
     assert_eq!(
         Audit::read(&audit_of(&found)).unwrap().evidence(),
         "never_started"
@@ -571,7 +573,7 @@ fn run_exits_with_125_for_errors(place: &Place) {
 }
 
 fn run_exits_with_124_when_the_time_limit_stopped_it(place: &Place) {
-    let options = ["--timeout", "1", "--grace", "0.5"];
+    let options = ["--timeout", "4", "--grace", "2"];
     let output = output(place.run(&options, "deaf + echo ready + sleep 600"));
     assert_code(&output, 124);
     assert_eq!(text(&output.stdout), "ready\n");
@@ -655,7 +657,7 @@ fn a_reader_that_leaves_does_not_end_the_audit(place: &Place) {
 fn a_large_output_takes_little_memory(place: &Place) {
     let soak = std::env::var("MOAT_SOAK").is_ok_and(|value| value == "1");
     let bytes = if soak { 1_000_000_000 } else { 60_000_000 };
-    let steps = format!("fill {bytes} + lines 20000 + sleep 0.5");
+    let steps = format!("fill {bytes} + lines 20000 + sleep 3");
     let mut command = place.run(&["--name", "first"], &steps);
     let child = command
         .stdout(Stdio::null())
@@ -689,11 +691,13 @@ fn a_large_output_of_a_local_process_takes_little_memory(place: &Place) {
     // A newline after each 99 characters but the last ones.
     let total = 100_000_000 + (100_000_000 - 1) / 99;
     let stdout = text(&found.stdout);
-    assert!(stdout.contains(&format!(" {total} bytes")), "{stdout}");
+    // Where the disk stands still for seconds the live output is given up, and nothing is behind it.
+    let whole = stdout.contains(&format!(" {total} bytes"));
+    assert!(whole || stdout.contains("audit gap\n"), "{stdout}");
 }
 
 fn a_killed_run_is_recovered_with_every_line_once(place: &Place) {
-    let steps = "lines 2000 --burst 10 --delay-ms 5";
+    let steps = "lines 2000 --burst 10 --delay-ms 25";
     let mut command = place.run(&["--name", "first"], steps);
     let child = command
         .stdout(Stdio::null())
@@ -716,7 +720,7 @@ fn a_killed_run_is_recovered_with_every_line_once(place: &Place) {
 }
 
 fn a_detached_run_is_listed_waited_for_and_removed(place: &Place) {
-    let found = output(place.run(&["--detach"], "lines 100 + sleep 0.5 + exit 9"));
+    let found = output(place.run(&["--detach"], "lines 100 + sleep 5 + exit 9"));
     assert_code(&found, 0);
     let id = text(&found.stdout).trim().to_owned();
     audit_of(&found);

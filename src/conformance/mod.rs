@@ -60,7 +60,7 @@ use bench::Bench;
 use sinks::Shelf;
 
 /// The most time that a trial may take.
-const BOUND: Duration = Duration::from_secs(120);
+const BOUND: Duration = Duration::from_secs(300);
 
 /// One clause of a contract, to be tried on one implementor.
 pub struct Trial {
@@ -89,7 +89,7 @@ impl Trial {
         self.clause
     }
 
-    /// Tries it, for at most 120 s.
+    /// Tries it, for at most 300 s.
     ///
     /// # Errors
     ///

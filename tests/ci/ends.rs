@@ -6,7 +6,7 @@ use crate::place::{Place, Process, assert_code, printed, run, text};
 
 const PIPELINE: &str = "\
     [[step]]\nname = 'quick'\ncommands = ['echo done']\n\
-    [[step]]\nname = 'long'\ngrace = 2\nneeds = ['quick']\n\
+    [[step]]\nname = 'long'\ngrace = 30\nneeds = ['quick']\n\
     commands = [\"trap 'echo asked; exit 5' TERM\", 'echo begun', 'while :; do sleep 0.1; done']\n\
     [[step]]\nname = 'deaf'\ngrace = 0.3\nneeds = ['quick']\n\
     commands = [\"trap '' TERM\", 'echo begun', 'while :; do sleep 0.1; done']\n\

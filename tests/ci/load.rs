@@ -10,7 +10,7 @@ pub fn thirty_steps_one_of_a_million_lines_and_one_that_hangs_end_in_time_and_in
 ) {
     let numbers: Vec<_> = (1..=28).map(|n| format!("'{n}'")).collect();
     let pipeline = format!(
-        "[[step]]\nname = 'loud'\ncommands = ['seq 1 1000000']\n\
+        "[[step]]\nname = 'loud'\ncommands = ['seq 1 1000000', 'sleep 3']\n\
          [[step]]\nname = 'hangs'\ntimeout = 5\ngrace = 0.5\ncommands = ['echo begun', 'sleep 600']\n\
          [[step]]\nname = 'quick'\nmatrix = {{ n = [{}] }}\ncommands = ['echo ${{{{ matrix.n }}}}']\n",
         numbers.join(", ")
@@ -24,7 +24,7 @@ pub fn thirty_steps_one_of_a_million_lines_and_one_that_hangs_end_in_time_and_in
     println!("30 steps took {took:.1?}, {peak} KiB resident at most");
     let out = out.join().unwrap();
     assert_eq!(process.0.wait().unwrap().code(), Some(1), "{out}");
-    assert!(took < Duration::from_secs(120), "{took:?}");
+    assert!(took < Duration::from_secs(400), "{took:?}");
     assert!(peak > 0 && peak < 64 << 10, "{peak} KiB resident");
     let statuses = place.statuses();
     assert_eq!(statuses.len(), 30);

@@ -25,7 +25,7 @@ fn sealed(place: &Place, run: &str) {
 pub fn a_container_of_a_killed_harness_is_picked_up_and_its_audit_is_whole(place: &Place) {
     let pipeline = "[[step]]\nname = 'first'\ncommands = ['echo once']\n\
         [[step]]\nname = 'slow'\nneeds = ['first']\n\
-        commands = ['for i in $(seq 100); do echo line $i; sleep 0.03; done']\n\
+        commands = ['for i in $(seq 100); do echo line $i; sleep 0.1; done']\n\
         [[step]]\nname = 'last'\nneeds = ['slow']\ncommands = ['echo last']\n";
     let process = Process::start(place.docker(pipeline));
     printed(place, "slow 1", "line 20");
@@ -174,7 +174,7 @@ pub fn a_changed_pipeline_is_not_gone_on_with(place: &Place) {
 }
 
 pub fn a_build_that_is_under_way_is_not_gone_on_with(place: &Place) {
-    let pipeline = "[[step]]\nname = 'a'\ncommands = ['echo begun', 'sleep 20']\n";
+    let pipeline = "[[step]]\nname = 'a'\ncommands = ['echo begun', 'sleep 600']\n";
     let process = Process::start(place.process(pipeline));
     printed(place, "a 1", "begun");
     let output = resumed(place.process(pipeline)).output().unwrap();

@@ -145,7 +145,11 @@ fn a_file_without_permission_to_read_is_reported_and_read_when_there_is_one() {
         let all = fs::Permissions::from_mode(0o777);
         fs::set_permissions(folder.path(), all).unwrap();
         let program = folder.path().join("test");
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        // By another process: what is open for writing here, a child of a test beside this one may
+        // have, too, and then it cannot be run.
+        let mut copy = Command::new("cp");
+        copy.arg(std::env::current_exe().unwrap()).arg(&program);
+        assert!(copy.status().unwrap().success());
         let mut child = Command::new(program);
         child.args(["--exact", &format!("files::{NAME}")]);
         child.env("TMPDIR", folder.path()).current_dir("/");

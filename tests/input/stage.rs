@@ -13,7 +13,7 @@ use moat::{Manager, Outcome, Root, Run, RunId, RunSpec, Shutdown, Stream};
 pub const TEXT: &str = "one\ntwo\nd\u{e9}j\u{e0} \u{fffd}\nno newline";
 
 /// Longer than anything here takes.
-pub const BOUND: Duration = Duration::from_secs(60);
+pub const BOUND: Duration = Duration::from_secs(180);
 
 pub struct Stage {
     pub runtime: Scripted,
@@ -54,6 +54,7 @@ impl Stage {
     pub async fn open(&self) -> Manager {
         Manager::builder(self.path(), self.runtime.clone())
             .tasks_on(tokio::runtime::Handle::current())
+            .pending_after(BOUND)
             .open()
             .await
             .unwrap()
