@@ -475,21 +475,38 @@ async fn what_was_typed_into_a_further_process_while_a_sink_failed_is_recorded_w
 
 #[tokio::test]
 async fn a_stop_before_a_shutdown_reaches_a_run_that_another_one_owns() {
-    let bench = Bench::new();
-    let well = id("well");
-    bench.runtime.script(&well, Script::new().until_stopped());
-    let owner = bench.open(&Moody::new(Mood::Well)).await;
-    let run = owner.start(RunSpec::new("any").id(well.clone()));
-    let run = run.await.unwrap();
-    let other = bench.open(&Moody::new(Mood::Well)).await;
-    other.recovered().await.unwrap();
-    let theirs = other.get(&well).await.unwrap();
-    assert!(theirs.owned_elsewhere());
-    assert!(theirs.stop(None).now_or_never().is_none());
-    within(20, "the shutdown", other.shutdown(Shutdown::Leave)).await;
-    let outcome = within(20, "the seal", sealed(&run)).await;
-    assert_eq!(outcome.code(), Some(143), "{outcome}");
-    assert_eq!(stops(&run.audit().unwrap()), 1);
+    for overtaken in [false, true] {
+        let bench = Bench::new();
+        let well = id("well");
+        bench.runtime.script(&well, Script::new().until_stopped());
+        let owner = bench.open(&Moody::new(Mood::Well)).await;
+        let run = owner.start(RunSpec::new("any").id(well.clone()));
+        let run = run.await.unwrap();
+        let other = bench.open(&Moody::new(Mood::Well)).await;
+        other.recovered().await.unwrap();
+        let theirs = other.get(&well).await.unwrap();
+        assert!(theirs.owned_elsewhere());
+        let before = bench.runtime.calls(Call::Inspect);
+        if overtaken {
+            // The image says which signal it is.
+            bench.runtime.link(Link::Silent);
+        }
+        assert!(theirs.stop(None).now_or_never().is_none());
+        if overtaken {
+            eventually(20, "the question for the signal", async || {
+                (bench.runtime.calls(Call::Inspect) > before).then_some(())
+            })
+            .await;
+            // The next look at the run's files is due before the answer comes.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let answer = async { bench.runtime.link(Link::Up) };
+        let closed = async { tokio::join!(other.shutdown(Shutdown::Leave), answer) };
+        within(20, "the shutdown", closed).await;
+        let outcome = within(20, "the seal", sealed(&run)).await;
+        assert_eq!(outcome.code(), Some(143), "{outcome}");
+        assert_eq!(stops(&run.audit().unwrap()), 1, "{overtaken}");
+    }
 }
 
 #[tokio::test]

@@ -49,10 +49,20 @@ impl Monitor {
         permits: &'a Semaphore,
     ) -> Option<(SemaphorePermit<'a>, Option<Unwatched>)> {
         let context = Arc::clone(&self.context);
+        let mut unwatched = None;
         loop {
             let run = self.place.run.clone();
-            let permit = context.closing.run_until_cancelled(permits.acquire());
-            let permit = permit.await?.ok()?;
+            // Where the manager closes, it is left by way of that alone: a stop is sent first.
+            let permit = self
+                .stopper
+                .meanwhile(
+                    &context,
+                    unwatched.as_ref(),
+                    &mut self.stops,
+                    permits.acquire(),
+                )
+                .await?
+                .ok()?;
             let looked = context
                 .on_disk("look at", move |root| {
                     if !root.has(&run) {
@@ -116,7 +126,7 @@ impl Monitor {
             drop(permit);
             // A request stays where it is until there is a container to stop, or the run is ours; and
             // where this runtime cannot reach it, whoever asks is told so.
-            let unwatched = record.filter(|_| in_reach).and_then(Unwatched::of);
+            unwatched = record.filter(|_| in_reach).and_then(Unwatched::of);
             self.stopper
                 .meanwhile(&context, unwatched.as_ref(), &mut self.stops, sleep(LOOK))
                 .await?;

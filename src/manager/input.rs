@@ -167,6 +167,8 @@ pub struct Input {
     writer: Option<InputWriter>,
     mode: Stdin,
     ended: bool,
+    /// Whether its end is recorded.
+    told: bool,
     /// Where what was written is recorded.
     typed: Option<PollSender<Record>>,
     /// Resolves with the end of the run; `None`: it has.
@@ -199,6 +201,7 @@ impl Input {
             writer: Some(writer),
             mode,
             ended: false,
+            told: false,
             typed: record.then(|| PollSender::new(entry.typed.clone())),
             over: Some(Box::pin(async move {
                 // The end of its monitor is none of the container's.
@@ -296,6 +299,11 @@ impl AsyncWrite for Input {
             return Poll::Ready(Err(broken("the manager is shut down")));
         }
         let over = this.is_over(poller);
+        // Before the container sees it, which may end at once, and its run with it.
+        if !over && !std::mem::replace(&mut this.told, true) {
+            let text = "the input is at its end";
+            this.session.tell(Action::InputEnd, text);
+        }
         if let Some(writer) = &mut this.writer {
             match ready!(writer.as_mut().poll_shutdown(poller)) {
                 // Nobody is there any more who could see it.
@@ -305,9 +313,6 @@ impl AsyncWrite for Input {
         }
         this.ended = true;
         *lock(&this.session.run.entry.pipe) = Pipe::Ended;
-        if !over {
-            this.session.tell(Action::InputEnd, "the input was ended");
-        }
         Poll::Ready(Ok(()))
     }
 }
@@ -318,13 +323,14 @@ impl Drop for Input {
             return;
         };
         if self.mode == Stdin::Pipe && !self.ended {
-            hang_up(writer);
-            *lock(&self.session.run.entry.pipe) = Pipe::Ended;
+            // As an end is: before the container sees it.
             if !self.session.run.is_over() {
                 let text =
                     "the writer of the input has gone before its end; the container sees one";
                 self.session.tell(Action::InputLost, text);
             }
+            hang_up(writer);
+            *lock(&self.session.run.entry.pipe) = Pipe::Ended;
         } else if let Some(home) = &self.home {
             *lock(&home.writer) = Some(writer);
         }
@@ -379,5 +385,95 @@ impl Run {
             run: self.id().clone(),
             reason,
         }
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use futures::executor::block_on;
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::runtime::Runtime;
+    use crate::runtime::scripted::{Script, Scripted};
+    use crate::sink::audit::{Reader, Record as Read};
+    use crate::{Manager, RunSpec};
+
+    /// An input at whose end its run ends, and is sealed before that is answered.
+    struct Last {
+        engine: Scripted,
+        run: Run,
+        fails: bool,
+    }
+
+    impl AsyncWrite for Last {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Poller<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Poller<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Poller<'_>) -> Poll<io::Result<()>> {
+            if std::mem::take(&mut self.fails) {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            let container = self.run.container().unwrap();
+            block_on(async {
+                self.engine.signal(&container, "SIGKILL").await.unwrap();
+                while self.run.wait().await.unwrap().sealed().is_none() {}
+            });
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// What is recorded of an input of a run that ends with it.
+    async fn recorded(fails: bool, end: impl AsyncFnOnce(Input)) -> Vec<Action> {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Scripted::new();
+        engine.next(Script::new().until_stopped());
+        let root = folder.path().join("root");
+        let manager = Manager::open(root, engine.clone()).await.unwrap();
+        let run = manager.start(RunSpec::new("any")).await.unwrap();
+        let last = Last {
+            engine,
+            run: run.clone(),
+            fails,
+        };
+        let session = Session::new(run.clone(), None, true, true);
+        end(Input::new(Box::pin(last), Stdin::Pipe, false, &session)).await;
+        run.wait().await.unwrap();
+        let records = Reader::open(run.audit().unwrap()).unwrap();
+        let done = records.filter_map(|record| match record.unwrap() {
+            Read::Event(Record::Note { interaction, .. }) => Some(interaction?.action),
+            _ => None,
+        });
+        done.collect()
+    }
+
+    #[tokio::test]
+    async fn the_end_of_an_input_is_recorded_also_where_it_is_that_of_the_run() {
+        let ended = recorded(false, async |mut input| input.shutdown().await.unwrap());
+        assert_eq!(ended.await, [Action::InputEnd]);
+        let dropped = recorded(false, async |input| drop(input));
+        assert_eq!(dropped.await, [Action::InputLost]);
+    }
+
+    #[tokio::test]
+    async fn an_end_of_the_input_that_failed_is_recorded_once_and_followed_by_the_loss() {
+        let again = recorded(true, async |mut input| {
+            input.shutdown().await.unwrap_err();
+            input.shutdown().await.unwrap();
+        });
+        assert_eq!(again.await, [Action::InputEnd]);
+        let given_up = recorded(true, async |mut input| {
+            input.shutdown().await.unwrap_err();
+        });
+        assert_eq!(given_up.await, [Action::InputEnd, Action::InputLost]);
     }
 }

@@ -235,7 +235,11 @@ pub async fn a_further_process_ends_with_its_container(stage: &Stage) {
     let ended = outcome(&exec).await;
     let audit = read(&ended);
     match ended.code() {
-        Some(code) => assert_eq!((code, audit.verdict()), (137, "complete")),
+        // An engine may be late to tell of the end: then it may have come after that of the output.
+        Some(code) => assert!(
+            code == 137 && ["complete", "gap"].contains(&audit.verdict()),
+            "{ended}"
+        ),
         // The container was removed before it could be asked.
         None => assert_eq!(audit.verdict(), "gap"),
     }

@@ -2,6 +2,7 @@
 //! whether it is the same process that started the container.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::errors::Failure;
 use super::inspect::senseless;
@@ -29,7 +30,8 @@ struct Actor {
     id: String,
 }
 
-/// What all the events that an engine remembers say of a container that it has started.
+/// What the events that an engine remembers say of a container that it has started: all of them,
+/// but for what is newer than the request.
 pub(super) fn continuity(json: &[u8], container: &ContainerId) -> Result<Continuity, Failure> {
     let mut count = 0;
     for event in serde_json::Deserializer::from_slice(json).into_iter() {
@@ -47,6 +49,32 @@ pub(super) fn continuity(json: &[u8], container: &ContainerId) -> Result<Continu
         MOST.. => Continuity::Unknown,
         _ => Continuity::Broken,
     })
+}
+
+/// What they say where the first answer was [`Continuity::Broken`], and they were asked for again.
+///
+/// Events that the first one left out for being newer make it short where no room is left, too, and
+/// the start may have gone for them. The second one has them; and where it begins as the first one
+/// does, nothing was forgotten in between.
+pub(super) fn confirmed(
+    first: &[u8],
+    again: &[u8],
+    container: &ContainerId,
+) -> Result<Continuity, Failure> {
+    let told = continuity(again, container)?;
+    let forgotten = match oldest(first)? {
+        Some(event) => oldest(again)? != Some(event),
+        None => false,
+    };
+    Ok(match told {
+        Continuity::Broken if forgotten => Continuity::Unknown,
+        told => told,
+    })
+}
+
+fn oldest(json: &[u8]) -> Result<Option<Value>, Failure> {
+    let mut events = serde_json::Deserializer::from_slice(json).into_iter();
+    events.next().transpose().map_err(senseless)
 }
 
 #[cfg(test)]
@@ -83,5 +111,23 @@ mod tests {
         assert_eq!(told(&others.repeat(MOST - 1)), Continuity::Broken);
         assert_eq!(told(&others.repeat(MOST)), Continuity::Unknown);
         assert!(continuity(b"<html>", &ContainerId::new("mine")).is_err());
+    }
+
+    #[test]
+    fn what_a_request_left_out_for_being_newer_may_have_taken_the_place_of_a_start() {
+        let mine = ContainerId::new("mine");
+        let told = |first: &str, again: &str| {
+            confirmed(first.as_bytes(), again.as_bytes(), &mine).unwrap()
+        };
+        let others = event("die", "other").repeat(MOST - 2);
+        let first = event("create", "other") + &others;
+        assert_eq!(told(&first, &first), Continuity::Broken);
+        let more = first.clone() + &event("die", "other");
+        assert_eq!(told(&first, &more), Continuity::Unknown);
+        assert_eq!(told(&first, &others), Continuity::Unknown);
+        assert_eq!(told(&first, ""), Continuity::Unknown);
+        assert_eq!(told("", &others), Continuity::Broken);
+        let late = others + &event("start", "mine");
+        assert_eq!(told(&first, &late), Continuity::Unbroken);
     }
 }

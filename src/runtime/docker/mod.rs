@@ -428,7 +428,7 @@ impl Runtime for Docker {
             // A process of its own for each container takes the output, and keeps it.
             return Ok(Continuity::Unbroken);
         }
-        let events = async {
+        let remembered = async || {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             let now = now.unwrap_or_default();
             // In whole seconds, it would leave out what has just started.
@@ -436,7 +436,14 @@ impl Runtime for Docker {
             let call = Call::get(self.path("/events"))
                 .query("since", "1")
                 .query("until", &now);
-            events::continuity(&whole(&self.dial, call).await?, container)
+            whole(&self.dial, call).await
+        };
+        let events = async {
+            let first = remembered().await?;
+            match events::continuity(&first, container)? {
+                Continuity::Broken => events::confirmed(&first, &remembered().await?, container),
+                told => Ok(told),
+            }
         };
         events.await.map_err(self.error("tell its events"))
     }

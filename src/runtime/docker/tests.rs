@@ -246,6 +246,33 @@ async fn a_removal_that_is_under_way_is_waited_for() {
     removed.unwrap();
 }
 
+/// What comes while an engine is asked is not in its answer, and pushes out what was.
+#[tokio::test]
+async fn an_engine_that_forgets_while_it_is_asked_was_not_restarted() {
+    let event = |id: &str| json!({"Type": "container", "Action": "die", "Actor": {"ID": id}});
+    let (first, second) = (event("1").to_string(), event("2").to_string());
+    for (answers, expected) in [
+        ([first.clone(), second], Continuity::Unknown),
+        ([first.clone(), first], Continuity::Broken),
+    ] {
+        let (socket, docker) = Socket::new();
+        let engine = async {
+            for answer in answers {
+                let length = answer.len();
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+                let request = socket.answer(head + &answer).await;
+                assert!(request.starts_with("GET /v1.41/events?since=1&until="));
+            }
+            std::future::pending::<()>().await
+        };
+        let told = tokio::select! {
+            () = engine => unreachable!(),
+            told = docker.continuity(&ID) => told.unwrap(),
+        };
+        assert_eq!(told, expected);
+    }
+}
+
 #[tokio::test]
 async fn a_log_that_goes_with_its_container_is_told_by_how_that_ends() {
     let (socket, docker) = Socket::new();
