@@ -3,16 +3,14 @@
 #![allow(clippy::disallowed_methods, reason = "tests spawn as their users do")]
 #![allow(unreachable_pub)]
 
-#[path = "support/deadline.rs"]
-mod deadline;
 #[path = "support/records.rs"]
 mod records;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
-use moat::runtime::scripted::{Break, Call, Fault, Link, Script, Scripted};
+use moat::runtime::scripted::{Break, Call, Fault, Script, Scripted};
 use moat::sink::audit::{LogState, verify};
 use moat::sink::{Action, Event};
 use moat::{
@@ -21,7 +19,6 @@ use moat::{
 };
 use tokio::io::AsyncWriteExt;
 
-use deadline::{eventually, within};
 use records::{actions, events};
 
 struct Bench {
@@ -375,35 +372,6 @@ async fn a_further_process_whose_connection_ends_before_it_is_a_gap() {
     assert_eq!(outcome.code(), Some(0));
     assert_eq!(seal(&outcome).verdict, Verdict::Gap);
     assert_eq!(seal(&outcome).evidence, Evidence::None);
-}
-
-/// That it ran when it was asked for says nothing of when the answer came.
-#[tokio::test]
-async fn a_late_answer_that_a_further_process_runs_is_no_gap() {
-    let bench = Bench::new();
-    let script = Script::new()
-        .stdout("seen\n")
-        .pause(Duration::from_millis(1600))
-        .cut_tap_after(5);
-    let (_manager, run) = with_exec(&bench, script).await;
-    let exec = run.exec(ExecSpec::new(["any"])).await.unwrap();
-    let late = Instant::now() + Duration::from_millis(1300);
-    let asked = async |times| {
-        eventually(20, "the question", async || {
-            (bench.runtime.calls(Call::ExecInspect) >= times).then_some(())
-        })
-        .await;
-    };
-    // The pauses in between grow: the next question after the fourth one is behind the end.
-    asked(3).await;
-    bench.runtime.link(Link::Silent);
-    asked(4).await;
-    tokio::time::sleep_until(late.into()).await;
-    bench.runtime.link(Link::Up);
-    let outcome = within(20, "the end", exec.wait()).await.unwrap();
-    assert_eq!(outcome.code(), Some(0));
-    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
-    assert_eq!(seal(&outcome).evidence, Evidence::Eof);
 }
 
 #[tokio::test]

@@ -410,12 +410,10 @@ impl Monitor {
         let eof = tokio::time::Instant::now();
         let mut ran_on = false;
         let code = loop {
-            let asked = tokio::time::Instant::now();
             match runtime.exec_inspect(id).await {
                 Ok(inspection) if !inspection.running => break inspection.code,
-                // It has closed its output, and goes on; or the connection was cut. The answer may
-                // have been on its way for long.
-                Ok(_) => ran_on = asked - eof > EARLY,
+                // It has closed its output, and goes on; or the connection was cut.
+                Ok(_) => ran_on = eof.elapsed() > EARLY,
                 Err(error) if error.is_fact() => break None,
                 Err(error) => tracing::warn!(%container, %error, "cannot inspect a process yet"),
             }
