@@ -23,6 +23,8 @@ pub(super) const LOOK: Duration = Duration::from_millis(100);
 enum Look {
     Ours(Lock, Option<Box<RunFile>>),
     Theirs(Box<Option<RunFile>>, &'static str),
+    /// Perhaps of one who makes it at this moment.
+    Unmade,
 }
 
 /// A container that is there, as the run's record says, and that no task here watches.
@@ -67,6 +69,9 @@ impl Monitor {
                 .on_disk("look at", move |root| {
                     if !root.has(&run) {
                         return Err(root.no_such_run(&run));
+                    }
+                    if root.is_being_made(&run) {
+                        return Ok(Look::Unmade);
                     }
                     match root.lock(&run) {
                         Ok(lock) => {
@@ -115,6 +120,7 @@ impl Monitor {
                         status.settled = true;
                     });
                 }
+                Ok(Look::Unmade) => {}
                 Err(error) => {
                     self.stands_in_the_way(&error);
                     self.settle();

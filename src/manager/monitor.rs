@@ -336,8 +336,11 @@ impl Monitor {
                     root.write_run(&intent)?;
                     Ok(lock)
                 });
-                locked.inspect_err(|_| {
-                    let _ = root.unmake(&place.run);
+                locked.inspect_err(|error| {
+                    // What another one owns is not ours to remove.
+                    if !matches!(error, Error::Owned { .. }) {
+                        let _ = root.unmake(&place.run);
+                    }
                 })
             })
             .await?;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,8 @@ const REMOVED: &str = ".removed-";
 const LONGEST_RECORD: u64 = LONGEST_LINE as u64;
 /// How much of each end of an audit file is looked at to tell where a run is.
 const GLANCE: u64 = 64 * 1024;
+/// How long a folder without a file of a run's may be that of a run that is being made.
+const MAKING: Duration = Duration::from_secs(2);
 
 /// The folder that holds runs: a view that needs no engine and changes nothing, so it works while
 /// other processes own the runs.
@@ -452,6 +455,17 @@ impl Root {
         }
     }
 
+    /// Whether somebody may have made the folder of a run a moment ago, and be about to take its
+    /// lock: who took that first would have a run of which there is nothing yet.
+    pub(super) fn is_being_made(&self, run: &RunId) -> bool {
+        let folder = self.folder(run);
+        let made = fs::metadata(&folder).and_then(|folder| folder.modified());
+        let age = made.ok().and_then(|made| made.elapsed().ok());
+        age.is_some_and(|age| age < MAKING)
+            && !folder.join("run.json").exists()
+            && !self.audit(run).exists()
+    }
+
     pub(super) fn is_owned(&self, run: &RunId) -> Result<bool> {
         match disk::open_existing(&self.lock_path(run), false) {
             Ok(file) => match file.try_lock_shared() {
@@ -643,6 +657,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = Root::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains(folder.path().to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn a_folder_is_nobodys_while_a_run_may_be_made_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::open_or_create(folder.path().join("root")).unwrap();
+        let run = RunId::generate();
+        disk::create_folder(&root.folder(&run)).unwrap();
+        let lock = root.lock(&run).unwrap();
+        assert!(root.is_being_made(&run));
+        drop(lock);
+        let made = fs::File::open(root.folder(&run)).unwrap();
+        let then = std::time::SystemTime::now();
+        made.set_modified(then - MAKING).unwrap();
+        assert!(!root.is_being_made(&run), "whoever made it has died");
+        made.set_modified(then).unwrap();
+        fs::write(root.folder(&run).join("run.json"), "").unwrap();
+        assert!(!root.is_being_made(&run), "it is made");
     }
 
     #[test]
