@@ -20,6 +20,7 @@ mod run;
 mod service;
 mod signals;
 mod sources;
+mod start;
 mod stop;
 mod tasks;
 mod usage;
@@ -55,9 +56,10 @@ use crate::sink::{Action, Jsonl, LogSink, RunPlace};
 use crate::{Error, Outcome, Result, RunId, RunSpec, Seal, Stdin, StopCause};
 use events::Bulletin;
 use input::{Pipe, Session};
-use monitor::{Front, Inbox, Monitor};
+use monitor::{Inbox, Monitor};
 use root::RunFile;
 use run::{Entry, Status};
+use start::Front;
 use tasks::Tasks;
 
 /// How many runs are taken over at once.
@@ -473,8 +475,8 @@ impl Manager {
                 });
                 Ok((run, attachment))
             }
-            Ok(Err(monitor::NoStart::Nothing(error))) => Err(error),
-            Ok(Err(monitor::NoStart::Sealed(source))) => Err(Error::NotStarted {
+            Ok(Err(start::NoStart::Nothing(error))) => Err(error),
+            Ok(Err(start::NoStart::Sealed(source))) => Err(Error::NotStarted {
                 outcome: Box::new(run.wait().await?),
                 source,
             }),
