@@ -3,11 +3,13 @@
 #![allow(clippy::disallowed_methods, reason = "tests spawn as their users do")]
 #![allow(unreachable_pub)]
 
+#[path = "support/deadline.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod deadline;
 #[path = "support/records.rs"]
 mod records;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use futures::StreamExt;
 use moat::runtime::scripted::{Break, Call, Fault, Script, Scripted};
@@ -19,6 +21,7 @@ use moat::{
 };
 use tokio::io::AsyncWriteExt;
 
+use deadline::eventually;
 use records::{actions, events};
 
 struct Bench {
@@ -360,14 +363,18 @@ async fn a_further_process_has_an_audit_that_verifies_and_its_runs_audit_names_i
 #[tokio::test]
 async fn a_further_process_whose_connection_ends_before_it_is_a_gap() {
     let bench = Bench::new();
-    // By the real clock: a paused one runs ahead while a thread writes a file.
-    let script = Script::new()
-        .stdout("seen\n")
-        .pause(Duration::from_secs(4))
-        .stdout("not seen\n")
-        .cut_tap_after(5);
+    let script = Script::new().stdout("seen\n").echo().cut_tap_after(5);
     let (_manager, run) = with_exec(&bench, script).await;
-    let exec = run.exec(ExecSpec::new(["any"])).await.unwrap();
+    let spec = ExecSpec::new(["any"]).interactive(true);
+    let exec = run.exec(spec).await.unwrap();
+    let mut input = exec.attach_with(with_input()).await.unwrap().input();
+    // By the real clock: a paused one runs ahead while a thread writes a file. When it is looked at
+    // for the seventh time it has been seen to go on for more than a second.
+    eventually(60, "a look at what goes on", async || {
+        (bench.runtime.calls(Call::ExecInspect) >= 7).then_some(())
+    })
+    .await;
+    input.as_mut().unwrap().shutdown().await.unwrap();
     let outcome = exec.wait().await.unwrap();
     assert_eq!(outcome.code(), Some(0));
     assert_eq!(seal(&outcome).verdict, Verdict::Gap);

@@ -58,7 +58,7 @@ async fn obey(orders: Orders) {
             name,
             nth,
             after_ms,
-        }) => trap = Some(Trap::new(&name, nth, after_ms)),
+        }) => trap = Some(Trap::new(&name, nth, after_ms, &orders.gate)),
         Some(Deadly::Moment(_)) | None => {}
     }
     let trap = Arc::new(trap);

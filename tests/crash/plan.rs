@@ -100,6 +100,8 @@ pub struct Planned {
     pub code: u8,
     /// Whether there is a command to run.
     pub missing: bool,
+    /// Whether its second half comes after `/gate/go`.
+    pub gated: bool,
 }
 
 impl Planned {
@@ -115,13 +117,15 @@ impl Planned {
             keep: KeepContainer::OnGap,
             code: 7,
             missing: false,
+            gated: false,
         }
     }
 
-    /// One that outlasts some processes that take it over: only of what still runs is the log followed.
+    /// One that outlasts the processes that take it over: only what still runs is waited for, and
+    /// has its log followed.
     pub fn lasting() -> Self {
         Self {
-            delay_ms: 300,
+            gated: true,
             ..Self::plain()
         }
     }
@@ -144,10 +148,17 @@ impl Planned {
         if let Some(length) = self.long {
             steps.push_str(&format!("long {length} + "));
         }
-        steps.push_str(&format!(
-            "lines {lines} --stream both --burst {burst} --delay-ms {delay_ms} + \
-             write /gate/done-{id} x + exit {code}"
-        ));
+        let shape = format!("--stream both --burst {burst} --delay-ms {delay_ms}");
+        if self.gated {
+            let half = lines / 2;
+            let (from, rest) = (half + 1, lines - half);
+            steps.push_str(&format!(
+                "lines {half} {shape} + await /gate/go + lines {rest} --from {from} {shape} + "
+            ));
+        } else {
+            steps.push_str(&format!("lines {lines} {shape} + "));
+        }
+        steps.push_str(&format!("write /gate/done-{id} x + exit {code}"));
         steps.split(' ').map(Into::into).collect()
     }
 
@@ -200,6 +211,18 @@ impl Plan {
             deaths.push(random_death(rng, &recoveries));
         }
         Self { runs, deaths }
+    }
+
+    /// Whether the first process dies at this point.
+    pub fn dies_at(&self, point: &str) -> bool {
+        matches!(self.deaths.first(), Some(Deadly::Point { name, .. }) if name == point)
+    }
+
+    /// Whether the request for a container may be under way when its sender dies.
+    pub fn may_outlive(&self) -> bool {
+        self.runs.len() > 1
+            || self.dies_at("during create")
+            || matches!(self.deaths.first(), Some(Deadly::Moment(_)))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::support::proxy::{Fault, Proxy};
 use crate::support::{engine, image};
 
 /// How long a request is under way whose sender is killed meanwhile.
-const UNDER_WAY: Duration = Duration::from_millis(1_500);
+const UNDER_WAY: Duration = Duration::from_secs(5);
 
 /// The folder of a round, and the engine. Dropped, it removes the containers of its root, also
 /// when the trial has failed.
@@ -24,6 +24,8 @@ pub struct Round {
     docker: bollard::Docker,
     image: String,
     address: Option<String>,
+    /// Through which the process that starts the runs reaches the engine.
+    proxy: Option<Proxy>,
 }
 
 impl Drop for Round {
@@ -55,7 +57,28 @@ impl Round {
             docker,
             image,
             address: None,
+            proxy: None,
         }
+    }
+
+    /// Has whoever starts the runs go through a proxy, which sees what becomes of a request whose
+    /// sender is dead.
+    fn watch(&mut self) -> &Proxy {
+        let proxy = Proxy::listen(self.folder.path()).unwrap();
+        self.address = Some(proxy.address());
+        self.proxy.insert(proxy)
+    }
+
+    /// Waits until the engine has carried out each request for a container.
+    async fn settled(&self) {
+        let Some(proxy) = &self.proxy else { return };
+        eventually(60, "the answer to a create", async || {
+            let seen = proxy.seen("create");
+            seen.iter()
+                .all(|seen| seen.answered.is_some())
+                .then_some(())
+        })
+        .await;
     }
 
     fn root(&self) -> PathBuf {
@@ -74,13 +97,19 @@ impl Round {
     }
 
     /// Plays the plan to its end, and says what is left.
-    pub async fn play(&self, plan: &Plan) -> Tally {
+    pub async fn play(&mut self, plan: &Plan) -> Tally {
+        if plan.may_outlive() {
+            self.watch();
+        }
         let mut kills = 0;
         let mut runs = plan.runs.as_slice();
         for death in &plan.deaths {
             kills += u32::from(self.die(&self.orders(runs, Some(death.clone()))).await);
             runs = &[];
+            // Who takes them over talks to the engine itself.
+            self.address = None;
         }
+        fs::write(self.folder.path().join("gate/go"), "").unwrap();
         self.judge(&plan.runs, kills).await
     }
 
@@ -119,11 +148,13 @@ impl Round {
         // A request whose sender was killed may still have been under way: what it has made is
         // for whoever opens the root next.
         for _ in 0..3 {
+            self.settled().await;
             let status = Process::start(&self.orders(&[], None)).ended().await;
             if !status.success() {
                 tally.problem(format!("the last one to open the root ended with {status}"));
             }
-            let bound = Duration::from_secs(2);
+            self.settled().await;
+            let bound = Duration::from_secs(60);
             if cleaned(&self.docker, &self.root(), kept(), bound).await == kept() {
                 break;
             }
@@ -149,19 +180,18 @@ impl Round {
     /// reaches the engine when its sender is dead, and another one has taken the run over.
     pub async fn killed_while_under_way(operation: &str) -> Tally {
         let mut round = Self::new().await;
-        let proxy = Proxy::listen(round.folder.path()).unwrap();
-        proxy.fault(operation, Fault::Late(UNDER_WAY));
-        round.address = Some(proxy.address());
+        round.watch().fault(operation, Fault::Late(UNDER_WAY));
         let run = Planned::plain();
         let process = Process::start(&round.orders(std::slice::from_ref(&run), None));
-        eventually(60, "the request", async || proxy.seen(operation).pop()).await;
+        let seen = |round: &Self| round.proxy.as_ref().unwrap().seen(operation);
+        eventually(60, "the request", async || seen(&round).pop()).await;
         assert!(process.kill(), "the process had ended");
         round.address = None;
         let mut first = Process::start(&round.orders(&[], None));
         let status = first.ended().await;
         assert!(status.success(), "{status}");
         eventually(60, "the answer to the request", async || {
-            proxy.seen(operation).iter().find_map(|seen| seen.answered)
+            seen(&round).iter().find_map(|seen| seen.answered)
         })
         .await;
         round.judge(&[run], 1).await

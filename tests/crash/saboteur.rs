@@ -1,6 +1,6 @@
 //! A runtime and a sink that do what theirs does, and kill this process at a given point of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -24,17 +24,20 @@ pub struct Trap {
     call: String,
     nth: u32,
     after: Duration,
+    /// What a run that lasts waits for is to be found in there.
+    gate: PathBuf,
     reached: AtomicU32,
 }
 
 impl Trap {
-    pub fn new(point: &str, nth: u32, after_ms: u64) -> Self {
+    pub fn new(point: &str, nth: u32, after_ms: u64, gate: &Path) -> Self {
         let (when, call) = point.split_once(' ').unwrap();
         Self {
             when: when.into(),
             call: call.into(),
             nth,
             after: Duration::from_millis(after_ms),
+            gate: gate.to_owned(),
             reached: AtomicU32::new(0),
         }
     }
@@ -146,6 +149,12 @@ impl<T: Runtime> Runtime for Saboteur<T> {
     }
 
     async fn wait(&self, container: &ContainerId) -> Result<WaitStatus, RuntimeError> {
+        if let Some(trap) = self.trap.as_ref()
+            && (trap.when.as_str(), trap.call.as_str()) == ("after", "wait")
+        {
+            // Not before there is somebody who waits for the end.
+            std::fs::write(trap.gate.join("go"), "").unwrap();
+        }
         self.call("wait", self.inner.wait(container)).await
     }
 

@@ -213,7 +213,7 @@ pub async fn what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening(sta
     std::fs::write(&path, open).unwrap();
     manager.shutdown(Shutdown::Leave).await;
     let manager = stage.manager().await;
-    eventually(10, "the seal", async || {
+    eventually(60, "the seal", async || {
         let state = verify(&path).unwrap().state;
         matches!(state, LogState::Sealed(_)).then_some(())
     })

@@ -94,6 +94,18 @@ impl Screen {
         }
     }
 
+    /// Waits for some time until it shows this; `false`: it does not.
+    pub fn comes_to_show(&self, part: &str) -> bool {
+        let begin = Instant::now();
+        while !self.contents().contains(part) {
+            if begin.elapsed() > BOUND / 3 {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
     /// Waits until it shows this.
     #[track_caller]
     pub fn shows(&self, part: &str) {

@@ -8,12 +8,12 @@ use moat::Root;
 use pty_process::blocking::Command;
 use rustix::process::Signal;
 
-use crate::actions;
 use crate::screen::Screen;
 use crate::stage::Stage;
 use crate::support::audit::Audit;
 use crate::support::deadline::eventually;
 use crate::support::example::program as example;
+use crate::{actions, assert_nothing_missed};
 
 /// `run --interactive --tty IMAGE -- CMD` in a terminal.
 fn run(stage: &Stage, options: &[&str], cmd: &[&str]) -> Screen {
@@ -35,6 +35,26 @@ fn runs(stage: &Stage, arguments: &[&str]) -> Screen {
         .arg(stage.root())
         .args(arguments);
     Screen::start(command)
+}
+
+/// Comes back to what shows this when it is drawn again, and says how often it took.
+///
+/// An engine may answer before it passes output on: what is drawn in between is not seen, and
+/// nobody draws it once more.
+fn come_back(stage: &Stage, part: &str) -> (Screen, usize) {
+    let mut tries = 1;
+    loop {
+        let screen = runs(stage, &["attach", "one"]);
+        if screen.comes_to_show(part) {
+            return (screen, tries);
+        }
+        assert!(
+            tries < 5,
+            "no {part:?} on this screen:\n{}",
+            screen.contents()
+        );
+        tries += 1;
+    }
 }
 
 fn audit_path(stage: &Stage) -> PathBuf {
@@ -83,8 +103,7 @@ pub async fn a_shell_is_used_left_come_back_to_and_exited(stage: &Stage) {
     assert_eq!(info.state, "running");
     assert_eq!(stage.containers().await.len(), 1);
 
-    let mut screen = runs(stage, &["attach", "one"]);
-    screen.shows("/ #");
+    let (mut screen, tries) = come_back(stage, "/ #");
     screen.type_in("echo ba''ck; stty size\r");
     screen.shows("back\n24 80\n");
     screen.type_in("exit 3\r");
@@ -100,12 +119,8 @@ pub async fn a_shell_is_used_left_come_back_to_and_exited(stage: &Stage) {
     let done = actions(&audit);
     assert_eq!(done.first().unwrap(), "attach_input");
     assert_eq!(done.iter().filter(|action| *action == "detach").count(), 1);
-    assert_eq!(
-        done.iter()
-            .filter(|action| *action == "attach_input")
-            .count(),
-        2
-    );
+    let attached = done.iter().filter(|action| *action == "attach_input");
+    assert!((2..=1 + tries).contains(&attached.count()), "{done:?}");
     assert!(done.contains(&"resize".into()));
     assert!(audit.all("stdin").is_empty());
 }
@@ -122,8 +137,7 @@ pub async fn an_editor_fills_the_screen_and_is_drawn_again_for_who_comes_back(st
     assert_eq!(screen.code(), Some(0), "{}", screen.contents());
     screen.is_as_it_was();
 
-    let mut screen = runs(stage, &["attach", "one"]);
-    screen.shows("hello from vi\n~\n");
+    let (mut screen, _) = come_back(stage, "hello from vi\n~\n");
     screen.type_in(":w\r");
     screen.shows("'/tmp/note' 1L");
     screen.type_in(":q\r");
@@ -235,8 +249,7 @@ pub async fn who_is_stopped_gives_the_terminal_back_and_has_it_again(stage: &Sta
 pub async fn who_waits_for_the_end_of_a_run_can_leave(stage: &Stage) {
     let mut owner = run(stage, &[], &["sh"]);
     owner.shows("/ #");
-    let mut other = runs(stage, &["attach", "one"]);
-    other.shows("/ #");
+    let (mut other, _) = come_back(stage, "/ #");
     owner.signal(Signal::STOP);
     other.type_in("exit 3\r");
     let id = stage.containers().await.remove(0);
@@ -276,7 +289,8 @@ pub async fn an_error_leaves_the_terminal_as_it_was(_: &Stage) {
 pub async fn a_further_process_has_a_terminal_of_its_own(stage: &Stage) {
     let screen = run(stage, &[], &["sh"]);
     screen.shows("/ #");
-    screen.type_in("touch /tmp/here\r");
+    screen.type_in("touch /tmp/here; echo do''ne\r");
+    screen.shows("\ndone\n");
     let mut other = runs(
         stage,
         &["exec", "-it", "--workdir", "/tmp", "one", "--", "sh"],
@@ -350,6 +364,6 @@ pub async fn what_is_piped_in_comes_out_again_in_bounded_memory(stage: &Stage) {
     crate::stage::assert_bytes(&fs::read(&output).unwrap(), all.as_bytes());
     assert!(peak > 0 && peak < 40 << 10, "{peak} KiB resident");
     let audit = Audit::read(&audit_path(stage)).unwrap();
-    assert_eq!(audit.verdict(), "complete");
+    assert_nothing_missed(&audit);
     crate::stage::assert_bytes(audit.stream("stdout"), all.as_bytes());
 }

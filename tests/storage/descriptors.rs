@@ -90,7 +90,7 @@ pub async fn a_process_out_of_descriptors_refuses_new_runs_and_loses_nothing_of_
     .await;
     assert!(status.success(), "{status}");
     let manager = stage.manager().await;
-    let run = within(10, "the run", manager.get(&RunId::new(RUN).unwrap())).await;
+    let run = within(60, "the run", manager.get(&RunId::new(RUN).unwrap())).await;
     let run = run.unwrap();
     assert_eq!(run.wait().await.unwrap().code(), Some(7));
     assert_whole(stage, &run, &["out", "err"], 1000).await;

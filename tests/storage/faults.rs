@@ -43,13 +43,13 @@ async fn start(manager: &Manager, spec: RunSpec) -> Run {
 
 /// The container prints on, and ends when it is told to, while the sink is stalled. (H9)
 async fn assert_not_held_up(stage: &Stage, manager: &Manager, sink: &Faulty, run: &Run) {
-    eventually(30, "the end of the container's output", async || {
+    eventually(60, "the end of the container's output", async || {
         stage.folder.path().join("gate/done").exists().then_some(())
     })
     .await;
     // As the first process of a container it takes no signal that it has no handler for.
     let stop = run.stop(Some(Duration::from_secs(2)));
-    let outcome = within(15, "the stop", stop).await.unwrap();
+    let outcome = within(60, "the stop", stop).await.unwrap();
     assert_eq!(outcome.code(), Some(137), "{outcome}");
     assert_pending(stage, manager, run, 137, "the sink").await;
     sink.recover();
@@ -138,12 +138,12 @@ pub async fn a_sink_that_fails_for_ever_keeps_the_container_and_hangs_nobody(sta
     let stopped = stopped.unwrap();
     printed(&stopped, "ready").await;
     sink.fault(ALL, Fault::Error(u32::MAX));
-    let outcome = within(20, "the stop", stopped.stop(None)).await.unwrap();
+    let outcome = within(60, "the stop", stopped.stop(None)).await.unwrap();
     assert_eq!(outcome.code(), Some(9), "{outcome}");
     assert!(outcome.sealed().is_none(), "{outcome}");
     stage.open_gate("go");
     within(20, "the end", run.ended()).await.unwrap();
-    eventually(20, "the reason", async || run.problem()).await;
+    eventually(60, "the reason", async || run.problem()).await;
     assert_eq!(stage.containers().await.len(), 2, "both are kept");
     let listed = first.list().await.unwrap();
     assert!(

@@ -112,7 +112,7 @@ pub async fn a_disk_that_is_full_at_the_seal_is_waited_for(stage: &Stage) {
 
 /// Waits until the audit has `text`.
 async fn printed_in_file(run: &Run, text: &str) {
-    eventually(20, text, async || {
+    eventually(60, text, async || {
         let audit = std::fs::read_to_string(run.audit().unwrap()).unwrap();
         audit.contains(text).then_some(())
     })
@@ -124,13 +124,17 @@ pub async fn a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later(sta
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
     let steps = "lines 100 + await /gate/full + lines 1900 --from 101 --burst 10 \
-                 + await /gate/never";
+                 + write /gate/done x + await /gate/never";
     let run = start(&manager, stage.gated(steps)).await;
     disk.fill(4);
     stage.open_gate("full");
-    eventually(20, "the failure of the disk", async || run.problem()).await;
+    eventually(60, "the failure of the disk", async || run.problem()).await;
+    eventually(60, "the end of the container's output", async || {
+        stage.folder.path().join("gate/done").exists().then_some(())
+    })
+    .await;
     let stop = run.stop(Some(Duration::from_secs(2)));
-    let outcome = within(20, "the stop", stop).await.unwrap();
+    let outcome = within(60, "the stop", stop).await.unwrap();
     assert!(outcome.sealed().is_none(), "{outcome}");
     disk.free();
     let audit = assert_whole(stage, &run, &["out"], 2000).await;
@@ -157,7 +161,10 @@ pub async fn a_full_disk_is_waited_for_by_the_next_manager_too(stage: &Stage) {
     let next = manager(stage).await;
     within(20, "the recovery", next.recovered()).await.unwrap();
     let run = next.get(run.id()).await.unwrap();
-    assert!(run.problem().is_some_and(|problem| problem.contains(FULL)));
+    eventually(60, FULL, async || {
+        run.problem().filter(|problem| problem.contains(FULL))
+    })
+    .await;
     assert_eq!(stage.containers().await.len(), 1);
     disk.free();
     assert_whole(stage, &run, &["out", "err"], 1000).await;

@@ -7,7 +7,7 @@ use moat::{Manager, Outcome, Run, SealState};
 
 use crate::stage::{Stage, assert_complete, end, read};
 use crate::support::audit::Audit;
-use crate::support::deadline::within;
+use crate::support::deadline::{eventually, within};
 use crate::support::sequence;
 
 /// How long `wait` waits for a seal in these trials.
@@ -17,13 +17,16 @@ pub const PENDING_AFTER: Duration = Duration::from_millis(300);
 /// sealed for a reason that has `reason` in it; that its audit does not pass for a sealed one; and
 /// that its container is kept.
 pub async fn assert_pending(stage: &Stage, manager: &Manager, run: &Run, code: i64, reason: &str) {
-    let outcome = within(20, "the exit", run.wait()).await.unwrap();
-    assert_eq!(outcome.code(), Some(code), "{outcome}");
-    let told = match &outcome.seal {
-        SealState::Pending { reason } => reason,
-        sealed => panic!("it is {sealed:?}"),
-    };
-    assert!(told.contains(reason), "{told}");
+    // Told of the exit before anything has failed, one is told the reason later.
+    eventually(60, reason, async || {
+        let outcome = within(60, "the exit", run.wait()).await.unwrap();
+        assert_eq!(outcome.code(), Some(code), "{outcome}");
+        match outcome.seal {
+            SealState::Pending { reason: told } => told.contains(reason).then_some(()),
+            sealed => panic!("it is {sealed:?}"),
+        }
+    })
+    .await;
     assert!(run.problem().is_some_and(|told| told.contains(reason)));
     let listed = manager.list().await.unwrap();
     let info = listed.iter().find(|info| info.run == *run.id());
