@@ -1173,6 +1173,12 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
     assert!(outcome.sealed().is_none(), "{outcome}");
     // It ends, with an error.
     while let Some(Ok(_)) = attachment.next().await {}
+    // Where the disk is slow, it is told before it is written down.
+    eventually(60, "the exit on record", async || {
+        let info = manager.root().info(run.id()).unwrap();
+        (info.state == "exited").then_some(())
+    })
+    .await;
 
     manager.shutdown(Shutdown::Leave).await;
     let info = manager.root().info(run.id()).unwrap();
