@@ -539,7 +539,8 @@ async fn containers_whose_run_is_gone_are_orphans_and_those_that_are_kept_are_no
 async fn only_what_is_past_its_deadline_by_the_margin_is_reaped_and_its_audit_says_so() {
     let bench = Bench::new().await;
     let second = Duration::from_secs(1);
-    let limited = || spec().time_limit(second).stop_grace(second);
+    // Not so short that it is over before its manager leaves.
+    let limited = || spec().time_limit(second * 60).stop_grace(second);
     let endless = || Script::new().until_stopped();
     let none = bench.start(endless(), spec().detached(true)).await;
     let late = bench.start(endless(), limited()).await;
@@ -558,8 +559,8 @@ async fn only_what_is_past_its_deadline_by_the_margin_is_reaped_and_its_audit_sa
         reaper.reap(Reap::new()).await.unwrap().is_empty(),
         "too early"
     );
-    // Its deadline: two seconds, and two minutes for the engine.
-    bench.runtime.age(Duration::from_secs(2 + 120 + 61));
+    // Its deadline: limit, grace, and two minutes for the engine.
+    bench.runtime.age(Duration::from_secs(60 + 1 + 120 + 61));
     let hasty = Reap::new().stop_after(Duration::ZERO);
     let dry = reaper.reap(hasty.dry(true)).await.unwrap();
     assert_eq!(dry.len(), 1);

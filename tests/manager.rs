@@ -2,6 +2,8 @@
 #![cfg(feature = "testing")]
 #![allow(unreachable_pub)]
 
+#[path = "support/deadline.rs"]
+mod deadline;
 #[path = "support/records.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod records;
@@ -9,15 +11,19 @@ mod records;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use moat::runtime::scripted::{Call, Fault, Script, Scripted};
 use moat::sink::audit::{LogState, Reader, Record, verify};
 use moat::sink::{Event, GapReason};
 use moat::{
-    Attached, Backstop, Ending, Error, Evidence, KeepContainer, LimitAction, Manager, Outcome,
-    Recovery, Root, Run, RunId, RunSpec, RuntimeError, Seal, Shutdown, StopCause, Stream, Verdict,
+    AttachOptions, Attached, Backstop, Ending, Error, Evidence, KeepContainer, LimitAction,
+    Manager, Outcome, Recovery, Root, Run, RunId, RunSpec, RuntimeError, Seal, Shutdown, Stdin,
+    StopCause, Stream, Verdict,
 };
+use tokio::io::AsyncWriteExt;
+use tokio::task::unconstrained;
 
+use deadline::{eventually, within};
 use records::events;
 
 struct Bench {
@@ -63,6 +69,26 @@ impl Bench {
     }
 }
 
+/// Starts a run, as far as to a call that hangs.
+async fn start_up_to(call: Call, bench: &Bench, manager: &Manager, spec: RunSpec) {
+    bench.runtime.fault(call, Fault::Hang);
+    let called = async || (bench.runtime.calls(call) > 0).then_some(());
+    tokio::select! {
+        started = manager.start(spec) => panic!("{started:?}"),
+        () = eventually(60, "the call", called) => {}
+    }
+}
+
+/// Waits until nothing of a manager that has left writes to the log any more, and holds its lock.
+/// Without a tick of a paused clock, which would run past all that is due meanwhile.
+fn let_go(audit: &Path) {
+    let begun = std::time::Instant::now();
+    while std::fs::File::open(audit).unwrap().try_lock().is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it is held");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Waits for the seal. A paused clock runs ahead while a thread writes a file, past any bound.
 async fn sealed(run: &Run) -> Outcome {
     loop {
@@ -80,7 +106,8 @@ fn spec() -> RunSpec {
 /// The process that was asked for the stop dies before the grace is over.
 #[tokio::test]
 async fn a_stop_outlives_the_process_that_was_asked_for_it() {
-    for (grace, closed) in [(1.0, Duration::ZERO), (0.3, Duration::from_millis(400))] {
+    // A first manager that is held up for that long before it leaves kills, too.
+    for (grace, closed) in [(5.0, Duration::ZERO), (2.0, Duration::from_millis(2100))] {
         let bench = Bench::new();
         let script = Script::new().stdout("a\n").ignore_term().until_stopped();
         bench.runtime.next(script);
@@ -107,7 +134,7 @@ async fn a_stop_outlives_the_process_that_was_asked_for_it() {
 
         let manager = bench.open().await;
         let run = manager.get(&id).await.unwrap();
-        let outcome = tokio::time::timeout(Duration::from_secs(20), run.wait());
+        let outcome = tokio::time::timeout(Duration::from_secs(60), run.wait());
         let outcome = outcome.await.unwrap().unwrap();
         assert!(asked.elapsed().as_secs_f64() >= grace);
         check(&outcome);
@@ -134,32 +161,21 @@ fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 /// A run that was left, and the manager that its root is opened with against engine `B`.
-async fn left_on_a(bench: &Bench, fault: Option<(Call, Fault)>) -> (RunId, Bench) {
+async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
     bench.runtime.identify("A");
     bench
         .runtime
         .next(Script::new().stdout("a\n").until_stopped());
     let id = RunId::new("one").unwrap();
     let manager = bench.open().await;
-    match fault {
+    match hangs {
         None => {
             manager.start(spec().id(id.clone())).await.unwrap();
         }
-        // It hangs there.
-        Some((call, fault)) => {
-            bench.runtime.fault(call, fault);
-            let start = manager.start(spec().id(id.clone()));
-            tokio::select! {
-                started = start => panic!("{started:?}"),
-                () = async {
-                    while bench.runtime.calls(call) == 0 {
-                        tokio::task::yield_now().await;
-                    }
-                } => {}
-            }
-        }
+        Some(call) => start_up_to(call, bench, &manager, spec().id(id.clone())).await,
     }
     manager.shutdown(Shutdown::Leave).await;
+    let_go(&Root::open(bench.root()).unwrap().audit(&id));
     let other = Scripted::new();
     other.identify("B");
     let folder = tempfile::tempdir().unwrap();
@@ -182,7 +198,7 @@ async fn a_run_of_another_engine_is_left_alone() {
         Some(Call::Inspect),
     ] {
         let bench = Bench::new();
-        let (id, other) = left_on_a(&bench, call.map(|call| (call, Fault::Hang))).await;
+        let (id, other) = left_on_a(&bench, call).await;
         let before = files(&bench.root().join(id.as_str()));
 
         let manager = other.open().await;
@@ -218,6 +234,7 @@ async fn only_an_engine_that_says_so_is_another_one() {
     let run = manager.recovered().await.unwrap().remove(0);
     assert_eq!(run.problem(), None);
     manager.shutdown(Shutdown::Leave).await;
+    let_go(&run.audit().unwrap());
 
     let refuses = RuntimeError::Rejected {
         operation: "tell its version",
@@ -337,19 +354,9 @@ async fn a_run_leaves_a_sealed_file_with_both_streams_and_the_exit() {
 #[tokio::test]
 async fn the_file_is_there_before_the_engine_is_asked_for_a_container() {
     let bench = Bench::new();
-    bench.runtime.fault(Call::Create, Fault::Hang);
     let manager = bench.open().await;
     let id = RunId::new("early").unwrap();
-    let start = manager.start(spec().id(id.clone()));
-    let asked = async {
-        while bench.runtime.calls(Call::Create) == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::select! {
-        _ = start => panic!("the create hangs"),
-        () = asked => {}
-    }
+    start_up_to(Call::Create, &bench, &manager, spec().id(id.clone())).await;
     let audit = Root::open(bench.root()).unwrap().audit(&id);
     assert!(matches!(events(&audit)[..], [Event::Start(_)]));
 }
@@ -676,7 +683,8 @@ async fn a_container_removed_by_others_is_said_to_be_removed() {
 async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubles() {
     let bench = Bench::new();
     let mut script = Script::new();
-    for n in 0..40 {
+    // More than the clock can run ahead in three rounds.
+    for n in 0..120 {
         script = script
             .stdout(format!("line {n}\n"))
             .stderr(format!("part {n}"))
@@ -684,23 +692,27 @@ async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubl
     }
     bench.runtime.next(script.exit(5));
     let manager = bench.open().await;
-    let id = manager.start(spec()).await.unwrap().id().clone();
+    let run = manager.start(spec()).await.unwrap();
+    let (id, audit) = (run.id().clone(), run.audit().unwrap());
+    drop(run);
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(7)).await;
         // Once politely, later not.
         manager.shutdown(Shutdown::Leave).await;
+        let_go(&audit);
         let next = bench.open().await;
         let runs = next.recovered().await.unwrap();
         assert_eq!(runs.len(), 1);
         assert_eq!(runs[0].state().word(), "running");
         tokio::time::sleep(Duration::from_secs(2)).await;
         next.shutdown(Shutdown::Leave).await;
+        let_go(&audit);
     }
     let last = bench.open().await;
     let outcome = sealed(&last.get(&id).await.unwrap()).await;
     assert_eq!(outcome.code(), Some(5));
-    assert_eq!(text(&outcome, Stream::Stdout), numbered(40));
-    let parts: String = (0..40).map(|n| format!("part {n}")).collect();
+    assert_eq!(text(&outcome, Stream::Stdout), numbered(120));
+    let parts: String = (0..120).map(|n| format!("part {n}")).collect();
     assert_eq!(text(&outcome, Stream::Stderr), parts);
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
     check(&outcome);
@@ -731,11 +743,9 @@ async fn a_run_that_ended_while_nobody_watched_is_sealed_by_the_next_opening() {
 #[tokio::test]
 async fn a_run_that_never_came_to_its_container_is_sealed_as_aborted() {
     let bench = Bench::new();
-    bench.runtime.fault(Call::Create, Fault::Hang);
     let manager = bench.open().await;
     let id = RunId::new("cut").unwrap();
-    let start = manager.start(spec().id(id.clone()));
-    let _ = tokio::time::timeout(Duration::from_millis(100), start).await;
+    start_up_to(Call::Create, &bench, &manager, spec().id(id.clone())).await;
     manager.shutdown(Shutdown::Leave).await;
 
     // And one that has a folder, and nothing else.
@@ -757,11 +767,9 @@ async fn a_run_that_never_came_to_its_container_is_sealed_as_aborted() {
 #[tokio::test]
 async fn a_container_that_was_not_started_is_removed_by_the_next_opening() {
     let bench = Bench::new();
-    bench.runtime.fault(Call::Start, Fault::Hang);
     let manager = bench.open().await;
     let id = RunId::new("made").unwrap();
-    let start = manager.start(spec().id(id.clone()));
-    let _ = tokio::time::timeout(Duration::from_millis(100), start).await;
+    start_up_to(Call::Start, &bench, &manager, spec().id(id.clone())).await;
     manager.shutdown(Shutdown::Leave).await;
     assert_eq!(bench.runtime.containers(), 1);
 
@@ -936,57 +944,68 @@ async fn whoever_looks_on_sees_everything_once_whenever_he_comes() {
 #[tokio::test]
 async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all() {
     let bench = Bench::new();
-    let mut script = Script::new();
-    let mut all = String::new();
-    for n in 0..100 {
-        let line = match n {
-            0..3 => format!("line {n}\n"),
-            _ => format!("line {n}{}\n", "x".repeat(40_000)),
-        };
-        all.push_str(&line);
-        script = script.stdout(line);
-        if n < 3 {
-            script = script.pause(Duration::from_millis(50));
-        }
-    }
-    all.push_str("the end\n");
-    bench
-        .runtime
-        .next(script.pause(Duration::from_secs(3)).stdout("the end\n"));
+    bench.runtime.next(Script::new().echo());
     let manager = bench.open().await;
-    let run = manager.start(spec()).await.unwrap();
+    let run = manager.start(spec().stdin(Stdin::Open)).await.unwrap();
+    let front = run.attach_with(AttachOptions::new().with_input()).await;
+    let mut input = front.unwrap().input().unwrap();
+    let mut all = String::from("line 0\nline 1\nline 2");
+    input.write_all(all.as_bytes()).await.unwrap();
+
     let mut attachment = run.attach().await.unwrap();
     let mut patient = run.attach().await.unwrap().catching_up();
-    // They see the start of it live, and then look away.
+    // They see the start of it, and then look away. The file has no line that is not whole: they
+    // are at what comes live.
     let mut seen = String::new();
     let mut seen_patiently = String::new();
     for (attachment, seen) in [
         (&mut attachment, &mut seen),
         (&mut patient, &mut seen_patiently),
     ] {
-        while !seen.ends_with("line 2\n") {
-            match attachment.next().await.unwrap().unwrap() {
-                Attached::Chunk(chunk) => seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap()),
-                other => panic!("{other:?}"),
+        let start = async {
+            while *seen != all {
+                see(seen, attachment.next().await);
             }
-        }
+        };
+        within(60, "the start of it", start).await;
+    }
+    for n in 2..100 {
+        let flood = match n {
+            2 => "\n".to_owned(),
+            _ => format!("line {n}{}\n", "x".repeat(40_000)),
+        };
+        input.write_all(flood.as_bytes()).await.unwrap();
+        all.push_str(&flood);
     }
     let audit = run.audit().unwrap();
-    while !std::fs::read_to_string(&audit)
-        .unwrap()
-        .contains("line 99x")
-    {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    eventually(60, "the flood's last line", async || {
+        let text = std::fs::read_to_string(&audit).unwrap();
+        text.contains("line 99x").then_some(())
+    })
+    .await;
+    // He is told with the next thing that he sees, for which there must be room.
+    while let Some(item) = unconstrained(attachment.next()).now_or_never() {
+        see(&mut seen, item);
     }
-    let ((rest, missed), patiently) = tokio::join!(watch(attachment), watch(patient));
+    let end = "the end\n";
+    input.write_all(end.as_bytes()).await.unwrap();
+    all.push_str(end);
+    let ((rest, missed), patiently, outcome) =
+        tokio::join!(watch(attachment), watch(patient), run.kill());
     assert_eq!(
         (seen_patiently + &patiently.0, patiently.1),
         (all.clone(), 0)
     );
-    let outcome = run.wait().await.unwrap();
     assert!(missed > 0);
     assert_eq!((seen.len() + rest.len()) as u64 + missed, all.len() as u64);
-    assert_eq!(text(&outcome, Stream::Stdout), all);
+    assert_eq!(text(&outcome.unwrap(), Stream::Stdout), all);
+}
+
+fn see(seen: &mut String, item: Option<moat::Result<Attached>>) {
+    match item.unwrap().unwrap() {
+        Attached::Chunk(chunk) => seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap()),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
@@ -1032,10 +1051,11 @@ async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().until_stopped());
     let manager = bench.open().await;
-    let running = manager.start(spec()).await.unwrap().id().clone();
+    manager.recovered().await.unwrap();
+    let (running, ended) = (RunId::new("a").unwrap(), RunId::new("b").unwrap());
+    manager.start(spec().id(running.clone())).await.unwrap();
     bench.runtime.next(Script::new().exit(1));
-    let ended = manager.start(spec()).await.unwrap();
-    ended.wait().await.unwrap();
+    sealed(&manager.start(spec().id(ended)).await.unwrap()).await;
     let root = Root::open(bench.root()).unwrap();
     let list = root.list().unwrap();
     let states: Vec<_> = list.iter().map(|info| (info.state, info.owned)).collect();
@@ -1134,12 +1154,9 @@ async fn one_bad_run_stops_no_other_and_garbage_in_its_record_does_not_hide_a_ru
 #[tokio::test]
 async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
     let bench = Bench::new();
-    bench.runtime.next(
-        Script::new()
-            .stdout("x\n")
-            .pause(Duration::from_millis(100))
-            .exit(7),
-    );
+    bench
+        .runtime
+        .next(Script::new().stdout("x\n").until_stopped().exit_on_term(7));
     let manager = Manager::builder(bench.root(), bench.runtime.clone())
         .pending_after(Duration::from_millis(300))
         .open()
@@ -1151,11 +1168,17 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
     std::fs::remove_file(&audit).unwrap();
     std::fs::create_dir(&audit).unwrap();
     let mut attachment = run.attach().await.unwrap();
-    let outcome = run.wait().await.unwrap();
+    let outcome = run.stop(None).await.unwrap();
     assert_eq!(outcome.code(), Some(7));
     assert!(outcome.sealed().is_none(), "{outcome}");
     // It ends, with an error.
     while let Some(Ok(_)) = attachment.next().await {}
+    // Where the disk is slow, it is told before it is written down.
+    eventually(60, "the exit on record", async || {
+        let info = manager.root().info(run.id()).unwrap();
+        (info.state == "exited").then_some(())
+    })
+    .await;
 
     manager.shutdown(Shutdown::Leave).await;
     let info = manager.root().info(run.id()).unwrap();

@@ -116,7 +116,7 @@ async fn a_line_is_waited_for_in_what_was_printed_and_in_what_comes() {
 async fn a_sink_without_a_file_hides_no_line() {
     let bench = Bench::with(|builder| builder.sink(Memory::new())).await;
     let script = Script::new()
-        .pause(SECOND / 20)
+        .pause(3 * SECOND)
         .stdout("up\n")
         .until_stopped();
     let run = bench.start(script).await;
@@ -214,7 +214,7 @@ async fn a_port_is_ready_when_its_connections_stand() {
     let never = proxy(usize::MAX).await;
     bench.engine.next(endless().port(80, never));
     let other = bench.manager.start(RunSpec::new("any")).await.unwrap();
-    let late = other.ready(Ready::port(80).within(SECOND / 2)).await;
+    let late = other.ready(Ready::port(80).within(3 * SECOND)).await;
     let (words, ..) = not_ready(late.unwrap_err());
     assert!(
         words.contains("the connection was closed at once"),
@@ -408,25 +408,22 @@ fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
 }
 
 /// One manager for all tests of a process, whichever of them comes first.
-async fn shared() -> &'static (Scripted, Manager) {
-    static SHARED: OnceCell<(Scripted, Manager)> = OnceCell::const_new();
+async fn shared() -> &'static Manager {
+    static SHARED: OnceCell<Manager> = OnceCell::const_new();
     let open = async || {
         let root = concat!(env!("CARGO_TARGET_TMPDIR"), "/shared-root");
         let engine = Scripted::new();
-        let manager = Manager::open(root, engine.clone()).await.unwrap();
-        (engine, manager)
+        engine.image("any", Script::new().stdout("up\n").until_stopped());
+        Manager::open(root, engine).await.unwrap()
     };
     SHARED.get_or_init(open).await
 }
 
-async fn uses_the_shared_manager(name: &str) {
-    let (engine, manager) = shared().await;
-    engine.script(
-        &RunId::new(name).unwrap(),
-        Script::new().stdout("up\n").until_stopped(),
-    );
+async fn uses_the_shared_manager() {
+    let manager = shared().await;
+    // Without a name, which one that was killed in the middle would have left taken.
     let service = manager
-        .service(named(name), [Ready::line("up")])
+        .service(RunSpec::new("any"), [Ready::line("up")])
         .await
         .unwrap();
     let outcome = within(20, "its end", service.stop()).await.unwrap();
@@ -436,12 +433,12 @@ async fn uses_the_shared_manager(name: &str) {
 
 #[tokio::test]
 async fn one_test_uses_the_manager_that_the_other_may_have_opened() {
-    uses_the_shared_manager("one").await;
+    uses_the_shared_manager().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_other_test_uses_the_manager_that_the_one_may_have_opened() {
-    uses_the_shared_manager("other").await;
+    uses_the_shared_manager().await;
 }
 
 #[test]

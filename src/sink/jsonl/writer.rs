@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn a_log_that_is_idle_is_synced_all_the_same() {
         let file = tempfile::tempfile().unwrap();
-        let mut writer = writer(file, Durability::Interval(Duration::from_millis(30)));
+        let mut writer = writer(file, Durability::Interval(Duration::from_secs(1)));
         for _ in 0..2 {
             writer.append(&note()).unwrap();
             assert!(lock(&writer.syncer.state).planned);
