@@ -57,6 +57,20 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
+    /// Of a container that has ended, with nothing to record in between.
+    pub(crate) fn after_the_end() -> Self {
+        let exited = CancellationToken::new();
+        exited.cancel();
+        Self {
+            events: mpsc::unbounded_channel().1,
+            typed: mpsc::channel(1).1,
+            exited,
+            leaving: CancellationToken::new(),
+            limit: CancellationToken::new(),
+            recorded: CancellationToken::new(),
+        }
+    }
+
     /// The records that no pump has taken yet.
     pub(crate) fn queued(&mut self) -> Vec<Event> {
         let events = std::iter::from_fn(|| self.events.try_recv().ok());
@@ -645,15 +659,7 @@ mod tests {
     async fn a_log_that_was_silent_for_too_long_is_given_longer() {
         let log = Box::new(Nowhere);
         let mut capture = Capture::new(Progress::default(), Arc::default(), log, None);
-        let mut signals = Signals {
-            events: mpsc::unbounded_channel().1,
-            typed: mpsc::channel(1).1,
-            exited: CancellationToken::new(),
-            leaving: CancellationToken::new(),
-            limit: CancellationToken::new(),
-            recorded: CancellationToken::new(),
-        };
-        signals.exited.cancel();
+        let mut signals = Signals::after_the_end();
         let mut silences = Vec::new();
         let reading = Reading::Final { whole_tap: false };
         loop {

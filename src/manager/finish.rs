@@ -4,9 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::events::Happening;
@@ -455,16 +453,7 @@ impl Monitor {
         fidelity: Fidelity,
         whole_tap: bool,
     ) -> Result<()> {
-        let exited = CancellationToken::new();
-        exited.cancel();
-        let mut signals = Signals {
-            events: mpsc::unbounded_channel().1,
-            typed: mpsc::channel(1).1,
-            exited,
-            leaving: CancellationToken::new(),
-            limit: CancellationToken::new(),
-            recorded: CancellationToken::new(),
-        };
+        let mut signals = Signals::after_the_end();
         let request = LogsRequest::all(tty);
         let stream = self.context.runtime.logs(container, request).await?;
         let end = capture

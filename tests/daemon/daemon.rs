@@ -125,13 +125,8 @@ impl Daemon {
         .await;
     }
 
-    /// Ends it with SIGTERM, and waits for that.
-    pub async fn terminate(&mut self) {
-        self.terminate_and(|_| {}).await;
-    }
-
-    /// The same, with something to do between the two.
-    pub async fn terminate_and(&mut self, then: impl FnOnce(&Self)) {
+    /// Ends it with SIGTERM, and waits for that, with something to do between the two.
+    pub async fn terminate(&mut self, then: impl FnOnce(&Self)) {
         self.signal("TERM");
         then(self);
         self.ended().await;

@@ -25,9 +25,17 @@ enum By {
 }
 
 async fn restart(daemon: &mut Daemon, by: By) {
+    restart_and(daemon, by, |_| {}).await;
+}
+
+/// The same, with something to do while the daemon ends, or is gone.
+async fn restart_and(daemon: &mut Daemon, by: By, then: impl FnOnce(&Daemon)) {
     match by {
-        By::Term => daemon.terminate().await,
-        By::Kill => daemon.kill().await,
+        By::Term => daemon.terminate(then).await,
+        By::Kill => {
+            daemon.kill().await;
+            then(daemon);
+        }
     }
     daemon.start().await;
 }
@@ -50,14 +58,7 @@ async fn during_output(kind: Kind, by: By) {
                  + lines 1500 --from 1501 --burst 10 --delay-ms 5 + exit 5";
     let run = manager.start(daemon.spec(steps)).await.unwrap();
     printed(&run, "out 00000500 ").await;
-    match by {
-        By::Term => daemon.terminate_and(|daemon| daemon.open_gate("go")).await,
-        By::Kill => {
-            daemon.kill().await;
-            daemon.open_gate("go");
-        }
-    }
-    daemon.start().await;
+    restart_and(&mut daemon, by, |daemon| daemon.open_gate("go")).await;
     let (outcome, audit) = sealed(&run).await;
     let missing = assert_says(&audit, 3000);
     assert_eq!(outcome.code(), Some(5), "{}", audit.end);
