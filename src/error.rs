@@ -3,9 +3,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::outcome::LastLines;
+use crate::disk;
+use crate::outcome::{LastLines, Outcome};
 use crate::runtime::RuntimeError;
-use crate::{Outcome, RunId, disk};
+use crate::spec::RunId;
 
 /// `std::result::Result` with moat's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -13,7 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What can go wrong, by what a caller can do about it.
 ///
 /// The message names the operation and what it was about; the cause is in `source`. No secret of
-/// a [`RunSpec`](crate::RunSpec) is in either.
+/// a [`RunSpec`](crate::spec::RunSpec) is in either.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -119,7 +120,7 @@ pub enum Error {
         outcome: Box<Outcome>,
     },
 
-    /// The run did not become ready: see [`Run::ready`](crate::Run::ready).
+    /// The run did not become ready: see [`Run::ready`](crate::manager::Run::ready).
     ///
     /// The message has the last lines of its output, each on a line of its own.
     #[error("run {run} is not ready: {reason}{}", LastLines(last_lines))]

@@ -11,12 +11,14 @@ use std::time::Duration;
 use futures::executor::block_on;
 
 use crate::capture::{Lines, PIECE};
+use crate::outcome::{Ending, Evidence, Exit, PerStream, Seal, Stream, Verdict};
 use crate::sink::audit::{LOG_FILE, LogState, Reader, Record, Verification};
 use crate::sink::{
     Batch, Durability, Event, Jsonl, LogSink, Output, RecordRef, Resume, ResumeCause, Resumed,
     RunPlace,
 };
-use crate::{Ending, Evidence, Exit, PerStream, RunId, Seal, Stream, Timestamp, Verdict};
+use crate::spec::RunId;
+use crate::timestamp::Timestamp;
 
 /// The input of a target, taken apart from the front.
 struct Input<'a>(&'a [u8]);
@@ -399,7 +401,7 @@ pub fn reopen(folder: &Path, input: &[u8]) {
 
     let torn = folder.join("torn-1");
     match resume(&folder) {
-        Err(crate::Error::Damaged { .. }) => {
+        Err(crate::error::Error::Damaged { .. }) => {
             assert!(matches!(found.state, LogState::Damaged(_)));
             assert!(fs::read(&path).unwrap() == file && !torn.exists());
         }
@@ -521,7 +523,7 @@ fn records_of(file: &[u8]) -> Vec<Record> {
 }
 
 /// What the sink finds in `folder`, and the records that it shows.
-fn resume(folder: &Path) -> crate::Result<(Resumed, Vec<Record>)> {
+fn resume(folder: &Path) -> crate::error::Result<(Resumed, Vec<Record>)> {
     static SINK: OnceLock<Jsonl> = OnceLock::new();
     let sink = SINK.get_or_init(|| Jsonl::with_durability(Durability::Interval(Duration::MAX)));
     sink.forget(&folder.join(LOG_FILE));

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
 use crate::runtime::Usage;
-use crate::{ContainerId, Error, RunId, Timestamp};
+use crate::spec::{ContainerId, RunId};
+use crate::timestamp::Timestamp;
 
 /// One of a container's streams of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -367,7 +369,7 @@ impl Outcome {
     /// # Errors
     ///
     /// [`Error::Failed`].
-    pub fn into_result(self) -> crate::Result<Self> {
+    pub fn into_result(self) -> crate::error::Result<Self> {
         match self.success() {
             true => Ok(self),
             false => Err(Error::Failed {

@@ -1,6 +1,8 @@
 //! The life of a run, as a pure function of what happened.
 
-use crate::{ContainerId, Ending, Timestamp};
+use crate::outcome::Ending;
+use crate::spec::ContainerId;
+use crate::timestamp::Timestamp;
 
 /// Where a run is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +110,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Exit;
+    use crate::outcome::Exit;
 
     fn events() -> Vec<Event> {
         vec![

@@ -1,9 +1,10 @@
 //! Whether the tap was whole: its last bytes against the last records of the engine's log.
 
+use super::Progress;
 use super::fidelity::log_records;
-use super::{Progress, lines::Lines};
+use super::lines::Lines;
+use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, Fidelity};
-use crate::{PerStream, Stream};
 
 /// How many of the log's last records are compared.
 pub(crate) const TAIL_RECORDS: u32 = 64;
@@ -78,8 +79,8 @@ fn repeats(tail: &[u8]) -> bool {
 mod tests {
     use super::super::fidelity::logged;
     use super::*;
-    use crate::Timestamp;
     use crate::sink::Batch;
+    use crate::timestamp::Timestamp;
 
     fn captured(bytes: &[u8]) -> (Progress, Lines) {
         let mut lines = Lines::default();

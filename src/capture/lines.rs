@@ -2,8 +2,9 @@
 
 use memchr::{memchr, memchr_iter, memmem};
 
+use crate::outcome::{PerStream, Stream};
 use crate::sink::Batch;
-use crate::{PerStream, Stream, Timestamp};
+use crate::timestamp::Timestamp;
 
 /// The most bytes of a line in one record.
 pub(crate) const PIECE: usize = 16 * 1024;

@@ -3,9 +3,10 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::fidelity::{logged, replace};
+use crate::outcome::{PerStream, Seal, StopCause, Stream};
 use crate::runtime::Fidelity;
 use crate::sink::{Action, Batch, Event, GapReason, RecordRef, Started, Stop};
-use crate::{PerStream, RunRecord, Seal, StopCause, Stream};
+use crate::spec::RunRecord;
 
 /// How many of the last bytes of a stream are kept, to compare an engine's log with.
 const RECENT: usize = 64 * 1024;
@@ -283,7 +284,7 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Timestamp;
+    use crate::timestamp::Timestamp;
 
     fn output(bytes: &[u8], partial: bool) -> RecordRef<'_> {
         RecordRef::Output {

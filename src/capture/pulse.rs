@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::PerStream;
+use crate::outcome::PerStream;
 use crate::sink::{Batch, Event, Gap, RecordRef};
 
 /// How far a capture has come. The pump writes it, and never waits for who looks at it.

@@ -17,9 +17,11 @@ use super::lines::Lines;
 use super::progress::Progress;
 use super::pulse::Pulse;
 use super::replay::Replay;
+use crate::error::Error;
+use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, Fidelity, OutputStream, RuntimeError};
 use crate::sink::{Batch, Event, Gap, GapReason, RunLog};
-use crate::{Error, PerStream, Stream, Timestamp};
+use crate::timestamp::Timestamp;
 
 /// Where the source is no longer read, until half of it is written.
 const MOST_QUEUED: usize = 2 << 20;
@@ -270,7 +272,10 @@ impl Capture {
     }
 
     /// Writes the seal. After an error the log is lost.
-    pub(crate) async fn seal(&mut self, seal: crate::Seal) -> Result<crate::Seal, Error> {
+    pub(crate) async fn seal(
+        &mut self,
+        seal: crate::outcome::Seal,
+    ) -> Result<crate::outcome::Seal, Error> {
         let mut log = self.take_log()?;
         let seal = log.seal(seal).await?;
         self.hub.logged(self.progress.bytes());
@@ -634,7 +639,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::Seal;
+    use crate::outcome::Seal;
 
     #[derive(Debug)]
     struct Nowhere;

@@ -3,10 +3,12 @@
 use bytes::Bytes;
 use memchr::memchr_iter;
 
-use super::{Progress, lines::Lines};
+use super::Progress;
+use super::lines::Lines;
+use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, Fidelity};
 use crate::sink::{Batch, GapReason};
-use crate::{PerStream, Stream, Timestamp};
+use crate::timestamp::Timestamp;
 
 /// Takes the log of a container from its start, and gives what comes after the position of what is
 /// captured.
@@ -190,7 +192,7 @@ mod tests {
         let mut progress = Progress::default();
         progress.started = Some(Started {
             ts: now,
-            container: crate::ContainerId::new("c"),
+            container: crate::spec::ContainerId::new("c"),
             started_at: None,
             image_digest: None,
             log: crate::runtime::LogConfig {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::Stream;
+use crate::outcome::Stream;
 
 /// What a container of a trial is to do, for the implementor to put in its own terms.
 ///

@@ -9,11 +9,12 @@ use futures::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Behaviour, Stop, fail, skip, words};
+use crate::outcome::{PerStream, Stream};
 use crate::runtime::{
     Capabilities, CreateRequest, Inspection, LogsRequest, OutputStream, Runtime, RuntimeError,
     Status,
 };
-use crate::{ContainerId, ExecSpec, PerStream, RootId, RunId, RunSpec, Stdin, Stream};
+use crate::spec::{ContainerId, ExecSpec, RootId, RunId, RunSpec, Stdin};
 
 /// What a stage can, or cannot for a reason that a skipped trial says.
 pub type Capable<T> = Result<T, String>;

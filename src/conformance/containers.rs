@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::bench::{Bench, eventually, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
 use crate::runtime::{Continuity, RuntimeError, Status};
-use crate::{ContainerId, RootId, RunId};
+use crate::spec::{ContainerId, RootId, RunId};
 
 /// Long enough for what must not happen to be seen.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -69,7 +69,7 @@ pub(crate) mod runtime {
         bench.runtime.validate(&bench.spec(&Behaviour::new())?)?;
         let refused = bench.stage.refused().or_else(skip)?;
         match bench.runtime.validate(&refused) {
-            Err(crate::Error::InvalidSpec { field, .. }) if !field.is_empty() => Ok(()),
+            Err(crate::error::Error::InvalidSpec { field, .. }) if !field.is_empty() => Ok(()),
             Err(error) => fail(format!("it fails in another way: {}", words(&error))),
             Ok(()) => fail("what it cannot do is not refused"),
         }

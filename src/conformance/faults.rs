@@ -10,7 +10,7 @@ pub(crate) mod facts {
     use crate::conformance::bench::{Bench, within};
     use crate::conformance::{Behaviour, Stop, ensure, fail, skip, words};
     use crate::runtime::{CreateRequest, LogsRequest, RuntimeError, Status};
-    use crate::{ContainerId, RunId, RunSpec};
+    use crate::spec::{ContainerId, RunId, RunSpec};
 
     /// Past the bound of each call, for a machine that has much to do.
     const PAST_BOUND: Duration = Duration::from_secs(35);

@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use super::bench::{Bench, collect, collect_to, eventually, same, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
-use crate::Stdin;
 use crate::runtime::{InputWriter, RuntimeError, Status};
+use crate::spec::Stdin;
 
 async fn write(input: &mut InputWriter, bytes: &[u8]) -> Result<(), Stop> {
     let written = async {
@@ -114,7 +114,7 @@ pub(crate) mod watch {
 
 pub(crate) mod resize {
     use super::*;
-    use crate::WindowSize;
+    use crate::spec::WindowSize;
 
     pub(crate) async fn a_terminal_that_runs_takes_a_size(bench: &Bench) -> Result<(), Stop> {
         let behaviour = Behaviour::new().hold().tty();
@@ -132,8 +132,8 @@ pub(crate) mod resize {
 
 pub(crate) mod exec {
     use super::*;
-    use crate::ExecSpec;
     use crate::runtime::Execed;
+    use crate::spec::ExecSpec;
 
     fn spec(bench: &Bench, behaviour: &Behaviour) -> Result<ExecSpec, Stop> {
         if !bench.can().exec {

@@ -34,8 +34,8 @@
 //! same. Of the order between streams and of what an engine does after a request whose sender has
 //! gone, nothing is promised, so nothing is tried.
 //!
-//! [`Runtime`]: crate::Runtime
-//! [`LogSink`]: crate::LogSink
+//! [`Runtime`]: crate::runtime::Runtime
+//! [`LogSink`]: crate::sink::LogSink
 
 use std::fmt;
 use std::sync::Arc;
@@ -170,14 +170,14 @@ fn words(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl From<crate::RuntimeError> for Stop {
-    fn from(error: crate::RuntimeError) -> Self {
+impl From<crate::runtime::RuntimeError> for Stop {
+    fn from(error: crate::runtime::RuntimeError) -> Self {
         Self::Fail(words(&error))
     }
 }
 
-impl From<crate::Error> for Stop {
-    fn from(error: crate::Error) -> Self {
+impl From<crate::error::Error> for Stop {
+    fn from(error: crate::error::Error) -> Self {
         Self::Fail(words(&error))
     }
 }
@@ -201,7 +201,7 @@ macro_rules! trials {
     };
 }
 
-/// The trials of a [`Runtime`](crate::Runtime), each on a stage of its own, that `stage` gives.
+/// The trials of a [`Runtime`](crate::runtime::Runtime), each on a stage of its own, that `stage` gives.
 ///
 /// They may run at the same time, and leave nothing behind.
 pub fn runtime<S: RuntimeStage>(stage: impl Fn() -> S + Send + Sync + 'static) -> Vec<Trial> {
@@ -313,7 +313,7 @@ pub fn runtime<S: RuntimeStage>(stage: impl Fn() -> S + Send + Sync + 'static) -
     }
 }
 
-/// The trials of a [`LogSink`](crate::LogSink), on what `stage` gives: a closure will do.
+/// The trials of a [`LogSink`](crate::sink::LogSink), on what `stage` gives: a closure will do.
 ///
 /// They may run at the same time, and leave nothing behind.
 pub fn sink(stage: impl SinkStage) -> Vec<Trial> {

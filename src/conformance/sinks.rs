@@ -4,15 +4,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Stop, ensure, fail, skip, words};
+use crate::error::Error;
+use crate::outcome::{Ending, Evidence, Exit, PerStream, Seal, Stream, Verdict};
 use crate::sink::audit::Record;
 use crate::sink::{
     Action, Batch, Event, Interaction, LogSink, Output, RecordRef, Resumed, RunLog, RunPlace,
     Start, Visit, Written,
 };
-use crate::{
-    Ending, Error, Evidence, Exit, PerStream, RootId, RunId, RunRecord, RunSpec, Seal, Stream,
-    Timestamp, Verdict,
-};
+use crate::spec::{RootId, RunId, RunRecord, RunSpec};
+use crate::timestamp::Timestamp;
 
 /// What the trials of a sink stand on. A closure that gives sinks is one.
 ///
@@ -296,9 +296,10 @@ pub(crate) mod append {
     use std::task::Poll;
 
     use super::*;
+    use crate::outcome::StopCause;
     use crate::runtime::LogConfig;
     use crate::sink::{Gap, GapReason, Resume, ResumeCause, Started, Stop as Stopped};
-    use crate::{ContainerId, StopCause};
+    use crate::spec::ContainerId;
 
     pub(crate) async fn what_was_appended_stays(shelf: &Shelf) -> Result<(), Stop> {
         let (place, all) = shelf.filled(&lines(0..3)).await?;

@@ -7,8 +7,9 @@ use futures::{StreamExt, stream};
 
 use super::bench::{Bench, collect, collect_to, eventually, same, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
+use crate::outcome::Stream;
 use crate::runtime::{Archive, LogsRequest, RuntimeError, Status};
-use crate::{Backstop, RunId, Stream};
+use crate::spec::{Backstop, RunId};
 
 const NONE: &[u8] = b"";
 

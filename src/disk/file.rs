@@ -1,11 +1,13 @@
 //! An open file that moat writes.
 
-use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
+use std::{fs, io};
 
 #[cfg(test)]
-use super::journal::{self, Change, Entry};
+use super::journal;
+#[cfg(test)]
+use super::journal::{Change, Entry};
 
 /// An open file that moat writes: what changes it passes here, so that tests can take it down.
 #[derive(Debug)]

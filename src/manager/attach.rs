@@ -11,14 +11,16 @@ use futures::Stream as Items;
 use futures::future::BoxFuture;
 use tokio::time::{Duration, Instant, sleep};
 
-use super::direct::Direct;
-use super::input::{Control, Input, Pipe, Session, lock};
-use super::run::Run;
 use crate::capture::{Piece, Pieces};
+use crate::error::{Error, Result};
+use crate::manager::direct::Direct;
+use crate::manager::input::{Control, Input, Pipe, Session, lock};
+use crate::manager::run::Run;
+use crate::outcome::{Outcome, PerStream, Stream};
 use crate::runtime::Chunk;
 use crate::sink::Action;
 use crate::sink::audit::{Reader, Record};
-use crate::{Error, Outcome, PerStream, Result, Settings, Stdin, Stream, WindowSize};
+use crate::spec::{Settings, Stdin, WindowSize};
 
 /// How often the file of a run that another process owns is looked at.
 const LOOK: Duration = Duration::from_millis(50);

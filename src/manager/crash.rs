@@ -5,12 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::root::{Root, RunFile};
 use crate::disk::create_folder;
 use crate::disk::image::{Image, Medium, put, scratch, take};
 use crate::disk::journal::Journal;
+use crate::manager::root::{Root, RunFile};
 use crate::sink::{Jsonl, LogSink, RunPlace, Start};
-use crate::{ContainerId, RootId, RunId, RunRecord, RunSpec};
+use crate::spec::{ContainerId, RootId, RunId, RunRecord, RunSpec};
 
 /// Small enough for a record of a run to have several.
 const SECTOR: usize = 256;

@@ -6,10 +6,12 @@ use futures::StreamExt;
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, sleep};
 
-use super::input::Session;
 use crate::capture::{Hub, Piece, Pieces};
+use crate::error::Result;
+use crate::manager::input::Session;
+use crate::outcome::Stream;
 use crate::runtime::{Runtime, RuntimeError, Status};
-use crate::{ContainerId, Result, Stream};
+use crate::spec::ContainerId;
 
 /// How long the engine has for the last bytes after the end of a container, and for its end after
 /// the last bytes.

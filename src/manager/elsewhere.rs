@@ -7,14 +7,15 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::sleep;
 
-use super::Context;
-use super::events::Happening;
-use super::monitor::Monitor;
-use super::root::{Lock, RunFile};
-use super::run::StopRequest;
-use super::stop::Stopper;
+use crate::error::Error;
+use crate::manager::Context;
+use crate::manager::events::Happening;
+use crate::manager::monitor::Monitor;
+use crate::manager::root::{Lock, RunFile};
+use crate::manager::run::StopRequest;
+use crate::manager::stop::Stopper;
+use crate::spec::{ContainerId, RunRecord};
 use crate::state::Event;
-use crate::{ContainerId, Error, RunRecord};
 
 /// How often the files of a run that another process owns are looked at.
 pub(super) const LOOK: Duration = Duration::from_millis(100);

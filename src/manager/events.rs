@@ -4,14 +4,18 @@ use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use futures::stream::{self, BoxStream, Stream, StreamExt};
+use futures::stream;
+use futures::stream::{BoxStream, Stream, StreamExt};
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
-use super::{Manager, Run};
+use crate::manager::{Manager, Run};
+use crate::outcome::{Ending, Evidence, PerStream, Seal, StopCause, Verdict};
 use crate::runtime::Usage;
 use crate::sink::{Gap, Stop};
-use crate::{ContainerId, Ending, Evidence, PerStream, RunId, Seal, StopCause, Timestamp, Verdict};
+use crate::spec::{ContainerId, RunId};
+use crate::timestamp::Timestamp;
 
 /// How many events wait for a subscriber, at least, before it misses some.
 const WAITING: usize = 4096;
@@ -46,7 +50,7 @@ pub enum Happening {
         image: String,
     },
     /// As many runs as may be at once are under way: it waits for its turn. See
-    /// [`ManagerBuilder::max_concurrent`](crate::ManagerBuilder::max_concurrent).
+    /// [`ManagerBuilder::max_concurrent`](crate::manager::ManagerBuilder::max_concurrent).
     Waiting,
     /// The engine pulls its image.
     Pulling {
@@ -76,7 +80,7 @@ pub enum Happening {
         /// Records of output, lines or parts of long ones, that went to the sink so far.
         records: u64,
     },
-    /// What it uses, where its spec asks for that: see [`RunSpec::sample`](crate::RunSpec::sample).
+    /// What it uses, where its spec asks for that: see [`RunSpec::sample`](crate::spec::RunSpec::sample).
     Usage {
         /// What was sampled.
         usage: Usage,

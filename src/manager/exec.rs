@@ -11,27 +11,27 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::Context;
-use super::attach::{AttachOptions, Attachment};
-use super::exit::Backoff;
-use super::finish::{EARLY, read, reading};
-use super::input::{Input, Pipe, Session, hang_up, lock};
-use super::monitor::Monitor;
-use super::root::{Root, glance};
-use super::run::Run;
-use super::start::NoStart;
 use crate::capture::{Capture, Hub, PumpEnd, Signals};
+use crate::error::{Error, Result};
+use crate::manager::Context;
+use crate::manager::attach::{AttachOptions, Attachment};
+use crate::manager::exit::Backoff;
+use crate::manager::finish::{EARLY, read, reading};
+use crate::manager::input::{Input, Pipe, Session, hang_up, lock};
+use crate::manager::monitor::Monitor;
+use crate::manager::root::{Root, glance};
+use crate::manager::run::Run;
+use crate::manager::start::NoStart;
+use crate::outcome::{Ending, Evidence, Exit, Outcome, Seal, Verdict};
 use crate::runtime::{ExecId, Execed, InputWriter, RuntimeError};
 use crate::sink::audit::{exec_file, exec_number};
 use crate::sink::{
     Action, Event as Record, Gap, GapReason, RecordRef, Resume, ResumeCause, Resumed, RunPlace,
     Start,
 };
+use crate::spec::{ContainerId, ExecSpec, RunId, RunRecord, Stdin};
 use crate::state::Event;
-use crate::{
-    ContainerId, Ending, Error, Evidence, ExecSpec, Exit, Outcome, Result, RunId, RunRecord, Seal,
-    Stdin, Timestamp, Verdict,
-};
+use crate::timestamp::Timestamp;
 
 /// How often a number is tried for that another one was quicker to take.
 const TRIES: u32 = 100;

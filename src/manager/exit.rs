@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, interval_at, sleep};
 
+use crate::outcome::{Ending, Exit};
 use crate::runtime::{Continuity, Inspection, Runtime, RuntimeError, Status, WaitStatus};
-use crate::{ContainerId, Ending, Exit, Timestamp};
+use crate::spec::ContainerId;
+use crate::timestamp::Timestamp;
 
 /// How often the engine is asked whether the container still runs, beside waiting.
 const PROBE: Duration = Duration::from_secs(30);

@@ -6,20 +6,20 @@ use std::sync::Arc;
 use futures::StreamExt;
 use tokio::time::{Duration, Instant, sleep, timeout};
 
-use super::Context;
-use super::events::Happening;
-use super::exit::{Backoff, Ended, another};
-use super::monitor::{Monitor, Watched};
-use super::root::{self, Root, RunFile};
 use crate::capture::{Capture, Progress, PumpEnd, Reading, Signals, TAIL_RECORDS, Tail};
+use crate::error::{Error, Result};
+use crate::manager::events::Happening;
+use crate::manager::exit::{Backoff, Ended, another};
+use crate::manager::monitor::{Monitor, Watched};
+use crate::manager::root::{Root, RunFile};
+use crate::manager::{Context, root};
+use crate::outcome::{Ending, Evidence, Seal, Stream, Verdict};
 use crate::runtime::{Fidelity, LogsRequest, RuntimeError};
 use crate::sink::{
     Event as Record, Gap, GapReason, RecordRef, Resume, ResumeCause, Resumed, Stop, Visit,
 };
-use crate::{
-    Backstop, ContainerId, Ending, Error, Evidence, KeepContainer, Result, RunId, RunRecord, Seal,
-    Stream, Timestamp, Verdict,
-};
+use crate::spec::{Backstop, ContainerId, KeepContainer, RunId, RunRecord};
+use crate::timestamp::Timestamp;
 
 /// A tap that ended longer than this before its container is not taken for whole.
 pub(super) const EARLY: Duration = Duration::from_secs(1);

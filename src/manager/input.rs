@@ -10,11 +10,15 @@ use futures::future::BoxFuture;
 use tokio::io::AsyncWrite;
 use tokio_util::sync::PollSender;
 
-use super::exec::Idle;
-use super::run::Run;
+use crate::error::{Error, Result};
+use crate::manager::exec::Idle;
+use crate::manager::run::Run;
+use crate::outcome::Outcome;
 use crate::runtime::{ExecId, InputWriter};
 use crate::sink::{Action, Event as Record, Interaction, Written};
-use crate::{Error, Outcome, Result, State, Stdin, Timestamp, WindowSize};
+use crate::spec::{Stdin, WindowSize};
+use crate::state::State;
+use crate::timestamp::Timestamp;
 
 /// How many records of input wait for the log.
 pub(super) const TYPED: usize = 16;
@@ -394,10 +398,11 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+    use crate::manager::Manager;
     use crate::runtime::Runtime;
     use crate::runtime::scripted::{Script, Scripted};
     use crate::sink::audit::{Reader, Record as Read};
-    use crate::{Manager, RunSpec};
+    use crate::spec::RunSpec;
 
     /// An input at whose end its run ends, and is sealed before that is answered.
     struct Last {

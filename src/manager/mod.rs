@@ -51,9 +51,11 @@ pub use signals::Signal;
 
 use crate::capture::Hub;
 use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::outcome::{Outcome, Seal, StopCause};
 use crate::runtime::Runtime;
 use crate::sink::{Action, Jsonl, LogSink, RunPlace};
-use crate::{Error, Outcome, Result, RunId, RunSpec, Seal, Stdin, StopCause};
+use crate::spec::{RunId, RunSpec, Stdin};
 use events::Bulletin;
 use input::{Pipe, Session};
 use monitor::{Inbox, Monitor};
@@ -324,7 +326,7 @@ impl Manager {
     /// [`recovered`](Self::recovered) waits for that. Recovery starts nothing, and leaves runs of
     /// other runtimes alone.
     ///
-    /// The runtime may be shared: an `Arc<dyn Runtime>`, as [`connect`](crate::connect()) gives it.
+    /// The runtime may be shared: an `Arc<dyn Runtime>`, as [`connect`](crate::runtime::connect::connect()) gives it.
     ///
     /// # Errors
     ///

@@ -8,26 +8,25 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::Context;
-use super::events::Happening;
-use super::exit::{self, Ended};
-use super::finish::{UNSEALED, write_down_the_end};
-use super::input::{Pipe, lock};
-use super::root::{Lock, RunFile};
-use super::run::{Entry, Status, StopRequest};
-use super::sources::{Pumped, Source, pump};
-use super::start::New;
-use super::stop::Stopper;
-use super::usage::sample;
 use crate::capture::{Capture, Counts, Hub, Progress, Pulse, Signals, until};
+use crate::error::{Error, Result};
+use crate::manager::events::Happening;
+use crate::manager::exit::Ended;
+use crate::manager::finish::{UNSEALED, write_down_the_end};
+use crate::manager::input::{Pipe, lock};
+use crate::manager::root::{Lock, RunFile};
+use crate::manager::run::{Entry, Status, StopRequest};
+use crate::manager::sources::{Pumped, Source, pump};
+use crate::manager::start::New;
+use crate::manager::stop::Stopper;
+use crate::manager::usage::sample;
+use crate::manager::{Context, exit};
+use crate::outcome::{Ending, StopCause};
 use crate::runtime::Engine;
 use crate::sink::{Event as Record, RecordRef, RunLog, RunPlace, Start};
-use crate::spec::Secrets;
-use crate::state::Event;
-use crate::{
-    ContainerId, Ending, Error, LimitAction, Result, RunRecord, Settings, State, StopCause,
-    Timestamp,
-};
+use crate::spec::{ContainerId, LimitAction, RunRecord, Secrets, Settings};
+use crate::state::{Event, State};
+use crate::timestamp::Timestamp;
 
 /// How often the subscribers are told how much was printed.
 const TELL: Duration = Duration::from_secs(1);
@@ -160,7 +159,7 @@ impl Monitor {
     pub(super) fn publish(&self, event: Event) {
         let mut told = None;
         self.status.send_modify(|status| {
-            let state = std::mem::replace(&mut status.state, crate::State::Intended);
+            let state = std::mem::replace(&mut status.state, crate::state::State::Intended);
             let after = state.clone().after(event);
             told = (after != state).then(|| happening(&after)).flatten();
             status.state = after;

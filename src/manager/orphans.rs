@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use super::Manager;
-use super::finish::may_remove;
+use crate::error::Result;
+use crate::manager::Manager;
+use crate::manager::finish::may_remove;
 use crate::runtime::{Found, Marked, Runtime, RuntimeError, Status};
-use crate::{ContainerId, Result, RootId, RunId, Timestamp};
+use crate::spec::{ContainerId, RootId, RunId};
+use crate::timestamp::Timestamp;
 
 /// A container that was made for this root, and that nothing in it will ever look after.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,8 +200,8 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`](crate::Error::Runtime) if the engine cannot list its containers;
-    /// [`Error::Storage`](crate::Error::Storage) if the root cannot be read.
+    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine cannot list its containers;
+    /// [`Error::Storage`](crate::error::Error::Storage) if the root cannot be read.
     pub async fn orphans(&self) -> Result<Vec<Orphan>> {
         let context = self.context();
         // In this order: a run is in the root before its container is made.
@@ -247,7 +249,7 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`](crate::Error::Runtime) if the engine does not remove it.
+    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine does not remove it.
     pub async fn remove_orphan(&self, orphan: &Orphan) -> Result<()> {
         let force = orphan.why == Why::NoRun;
         let runtime = &self.context().runtime;
@@ -265,7 +267,7 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`](crate::Error::Runtime) if the engine cannot list its containers.
+    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine cannot list its containers.
     pub async fn reap(&self, what: Reap) -> Result<Vec<Reaped>> {
         let context = self.context();
         let own = Some(context.root.id());

@@ -3,9 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::Manager;
-use super::root::RunInfo;
-use crate::{Error, Result, RunId, Seal, Timestamp};
+use crate::error::{Error, Result};
+use crate::manager::Manager;
+use crate::manager::root::RunInfo;
+use crate::outcome::Seal;
+use crate::spec::RunId;
+use crate::timestamp::Timestamp;
 
 /// Which runs are old: those that are past any of the bounds. Without a bound, none.
 ///

@@ -9,10 +9,12 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 
-use super::attach::{AttachOptions, Attached};
-use super::run::Run;
+use crate::error::{Error, Result};
+use crate::manager::attach::{AttachOptions, Attached};
+use crate::manager::run::Run;
+use crate::outcome::PerStream;
 use crate::runtime::{Health, Inspection, RuntimeError, Status};
-use crate::{Error, PerStream, Protocol, Result};
+use crate::spec::Protocol;
 
 /// How often a port or a health check is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -118,7 +120,7 @@ impl Run {
     }
 
     /// Where this process reaches the container's TCP port `port`, which
-    /// [`RunSpec::port`](crate::RunSpec::port) has published, while the run is under way.
+    /// [`RunSpec::port`](crate::spec::RunSpec::port) has published, while the run is under way.
     ///
     /// That is a port of the engine's host: of this machine, or of the one that a `tcp://` address
     /// names (see [`Docker::published_at`](crate::runtime::docker::Docker::published_at) for others). A run in the

@@ -11,26 +11,26 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tracing::Instrument;
 
-use super::Context;
-use super::elsewhere::LOOK;
-use super::exec;
-use super::exit::{self, Backoff, Ended, another};
-use super::finish::{may_remove, read, reading};
-use super::input::{Pipe, lock};
-use super::monitor::{Monitor, Watched};
-use super::root::{Root, RunFile};
-use super::run::{Entry, GivenUp};
-use super::sources::Source;
 use crate::capture::Capture;
 use crate::disk;
+use crate::error::{Error, Result};
+use crate::manager::elsewhere::LOOK;
+use crate::manager::exit::{Backoff, Ended, another};
+use crate::manager::finish::{may_remove, read, reading};
+use crate::manager::input::{Pipe, lock};
+use crate::manager::monitor::{Monitor, Watched};
+use crate::manager::root::{Root, RunFile};
+use crate::manager::run::{Entry, GivenUp};
+use crate::manager::sources::Source;
+use crate::manager::{Context, exec, exit};
+use crate::outcome::Ending;
 use crate::runtime::{Continuity, Engine, Found, Inspection, Runtime, Status as Phase};
 use crate::sink::{
     Action, Event as Record, Gap, GapReason, Interaction, Resume, ResumeCause, Resumed, Started,
 };
+use crate::spec::{Backstop, ContainerId, RunId, RunRecord, Settings, Stdin};
 use crate::state::Event;
-use crate::{
-    Backstop, ContainerId, Ending, Error, Result, RunId, RunRecord, Settings, Stdin, Timestamp,
-};
+use crate::timestamp::Timestamp;
 
 /// How long one whose log or engine does not answer keeps others from being taken over.
 const HELD: Duration = Duration::from_secs(2);
@@ -678,7 +678,7 @@ impl Monitor {
                         .await
                     {
                         Ok(()) => return Ok(Taken::ended(ending)),
-                        Err(crate::RuntimeError::Conflict { .. }) => sleep(LOOK).await,
+                        Err(crate::runtime::RuntimeError::Conflict { .. }) => sleep(LOOK).await,
                         Err(error) if error.is_not_found() => sleep(LOOK).await,
                         Err(error) => return Err(error.into()),
                     }

@@ -1,20 +1,21 @@
 //! The folder that holds runs, and what can be seen in it without an engine.
 
-use std::fs;
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
 use crate::disk;
+use crate::error::{Error, Result};
+use crate::outcome::{Ending, Seal};
 use crate::sink::Event;
-use crate::sink::audit::line::{self, Line};
+use crate::sink::audit::line::Line;
 use crate::sink::audit::lines::LONGEST_LINE;
 use crate::sink::audit::scan::{ends_as_seal, newline_lost};
-use crate::sink::audit::{Follow, LOG_FILE, LogState, verify};
-use crate::spec::ROOT_FILE;
-use crate::{Ending, Error, Result, RootId, RunId, RunRecord, Seal};
+use crate::sink::audit::{Follow, LOG_FILE, LogState, line, verify};
+use crate::spec::{ROOT_FILE, RootId, RunId, RunRecord};
 
 /// How the folders begin of runs that are being removed: no run's id does.
 const REMOVED: &str = ".removed-";
@@ -584,7 +585,7 @@ fn last_line(file: &mut fs::File, length: u64) -> io::Result<Vec<u8>> {
 }
 
 fn word(ending: &Ending) -> &'static str {
-    crate::State::Ended {
+    crate::state::State::Ended {
         container: None,
         ending: ending.clone(),
     }

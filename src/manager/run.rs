@@ -8,17 +8,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::attach::{AttachOptions, Attachment};
-use super::input::Pipe;
-use super::root::RunInfo;
-use super::{Context, Inner};
 use crate::capture::Hub;
+use crate::error::{Error, Result};
+use crate::manager::attach::{AttachOptions, Attachment};
+use crate::manager::input::Pipe;
+use crate::manager::root::RunInfo;
+use crate::manager::{Context, Inner};
+use crate::outcome::{Ending, Outcome, Seal, SealState, StopCause};
 use crate::runtime::{Archive, Usage};
-use crate::sink::audit::{self, Follow};
-use crate::sink::{Event as Record, RunPlace};
-use crate::{
-    ContainerId, Ending, Error, Outcome, Result, RunId, Seal, SealState, State, StopCause,
-};
+use crate::sink::audit::Follow;
+use crate::sink::{Event as Record, RunPlace, audit};
+use crate::spec::{ContainerId, RunId};
+use crate::state::State;
 
 /// What everyone may know of a run. Only its monitor changes it.
 #[derive(Debug, Clone)]
@@ -283,7 +284,7 @@ impl Run {
     /// nothing any more.
     ///
     /// A token stops any number of runs, and its children stop with it: one for a whole pipeline.
-    /// See [`RunSpec::stop_when`](crate::RunSpec::stop_when) for a run that has not started.
+    /// See [`RunSpec::stop_when`](crate::spec::RunSpec::stop_when) for a run that has not started.
     pub fn stop_when(&self, token: CancellationToken) {
         let stops = self.entry.stops.clone();
         let closing = self.inner.context.closing.clone();
@@ -400,7 +401,7 @@ impl Run {
     }
 
     /// A tar archive of the file or folder at `path` in the container, which may run or have
-    /// ended. A container that was removed has none: see [`KeepContainer`](crate::KeepContainer).
+    /// ended. A container that was removed has none: see [`KeepContainer`](crate::spec::KeepContainer).
     ///
     /// Cancel-safe; the archive is read when it is polled.
     ///
@@ -431,7 +432,7 @@ impl Run {
     pub(super) fn container(&self) -> Result<ContainerId> {
         let status = self.entry.status.borrow();
         status.state.container().cloned().ok_or_else(|| {
-            crate::RuntimeError::NotFound {
+            crate::runtime::RuntimeError::NotFound {
                 operation: "find the container",
                 reason: format!("run {} has none", self.id()),
             }

@@ -4,11 +4,12 @@ use std::ops::Deref;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::Manager;
-use super::ready::Ready;
-use super::run::{Run, last_lines};
-use crate::outcome::LastLines;
-use crate::{Outcome, Result, RunSpec};
+use crate::error::Result;
+use crate::manager::Manager;
+use crate::manager::ready::Ready;
+use crate::manager::run::{Run, last_lines};
+use crate::outcome::{LastLines, Outcome};
+use crate::spec::RunSpec;
 
 /// How long a stop at the end of a scope may take beyond its grace.
 const BOUND: Duration = Duration::from_secs(30);

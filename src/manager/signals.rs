@@ -5,8 +5,9 @@ use std::sync::Arc;
 use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Manager, Shutdown};
-use crate::{Error, Result, StopCause};
+use crate::error::{Error, Result};
+use crate::manager::{Manager, Shutdown};
+use crate::outcome::StopCause;
 
 /// A signal that asked this process to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,12 +2,13 @@
 
 use tokio::time::{Instant, sleep};
 
-use super::Context;
-use super::exit::Backoff;
-use super::finish::EARLY;
 use crate::capture::{Capture, PumpEnd, Reading, Signals};
+use crate::error::Error;
+use crate::manager::Context;
+use crate::manager::exit::Backoff;
+use crate::manager::finish::EARLY;
 use crate::runtime::{LogsRequest, OutputStream, RuntimeError};
-use crate::{Backstop, ContainerId, Error, Settings};
+use crate::spec::{Backstop, ContainerId, Settings};
 
 /// Where output comes from.
 pub(super) enum Source {

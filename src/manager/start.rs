@@ -10,20 +10,23 @@ use futures::FutureExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use super::events::Happening;
-use super::exit::Backoff;
-use super::input::{Pipe, lock};
-use super::monitor::{Launch, Monitor, Watched};
-use super::root::RunFile;
-use super::run::StopRequest;
-use super::sources::Source;
 use crate::capture::Capture;
+use crate::error::{Error, Result};
+use crate::manager::events::Happening;
+use crate::manager::exit::Backoff;
+use crate::manager::input::{Pipe, lock};
+use crate::manager::monitor::{Launch, Monitor, Watched};
+use crate::manager::root::RunFile;
+use crate::manager::run::StopRequest;
+use crate::manager::sources::Source;
+use crate::outcome::Ending;
 use crate::runtime::{
     CreateRequest, Created, InputWriter, Inspection, RuntimeError, Status as Phase,
 };
 use crate::sink::{Event as Record, Started, Stop};
+use crate::spec::{ContainerId, RunRecord, RunSpec};
 use crate::state::Event;
-use crate::{ContainerId, Ending, Error, Result, RunRecord, RunSpec, Timestamp};
+use crate::timestamp::Timestamp;
 
 /// How long the start of a run waits for what the engine knows of it.
 const INSPECT: Duration = Duration::from_secs(5);

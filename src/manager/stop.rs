@@ -7,10 +7,12 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::run::StopRequest;
+use crate::manager::run::StopRequest;
+use crate::outcome::StopCause;
 use crate::runtime::Runtime;
 use crate::sink::Stop;
-use crate::{ContainerId, StopCause, Timestamp};
+use crate::spec::ContainerId;
+use crate::timestamp::Timestamp;
 
 /// How long to wait before a signal that may not have arrived is sent again.
 const AGAIN: Duration = Duration::from_secs(1);

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::Context;
+use crate::manager::Context;
 use crate::runtime::{RuntimeError, Usage};
-use crate::{ContainerId, RunId};
+use crate::spec::{ContainerId, RunId};
 
 /// The next sample, an interval from now; never, without one, or where the engine cannot tell.
 pub(super) async fn sample(

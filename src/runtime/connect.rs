@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Runtime, RuntimeError};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// What to do where no engine answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,7 +35,7 @@ pub enum Choice {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Connected {
-    /// The runtime, for [`Manager::open`](crate::Manager::open).
+    /// The runtime, for [`Manager::open`](crate::manager::Manager::open).
     pub runtime: Arc<dyn Runtime>,
     /// What it is.
     pub choice: Choice,

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::io::AsyncWrite;
 
-use crate::{
-    ContainerId, ExecSpec, Protocol, RootId, RunId, RunSpec, Stream, Timestamp, WindowSize,
-};
+use crate::outcome::Stream;
+use crate::spec::{ContainerId, ExecSpec, Protocol, RootId, RunId, RunSpec, WindowSize};
+use crate::timestamp::Timestamp;
 
 pub mod connect;
 #[cfg(feature = "docker")]
@@ -99,9 +99,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`crate::Error::InvalidSpec`], which names the field: what this engine cannot do is
+    /// [`crate::error::Error::InvalidSpec`], which names the field: what this engine cannot do is
     /// refused, not ignored.
-    fn validate(&self, spec: &RunSpec) -> crate::Result<()>;
+    fn validate(&self, spec: &RunSpec) -> crate::error::Result<()>;
 
     /// Makes sure that the image is there, by the spec's pull policy, and reports progress through
     /// [`RunSpec::report_pull`]. Fails with [`RuntimeError::Timeout`] after 60 s without progress.
@@ -110,7 +110,7 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Makes the container, and does not start it. A name that is taken is refused, as a fact.
     ///
     /// The engine must neither remove nor restart it by itself, and, unless
-    /// [`Backstop::None`](crate::Backstop::None) was asked for, must keep all of its output until
+    /// [`Backstop::None`](crate::spec::Backstop::None) was asked for, must keep all of its output until
     /// it is removed. It can be found by [`find`](Self::find) from then on.
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError>;
 
@@ -187,9 +187,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Connects to the standard input of a container that was made, and may run.
     ///
     /// On a connection of its own: whatever becomes of it, output goes on. It resolves when the
-    /// engine has answered. Of [`Stdin::Pipe`](crate::Stdin::Pipe) the end of the input arrives in
+    /// engine has answered. Of [`Stdin::Pipe`](crate::spec::Stdin::Pipe) the end of the input arrives in
     /// the container when the writer is shut down or dropped; of
-    /// [`Stdin::Open`](crate::Stdin::Open) nothing does. All bytes arrive as they are, those that
+    /// [`Stdin::Open`](crate::spec::Stdin::Open) nothing does. All bytes arrive as they are, those that
     /// an engine has a use of its own for with them. It is only called where
     /// [`Capabilities::stdin`] is set. Default: [`RuntimeError::Unsupported`].
     async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {

@@ -9,7 +9,8 @@ use super::{
     Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream, Runtime,
     RuntimeError, Usage, WaitStatus,
 };
-use crate::{ContainerId, ExecSpec, Result, RootId, RunSpec, WindowSize};
+use crate::error::Result;
+use crate::spec::{ContainerId, ExecSpec, RootId, RunSpec, WindowSize};
 
 #[deny(clippy::missing_trait_methods)]
 #[async_trait]

@@ -1,7 +1,8 @@
 //! Records on their way to a sink: the bytes of many lines in one buffer.
 
-use super::{Event, Output};
-use crate::{PerStream, Stream, Timestamp};
+use crate::outcome::{PerStream, Stream};
+use crate::sink::{Event, Output};
+use crate::timestamp::Timestamp;
 
 /// Records on their way to a sink, in order.
 #[derive(Debug, Clone, Default)]

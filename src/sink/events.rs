@@ -2,9 +2,11 @@
 
 use async_trait::async_trait;
 
-use super::printable::{printable, said};
-use super::{Batch, Event, LogSink, RecordRef, Resumed, RunLog, RunPlace, Start, Visit};
-use crate::{Result, RunId, Seal};
+use crate::error::Result;
+use crate::outcome::Seal;
+use crate::sink::printable::{printable, said};
+use crate::sink::{Batch, Event, LogSink, RecordRef, Resumed, RunLog, RunPlace, Start, Visit};
+use crate::spec::RunId;
 
 /// Each record as an event of [`tracing`]: output with the target `moat::output`, at level `INFO`,
 /// with the fields `run`, `stream` and `partial`; the rest with the target `moat::run`. What is of a

@@ -12,8 +12,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::{Batch, Event, LogSink, RecordRef, Resumed, RunLog, RunPlace, Start, Visit};
-use crate::{Error, Result, Seal};
+use crate::error::{Error, Result};
+use crate::outcome::Seal;
+use crate::sink::{Batch, Event, LogSink, RecordRef, Resumed, RunLog, RunPlace, Start, Visit};
 
 /// How much waits for a best-effort sink, for each run; past it, the sink is given up for the run.
 const ROOM: usize = 8 << 20;

@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::audit::Record;
-use super::{Batch, Event, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
-use crate::{Error, Result, RunId, Seal, Stream};
+use crate::error::{Error, Result};
+use crate::outcome::{Seal, Stream};
+use crate::sink::audit::Record;
+use crate::sink::{Batch, Event, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
+use crate::spec::RunId;
 
 /// A sink that keeps records in memory, for tests. A clone sees the same logs.
 ///

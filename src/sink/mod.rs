@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
-use crate::{Result, RunId, Seal};
+use crate::error::Result;
+use crate::outcome::Seal;
+use crate::spec::RunId;
 
 pub mod audit;
 mod batch;
@@ -42,7 +44,7 @@ pub use record::{
 /// one that is there, and none is half there when [`resume`](Self::resume) returns.
 ///
 /// **One writer.** A log that is open cannot be resumed, by this or another process:
-/// [`Error::Owned`](crate::Error::Owned). It is open until its [`RunLog`] is dropped, and what that
+/// [`Error::Owned`](crate::error::Error::Owned). It is open until its [`RunLog`] is dropped, and what that
 /// has begun has come to its end.
 ///
 /// **At most one seal.** After [`RunLog::seal`], `resume` gives the seal, and no log to write to.
@@ -64,7 +66,7 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::RunExists`](crate::Error::RunExists) if there is one, open or not.
+    /// [`Error::RunExists`](crate::error::Error::RunExists) if there is one, open or not.
     async fn open(&self, place: &RunPlace, start: &Start) -> Result<Box<dyn RunLog>>;
 
     /// Reads the log of a run back, and opens it to go on where it ends.
@@ -74,7 +76,7 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`](crate::Error::Damaged) if the log is sealed, and not what was sealed:
+    /// [`Error::Damaged`](crate::error::Error::Damaged) if the log is sealed, and not what was sealed:
     /// nothing is changed then.
     async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed>;
 

@@ -4,9 +4,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::Torn;
+use crate::outcome::{Seal, StopCause, Stream};
 use crate::runtime::LogConfig;
-use crate::{ContainerId, RunRecord, Seal, StopCause, Stream, Timestamp};
+use crate::sink::Torn;
+use crate::spec::{ContainerId, RunRecord};
+use crate::timestamp::Timestamp;
 
 /// A record that is not output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

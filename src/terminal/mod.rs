@@ -28,7 +28,8 @@ mod leftovers;
 
 use std::fs::{File, OpenOptions};
 use std::future::{pending, poll_fn};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io;
+use std::io::{IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
@@ -46,7 +47,10 @@ use tokio::time::{Instant, sleep_until};
 use self::keys::Watch;
 pub use self::keys::{DetachKeys, ParseKeysError};
 use self::leftovers::Leftovers;
-use crate::{Attached, Attachment, Control, Error, Input, Outcome, Result, WindowSize};
+use crate::error::{Error, Result};
+use crate::manager::{Attached, Attachment, Control, Input};
+use crate::outcome::Outcome;
+use crate::spec::WindowSize;
 
 /// The terminal that a process has, whatever its standard streams are.
 const PATH: &str = "/dev/tty";

@@ -1,8 +1,9 @@
 //! What Docker cannot do, refused before there is an engine to ask.
 
-use super::create::{self, Log};
-use super::patch;
-use crate::{Error, Mount, Result, RunSpec, Settings};
+use super::create::Log;
+use super::{create, patch};
+use crate::error::{Error, Result};
+use crate::spec::{Mount, RunSpec, Settings};
 
 /// The longest argument, and the longest variable with its name and `=`, that Linux takes, in bytes:
 /// 32 pages of 4 KiB, with a NUL byte at the end. A container with a longer one is started, and

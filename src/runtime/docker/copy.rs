@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use super::errors::Failure;
 use super::{BOUND, Docker, checked};
-use crate::runtime::Archive;
-use crate::{ContainerId, RuntimeError};
+use crate::runtime::{Archive, RuntimeError};
+use crate::spec::ContainerId;
 
 impl Docker {
     /// A tar archive of what is at `path`. It resolves when its first bytes are there.

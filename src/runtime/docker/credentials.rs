@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::address::Environment;
-use crate::Credentials;
+use crate::spec::Credentials;
 
 /// The key of Docker Hub in Docker's configuration.
 const HUB: &str = "https://index.docker.io/v1/";

@@ -5,7 +5,8 @@ use std::io;
 use std::time::Duration;
 
 use crate::error::chain;
-use crate::{ContainerId, RuntimeError};
+use crate::runtime::RuntimeError;
+use crate::spec::ContainerId;
 
 /// The most bytes that are kept of what an engine says of an error.
 const LONGEST: usize = 4 << 10;

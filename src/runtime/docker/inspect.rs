@@ -14,7 +14,8 @@ use crate::runtime::{
     Fidelity, Found, Health, Inspection, LogConfig, Marked, PublishedPort, Status, Usage,
     WaitStatus,
 };
-use crate::{ContainerId, Protocol, RootId, RunId, Timestamp};
+use crate::spec::{ContainerId, Protocol, RootId, RunId};
+use crate::timestamp::Timestamp;
 
 /// What an answer to `GET /info` says that tells the engine from others. Up to Docker 20.10 the
 /// id is the machine's: all its daemons have it, each with a folder of its own.

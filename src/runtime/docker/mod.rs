@@ -56,7 +56,8 @@ use super::{
     ExecInspection, Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream,
     Runtime, RuntimeError, Usage, WaitStatus,
 };
-use crate::{ContainerId, ExecSpec, Result, RootId, RunSpec, WindowSize};
+use crate::error::Result;
+use crate::spec::{ContainerId, ExecSpec, RootId, RunSpec, WindowSize};
 
 /// The bound of each call that has one.
 const BOUND: Duration = Duration::from_secs(30);

@@ -6,13 +6,12 @@ use bytes::{Buf, BytesMut};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::credentials::{self, Header};
+use super::credentials::Header;
 use super::errors::{Failure, Refusal};
 use super::transport::{Call, escaped, exchange};
-use super::{BOUND, Docker, accepted};
+use super::{BOUND, Docker, accepted, credentials};
 use crate::runtime::RuntimeError;
-use crate::spec::PullProgress;
-use crate::{Pull, RunSpec};
+use crate::spec::{Pull, PullProgress, RunSpec};
 
 const OPERATION: &str = "pull the image";
 /// How long a pull may go on without a report.

@@ -10,8 +10,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Instant;
 
 use super::*;
+use crate::outcome::Stream;
 use crate::runtime::{Chunk, Status};
-use crate::{Credentials, Pull, Stream};
+use crate::spec::{Credentials, Pull};
 
 /// A socket that a test answers on by itself, byte by byte.
 struct Socket {
@@ -406,7 +407,7 @@ async fn something_else_that_listens_there_is_no_engine() {
         assert!(
             matches!(
                 error,
-                crate::Error::Runtime(RuntimeError::Unavailable { .. })
+                crate::error::Error::Runtime(RuntimeError::Unavailable { .. })
             ),
             "{error:?}"
         );

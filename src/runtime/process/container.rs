@@ -8,10 +8,11 @@ use futures::Stream;
 use tokio::sync::{oneshot, watch};
 
 use super::child::{Child, Living, Plan};
-use super::output::{self, Ends};
-use super::signals;
+use super::output::Ends;
+use super::{output, signals};
 use crate::runtime::{Chunk, CreateRequest, Inspection, LogConfig, RuntimeError, Status};
-use crate::{RootId, RunId, Timestamp};
+use crate::spec::{RootId, RunId};
+use crate::timestamp::Timestamp;
 
 /// What the thread needs that starts a process and waits for it.
 const STACK: usize = 256 << 10;

@@ -28,9 +28,9 @@
 //! - **Environment**: what the spec says, and from this process `PATH` and `HOME` alone, unless
 //!   the spec sets them; with a terminal, `TERM=xterm`. It inherits nothing else.
 //! - **Working directory**: the spec's, else that of this process.
-//! - **Standard input**: nothing ([`Stdin::None`](crate::Stdin::None): `/dev/null`), or a pipe that
-//!   stays open and silent ([`Stdin::Open`](crate::Stdin::Open)); with a terminal, the terminal.
-//!   Nobody can write to it: there is no [`Stdin::Pipe`](crate::Stdin::Pipe). Nor are there further
+//! - **Standard input**: nothing ([`Stdin::None`](crate::spec::Stdin::None): `/dev/null`), or a pipe that
+//!   stays open and silent ([`Stdin::Open`](crate::spec::Stdin::Open)); with a terminal, the terminal.
+//!   Nobody can write to it: there is no [`Stdin::Pipe`](crate::spec::Stdin::Pipe). Nor are there further
 //!   processes, or other sizes of a terminal.
 //! - **Output**: a pipe for each stream, or a real pseudo-terminal of 80 columns and 24 rows, the
 //!   controlling terminal of a session of its own. A process without one stays in the session of
@@ -43,7 +43,7 @@
 //! As in a container, the end of the first process is the end of all: what is left of its process
 //! group is killed. A stop sends its signal to the first process; SIGKILL goes to the whole group.
 //! A process that a signal has ended has the code 128 and the signal's number, as with engines, and
-//! the signal's name is the error of the [`Exit`](crate::Exit).
+//! the signal's name is the error of the [`Exit`](crate::outcome::Exit).
 //!
 //! A process leaves its group by making a session or a group of its own: with `setsid`, as daemons
 //! do, or as the job of a shell with job control. **What has left the group is not killed**, but
@@ -60,7 +60,7 @@
 //! between the start of such a process and its guardian's knowing of it, when only the hang-up of
 //! the terminal ends it.
 //!
-//! So [`Shutdown::Leave`](crate::Shutdown) stops the runs of this runtime, too, and a detached run
+//! So [`Shutdown::Leave`](crate::manager::Shutdown) stops the runs of this runtime, too, and a detached run
 //! is refused. A run whose process has died without that is sealed by the next opening of its root
 //! as lost, with what was captured, and a gap: what was in a pipe then is gone with it.
 //!
@@ -91,7 +91,8 @@ use super::{
     Archive, Capabilities, Continuity, CreateRequest, Created, Engine, Found, Inspection,
     LogsRequest, OutputStream, Runtime, RuntimeError, WaitStatus,
 };
-use crate::{ContainerId, Result, RootId, RunSpec};
+use crate::error::Result;
+use crate::spec::{ContainerId, RootId, RunSpec};
 
 /// The bound of each call that has one.
 const BOUND: Duration = Duration::from_secs(30);

@@ -3,21 +3,23 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::future::poll_fn;
-use std::io::{self, PipeWriter};
+use std::io;
+use std::io::PipeWriter;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, Stream as OfChunks};
+use futures::stream;
+use futures::stream::Stream as OfChunks;
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::container::Life;
-use crate::Stream;
+use crate::outcome::Stream;
 use crate::runtime::{Chunk, RuntimeError};
 
 /// The most bytes of a chunk.

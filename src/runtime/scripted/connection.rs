@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use futures::stream::{self, StreamExt};
+use futures::stream;
+use futures::stream::StreamExt;
 use tokio::sync::watch;
 use tokio::time::timeout;
 

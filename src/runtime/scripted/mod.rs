@@ -78,7 +78,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::{self, StreamExt};
+use futures::stream;
+use futures::stream::StreamExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -92,10 +93,11 @@ use super::{
     ExecInspection, Execed, Fidelity, Found, Health, InputWriter, Inspection, LogsRequest, Marked,
     OutputStream, Runtime, RuntimeError, Status, Usage, WaitStatus,
 };
-use crate::{
-    Backstop, ContainerId, ExecSpec, RootId, RunId, RunSpec, Settings, Stdin, Stream, Timestamp,
-    WindowSize,
+use crate::outcome::Stream;
+use crate::spec::{
+    Backstop, ContainerId, ExecSpec, RootId, RunId, RunSpec, Settings, Stdin, WindowSize,
 };
+use crate::timestamp::Timestamp;
 
 /// A call of the [`Runtime`] trait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -543,7 +545,7 @@ impl Runtime for Scripted {
         })
     }
 
-    fn validate(&self, _spec: &RunSpec) -> crate::Result<()> {
+    fn validate(&self, _spec: &RunSpec) -> crate::error::Result<()> {
         Ok(())
     }
 

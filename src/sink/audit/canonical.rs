@@ -6,8 +6,9 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
-use super::line::OutputLine;
-use crate::{Stream, Timestamp};
+use crate::outcome::Stream;
+use crate::sink::audit::line::OutputLine;
+use crate::timestamp::Timestamp;
 
 const TS: usize = "2026-11-22T18:23:25.491211661Z".len();
 
@@ -150,8 +151,9 @@ fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::line::{self, Line};
     use super::*;
+    use crate::sink::audit::line;
+    use crate::sink::audit::line::Line;
     use proptest::prelude::*;
 
     /// What is not left to the JSON parser is what that would have said.

@@ -5,12 +5,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream;
+use futures::stream::{BoxStream, StreamExt};
 
-use super::{LogState, Reader, Record};
 use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::outcome::Stream;
 use crate::sink::Event;
-use crate::{Error, Result, Stream};
+use crate::sink::audit::{LogState, Reader, Record};
 
 /// How often a file that may grow is looked at.
 const LOOK: Duration = Duration::from_millis(100);

@@ -6,9 +6,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
-use super::canonical;
+use crate::outcome::Stream;
+use crate::sink::audit::canonical;
 use crate::sink::{Event, RecordRef, Start};
-use crate::{Stream, Timestamp};
+use crate::timestamp::Timestamp;
 
 /// What a seal begins with, and nothing else.
 const END_HEAD: &[u8] = br#"{"type":"end""#;

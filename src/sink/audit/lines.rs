@@ -1,10 +1,11 @@
 //! The lines of a file, in bounded memory, with the digest of what was read.
 
-use std::io::{self, Read};
+use std::io;
+use std::io::Read;
 
 use sha2::{Digest, Sha256};
 
-use super::digest::Running;
+use crate::sink::audit::digest::Running;
 
 /// The longest line that a file has, its newline included: 16 MiB.
 pub(crate) const LONGEST_LINE: usize = 16 << 20;

@@ -26,9 +26,9 @@
 
 use std::fmt;
 
-use self::line::Line;
+use crate::outcome::{PerStream, Seal};
+use crate::sink::audit::line::Line;
 use crate::sink::{Event, Output, RecordRef};
-use crate::{PerStream, Seal};
 
 mod canonical;
 mod digest;
@@ -181,7 +181,12 @@ impl Tally {
         }
     }
 
-    pub(crate) fn add_output(&mut self, stream: crate::Stream, length: usize, partial: bool) {
+    pub(crate) fn add_output(
+        &mut self,
+        stream: crate::outcome::Stream,
+        length: usize,
+        partial: bool,
+    ) {
         self.records += 1;
         self.bytes[stream] += length as u64 + u64::from(!partial);
     }

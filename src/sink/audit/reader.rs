@@ -1,14 +1,15 @@
 //! The records of a file, also of one that grows.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::line;
-use super::lines::{Advance, Lines};
-use super::{Damage, LogState, Record};
+use crate::disk;
+use crate::error::{Error, Result};
 use crate::sink::Event;
-use crate::{Error, Result, disk};
+use crate::sink::audit::lines::{Advance, Lines};
+use crate::sink::audit::{Damage, LogState, Record, line};
 
 /// The records of an audit file, in order.
 ///

@@ -1,14 +1,15 @@
 //! The one way in which a whole file is judged: for `verify`, and for `resume`.
 
-use std::io::{self, Read};
+use std::io;
+use std::io::Read;
 
 use sha2::{Digest, Sha256};
 
-use super::line::{self, Bad, Line, SEAL_TAIL};
-use super::lines::{Advance, Lines};
-use super::{Damage, Tally};
-use crate::Seal;
+use crate::outcome::Seal;
 use crate::sink::Event;
+use crate::sink::audit::line::{Bad, Line, SEAL_TAIL};
+use crate::sink::audit::lines::{Advance, Lines};
+use crate::sink::audit::{Damage, Tally, line};
 
 /// A place between two lines, and what is known of all that is before it.
 #[derive(Debug, Clone, Default)]

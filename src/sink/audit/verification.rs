@@ -1,11 +1,14 @@
 //! Whether a file is what was written.
 
-use std::io::{self, Read};
+use std::io;
+use std::io::Read;
 use std::path::Path;
 
-use super::LogState;
-use super::scan::{Found, scan};
-use crate::{Error, PerStream, Result, disk};
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::outcome::PerStream;
+use crate::sink::audit::LogState;
+use crate::sink::audit::scan::{Found, scan};
 
 /// What [`verify`] has found in an audit file.
 #[derive(Debug, Clone, PartialEq)]

@@ -13,15 +13,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Durability, Jsonl};
 use crate::disk::image::{Image, Medium, put, scratch, take};
 use crate::disk::journal::{Change, Journal, Op};
 use crate::disk::{create_folder, open_to_write};
+use crate::outcome::{PerStream, Seal, Stream};
 use crate::sink::audit::{LogState, Reader, Record, verify};
+use crate::sink::jsonl::{Durability, Jsonl};
 use crate::sink::{
     Batch, Event, LogSink, Output, RecordRef, Resume, ResumeCause, Resumed, RunLog, RunPlace, Start,
 };
-use crate::{PerStream, RunId, Seal, Stream};
+use crate::spec::RunId;
 
 const LOG: &str = "root/run/logs.jsonl";
 const TS: &str = "2026-11-22T18:23:25.491211661Z";
@@ -771,7 +772,7 @@ fn a_seal_behind_lost_records_is_refused_and_a_seal_that_is_lost_itself_is_made_
                 put(&image, disk.path());
                 let resumed = wait(Jsonl::new().resume(&place(disk.path()), Box::new(|_| {})));
                 assert!(
-                    matches!(resumed, Err(crate::Error::Damaged { .. })),
+                    matches!(resumed, Err(crate::error::Error::Damaged { .. })),
                     "{from}..{to}: {resumed:?}"
                 );
                 assert_eq!(take(disk.path()), image);

@@ -4,13 +4,13 @@ use std::io;
 
 use sha2::{Digest, Sha256};
 
-use super::output::OutputText;
-use super::witness::Written;
-use crate::Seal;
+use crate::outcome::Seal;
 use crate::sink::audit::Tally;
 use crate::sink::audit::line::{SEAL_KEY, hex};
 use crate::sink::audit::lines::LONGEST_LINE;
 use crate::sink::audit::scan::Mark;
+use crate::sink::jsonl::output::OutputText;
+use crate::sink::jsonl::witness::Written;
 use crate::sink::{Event, RecordRef, Start};
 
 /// A `check` record follows the first record that ends so many bytes behind the last one. (In
@@ -176,8 +176,9 @@ impl Encoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outcome::Stream;
     use crate::sink::audit::line::{Line, parse};
-    use crate::{Stream, Timestamp};
+    use crate::timestamp::Timestamp;
     use proptest::prelude::*;
 
     fn ts() -> Timestamp {

@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::encoder::Encoder;
-use self::witness::Witness;
-use self::writer::{Syncer, Writer};
-use super::audit::scan::Mark;
-use super::audit::{LOG_FILE, exec_file};
-use super::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
-use crate::disk::{self, Disk, File};
-use crate::{Error, Result, RunId, Seal};
+use crate::disk;
+use crate::disk::{Disk, File};
+use crate::error::{Error, Result};
+use crate::outcome::Seal;
+use crate::sink::audit::scan::Mark;
+use crate::sink::audit::{LOG_FILE, exec_file};
+use crate::sink::jsonl::encoder::Encoder;
+use crate::sink::jsonl::witness::Witness;
+use crate::sink::jsonl::writer::{Syncer, Writer};
+use crate::sink::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
+use crate::spec::RunId;
 
 #[cfg(test)]
 mod crash;

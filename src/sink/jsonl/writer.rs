@@ -1,17 +1,20 @@
 //! The one who writes a file, and the one who syncs it.
 
-use std::io::{self, Write};
+use std::io;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Durability;
-use super::encoder::Encoder;
-use super::witness::{Trace, Witness, Written};
-use crate::disk::{self, Disk, File};
+use crate::disk;
+use crate::disk::{Disk, File};
+use crate::error::{Error, Result};
+use crate::outcome::Seal;
 use crate::sink::audit::Tally;
+use crate::sink::jsonl::Durability;
+use crate::sink::jsonl::encoder::Encoder;
+use crate::sink::jsonl::witness::{Trace, Witness, Written};
 use crate::sink::{Batch, Start};
-use crate::{Error, Result, Seal};
 
 /// A buffer that is this full is written before the batch is at its end.
 const FULL: usize = 1 << 20;
@@ -315,7 +318,7 @@ mod tests {
         let mut batch = Batch::new();
         batch.push_event(Event::Note {
             interaction: None,
-            ts: crate::Timestamp::now(),
+            ts: crate::timestamp::Timestamp::now(),
             text: "a note".into(),
         });
         batch
