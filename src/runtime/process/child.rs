@@ -13,7 +13,7 @@ use rustix::process::{
 
 use super::guardian::Guardian;
 use super::output::Ends;
-use crate::runtime::RuntimeError;
+use crate::error::RuntimeError;
 use crate::spec::{RunSpec, Stdin};
 
 const OPERATION: &str = "start the process";

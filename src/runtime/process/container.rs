@@ -8,9 +8,10 @@ use futures::Stream;
 use tokio::sync::{oneshot, watch};
 
 use super::child::{Child, Living, Plan};
-use super::output::Ends;
-use super::{output, signals};
-use crate::runtime::{Chunk, CreateRequest, Inspection, LogConfig, RuntimeError, Status};
+use super::output::{self, Ends};
+use super::signals;
+use crate::error::RuntimeError;
+use crate::runtime::{Chunk, CreateRequest, Inspection, LogConfig, Status};
 use crate::spec::{RootId, RunId};
 use crate::timestamp::Timestamp;
 

@@ -89,9 +89,9 @@ use tokio::time::timeout;
 use self::container::Container;
 use super::{
     Archive, Capabilities, Continuity, CreateRequest, Created, Engine, Found, Inspection,
-    LogsRequest, OutputStream, Runtime, RuntimeError, WaitStatus,
+    LogsRequest, OutputStream, Runtime, WaitStatus,
 };
-use crate::error::Result;
+use crate::error::{Result, RuntimeError};
 use crate::spec::{ContainerId, RootId, RunSpec};
 
 /// The bound of each call that has one.

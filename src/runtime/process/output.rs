@@ -3,24 +3,23 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::future::poll_fn;
-use std::io;
-use std::io::PipeWriter;
+use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream;
-use futures::stream::Stream as OfChunks;
+use futures::stream::{self, Stream as OfChunks};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::container::Life;
+use crate::error::RuntimeError;
 use crate::outcome::Stream;
-use crate::runtime::{Chunk, RuntimeError};
+use crate::runtime::Chunk;
 
 /// The most bytes of a chunk.
 const CHUNK: usize = 64 << 10;
