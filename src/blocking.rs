@@ -30,7 +30,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime as Tokio};
 
 use crate::error::Result;
-use crate::manager::{ManagerBuilder, Shutdown};
+use crate::manager::{ManagerBuilder, ShutdownMode};
 use crate::outcome::Outcome;
 use crate::run::ready::Ready;
 use crate::runtime::Runtime;
@@ -122,17 +122,17 @@ impl Manager {
         wait(self.0.get(id)).map(Run)
     }
 
-    /// The runs that an earlier process has left: see [`crate::manager::Manager::recovered`].
+    /// The runs that an earlier process has left: see [`crate::manager::Manager::wait_recovery`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::manager::Manager::recovered`].
-    pub fn recovered(&self) -> Result<Vec<Run>> {
-        wait(self.0.recovered()).map(|runs| runs.into_iter().map(Run).collect())
+    /// As for [`crate::manager::Manager::wait_recovery`].
+    pub fn wait_recovery(&self) -> Result<Vec<Run>> {
+        wait(self.0.wait_recovery()).map(|runs| runs.into_iter().map(Run).collect())
     }
 
     /// Ends the manager: see [`crate::manager::Manager::shutdown`].
-    pub fn shutdown(&self, how: Shutdown) {
+    pub fn shutdown(&self, how: ShutdownMode) {
         wait(self.0.shutdown(how));
     }
 }
@@ -148,8 +148,8 @@ impl Run {
     }
 
     /// The run's folder.
-    pub fn folder(&self) -> &Path {
-        self.0.folder()
+    pub fn dir(&self) -> &Path {
+        self.0.dir()
     }
 
     /// The audit file; `None` where the sink writes none.
@@ -167,13 +167,13 @@ impl Run {
         self.0.owned_elsewhere()
     }
 
-    /// Waits until it is ready: see [`crate::run::Run::ready`].
+    /// Waits until it is ready: see [`crate::run::Run::wait_ready`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::run::Run::ready`].
-    pub fn ready(&self, ready: Ready) -> Result<()> {
-        wait(self.0.ready(ready))
+    /// As for [`crate::run::Run::wait_ready`].
+    pub fn wait_ready(&self, ready: Ready) -> Result<()> {
+        wait(self.0.wait_ready(ready))
     }
 
     /// Where this process reaches a port: see [`crate::run::Run::port`].

@@ -24,12 +24,12 @@ const WAITING: usize = 4096;
 pub struct RunEvent {
     /// When it was told, by this machine's clock.
     pub ts: Timestamp,
-    /// The run; `None` for [`Happening::Missed`] alone.
+    /// The run; `None` for [`EventKind::Lagged`] alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
     /// What happened.
     #[serde(flatten)]
-    pub what: Happening,
+    pub kind: EventKind,
 }
 
 /// What can happen to a run, as a manager tells it.
@@ -40,7 +40,7 @@ pub struct RunEvent {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Happening {
+pub enum EventKind {
     /// It is written down, and its audit file is there.
     Intended {
         /// The image.
@@ -131,8 +131,9 @@ pub enum Happening {
         message: String,
     },
     /// The subscriber did not keep up, and so many events are not told: of all runs, also where
-    /// it listens to one. [`Manager::list`] and [`Run::state`] say what has become of them.
-    Missed {
+    /// it listens to one. [`Manager::list`](crate::manager::Manager::list) and [`Run::state`](crate::run::Run::state) say what has become of them.
+    #[serde(rename = "missed")]
+    Lagged {
         /// How many.
         events: u64,
     },
@@ -142,9 +143,9 @@ pub enum Happening {
 ///
 /// It is a [`Stream`], and [`next`](Self::next) is cancel-safe. Thousands of events may wait for a
 /// subscriber; one that is slower than that is told how many it has missed
-/// ([`Happening::Missed`]), and goes on with the oldest that is left: it holds up nobody.
+/// ([`EventKind::Lagged`]), and goes on with the oldest that is left: it holds up nobody.
 ///
-/// It ends when the manager is shut down or gone, that of one run with [`Happening::Released`].
+/// It ends when the manager is shut down or gone, that of one run with [`EventKind::Released`].
 pub struct Events {
     inner: BoxStream<'static, RunEvent>,
 }
@@ -175,14 +176,14 @@ impl Events {
                     Ok(event) if only.is_none() => return Some((event, Some((receiver, only)))),
                     Ok(event) if event.run != only => {}
                     Ok(event) => {
-                        let last = event.what == Happening::Released;
+                        let last = event.kind == EventKind::Released;
                         return Some((event, (!last).then_some((receiver, only))));
                     }
                     Err(RecvError::Lagged(events)) => {
                         let missed = RunEvent {
                             ts: Timestamp::now(),
                             run: None,
-                            what: Happening::Missed { events },
+                            kind: EventKind::Lagged { events },
                         };
                         return Some((missed, Some((receiver, only))));
                     }
@@ -224,13 +225,13 @@ impl Bulletin {
     }
 
     /// Tells everyone.
-    pub(crate) fn tell(&self, run: &RunId, what: Happening) {
+    pub(crate) fn tell(&self, run: &RunId, kind: EventKind) {
         self.with(|sender| {
             // Without a subscriber it fails, and nobody is told.
             let _ = sender.send(RunEvent {
                 ts: Timestamp::now(),
                 run: Some(run.clone()),
-                what,
+                kind,
             });
         });
     }
@@ -245,7 +246,7 @@ impl Bulletin {
     }
 }
 
-impl From<&Seal> for Happening {
+impl From<&Seal> for EventKind {
     fn from(seal: &Seal) -> Self {
         Self::Sealed {
             verdict: seal.verdict,
@@ -258,7 +259,7 @@ impl From<&Seal> for Happening {
     }
 }
 
-impl From<&Stop> for Happening {
+impl From<&Stop> for EventKind {
     fn from(stop: &Stop) -> Self {
         Self::StopRequested {
             cause: stop.cause,
@@ -281,16 +282,16 @@ mod tests {
         let told = 3 * WAITING as u64;
         for _ in 0..told {
             // Nobody reads, and it does not wait.
-            bulletin.tell(&other, Happening::Waiting);
+            bulletin.tell(&other, EventKind::Waiting);
         }
-        bulletin.tell(&run, Happening::Released);
+        bulletin.tell(&run, EventKind::Released);
         bulletin.close();
         let all: Vec<_> = all.collect().await;
-        let Happening::Missed { events } = all[0].what else {
+        let EventKind::Lagged { events } = all[0].kind else {
             panic!("{:?}", all[0]);
         };
         assert_eq!(events + all.len() as u64 - 1, told + 1);
-        let one: Vec<_> = one.map(|event| event.what).collect().await;
-        assert_eq!(one, [Happening::Missed { events }, Happening::Released]);
+        let one: Vec<_> = one.map(|event| event.kind).collect().await;
+        assert_eq!(one, [EventKind::Lagged { events }, EventKind::Released]);
     }
 }

@@ -57,7 +57,7 @@
 #![cfg_attr(not(any(test, fuzzing)), deny(clippy::unwrap_used))]
 
 pub mod audit;
-#[cfg(feature = "bench")]
+#[cfg(feature = "__bench")]
 #[doc(hidden)]
 pub mod bench;
 #[cfg(feature = "blocking")]
@@ -67,48 +67,39 @@ mod capture;
 pub mod conformance;
 mod disk;
 mod error;
-mod events;
+pub mod events;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
-mod manager;
+pub mod manager;
 mod monitor;
-mod outcome;
-mod root;
-mod run;
+pub mod outcome;
+pub mod root;
+pub mod run;
 pub mod runtime;
 pub mod sink;
-mod spec;
-mod state;
+pub mod spec;
+pub mod state;
 #[cfg(feature = "terminal")]
 pub mod terminal;
-mod timestamp;
+pub mod timestamp;
 
-pub use error::{Error, Result, RuntimeError};
-pub use events::{Events, Happening, RunEvent};
-pub use manager::{
-    Kept, Manager, ManagerBuilder, Orphan, Prune, Pruned, Reap, Reaped, Reaping, Recovery, Service,
-    Shutdown, Signal, Why,
-};
-pub use outcome::{
-    Ending, Evidence, Exit, Outcome, PerStream, Seal, SealState, StopCause, Stream, Usage, Verdict,
-};
-pub use root::{Root, RunInfo};
-pub use run::{AttachOptions, Attached, Attachment, Control, Exec, Input, Ready, Run};
+pub use async_trait::async_trait;
+
+pub use error::{Error, Result};
+pub use events::Events;
+pub use manager::{Manager, ManagerBuilder, Service, ShutdownMode};
+pub use outcome::{Ending, Exit, Outcome, Seal, Verdict};
+pub use root::Root;
+pub use run::{Ready, Run};
 pub use runtime::Runtime;
-pub use runtime::connect::{Choice, Connected, Fallback, connect};
+pub use runtime::connect::{Fallback, connect};
 #[cfg(feature = "docker")]
 pub use runtime::docker::Docker;
 #[cfg(feature = "process")]
-pub use runtime::process::Process;
-pub use sink::{Jsonl, LogSink};
-pub use spec::{
-    Backstop, ContainerId, Credentials, Device, ExecSpec, Gpus, KeepContainer, LimitAction, Mount,
-    OutputLimit, Port, Protocol, Pull, PullProgress, RootId, RunId, RunRecord, RunSpec, Settings,
-    Stdin, Ulimit, WindowSize,
-};
-pub use state::State;
-pub use timestamp::{ParseTimestampError, Timestamp};
+pub use runtime::process::LocalProcess;
+pub use sink::LogSink;
+pub use spec::{Port, RunId, RunSpec};
 
 /// The pages of `docs/` whose code is to compile.
 #[cfg(all(

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use futures::StreamExt;
 use moat::audit::{Event, Follow, Record};
-use moat::{PerStream, Stream};
+use moat::outcome::{PerStream, Stream};
 
 use crate::mask::Mask;
 

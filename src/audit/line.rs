@@ -53,7 +53,7 @@ impl OutputLine<'_> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Bad {
     /// It is damaged, or only a part of itself.
-    Torn(String),
+    TruncatedTail(String),
     /// It is well-formed, and this version cannot read it: another one must.
     Foreign(String),
 }
@@ -61,7 +61,7 @@ pub(crate) enum Bad {
 impl Bad {
     pub(crate) fn reason(self) -> String {
         match self {
-            Self::Torn(reason) | Self::Foreign(reason) => reason,
+            Self::TruncatedTail(reason) | Self::Foreign(reason) => reason,
         }
     }
 }
@@ -109,9 +109,9 @@ pub(crate) fn parse(line: &[u8]) -> Result<Line<'_>, Bad> {
 }
 
 pub(super) fn parse_json(line: &[u8]) -> Result<Line<'_>, Bad> {
-    let torn = |error: &dyn std::fmt::Display| Bad::Torn(error.to_string());
+    let torn = |error: &dyn std::fmt::Display| Bad::TruncatedTail(error.to_string());
     let Some((b'\n', json)) = line.split_last() else {
-        return Err(Bad::Torn("it has no newline".into()));
+        return Err(Bad::TruncatedTail("it has no newline".into()));
     };
     let text = std::str::from_utf8(json).map_err(|error| torn(&error))?;
     if !text.starts_with(r#"{"type""#)
@@ -137,9 +137,9 @@ fn output(wire: Wire<'_>) -> Result<Line<'_>, Bad> {
         (None, Some(Text(text))) => Cow::Owned(
             STANDARD
                 .decode(text.as_bytes())
-                .map_err(|error| Bad::Torn(format!("b64: {error}")))?,
+                .map_err(|error| Bad::TruncatedTail(format!("b64: {error}")))?,
         ),
-        _ => return Err(Bad::Torn("output has one of line and b64".into())),
+        _ => return Err(Bad::TruncatedTail("output has one of line and b64".into())),
     };
     Ok(Line::Output(OutputLine {
         ts: wire.ts,
@@ -153,7 +153,7 @@ fn output(wire: Wire<'_>) -> Result<Line<'_>, Bad> {
 fn event<'a>(text: &str, kind: Cow<'a, str>) -> Result<Line<'a>, Bad> {
     if kind == "start" {
         let version: Version =
-            serde_json::from_str(text).map_err(|error| Bad::Torn(error.to_string()))?;
+            serde_json::from_str(text).map_err(|error| Bad::TruncatedTail(error.to_string()))?;
         if version.v != u64::from(Start::VERSION) {
             return Err(Bad::Foreign(format!(
                 "it has version {} of the format; this library reads version {}",
@@ -167,7 +167,7 @@ fn event<'a>(text: &str, kind: Cow<'a, str>) -> Result<Line<'a>, Bad> {
         Err(error) => match &*kind {
             // These two carry the file: who cannot read them cannot read it.
             "start" | "end" => Err(Bad::Foreign(error.to_string())),
-            "check" => Err(Bad::Torn(error.to_string())),
+            "check" => Err(Bad::TruncatedTail(error.to_string())),
             // A value that a later writer has added: as good as a type that it has added.
             _ => Ok(Line::Unknown(kind)),
         },

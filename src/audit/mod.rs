@@ -44,8 +44,8 @@ pub use batch::{Batch, RecordRef};
 pub use follow::{Follow, Records};
 pub use reader::Reader;
 pub use record::{
-    Action, Event, Gap, GapReason, Interaction, Output, Resume, ResumeCause, Start, Started, Stop,
-    Torn, Written,
+    Action, Event, Gap, GapReason, Interaction, Output, Resume, ResumeCause, Start, Started,
+    StdinChunk, Stop, TruncatedTail,
 };
 pub use verification::{Verification, verify};
 

@@ -35,7 +35,7 @@ pub enum Event {
         interaction: Option<Interaction>,
     },
     /// What was written to the standard input: only where the spec asked for that.
-    Stdin(Written),
+    Stdin(StdinChunk),
     /// SHA-256, in hexadecimal, of every byte of the file before this line. Only files have it.
     Check {
         /// The digest.
@@ -104,14 +104,14 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "WrittenText", into = "WrittenText")]
 #[non_exhaustive]
-pub struct Written {
+pub struct StdinChunk {
     /// When the engine had taken them.
     pub ts: Timestamp,
     /// The bytes, cut anywhere.
     pub bytes: Vec<u8>,
 }
 
-impl Written {
+impl StdinChunk {
     /// Bytes that the engine has taken now.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
         Self {
@@ -131,8 +131,8 @@ struct WrittenText {
     b64: Option<String>,
 }
 
-impl From<Written> for WrittenText {
-    fn from(written: Written) -> Self {
+impl From<StdinChunk> for WrittenText {
+    fn from(written: StdinChunk) -> Self {
         let (text, b64) = match String::from_utf8(written.bytes) {
             Ok(text) => (Some(text), None),
             Err(error) => (None, Some(STANDARD.encode(error.as_bytes()))),
@@ -145,7 +145,7 @@ impl From<Written> for WrittenText {
     }
 }
 
-impl TryFrom<WrittenText> for Written {
+impl TryFrom<WrittenText> for StdinChunk {
     type Error = &'static str;
 
     fn try_from(written: WrittenText) -> Result<Self, Self::Error> {
@@ -235,12 +235,12 @@ pub struct Resume {
     pub cause: ResumeCause,
     /// What was cut off at the end of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub torn: Option<Torn>,
+    pub torn: Option<TruncatedTail>,
 }
 
 impl Resume {
     /// A file is gone on with, now.
-    pub fn new(cause: ResumeCause, torn: Option<Torn>) -> Self {
+    pub fn new(cause: ResumeCause, torn: Option<TruncatedTail>) -> Self {
         Self {
             ts: Timestamp::now(),
             cause,
@@ -251,7 +251,7 @@ impl Resume {
 
 /// What was not whole at the end of a log.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Torn {
+pub struct TruncatedTail {
     /// How many bytes were moved aside.
     pub bytes: u64,
     /// The name of the file, beside the log, that they are in now.
@@ -413,7 +413,7 @@ mod tests {
     #[test]
     fn input_comes_back_from_its_record_whatever_its_bytes_are() {
         for bytes in [&b"ls -l\r"[..], b"", b"\xff\x00\xfe"] {
-            let event = Event::Stdin(Written::new(bytes));
+            let event = Event::Stdin(StdinChunk::new(bytes));
             let json = serde_json::to_string(&event).unwrap();
             assert!(json.starts_with(r#"{"type":"stdin","ts":"#), "{json}");
             assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);

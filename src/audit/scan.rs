@@ -26,17 +26,17 @@ pub(crate) struct Mark {
 pub(crate) struct Scan {
     /// The end of what can be trusted.
     pub(crate) keep: Mark,
-    pub(crate) found: Found,
+    pub(crate) found: OwnedContainer,
 }
 
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(crate) enum OwnedContainer {
     /// Sealed, and as it was sealed.
     Sealed(Box<Seal>),
     /// Not sealed; so many bytes at the end are not a whole line.
     Unsealed { torn: u64 },
     /// Not sealed, and damaged: what is behind `keep` is of no use.
-    Torn(Damage),
+    TruncatedTail(Damage),
     /// Not what its writer wrote, or not for this version: only a human may change it.
     Damaged(Damage),
 }
@@ -103,8 +103,8 @@ impl<R: Read> Scanner<R> {
                     }
                     let keep = self.mark();
                     let found = match seal {
-                        Some(seal) => Found::Sealed(seal),
-                        None => Found::Unsealed { torn },
+                        Some(seal) => OwnedContainer::Sealed(seal),
+                        None => OwnedContainer::Unsealed { torn },
                     };
                     return Ok(Ok(Scan { keep, found }));
                 }
@@ -112,7 +112,7 @@ impl<R: Read> Scanner<R> {
             let line = self.lines.line();
             let record = match line::parse(line) {
                 Ok(record) => record,
-                Err(Bad::Torn(reason)) => {
+                Err(Bad::TruncatedTail(reason)) => {
                     return Ok(Err(disguised.unwrap_or_else(|| self.here(reason))));
                 }
                 Err(Bad::Foreign(reason)) => return Ok(Err(self.fixed(reason))),
@@ -269,9 +269,9 @@ impl<R: Read> Scanner<R> {
         Ok(Scan {
             keep: flaw.keep,
             found: if sealed {
-                Found::Damaged(flaw.damage)
+                OwnedContainer::Damaged(flaw.damage)
             } else {
-                Found::Torn(flaw.damage)
+                OwnedContainer::TruncatedTail(flaw.damage)
             },
         })
     }

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use crate::audit::LogState;
-use crate::audit::scan::{Found, scan};
+use crate::audit::scan::{OwnedContainer, scan};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::outcome::PerStream;
@@ -53,9 +53,11 @@ impl Verification {
     pub(crate) fn of(file: impl Read) -> io::Result<Self> {
         let scan = scan(file)?;
         let state = match scan.found {
-            Found::Sealed(seal) => LogState::Sealed(seal),
-            Found::Unsealed { torn } => LogState::Unsealed { torn },
-            Found::Torn(damage) | Found::Damaged(damage) => LogState::Damaged(damage),
+            OwnedContainer::Sealed(seal) => LogState::Sealed(seal),
+            OwnedContainer::Unsealed { torn } => LogState::Unsealed { torn },
+            OwnedContainer::TruncatedTail(damage) | OwnedContainer::Damaged(damage) => {
+                LogState::Damaged(damage)
+            }
         };
         Ok(Self {
             state,

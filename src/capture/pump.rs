@@ -20,7 +20,7 @@ use super::replay::Replay;
 use crate::audit::{Batch, Event, Gap, GapReason};
 use crate::error::{Error, RuntimeError};
 use crate::outcome::{PerStream, Stream};
-use crate::runtime::{Chunk, Fidelity, OutputStream};
+use crate::runtime::{Chunk, LogFidelity, OutputStream};
 use crate::sink::RunLog;
 use crate::timestamp::Timestamp;
 
@@ -322,12 +322,13 @@ impl Capture {
     pub(crate) async fn replay(
         &mut self,
         source: OutputStream,
-        fidelity: Fidelity,
+        fidelity: LogFidelity,
         reading: Reading,
         signals: &mut Signals,
     ) -> PumpEnd {
         let replay = Replay::new(&self.progress, &mut self.lines, fidelity);
-        self.lines.set_replacing_log(fidelity == Fidelity::Utf8);
+        self.lines
+            .set_replacing_log(fidelity == LogFidelity::Utf8Lossy);
         self.pump(source, Some((replay, reading)), signals).await
     }
 
@@ -675,7 +676,7 @@ mod tests {
                 let stream = Stream::Stdout;
                 Ok(Chunk { stream, bytes })
             });
-            let read = capture.replay(Box::pin(late), Fidelity::Exact, reading, &mut signals);
+            let read = capture.replay(Box::pin(late), LogFidelity::Lossless, reading, &mut signals);
             match read.await {
                 PumpEnd::Silent(after) => silences.push(after.as_secs()),
                 PumpEnd::Eof => break,

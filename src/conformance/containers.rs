@@ -142,7 +142,7 @@ pub(crate) mod create {
         bench.create(&bench.root, &run, &spec).await?;
         match bench.request(&bench.root, &run, &spec).await {
             Ok(second) => fail(format!("a second one was made: {second}")),
-            Err(error) => ensure(error.is_fact(), || words(&error)),
+            Err(error) => ensure(error.is_definitive(), || words(&error)),
         }
     }
 }
@@ -364,7 +364,9 @@ pub(crate) mod remove {
         let _ = tokio::time::timeout(A_WHILE, &mut wait).await;
         bench.runtime.remove(&container, true).await?;
         match within("end the wait", wait).await? {
-            Err(error) => ensure(error.is_not_found() || !error.is_fact(), || words(&error)),
+            Err(error) => ensure(error.is_not_found() || !error.is_definitive(), || {
+                words(&error)
+            }),
             Ok(_) => Ok(()),
         }
     }

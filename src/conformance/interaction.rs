@@ -90,7 +90,7 @@ pub(crate) mod watch {
         let behaviour = Behaviour::new().out("ready\n").echo().tty();
         let (container, mut tap) = bench.with_input(&behaviour, Stdin::Open).await?;
         collect_to(&mut tap, b"\n").await?;
-        let mut watch = match bench.runtime.watch(&container, true).await {
+        let mut watch = match bench.runtime.attach_running(&container, true).await {
             Err(RuntimeError::Unsupported { .. }) => return skip("nobody can look on"),
             watch => watch?,
         };
@@ -133,7 +133,7 @@ pub(crate) mod resize {
 
 pub(crate) mod exec {
     use super::*;
-    use crate::runtime::Execed;
+    use crate::runtime::StartedExec;
     use crate::spec::ExecSpec;
 
     fn spec(bench: &Bench, behaviour: &Behaviour) -> Result<ExecSpec, Stop> {
@@ -147,7 +147,7 @@ pub(crate) mod exec {
         let behaviour = Behaviour::new().out("out\n").err("err\n").exit(7);
         let spec = spec(bench, &behaviour)?;
         let container = bench.ready(Behaviour::new()).await?;
-        let Execed { id, output, .. } = bench.runtime.exec(&container, &spec).await?;
+        let StartedExec { id, output, .. } = bench.runtime.exec(&container, &spec).await?;
         let got = collect(output).await?;
         same("stdout", &got.stdout, b"out\n")?;
         same("stderr", &got.stderr, b"err\n")?;

@@ -123,7 +123,7 @@ pub enum Error {
         outcome: Box<Outcome>,
     },
 
-    /// The run did not become ready: see [`Run::ready`](crate::run::Run::ready).
+    /// The run did not become ready: see [`Run::wait_ready`](crate::run::Run::wait_ready).
     ///
     /// The message has the last lines of its output, each on a line of its own.
     #[error("run {run} is not ready: {reason}{}", LastLines(last_lines))]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What a runtime says of a call that failed. See [`Runtime`] for which of them are facts.
+/// What a runtime says of a call that failed. See [`Runtime`](crate::runtime::Runtime) for which of them are facts.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
@@ -81,7 +81,7 @@ pub enum RuntimeError {
 
 impl RuntimeError {
     /// Whether the engine has answered, and the answer holds.
-    pub fn is_fact(&self) -> bool {
+    pub fn is_definitive(&self) -> bool {
         !matches!(
             self,
             Self::Unavailable { .. } | Self::Timeout { .. } | Self::Broken { .. }

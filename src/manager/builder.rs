@@ -23,12 +23,12 @@ use crate::sink::{Jsonl, LogSink};
 /// How many runs are taken over at once.
 const RECOVERIES: usize = 8;
 /// How long `wait` waits for the seal after the end of a run.
-const PENDING_AFTER: Duration = Duration::from_secs(15);
+const SEAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Which runs a manager takes over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Recovery {
+pub enum RecoveryMode {
     /// All that are not sealed and that no live process owns, from its opening on.
     #[default]
     All,
@@ -42,9 +42,9 @@ pub struct ManagerBuilder {
     root: PathBuf,
     runtime: Arc<dyn Runtime>,
     sink: Option<Arc<dyn LogSink>>,
-    recovery: Recovery,
-    pending_after: Duration,
-    tasks_on: Option<Handle>,
+    recovery: RecoveryMode,
+    seal_timeout: Duration,
+    runtime_handle: Option<Handle>,
     max_concurrent: Option<usize>,
 }
 
@@ -56,14 +56,14 @@ impl ManagerBuilder {
     }
 
     /// Which runs are taken over. Default: all.
-    pub fn recovery(mut self, recovery: Recovery) -> Self {
+    pub fn recovery(mut self, recovery: RecoveryMode) -> Self {
         self.recovery = recovery;
         self
     }
 
-    /// How long [`Run::wait`] waits for the seal after the end of a run. Default: 15 s.
-    pub fn pending_after(mut self, bound: Duration) -> Self {
-        self.pending_after = bound;
+    /// How long [`Run::wait`](crate::run::Run::wait) waits for the seal after the end of a run. Default: 15 s.
+    pub fn seal_timeout(mut self, bound: Duration) -> Self {
+        self.seal_timeout = bound;
         self
     }
 
@@ -83,8 +83,8 @@ impl ManagerBuilder {
     /// not taken from it in time.
     ///
     /// For tests with a paused clock, which has to be that of the tasks.
-    pub fn tasks_on(mut self, runtime: Handle) -> Self {
-        self.tasks_on = Some(runtime);
+    pub fn runtime_handle(mut self, runtime: Handle) -> Self {
+        self.runtime_handle = Some(runtime);
         self
     }
 
@@ -100,7 +100,7 @@ impl ManagerBuilder {
             .run("open", &self.root, move || Root::open_or_create(path))
             .await?;
         let closing = CancellationToken::new();
-        let tasks = match self.tasks_on {
+        let tasks = match self.runtime_handle {
             Some(runtime) => Tasks::on(runtime),
             None => Tasks::on_own_threads(closing.clone())
                 .map_err(|error| Error::storage("start threads for", &self.root, error))?,
@@ -115,8 +115,8 @@ impl ManagerBuilder {
             entries: Mutex::default(),
             recoveries: Semaphore::new(RECOVERIES),
             scanned: watch::Sender::new(None),
-            swept: watch::Sender::new(self.recovery == Recovery::OnDemand),
-            pending_after: self.pending_after,
+            swept: watch::Sender::new(self.recovery == RecoveryMode::OnDemand),
+            seal_timeout: self.seal_timeout,
             bulletin: Bulletin::new(),
             places: self
                 .max_concurrent
@@ -124,7 +124,7 @@ impl ManagerBuilder {
             stopping: AtomicUsize::new(0),
             attachments: AtomicU64::new(0),
         });
-        if self.recovery == Recovery::All {
+        if self.recovery == RecoveryMode::All {
             context.tasks.spawn(recover::scan(Arc::clone(&context)));
         } else {
             context.scanned.send_replace(Some(Vec::new()));
@@ -143,7 +143,7 @@ impl Manager {
     ///
     /// It returns at once; what a process that died has left behind is taken over in the
     /// background: a run whose container still runs is watched again, all others are sealed.
-    /// [`recovered`](Self::recovered) waits for that. Recovery starts nothing, and leaves runs of
+    /// [`recovered`](Self::wait_recovery) waits for that. Recovery starts nothing, and leaves runs of
     /// other runtimes alone.
     ///
     /// The runtime may be shared: an `Arc<dyn Runtime>`, as [`connect`](crate::runtime::connect::connect()) gives it.
@@ -161,9 +161,9 @@ impl Manager {
             root: root.into(),
             runtime: Arc::new(runtime),
             sink: None,
-            recovery: Recovery::All,
-            pending_after: PENDING_AFTER,
-            tasks_on: None,
+            recovery: RecoveryMode::All,
+            seal_timeout: SEAL_TIMEOUT,
+            runtime_handle: None,
             max_concurrent: None,
         }
     }

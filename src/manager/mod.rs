@@ -6,9 +6,9 @@ mod reap;
 mod service;
 mod signals;
 
-pub use builder::{ManagerBuilder, Recovery};
-pub use prune::{Kept, Prune, Pruned};
-pub use reap::{Orphan, Reap, Reaped, Reaping, Why};
+pub use builder::{ManagerBuilder, RecoveryMode};
+pub use prune::{PruneOptions, PruneReport, SkipReason};
+pub use reap::{Orphan, OrphanReason, ReapAction, ReapOptions, ReapedContainer};
 pub use service::Service;
 pub use signals::Signal;
 
@@ -21,7 +21,7 @@ use tracing::Instrument;
 
 use crate::audit::Action;
 use crate::error::{Error, Result};
-use crate::events::{Events, Happening};
+use crate::events::{EventKind, Events};
 use crate::monitor::context::{Context, Inner};
 use crate::monitor::entry::{Entry, Status};
 use crate::monitor::start::{self, Front};
@@ -50,7 +50,7 @@ enum Known {
 ///
 /// Dropping the last manager and the last [`Run`] stops the capture and releases the runs: their
 /// containers go on, and the next [`open`](Self::open) of the root takes them over. Those of a
-/// [`transient`](crate::runtime::Capabilities::transient) runtime end with it, and are sealed as
+/// [`transient`](crate::runtime::Capabilities::process_bound) runtime end with it, and are sealed as
 /// lost by that opening.
 #[derive(Debug, Clone)]
 pub struct Manager {
@@ -60,9 +60,9 @@ pub struct Manager {
 /// What a shutdown does with the runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Shutdown {
+pub enum ShutdownMode {
     /// They go on, and the next opening of the root takes them over. Runs of a
-    /// [`transient`](crate::runtime::Capabilities::transient) runtime cannot, and are stopped.
+    /// [`transient`](crate::runtime::Capabilities::process_bound) runtime cannot, and are stopped.
     Leave,
     /// They are stopped, with the grace of their specs, and sealed.
     Stop,
@@ -176,7 +176,7 @@ impl Manager {
             if entries.contains_key(&id) {
                 return Err(Error::RunExists {
                     run: id,
-                    path: place.folder,
+                    path: place.dir,
                 });
             }
             entries.insert(id, Arc::clone(&entry));
@@ -364,7 +364,7 @@ impl Manager {
                 root.remove(&id)
             })
             .await?;
-        context.bulletin.tell(run.id(), Happening::Removed);
+        context.bulletin.tell(run.id(), EventKind::Removed);
         Ok(())
     }
 
@@ -401,7 +401,7 @@ impl Manager {
     /// # Errors
     ///
     /// [`Error::Closed`] if the manager is shut down before that.
-    pub async fn recovered(&self) -> Result<Vec<Run>> {
+    pub async fn wait_recovery(&self) -> Result<Vec<Run>> {
         let mut scanned = self.context().scanned.subscribe();
         let found = scanned
             .wait_for(Option::is_some)
@@ -436,10 +436,10 @@ impl Manager {
     ///
     /// To stop the runs takes as long as the engine does: it is asked until it answers. Cancel-safe:
     /// dropped in the middle, the manager goes on, and can be shut down again.
-    pub async fn shutdown(&self, how: Shutdown) {
+    pub async fn shutdown(&self, how: ShutdownMode) {
         let context = self.context();
         // What cannot be left is stopped: it would end anyway, without a seal.
-        let stop = how == Shutdown::Stop || context.runtime.capabilities().transient;
+        let stop = how == ShutdownMode::Stop || context.runtime.capabilities().process_bound;
         // Nothing new is started meanwhile.
         let _stopping = stop.then(|| Stopping::of(context));
         if stop {
@@ -449,7 +449,7 @@ impl Manager {
                 async move {
                     if !run.owned_elsewhere() {
                         // It fails only for a run that cannot be taken over.
-                        let _ = run.request(StopCause::Shutdown, None).await;
+                        let _ = run.request(StopCause::ShutdownMode, None).await;
                     }
                 }
             });

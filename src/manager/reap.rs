@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::{Result, RuntimeError};
 use crate::manager::Manager;
 use crate::monitor::seal::may_remove;
-use crate::runtime::{Found, Marked, Runtime, Status};
+use crate::runtime::{LabeledContainer, OwnedContainer, Runtime, Status};
 use crate::spec::{ContainerId, RootId, RunId};
 use crate::timestamp::Timestamp;
 
@@ -20,13 +20,13 @@ pub struct Orphan {
     /// Where it is in its life.
     pub status: Status,
     /// Why nothing looks after it.
-    pub why: Why,
+    pub why: OrphanReason,
 }
 
 /// Why nothing looks after a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Why {
+pub enum OrphanReason {
     /// Its run is not in the root: it was removed, or the root was made anew from a copy.
     NoRun,
     /// Its run is sealed, its policy would not have it stay, and its removal has failed.
@@ -46,23 +46,23 @@ pub enum Why {
 /// the machine that reaps: the margins must be longer than those can be apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Reap {
+pub struct ReapOptions {
     stop_after: Duration,
     remove_after: Duration,
-    dry: bool,
+    dry_run: bool,
 }
 
-impl Default for Reap {
+impl Default for ReapOptions {
     fn default() -> Self {
         Self {
             stop_after: Duration::from_secs(600),
             remove_after: Duration::from_secs(86_400),
-            dry: false,
+            dry_run: false,
         }
     }
 }
 
-impl Reap {
+impl ReapOptions {
     /// With the default margins.
     pub fn new() -> Self {
         Self::default()
@@ -84,8 +84,8 @@ impl Reap {
     }
 
     /// Whether to say only what would be done. Default: no.
-    pub fn dry(mut self, dry: bool) -> Self {
-        self.dry = dry;
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
         self
     }
 
@@ -101,7 +101,7 @@ impl Reap {
         &self,
         runtime: &dyn Runtime,
         root: Option<&RootId>,
-    ) -> Result<Vec<Reaped>, RuntimeError> {
+    ) -> Result<Vec<ReapedContainer>, RuntimeError> {
         let now = Timestamp::now();
         let mut reaped = Vec::new();
         for marked in runtime.find_all().await? {
@@ -123,16 +123,16 @@ impl Reap {
             if !due {
                 continue;
             }
-            let outcome = match self.dry {
+            let outcome = match self.dry_run {
                 true => Ok(()),
                 false => end(runtime, &marked, stop, remove).await,
             };
-            reaped.push(Reaped {
+            reaped.push(ReapedContainer {
                 deadline,
                 what: match outcome {
-                    Err(error) => Reaping::Failed(error),
-                    Ok(()) if remove => Reaping::Removed,
-                    Ok(()) => Reaping::Stopped,
+                    Err(error) => ReapAction::Failed(error),
+                    Ok(()) if remove => ReapAction::Removed,
+                    Ok(()) => ReapAction::Stopped,
                 },
                 container: marked.container,
                 root: marked.root,
@@ -146,7 +146,7 @@ impl Reap {
 /// A container that was past its deadline.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Reaped {
+pub struct ReapedContainer {
     /// The container.
     pub container: ContainerId,
     /// The root that it was made for.
@@ -156,13 +156,13 @@ pub struct Reaped {
     /// Its deadline.
     pub deadline: Timestamp,
     /// What was done, or would be.
-    pub what: Reaping,
+    pub what: ReapAction,
 }
 
 /// What was done about a container.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Reaping {
+pub enum ReapAction {
     /// It ran, and was killed. It is there, with its output.
     Stopped,
     /// It was killed, if it ran, and removed.
@@ -174,7 +174,7 @@ pub enum Reaping {
 /// Kills a container, removes it, or both. One that is gone by now is no error.
 async fn end(
     runtime: &dyn Runtime,
-    marked: &Marked,
+    marked: &LabeledContainer,
     stop: bool,
     remove: bool,
 ) -> Result<(), RuntimeError> {
@@ -210,13 +210,13 @@ impl Manager {
             .on_disk("list", move |root| {
                 let mut orphans = Vec::new();
                 for found in found {
-                    let Found {
+                    let OwnedContainer {
                         container,
                         run,
                         status,
                     } = found;
                     let why = match root.has(&run) {
-                        false => Why::NoRun,
+                        false => OrphanReason::NoRun,
                         true => match root.read_run(&run) {
                             Ok(Some(file))
                                 if !matches!(root.is_owned(&run), Ok(false))
@@ -227,7 +227,7 @@ impl Manager {
                             {
                                 continue;
                             }
-                            Ok(Some(_)) => Why::Left,
+                            Ok(Some(_)) => OrphanReason::Left,
                             // Its monitor, or a human, has to look after that.
                             _ => continue,
                         },
@@ -251,7 +251,7 @@ impl Manager {
     ///
     /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine does not remove it.
     pub async fn remove_orphan(&self, orphan: &Orphan) -> Result<()> {
-        let force = orphan.why == Why::NoRun;
+        let force = orphan.why == OrphanReason::NoRun;
         let runtime = &self.context().runtime;
         match runtime.remove(&orphan.container, force).await {
             Err(error) if !error.is_not_found() => Err(error.into()),
@@ -261,14 +261,14 @@ impl Manager {
 
     /// Kills and removes containers of other roots that are past their deadline: for places where
     /// no next opening of their root comes, such as machines that live for one job on an engine
-    /// that outlives them. See [`Reap`] for what is certain enough.
+    /// that outlives them. See [`ReapOptions`] for what is certain enough.
     ///
     /// Cancel-safe.
     ///
     /// # Errors
     ///
     /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine cannot list its containers.
-    pub async fn reap(&self, what: Reap) -> Result<Vec<Reaped>> {
+    pub async fn reap(&self, what: ReapOptions) -> Result<Vec<ReapedContainer>> {
         let context = self.context();
         let own = Some(context.root.id());
         Ok(what.run(&*context.runtime, own).await?)

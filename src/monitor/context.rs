@@ -47,7 +47,7 @@ pub(crate) struct Context {
     pub(crate) scanned: watch::Sender<Option<Vec<Arc<Entry>>>>,
     /// Whether the containers that nobody owned at the opening were removed.
     pub(crate) swept: watch::Sender<bool>,
-    pub(crate) pending_after: Duration,
+    pub(crate) seal_timeout: Duration,
     /// What happens to runs.
     pub(crate) bulletin: Bulletin,
     /// How many runs may be under way at once; `None`: any number.
@@ -119,6 +119,6 @@ impl Context {
     }
 
     pub(crate) fn place(&self, id: &RunId) -> RunPlace {
-        RunPlace::new(id.clone(), self.root.folder(id))
+        RunPlace::new(id.clone(), self.root.dir(id))
     }
 }

@@ -80,7 +80,7 @@ impl Status {
             return;
         }
         if self.state != State::Intended {
-            info.state = self.state.word();
+            info.status = self.state.status();
         }
         if info.problem.is_none() {
             info.problem = self.problem.clone();

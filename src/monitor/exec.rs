@@ -18,10 +18,10 @@ use crate::monitor::seal::{EARLY, read, reading};
 use crate::monitor::start::NoStart;
 use crate::monitor::wait::Backoff;
 use crate::outcome::{Ending, Evidence, Exit, Seal, Verdict};
-use crate::runtime::{ExecId, Execed, InputWriter};
+use crate::runtime::{ExecId, InputWriter, StartedExec};
 use crate::sink::{Resumed, RunPlace};
 use crate::spec::{ContainerId, ExecSpec, RunId, Stdin};
-use crate::state::Event;
+use crate::state::Transition;
 use crate::timestamp::Timestamp;
 
 /// How long the end of a process may be unknown after its output has come to its end, and its
@@ -91,21 +91,21 @@ impl Monitor {
         mut capture: Capture,
         reply: Reply,
     ) -> Option<()> {
-        self.publish(Event::Created(container.clone()));
+        self.publish(Transition::Created(container.clone()));
         let mode = spec.stdin();
         let context = Arc::clone(&self.context);
         let closing = &context.closing;
         let execed = closing.run_until_cancelled(context.runtime.exec(&container, &spec));
         let execed = execed.await?;
         drop(spec);
-        let Execed {
+        let StartedExec {
             id, output, input, ..
         } = match execed {
             Ok(execed) => execed,
             Err(error) => {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
                 let ending = Ending::failed_to_start(&error);
-                self.publish(Event::Ended(ending.clone()));
+                self.publish(Transition::Ended(ending.clone()));
                 let _ = reply.send(Err(NoStart::Sealed(error)));
                 let rest = Rest {
                     ending,
@@ -119,7 +119,7 @@ impl Monitor {
         let started = self.started(&container, None, Vec::new()).await;
         // It is written with the output: from here on, nothing may wait for the sink.
         let _ = events.send(Record::Started(Box::new(started)));
-        self.publish(Event::Started(None));
+        self.publish(Transition::Started(None));
         let begun = Begun {
             id: id.clone(),
             input: Arc::new(Idle {
@@ -160,7 +160,7 @@ impl Monitor {
             self.last_words(&mut capture, signals.queued()).await;
             return None;
         };
-        self.publish(Event::Ended(rest.ending.clone()));
+        self.publish(Transition::Ended(rest.ending.clone()));
         let mut left = signals.queued();
         while let Ok(note) = self.notes.try_recv() {
             left.push(note);
@@ -195,13 +195,13 @@ impl Monitor {
                 Ok(inspection) if !inspection.running => break inspection.code,
                 // It has closed its output, and goes on; or the connection was cut.
                 Ok(_) => ran_on = eof.elapsed() > EARLY,
-                Err(error) if error.is_fact() => break None,
+                Err(error) if error.is_definitive() => break None,
                 Err(error) => tracing::warn!(%container, %error, "cannot inspect a process yet"),
             }
             let now = tokio::time::Instant::now();
             match runtime.inspect(container).await {
                 Ok(inspection) if inspection.code.is_none() => container_ended = None,
-                Err(error) if !error.is_fact() => {}
+                Err(error) if !error.is_definitive() => {}
                 _ if *container_ended.get_or_insert(now) + KNOWN_AFTER < now => break None,
                 _ => {}
             }
@@ -273,7 +273,7 @@ impl Monitor {
                 }
                 Resumed::Absent => {
                     return Err(Error::Damaged {
-                        path: self.place.folder.clone(),
+                        path: self.place.dir.clone(),
                         reason: "the log of a further process is not there any more".into(),
                     });
                 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{Event as Record, RecordRef, Start};
 use crate::capture::{Capture, Counts, Hub, Progress, Pulse, Signals, until};
 use crate::error::{Error, Result};
-use crate::events::Happening;
+use crate::events::EventKind;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Entry, Pipe, Status, StopRequest, lock};
 use crate::monitor::output::{Pumped, Source, pump};
@@ -34,10 +34,10 @@ use crate::monitor::stop::Stopper;
 use crate::monitor::wait::Ended;
 use crate::outcome::{Ending, StopCause};
 use crate::root::{Lock, RunFile};
-use crate::runtime::Engine;
+use crate::runtime::EngineInfo;
 use crate::sink::{RunLog, RunPlace};
 use crate::spec::{ContainerId, LimitAction, RunRecord, Secrets, Settings};
-use crate::state::{Event, State};
+use crate::state::{State, Transition};
 use crate::timestamp::Timestamp;
 
 /// How often the subscribers are told how much was printed.
@@ -72,7 +72,7 @@ pub(crate) struct Monitor {
     /// What must be taken out of what the engine says.
     pub(crate) secrets: Secrets,
     /// Who has the container.
-    pub(crate) engine: Option<Engine>,
+    pub(crate) engine: Option<EngineInfo>,
     /// What asks the container to stop, where the spec does not say.
     pub(crate) image_signal: Option<String>,
     /// Held while its container may run, where so many may be at once.
@@ -154,7 +154,7 @@ impl Monitor {
         self.forget();
         // Who subscribes from here on sees that nothing more will come.
         self.stops.close();
-        self.tell(Happening::Released);
+        self.tell(EventKind::Released);
     }
 
     /// Frees the run's name: what asks for it from here on finds what is on the disk.
@@ -168,7 +168,7 @@ impl Monitor {
     }
 
     /// Tells everyone of a change.
-    pub(crate) fn publish(&self, event: Event) {
+    pub(crate) fn publish(&self, event: Transition) {
         let mut told = None;
         self.status.send_modify(|status| {
             let state = std::mem::replace(&mut status.state, crate::state::State::Intended);
@@ -182,16 +182,16 @@ impl Monitor {
     }
 
     /// Tells the subscribers, who are told of runs: the end of a further process is not the run's.
-    pub(crate) fn tell(&self, what: Happening) {
+    pub(crate) fn tell(&self, kind: EventKind) {
         if self.place.exec.is_none() {
-            self.context.bulletin.tell(&self.place.run, what);
+            self.context.bulletin.tell(&self.place.run, kind);
         }
     }
 
     /// Tells the subscribers of what was recorded as missing.
     pub(crate) fn tell_gaps(&self, pulse: &Pulse) {
         for gap in pulse.take_gaps() {
-            self.tell(Happening::Gap { gap });
+            self.tell(EventKind::Gap { gap });
         }
     }
 
@@ -299,7 +299,7 @@ impl Monitor {
                 () = &mut unrecorded, if reply.is_some() => replied = true,
                 mut seen = &mut exit, if ended.is_none() => {
                     seen.ending = seen.ending.redacted(|reason| self.secrets.redact(reason));
-                    self.publish(Event::Ended(seen.ending.clone()));
+                    self.publish(Transition::Ended(seen.ending.clone()));
                     ended = Some((seen, Instant::now()));
                     unsealed = Some(Instant::now() + UNSEALED);
                     exited.cancel();
@@ -337,7 +337,7 @@ impl Monitor {
                 usage = &mut sampler, if ended.is_none() => {
                     let most = self.status.borrow().usage.map_or(usage, |most| most.most(usage));
                     self.status.send_modify(|status| status.usage = Some(most));
-                    self.tell(Happening::Usage { usage });
+                    self.tell(EventKind::Usage { usage });
                     sampler.set(sample(Arc::clone(&context), self.place.run.clone(), container.clone(), settings.sample));
                 }
                 _ = ticks.tick() => {
@@ -408,7 +408,7 @@ impl Monitor {
         let stop = self
             .stopper
             .request(runtime, container, request, signal, grace);
-        self.tell(Happening::from(&stop));
+        self.tell(EventKind::from(&stop));
         Record::Stop(stop)
     }
 
@@ -429,7 +429,7 @@ impl Monitor {
         let counts = pulse.counts();
         if counts != *counted {
             let Counts { bytes, records } = counts;
-            self.tell(Happening::Output { bytes, records });
+            self.tell(EventKind::Output { bytes, records });
             *counted = counts;
         }
         self.tell_gaps(pulse);
@@ -442,7 +442,7 @@ impl Monitor {
         let told = self.status.borrow().problem.as_ref() == Some(&reason);
         if !told {
             let message = reason.clone();
-            self.tell(Happening::Warning { message });
+            self.tell(EventKind::Warning { message });
         }
         self.status
             .send_modify(|status| status.problem = Some(reason));
@@ -450,16 +450,16 @@ impl Monitor {
 }
 
 /// What is told of a run that has come to be in `state`.
-fn happening(state: &State) -> Option<Happening> {
+fn happening(state: &State) -> Option<EventKind> {
     Some(match state {
         State::Intended => return None,
-        State::Created { container } => Happening::Created {
+        State::Created { container } => EventKind::Created {
             container: container.clone(),
         },
-        State::Running { started_at, .. } => Happening::Started {
+        State::Running { started_at, .. } => EventKind::Started {
             started_at: *started_at,
         },
-        State::Ended { ending, .. } => Happening::Exited {
+        State::Ended { ending, .. } => EventKind::Exited {
             ending: ending.clone(),
         },
     })

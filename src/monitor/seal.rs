@@ -9,14 +9,14 @@ use tokio::time::{Duration, Instant, sleep, timeout};
 use crate::audit::{Event as Record, Gap, GapReason, RecordRef, Resume, ResumeCause};
 use crate::capture::{Capture, Progress, PumpEnd, Reading, Signals, TAIL_RECORDS, Tail};
 use crate::error::{Error, Result, RuntimeError};
-use crate::events::Happening;
+use crate::events::EventKind;
 use crate::monitor::context::Context;
 use crate::monitor::wait::{Backoff, Ended, another};
 use crate::monitor::{Monitor, Watched};
 use crate::outcome::{Ending, Evidence, Seal, Stream, Verdict};
 use crate::root::RunFile;
-use crate::runtime::{Fidelity, LogsRequest};
-use crate::sink::{Resumed, Visit};
+use crate::runtime::{LogFidelity, LogsRequest};
+use crate::sink::{RecordVisitor, Resumed};
 use crate::spec::{Backstop, ContainerId, KeepContainer, RunRecord};
 use crate::timestamp::Timestamp;
 
@@ -107,7 +107,7 @@ impl Monitor {
             status.elsewhere = false;
         });
         if let Some(seal) = &file.seal {
-            self.tell(Happening::from(seal));
+            self.tell(EventKind::from(seal));
         }
     }
 
@@ -205,7 +205,7 @@ impl Monitor {
     /// Checks that a log that was read back is this run's.
     pub(crate) fn check_place(&self, record: &RunRecord) -> Result<()> {
         let path = self.context.sink.path(&self.place);
-        let path = path.as_ref().unwrap_or(&self.place.folder);
+        let path = path.as_ref().unwrap_or(&self.place.dir);
         self.context.root.check_place(&self.place.run, record, path)
     }
 
@@ -219,7 +219,7 @@ impl Monitor {
                 if root.has(run) {
                     return Ok(None);
                 }
-                crate::disk::create_folder(&root.folder(run))?;
+                crate::disk::create_dir(&root.dir(run))?;
                 let lock = root.lock(run)?;
                 root.write_run(&file)?;
                 Ok(Some(lock))
@@ -325,7 +325,7 @@ impl Monitor {
             Err(Error::Runtime(error)) if error.is_not_found() => {
                 Ok(without_log(GapReason::Removed))
             }
-            Err(Error::Runtime(error)) if error.is_fact() => Ok(Rest {
+            Err(Error::Runtime(error)) if error.is_definitive() => Ok(Rest {
                 evidence: Evidence::None,
                 gaps: vec![Gap {
                     possible: whole,
@@ -368,7 +368,7 @@ impl Monitor {
             return Vec::new();
         };
         let lag = tap_ended.saturating_duration_since(self.container_ended(watched));
-        if lag + MARGIN < drain.within {
+        if lag + MARGIN < drain.timeout {
             return Vec::new();
         }
         let bytes = capture.progress.bytes();
@@ -390,7 +390,7 @@ impl Monitor {
         capture: &mut Capture,
         watched: &Watched,
         container: &ContainerId,
-    ) -> Result<Option<Fidelity>, RuntimeError> {
+    ) -> Result<Option<LogFidelity>, RuntimeError> {
         if let Some(inspection) = &watched.ended.inspection {
             return Ok(inspection.log.fidelity);
         }
@@ -410,7 +410,7 @@ impl Monitor {
         let then = ended.inspection.as_ref().and_then(|then| then.started_at);
         match self.context.runtime.inspect(container).await {
             Ok(now) => Ok(another(then, &now)),
-            Err(error) if error.is_fact() => Ok(false),
+            Err(error) if error.is_definitive() => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -421,7 +421,7 @@ impl Monitor {
         capture: &mut Capture,
         container: &ContainerId,
         tty: bool,
-        fidelity: Fidelity,
+        fidelity: LogFidelity,
     ) -> bool {
         let read = async {
             let request = LogsRequest::tail(tty, TAIL_RECORDS);
@@ -447,7 +447,7 @@ impl Monitor {
         capture: &mut Capture,
         container: &ContainerId,
         tty: bool,
-        fidelity: Fidelity,
+        fidelity: LogFidelity,
         whole_tap: bool,
     ) -> Result<()> {
         let mut signals = Signals::after_the_end();
@@ -484,13 +484,13 @@ impl Monitor {
             match self.context.runtime.remove(container, false).await {
                 Ok(()) => {
                     let container = container.clone();
-                    self.tell(Happening::ContainerRemoved { container });
+                    self.tell(EventKind::ContainerRemoved { container });
                     return;
                 }
                 Err(error) if error.is_not_found() => return,
                 Err(error) => {
                     tracing::warn!(run = %self.place.run, %container, %error, "cannot remove it");
-                    if error.is_fact() {
+                    if error.is_definitive() {
                         return;
                     }
                 }
@@ -545,7 +545,7 @@ pub(crate) fn may_remove(seal: &Seal, keep: KeepContainer) -> bool {
 }
 
 /// A visitor for a log that is read back, and where what it sees can be fetched from.
-pub(crate) fn reading() -> (Arc<std::sync::Mutex<Progress>>, Visit) {
+pub(crate) fn reading() -> (Arc<std::sync::Mutex<Progress>>, RecordVisitor) {
     let progress = Arc::new(std::sync::Mutex::new(Progress::default()));
     let seen = Arc::clone(&progress);
     let visit = Box::new(move |record: RecordRef<'_>| {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use crate::audit::{Event as Record, Started, Stop};
 use crate::capture::Capture;
 use crate::error::{Error, Result, RuntimeError};
-use crate::events::Happening;
+use crate::events::EventKind;
 use crate::monitor::entry::{Pipe, StopRequest, lock};
 use crate::monitor::output::Source;
 use crate::monitor::wait::Backoff;
@@ -22,7 +22,7 @@ use crate::outcome::Ending;
 use crate::root::RunFile;
 use crate::runtime::{CreateRequest, Created, InputWriter, Inspection, Status as Phase};
 use crate::spec::{ContainerId, RunRecord, RunSpec};
-use crate::state::Event;
+use crate::state::Transition;
 use crate::timestamp::Timestamp;
 
 /// How long the start of a run waits for what the engine knows of it.
@@ -96,7 +96,7 @@ impl Monitor {
                 return None;
             }
         };
-        self.tell(Happening::Intended {
+        self.tell(EventKind::Intended {
             image: file.record.settings.image.clone(),
         });
         let launched = closing
@@ -115,7 +115,7 @@ impl Monitor {
             Ok((source, started, input)) => {
                 drop(spec);
                 for warning in &started.warnings {
-                    self.tell(Happening::Warning {
+                    self.tell(EventKind::Warning {
                         message: warning.clone(),
                     });
                 }
@@ -133,7 +133,7 @@ impl Monitor {
             Err((ending, error)) => {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
                 let ending = ending.redacted(|reason| self.secrets.redact(reason));
-                self.publish(Event::Ended(ending.clone()));
+                self.publish(Transition::Ended(ending.clone()));
                 self.turn = None;
                 let _ = reply.send(Err(NoStart::Sealed(error)));
                 Box::pin(self.finish(file, capture, Watched::never(ending))).await
@@ -160,11 +160,11 @@ impl Monitor {
         let (place, intent) = (self.place.clone(), file.clone());
         let lock = context
             .on_disk("create a run in", move |root| {
-                match crate::disk::create_folder(&place.folder) {
+                match crate::disk::create_dir(&place.dir) {
                     Err(error) if error.io_kind() == Some(ErrorKind::AlreadyExists) => {
                         return Err(Error::RunExists {
                             run: place.run,
-                            path: place.folder,
+                            path: place.dir,
                         });
                     }
                     other => other?,
@@ -212,7 +212,7 @@ impl Monitor {
         if let Some(places) = &context.places {
             self.turn = Arc::clone(places).try_acquire_owned().ok();
             if self.turn.is_none() {
-                self.tell(Happening::Waiting);
+                self.tell(EventKind::Waiting);
                 let turn = Arc::clone(places).acquire_owned();
                 self.turn = tokio::select! {
                     turn = turn => turn.ok(),
@@ -251,13 +251,13 @@ impl Monitor {
         } = match runtime.create(request).await {
             Ok(created) => created,
             Err(error) => {
-                if !error.is_fact() {
+                if !error.is_definitive() {
                     self.remove_late_create().await;
                 }
                 return Err(not_created(error));
             }
         };
-        self.publish(Event::Created(container.clone()));
+        self.publish(Transition::Created(container.clone()));
         file.record.container = Some(container.clone());
         let limit = file.record.settings.time_limit;
         file.record.deadline = limit.map(|limit| Timestamp::now().saturating_add(limit));
@@ -272,8 +272,8 @@ impl Monitor {
         }
 
         let tty = file.record.settings.tty;
-        let source = if runtime.capabilities().tap {
-            match runtime.tap(&container, tty).await {
+        let source = if runtime.capabilities().attach_before_start {
+            match runtime.attach(&container, tty).await {
                 Ok(stream) => Source::Tap(stream),
                 Err(error) => return Err(self.abandon(file, &container, error).await),
             }
@@ -327,7 +327,7 @@ impl Monitor {
         let started = self.started(&container, inspection, warnings).await;
         let tapped = matches!(source, Source::Tap(_));
         self.status.send_modify(|status| status.tapped = tapped);
-        self.publish(Event::Started(started.started_at));
+        self.publish(Transition::Started(started.started_at));
         // It is written with the output: from here on, nothing may wait for the sink.
         Ok((source, started, input))
     }
@@ -393,7 +393,7 @@ impl Monitor {
     fn stop_nothing(&mut self, request: StopRequest) -> Record {
         self.stopper.cause.get_or_insert(request.cause);
         let stop = Stop::new(request.cause, "none", None);
-        self.tell(Happening::from(&stop));
+        self.tell(EventKind::from(&stop));
         Record::Stop(stop)
     }
 
@@ -499,7 +499,7 @@ impl Monitor {
                     Err(removal) if removal.is_not_found() => return Err((ending, error)),
                     // It runs by now.
                     Err(RuntimeError::Conflict { .. }) => {}
-                    Err(removal) if error.is_fact() && removal.is_fact() => {
+                    Err(removal) if error.is_definitive() && removal.is_definitive() => {
                         tracing::warn!(%container, error = %removal, "cannot remove it");
                         return Err((ending, error));
                     }
@@ -524,7 +524,7 @@ impl Monitor {
             if let Some(context) = context.upgrade() {
                 context.bulletin.tell(
                     &run,
-                    Happening::Pulling {
+                    EventKind::Pulling {
                         layer: progress.layer.clone(),
                         status: secrets.redact(&progress.status),
                         current: progress.current,

@@ -121,7 +121,7 @@ async fn sequence(
             // A fact, whatever it is, will not change by asking again: the exit is on its way, or
             // SIGKILL is.
             while let Err(error) = runtime.signal(&container, &signal).await
-                && !error.is_fact()
+                && !error.is_definitive()
             {
                 tracing::warn!(%container, %error, "cannot send {signal} yet");
                 sleep(AGAIN).await;
@@ -136,7 +136,7 @@ async fn sequence(
     }
     loop {
         match runtime.signal(&container, "SIGKILL").await {
-            Err(error) if !error.is_fact() => {
+            Err(error) if !error.is_definitive() => {
                 tracing::warn!(%container, %error, "cannot send SIGKILL yet");
                 sleep(AGAIN).await;
             }

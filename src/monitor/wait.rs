@@ -67,7 +67,7 @@ pub(crate) async fn wait(
             Ok(Heard::Probed) => interrupted = true,
             Err(error) => {
                 interrupted = true;
-                lost |= !error.is_fact() && !has_code(&told);
+                lost |= !error.is_definitive() && !has_code(&told);
                 if !error.is_not_found() {
                     tracing::warn!(%container, %error, "the wait was interrupted");
                     backoff.pause().await;
@@ -111,7 +111,7 @@ pub(crate) async fn wait(
             }
             Err(error) => {
                 interrupted = true;
-                lost |= !error.is_fact() && !has_code(&told);
+                lost |= !error.is_definitive() && !has_code(&told);
                 tracing::warn!(%container, %error, "cannot inspect the container yet");
                 backoff.pause().await;
             }

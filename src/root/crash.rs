@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::audit::Start;
-use crate::disk::create_folder;
+use crate::disk::create_dir;
 use crate::disk::image::{Image, Medium, put, scratch, take};
 use crate::disk::journal::Journal;
 use crate::root::{Root, RunFile};
@@ -98,7 +98,7 @@ fn a_root_opens_and_a_run_has_a_whole_record_after_any_crash() {
         seal: None,
     };
     let mut versions = vec![file.clone()];
-    create_folder(&root.folder(&run)).unwrap();
+    create_dir(&root.dir(&run)).unwrap();
     let lock = root.lock(&run).unwrap();
     root.write_run(&file).unwrap();
     promised(
@@ -108,7 +108,7 @@ fn a_root_opens_and_a_run_has_a_whole_record_after_any_crash() {
         },
         promise,
     );
-    let place = RunPlace::new(run.clone(), root.folder(&run));
+    let place = RunPlace::new(run.clone(), root.dir(&run));
     let start = Start::new(file.record.clone());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()

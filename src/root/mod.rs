@@ -19,6 +19,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::outcome::{Ending, Seal};
 use crate::spec::{ROOT_FILE, RootId, RunId, RunRecord};
+use crate::state::RunStatus;
 
 /// How the folders begin of runs that are being removed: no run's id does.
 const REMOVED: &str = ".removed-";
@@ -70,9 +71,8 @@ pub(crate) struct RunFile {
 pub struct RunInfo {
     /// The run.
     pub run: RunId,
-    /// A word for where it is: `intended`, `created`, `running`, `exited`, `failed to start`,
-    /// `not created`, `removed`, `lost`; or `damaged`.
-    pub state: &'static str,
+    /// The status, as far as the files of the run and its lock show it.
+    pub status: RunStatus,
     /// Whether a live process owns it.
     pub owned: bool,
     /// The seal of its audit file; `None`: it is not sealed.
@@ -104,7 +104,7 @@ impl Root {
         let file = path.join(ROOT_FILE);
         // Also a link that leads nowhere is there: it is refused, not replaced.
         if file.symlink_metadata().is_err() {
-            disk::create_folders(&path)?;
+            disk::create_dirs(&path)?;
             let root = RootFile {
                 v: 1,
                 root: RootId::generate(),
@@ -123,7 +123,7 @@ impl Root {
             }
         }
         // Whoever made it may have died before this.
-        disk::sync_folder(&path)?;
+        disk::sync_dir(&path)?;
         Self::open(path)
     }
 
@@ -138,19 +138,19 @@ impl Root {
     }
 
     /// The folder of a run, which may not exist.
-    pub fn folder(&self, run: &RunId) -> PathBuf {
+    pub fn dir(&self, run: &RunId) -> PathBuf {
         self.path.join(run.as_str())
     }
 
     /// Whether there is such a run. A link to a folder is none: it leads out of the root.
     pub(crate) fn has(&self, run: &RunId) -> bool {
-        let folder = self.folder(run).symlink_metadata();
-        folder.is_ok_and(|folder| folder.is_dir())
+        let dir = self.dir(run).symlink_metadata();
+        dir.is_ok_and(|dir| dir.is_dir())
     }
 
     /// The audit file that the default sink writes for a run, which may not exist.
     pub fn audit(&self, run: &RunId) -> PathBuf {
-        self.folder(run).join(LOG_FILE)
+        self.dir(run).join(LOG_FILE)
     }
 
     /// The records of a run's audit file, live or ended, whoever owns the run: see [`Follow`] for
@@ -176,8 +176,8 @@ impl Root {
         let mut runs = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if is_folder
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_dir
                 && let Some(name) = entry.file_name().to_str()
                 && let Ok(run) = RunId::new(name)
             {
@@ -228,7 +228,7 @@ impl Root {
             Err(error) => (None, Some(error.chain())),
         };
         let mut info = RunInfo {
-            state: "intended",
+            status: RunStatus::Intended,
             owned: false,
             seal: None,
             record: None,
@@ -252,14 +252,14 @@ impl Root {
         }
         // One that has ended and cannot be sealed yet is not worse than that.
         if info.problem.is_some() && !info.owned && ending.is_none() {
-            info.state = "damaged";
+            info.status = RunStatus::Damaged;
         } else if let Some(ending) = info
             .seal
             .as_ref()
             .map(|seal| &seal.exit)
             .or(ending.as_ref())
         {
-            info.state = word(ending);
+            info.status = RunStatus::from(ending);
         }
         info
     }
@@ -279,9 +279,9 @@ impl Root {
                 .map_err(|error| error.chain())?;
         }
         if glance.started {
-            info.state = "running";
+            info.status = RunStatus::Running;
         } else if info.record.as_ref().is_some_and(|r| r.container.is_some()) {
-            info.state = "created";
+            info.status = RunStatus::Created;
         }
         if info.record.is_none() {
             info.record = glance.record;
@@ -345,7 +345,7 @@ impl Root {
 
     /// The run's `run.json`; `None` where there is none.
     pub(crate) fn read_run(&self, run: &RunId) -> Result<Option<RunFile>> {
-        let path = self.folder(run).join("run.json");
+        let path = self.dir(run).join("run.json");
         let bytes = match read(&path, LONGEST_RECORD) {
             Ok(bytes) => bytes,
             Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => {
@@ -360,41 +360,39 @@ impl Root {
 
     /// Moves a `run.json` aside that cannot be believed, and says what it is called now.
     pub(crate) fn set_aside(&self, run: &RunId) -> Result<String> {
-        let folder = self.folder(run);
+        let dir = self.dir(run);
         let free = (1u64..)
             .map(|number| format!("run.json.damaged-{number}"))
-            .find(|name| folder.join(name).symlink_metadata().is_err())
+            .find(|name| dir.join(name).symlink_metadata().is_err())
             .unwrap_or_default();
-        let path = folder.join("run.json");
-        fs::rename(&path, folder.join(&free))
+        let path = dir.join("run.json");
+        fs::rename(&path, dir.join(&free))
             .map_err(|error| Error::storage("move aside", path, error))?;
-        disk::sync_folder(&folder)?;
+        disk::sync_dir(&dir)?;
         Ok(free)
     }
 
     pub(crate) fn write_run(&self, file: &RunFile) -> Result<()> {
-        disk::write_atomic(&self.folder(&file.record.run).join("run.json"), &json(file))
+        disk::write_atomic(&self.dir(&file.record.run).join("run.json"), &json(file))
     }
 
     /// The file whose lock is held by the owner of a run.
     pub(crate) fn lock_path(&self, run: &RunId) -> PathBuf {
-        self.folder(run).join("lock")
+        self.dir(run).join("lock")
     }
 
     /// Removes the folder of a run that came to nothing. A process without free descriptors can do
     /// it, too: only to list a folder takes one.
     pub(crate) fn unmake(&self, run: &RunId) -> Result<()> {
-        let folder = self.folder(run);
+        let dir = self.dir(run);
         for name in ["run.json", "lock", LOG_FILE] {
-            let _ = disk::remove_file(&folder.join(name));
+            let _ = disk::remove_file(&dir.join(name));
         }
-        match fs::remove_dir(&folder) {
-            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
-                fs::remove_dir_all(&folder)
-            }
+        match fs::remove_dir(&dir) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(&dir),
             removed => removed,
         }
-        .map_err(|error| Error::storage("remove", folder, error))
+        .map_err(|error| Error::storage("remove", dir, error))
     }
 
     /// Removes the folder of a run, and is not seen half done: it goes by another name first.
@@ -402,17 +400,17 @@ impl Root {
         let removed = self
             .path
             .join(format!("{REMOVED}{run}-{}", RunId::generate()));
-        let folder = self.folder(run);
-        disk::rename(&folder, &removed).map_err(|error| Error::storage("remove", folder, error))?;
-        disk::sync_folder(&self.path)?;
-        disk::remove_folder(&removed).map_err(|error| Error::storage("remove", removed, error))
+        let dir = self.dir(run);
+        disk::rename(&dir, &removed).map_err(|error| Error::storage("remove", dir, error))?;
+        disk::sync_dir(&self.path)?;
+        disk::remove_dir(&removed).map_err(|error| Error::storage("remove", removed, error))
     }
 
     /// Removes what processes that died have left of files in the folder of a run that is sealed,
     /// or about to be. A process that leaves a request to stop it meanwhile comes too late.
     pub(crate) fn sweep_run(&self, run: &RunId) {
         for name in ["run.json.", "stop-", "note-"] {
-            disk::remove_temporary(&self.folder(run), name);
+            disk::remove_temporary(&self.dir(run), name);
         }
     }
 
@@ -462,11 +460,11 @@ impl Root {
     /// Whether somebody may have made the folder of a run a moment ago, and be about to take its
     /// lock: who took that first would have a run of which there is nothing yet.
     pub(crate) fn is_being_made(&self, run: &RunId) -> bool {
-        let folder = self.folder(run);
-        let made = fs::metadata(&folder).and_then(|folder| folder.modified());
+        let dir = self.dir(run);
+        let made = fs::metadata(&dir).and_then(|dir| dir.modified());
         let age = made.ok().and_then(|made| made.elapsed().ok());
         age.is_some_and(|age| age < MAKING)
-            && !folder.join("run.json").exists()
+            && !dir.join("run.json").exists()
             && !self.audit(run).exists()
     }
 
@@ -587,14 +585,6 @@ fn last_line(file: &mut fs::File, length: u64) -> io::Result<Vec<u8>> {
     }
 }
 
-fn word(ending: &Ending) -> &'static str {
-    crate::state::State::Ended {
-        container: None,
-        ending: ending.clone(),
-    }
-    .word()
-}
-
 /// The first bytes of a file, as many as a file of its kind can have.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     // Nearly all are smaller, and are read at once.
@@ -639,7 +629,7 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 impl Root {
     /// The numbers of the further processes of a run that have a log.
     pub(crate) fn execs(&self, run: &RunId) -> impl Iterator<Item = u32> {
-        std::fs::read_dir(self.folder(run))
+        std::fs::read_dir(self.dir(run))
             .into_iter()
             .flatten()
             .flatten()
@@ -649,7 +639,7 @@ impl Root {
     /// Those whose log is not sealed.
     pub(crate) fn open_execs(&self, run: &RunId) -> Vec<u32> {
         let sealed = |number: &u32| {
-            let path = self.folder(run).join(exec_file(*number));
+            let path = self.dir(run).join(exec_file(*number));
             matches!(glance(&path), Ok(Some(glance)) if glance.seal.is_some())
         };
         self.execs(run).filter(|number| !sealed(number)).collect()
@@ -662,8 +652,8 @@ mod tests {
 
     #[test]
     fn the_id_of_a_root_is_made_once_also_by_many_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a/b/root");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/root");
         let ids: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| Root::open_or_create(path.clone()).unwrap().id))
@@ -678,35 +668,35 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_no_root_is_refused_with_its_path() {
-        let folder = tempfile::tempdir().unwrap();
-        let error = Root::open(folder.path()).unwrap_err().to_string();
-        assert!(error.contains(folder.path().to_str().unwrap()), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        let error = Root::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(dir.path().to_str().unwrap()), "{error}");
     }
 
     #[test]
     fn a_folder_is_nobodys_while_a_run_may_be_made_in_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::open_or_create(folder.path().join("root")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open_or_create(dir.path().join("root")).unwrap();
         let run = RunId::generate();
-        disk::create_folder(&root.folder(&run)).unwrap();
+        disk::create_dir(&root.dir(&run)).unwrap();
         let lock = root.lock(&run).unwrap();
         assert!(root.is_being_made(&run));
         drop(lock);
-        let made = fs::File::open(root.folder(&run)).unwrap();
+        let made = fs::File::open(root.dir(&run)).unwrap();
         let then = std::time::SystemTime::now();
         made.set_modified(then - MAKING).unwrap();
         assert!(!root.is_being_made(&run), "whoever made it has died");
         made.set_modified(then).unwrap();
-        fs::write(root.folder(&run).join("run.json"), "").unwrap();
+        fs::write(root.dir(&run).join("run.json"), "").unwrap();
         assert!(!root.is_being_made(&run), "it is made");
     }
 
     #[test]
     fn a_run_has_one_owner() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::open_or_create(folder.path().join("root")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open_or_create(dir.path().join("root")).unwrap();
         let run = RunId::generate();
-        disk::create_folder(&root.folder(&run)).unwrap();
+        disk::create_dir(&root.dir(&run)).unwrap();
         let lock = root.lock(&run).unwrap();
         assert!(matches!(root.lock(&run), Err(Error::Owned { .. })));
         assert!(root.is_owned(&run).unwrap());
@@ -722,17 +712,17 @@ mod tests {
     /// Whoever waits for the lock of a run that is removed does not get that of the next one.
     #[test]
     fn the_lock_of_a_run_that_was_removed_is_none() {
-        let folder = tempfile::tempdir().unwrap();
-        let root = Root::open_or_create(folder.path().join("root")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open_or_create(dir.path().join("root")).unwrap();
         let run = RunId::new("again").unwrap();
         std::thread::scope(|scope| {
             for _ in 0..200 {
-                disk::create_folder(&root.folder(&run)).unwrap();
+                disk::create_dir(&root.dir(&run)).unwrap();
                 let first = root.lock(&run).unwrap();
                 let waiting = scope.spawn(|| root.lock(&run));
                 std::thread::sleep(std::time::Duration::from_micros(500));
                 root.remove(&run).unwrap();
-                disk::create_folder(&root.folder(&run)).unwrap();
+                disk::create_dir(&root.dir(&run)).unwrap();
                 let next = root.lock(&run);
                 drop(first);
                 // One that comes late may be the first to have the next one's: it, or nobody else.

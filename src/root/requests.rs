@@ -14,7 +14,7 @@ const LONGEST_REQUEST: u64 = 64 << 10;
 impl Root {
     /// What other processes have left for the owner of a run to record, the oldest first.
     pub(crate) fn left(&self, run: &RunId) -> Vec<(PathBuf, Record)> {
-        let Ok(entries) = std::fs::read_dir(self.folder(run)) else {
+        let Ok(entries) = std::fs::read_dir(self.dir(run)) else {
             return Vec::new();
         };
         let mut left = Vec::new();
@@ -51,13 +51,13 @@ impl Root {
     pub(crate) fn leave_note(&self, run: &RunId, note: &Record) -> Result<()> {
         let name = format!("note-{}.json", RunId::generate());
         let bytes = serde_json::to_vec(note).unwrap_or_default();
-        disk::write_atomic(&self.folder(run).join(name), &bytes)
+        disk::write_atomic(&self.dir(run).join(name), &bytes)
     }
 
     /// Leaves a request to stop a run, for its owner to record.
     pub(crate) fn leave_stop(&self, run: &RunId, stop: &Stop) -> Result<()> {
         let name = format!("stop-{}.json", RunId::generate());
         let bytes = serde_json::to_vec(stop).unwrap_or_default();
-        disk::write_atomic(&self.folder(run).join(name), &bytes)
+        disk::write_atomic(&self.dir(run).join(name), &bytes)
     }
 }

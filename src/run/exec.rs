@@ -114,7 +114,7 @@ impl Exec {
 
     /// Waits until it has ended and its log is sealed: see [`Run::wait`].
     ///
-    /// An end of [`Ending::Lost`] is one that nobody knows: the connection was lost.
+    /// An end of [`Ending::Lost`](crate::outcome::Ending::Lost) is one that nobody knows: the connection was lost.
     ///
     /// # Errors
     ///

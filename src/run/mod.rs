@@ -4,7 +4,7 @@ pub(crate) mod attach;
 pub(crate) mod exec;
 pub(crate) mod ready;
 
-pub use attach::{AttachOptions, Attached, Attachment, Control, Input};
+pub use attach::{AttachHandle, AttachOptions, Attached, Attachment, Input};
 pub use exec::Exec;
 pub use ready::Ready;
 
@@ -46,8 +46,8 @@ impl Run {
     }
 
     /// The run's folder.
-    pub fn folder(&self) -> &Path {
-        &self.entry.place.folder
+    pub fn dir(&self) -> &Path {
+        &self.entry.place.dir
     }
 
     /// The audit file; `None` where the sink writes none.
@@ -77,7 +77,7 @@ impl Run {
     /// # Errors
     ///
     /// As for [`wait`](Self::wait).
-    pub async fn ended(&self) -> Result<Ending> {
+    pub async fn wait_exit(&self) -> Result<Ending> {
         let mut status = self.entry.status.clone();
         let ended = status
             .wait_for(|status| status.state.ending().is_some())
@@ -103,7 +103,7 @@ impl Run {
                 }
             }
             Some(GivenUp::Damaged) => Error::Damaged {
-                path: self.folder().to_owned(),
+                path: self.dir().to_owned(),
                 reason: status.problem.clone().unwrap_or_default(),
             },
             Some(GivenUp::Removed) => self.context().root.no_such_run(self.id()),
@@ -114,7 +114,7 @@ impl Run {
     /// Waits until the run has ended and its audit file is sealed.
     ///
     /// Where the file cannot be sealed within 15 s of the end (or what
-    /// [`pending_after`](super::ManagerBuilder::pending_after) was set to), the outcome has a
+    /// [`seal_timeout`](crate::manager::ManagerBuilder::seal_timeout) was set to), the outcome has a
     /// pending seal and its reason, and moat goes on trying; wait again to see it sealed.
     ///
     /// Cancel-safe. The container is removed, by policy, shortly after.
@@ -125,10 +125,10 @@ impl Run {
     /// has removed the run. [`Error::OtherRuntime`] or [`Error::OtherEngine`], if it is one of
     /// another runtime or engine, and no live process owns it. [`Error::Damaged`], if it cannot be taken over, or its audit file does not
     /// end any more in the seal that it had:
-    /// [`ended`](Self::ended) still says how the run ended.
+    /// [`ended`](Self::wait_exit) still says how the run ended.
     pub async fn wait(&self) -> Result<Outcome> {
-        self.ended().await?;
-        let deadline = Instant::now() + self.context().pending_after;
+        self.wait_exit().await?;
+        let deadline = Instant::now() + self.context().seal_timeout;
         let mut status = self.entry.status.clone();
         let sealed = timeout_at(deadline, status.wait_for(|status| status.seal.is_some())).await;
         match sealed {
@@ -207,7 +207,7 @@ impl Run {
         // A monitor that has gone has nothing to stop any more; `wait` says which way.
         let _ = self.entry.stops.send(StopRequest { cause, grace });
         let mut status = self.entry.status.clone();
-        let transient = self.context().runtime.capabilities().transient;
+        let transient = self.context().runtime.capabilities().process_bound;
         let out_of_reach = async {
             let found = status.wait_for(|status| {
                 status.elsewhere && (transient || status.other_runtime.is_some())
@@ -221,7 +221,7 @@ impl Run {
             outcome = self.wait() => outcome,
             () = out_of_reach => Err(Error::Owned {
                 run: self.id().clone(),
-                path: self.folder().to_owned(),
+                path: self.dir().to_owned(),
             }),
         }
     }

@@ -24,7 +24,7 @@ const STANDS: Duration = Duration::from_millis(200);
 /// How many lines an error shows.
 const LAST_LINES: usize = 20;
 
-/// What to wait for, with [`Run::ready`] or [`Manager::service`](super::Manager::service), before
+/// What to wait for, with [`Run::wait_ready`] or [`Manager::service`](crate::manager::Manager::service), before
 /// a run can be used.
 ///
 /// ```
@@ -123,7 +123,7 @@ impl Run {
     /// [`RunSpec::port`](crate::spec::RunSpec::port) has published, while the run is under way.
     ///
     /// That is a port of the engine's host: of this machine, or of the one that a `tcp://` address
-    /// names (see [`Docker::published_at`](crate::runtime::docker::Docker::published_at) for others). A run in the
+    /// names (see [`Docker::with_port_host`](crate::runtime::docker::Docker::with_port_host) for others). A run in the
     /// host's network, and a local process, have the port itself.
     ///
     /// Cancel-safe.
@@ -203,13 +203,13 @@ impl Run {
     /// [`Error::NotReady`], with the last lines of its output: at once where the run ends first or
     /// can never be ready, else when the time is over. Those of [`wait`](Self::wait), and
     /// [`Error::Runtime`], where the engine can tell neither.
-    pub async fn ready(&self, ready: Ready) -> Result<()> {
+    pub async fn wait_ready(&self, ready: Ready) -> Result<()> {
         let Ready { what, within } = &ready;
         // The end of the output comes by itself, after all that was printed.
         let ends = async {
             match what {
                 What::Line(_) => std::future::pending().await,
-                _ => self.ended().await.map(drop),
+                _ => self.wait_exit().await.map(drop),
             }
         };
         let mut tried = None;
@@ -280,7 +280,7 @@ impl Run {
     }
 
     async fn wait_for_line(&self, text: &[u8]) -> Result<Waited> {
-        let all = AttachOptions::new().catching_up();
+        let all = AttachOptions::new().lossless();
         let mut output = self.attach_with(all).await?;
         let mut seen = PerStream::<Vec<u8>>::default();
         while let Some(item) = output.next().await {
@@ -295,7 +295,7 @@ impl Run {
                     let begun = seen.len().min(text.len().saturating_sub(1));
                     seen.drain(..seen.len() - begun);
                 }
-                Attached::Missed { stream, .. } => seen[stream].clear(),
+                Attached::Lagged { stream, .. } => seen[stream].clear(),
             }
         }
         Ok(Waited::Ended)

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::io::AsyncWrite;
 
-use crate::error::RuntimeError;
 use crate::outcome::{Stream, Usage};
 use crate::spec::{ContainerId, ExecSpec, Protocol, RootId, RunId, RunSpec, WindowSize};
 use crate::timestamp::Timestamp;
@@ -23,6 +22,8 @@ pub mod process;
 #[cfg(feature = "testing")]
 pub mod scripted;
 mod shared;
+
+pub use crate::error::RuntimeError;
 
 /// Bytes that a container printed on one stream, in the order of that stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,9 +93,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Asks the engine who it is. It changes nothing, and serves as a probe.
     ///
-    /// An [`id`](Engine::id) stays the same for as long as the engine has its containers, and no
+    /// An [`id`](EngineInfo::id) stays the same for as long as the engine has its containers, and no
     /// other engine has it: a run is taken over by no engine that has another one.
-    async fn engine(&self) -> Result<Engine, RuntimeError>;
+    async fn engine(&self) -> Result<EngineInfo, RuntimeError>;
 
     /// Checks what only this runtime can check of `spec`, without asking the engine.
     ///
@@ -119,17 +120,21 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     ///
     /// It resolves only when the engine has answered, so that nothing that the container prints
     /// after a later [`start`](Self::start) is missed. It is only called where
-    /// [`Capabilities::tap`] is set. The end of the stream proves nothing; it comes within 10 s of
+    /// [`Capabilities::attach_before_start`] is set. The end of the stream proves nothing; it comes timeout 10 s of
     /// the container's end. A connection that breaks ends it too, where the protocol can tell with
     /// an error. Dropping it leaves the container alone. [`RuntimeError::Rejected`]: the engine has
     /// found out already that it could not start the container, which is [`Status::Created`] still.
-    async fn tap(&self, container: &ContainerId, tty: bool) -> Result<OutputStream, RuntimeError>;
+    async fn attach(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+    ) -> Result<OutputStream, RuntimeError>;
 
     /// Connects to the output of a container that runs: to what it prints from now on, as it is
     /// printed. For those who look on alone: nothing says where in the output it begins.
     ///
     /// It resolves when the engine has answered. Default: [`RuntimeError::Unsupported`].
-    async fn watch(
+    async fn attach_running(
         &self,
         container: &ContainerId,
         tty: bool,
@@ -211,7 +216,11 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// only called where [`Capabilities::exec`] is set. [`RuntimeError::Rejected`]: it was not
     /// started. [`RuntimeError::Conflict`]: the container does not run. Default:
     /// [`RuntimeError::Unsupported`].
-    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Result<Execed, RuntimeError> {
+    async fn exec(
+        &self,
+        container: &ContainerId,
+        spec: &ExecSpec,
+    ) -> Result<StartedExec, RuntimeError> {
         let _ = (container, spec);
         Err(unsupported(
             self.name(),
@@ -250,11 +259,11 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     async fn remove(&self, container: &ContainerId, force: bool) -> Result<(), RuntimeError>;
 
     /// The containers, in every state, that were made for `root`.
-    async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError>;
+    async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError>;
 
     /// The containers, in every state, that were made for any root, with what their labels say.
     /// Default: [`RuntimeError::Unsupported`].
-    async fn find_all(&self) -> Result<Vec<Marked>, RuntimeError> {
+    async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
         Err(RuntimeError::Unsupported {
             runtime: self.name(),
             operation: "find the containers of all roots",
@@ -279,7 +288,7 @@ fn unsupported(runtime: &'static str, operation: &'static str) -> RuntimeError {
 
 /// What [`Runtime::exec`] has started.
 #[non_exhaustive]
-pub struct Execed {
+pub struct StartedExec {
     /// The engine's name for it.
     pub id: ExecId,
     /// What it prints, from its first byte. The end proves nothing.
@@ -288,7 +297,7 @@ pub struct Execed {
     pub input: Option<InputWriter>,
 }
 
-impl Execed {
+impl StartedExec {
     /// A process without input.
     pub fn new(id: ExecId, output: OutputStream) -> Self {
         Self {
@@ -305,7 +314,7 @@ impl Execed {
     }
 }
 
-impl fmt::Debug for Execed {
+impl fmt::Debug for StartedExec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Execed")
             .field("id", &self.id)
@@ -367,7 +376,7 @@ impl ExecInspection {
 #[non_exhaustive]
 pub struct Capabilities {
     /// Output can be connected to before the container starts.
-    pub tap: bool,
+    pub attach_before_start: bool,
     /// The engine keeps the output, and it can be read again.
     pub logs: bool,
     /// A container's standard input can be written to.
@@ -375,49 +384,49 @@ pub struct Capabilities {
     /// A further process can be run in a container.
     pub exec: bool,
     /// Whether, and when, the engine gives up on output that it has not read; `None`: never.
-    pub drain: Option<Drain>,
+    pub drain: Option<DrainLimit>,
     /// Containers end with the process that made them, and no other process finds them.
-    pub transient: bool,
+    pub process_bound: bool,
 }
 
 /// How an engine gives up on output: what it has not read some time after the end of a container
 /// is lost, for its log as for everyone who is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Drain {
+pub struct DrainLimit {
     /// How long after the end it goes on reading.
-    pub within: Duration,
+    pub timeout: Duration,
     /// How many bytes of each stream it takes in any case, however slow its log and its clients
     /// are.
     pub buffer: u64,
 }
 
-impl Drain {
+impl DrainLimit {
     /// An engine that reads for so long, and has a buffer of so many bytes for each stream.
-    pub const fn new(within: Duration, buffer: u64) -> Self {
-        Self { within, buffer }
+    pub const fn new(timeout: Duration, buffer: u64) -> Self {
+        Self { timeout, buffer }
     }
 }
 
 impl Capabilities {
     /// An engine that can do nothing but run: for runtimes to build on.
     pub const NONE: Self = Self {
-        tap: false,
+        attach_before_start: false,
         logs: false,
         stdin: false,
         exec: false,
         drain: None,
-        transient: false,
+        process_bound: false,
     };
 
     /// With the tap.
     pub const fn with_tap(mut self) -> Self {
-        self.tap = true;
+        self.attach_before_start = true;
         self
     }
 
     /// Of an engine that gives up on output.
-    pub const fn with_drain(mut self, drain: Drain) -> Self {
+    pub const fn with_drain(mut self, drain: DrainLimit) -> Self {
         self.drain = Some(drain);
         self
     }
@@ -436,7 +445,7 @@ impl Capabilities {
 
     /// Of containers that end with this process.
     pub const fn with_transience(mut self) -> Self {
-        self.transient = true;
+        self.process_bound = true;
         self
     }
 
@@ -450,7 +459,7 @@ impl Capabilities {
 /// Who an engine is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Engine {
+pub struct EngineInfo {
     /// Its name: `Docker Engine`.
     pub name: String,
     /// Its version.
@@ -461,7 +470,7 @@ pub struct Engine {
     pub id: Option<String>,
 }
 
-impl Engine {
+impl EngineInfo {
     /// An engine of this name and version.
     pub fn new(name: impl Into<String>, version: impl Into<String>) -> Self {
         Self {
@@ -646,19 +655,21 @@ pub struct LogConfig {
     #[serde(default)]
     pub options: BTreeMap<String, String>,
     /// What the log does to the bytes; `None`: it cannot be read again.
-    pub fidelity: Option<Fidelity>,
+    pub fidelity: Option<LogFidelity>,
 }
 
 /// What an engine's log does to the bytes that it keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Fidelity {
+pub enum LogFidelity {
     /// Nothing.
-    Exact,
+    #[serde(rename = "exact")]
+    Lossless,
     /// It cuts lines into pieces of 16,384 bytes, even in mid-character, and replaces each byte of
     /// a piece that is not part of valid UTF-8 by U+FFFD: Docker's `json-file`.
-    Utf8,
+    #[serde(rename = "utf8")]
+    Utf8Lossy,
 }
 
 /// What to read of an engine's log.
@@ -702,7 +713,7 @@ impl LogsRequest {
 
 /// A container that was made for a root.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct OwnedContainer {
     /// The container.
     pub container: ContainerId,
     /// The run that it was made for.
@@ -714,7 +725,7 @@ pub struct Found {
 /// A container that was made for some root, with what its labels say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Marked {
+pub struct LabeledContainer {
     /// The container.
     pub container: ContainerId,
     /// The root that it was made for.
@@ -727,7 +738,7 @@ pub struct Marked {
     pub deadline: Option<Timestamp>,
 }
 
-impl Marked {
+impl LabeledContainer {
     /// A container without a deadline.
     pub fn new(container: ContainerId, root: RootId, run: RunId, status: Status) -> Self {
         Self {

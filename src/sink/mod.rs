@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
-use crate::audit::{Batch, RecordRef, Start, Torn};
+use crate::audit::{Batch, RecordRef, Start, TruncatedTail};
 use crate::error::Result;
 use crate::outcome::Seal;
 use crate::spec::RunId;
@@ -71,7 +71,7 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     ///
     /// [`Error::Damaged`](crate::error::Error::Damaged) if the log is sealed, and not what was sealed:
     /// nothing is changed then.
-    async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed>;
+    async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed>;
 
     /// The file that holds the run's log, if it is one.
     fn path(&self, place: &RunPlace) -> Option<PathBuf> {
@@ -81,7 +81,7 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
 }
 
 /// What is called for each record of a log that is read back.
-pub type Visit = Box<dyn FnMut(RecordRef<'_>) + Send>;
+pub type RecordVisitor = Box<dyn FnMut(RecordRef<'_>) + Send>;
 
 /// What [`LogSink::resume`] has found.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ pub enum Resumed {
         /// The log, to append to.
         log: Box<dyn RunLog>,
         /// What was cut off at its end, and where it is now.
-        torn: Option<Torn>,
+        torn: Option<TruncatedTail>,
     },
     /// It is sealed: nothing can be added.
     Sealed(Seal),
@@ -124,7 +124,7 @@ pub struct RunPlace {
     /// The run.
     pub run: RunId,
     /// Its folder, which exists.
-    pub folder: PathBuf,
+    pub dir: PathBuf,
     /// The number of a further process in the run's container, which has a log of its own; `None`:
     /// the run itself.
     pub exec: Option<u32>,
@@ -132,10 +132,10 @@ pub struct RunPlace {
 
 impl RunPlace {
     /// The place of `run`, in `folder`.
-    pub fn new(run: RunId, folder: impl AsRef<Path>) -> Self {
+    pub fn new(run: RunId, dir: impl AsRef<Path>) -> Self {
         Self {
             run,
-            folder: folder.as_ref().to_owned(),
+            dir: dir.as_ref().to_owned(),
             exec: None,
         }
     }

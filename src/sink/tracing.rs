@@ -6,7 +6,7 @@ use crate::audit::{Batch, Event, RecordRef, Start};
 use crate::error::Result;
 use crate::outcome::Seal;
 use crate::sink::printable::{printable, said};
-use crate::sink::{LogSink, Resumed, RunLog, RunPlace, Visit};
+use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 use crate::spec::RunId;
 
 /// Each record as an event of [`tracing`]: output with the target `moat::output`, at level `INFO`,
@@ -35,7 +35,7 @@ impl LogSink for Tracing {
         Ok(Box::new(log))
     }
 
-    async fn resume(&self, place: &RunPlace, _visit: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, _visit: RecordVisitor) -> Result<Resumed> {
         Ok(Resumed::Open {
             log: Box::new(Log::of(place)),
             torn: None,

@@ -389,7 +389,7 @@ pub enum KeepContainer {
     /// It stays when the seal has a gap, or the exit is anything but code 0.
     OnFailure,
     /// It stays until [`Manager::remove`](crate::manager::Manager::remove), or, where the spec has a time
-    /// limit, until a [`reap`](crate::manager::Reap::remove_after) from another root: by default a day past
+    /// limit, until a [`reap`](crate::manager::ReapOptions::remove_after) from another root: by default a day past
     /// that. A reaper sees the container alone, and neither its run's policy nor its seal.
     Always,
 }

@@ -154,8 +154,8 @@ fn run(step: &Step<'_>) -> io::Result<()> {
             out(text.as_bytes())?;
         }
         "pwd" => {
-            let folder = std::env::current_dir()?;
-            out(format!("{}\n", folder.display()).as_bytes())?;
+            let dir = std::env::current_dir()?;
+            out(format!("{}\n", dir.display()).as_bytes())?;
         }
         "whoami" => {
             let me = std::fs::metadata("/proc/self")?;

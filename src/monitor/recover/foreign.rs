@@ -8,14 +8,14 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::sleep;
 
 use crate::error::Error;
-use crate::events::Happening;
+use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::monitor::entry::StopRequest;
 use crate::monitor::stop::Stopper;
 use crate::root::{Lock, RunFile};
 use crate::spec::{ContainerId, RunRecord};
-use crate::state::Event;
+use crate::state::{RunStatus, Transition};
 
 /// How often the files of a run that another process owns are looked at.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
@@ -23,7 +23,7 @@ pub(crate) const LOOK: Duration = Duration::from_millis(100);
 /// Whose a run is.
 enum Look {
     Ours(Lock, Option<Box<RunFile>>),
-    Theirs(Box<Option<RunFile>>, &'static str),
+    Theirs(Box<Option<RunFile>>, RunStatus),
     /// Perhaps of one who makes it at this moment.
     Unmade,
 }
@@ -83,7 +83,7 @@ impl Monitor {
                         Err(error) => return Err(error),
                     }
                     let info = root.info(&run)?;
-                    Ok(Look::Theirs(Box::new(root.read_run(&run)?), info.state))
+                    Ok(Look::Theirs(Box::new(root.read_run(&run)?), info.status))
                 })
                 .await;
             let (mut record, mut in_reach) = (None, false);
@@ -94,25 +94,25 @@ impl Monitor {
                     let ours = file.filter(|file| self.is_ours(&file.record).is_ok());
                     return Some((permit, ours.and_then(|file| Unwatched::of(file.record))));
                 }
-                Ok(Look::Theirs(file, state)) => {
+                Ok(Look::Theirs(file, status)) => {
                     if let Some(file) = *file {
                         // Its owner's files can be followed all the same.
                         let ours = self.is_ours(&file.record).is_ok();
-                        in_reach = ours && !context.runtime.capabilities().transient;
+                        in_reach = ours && !context.runtime.capabilities().process_bound;
                         if let Some(seal) = &file.seal {
-                            self.publish_foreign(&file.record, "running");
-                            self.publish(Event::Ended(seal.exit.clone()));
+                            self.publish_foreign(&file.record, RunStatus::Running);
+                            self.publish(Transition::Ended(seal.exit.clone()));
                             self.status.send_modify(|status| {
                                 status.seal = file.seal.clone();
                                 status.problem = None;
                                 status.settled = true;
                             });
-                            self.tell(Happening::from(seal));
+                            self.tell(EventKind::from(seal));
                             return None;
                         }
-                        self.publish_foreign(&file.record, state);
+                        self.publish_foreign(&file.record, status);
                         if let Some(ending) = file.ending {
-                            self.publish(Event::Ended(ending));
+                            self.publish(Transition::Ended(ending));
                         }
                         record = Some(file.record);
                     }
@@ -140,12 +140,12 @@ impl Monitor {
         }
     }
 
-    fn publish_foreign(&self, record: &RunRecord, state: &str) {
+    fn publish_foreign(&self, record: &RunRecord, status: RunStatus) {
         if let Some(container) = &record.container {
-            self.publish(Event::Created(container.clone()));
+            self.publish(Transition::Created(container.clone()));
         }
-        if state == "running" {
-            self.publish(Event::Started(None));
+        if status == RunStatus::Running {
+            self.publish(Transition::Started(None));
         }
     }
 }
@@ -207,7 +207,7 @@ impl Stopper {
         let grace = record.settings.stop_grace;
         let mut stop = self.request(runtime, container, request, &signal, grace);
         stop.by_pid = Some(std::process::id());
-        context.bulletin.tell(&record.run, Happening::from(&stop));
+        context.bulletin.tell(&record.run, EventKind::from(&stop));
         let run = record.run.clone();
         let left = context
             .on_disk("leave a request in", move |root| {

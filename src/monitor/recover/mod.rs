@@ -28,10 +28,12 @@ use crate::monitor::wait::{self, Backoff, Ended, another};
 use crate::monitor::{Monitor, Watched, exec};
 use crate::outcome::Ending;
 use crate::root::{Root, RunFile};
-use crate::runtime::{Continuity, Engine, Found, Inspection, Runtime, Status as Phase};
+use crate::runtime::{
+    Continuity, EngineInfo, Inspection, OwnedContainer, Runtime, Status as Phase,
+};
 use crate::sink::Resumed;
 use crate::spec::{Backstop, ContainerId, RunId, RunRecord, Settings, Stdin};
-use crate::state::Event;
+use crate::state::Transition;
 use crate::timestamp::Timestamp;
 
 /// How long one whose log or engine does not answer keeps others from being taken over.
@@ -123,7 +125,7 @@ async fn scan_all(context: &Arc<Context>) {
     let found = loop {
         match context.runtime.find(context.root.id()).await {
             Ok(found) => break found,
-            Err(error) if error.is_fact() => {
+            Err(error) if error.is_definitive() => {
                 tracing::warn!(%error, "cannot look for containers that were left");
                 break Vec::new();
             }
@@ -139,7 +141,7 @@ async fn scan_all(context: &Arc<Context>) {
 
 /// Removes a container that nobody owns any more: of a run that is sealed, by policy; and one
 /// that was never started, of a run that is not there.
-async fn sweep(context: &Arc<Context>, found: Found) {
+async fn sweep(context: &Arc<Context>, found: OwnedContainer) {
     if context.entries().contains_key(&found.run) {
         return;
     }
@@ -230,7 +232,7 @@ impl Monitor {
                 Err(error) => {
                     self.stands_in_the_way(error);
                     // An engine that does not answer is waited for.
-                    if !matches!(error, Error::Runtime(error) if !error.is_fact()) {
+                    if !matches!(error, Error::Runtime(error) if !error.is_definitive()) {
                         self.settle();
                     }
                     self.gives_up(error)
@@ -248,8 +250,8 @@ impl Monitor {
             }
             (self.stops, self.stopper) = (stops, stopper);
             match tried {
-                Ok(Tried::Sealed(file)) => return Some(*file),
-                Ok(Tried::Taken(taken)) => break taken,
+                Ok(CaseResult::Sealed(file)) => return Some(*file),
+                Ok(CaseResult::Taken(taken)) => break taken,
                 Err(_) if ends => return None,
                 Err(_) => {}
             }
@@ -259,11 +261,11 @@ impl Monitor {
         self.status.send_modify(|status| status.problem = None);
         let watched = match taken {
             Taken::Ended(watched) => {
-                self.publish(Event::Ended(watched.ended.ending.clone()));
+                self.publish(Transition::Ended(watched.ended.ending.clone()));
                 *watched
             }
             Taken::Running(source, started_at) => {
-                self.publish(Event::Started(started_at));
+                self.publish(Transition::Started(started_at));
                 self.settle();
                 if let Some(places) = &context.places {
                     self.turn = Arc::clone(places).try_acquire_owned().ok();
@@ -282,7 +284,7 @@ impl Monitor {
 
     /// Opens the run's log, if it is not in `opened`, and finds its container. The log stays there
     /// for the next try, unless it has failed: it was resumed once.
-    async fn try_to_take_over(&mut self, opened: &mut Option<Box<Open>>) -> Result<Tried> {
+    async fn try_to_take_over(&mut self, opened: &mut Option<Box<Open>>) -> Result<CaseResult> {
         let run = self.place.run.clone();
         let there = self.context.on_disk("look for", move |root| {
             let there = root.has(&run).then_some(());
@@ -298,7 +300,7 @@ impl Monitor {
             Some(open) if !open.capture.needs_log() => open,
             _ => {
                 match self.open_audit().await? {
-                    Audit::Sealed(file) => return Ok(Tried::Sealed(file)),
+                    Audit::Sealed(file) => return Ok(CaseResult::Sealed(file)),
                     Audit::Open(open) => {
                         // The run is this runtime's, and so are its further processes.
                         exec::seal_lost(&self.context, &self.place.run).await;
@@ -309,7 +311,7 @@ impl Monitor {
         };
         let taken = self.locate(&mut open).await;
         *opened = Some(open);
-        Ok(Tried::Taken(taken?))
+        Ok(CaseResult::Taken(taken?))
     }
 
     pub(crate) fn settle(&self) {
@@ -386,7 +388,7 @@ impl Monitor {
                     file.record.container = seal.container.clone();
                 }
                 exec::seal_lost(&context, &self.place.run).await;
-                self.publish(Event::Ended(seal.exit.clone()));
+                self.publish(Transition::Ended(seal.exit.clone()));
                 file.seal = Some(seal);
                 // Last: whoever is told of the seal may close the manager, and what comes behind
                 // it, the removal of the container, is not to be cut off.
@@ -608,7 +610,7 @@ impl Monitor {
             let inspection = match runtime.inspect(&container).await {
                 Ok(inspection) => inspection,
                 // The id is from a file: one that was damaged must not hide a container.
-                Err(error) if error.is_fact() && !sure => {
+                Err(error) if error.is_definitive() && !sure => {
                     sure = true;
                     match self.labelled().await? {
                         Some(found) => container = found,
@@ -627,8 +629,8 @@ impl Monitor {
                                 not_created()
                             }
                             None => {
-                                self.publish(Event::Created(container));
-                                match runtime.capabilities().transient {
+                                self.publish(Transition::Created(container));
+                                match runtime.capabilities().process_bound {
                                     true => Ending::Lost {
                                         reason: "it ended with the process that had started it"
                                             .into(),
@@ -641,7 +643,7 @@ impl Monitor {
                 }
                 Err(error) => return Err(error.into()),
             };
-            self.publish(Event::Created(container.clone()));
+            self.publish(Transition::Created(container.clone()));
             if another(started_at, &inspection) {
                 return Ok(Taken::after_the_fact(Ended {
                     ending: Ending::Lost {
@@ -749,7 +751,7 @@ impl Monitor {
         }
         match self.context.runtime.continuity(container).await {
             Ok(Continuity::Broken) => capture.write(vec![Record::Gap(gap)]).await,
-            Err(error) if !error.is_fact() => Err(error.into()),
+            Err(error) if !error.is_definitive() => Err(error.into()),
             _ => Ok(()),
         }
     }
@@ -763,14 +765,14 @@ pub(crate) async fn meet(
     runtime: &dyn Runtime,
     run: &RunId,
     recorded: [Option<&str>; 2],
-) -> Result<Option<Engine>> {
+) -> Result<Option<EngineInfo>> {
     let recorded = || recorded.into_iter().flatten();
     let Some(first) = recorded().next() else {
         return Ok(None);
     };
     let engine = match runtime.engine().await {
         Ok(engine) => engine,
-        Err(error) if error.is_fact() => return Ok(Some(Engine::default())),
+        Err(error) if error.is_definitive() => return Ok(Some(EngineInfo::default())),
         Err(error) => return Err(error.into()),
     };
     match &engine.id {
@@ -805,7 +807,7 @@ struct Open {
 }
 
 /// What a try to take a run over came to.
-enum Tried {
+enum CaseResult {
     Sealed(Box<RunFile>),
     Taken(Taken),
 }

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use tokio::io::AsyncWrite;
 use tokio_util::sync::PollSender;
 
-use crate::audit::{Action, Event as Record, Interaction, Written};
+use crate::audit::{Action, Event as Record, Interaction, StdinChunk};
 use crate::error::{Error, Result};
 use crate::monitor::entry::{Pipe, hang_up, lock};
 use crate::monitor::exec::Idle;
@@ -109,9 +109,9 @@ impl Drop for Session {
 
 /// What can be done to an attachment from beside it, while it is read. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Control(pub(crate) Arc<Session>);
+pub struct AttachHandle(pub(crate) Arc<Session>);
 
-impl Control {
+impl AttachHandle {
     /// Sets the size of the terminal. Cancel-safe.
     ///
     /// # Errors
@@ -251,7 +251,7 @@ impl AsyncWrite for Input {
         };
         let written = ready!(writer.as_mut().poll_write(poller, bytes))?;
         if let Some(typed) = &mut this.typed {
-            let record = Record::Stdin(Written::new(&bytes[..written]));
+            let record = Record::Stdin(StdinChunk::new(&bytes[..written]));
             typed
                 .send_item(record)
                 .map_err(|_| broken("the audit takes no more"))?;
@@ -417,10 +417,10 @@ mod tests {
 
     /// What is recorded of an input of a run that ends with it.
     async fn recorded(fails: bool, end: impl AsyncFnOnce(Input)) -> Vec<Action> {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let engine = Scripted::new();
         engine.next(Script::new().until_stopped());
-        let root = folder.path().join("root");
+        let root = dir.path().join("root");
         let manager = Manager::open(root, engine.clone()).await.unwrap();
         let run = manager.start(RunSpec::new("any")).await.unwrap();
         let last = Last {

@@ -73,7 +73,7 @@ impl Session {
         }
         let context = run.inner.context();
         let (runtime, container) = (context.runtime.clone(), run.container()?);
-        let mut stream = match runtime.watch(&container, true).await {
+        let mut stream = match runtime.attach_running(&container, true).await {
             Ok(stream) => stream,
             Err(RuntimeError::Unsupported { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),

@@ -3,7 +3,7 @@
 pub(crate) mod input;
 mod live;
 
-pub use input::{Control, Input};
+pub use input::{AttachHandle, Input};
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -39,7 +39,7 @@ pub enum Attached {
     /// Output.
     Chunk(Chunk),
     /// So many bytes of a stream came faster than they were taken. They are in the audit file.
-    Missed {
+    Lagged {
         /// The stream.
         stream: Stream,
         /// How many.
@@ -55,7 +55,7 @@ pub struct AttachOptions {
     live_only: bool,
     pub(crate) input: bool,
     pub(crate) window: Option<WindowSize>,
-    catches_up: bool,
+    lossless: bool,
 }
 
 impl AttachOptions {
@@ -89,9 +89,9 @@ impl AttachOptions {
         self
     }
 
-    /// As [`Attachment::catching_up`].
-    pub fn catching_up(mut self) -> Self {
-        self.catches_up = true;
+    /// As [`Attachment::lossless`].
+    pub fn lossless(mut self) -> Self {
+        self.lossless = true;
         self
     }
 }
@@ -124,9 +124,9 @@ impl std::fmt::Debug for Attachment {
 impl Attachment {
     /// Reads what came too fast from the audit file, in place of telling that it was missed: all of
     /// the output comes, however slowly it is taken. Without a file it is told all the same.
-    pub fn catching_up(mut self) -> Self {
+    pub fn lossless(mut self) -> Self {
         if let Some(viewer) = &mut self.state {
-            viewer.catches_up = viewer.file().is_some();
+            viewer.lossless = viewer.file().is_some();
         }
         self
     }
@@ -138,15 +138,15 @@ impl Attachment {
     }
 
     /// What can be done from beside it. While there is one, it counts as attached.
-    pub fn control(&self) -> Control {
-        Control(Arc::clone(&self.session))
+    pub fn control(&self) -> AttachHandle {
+        AttachHandle(Arc::clone(&self.session))
     }
 
-    /// Sets the size of the terminal: see [`Control::resize`]. Cancel-safe.
+    /// Sets the size of the terminal: see [`AttachHandle::resize`]. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// As for [`Control::resize`].
+    /// As for [`AttachHandle::resize`].
     pub async fn resize(&self, size: WindowSize) -> Result<()> {
         self.session.resize(size).await
     }
@@ -199,7 +199,7 @@ impl Attachment {
                 run: session.run.clone(),
                 ended: None,
                 reader: None,
-                catches_up: false,
+                lossless: false,
                 in_file: PerStream::default(),
                 seen: PerStream::default(),
                 direct: None,
@@ -216,8 +216,8 @@ impl Attachment {
             input,
             session,
         };
-        match options.catches_up {
-            true => attachment.catching_up(),
+        match options.lossless {
+            true => attachment.lossless(),
             false => attachment,
         }
     }
@@ -350,7 +350,7 @@ async fn overdue(run: &Run) {
     {
         std::future::pending::<()>().await;
     }
-    sleep(run.inner.context.pending_after).await;
+    sleep(run.inner.context.seal_timeout).await;
     if run.entry.status.borrow().seal.is_some() {
         std::future::pending::<()>().await;
     }
@@ -362,7 +362,7 @@ struct Viewer {
     ended: Option<Instant>,
     reader: Option<Reader>,
     /// Whether what came too fast is read from the file.
-    catches_up: bool,
+    lossless: bool,
     /// How many bytes of each stream the part of the file has that was read.
     in_file: PerStream<u64>,
     /// How many bytes of each stream were seen or said to be missed.
@@ -473,7 +473,7 @@ impl Viewer {
                     let since = *self.ended.get_or_insert_with(Instant::now);
                     if !ended {
                         self.ended = None;
-                    } else if since.elapsed() > self.run.inner.context.pending_after {
+                    } else if since.elapsed() > self.run.inner.context.seal_timeout {
                         return Err(self.not_sealed());
                     }
                 }
@@ -494,7 +494,7 @@ impl Viewer {
             Some((_, Some(pieces))) => pieces.fell_behind(),
             _ => false,
         };
-        self.catches_up || !withheld && self.file().is_some()
+        self.lossless || !withheld && self.file().is_some()
     }
 
     fn put_back(&mut self, piece: Piece) {
@@ -510,7 +510,7 @@ impl Viewer {
             return;
         }
         if piece.offset > seen {
-            self.out.push(Attached::Missed {
+            self.out.push(Attached::Lagged {
                 stream: piece.stream,
                 bytes: piece.offset - seen,
             });

@@ -10,7 +10,7 @@ use crate::audit::scan::Mark;
 use crate::audit::{Event, RecordRef, Start, Tally};
 use crate::outcome::Seal;
 use crate::sink::jsonl::output::OutputText;
-use crate::sink::jsonl::witness::Written;
+use crate::sink::jsonl::witness::StdinChunk;
 
 /// A `check` record follows the first record that ends so many bytes behind the last one. (In
 /// tests of what a crash leaves, a file is short: all of it is tried.)
@@ -62,8 +62,8 @@ impl Encoder {
     }
 
     /// The file, once all of the buffer is written and cleared.
-    pub(super) fn written(&self) -> Written {
-        Written {
+    pub(super) fn written(&self) -> StdinChunk {
+        StdinChunk {
             length: self.length,
             digest: self.digest.clone(),
         }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::outcome::Seal;
 use crate::sink::jsonl::Durability;
 use crate::sink::jsonl::encoder::Encoder;
-use crate::sink::jsonl::witness::{Trace, Witness, Written};
+use crate::sink::jsonl::witness::{StdinChunk, Trace, Witness};
 
 /// A buffer that is this full is written before the batch is at its end.
 const FULL: usize = 1 << 20;
@@ -25,7 +25,7 @@ pub(super) struct Writer {
     encoder: Encoder,
     sealed: bool,
     /// What is in the file for certain; after a write that failed there may be more.
-    written: Written,
+    written: StdinChunk,
     /// How the last write has left the file; and whether it was found otherwise since.
     trace: Option<Trace>,
     touched: bool,
