@@ -117,7 +117,7 @@ enum RuntimeArg {
     Docker,
     /// Local processes, without any isolation
     #[cfg_attr(not(feature = "docker"), default)]
-    LocalProcess,
+    Process,
 }
 
 impl RuntimeArg {

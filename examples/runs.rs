@@ -68,7 +68,7 @@ enum RuntimeArg {
     Docker,
     /// Local processes
     #[cfg_attr(not(feature = "docker"), default)]
-    LocalProcess,
+    Process,
 }
 
 impl RuntimeArg {

@@ -87,7 +87,7 @@ enum RuntimeArg {
     Docker,
     /// Local processes, without images or any isolation
     #[cfg_attr(not(feature = "docker"), default)]
-    LocalProcess,
+    Process,
 }
 
 impl RuntimeArg {
