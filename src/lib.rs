@@ -54,6 +54,7 @@
 //! engine, prints whole requests, the environment with them, at level `debug`: keep
 //! `bollard=info` in your filter.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(any(test, fuzzing)), deny(clippy::unwrap_used))]
 
 pub mod audit;
