@@ -670,23 +670,68 @@ impl Drop for Embedder {
 }
 
 const ROLE: &str = "MOAT_TEST_EMBEDDER";
+/// Between the arguments of the command.
+const SEPARATOR: &str = "\x1f";
 
 impl Embedder {
     /// Starts `script` in a run of the root, and leaves it to itself.
     fn start(root: &Path, script: &str, tty: bool) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
+        let command = Command::new(std::env::current_exe().unwrap());
+        Self::spawn(command, root, &["sh", "-c", script], tty)
+    }
+
+    /// Runs `command` in an embedder that ignores the signals from its start on.
+    fn ignoring(signals: &str, root: &Path, command: &[&str], tty: bool) -> Self {
+        Self::spawn(ignoring(signals), root, command, tty)
+    }
+
+    /// Runs `command` in an embedder that blocks all signals.
+    fn blocking(root: &Path, command: &[&str], tty: bool) -> Self {
+        let mut embedder = Command::new(std::env::current_exe().unwrap());
+        embedder.env("MOAT_TEST_BLOCK", "1");
+        Self::spawn(embedder, root, command, tty)
+    }
+
+    fn spawn(mut embedder: Command, root: &Path, command: &[&str], tty: bool) -> Self {
+        embedder
             .args(["--exact", "an_embedder_that_is_killed", "--nocapture"])
             .env(ROLE, root)
-            .env("MOAT_TEST_SCRIPT", script)
+            .env("MOAT_TEST_COMMAND", command.join(SEPARATOR))
             .env("MOAT_TEST_TTY", if tty { "1" } else { "" })
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         // Of its own, as from a terminal's shell.
-        command.process_group(0);
-        Self(command.spawn().unwrap())
+        embedder.process_group(0);
+        Self(embedder.spawn().unwrap())
     }
+
+    /// Waits for its end, and gives the outcome of its run.
+    async fn end(mut self, root: &Path) -> (Seal, String) {
+        let status = eventually(60, "the embedder's end", async || {
+            self.0.try_wait().unwrap()
+        });
+        assert!(status.await.success());
+        let root = Root::open(root).unwrap();
+        let id = RunId::new("first").unwrap();
+        let seal = root.info(&id).unwrap().seal.unwrap();
+        let output = Reader::open(root.audit(&id)).unwrap();
+        let lines = output.filter_map(|record| match record.unwrap() {
+            Record::Output(output) => Some(String::from_utf8_lossy(&output.bytes).into_owned()),
+            _ => None,
+        });
+        (seal, lines.collect::<Vec<_>>().join("\n").replace('\r', ""))
+    }
+}
+
+/// This test's own program, started by a shell that ignores the signals.
+fn ignoring(signals: &str) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("trap '' {signals}; exec \"$0\" \"$@\"");
+    command
+        .args(["-c", &script])
+        .arg(std::env::current_exe().unwrap());
+    command
 }
 
 /// What such a process does; in this one it does nothing.
@@ -695,12 +740,109 @@ async fn an_embedder_that_is_killed() {
     let Some(root) = std::env::var_os(ROLE) else {
         return;
     };
-    let script = std::env::var("MOAT_TEST_SCRIPT").unwrap();
+    let command = std::env::var("MOAT_TEST_COMMAND").unwrap();
     let tty = !std::env::var("MOAT_TEST_TTY").unwrap().is_empty();
+    if std::env::var_os("MOAT_TEST_BLOCK").is_some() {
+        // The manager's threads inherit the mask of this one.
+        nix::sys::signal::SigSet::all().thread_block().unwrap();
+    }
     let manager = Manager::open(root, Process::new()).await.unwrap();
     let id = RunId::new("first").unwrap();
-    let run = manager.start(sh(&script).tty(tty).id(id)).await.unwrap();
+    let spec = RunSpec::command(command.split(SEPARATOR)).tty(tty).id(id);
+    let run = manager.start(spec).await.unwrap();
     run.wait().await.unwrap();
+    manager.shutdown(Shutdown::Leave).await;
+}
+
+/// The signals of a background job and of `nohup`, and others; 40 is a real-time signal.
+const IGNORED: &str = "HUP INT QUIT USR1 USR2 ALRM TERM CHLD TSTP WINCH 40";
+
+/// Prints the signals that it ignores and blocks. A shell would unblock them.
+const PRINT_SIGNALS: [&str; 4] = ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"];
+
+/// Checks what `PRINT_SIGNALS` has printed.
+fn check_signals(output: &str, expected: u64) {
+    let mask = |name: &str| {
+        let mask = output.lines().find_map(|line| line.strip_prefix(name));
+        u64::from_str_radix(mask.unwrap().trim(), 16).unwrap()
+    };
+    assert_eq!(mask("SigBlk:"), 0);
+    // The C library leaves two signals of its own ignored when it spawns a process.
+    let ignored = mask("SigIgn:") & !0x1_8000_0000;
+    assert_eq!(ignored, expected, "{ignored:x}");
+}
+
+#[tokio::test]
+async fn ignored_signals_have_their_default_in_a_process() {
+    for tty in [false, true] {
+        let place = Place::new();
+        let embedder = Embedder::ignoring(IGNORED, &place.root(), &PRINT_SIGNALS, tty);
+        let (seal, output) = embedder.end(&place.root()).await;
+        check_signals(&output, 0);
+        // With SIGCHLD ignored, the kernel would reap the process, and its code would be lost.
+        assert_eq!(seal.exit.code(), Some(0));
+        assert_eq!(seal.verdict, Verdict::Complete);
+    }
+}
+
+/// As the documentation says.
+#[tokio::test]
+async fn ignored_signals_of_terminals_stay_ignored() {
+    for tty in [false, true] {
+        let place = Place::new();
+        let ignored = "TTIN TTOU PIPE";
+        let embedder = Embedder::ignoring(ignored, &place.root(), &PRINT_SIGNALS, tty);
+        let (_, output) = embedder.end(&place.root()).await;
+        check_signals(&output, 0x30_0000);
+    }
+}
+
+#[tokio::test]
+async fn blocked_signals_are_not_blocked_in_a_process() {
+    for tty in [false, true] {
+        let place = Place::new();
+        let embedder = Embedder::blocking(&place.root(), &PRINT_SIGNALS, tty);
+        let (seal, output) = embedder.end(&place.root()).await;
+        check_signals(&output, 0);
+        assert_eq!(seal.exit.code(), Some(0));
+    }
+}
+
+/// As in a shell's background job, or under `nohup`.
+#[tokio::test]
+async fn a_stop_works_where_its_signal_is_ignored() {
+    let mut command = ignoring("HUP INT QUIT TERM");
+    command.args([
+        "--exact",
+        "a_stop_signals_the_first_process_and_lets_it_end",
+    ]);
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+}
+
+#[tokio::test]
+async fn an_embedder_still_ignores_its_signals() {
+    let place = Place::new();
+    let script = format!(
+        "echo started >{}; while ! [ -e {} ]; do sleep 0.02; done; exit 6",
+        place.file("started"),
+        place.file("go")
+    );
+    let embedder = Embedder::ignoring(IGNORED, &place.root(), &["sh", "-c", &script], false);
+    line(&place.file("started")).await;
+    let id = embedder.0.id().to_string();
+    for signal in IGNORED.split(' ') {
+        let sent = Command::new("kill").args(["-s", signal, &id]).status();
+        assert!(sent.unwrap().success(), "{signal}");
+    }
+    fs::write(place.file("go"), "").unwrap();
+    let (seal, _) = embedder.end(&place.root()).await;
+    assert_eq!(seal.exit.code(), Some(6));
 }
 
 #[tokio::test]

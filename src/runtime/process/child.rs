@@ -11,6 +11,7 @@ use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
 
+use super::dispositions;
 use super::guardian::Guardian;
 use super::output::Ends;
 use crate::runtime::RuntimeError;
@@ -107,6 +108,8 @@ impl Child {
         if let Some(path) = &plan.workdir {
             command.current_dir(path);
         }
+        dispositions::reset_mask(&mut command)
+            .map_err(|error| refused(format!("its signal mask: {error}")))?;
         let spawned = match ends {
             Ends::Pipes(stdout, stderr) => {
                 command.stdout(stdout).stderr(stderr);

@@ -35,6 +35,8 @@
 //! - **Output**: a pipe for each stream, or a real pseudo-terminal of 80 columns and 24 rows, the
 //!   controlling terminal of a session of its own. A process without one stays in the session of
 //!   this one, in a process group of its own.
+//! - **Signals**: default dispositions and an empty signal mask, whatever this process ignores or
+//!   blocks. See [below](#signals-that-this-process-ignores).
 //!
 //! All else that a spec can say of a container is refused, by name, when a run is started.
 //!
@@ -64,6 +66,23 @@
 //! is refused. A run whose process has died without that is sealed by the next opening of its root
 //! as lost, with what was captured, and a gap: what was in a pipe then is gone with it.
 //!
+//! # Signals that this process ignores
+//!
+//! A background job of a shell ignores SIGINT and SIGQUIT, and a process under `nohup` ignores
+//! SIGHUP. A child inherits ignored signals, so a stop by such a signal would have no effect.
+//! Before each start, this runtime gives every signal that this process ignores a handler that does
+//! nothing. `exec` resets it to the default in the child. The handler has these effects on this
+//! process:
+//!
+//! - The signal still does nothing, but a blocking system call may fail with `EINTR`.
+//! - Its other children start with the default disposition, too.
+//! - If it ignored SIGCHLD, children that it does not wait for become zombies.
+//!
+//! Nothing changes for a process that ignores no signal but SIGPIPE, which the standard library
+//! resets in each child. Three cases keep the inherited disposition: SIGTTIN and SIGTTOU, whose
+//! handlers would restart a terminal's calls forever; SIGILL, SIGFPE and SIGSEGV; and all signals
+//! on systems without a Linux `/proc`.
+//!
 //! # What its audit stands on
 //!
 //! There is no log behind the tap. But unlike a connection to an engine, a pipe loses nothing, and
@@ -73,6 +92,7 @@
 mod check;
 mod child;
 mod container;
+mod dispositions;
 mod guardian;
 mod output;
 mod signals;
@@ -208,7 +228,9 @@ impl Runtime for Process {
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {
-        let started = self.container(container)?.start()?;
+        let container = self.container(container)?;
+        dispositions::handle_ignored();
+        let started = container.start()?;
         match timeout(BOUND, started).await {
             Ok(Ok(started)) => started,
             Ok(Err(_)) => Err(RuntimeError::Broken {
