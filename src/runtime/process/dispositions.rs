@@ -1,9 +1,9 @@
 //! Signal dispositions and the signal mask that a child starts with.
 //!
-//! `exec` resets handled signals to their defaults, and keeps ignored signals and the mask. Under
-//! `nohup`, or as a background job of a shell, this process ignores signals, and so would its
-//! children: a stop by such a signal would have no effect. The children of a container engine
-//! start with default dispositions and an empty mask, so local processes do too.
+//! `exec` resets handled signals to their defaults, but keeps ignored signals and the mask. Under
+//! `nohup` or as a background job of a shell, this process ignores signals. Its children would
+//! inherit that, and a stop by such a signal would have no effect. Containers start with default
+//! dispositions and an empty mask, so local processes do, too.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -15,9 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Ignored signals that keep their disposition in this process.
 ///
-/// The standard library resets SIGPIPE in each child. The terminal checks whether the other two
-/// are ignored: with a handler in place, a background process that writes to its terminal or
-/// changes it would restart the call forever.
+/// The standard library resets SIGPIPE in each child. A background process that ignores SIGTTOU
+/// may write to its terminal, and one that ignores SIGTTIN gets an error from a read. With handlers
+/// instead, these calls would be interrupted and restarted forever.
 const KEPT: [Signal; 3] = [Signal::PIPE, Signal::TTIN, Signal::TTOU];
 
 /// Signals of the C library, which refuses a handler for them.
@@ -25,9 +25,9 @@ const RESERVED: RangeInclusive<i32> = 32..=33;
 
 /// Gives each signal that this process ignores a handler that does nothing.
 ///
-/// `exec` resets the handler to the default in the child. Without `unsafe`, nothing can change a
-/// disposition between `fork` and `exec`. For this process the handler has the effect of ignoring
-/// the signal, except that a blocking system call may fail with `EINTR`.
+/// `exec` resets the handler to the default in the child. Safe code cannot change a disposition
+/// between `fork` and `exec`. This process still ignores the signal, except that a blocking system
+/// call may fail with `EINTR`.
 ///
 /// Only Linux reports ignored signals in `/proc`. On other systems, children inherit them.
 pub(super) fn handle_ignored() {
@@ -36,7 +36,7 @@ pub(super) fn handle_ignored() {
         if RESERVED.contains(&number) || KEPT.iter().any(|kept| kept.as_raw() == number) {
             continue;
         }
-        // The handler stays after the listener is dropped.
+        // tokio keeps the handler after the listener is dropped.
         if let Err(error) = signal(SignalKind::from_raw(number)) {
             tracing::debug!(signal = number, %error, "cannot handle an ignored signal");
         }
