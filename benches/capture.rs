@@ -9,8 +9,8 @@
 )]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use moat::sink::audit::{Reader, Record, verify};
-use moat::sink::{Batch, Output, RunPlace, Start};
+use moat::audit::{Batch, Output, Reader, Record, Start, verify};
+use moat::sink::RunPlace;
 use moat::{Jsonl, LogSink, RunId, RunRecord};
 
 const LINES: usize = 10_000;

@@ -11,8 +11,8 @@
 )]
 
 use bytes::Bytes;
+use moat::audit::verify;
 use moat::bench::{Intake, encode, lines};
-use moat::sink::audit::verify;
 
 const LINES: usize = 100_000;
 

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use moat::conformance::{self, Behaviour, Capable, RuntimeStage};
-use moat::runtime::{scripted::Scripted, *};
+use moat::runtime::scripted::Scripted;
+use moat::runtime::*;
 use moat::{ContainerId as Id, Error, RootId, RunId, RunSpec, RuntimeError};
 
 #[derive(Debug, Clone)]

@@ -1,9 +1,9 @@
 //! A sink of your own: runs as rows of a database, here a table in memory. It tries itself by the
 //! conformance suite: `cargo run --example custom_sink --features conformance`.
 
-use moat::conformance;
-use moat::sink::{Batch, Event, Resumed, RunLog, RunPlace, Start, Visit, audit::Record};
-use moat::{Error, LogSink, Result, RunId, Seal};
+use moat::audit::{Batch, Event, Record, Start};
+use moat::sink::{Resumed, RunLog, RunPlace, Visit};
+use moat::{Error, LogSink, Result, RunId, Seal, conformance};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 

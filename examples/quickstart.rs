@@ -8,8 +8,10 @@
 use std::process::ExitCode;
 
 use futures::StreamExt;
-use moat::runtime::RuntimeError;
-use moat::{Attached, Choice, Error, Fallback, Manager, Process, Pull, RunSpec, Runtime, Shutdown};
+use moat::{
+    Attached, Choice, Error, Fallback, Manager, Process, Pull, RunSpec, Runtime, RuntimeError,
+    Shutdown,
+};
 
 const SCRIPT: &str = "echo hello, $NAME; echo and to stderr >&2; exit 3";
 

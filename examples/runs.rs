@@ -33,7 +33,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 #[cfg(feature = "docker")]
 use moat::Docker;
-use moat::sink::audit::{self, LogState};
+use moat::audit::{self, LogState};
 use moat::{
     AttachOptions, Attached, Attachment, Error, ExecSpec, Manager, Outcome, Process, Recovery,
     Root, RunId, RunInfo, Runtime, Shutdown, Stdin, Stream, WindowSize,

@@ -30,8 +30,9 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime as Tokio};
 
 use crate::error::Result;
-use crate::manager::{ManagerBuilder, Ready, Shutdown};
+use crate::manager::{ManagerBuilder, Shutdown};
 use crate::outcome::Outcome;
+use crate::run::ready::Ready;
 use crate::runtime::Runtime;
 use crate::runtime::connect::{Connected, Fallback};
 use crate::spec::{RunId, RunSpec};
@@ -136,9 +137,9 @@ impl Manager {
     }
 }
 
-/// A [`crate::manager::Run`] whose calls block.
+/// A [`crate::run::Run`] whose calls block.
 #[derive(Debug, Clone)]
-pub struct Run(crate::manager::Run);
+pub struct Run(crate::run::Run);
 
 impl Run {
     /// The run's id.
@@ -166,65 +167,65 @@ impl Run {
         self.0.owned_elsewhere()
     }
 
-    /// Waits until it is ready: see [`crate::manager::Run::ready`].
+    /// Waits until it is ready: see [`crate::run::Run::ready`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::manager::Run::ready`].
+    /// As for [`crate::run::Run::ready`].
     pub fn ready(&self, ready: Ready) -> Result<()> {
         wait(self.0.ready(ready))
     }
 
-    /// Where this process reaches a port: see [`crate::manager::Run::port`].
+    /// Where this process reaches a port: see [`crate::run::Run::port`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::manager::Run::port`].
+    /// As for [`crate::run::Run::port`].
     pub fn port(&self, port: u16) -> Result<SocketAddr> {
         wait(self.0.port(port))
     }
 
-    /// The container's own address: see [`crate::manager::Run::port_on`].
+    /// The container's own address: see [`crate::run::Run::port_on`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::manager::Run::port_on`].
+    /// As for [`crate::run::Run::port_on`].
     pub fn port_on(&self, network: &str, port: u16) -> Result<SocketAddr> {
         wait(self.0.port_on(network, port))
     }
 
-    /// The last lines of its output so far: see [`crate::manager::Run::last_lines`].
+    /// The last lines of its output so far: see [`crate::run::Run::last_lines`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::manager::Run::last_lines`].
+    /// As for [`crate::run::Run::last_lines`].
     pub fn last_lines(&self, most: usize) -> Result<Vec<String>> {
         wait(self.0.last_lines(most))
     }
 
-    /// Waits until it has ended and is sealed: see [`crate::manager::Run::wait`].
+    /// Waits until it has ended and is sealed: see [`crate::run::Run::wait`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::manager::Run::wait`].
+    /// As for [`crate::run::Run::wait`].
     pub fn wait(&self) -> Result<Outcome> {
         wait(self.0.wait())
     }
 
-    /// Stops it: see [`crate::manager::Run::stop`].
+    /// Stops it: see [`crate::run::Run::stop`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::manager::Run::stop`].
+    /// As for [`crate::run::Run::stop`].
     pub fn stop(&self, grace: Option<Duration>) -> Result<Outcome> {
         wait(self.0.stop(grace))
     }
 
-    /// Kills it: see [`crate::manager::Run::kill`].
+    /// Kills it: see [`crate::run::Run::kill`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::manager::Run::kill`].
+    /// As for [`crate::run::Run::kill`].
     pub fn kill(&self) -> Result<Outcome> {
         wait(self.0.kill())
     }

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use futures::executor::block_on;
 
+use crate::audit::{
+    Batch, Event, LOG_FILE, LogState, Output, Reader, Record, RecordRef, Resume, ResumeCause,
+    Verification,
+};
 use crate::capture::{Lines, PIECE};
 use crate::outcome::{Ending, Evidence, Exit, PerStream, Seal, Stream, Verdict};
-use crate::sink::audit::{LOG_FILE, LogState, Reader, Record, Verification};
-use crate::sink::{
-    Batch, Durability, Event, Jsonl, LogSink, Output, RecordRef, Resume, ResumeCause, Resumed,
-    RunPlace,
-};
+use crate::sink::{Durability, Jsonl, LogSink, Resumed, RunPlace};
 use crate::spec::RunId;
 use crate::timestamp::Timestamp;
 

@@ -32,7 +32,7 @@
 //!   without an engine, also of runs that other processes own.
 //! - [`Service`] and [`Ready`]: a container for the length of a test, which is waited for.
 //! - [`Outcome`] and its [`Seal`]: how a run ended, and how sure moat is of what it captured.
-//! - [`sink::audit`]: reading and verifying audit files. [`LogSink`]: sending records elsewhere;
+//! - [`audit`]: reading and verifying audit files. [`LogSink`]: sending records elsewhere;
 //!   [`sink::Fanout`], [`sink::Memory`], [`sink::Tracing`] and [`sink::Console`] do.
 //! - [`Runtime`]: the contract with an engine. [`connect()`] gives the one that is there.
 //!
@@ -56,6 +56,7 @@
 
 #![cfg_attr(not(any(test, fuzzing)), deny(clippy::unwrap_used))]
 
+pub mod audit;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
@@ -66,11 +67,15 @@ mod capture;
 pub mod conformance;
 mod disk;
 mod error;
+mod events;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
 mod manager;
+mod monitor;
 mod outcome;
+mod root;
+mod run;
 pub mod runtime;
 pub mod sink;
 mod spec;
@@ -79,21 +84,23 @@ mod state;
 pub mod terminal;
 mod timestamp;
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, RuntimeError};
+pub use events::{Events, Happening, RunEvent};
 pub use manager::{
-    AttachOptions, Attached, Attachment, Control, Events, Exec, Happening, Input, Kept, Manager,
-    ManagerBuilder, Orphan, Prune, Pruned, Ready, Reap, Reaped, Reaping, Recovery, Root, Run,
-    RunEvent, RunInfo, Service, Shutdown, Signal, Why,
+    Kept, Manager, ManagerBuilder, Orphan, Prune, Pruned, Reap, Reaped, Reaping, Recovery, Service,
+    Shutdown, Signal, Why,
 };
 pub use outcome::{
-    Ending, Evidence, Exit, Outcome, PerStream, Seal, SealState, StopCause, Stream, Verdict,
+    Ending, Evidence, Exit, Outcome, PerStream, Seal, SealState, StopCause, Stream, Usage, Verdict,
 };
+pub use root::{Root, RunInfo};
+pub use run::{AttachOptions, Attached, Attachment, Control, Exec, Input, Ready, Run};
+pub use runtime::Runtime;
 pub use runtime::connect::{Choice, Connected, Fallback, connect};
 #[cfg(feature = "docker")]
 pub use runtime::docker::Docker;
 #[cfg(feature = "process")]
 pub use runtime::process::Process;
-pub use runtime::{Runtime, RuntimeError};
 pub use sink::{Jsonl, LogSink};
 pub use spec::{
     Backstop, ContainerId, Credentials, Device, ExecSpec, Gpus, KeepContainer, LimitAction, Mount,

@@ -7,7 +7,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::runtime::Usage;
 use crate::spec::{ContainerId, RunId};
 use crate::timestamp::Timestamp;
 
@@ -471,6 +470,45 @@ impl fmt::Display for Outcome {
                 seal.bytes.total()
             ),
             SealState::Pending { reason } => write!(f, "; not sealed yet: {reason}"),
+        }
+    }
+}
+
+/// What a container uses, or the most of each that was seen of it.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Memory, in bytes, without the file cache that could be taken back at once.
+    pub memory: u64,
+    /// CPU time since its start, in seconds over all CPUs.
+    pub cpu_seconds: f64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// How many samples this is of.
+    pub samples: u64,
+}
+
+impl Usage {
+    /// One sample.
+    pub fn new(memory: u64, cpu: Duration, pids: u64) -> Self {
+        Self {
+            memory,
+            // Of so few digits that it reads back as it was written.
+            cpu_seconds: cpu.as_micros() as f64 / 1e6,
+            pids,
+            samples: 1,
+        }
+    }
+
+    /// The most of each.
+    #[must_use]
+    pub(crate) fn most(self, other: Self) -> Self {
+        Self {
+            memory: self.memory.max(other.memory),
+            cpu_seconds: self.cpu_seconds.max(other.cpu_seconds),
+            pids: self.pids.max(other.pids),
+            samples: self.samples + other.samples,
         }
     }
 }

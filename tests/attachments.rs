@@ -12,9 +12,8 @@ mod records;
 use std::path::PathBuf;
 
 use futures::StreamExt;
+use moat::audit::{Action, Event, LogState, verify};
 use moat::runtime::scripted::{Break, Call, Fault, Script, Scripted};
-use moat::sink::audit::{LogState, verify};
-use moat::sink::{Action, Event};
 use moat::{
     AttachOptions, Attached, Attachment, Ending, Error, Evidence, ExecSpec, Manager, Outcome, Run,
     RunSpec, RuntimeError, Seal, Shutdown, Stdin, Verdict, WindowSize,

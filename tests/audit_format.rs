@@ -8,8 +8,8 @@ mod audit;
 use std::process::Command;
 
 use audit::golden::{Golden, Place, all, at, batch, open, out, path, seal, start};
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::sink::{Event, Resumed};
+use moat::audit::{Event, LogState, Reader, Record, verify};
+use moat::sink::Resumed;
 use moat::{Jsonl, LogSink, Stream, Verdict};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -322,7 +322,7 @@ fn golden_count() -> (
 ) {
     let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let seen = count.clone();
-    let visit = move |_: moat::sink::RecordRef<'_>| {
+    let visit = move |_: moat::audit::RecordRef<'_>| {
         seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     };
     (count, Box::new(visit))

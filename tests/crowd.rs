@@ -13,9 +13,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures::StreamExt;
 use futures::future::join_all;
+use moat::audit::{Event, Gap, GapReason, LogState, Reader, Record, verify};
 use moat::runtime::scripted::{Call, Fault, Script, Scripted};
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::sink::{Event, Gap, GapReason};
 use moat::{
     Attached, Ending, Error, KeepContainer, Manager, Outcome, Result, Run, RunId, RunSpec,
     RuntimeError, Shutdown, Stream, Verdict,

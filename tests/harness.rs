@@ -9,8 +9,8 @@ mod deadline;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use moat::audit::{Follow, Record};
 use moat::runtime::scripted::{Call, Script, Scripted};
-use moat::sink::audit::{Follow, Record};
 use moat::{
     Ending, Error, Events, ExecSpec, Happening, Kept, Manager, Outcome, Prune, Pruned, Reap,
     Reaped, Reaping, Run, RunEvent, RunId, RunSpec, Shutdown, Signal, State, StopCause, Stream,
@@ -290,10 +290,10 @@ async fn starts_beyond_the_room_wait_and_one_that_waits_can_be_stopped() {
     first.stop(None).await.unwrap();
     let third = third.await.unwrap().unwrap();
     assert_eq!(sealed(&third).await.code(), Some(0));
-    let verified = moat::sink::audit::verify(bench.folder.path().join("root/b/logs.jsonl"));
+    let verified = moat::audit::verify(bench.folder.path().join("root/b/logs.jsonl"));
     assert!(matches!(
         verified.unwrap().state,
-        moat::sink::audit::LogState::Sealed(_)
+        moat::audit::LogState::Sealed(_)
     ));
 }
 
@@ -357,7 +357,7 @@ async fn a_live_run_is_followed_to_its_seal_and_an_ended_one_the_same() {
     }
     assert!(matches!(
         records.last(),
-        Some(Record::Event(moat::sink::Event::End(_)))
+        Some(Record::Event(moat::audit::Event::End(_)))
     ));
     let again = followed(bench.manager.root().follow(run.id()).unwrap()).await;
     assert_eq!(again, records);

@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
+use moat::audit::{Event, GapReason, LogState, Reader, Record, verify};
 use moat::runtime::scripted::{Call, Fault, Script, Scripted};
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::sink::{Event, GapReason};
 use moat::{
     AttachOptions, Attached, Backstop, Ending, Error, Evidence, KeepContainer, LimitAction,
     Manager, Outcome, Recovery, Root, Run, RunId, RunSpec, RuntimeError, Seal, Shutdown, Stdin,

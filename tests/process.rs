@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use moat::audit::{Event, GapReason, LogState, Reader, Record, verify};
 use moat::runtime::{CreateRequest, Status};
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::sink::{Event, GapReason};
 use moat::{
     Ending, Error, Evidence, Exit, LimitAction, Manager, Outcome, Process, Root, RootId, Run,
     RunId, RunSpec, Runtime, RuntimeError, Seal, Shutdown, Stdin, StopCause, Stream, Verdict,

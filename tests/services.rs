@@ -11,10 +11,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use moat::audit::{LogState, verify};
 use moat::runtime::Health;
 use moat::runtime::scripted::{Script, Scripted};
 use moat::sink::Memory;
-use moat::sink::audit::{LogState, verify};
 use moat::{
     Error, Manager, Ready, Run, RunId, RunSpec, RuntimeError, Service, Shutdown, State, StopCause,
     blocking,

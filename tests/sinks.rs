@@ -11,11 +11,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use moat::audit::{Batch, Record, Start};
 use moat::runtime::scripted::{Script, Scripted};
-use moat::sink::audit::Record;
-use moat::sink::{
-    Batch, Console, Fanout, Jsonl, Memory, Resumed, RunLog, RunPlace, Start, Tracing, Visit,
-};
+use moat::sink::{Console, Fanout, Jsonl, Memory, Resumed, RunLog, RunPlace, Tracing, Visit};
 use moat::{
     Error, ExecSpec, LogSink, Manager, Outcome, Result, RunId, RunSpec, Seal, Stream, Verdict,
 };

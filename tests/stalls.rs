@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
+use moat::audit::{Action, Batch, Event, Reader, Record, Start};
 use moat::runtime::scripted::{Call, Fault, Link, Script, Scripted};
-use moat::sink::audit::{Reader, Record};
-use moat::sink::{Action, Batch, Event, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
+use moat::sink::{LogSink, Resumed, RunLog, RunPlace, Visit};
 use moat::{
     AttachOptions, Attachment, Error, Exec, ExecSpec, Input, Jsonl, Manager, Result, Root, Run,
     RunId, RunSpec, Runtime, Seal, Shutdown, Stdin, StopCause, WindowSize,

@@ -29,7 +29,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use child::{Cost, finish, measure};
-use moat::sink::audit::verify;
+use moat::audit::verify;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -5,8 +5,9 @@ use std::io::{BufWriter, Write};
 use std::time::Instant;
 
 use bytes::Bytes;
+use moat::audit::{Batch, Output, Start};
 use moat::bench::{Intake, encode, lines};
-use moat::sink::{Batch, Output, RunPlace, Start};
+use moat::sink::RunPlace;
 use moat::{Jsonl, LogSink, RunId, RunRecord, Stream, Timestamp};
 
 /// The seconds that each of two takes, `rounds` times, in turn.

@@ -11,8 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use moat::sink::Event;
-use moat::sink::audit::{LogState, verify};
+use moat::audit::{Event, LogState, verify};
 use moat::{Ending, Outcome, PerStream, RunId, Seal, SealState, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -79,7 +79,7 @@ fn repeats(tail: &[u8]) -> bool {
 mod tests {
     use super::super::fidelity::logged;
     use super::*;
-    use crate::sink::Batch;
+    use crate::audit::Batch;
     use crate::timestamp::Timestamp;
 
     fn captured(bytes: &[u8]) -> (Progress, Lines) {

@@ -3,9 +3,9 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::fidelity::{logged, replace};
+use crate::audit::{Action, Batch, Event, GapReason, RecordRef, Started, Stop};
 use crate::outcome::{PerStream, Seal, StopCause, Stream};
 use crate::runtime::Fidelity;
-use crate::sink::{Action, Batch, Event, GapReason, RecordRef, Started, Stop};
 use crate::spec::RunRecord;
 
 /// How many of the last bytes of a stream are kept, to compare an engine's log with.

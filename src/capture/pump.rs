@@ -17,10 +17,11 @@ use super::lines::Lines;
 use super::progress::Progress;
 use super::pulse::Pulse;
 use super::replay::Replay;
-use crate::error::Error;
+use crate::audit::{Batch, Event, Gap, GapReason};
+use crate::error::{Error, RuntimeError};
 use crate::outcome::{PerStream, Stream};
-use crate::runtime::{Chunk, Fidelity, OutputStream, RuntimeError};
-use crate::sink::{Batch, Event, Gap, GapReason, RunLog};
+use crate::runtime::{Chunk, Fidelity, OutputStream};
+use crate::sink::RunLog;
 use crate::timestamp::Timestamp;
 
 /// Where the source is no longer read, until half of it is written.

@@ -5,9 +5,9 @@ use memchr::memchr_iter;
 
 use super::Progress;
 use super::lines::Lines;
+use crate::audit::{Batch, GapReason};
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, Fidelity};
-use crate::sink::{Batch, GapReason};
 use crate::timestamp::Timestamp;
 
 /// Takes the log of a container from its start, and gives what comes after the position of what is
@@ -156,7 +156,7 @@ impl Skip {
 mod tests {
     use super::super::fidelity::logged;
     use super::*;
-    use crate::sink::{RecordRef, Started};
+    use crate::audit::{RecordRef, Started};
     use proptest::prelude::*;
 
     fn rebuilt(batch: &Batch) -> Vec<u8> {

@@ -9,10 +9,10 @@ use futures::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Behaviour, Stop, fail, skip, words};
+use crate::error::RuntimeError;
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{
-    Capabilities, CreateRequest, Inspection, LogsRequest, OutputStream, Runtime, RuntimeError,
-    Status,
+    Capabilities, CreateRequest, Inspection, LogsRequest, OutputStream, Runtime, Status,
 };
 use crate::spec::{ContainerId, ExecSpec, RootId, RunId, RunSpec, Stdin};
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::bench::{Bench, eventually, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
-use crate::runtime::{Continuity, RuntimeError, Status};
+use crate::error::RuntimeError;
+use crate::runtime::{Continuity, Status};
 use crate::spec::{ContainerId, RootId, RunId};
 
 /// Long enough for what must not happen to be seen.

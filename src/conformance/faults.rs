@@ -9,7 +9,8 @@ pub(crate) mod facts {
 
     use crate::conformance::bench::{Bench, within};
     use crate::conformance::{Behaviour, Stop, ensure, fail, skip, words};
-    use crate::runtime::{CreateRequest, LogsRequest, RuntimeError, Status};
+    use crate::error::RuntimeError;
+    use crate::runtime::{CreateRequest, LogsRequest, Status};
     use crate::spec::{ContainerId, RunId, RunSpec};
 
     /// Past the bound of each call, for a machine that has much to do.

@@ -8,7 +8,8 @@ use tokio::time::timeout;
 
 use super::bench::{Bench, collect, collect_to, eventually, same, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
-use crate::runtime::{InputWriter, RuntimeError, Status};
+use crate::error::RuntimeError;
+use crate::runtime::{InputWriter, Status};
 use crate::spec::Stdin;
 
 async fn write(input: &mut InputWriter, bytes: &[u8]) -> Result<(), Stop> {

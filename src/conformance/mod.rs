@@ -170,8 +170,8 @@ fn words(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl From<crate::runtime::RuntimeError> for Stop {
-    fn from(error: crate::runtime::RuntimeError) -> Self {
+impl From<crate::error::RuntimeError> for Stop {
+    fn from(error: crate::error::RuntimeError) -> Self {
         Self::Fail(words(&error))
     }
 }

@@ -4,13 +4,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Stop, ensure, fail, skip, words};
+use crate::audit::{Action, Batch, Event, Interaction, Output, Record, RecordRef, Start, Written};
 use crate::error::Error;
 use crate::outcome::{Ending, Evidence, Exit, PerStream, Seal, Stream, Verdict};
-use crate::sink::audit::Record;
-use crate::sink::{
-    Action, Batch, Event, Interaction, LogSink, Output, RecordRef, Resumed, RunLog, RunPlace,
-    Start, Visit, Written,
-};
+use crate::sink::{LogSink, Resumed, RunLog, RunPlace, Visit};
 use crate::spec::{RootId, RunId, RunRecord, RunSpec};
 use crate::timestamp::Timestamp;
 
@@ -296,9 +293,9 @@ pub(crate) mod append {
     use std::task::Poll;
 
     use super::*;
+    use crate::audit::{Gap, GapReason, Resume, ResumeCause, Started, Stop as Stopped};
     use crate::outcome::StopCause;
     use crate::runtime::LogConfig;
-    use crate::sink::{Gap, GapReason, Resume, ResumeCause, Started, Stop as Stopped};
     use crate::spec::ContainerId;
 
     pub(crate) async fn what_was_appended_stays(shelf: &Shelf) -> Result<(), Stop> {

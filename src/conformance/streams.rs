@@ -7,8 +7,9 @@ use futures::{StreamExt, stream};
 
 use super::bench::{Bench, collect, collect_to, eventually, same, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
+use crate::error::RuntimeError;
 use crate::outcome::Stream;
-use crate::runtime::{Archive, LogsRequest, RuntimeError, Status};
+use crate::runtime::{Archive, LogsRequest, Status};
 use crate::spec::{Backstop, RunId};
 
 const NONE: &[u8] = b"";

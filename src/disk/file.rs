@@ -1,8 +1,8 @@
 //! An open file that moat writes.
 
-use std::io::Write;
+use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
-use std::{fs, io};
 
 #[cfg(test)]
 use super::journal;

@@ -4,15 +4,15 @@
 //! async runtime, whose shutdown would wait for it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::Write;
+use std::fmt;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use std::{fmt, fs, io};
 
 use tokio::sync::oneshot;
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::manager::Manager;
-use crate::manager::root::RunInfo;
 use crate::outcome::Seal;
+use crate::root::RunInfo;
 use crate::spec::RunId;
 use crate::timestamp::Timestamp;
 
@@ -160,7 +160,7 @@ impl Manager {
             return Ok(());
         }
         let run = old.run.clone();
-        let look = move |root: &super::Root| match root.is_owned(&run)? {
+        let look = move |root: &crate::root::Root| match root.is_owned(&run)? {
             true => Err(Error::Owned {
                 path: root.lock_path(&run),
                 run,

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::manager::Manager;
-use crate::manager::ready::Ready;
-use crate::manager::run::{Run, last_lines};
+use crate::monitor::entry::last_lines;
 use crate::outcome::{LastLines, Outcome};
+use crate::run::Run;
+use crate::run::ready::Ready;
 use crate::spec::RunSpec;
 
 /// How long a stop at the end of a scope may take beyond its grace.

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Runtime, RuntimeError};
-use crate::error::{Error, Result};
+use super::Runtime;
+use crate::error::{Error, Result, RuntimeError};
 
 /// What to do where no engine answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -6,10 +6,10 @@ use async_trait::async_trait;
 
 use super::{
     Archive, Capabilities, Continuity, CreateRequest, Created, Engine, ExecId, ExecInspection,
-    Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream, Runtime,
-    RuntimeError, Usage, WaitStatus,
+    Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream, Runtime, WaitStatus,
 };
-use crate::error::Result;
+use crate::error::{Result, RuntimeError};
+use crate::outcome::Usage;
 use crate::spec::{ContainerId, ExecSpec, RootId, RunSpec, WindowSize};
 
 #[deny(clippy::missing_trait_methods)]

@@ -1,15 +1,16 @@
 //! A sink that shows many runs on one terminal.
 
-use std::io::{IsTerminal, Write};
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::{fmt, io};
 
 use async_trait::async_trait;
 
+use crate::audit::{Batch, Event, RecordRef, Start};
 use crate::error::{Error, Result};
 use crate::outcome::{Seal, Stream};
 use crate::sink::printable::{printable, said};
-use crate::sink::{Batch, Event, LogSink, RecordRef, Resumed, RunLog, RunPlace, Start, Visit};
+use crate::sink::{LogSink, Resumed, RunLog, RunPlace, Visit};
 use crate::spec::RunId;
 
 /// The lines of many runs on one terminal, each behind its run's name, in a colour of its own.

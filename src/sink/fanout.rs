@@ -12,9 +12,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
+use crate::audit::{Batch, Event, RecordRef, Start};
 use crate::error::{Error, Result};
 use crate::outcome::Seal;
-use crate::sink::{Batch, Event, LogSink, RecordRef, Resumed, RunLog, RunPlace, Start, Visit};
+use crate::sink::{LogSink, Resumed, RunLog, RunPlace, Visit};
 
 /// How much waits for a best-effort sink, for each run; past it, the sink is given up for the run.
 const ROOM: usize = 8 << 20;

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
+use crate::audit::{Batch, Event, Record, Start};
 use crate::error::{Error, Result};
 use crate::outcome::{Seal, Stream};
-use crate::sink::audit::Record;
-use crate::sink::{Batch, Event, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
+use crate::sink::{LogSink, Resumed, RunLog, RunPlace, Visit};
 use crate::spec::RunId;
 
 /// A sink that keeps records in memory, for tests. A clone sees the same logs.

@@ -5,30 +5,23 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
+use crate::audit::{Batch, RecordRef, Start, Torn};
 use crate::error::Result;
 use crate::outcome::Seal;
 use crate::spec::RunId;
 
-pub mod audit;
-mod batch;
 mod console;
-mod events;
 mod fanout;
 pub(crate) mod jsonl;
 mod memory;
 mod printable;
-mod record;
+mod tracing;
 
-pub use batch::{Batch, RecordRef};
+pub use self::tracing::Tracing;
 pub use console::Console;
-pub use events::Tracing;
 pub use fanout::Fanout;
 pub use jsonl::{Durability, Jsonl};
 pub use memory::Memory;
-pub use record::{
-    Action, Event, Gap, GapReason, Interaction, Output, Resume, ResumeCause, Start, Started, Stop,
-    Written,
-};
 
 /// Where the records of runs go.
 ///
@@ -105,15 +98,6 @@ pub enum Resumed {
     },
     /// It is sealed: nothing can be added.
     Sealed(Seal),
-}
-
-/// What was not whole at the end of a log.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Torn {
-    /// How many bytes were moved aside.
-    pub bytes: u64,
-    /// The name of the file, beside the log, that they are in now.
-    pub file: String,
 }
 
 /// The log of one run, while it is written.

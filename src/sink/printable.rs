@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::sink::Event;
+use crate::audit::Event;
 
 /// `bytes` as text in one line, with all that could move a cursor, change a colour, ring a bell or
 /// turn the direction of writing spelled out: `\x1b`, `\u{202e}`; bytes that are no text, `\xff`.

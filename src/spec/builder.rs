@@ -442,7 +442,7 @@ impl RunSpec {
     }
 
     /// Stops the run when `token` is cancelled, also before its container is there: see
-    /// [`Run::stop_when`](crate::manager::Run::stop_when). It is not persisted.
+    /// [`Run::stop_when`](crate::run::Run::stop_when). It is not persisted.
     pub fn stop_when(mut self, token: CancellationToken) -> Self {
         self.stop_when = Some(token);
         self

@@ -7,7 +7,7 @@ use super::validate::check_env;
 use super::{Secrets, Settings, Stdin, WindowSize};
 use crate::error::{Error, Result};
 
-/// A further process in a container that runs: see [`Run::exec`](crate::manager::Run::exec).
+/// A further process in a container that runs: see [`Run::exec`](crate::run::Run::exec).
 ///
 /// As with a [`RunSpec`](crate::spec::RunSpec), the command is recorded verbatim, and the values of the
 /// environment are in no file, no error and no `Debug` output.

@@ -309,7 +309,7 @@ pub enum Stdin {
     /// At its end from the start.
     #[default]
     None,
-    /// What one writer writes, to its end: shutting the [`Input`](crate::manager::Input) down ends it. An
+    /// What one writer writes, to its end: shutting the [`Input`](crate::run::attach::input::Input) down ends it. An
     /// engine cannot tell a writer that died from one that had finished, so the container sees an
     /// end either way; the audit says which it was. Without a writer the container waits for one.
     ///

@@ -28,8 +28,7 @@ mod leftovers;
 
 use std::fs::{File, OpenOptions};
 use std::future::{pending, poll_fn};
-use std::io;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
@@ -48,8 +47,9 @@ use self::keys::Watch;
 pub use self::keys::{DetachKeys, ParseKeysError};
 use self::leftovers::Leftovers;
 use crate::error::{Error, Result};
-use crate::manager::{Attached, Attachment, Control, Input};
 use crate::outcome::Outcome;
+use crate::run::attach::input::{Control, Input};
+use crate::run::attach::{Attached, Attachment};
 use crate::spec::WindowSize;
 
 /// The terminal that a process has, whatever its standard streams are.

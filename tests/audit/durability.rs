@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
+use moat::audit::{LogState, verify};
 use moat::sink::{Durability, Resumed, RunPlace};
 use moat::{Error, Jsonl, LogSink, RunId, Stream};
 use serde_json::json;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use futures::FutureExt;
-use moat::sink::audit::Record;
-use moat::sink::{Batch, Event, Output, RunLog, RunPlace, Start};
+use moat::audit::{Batch, Event, Output, Record, Start};
+use moat::sink::{RunLog, RunPlace};
 use moat::{Jsonl, LogSink, RunId, Seal, Stream, Timestamp};
 use serde_json::{Value, json};
 

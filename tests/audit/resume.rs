@@ -3,8 +3,8 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::{Arc, Mutex};
 
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::sink::{Event, Output, RecordRef, Resumed, RunLog, Torn};
+use moat::audit::{Event, LogState, Output, Reader, Record, RecordRef, Torn, verify};
+use moat::sink::{Resumed, RunLog};
 use moat::{Error, Jsonl, LogSink, Seal, Stream};
 use serde_json::json;
 
@@ -56,7 +56,7 @@ fn sealed(place: &Place) -> Box<Seal> {
     }
 }
 
-fn damage(place: &Place) -> moat::sink::audit::Damage {
+fn damage(place: &Place) -> moat::audit::Damage {
     match verify(place.log()).unwrap().state {
         LogState::Damaged(damage) => damage,
         other => panic!("{other:?}"),

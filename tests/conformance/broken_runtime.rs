@@ -4,21 +4,23 @@ use std::collections::BTreeSet;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, future::pending, stream};
+use futures::future::pending;
+use futures::{StreamExt, stream};
 use libtest_mimic::Trial;
 use moat::conformance::{self, Behaviour, Capable, RuntimeStage};
 use moat::runtime::{
     Archive, Capabilities, Chunk, Continuity, CreateRequest, Created, Engine, ExecId,
     ExecInspection, Execed, Fidelity, Found, InputWriter, Inspection, LogsRequest, OutputStream,
-    Runtime, RuntimeError, Status, WaitStatus,
+    Runtime, Status, WaitStatus,
 };
-use moat::{ContainerId, ExecSpec, RootId, RunId, RunSpec, Stream, WindowSize};
+use moat::{ContainerId, ExecSpec, RootId, RunId, RunSpec, RuntimeError, Stream, WindowSize};
 use tokio::io::AsyncWrite;
 
 use crate::scripted;

@@ -2,15 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 
 use async_trait::async_trait;
 use libtest_mimic::Trial;
+use moat::audit::{Batch, Event, Output, Record, RecordRef, Start};
 use moat::conformance::{self, SinkStage};
-use moat::sink::audit::Record;
-use moat::sink::{
-    Batch, Event, Memory, Output, RecordRef, Resumed, RunLog, RunPlace, Start, Visit,
-};
+use moat::sink::{Memory, Resumed, RunLog, RunPlace, Visit};
 use moat::{Error, LogSink, Result, RunId, Seal, Stream, Timestamp};
 
 /// The sink in memory, but for the clause that is named.

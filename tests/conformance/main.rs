@@ -24,10 +24,13 @@ mod scripted;
 mod sinks;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use moat::conformance::{self, Tried};
+use moat::conformance;
+#[cfg(feature = "process")]
+use moat::conformance::Shell;
+use moat::conformance::Tried;
 use moat::sink::{Fanout, Jsonl, Memory};
 #[cfg(feature = "process")]
-use moat::{Process, RunSpec, conformance::Shell};
+use moat::{Process, RunSpec};
 
 /// By which clock a row is tried: a double's takes no time.
 #[derive(Clone, Copy, PartialEq)]

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::sync::Arc;
 
 use moat::LogSink;
+use moat::audit::LOG_FILE;
 use moat::conformance::SinkStage;
-use moat::sink::audit::LOG_FILE;
 use moat::sink::{Memory, RunPlace};
 
 /// A sink whose logs are those of `Jsonl`.

@@ -1,8 +1,7 @@
 //! What must hold when all is over, whoever was killed on the way.
 
-use std::fmt;
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs};
 
 use moat::{KeepContainer, Root, RunId};
 

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
+use moat::audit::{Batch, Start};
 use moat::runtime::{
     Archive, Capabilities, Continuity, CreateRequest, Created, Engine, ExecId, ExecInspection,
-    Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream, Runtime,
-    RuntimeError, Usage, WaitStatus,
+    Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream, Runtime, WaitStatus,
 };
-use moat::sink::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
-use moat::{ContainerId, ExecSpec, Result, RootId, RunSpec, Seal, WindowSize};
+use moat::sink::{LogSink, Resumed, RunLog, RunPlace, Visit};
+use moat::{ContainerId, ExecSpec, Result, RootId, RunSpec, RuntimeError, Seal, Usage, WindowSize};
 use rustix::process::{Signal, getpid, kill_process};
 
 /// The point at which this process is killed.

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use moat::runtime::RuntimeError;
-use moat::{Ending, Error, Exit, KeepContainer, Pull, RunSpec, Shutdown, State, StopCause};
+use moat::{
+    Ending, Error, Exit, KeepContainer, Pull, RunSpec, RuntimeError, Shutdown, State, StopCause,
+};
 
 use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read, seal};
 use crate::support::{engine, sequence};

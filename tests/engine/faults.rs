@@ -7,9 +7,8 @@ use moat::{Backstop, Docker, Manager, RunId, RunSpec};
 
 use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read, seal};
 use crate::support::deadline::eventually;
-use crate::support::engine;
 use crate::support::proxy::{Fault, Proxy};
-use crate::support::sequence;
+use crate::support::{engine, sequence};
 
 /// A manager that reaches the engine through a proxy.
 async fn behind_proxy(stage: &Stage) -> (Proxy, Manager) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
+use moat::audit::{LogState, verify};
 use moat::{Error, Port, Ready, RunSpec, StopCause};
 use serde_json::json;
 use tokio::io::AsyncReadExt;

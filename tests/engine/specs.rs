@@ -4,7 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
+use moat::audit::{LogState, verify};
 use moat::{Error, Gpus, KeepContainer, LimitAction, RunId, RunSpec};
 use serde_json::{Value, json};
 

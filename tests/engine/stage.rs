@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use futures::StreamExt;
-use moat::sink::audit::{LogState, verify};
+use moat::audit::{LogState, verify};
 use moat::{Attached, Attachment, Docker, Manager, Outcome, Run, RunSpec, Seal, Stream};
 use tempfile::TempDir;
 

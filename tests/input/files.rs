@@ -6,9 +6,8 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
+use moat::audit::{Event, LogState, Reader, Record, verify};
 use moat::runtime::scripted::{Call, Fault};
-use moat::sink::Event;
-use moat::sink::audit::{LogState, Reader, Record, verify};
 use moat::{Error, Manager, Root, RunId, RuntimeError, Shutdown, Verdict};
 
 use crate::stage::{BOUND, Stage, TEXT, contents, names, spec, stop, text};

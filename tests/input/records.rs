@@ -1,10 +1,9 @@
 //! Every byte of a run's files cut off or flipped, one at a time.
 
-use std::fmt;
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs};
 
-use moat::sink::audit::{LogState, verify};
+use moat::audit::{LogState, verify};
 use moat::{Error, RunId, Shutdown, Verdict};
 
 use crate::stage::{Stage, TEXT, contents, names, stop, text};

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use moat::audit::{LogState, Reader, verify};
 use moat::runtime::scripted::{Call, Script};
-use moat::sink::audit::{LogState, Reader, verify};
 use moat::{
     Backstop, Credentials, Error, Gpus, LimitAction, Mount, Port, RunId, RunRecord, RunSpec,
     Shutdown,

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use moat::audit::{Reader, Record};
 use moat::runtime::scripted::{Script, Scripted};
-use moat::sink::audit::{Reader, Record};
 use moat::{Manager, Outcome, Root, Run, RunId, RunSpec, Shutdown, Stream};
 
 /// What every container here prints on standard output.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moat::sink::audit::{LogState, verify};
+use moat::audit::{LogState, verify};
 use moat::{
     AttachOptions, Ending, Error, ExecSpec, Outcome, Run, RunSpec, Shutdown, Stdin, Stream,
     Verdict, WindowSize,

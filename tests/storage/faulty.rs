@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use moat::sink::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
+use moat::audit::{Batch, Start};
+use moat::sink::{LogSink, Resumed, RunLog, RunPlace, Visit};
 use moat::{Error, Jsonl, Result, Seal};
 use tokio::sync::watch;
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
+use moat::audit::{LogState, verify};
 use moat::{Backstop, Docker, Manager, Run, RunSpec};
 
 use crate::faulty::{Fault, Faulty};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
+use moat::audit::{LogState, verify};
 use moat::{Manager, Outcome, Run, SealState};
 
 use crate::stage::{Stage, assert_complete, end, read};

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::runtime::RuntimeError;
+use crate::error::RuntimeError;
 
 /// The socket of an engine that was installed for the whole machine.
 const SYSTEM_SOCKET: &str = "/var/run/docker.sock";

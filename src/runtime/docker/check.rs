@@ -1,7 +1,7 @@
 //! What Docker cannot do, refused before there is an engine to ask.
 
-use super::create::Log;
-use super::{create, patch};
+use super::create::{self, Log};
+use super::patch;
 use crate::error::{Error, Result};
 use crate::spec::{Mount, RunSpec, Settings};
 

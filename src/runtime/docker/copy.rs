@@ -9,7 +9,8 @@ use tokio::time::timeout;
 
 use super::errors::Failure;
 use super::{BOUND, Docker, checked};
-use crate::runtime::{Archive, RuntimeError};
+use crate::error::RuntimeError;
+use crate::runtime::Archive;
 use crate::spec::ContainerId;
 
 impl Docker {

@@ -1,12 +1,12 @@
 //! Opening a connection to the engine: one way for the client, the tap and the log reader.
 
 use std::future::Future;
-use std::io::Read;
+use std::io::{self, Read};
+use std::mem;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use std::{io, mem};
 
 use bollard::ClientVersion;
 use hyper_util::client::legacy::Client;
@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::address::{Address, Endpoint};
 use super::errors::Unreachable;
 use super::transport::FULL_READ;
-use crate::runtime::RuntimeError;
+use crate::error::RuntimeError;
 
 /// Opens connections to one engine.
 #[derive(Debug, Clone)]

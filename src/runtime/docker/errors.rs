@@ -4,8 +4,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
-use crate::error::chain;
-use crate::runtime::RuntimeError;
+use crate::error::{RuntimeError, chain};
 use crate::spec::ContainerId;
 
 /// The most bytes that are kept of what an engine says of an error.

@@ -8,7 +8,8 @@ use super::errors::Failure;
 use super::output::Output;
 use super::transport::Call;
 use super::{Docker, accepted, checked, whole};
-use crate::runtime::{ExecId, ExecInspection, Execed, InputWriter, RuntimeError};
+use crate::error::RuntimeError;
+use crate::runtime::{ExecId, ExecInspection, Execed, InputWriter};
 use crate::spec::{ContainerId, ExecSpec, Stdin, WindowSize};
 
 /// Keys that make an engine let go of a terminal, as a part of a query.

@@ -10,9 +10,9 @@ use serde_json::Value;
 
 use super::create;
 use super::errors::Failure;
+use crate::outcome::Usage;
 use crate::runtime::{
-    Fidelity, Found, Health, Inspection, LogConfig, Marked, PublishedPort, Status, Usage,
-    WaitStatus,
+    Fidelity, Found, Health, Inspection, LogConfig, Marked, PublishedPort, Status, WaitStatus,
 };
 use crate::spec::{ContainerId, Protocol, RootId, RunId};
 use crate::timestamp::Timestamp;

@@ -54,9 +54,10 @@ use self::transport::{Answer, Call, exchange};
 use super::{
     Archive, Capabilities, Continuity, CreateRequest, Created, Drain, Engine, ExecId,
     ExecInspection, Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream,
-    Runtime, RuntimeError, Usage, WaitStatus,
+    Runtime, WaitStatus,
 };
-use crate::error::Result;
+use crate::error::{Result, RuntimeError};
+use crate::outcome::Usage;
 use crate::spec::{ContainerId, ExecSpec, RootId, RunSpec, WindowSize};
 
 /// The bound of each call that has one.

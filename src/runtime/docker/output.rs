@@ -11,7 +11,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::complaint::Complaint;
 use super::demux::{Demux, Fault};
 use super::transport::{Answer, FULL_READ};
-use crate::runtime::{Chunk, RuntimeError};
+use crate::error::RuntimeError;
+use crate::runtime::Chunk;
 
 /// How long output that keeps coming is left to gather before it is read again, at rest: an engine
 /// writes each line by itself, and each write would wake a thread. The runtime's clock rounds it up

@@ -6,11 +6,11 @@ use bytes::{Buf, BytesMut};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::credentials::Header;
+use super::credentials::{self, Header};
 use super::errors::{Failure, Refusal};
 use super::transport::{Call, escaped, exchange};
-use super::{BOUND, Docker, accepted, credentials};
-use crate::runtime::RuntimeError;
+use super::{BOUND, Docker, accepted};
+use crate::error::RuntimeError;
 use crate::spec::{Pull, PullProgress, RunSpec};
 
 const OPERATION: &str = "pull the image";

@@ -14,7 +14,7 @@ use rustix::process::{
 use super::dispositions;
 use super::guardian::Guardian;
 use super::output::ChildEnds;
-use crate::runtime::RuntimeError;
+use crate::error::RuntimeError;
 use crate::spec::{RunSpec, Stdin};
 
 const OPERATION: &str = "start the process";

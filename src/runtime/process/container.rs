@@ -8,9 +8,10 @@ use futures::Stream;
 use tokio::sync::{oneshot, watch};
 
 use super::child::{Child, LiveChild, Plan};
-use super::output::ChildEnds;
-use super::{output, signals};
-use crate::runtime::{Chunk, CreateRequest, Inspection, LogConfig, RuntimeError, Status};
+use super::output::{self, ChildEnds};
+use super::signals;
+use crate::error::RuntimeError;
+use crate::runtime::{Chunk, CreateRequest, Inspection, LogConfig, Status};
 use crate::spec::{RootId, RunId};
 use crate::timestamp::Timestamp;
 

@@ -111,9 +111,9 @@ use tokio::time::timeout;
 use self::container::Container;
 use super::{
     Archive, Capabilities, Continuity, CreateRequest, Created, Engine, Found, Inspection,
-    LogsRequest, OutputStream, Runtime, RuntimeError, WaitStatus,
+    LogsRequest, OutputStream, Runtime, WaitStatus,
 };
-use crate::error::Result;
+use crate::error::{Result, RuntimeError};
 use crate::spec::{ContainerId, RootId, RunSpec};
 
 /// Timeout of a start and of a forced removal.

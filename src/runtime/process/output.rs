@@ -3,8 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::future::poll_fn;
-use std::io;
-use std::io::PipeWriter;
+use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::task::{Context, Poll, ready};
@@ -18,8 +17,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::container::Lifecycle;
+use crate::error::RuntimeError;
 use crate::outcome::Stream;
-use crate::runtime::{Chunk, RuntimeError};
+use crate::runtime::Chunk;
 
 /// Maximum size of a chunk.
 const CHUNK_BYTES: usize = 64 << 10;

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use futures::stream;
-use futures::stream::StreamExt;
+use futures::stream::{self, StreamExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Break;
-use crate::runtime::{Chunk, OutputStream, RuntimeError};
+use crate::error::RuntimeError;
+use crate::runtime::{Chunk, OutputStream};
 
 /// How the scripted engine is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -78,8 +78,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream;
-use futures::stream::StreamExt;
+use futures::stream::{self, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -91,9 +90,10 @@ use self::connection::Connections;
 use super::{
     Archive, Capabilities, Chunk, Continuity, CreateRequest, Created, Engine, ExecId,
     ExecInspection, Execed, Fidelity, Found, Health, InputWriter, Inspection, LogsRequest, Marked,
-    OutputStream, Runtime, RuntimeError, Status, Usage, WaitStatus,
+    OutputStream, Runtime, Status, WaitStatus,
 };
-use crate::outcome::Stream;
+use crate::error::RuntimeError;
+use crate::outcome::{Stream, Usage};
 use crate::spec::{
     Backstop, ContainerId, ExecSpec, RootId, RunId, RunSpec, Settings, Stdin, WindowSize,
 };

@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::audit::{
+    Batch, Event, LogState, Output, Reader, Record, RecordRef, Resume, ResumeCause, Start, verify,
+};
 use crate::disk::image::{Image, Medium, put, scratch, take};
 use crate::disk::journal::{Change, Journal, Op};
 use crate::disk::{create_folder, open_to_write};
 use crate::outcome::{PerStream, Seal, Stream};
-use crate::sink::audit::{LogState, Reader, Record, verify};
 use crate::sink::jsonl::{Durability, Jsonl};
-use crate::sink::{
-    Batch, Event, LogSink, Output, RecordRef, Resume, ResumeCause, Resumed, RunLog, RunPlace, Start,
-};
+use crate::sink::{LogSink, Resumed, RunLog, RunPlace};
 use crate::spec::RunId;
 
 const LOG: &str = "root/run/logs.jsonl";

@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::disk;
-use crate::disk::{Disk, File};
+use crate::audit::scan::Mark;
+use crate::audit::{Batch, LOG_FILE, Start, exec_file};
+use crate::disk::{self, Disk, File};
 use crate::error::{Error, Result};
 use crate::outcome::Seal;
-use crate::sink::audit::scan::Mark;
-use crate::sink::audit::{LOG_FILE, exec_file};
 use crate::sink::jsonl::encoder::Encoder;
 use crate::sink::jsonl::witness::Witness;
 use crate::sink::jsonl::writer::{Syncer, Writer};
-use crate::sink::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
+use crate::sink::{LogSink, Resumed, RunLog, RunPlace, Visit};
 use crate::spec::RunId;
 
 #[cfg(test)]

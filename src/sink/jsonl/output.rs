@@ -3,8 +3,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::audit::line::hex;
 use crate::outcome::Stream;
-use crate::sink::audit::line::hex;
 use crate::timestamp::Timestamp;
 
 /// What is between the stream and the text.

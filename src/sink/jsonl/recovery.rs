@@ -1,20 +1,18 @@
 //! Going on with a file whose writer has gone.
 
-use std::io;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use crate::disk;
-use crate::disk::{File, folder_of, open_new, open_to_write, sync_folder};
+use crate::audit::line::{self, Line};
+use crate::audit::lines::{Advance, Lines};
+use crate::audit::scan::{Found, Scan, scan};
+use crate::audit::{Damage, RecordRef, Torn};
+use crate::disk::{self, File, folder_of, open_new, open_to_write, sync_folder};
 use crate::error::{Error, Result};
-use crate::sink::audit::line::Line;
-use crate::sink::audit::lines::{Advance, Lines};
-use crate::sink::audit::scan::{Found, Scan, scan};
-use crate::sink::audit::{Damage, line};
 use crate::sink::jsonl::encoder::Encoder;
 use crate::sink::jsonl::writer::Writer;
 use crate::sink::jsonl::{Jsonl, lock};
-use crate::sink::{RecordRef, Resumed, Torn, Visit};
+use crate::sink::{Resumed, Visit};
 use crate::spec::RunId;
 
 impl Jsonl {

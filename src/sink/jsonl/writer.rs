@@ -1,20 +1,17 @@
 //! The one who writes a file, and the one who syncs it.
 
-use std::io;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::disk;
-use crate::disk::{Disk, File};
+use crate::audit::{Batch, Start, Tally};
+use crate::disk::{self, Disk, File};
 use crate::error::{Error, Result};
 use crate::outcome::Seal;
-use crate::sink::audit::Tally;
 use crate::sink::jsonl::Durability;
 use crate::sink::jsonl::encoder::Encoder;
 use crate::sink::jsonl::witness::{Trace, Witness, Written};
-use crate::sink::{Batch, Start};
 
 /// A buffer that is this full is written before the batch is at its end.
 const FULL: usize = 1 << 20;
@@ -302,8 +299,8 @@ impl Syncer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::Event;
-    use crate::sink::audit::scan::Mark;
+    use crate::audit::Event;
+    use crate::audit::scan::Mark;
     use std::fs;
     use std::os::fd::OwnedFd;
     use std::time::Instant;
