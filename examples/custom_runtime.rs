@@ -7,8 +7,8 @@ use std::sync::Arc;
 use moat::conformance::{self, Behaviour, RuntimeHarness, Unsupported};
 use moat::runtime::scripted::Scripted;
 use moat::runtime::{RuntimeError, *};
-use moat::spec::{ContainerId as Id, RootId};
-use moat::{Error, RunId, RunSpec};
+use moat::spec::{ContainerId as Id, InvalidSpec, RootId};
+use moat::{RunId, RunSpec};
 
 #[derive(Debug, Clone)]
 struct House<R>(R);
@@ -18,10 +18,9 @@ type Said<T> = Result<T, RuntimeError>;
 #[rustfmt::skip] // most of it hands on, one call a line
 #[async_trait::async_trait]
 impl<R: Runtime> Runtime for House<R> {
-    fn validate(&self, spec: &RunSpec) -> moat::Result<()> {
+    fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec> {
         if spec.settings().privileged {
-            let (field, reason) = ("privileged".into(), "not in this house".into());
-            return Err(Error::InvalidSpec { field, reason });
+            return Err(InvalidSpec::new("privileged", "not in this house"));
         }
         self.0.validate(spec)
     }

@@ -2,7 +2,7 @@
 //! conformance suite: `cargo run --example custom_sink --features conformance`.
 
 use moat::audit::{Batch, Event, Record, Start};
-use moat::sink::{RecordVisitor, Resumed, RunLog, RunPlace};
+use moat::sink::{RecordVisitor, Resumed, RunLog, RunPlace, SinkError};
 use moat::{Error, LogSink, Result, RunId, Seal, conformance};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -63,7 +63,13 @@ impl Lease {
     fn change<T>(&self, operation: &'static str, act: impl FnOnce(&mut Row) -> T) -> Result<T> {
         let mut rows = self.0.rows();
         let row = rows.get_mut(&self.1).filter(|row| row.seal.is_none());
-        let sealed = || Error::sink(operation, &self.1, "it is sealed");
+        let sealed = || {
+            Error::from(
+                SinkError::new("it is sealed")
+                    .operation(operation)
+                    .run(&self.1),
+            )
+        };
         row.map(act).ok_or_else(sealed)
     }
 }

@@ -365,9 +365,11 @@ async fn terminal(args: &Args) -> moat::Result<u8> {
 
     let mut terminal = Terminal::open()?;
     if let Some(keys) = &args.detach_keys {
-        let keys = keys.parse().map_err(|error| Error::InvalidSpec {
-            field: "detach-keys".into(),
-            reason: format!("{error}"),
+        let keys = keys.parse().map_err(|error| {
+            Error::from(moat::spec::InvalidSpec::new(
+                "detach-keys",
+                format!("{error}"),
+            ))
         })?;
         terminal = terminal.detach_keys(keys);
     }
@@ -406,10 +408,10 @@ async fn terminal(args: &Args) -> moat::Result<u8> {
 
 #[cfg(not(feature = "terminal"))]
 async fn terminal(_: &Args) -> moat::Result<u8> {
-    Err(Error::InvalidSpec {
-        field: "tty".into(),
-        reason: "with --interactive it needs this example built with `--features terminal`".into(),
-    })
+    Err(Error::from(moat::spec::InvalidSpec::new(
+        "tty",
+        "with --interactive it needs this example built with `--features terminal`",
+    )))
 }
 
 /// Prints all of the output. When nobody reads it any more, the rest goes to the audit alone.
@@ -482,8 +484,13 @@ struct Interrupts([Signal; 3]);
 
 impl Interrupts {
     fn new() -> moat::Result<Self> {
-        let listen =
-            |kind| signal(kind).map_err(|error| Error::storage("listen for", "signals", error));
+        let listen = |kind| {
+            signal(kind).map_err(|error| Error::Storage {
+                operation: "listen for",
+                path: "signals".into(),
+                source: error,
+            })
+        };
         Ok(Self([
             listen(SignalKind::interrupt())?,
             listen(SignalKind::terminate())?,

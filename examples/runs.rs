@@ -405,10 +405,10 @@ async fn sit<F: Future<Output = moat::Result<Attachment>>>(
 
 #[cfg(not(feature = "terminal"))]
 async fn sit<F>(_: &str, _: impl FnOnce(WindowSize) -> F) -> moat::Result<u8> {
-    Err(Error::InvalidSpec {
-        field: "tty".into(),
-        reason: "this example has to be built with `--features terminal`".into(),
-    })
+    Err(Error::from(moat::spec::InvalidSpec::new(
+        "tty",
+        "this example has to be built with `--features terminal`",
+    )))
 }
 
 async fn show(mut output: Attachment) -> moat::Result<u8> {
@@ -505,9 +505,11 @@ fn print(stream: Stream, bytes: &[u8]) -> io::Result<()> {
 /// A reader that has seen enough, such as `head`, is no error.
 fn printed(written: io::Result<()>) -> moat::Result<u8> {
     match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::storage("write to", "stdout", error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Storage {
+            operation: "write to",
+            path: "stdout".into(),
+            source: error,
+        }),
         _ => Ok(0),
     }
 }

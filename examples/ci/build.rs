@@ -92,7 +92,7 @@ impl Build {
             }
         }
         Ok(Some(Self {
-            id: RunId::new(build)?,
+            id: RunId::new(build).map_err(moat::Error::from)?,
             digest: digest.into(),
             left: runs.into_iter().map(|run| (run.run.clone(), run)).collect(),
         }))

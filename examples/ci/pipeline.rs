@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use moat::spec::Mount;
-use moat::{Error, RunSpec, Runtime};
+use moat::{RunSpec, Runtime};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -208,10 +208,9 @@ impl Pipeline {
             let spec = step.spec(images, secrets);
             match spec.validate().and_then(|()| runtime.validate(&spec)) {
                 Ok(()) => {}
-                Err(Error::InvalidSpec { field, reason }) => {
+                Err(moat::spec::InvalidSpec { field, reason, .. }) => {
                     return Err(Invalid::step(&step.name, field, reason));
                 }
-                Err(other) => return Err(Invalid::step(&step.name, "spec", other.chain())),
             }
         }
         Ok(())

@@ -95,7 +95,8 @@ use super::{
 use crate::error::RuntimeError;
 use crate::outcome::{Stream, Usage};
 use crate::spec::{
-    Backstop, ContainerId, ExecSpec, RootId, RunId, RunSpec, Settings, Stdin, WindowSize,
+    Backstop, ContainerId, ExecSpec, InvalidSpec, RootId, RunId, RunSpec, Settings, Stdin,
+    WindowSize,
 };
 use crate::timestamp::Timestamp;
 
@@ -545,7 +546,7 @@ impl Runtime for Scripted {
         })
     }
 
-    fn validate(&self, _spec: &RunSpec) -> crate::error::Result<()> {
+    fn validate(&self, _spec: &RunSpec) -> Result<(), InvalidSpec> {
         Ok(())
     }
 
