@@ -10,7 +10,7 @@ use moat::{RunId, Timestamp};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::report::Attempt;
+use moat_ci::report::Attempt;
 
 /// A run that is asked for at some time after all began.
 pub(crate) struct Audit {
@@ -30,7 +30,7 @@ impl Audit {
             records: 0,
             gaps: 0,
         };
-        let golden = include_str!("../golden/complete.jsonl").lines().next();
+        let golden = include_str!("../../../../tests/golden/complete.jsonl").lines().next();
         let mut start: Value = serde_json::from_str(golden.unwrap()).unwrap();
         for (key, value) in [
             ("ts", audit.ts()),

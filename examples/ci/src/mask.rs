@@ -16,14 +16,14 @@ const LEAST: usize = 3;
 /// characters are shown. Overlapping secrets are masked as one, so that no rest of the shorter one
 /// stays. What is not printed as it is (encoded, coloured in its middle, cut off) is not found.
 #[derive(Debug)]
-pub(crate) struct Mask {
+pub struct Mask {
     /// `None`: there are no secrets.
     secrets: Option<AhoCorasick>,
     longest: usize,
 }
 
 impl Mask {
-    pub(crate) fn new(secrets: impl IntoIterator<Item = String>) -> Self {
+    pub fn new(secrets: impl IntoIterator<Item = String>) -> Self {
         let lines: Vec<String> = secrets
             .into_iter()
             .flat_map(|secret| secret.lines().map(str::to_owned).collect::<Vec<_>>())
@@ -38,12 +38,12 @@ impl Mask {
 
     /// The length of the longest line of a secret, in bytes: who cuts a line has to mask this much
     /// more of it first.
-    pub(crate) fn longest(&self) -> usize {
+    pub fn longest(&self) -> usize {
         self.longest
     }
 
     /// A whole line, or any number of them, without the secrets.
-    pub(crate) fn line<'a>(&self, text: &'a str) -> Cow<'a, str> {
+    pub fn line<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match self.bytes(text.as_bytes()) {
             Cow::Borrowed(_) => Cow::Borrowed(text),
             Cow::Owned(bytes) => {
@@ -53,7 +53,7 @@ impl Mask {
     }
 
     /// The same, of bytes. Pieces of one line are to be joined before.
-    pub(crate) fn bytes<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+    pub fn bytes<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         let Some(secrets) = self.secrets.as_ref().filter(|all| all.is_match(bytes)) else {
             return Cow::Borrowed(bytes);
         };

@@ -6,8 +6,8 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::audit::Audit;
-use crate::mask::Mask;
-use crate::report::{Attempt, Report, Status, Step};
+use moat_ci::mask::Mask;
+use moat_ci::report::{Attempt, Report, Status, Step};
 
 /// A report in a folder of its own.
 pub(crate) struct Written {

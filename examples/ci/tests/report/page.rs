@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::audit::{Audit, attempt};
 use crate::browser::{Dom, Row, open};
-use crate::mask::Mask;
-use crate::report::{SIDE_LINES, Status};
+use moat_ci::mask::Mask;
+use moat_ci::report::{SIDE_LINES, Status};
 use crate::sample::{Written, of_one, pipeline, step, written};
 
 fn clean(page: &Written, fragment: &str) -> Dom {

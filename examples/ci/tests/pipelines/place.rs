@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::support::audit::Audit;
 
-use crate::support::{busybox, engine, example};
+use crate::support::{busybox, engine};
 
 pub struct Place {
     folder: TempDir,
@@ -165,7 +165,7 @@ impl Place {
 }
 
 pub fn program() -> PathBuf {
-    example::program("ci")
+    env!("CARGO_BIN_EXE_moat-ci").into()
 }
 
 /// A process that is killed when a test ends early.

@@ -2,28 +2,13 @@
 //! side, and leaves a report, a JUnit file, and an audit file for each run.
 //!
 //! ```sh
-//! cargo run --example ci -- examples/pipelines/demo.toml --runtime process
-//! cargo run --example ci -- examples/pipelines/demo.toml --image busybox
+//! cargo run -p moat-ci -- examples/pipelines/demo.toml --runtime process
+//! cargo run -p moat-ci -- examples/pipelines/demo.toml --image busybox
 //! ```
 //!
 //! The exit code is 0 where all steps have passed, 1 where one has not, 2 where nothing could be
 //! begun, and 130 or 143 after Ctrl-C or SIGTERM: then all that ran was stopped, and is sealed. What
 //! a killed harness has left is gone on with by `--resume`. See `docs/ci.md`.
-
-#![allow(unreachable_pub, reason = "nobody reaches into a program")]
-
-mod build;
-mod github;
-mod groups;
-mod junit;
-mod lines;
-mod mask;
-mod pipeline;
-mod progress;
-mod report;
-mod rows;
-mod schedule;
-mod view;
 
 use std::error::Error;
 use std::io;
@@ -36,14 +21,14 @@ use futures::FutureExt;
 #[cfg(feature = "docker")]
 use moat::Docker;
 use moat::{Manager, Process, Runtime, Shutdown};
+use moat_ci::build::Build;
+use moat_ci::junit;
+use moat_ci::mask::Mask;
+use moat_ci::pipeline::Pipeline;
+use moat_ci::report::{Report, Status, Step};
+use moat_ci::schedule::Schedule;
+use moat_ci::view::View;
 use tokio::task::unconstrained;
-
-use build::Build;
-use mask::Mask;
-use pipeline::Pipeline;
-use report::{Report, Status, Step};
-use schedule::Schedule;
-use view::View;
 
 /// Exit code: a step has not passed, or the reports could not be written.
 const FAILED: u8 = 1;

@@ -8,9 +8,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::audit::{Audit, attempt};
-use crate::mask::Mask;
-use crate::report::{Report, SIDE_BYTES, SIDE_LINES, Status};
-use crate::rows::LINE_BYTES;
+use moat_ci::mask::Mask;
+use moat_ci::report::{Report, SIDE_BYTES, SIDE_LINES, Status};
+use moat_ci::rows::LINE_BYTES;
 use crate::sample::{of_one, step, written};
 
 pub(crate) const WRITE_REPORT_OF: &str = "MOAT_WRITE_REPORT_OF";

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::place::{Place, Process, assert_code, printed, run, text};
 
-const DEMO: &str = include_str!("../../examples/pipelines/demo.toml");
+const DEMO: &str = include_str!("../../../pipelines/demo.toml");
 
 fn is_demo_green(place: &Place, out: &str) {
     let statuses = place.statuses();

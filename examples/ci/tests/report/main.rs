@@ -13,13 +13,6 @@ mod file;
 mod page;
 mod sample;
 
-#[path = "../../examples/ci/mask.rs"]
-mod mask;
-#[path = "../../examples/ci/report.rs"]
-mod report;
-#[path = "../../examples/ci/rows.rs"]
-mod rows;
-
 macro_rules! trials {
     ($part:ident: $($name:ident),* $(,)?) => {
         vec![$(Trial::test(concat!(stringify!($part), "::", stringify!($name)), || {

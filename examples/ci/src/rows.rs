@@ -13,20 +13,20 @@ use serde_json::Value;
 use crate::mask::Mask;
 
 /// How many bytes of one line are kept.
-pub(crate) const LINE_BYTES: usize = 64 << 10;
+pub const LINE_BYTES: usize = 64 << 10;
 
 /// A line of output.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub struct Line {
     /// When its first bytes were received.
-    pub(crate) ts: Timestamp,
-    pub(crate) stream: Stream,
+    pub ts: Timestamp,
+    pub stream: Stream,
     /// Whether a newline ended it.
-    pub(crate) whole: bool,
+    pub whole: bool,
     /// Whether the engine's log has replaced bytes of it, or may have.
-    pub(crate) lossy: bool,
+    pub lossy: bool,
     /// The length of the whole line.
-    pub(crate) length: u64,
+    pub length: u64,
     /// The first [`LINE_BYTES`] of it.
     bytes: Vec<u8>,
 }
@@ -36,7 +36,7 @@ impl Line {
     ///
     /// Of a line that is cut, as many bytes less as the longest secret has: the cut could go through
     /// one, which is not found then.
-    pub(crate) fn shown(&self, mask: &Mask) -> (Cow<'_, [u8]>, u64) {
+    pub fn shown(&self, mask: &Mask) -> (Cow<'_, [u8]>, u64) {
         let masked = mask.bytes(&self.bytes);
         let beyond = self.length - self.bytes.len() as u64;
         if beyond == 0 {
@@ -51,7 +51,7 @@ impl Line {
 }
 
 #[derive(Debug)]
-pub(crate) enum Row {
+pub enum Row {
     Line(Line),
     Event(Event),
 }
@@ -59,7 +59,7 @@ pub(crate) enum Row {
 /// The rows of an audit file, in the order in which they were complete. It keeps one line of each
 /// stream in memory, of a bounded length.
 #[derive(Debug)]
-pub(crate) struct Rows {
+pub struct Rows {
     reader: Reader,
     /// Records without a newline, until it comes.
     open: PerStream<Option<Line>>,
@@ -68,7 +68,7 @@ pub(crate) struct Rows {
 
 impl Rows {
     /// It blocks, as [`Iterator::next`] does.
-    pub(crate) fn open(path: &Path) -> moat::Result<Self> {
+    pub fn open(path: &Path) -> moat::Result<Self> {
         Ok(Self {
             reader: Reader::open(path)?,
             open: PerStream::default(),
@@ -142,7 +142,7 @@ impl Iterator for Rows {
 
 /// What a reader is told of an event; `None`: nothing. Of the standard input, nothing: a secret
 /// that is typed is in as many records as it has letters.
-pub(crate) fn told(event: &Event) -> Option<(Timestamp, &'static str, String)> {
+pub fn told(event: &Event) -> Option<(Timestamp, &'static str, String)> {
     Some(match event {
         Event::Started(started) => {
             let mut text = format!(
@@ -202,7 +202,7 @@ fn stopped(stop: &Stop) -> String {
     text
 }
 
-pub(crate) fn sealed(seal: &Seal) -> String {
+pub fn sealed(seal: &Seal) -> String {
     format!(
         "sealed: {}; audit {}, on the evidence of {}; records: {}, bytes: {}, gaps: {}; the digest holds: {}",
         seal.exit,

@@ -14,8 +14,6 @@ mod load;
 mod place;
 mod resume;
 mod steps;
-#[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
 mod support;
 mod views;
 

@@ -25,35 +25,35 @@ use crate::rows::{LINE_BYTES, Line, Row, Rows, sealed, told};
 /// How many lines of an attempt's output the report has from its start, and as many up to its end.
 /// What is between is left out, with a row that says how much that is and where it can be read.
 /// So 100,000 lines are there in full; a browser holds them with ease, and ten times as many not.
-pub(crate) const SIDE_LINES: usize = 50_000;
+pub const SIDE_LINES: usize = 50_000;
 
 /// How many bytes these have at most on each side, for output whose lines are long.
-pub(crate) const SIDE_BYTES: u64 = 32 << 20;
+pub const SIDE_BYTES: u64 = 32 << 20;
 
 const PAGE: &str = include_str!("report.html");
 
 /// What a pipeline has done.
 #[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) title: String,
-    pub(crate) steps: Vec<Step>,
+pub struct Report {
+    pub title: String,
+    pub steps: Vec<Step>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Step {
-    pub(crate) name: String,
+pub struct Step {
+    pub name: String,
     /// The names of the steps that had to be done before.
-    pub(crate) needs: Vec<String>,
-    pub(crate) status: Status,
+    pub needs: Vec<String>,
+    pub status: Status,
     /// Why it has this status, in words.
-    pub(crate) detail: Option<String>,
+    pub detail: Option<String>,
     /// None: it was never begun.
-    pub(crate) attempts: Vec<Attempt>,
+    pub attempts: Vec<Attempt>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Status {
+pub enum Status {
     Passed,
     Failed,
     AllowedFailure,
@@ -63,14 +63,14 @@ pub(crate) enum Status {
 }
 
 #[derive(Debug)]
-pub(crate) struct Attempt {
-    pub(crate) run: RunId,
+pub struct Attempt {
+    pub run: RunId,
     /// `None`: a local process.
-    pub(crate) image: Option<String>,
-    pub(crate) command: String,
-    pub(crate) audit: PathBuf,
+    pub image: Option<String>,
+    pub command: String,
+    pub audit: PathBuf,
     /// What speaks where the audit is not sealed.
-    pub(crate) outcome: Option<Outcome>,
+    pub outcome: Option<Outcome>,
 }
 
 impl Report {
@@ -80,7 +80,7 @@ impl Report {
     /// # Errors
     ///
     /// Those of writing it. An audit that cannot be read is no error; the report says so.
-    pub(crate) fn write(&self, mask: &Mask, to: &Path) -> io::Result<()> {
+    pub fn write(&self, mask: &Mask, to: &Path) -> io::Result<()> {
         let folder = to.parent().filter(|folder| *folder != Path::new(""));
         let file = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
         let mut page = Page {
