@@ -1,49 +1,51 @@
-//! One run of a pipeline: which runs are its, as their labels in the root say.
+//! A build: one execution of a pipeline.
 //!
-//! Nothing else is kept of it: what is written down twice can differ.
+//! The labels of a run name its build, its step and its attempt. There is no other state of a build
+//! that could contradict them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use moat::{Ending, Outcome, Root, RunId, RunInfo, RunSpec, StopCause};
 
-/// The id of the build that a run is of.
+/// Label: the id of the build.
 pub const BUILD: &str = "ci.build";
 const PIPELINE: &str = "ci.pipeline";
 const STEP: &str = "ci.step";
 const ATTEMPT: &str = "ci.attempt";
-/// The most characters of a step's name in the name of a run, which has 64.
-const SLUG: usize = 24;
+/// Maximum number of characters of a step's name in a run's id, which has at most 64.
+const MAX_SLUG_CHARS: usize = 24;
 
-/// One run of a pipeline.
+/// One execution of a pipeline.
 #[derive(Debug)]
 pub struct Build {
     pub id: RunId,
     /// [`Pipeline::digest`](crate::pipeline::Pipeline::digest).
     digest: String,
-    /// The runs of it that an earlier process has left.
-    left: BTreeMap<RunId, RunInfo>,
+    /// The runs that an earlier process started.
+    earlier: BTreeMap<RunId, RunInfo>,
 }
 
-/// Where an earlier process has left a run.
+/// The state of a run that an earlier process started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Left {
-    /// It may run, and is not sealed.
+pub enum EarlierRun {
+    /// Not sealed. It may still be running.
     Open,
+    /// Sealed.
     Ended,
 }
 
-/// Why a build cannot be gone on with.
+/// The reason why a build cannot be resumed.
 #[derive(Debug, thiserror::Error)]
-pub enum NoResume {
+pub enum ResumeError {
     #[error(
-        "build {build} is not of this pipeline as it is now: the file or the image was changed. \
-         Change it back, or start anew without --resume"
+        "cannot resume build {build}: the file or the image was changed. \
+         Undo the change, or start a new build without --resume"
     )]
     Changed { build: String },
-    #[error("build {build} is not left over: another process is at its run {run}")]
+    #[error("cannot resume build {build}: another process owns its run {run}")]
     Owned { build: String, run: RunId },
-    #[error("build {build} was run with --runtime {runtime}")]
+    #[error("cannot resume build {build}: it was started with --runtime {runtime}")]
     Runtime { build: String, runtime: String },
     #[error(transparent)]
     Root(#[from] moat::Error),
@@ -54,17 +56,17 @@ impl Build {
         Self {
             id: RunId::generate(),
             digest: digest.into(),
-            left: BTreeMap::new(),
+            earlier: BTreeMap::new(),
         }
     }
 
-    /// The last build in the root at `path`; `None`: there is none.
-    pub fn last(path: &Path, digest: &str, runtime: &str) -> Result<Option<Self>, NoResume> {
+    /// The last build in the root at `path`, or `None` if there is no build.
+    pub fn last(path: &Path, digest: &str, runtime: &str) -> Result<Option<Self>, ResumeError> {
         if !path.join("root.json").exists() {
             return Ok(None);
         }
         let runs = Root::open(path)?.list()?;
-        // Their ids sort by time.
+        // Generated ids sort by time.
         let last = runs.iter().filter_map(|run| label(run, BUILD)).max();
         let Some(build) = last.map(str::to_owned) else {
             return Ok(None);
@@ -75,50 +77,52 @@ impl Build {
             .collect();
         for run in &runs {
             if label(run, PIPELINE) != Some(digest) {
-                return Err(NoResume::Changed { build });
+                return Err(ResumeError::Changed { build });
             }
             if run.owned {
                 let run = run.run.clone();
-                return Err(NoResume::Owned { build, run });
+                return Err(ResumeError::Owned { build, run });
             }
             match &run.record {
                 Some(record) if record.runtime != runtime => {
                     let runtime = record.runtime.clone();
-                    return Err(NoResume::Runtime { build, runtime });
+                    return Err(ResumeError::Runtime { build, runtime });
                 }
                 _ => {}
             }
         }
+        let earlier = runs.into_iter().map(|run| (run.run.clone(), run));
         Ok(Some(Self {
             id: RunId::new(build)?,
             digest: digest.into(),
-            left: runs.into_iter().map(|run| (run.run.clone(), run)).collect(),
+            earlier: earlier.collect(),
         }))
     }
 
-    /// The name of an attempt at a step: the same one whenever it is asked for.
-    pub fn run(&self, place: usize, step: &str, attempt: u32) -> RunId {
+    /// The id of an attempt at a step. The same arguments always give the same id.
+    pub fn run_id(&self, index: usize, step: &str, attempt: u32) -> RunId {
         let dash = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-        let slug: String = step.chars().take(SLUG).map(dash).collect();
+        let slug: String = step.chars().take(MAX_SLUG_CHARS).map(dash).collect();
         let slug = slug.trim_end_matches('-');
-        RunId::new(format!("{}-{place:03}-{slug}-{attempt}", self.id))
+        RunId::new(format!("{}-{index:03}-{slug}-{attempt}", self.id))
             .expect("letters, digits and dashes, and fewer than 64")
     }
 
-    /// Where an earlier process has left this run, if it has begun it.
-    pub fn left(&self, run: &RunId) -> Option<Left> {
-        let info = self.left.get(run)?;
+    /// The state of a run that an earlier process started. `None` for any other run.
+    pub fn earlier_run(&self, run: &RunId) -> Option<EarlierRun> {
+        let info = self.earlier.get(run)?;
         Some(match info.seal {
-            Some(_) => Left::Ended,
-            None => Left::Open,
+            Some(_) => EarlierRun::Ended,
+            None => EarlierRun::Open,
         })
     }
 
-    /// How many runs an earlier process has left of it.
-    pub fn count(&self) -> usize {
-        self.left.len()
+    /// The number of runs that an earlier process started.
+    pub fn earlier_runs(&self) -> usize {
+        self.earlier.len()
     }
 
+    /// Adds the labels from which [`last`](Self::last) finds the build.
     pub fn label(&self, spec: RunSpec, step: &str, attempt: u32) -> RunSpec {
         spec.label(BUILD, self.id.as_str())
             .label(PIPELINE, &self.digest)
@@ -126,20 +130,20 @@ impl Build {
             .label(ATTEMPT, attempt.to_string())
     }
 
-    /// Whether a run says nothing of its step: it never came to run, or ended because an earlier
-    /// process did.
+    /// Returns true if the outcome does not count as an attempt: the run never started, or it ended
+    /// because an earlier process ended.
     pub fn interrupted(&self, outcome: &Outcome) -> bool {
-        let ended_with_it = match &outcome.ending {
+        let ended_with_process = match &outcome.ending {
             Ending::Lost { .. } => true,
-            // Also where the engine refused it: whoever resumes may have seen to that.
+            // Includes a refusal by the engine: its cause may be fixed before the resume.
             ending if ending.never_started() => true,
             _ => outcome.stopped() == Some(StopCause::Shutdown),
         };
-        ended_with_it && self.left(&outcome.run).is_some()
+        ended_with_process && self.earlier_run(&outcome.run).is_some()
     }
 }
 
-/// What a run's record says under `name`.
+/// The value of a run's label.
 pub fn label<'a>(run: &'a RunInfo, name: &str) -> Option<&'a str> {
     let labels = &run.record.as_ref()?.settings.labels;
     labels.get(name).map(String::as_str)

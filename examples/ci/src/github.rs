@@ -1,19 +1,22 @@
-//! What steers GitHub's runner, and what keeps others from doing so.
+//! Workflow commands for GitHub's runner, and protection against commands in other text.
 //!
-//! The runner reads its commands from the output of the job: `::error::...` at the start of a line,
-//! and `##[...]` anywhere in it.
+//! The runner reads commands from the output of the job: `::error::...` at the start of a line, and
+//! `##[...]` anywhere in a line.
 
 use uuid::Uuid;
 
-/// Opens a group that can be folded away.
+/// Starts a collapsible group.
 pub fn group(title: &str) -> String {
-    format!("::group::{}", data(title))
+    format!("::group::{}", escape_data(title))
 }
 
+/// Ends a group.
 pub const END_GROUP: &str = "::endgroup::";
 
-/// Between its two lines the runner takes no commands: whoever prints there cannot know the word
-/// that ends it, which is made when their output is over.
+/// A pair of lines between which the runner accepts no commands.
+///
+/// The closing line contains a random token. It is generated after the container has ended, so the
+/// container's output cannot contain it.
 pub struct Fence(Uuid);
 
 impl Fence {
@@ -31,15 +34,17 @@ impl Fence {
 }
 
 pub fn error(title: &str, message: &str) -> String {
-    format!("::error title={}::{}", property(title), data(message))
+    let (title, message) = (escape_property(title), escape_data(message));
+    format!("::error title={title}::{message}")
 }
 
 pub fn warning(title: &str, message: &str) -> String {
-    format!("::warning title={}::{}", property(title), data(message))
+    let (title, message) = (escape_property(title), escape_data(message));
+    format!("::warning title={title}::{message}")
 }
 
-/// A line of our own that is no command, whatever is in it.
-pub fn plain(line: &str) -> String {
+/// Changes a line so that the runner finds no command in it.
+pub fn neutralize(line: &str) -> String {
     let line = line.replace(['\r', '\n'], " ").replace("##[", "## [");
     match line.trim_start().starts_with("::") {
         true => format!(". {line}"),
@@ -47,14 +52,14 @@ pub fn plain(line: &str) -> String {
     }
 }
 
-fn data(text: &str) -> String {
+fn escape_data(text: &str) -> String {
     text.replace('%', "%25")
         .replace('\r', "%0D")
         .replace('\n', "%0A")
 }
 
-fn property(text: &str) -> String {
-    data(text).replace(':', "%3A").replace(',', "%2C")
+fn escape_property(text: &str) -> String {
+    escape_data(text).replace(':', "%3A").replace(',', "%2C")
 }
 
 #[cfg(test)]
@@ -62,23 +67,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_a_message_cannot_end_it_or_add_a_property() {
-        let said = error("a,file=x::b", "100%\n::set-output name=x::y\r");
+    fn a_message_cannot_add_a_property_or_a_command() {
+        let line = error("a,file=x::b", "100%\n::set-output name=x::y\r");
         assert_eq!(
-            said,
+            line,
             "::error title=a%2Cfile=x%3A%3Ab::100%25%0A::set-output name=x::y%0D"
         );
     }
 
     #[test]
-    fn a_line_of_our_own_is_no_command() {
-        assert_eq!(plain("a\n::error::b"), "a ::error::b");
-        assert_eq!(plain(" ::error::b"), ".  ::error::b");
-        assert_eq!(plain("x ##[error]b"), "x ## [error]b");
+    fn a_neutralized_line_has_no_command() {
+        assert_eq!(neutralize("a\n::error::b"), "a ::error::b");
+        assert_eq!(neutralize(" ::error::b"), ".  ::error::b");
+        assert_eq!(neutralize("x ##[error]b"), "x ## [error]b");
     }
 
     #[test]
-    fn no_two_fences_are_alike() {
+    fn every_fence_has_its_own_token() {
         assert_ne!(Fence::new().open(), Fence::new().open());
         let fence = Fence::new();
         assert!(fence.open().ends_with(fence.close().trim_matches(':')));

@@ -1,6 +1,7 @@
-//! Lines for a log: what a step has printed comes in one piece, when it has ended.
+//! Output for logs: the output of an attempt in one block, after the attempt has ended.
 
 use std::io::Write;
+use std::path::Path;
 
 use moat::Outcome;
 
@@ -9,36 +10,37 @@ use crate::lines::Tail;
 use crate::report::{Status, Step};
 
 pub struct Groups {
-    /// Whether GitHub's runner reads it.
+    /// Whether GitHub's runner reads the output.
     pub github: bool,
 }
 
 impl Groups {
-    pub fn say(&self, line: &str) {
-        self.print([self.plain(line)]);
+    pub fn message(&self, line: &str) {
+        self.print([self.neutralize(line)]);
     }
 
-    fn plain(&self, line: &str) -> String {
+    fn neutralize(&self, line: &str) -> String {
         match self.github {
-            true => github::plain(line),
+            true => github::neutralize(line),
             false => line.to_owned(),
         }
     }
 
-    /// Shows what a run has printed, in one piece.
+    /// Prints the last lines of an attempt as one block.
     pub fn output(&self, title: &str, outcome: &Outcome, tail: moat::Result<Tail>) {
-        let (before, lines) = match tail {
-            Ok(tail) => (tail.before, tail.lines),
+        let (omitted, lines) = match tail {
+            Ok(tail) => (tail.omitted, tail.lines),
             Err(error) => (
                 0,
-                [format!("its output cannot be read: {}", error.chain())].into(),
+                [format!("cannot read the output: {}", error.chain())].into(),
             ),
         };
-        let elsewhere = (before > 0).then(|| {
-            let audit = outcome.audit.as_deref().unwrap_or(std::path::Path::new(""));
-            format!("[{before} lines before these: {}]", audit.display())
+        let note = (omitted > 0).then(|| {
+            let audit = outcome.audit.as_deref().unwrap_or(Path::new(""));
+            let plural = if omitted == 1 { "" } else { "s" };
+            format!("[{omitted} earlier line{plural}: {}]", audit.display())
         });
-        let lines = elsewhere.into_iter().chain(lines);
+        let lines = note.into_iter().chain(lines);
         if self.github {
             let fence = Fence::new();
             let open = [github::group(title), fence.open()].into_iter();
@@ -49,19 +51,20 @@ impl Groups {
         }
     }
 
-    pub fn done(&self, step: &Step, line: &str) {
+    /// Prints the result of a step. `line` is its summary.
+    pub fn step_ended(&self, step: &Step, line: &str) {
         let title = &step.name;
-        let said = match (self.github, step.status) {
+        let line = match (self.github, step.status) {
             (false, _) | (true, Status::Passed | Status::Skipped | Status::Cancelled) => {
-                self.plain(line)
+                self.neutralize(line)
             }
             (true, Status::AllowedFailure) => github::warning(title, line),
             (true, Status::Failed | Status::TimedOut) => github::error(title, line),
         };
-        self.print([said]);
+        self.print([line]);
     }
 
-    /// Lines that nothing comes between. Who reads them may have gone: the build goes on.
+    /// Prints lines without interleaving. A closed stdout does not fail the build.
     fn print(&self, lines: impl IntoIterator<Item = String>) {
         let mut out = std::io::stdout().lock();
         for line in lines {

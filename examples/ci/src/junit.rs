@@ -1,4 +1,4 @@
-//! The report that CI systems read.
+//! The JUnit report, for CI systems.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -11,12 +11,13 @@ use tempfile::NamedTempFile;
 use crate::lines::Tail;
 use crate::mask::Mask;
 use crate::report::{Attempt, Report, Status, Step};
-use crate::view::word;
 
-/// How many of the last lines of an attempt that has not passed are in it.
-const LINES: usize = 20;
+/// Number of last lines in the report of an attempt that did not pass.
+const TAIL_LINES: usize = 20;
 
-/// Writes one test suite, with a test case for each step. Its name is the pipeline's, the same for each build.
+/// Writes one test suite with a test case for each step.
+///
+/// The suite has the name of the pipeline, which is the same for every build.
 pub async fn write(name: &str, report: &Report, mask: &Mask, to: &Path) -> io::Result<()> {
     let mut suite = TestSuite::new(name);
     for step in &report.steps {
@@ -27,15 +28,15 @@ pub async fn write(name: &str, report: &Report, mask: &Mask, to: &Path) -> io::R
     junit.set_time(report.steps.iter().map(time).sum());
     junit.add_test_suite(suite);
     let text = junit.to_string().map_err(io::Error::other)?;
-    // Under another name first: who finds one at `to` finds a whole one.
+    // Written under another name first, so that a file at `to` is always complete.
     let mut file = NamedTempFile::new_in(to.parent().unwrap_or(Path::new(".")))?;
-    file.write_all(as_jenkins_has_it(&text).as_bytes())?;
+    file.write_all(without_total_skipped(&text).as_bytes())?;
     file.persist(to)?;
     Ok(())
 }
 
-/// The schema of Jenkins has no room for what is skipped in all: each suite counts its own.
-fn as_jenkins_has_it(text: &str) -> String {
+/// Removes the `skipped` attribute of the root element: the schema of Jenkins does not allow it.
+fn without_total_skipped(text: &str) -> String {
     let Some(at) = text.find("<testsuite ") else {
         return text.to_owned();
     };
@@ -49,27 +50,26 @@ fn as_jenkins_has_it(text: &str) -> String {
 async fn test_case(name: &str, step: &Step, mask: &Mask) -> TestCase {
     let failure = |kind| {
         let mut status = TestCaseStatus::non_success(kind);
-        status.set_type(word(step.status));
+        status.set_type(step.status.to_string());
         status
     };
     let mut status = match step.status {
         Status::Passed => TestCaseStatus::success(),
         Status::Failed | Status::TimedOut => failure(NonSuccessKind::Failure),
         Status::Cancelled => failure(NonSuccessKind::Error),
-        // A failure that is allowed makes no build red.
+        // An allowed failure must not fail the build in the CI system.
         Status::AllowedFailure | Status::Skipped => {
             let mut status = TestCaseStatus::skipped();
-            status.set_type(word(step.status));
+            status.set_type(step.status.to_string());
             status
         }
     };
     if let Some(detail) = &step.detail {
         status.set_message(mask.line(detail));
     }
-    let last = step.attempts.len().saturating_sub(1);
-    for (number, attempt) in step.attempts.iter().enumerate() {
-        if number != last {
-            status.add_rerun(earlier(attempt, mask).await);
+    if let Some((_, earlier)) = step.attempts.split_last() {
+        for attempt in earlier {
+            status.add_rerun(rerun(attempt, mask).await);
         }
     }
     let mut case = TestCase::new(&step.name, status);
@@ -81,10 +81,10 @@ async fn test_case(name: &str, step: &Step, mask: &Mask) -> TestCase {
     case
 }
 
-/// An attempt that was not the last one.
-async fn earlier(attempt: &Attempt, mask: &Mask) -> TestRerun {
+/// An attempt before the last one.
+async fn rerun(attempt: &Attempt, mask: &Mask) -> TestRerun {
     let mut rerun = TestRerun::new(NonSuccessKind::Failure);
-    rerun.set_type(word(Status::Failed));
+    rerun.set_type(Status::Failed.to_string());
     if let Some(outcome) = &attempt.outcome {
         rerun.set_message(mask.line(&outcome.ending.to_string()));
     }
@@ -92,7 +92,7 @@ async fn earlier(attempt: &Attempt, mask: &Mask) -> TestRerun {
     rerun
 }
 
-/// Where the audit is, and the last lines where it has not passed.
+/// The path of the audit file, after the last lines of an attempt that did not pass.
 async fn output(attempt: &Attempt, mask: &Mask) -> String {
     let audit = format!("audit: {}", attempt.audit.display());
     if attempt.outcome.as_ref().is_some_and(Outcome::success) {
@@ -100,10 +100,10 @@ async fn output(attempt: &Attempt, mask: &Mask) -> String {
     }
     match Tail::read(&attempt.audit, mask).await {
         Ok(tail) => {
-            let lines = tail.last(LINES).chain([audit.as_str()]);
+            let lines = tail.last(TAIL_LINES).chain([audit.as_str()]);
             lines.collect::<Vec<_>>().join("\n")
         }
-        Err(error) => format!("{}\n{audit}", error.chain()),
+        Err(error) => format!("cannot read the output: {}\n{audit}", error.chain()),
     }
 }
 

@@ -1,4 +1,6 @@
-//! Lines of output, masked whole: a secret in two pieces is one all the same.
+//! Lines of output in bounded memory.
+//!
+//! Lines are masked after they are joined, so a secret that is split between two pieces is found.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -10,23 +12,24 @@ use moat::{PerStream, Stream};
 
 use crate::mask::Mask;
 
-/// The most bytes of a line that are looked at.
-const LONGEST: usize = 64 << 10;
-/// The most lines that a [`Tail`] has, and about the most bytes.
-const MOST_LINES: usize = 1000;
-const MOST_BYTES: usize = 1 << 20;
+/// Maximum number of bytes that are kept of a line.
+const MAX_LINE_BYTES: usize = 64 << 10;
+/// Maximum number of lines in a [`Tail`].
+const MAX_LINES: usize = 1000;
+/// Maximum number of bytes in a [`Tail`].
+const MAX_BYTES: usize = 1 << 20;
 
-/// A line that comes in pieces.
+/// A line that arrives in pieces.
 #[derive(Debug, Default)]
 pub struct Line {
     bytes: Vec<u8>,
-    cut: bool,
+    truncated: bool,
 }
 
 impl Line {
     pub fn push(&mut self, piece: &[u8]) {
-        let room = LONGEST - self.bytes.len();
-        self.cut |= piece.len() > room;
+        let room = MAX_LINE_BYTES - self.bytes.len();
+        self.truncated |= piece.len() > room;
         self.bytes
             .extend_from_slice(&piece[..piece.len().min(room)]);
     }
@@ -35,20 +38,20 @@ impl Line {
         self.bytes.is_empty()
     }
 
-    /// The line, which is over, masked. What comes next is another one.
+    /// Returns the masked line, and starts the next one.
     pub fn take(&mut self, mask: &Mask) -> String {
         let mut bytes = mask.bytes(&self.bytes);
-        if self.cut {
-            // The cut may go through a secret, which is not found then.
+        if self.truncated {
+            // The mask cannot find a secret that the end of the buffer cuts in two.
             let end = bytes.len().saturating_sub(mask.longest());
             bytes.to_mut().truncate(end);
         }
         let mut line = String::from_utf8_lossy(&bytes).into_owned();
-        if self.cut {
+        if self.truncated {
             line.push_str(" [...]");
         }
         self.bytes.clear();
-        self.cut = false;
+        self.truncated = false;
         line
     }
 }
@@ -58,12 +61,12 @@ impl Line {
 pub struct Tail {
     pub lines: VecDeque<String>,
     bytes: usize,
-    /// How many came before them.
-    pub before: u64,
+    /// Number of lines before them.
+    pub omitted: u64,
 }
 
 impl Tail {
-    /// Reads the file at `audit` through, as far as it goes.
+    /// Reads the audit file up to its current end.
     pub async fn read(audit: &Path, mask: &Mask) -> moat::Result<Self> {
         let mut tail = Self::default();
         let mut open = PerStream::<Line>::default();
@@ -78,8 +81,8 @@ impl Tail {
                     }
                 }
                 Record::Event(Event::Gap(gap)) => {
-                    let what = if gap.possible { "may be" } else { "is" };
-                    tail.push(format!("[output {what} missing: {:?}]", gap.reason));
+                    let verb = if gap.possible { "may be" } else { "is" };
+                    tail.push(format!("[output {verb} missing: {:?}]", gap.reason));
                 }
                 _ => {}
             }
@@ -92,21 +95,21 @@ impl Tail {
         Ok(tail)
     }
 
-    /// The last of its lines.
-    pub fn last(&self, lines: usize) -> impl Iterator<Item = &str> {
-        let skipped = self.lines.len().saturating_sub(lines);
+    /// The last `count` lines.
+    pub fn last(&self, count: usize) -> impl Iterator<Item = &str> {
+        let skipped = self.lines.len().saturating_sub(count);
         self.lines.iter().skip(skipped).map(String::as_str)
     }
 
     fn push(&mut self, line: String) {
         self.bytes += line.len();
         self.lines.push_back(line);
-        while self.lines.len() > MOST_LINES || self.bytes > MOST_BYTES {
+        while self.lines.len() > MAX_LINES || self.bytes > MAX_BYTES {
             let Some(first) = self.lines.pop_front() else {
                 break;
             };
             self.bytes -= first.len();
-            self.before += 1;
+            self.omitted += 1;
         }
     }
 }

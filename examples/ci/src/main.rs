@@ -1,14 +1,19 @@
-//! A small CI harness: runs the steps of a pipeline in containers, or as local processes, side by
-//! side, and leaves a report, a JUnit file, and an audit file for each run.
+//! A small CI harness: runs the steps of a pipeline in parallel, in containers or as local
+//! processes. It writes a report, a JUnit file, and an audit file for each run.
 //!
 //! ```sh
 //! cargo run -p moat-ci -- examples/pipelines/demo.toml --runtime process
 //! cargo run -p moat-ci -- examples/pipelines/demo.toml --image busybox
 //! ```
 //!
-//! The exit code is 0 where all steps have passed, 1 where one has not, 2 where nothing could be
-//! begun, and 130 or 143 after Ctrl-C or SIGTERM: then all that ran was stopped, and is sealed. What
-//! a killed harness has left is gone on with by `--resume`. See `docs/ci.md`.
+//! Exit codes:
+//!
+//! - 0: all steps passed
+//! - 1: a step did not pass, or the reports could not be written
+//! - 2: no step was started
+//! - 130, 143: Ctrl-C, SIGTERM; all runs were stopped and sealed
+//!
+//! `--resume` continues the build of a killed harness. See `docs/ci.md`.
 
 use std::error::Error;
 use std::io;
@@ -20,7 +25,7 @@ use clap::{Parser, ValueEnum};
 use futures::FutureExt;
 #[cfg(feature = "docker")]
 use moat::Docker;
-use moat::{Manager, Process, Runtime, Shutdown};
+use moat::{Manager, Process, Runtime, Shutdown, Signal};
 use moat_ci::build::Build;
 use moat_ci::junit;
 use moat_ci::mask::Mask;
@@ -30,47 +35,47 @@ use moat_ci::schedule::Schedule;
 use moat_ci::view::View;
 use tokio::task::unconstrained;
 
-/// Exit code: a step has not passed, or the reports could not be written.
+/// Exit code: a step did not pass, or the reports could not be written.
 const FAILED: u8 = 1;
-/// Exit code: nothing was begun.
+/// Exit code: no step was started.
 const INVALID: u8 = 2;
 
-/// The reports, in the folder of `--out`.
+/// File names in the directory of `--out`.
 const PAGE: &str = "report.html";
 const JUNIT: &str = "junit.xml";
 
-/// Runs a pipeline, and leaves a report, a JUnit file, and an audit file for each run.
+/// Runs a pipeline. Writes a report, a JUnit file, and an audit file for each run.
 #[derive(Parser)]
 struct Args {
-    /// The pipeline
+    /// The pipeline file
     pipeline: PathBuf,
-    /// The folder that holds the runs
+    /// Directory of the runs
     #[arg(long, value_name = "DIR", default_value = "ci-runs")]
     root: PathBuf,
-    /// What runs them
+    /// Runtime of the steps
     #[arg(long, value_enum, default_value_t)]
     runtime: RuntimeArg,
-    /// How many steps run at once [default: as many as there are CPUs]
+    /// Maximum number of steps that run at the same time [default: number of CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
-    /// Where report.html and junit.xml go
+    /// Directory of report.html and junit.xml
     #[arg(long, value_name = "DIR", default_value = "ci-report")]
     out: PathBuf,
-    /// An image in the place of all that the pipeline names
+    /// Image that replaces every image of the pipeline
     #[arg(long, value_name = "NAME")]
     image: Option<String>,
-    /// Go on with the last build of this root
+    /// Continue the last build of this root
     #[arg(long)]
     resume: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum RuntimeArg {
-    /// The engine of DOCKER_HOST, or of this machine
+    /// Containers on the engine at DOCKER_HOST, or the local engine
     #[cfg(feature = "docker")]
     #[cfg_attr(feature = "docker", default)]
     Docker,
-    /// Local processes, without images or any isolation
+    /// Local processes, without images or isolation
     #[cfg_attr(not(feature = "docker"), default)]
     Process,
 }
@@ -85,12 +90,39 @@ impl RuntimeArg {
     }
 }
 
+impl Args {
+    fn jobs(&self) -> io::Result<usize> {
+        match self.jobs {
+            Some(jobs) => Ok(jobs.into()),
+            None => Ok(std::thread::available_parallelism()?.get()),
+        }
+    }
+
+    /// The build to continue, or a new build.
+    fn build(
+        &self,
+        pipeline: &Pipeline,
+        runtime: &dyn Runtime,
+        view: &View<'_>,
+    ) -> Result<Build, Box<dyn Error>> {
+        if self.resume
+            && let Some(build) = Build::last(&self.root, &pipeline.digest, runtime.name())?
+        {
+            let runs = build.earlier_runs();
+            let plural = if runs == 1 { "" } else { "s" };
+            view.message(&format!("resuming build {}: {runs} run{plural}", build.id));
+            return Ok(build);
+        }
+        Ok(Build::new(&pipeline.digest))
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(&Args::parse()).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("ci: {error}");
+            eprintln!("moat-ci: {error}");
             ExitCode::from(INVALID)
         }
     }
@@ -103,33 +135,14 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
     let runtime = args.runtime.open().await.map_err(|error| error.chain())?;
     let images = args.runtime != RuntimeArg::Process;
     pipeline.check(&*runtime, images, &secrets)?;
-    let left = match args.resume {
-        true => Build::last(&args.root, &pipeline.digest, runtime.name())?,
-        false => None,
-    };
     let view = View::new(&pipeline, &mask);
-    let build = match left {
-        Some(build) => {
-            view.say(&format!(
-                "build {} goes on: it has {} runs",
-                build.id,
-                build.count()
-            ));
-            build
-        }
-        None => Build::new(&pipeline.digest),
-    };
-    let jobs = match args.jobs {
-        Some(jobs) => jobs.into(),
-        None => std::thread::available_parallelism()?.get(),
-    };
+    let build = args.build(&pipeline, &*runtime, &view)?;
     let manager = Manager::builder(&args.root, runtime)
-        .max_concurrent(jobs)
+        .max_concurrent(args.jobs()?)
         .open()
         .await
         .map_err(|error| error.chain())?;
-    clear(&args.out).map_err(|error| unwritable(&args.out, &error))?;
-    let signals = manager.stop_on_signals()?;
+    remove_reports(&args.out).map_err(|error| write_error(&args.out, &error))?;
     let schedule = Schedule {
         manager: &manager,
         pipeline: &pipeline,
@@ -138,49 +151,53 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
         images,
         view: &view,
     };
-
-    let work = schedule.run();
-    tokio::pin!(work, signals);
-    let (signal, steps) = tokio::select! {
-        biased;
-        // By then all runs are stopped: what is left is to say so.
-        signal = &mut signals => (Some(signal), work.await),
-        steps = &mut work => {
-            manager.shutdown(Shutdown::Stop).await;
-            // The steps may be at their end before the stop of all runs is.
-            (unconstrained(signals).now_or_never(), steps)
-        }
-    };
+    let (signal, steps) = run_steps(&manager, &schedule).await?;
 
     let report = Report {
         title: format!("{}, build {}", pipeline.name, build.id),
         steps,
     };
-    let written = write(args, &pipeline.name, &report, &mask).await;
-    view.name_audits(&report);
-    let whole = match written {
-        Ok(paths) => {
-            paths.iter().for_each(|path| view.print(path));
-            true
-        }
-        Err(error) => {
-            eprintln!("ci: {}", unwritable(&args.out, &error));
-            false
-        }
-    };
-    let green = |step: &Step| {
-        use Status::{AllowedFailure, Passed};
-        matches!(step.status, Passed | AllowedFailure)
-    };
+    let written = write_reports(args, &pipeline.name, &report, &mask).await;
+    view.list_audits(&report);
+    match &written {
+        Ok(paths) => paths.iter().for_each(|path| view.print(path)),
+        Err(error) => eprintln!("moat-ci: {}", write_error(&args.out, error)),
+    }
     Ok(match signal {
         Some(signal) => signal.exit_code() as u8,
-        None if whole && report.steps.iter().all(green) => 0,
+        None if written.is_ok() && report.steps.iter().all(passed) => 0,
         None => FAILED,
     })
 }
 
-/// Takes away what an earlier build has left: whoever finds a report finds one of this build.
-fn clear(out: &Path) -> io::Result<()> {
+/// Runs all steps. A signal stops all runs.
+async fn run_steps(
+    manager: &Manager,
+    schedule: &Schedule<'_>,
+) -> moat::Result<(Option<Signal>, Vec<Step>)> {
+    let signals = manager.stop_on_signals()?;
+    let work = schedule.run();
+    tokio::pin!(work, signals);
+    Ok(tokio::select! {
+        biased;
+        // All runs are stopped by now, so the schedule ends soon.
+        signal = &mut signals => (Some(signal), work.await),
+        steps = &mut work => {
+            manager.shutdown(Shutdown::Stop).await;
+            // After a signal, the last step can end before `signals` resolves.
+            (unconstrained(signals).now_or_never(), steps)
+        }
+    })
+}
+
+/// Returns true if the step does not fail the build.
+fn passed(step: &Step) -> bool {
+    matches!(step.status, Status::Passed | Status::AllowedFailure)
+}
+
+/// Removes the reports of an earlier build. If this build is killed, no report is left that could be
+/// mistaken for its own.
+fn remove_reports(out: &Path) -> io::Result<()> {
     std::fs::create_dir_all(out)?;
     for name in [PAGE, JUNIT] {
         match std::fs::remove_file(out.join(name)) {
@@ -191,12 +208,17 @@ fn clear(out: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn unwritable(out: &Path, error: &io::Error) -> String {
+fn write_error(out: &Path, error: &io::Error) -> String {
     format!("cannot write the reports to {}: {error}", out.display())
 }
 
-/// Writes the reports, and says where they are.
-async fn write(args: &Args, name: &str, report: &Report, mask: &Mask) -> io::Result<[String; 2]> {
+/// Writes the reports, and returns a line with the path of each.
+async fn write_reports(
+    args: &Args,
+    name: &str,
+    report: &Report,
+    mask: &Mask,
+) -> io::Result<[String; 2]> {
     let page = args.out.join(PAGE);
     report.write(mask, &page)?;
     let junit = args.out.join(JUNIT);

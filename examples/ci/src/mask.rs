@@ -1,23 +1,23 @@
-//! Secrets out of what is shown. The audit files keep what was printed.
+//! Masking of secrets in everything that is shown. Audit files are not masked.
 
 use std::borrow::Cow;
 
 use aho_corasick::AhoCorasick;
 
-/// What stands in the place of a secret.
+/// Replacement for a secret.
 const STARS: &str = "***";
 
-/// A line of a secret with fewer characters than this would blacken half of any text.
-const LEAST: usize = 3;
+/// Minimum number of characters in a masked line. A shorter one would mask much of any text.
+const MIN_CHARS: usize = 3;
 
-/// Secrets that no view and no report shows.
+/// The secrets of a pipeline.
 ///
-/// A secret of several lines is as many secrets, each of one line; lines of fewer than three
-/// characters are shown. Overlapping secrets are masked as one, so that no rest of the shorter one
-/// stays. What is not printed as it is (encoded, coloured in its middle, cut off) is not found.
+/// Each line of a secret is a secret. Lines of fewer than three characters are not masked. Secrets
+/// that overlap in a text are masked as one, so that no part of either remains. A secret that the
+/// text contains in another form (encoded, cut off, with escape codes in it) is not found.
 #[derive(Debug)]
 pub struct Mask {
-    /// `None`: there are no secrets.
+    /// `None` if there are no secrets.
     secrets: Option<AhoCorasick>,
     longest: usize,
 }
@@ -27,22 +27,24 @@ impl Mask {
         let lines: Vec<String> = secrets
             .into_iter()
             .flat_map(|secret| secret.lines().map(str::to_owned).collect::<Vec<_>>())
-            .filter(|line| line.chars().count() >= LEAST)
+            .filter(|line| line.chars().count() >= MIN_CHARS)
             .collect();
         let longest = lines.iter().map(String::len).max().unwrap_or(0);
         let secrets = (longest > 0).then(|| {
-            AhoCorasick::new(lines).expect("what an environment holds is within the limits")
+            AhoCorasick::new(lines).expect("the size of an environment is within the limits")
         });
         Self { secrets, longest }
     }
 
-    /// The length of the longest line of a secret, in bytes: who cuts a line has to mask this much
-    /// more of it first.
+    /// Length of the longest line of a secret, in bytes.
+    ///
+    /// A caller that truncates a masked text must remove this many bytes more: they may be the
+    /// start of a secret.
     pub fn longest(&self) -> usize {
         self.longest
     }
 
-    /// A whole line, or any number of them, without the secrets.
+    /// Masks whole lines.
     pub fn line<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match self.bytes(text.as_bytes()) {
             Cow::Borrowed(_) => Cow::Borrowed(text),
@@ -52,7 +54,7 @@ impl Mask {
         }
     }
 
-    /// The same, of bytes. Pieces of one line are to be joined before.
+    /// Masks whole lines of bytes. The pieces of a line must be joined first.
     pub fn bytes<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         let Some(secrets) = self.secrets.as_ref().filter(|all| all.is_match(bytes)) else {
             return Cow::Borrowed(bytes);
@@ -63,16 +65,16 @@ impl Mask {
             .map(|found| found.range())
             .collect();
         matches.sort_by_key(|found| found.start);
-        let (mut shown, mut rest) = (0, matches.into_iter().peekable());
+        let (mut copied, mut rest) = (0, matches.into_iter().peekable());
         while let Some(mut found) = rest.next() {
             while let Some(next) = rest.next_if(|next| next.start < found.end) {
                 found.end = found.end.max(next.end);
             }
-            masked.extend_from_slice(&bytes[shown..found.start]);
+            masked.extend_from_slice(&bytes[copied..found.start]);
             masked.extend_from_slice(STARS.as_bytes());
-            shown = found.end;
+            copied = found.end;
         }
-        masked.extend_from_slice(&bytes[shown..]);
+        masked.extend_from_slice(&bytes[copied..]);
         Cow::Owned(masked)
     }
 }

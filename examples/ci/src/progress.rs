@@ -1,4 +1,4 @@
-//! A line for each step on a terminal: how long it has been at it, and what it printed last.
+//! Progress bars for a terminal: for each step the elapsed time and its last line of output.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,16 +12,19 @@ use crate::lines::Line;
 use crate::mask::Mask;
 use crate::pipeline::Pipeline;
 use crate::report::{Status, Step};
-use crate::view::line;
+use crate::view::summary;
 
-/// How often the spinners turn.
-const TICK: Duration = Duration::from_millis(120);
+/// Time between two frames of a spinner.
+const TICK_INTERVAL: Duration = Duration::from_millis(120);
+
+/// Maximum width of a step's name, in columns.
+const MAX_NAME_WIDTH: usize = 40;
 
 pub struct Bars {
     all: MultiProgress,
     bars: Vec<ProgressBar>,
-    /// Of which step a run is.
-    places: Mutex<HashMap<RunId, usize>>,
+    /// The index of each run's step.
+    indices: Mutex<HashMap<RunId, usize>>,
 }
 
 impl Bars {
@@ -30,7 +33,7 @@ impl Bars {
         let names = pipeline.steps.iter().map(|step| plain(&step.name));
         let names: Vec<_> = names.collect();
         let width = names.iter().map(|name| console::measure_text_width(name));
-        let width = width.max().unwrap_or(0).min(40);
+        let width = width.max().unwrap_or(0).min(MAX_NAME_WIDTH);
         let bars = names.into_iter().map(|name| {
             let bar = all.add(ProgressBar::no_length());
             let name = console::truncate_str(&name, width, "~");
@@ -44,35 +47,36 @@ impl Bars {
         Self {
             bars: bars.collect(),
             all,
-            places: Mutex::default(),
+            indices: Mutex::default(),
         }
     }
 
-    pub fn say(&self, line: &str) {
+    /// Prints a line above the bars.
+    pub fn message(&self, line: &str) {
         let _ = self.all.println(plain(line));
     }
 
-    pub fn begin(&self, place: usize, run: &RunId, said: &str) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.insert(run.clone(), place);
-        let bar = &self.bars[place];
+    pub fn attempt_started(&self, index: usize, run: &RunId, message: &str) {
+        let mut indices = self.indices.lock().unwrap_or_else(PoisonError::into_inner);
+        indices.insert(run.clone(), index);
+        let bar = &self.bars[index];
         bar.set_style(style(
             "{spinner:.cyan} {prefix} {elapsed:>6} {wide_msg:.dim}",
         ));
         bar.reset_elapsed();
-        bar.enable_steady_tick(TICK);
-        bar.set_message(said.to_owned());
+        bar.enable_steady_tick(TICK_INTERVAL);
+        bar.set_message(message.to_owned());
     }
 
-    /// What happens to a run before it prints anything.
-    pub fn told(&self, event: &RunEvent) {
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = event.run.as_ref().and_then(|run| places.get(run));
-        let Some(bar) = place.map(|&place| &self.bars[place]) else {
+    /// Shows the state of a run that has no output yet.
+    pub fn event(&self, event: &RunEvent) {
+        let indices = self.indices.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = event.run.as_ref().and_then(|run| indices.get(run));
+        let Some(bar) = index.map(|&index| &self.bars[index]) else {
             return;
         };
         match &event.what {
-            Happening::Waiting => bar.set_message("waits for its turn"),
+            Happening::Waiting => bar.set_message("queued"),
             Happening::Pulling { status, .. } => {
                 bar.set_message(format!("pull: {}", plain(status)))
             }
@@ -80,52 +84,48 @@ impl Bars {
                 bar.set_message("");
                 bar.reset_elapsed();
             }
-            Happening::StopRequested { cause, .. } => bar.set_message(format!("stops: {cause}")),
+            Happening::StopRequested { cause, .. } => bar.set_message(format!("stopping: {cause}")),
             _ => {}
         }
     }
 
-    /// Shows the last line of a run, until it has ended.
-    pub async fn watch(&self, place: usize, run: &Run, mask: &Mask) {
+    /// Shows the last line of a run until the run has ended.
+    pub async fn watch(&self, index: usize, run: &Run, mask: &Mask) {
         let Ok(mut output) = run.attach().await else {
             return;
         };
-        let mut last = PerStream::<Last>::default();
+        let mut last = PerStream::<LastLine>::default();
         while let Some(Ok(item)) = output.next().await {
             match item {
                 Attached::Chunk(chunk) => {
-                    if let Some(line) = last[chunk.stream].line(&chunk.bytes, mask) {
-                        self.bars[place].set_message(line);
+                    if let Some(line) = last[chunk.stream].push(&chunk.bytes, mask) {
+                        self.bars[index].set_message(line);
                     }
                 }
-                Attached::Missed { stream, .. } => last[stream].torn = true,
+                Attached::Missed { stream, .. } => last[stream].lagged = true,
                 _ => {}
             }
         }
     }
 
-    pub fn done(&self, place: usize, step: &Step, mask: &Mask) {
-        let sign = match step.status {
-            Status::Passed => "{prefix:.green} {elapsed:>6} passed",
+    pub fn step_ended(&self, index: usize, step: &Step, mask: &Mask) {
+        let template = match step.status {
+            Status::Passed => "v {prefix:.green} {elapsed:>6} passed",
             Status::Skipped => "  {prefix:.dim}        skipped {wide_msg:.dim}",
             Status::AllowedFailure => {
-                "! {prefix:.yellow} {elapsed:>6} failed, as it may {wide_msg:.dim}"
+                "! {prefix:.yellow} {elapsed:>6} failed (allowed) {wide_msg:.dim}"
             }
             Status::Failed => "x {prefix:.red} {elapsed:>6} failed {wide_msg:.dim}",
             Status::TimedOut => "x {prefix:.red} {elapsed:>6} timed out {wide_msg:.dim}",
             Status::Cancelled => "x {prefix:.red} {elapsed:>6} cancelled {wide_msg:.dim}",
         };
-        let bar = &self.bars[place];
-        let sign = match step.status {
-            Status::Passed => format!("v {sign}"),
-            _ => sign.to_owned(),
-        };
-        bar.set_style(style(&sign));
+        let bar = &self.bars[index];
+        bar.set_style(style(template));
         bar.finish_with_message(plain(
             &mask.line(step.detail.as_deref().unwrap_or_default()),
         ));
         if !matches!(step.status, Status::Passed | Status::Skipped) {
-            self.say(&mask.line(&line(step)));
+            self.message(&mask.line(&summary(step)));
         }
     }
 }
@@ -134,38 +134,40 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
-/// `text` in one line that does nothing to the terminal.
+/// The text on one line, without escape codes and control characters.
 pub fn plain(text: &str) -> String {
     let text = console::strip_ansi_codes(text);
     let blank = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().map(blank).collect()
 }
 
-/// The last whole line of a stream.
+/// The last complete line of a stream.
 #[derive(Default)]
-struct Last {
+struct LastLine {
     open: Line,
-    /// Whether something of the open line was missed.
-    torn: bool,
+    /// Whether the attachment lagged and the open line is incomplete.
+    lagged: bool,
 }
 
-impl Last {
-    fn line(&mut self, bytes: &[u8], mask: &Mask) -> Option<String> {
+impl LastLine {
+    /// Adds output. Returns the last line that it completes, if that line has visible text.
+    fn push(&mut self, bytes: &[u8], mask: &Mask) -> Option<String> {
         let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') else {
             self.open.push(bytes);
             return None;
         };
-        let mut whole = &bytes[..end];
-        if let Some(start) = whole.iter().rposition(|&byte| byte == b'\n') {
-            whole = &whole[start + 1..];
+        let mut complete = &bytes[..end];
+        if let Some(start) = complete.iter().rposition(|&byte| byte == b'\n') {
+            complete = &complete[start + 1..];
             *self = Self::default();
         }
-        self.open.push(whole);
+        self.open.push(complete);
         let line = self.open.take(mask);
         self.open.push(&bytes[end + 1..]);
+        // Text before a carriage return is overwritten.
         let shown = line.trim_end_matches('\r').rsplit('\r').next()?;
         let shown = plain(shown);
-        let torn = std::mem::take(&mut self.torn);
-        (!torn && !shown.trim().is_empty()).then_some(shown)
+        let lagged = std::mem::take(&mut self.lagged);
+        (!lagged && !shown.trim().is_empty()).then_some(shown)
     }
 }

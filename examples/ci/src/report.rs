@@ -1,10 +1,10 @@
-//! The report of a pipeline: one HTML file that needs nothing else, with the output of all steps.
+//! The report: one self-contained HTML file with the output of all steps.
 //!
-//! The output is read from the audit files while the report is written, so that little of it is in
-//! memory. In the page it is data, never markup, and the page's policy lets no script run but its
-//! own.
+//! Output is read from the audit files while the report is written, so little of it is in memory.
+//! In the page it is data, never markup. The page's policy allows no script but its own.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,34 +20,36 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::mask::Mask;
-use crate::rows::{LINE_BYTES, Line, Row, Rows, sealed, told};
+use crate::rows::{Line, MAX_LINE_BYTES, Row, Rows, describe, describe_seal};
 
-/// How many lines of an attempt's output the report has from its start, and as many up to its end.
-/// What is between is left out, with a row that says how much that is and where it can be read.
-/// So 100,000 lines are there in full; a browser holds them with ease, and ten times as many not.
-pub const SIDE_LINES: usize = 50_000;
+/// Maximum number of lines at each end of an attempt's output in the report.
+///
+/// The lines between are omitted. A row gives their number and the path of the audit file. A
+/// browser shows 100,000 lines with ease, but not 1,000,000.
+pub const EDGE_LINES: usize = 50_000;
 
-/// How many bytes these have at most on each side, for output whose lines are long.
-pub const SIDE_BYTES: u64 = 32 << 20;
+/// Maximum number of bytes at each end of an attempt's output in the report.
+pub const EDGE_BYTES: u64 = 32 << 20;
 
 const PAGE: &str = include_str!("report.html");
 
-/// What a pipeline has done.
+/// The results of a build.
 #[derive(Debug)]
 pub struct Report {
     pub title: String,
     pub steps: Vec<Step>,
 }
 
+/// The result of a step.
 #[derive(Debug)]
 pub struct Step {
     pub name: String,
-    /// The names of the steps that had to be done before.
+    /// The names of the steps that it depends on.
     pub needs: Vec<String>,
     pub status: Status,
-    /// Why it has this status, in words.
+    /// The reason for the status.
     pub detail: Option<String>,
-    /// None: it was never begun.
+    /// Empty if the step never started.
     pub attempts: Vec<Attempt>,
 }
 
@@ -62,27 +64,44 @@ pub enum Status {
     Skipped,
 }
 
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::AllowedFailure => "failed (allowed)",
+            Self::TimedOut => "timed out",
+            Self::Cancelled => "cancelled",
+            Self::Skipped => "skipped",
+        })
+    }
+}
+
+/// One run of a step.
 #[derive(Debug)]
 pub struct Attempt {
     pub run: RunId,
-    /// `None`: a local process.
+    /// `None` for a local process.
     pub image: Option<String>,
     pub command: String,
     pub audit: PathBuf,
-    /// What speaks where the audit is not sealed.
+    /// Used if the audit file is not sealed.
     pub outcome: Option<Outcome>,
 }
 
 impl Report {
-    /// Writes the report, under another name first: who finds one at `to` finds a whole one, which
-    /// only its owner can read, as the audits. It blocks.
+    /// Writes the report. Blocks.
+    ///
+    /// The file is written under another name first, so that a report at `to` is always complete.
+    /// Only its owner can read it, as is true of the audit files.
     ///
     /// # Errors
     ///
-    /// Those of writing it. An audit that cannot be read is no error; the report says so.
+    /// If the report cannot be written. If an audit file cannot be read, the report says so, and
+    /// this is no error.
     pub fn write(&self, mask: &Mask, to: &Path) -> io::Result<()> {
-        let folder = to.parent().filter(|folder| *folder != Path::new(""));
-        let file = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+        let dir = to.parent().filter(|dir| *dir != Path::new(""));
+        let file = NamedTempFile::new_in(dir.unwrap_or(Path::new(".")))?;
         let mut page = Page {
             out: BufWriter::new(file),
             mask,
@@ -101,15 +120,15 @@ struct Page<'a> {
     mask: &'a Mask,
 }
 
-/// What an attempt's audit tells, beside its rows.
+/// Facts about an attempt from its audit file.
 #[derive(Default, Serialize)]
-struct Findings {
-    /// The verdict of a sealed audit, or what is wrong with it.
+struct Facts {
+    /// The verdict of a sealed audit, or the state of any other.
     audit: String,
     gaps: u64,
     lines: PerStream<u64>,
     bytes: u64,
-    /// When it was asked for, started and ended, in microseconds of the epoch.
+    /// When the run was requested, started and ended, in microseconds since the epoch.
     base: i64,
     started: Option<i64>,
     ended: i64,
@@ -117,18 +136,25 @@ struct Findings {
     seal: Option<Box<Seal>>,
 }
 
-enum Trouble {
+/// Lines and bytes that were omitted since the last row.
+#[derive(Default)]
+struct Omitted {
+    lines: u64,
+    bytes: u64,
+}
+
+enum AttemptError {
     Read(moat::Error),
     Write(io::Error),
 }
 
-impl From<moat::Error> for Trouble {
+impl From<moat::Error> for AttemptError {
     fn from(error: moat::Error) -> Self {
         Self::Read(error)
     }
 }
 
-impl From<io::Error> for Trouble {
+impl From<io::Error> for AttemptError {
     fn from(error: io::Error) -> Self {
         Self::Write(error)
     }
@@ -145,12 +171,12 @@ impl Page<'_> {
         let (body, tail) = rest.split_once("{{data}}").expect("the page has it");
         write!(self.out, "{head}{policy}{body}")?;
         let mut steps = Vec::with_capacity(report.steps.len());
-        for (number, step) in report.steps.iter().enumerate() {
+        for (index, step) in report.steps.iter().enumerate() {
             let mut attempts = Vec::with_capacity(step.attempts.len());
-            for (attempt_number, attempt) in step.attempts.iter().enumerate() {
-                self.open(&format!("rows-{number}-{attempt_number}"))?;
+            for (attempt_index, attempt) in step.attempts.iter().enumerate() {
+                self.open_data(&format!("rows-{index}-{attempt_index}"))?;
                 attempts.push(self.attempt(attempt)?);
-                self.close()?;
+                self.close_data()?;
             }
             steps.push(json!({
                 "name": self.mask.line(&step.name),
@@ -165,122 +191,127 @@ impl Page<'_> {
             "made": micros(Timestamp::now()),
             "steps": steps,
         });
-        self.open("report")?;
-        // In JSON, `<` is in strings alone.
+        self.open_data("report")?;
+        // In JSON, `<` occurs only in strings.
         write!(self.out, "{}", about.to_string().replace('<', "\\u003c"))?;
-        self.close()?;
+        self.close_data()?;
         write!(self.out, "{tail}")
     }
 
-    /// Data is in a script of a type that no browser runs, and that ends nowhere in it since no `<`
-    /// is there.
-    fn open(&mut self, id: &str) -> io::Result<()> {
+    /// Opens a script element of a type that no browser runs. Its text has no `<`, so nothing in it
+    /// can close the element.
+    fn open_data(&mut self, id: &str) -> io::Result<()> {
         writeln!(self.out, r#"<script type="application/json" id="{id}">"#)
     }
 
-    fn close(&mut self) -> io::Result<()> {
+    fn close_data(&mut self) -> io::Result<()> {
         writeln!(self.out, "</script>")
     }
 
-    /// Writes the rows of an attempt, and gives all else there is to say of it.
+    /// Writes the rows of an attempt, and returns its description.
     fn attempt(&mut self, attempt: &Attempt) -> io::Result<Value> {
-        let mut findings = Findings::default();
+        let mut facts = Facts::default();
         write!(self.out, "[")?;
-        match self.rows(attempt, &mut findings) {
+        match self.rows(attempt, &mut facts) {
             Ok(()) => {}
-            Err(Trouble::Write(error)) => return Err(error),
-            Err(Trouble::Read(error)) => {
-                findings.audit = "unreadable".into();
-                self.row(findings.ended - findings.base, "damage", &error.chain())?;
+            Err(AttemptError::Write(error)) => return Err(error),
+            Err(AttemptError::Read(error)) => {
+                facts.audit = "unreadable".into();
+                self.event(facts.ended - facts.base, "damage", &error.chain())?;
             }
         }
-        // So that no row needs to know whether one follows.
+        // Every row ends with a comma, so the array needs a last element.
         write!(self.out, "null]")?;
-        let ending = match (&findings.seal, &attempt.outcome) {
+        let ending = match (&facts.seal, &attempt.outcome) {
             (Some(seal), _) => Some(&seal.exit),
             (None, outcome) => outcome.as_ref().map(|outcome| &outcome.ending),
         };
         let lost = matches!(ending, Some(Ending::Lost { .. }));
-        let seal = findings.seal.as_deref();
-        let shown = |text: &str| self.mask.line(text).into_owned();
+        let seal = facts.seal.as_deref();
+        let masked = |text: &str| self.mask.line(text).into_owned();
         Ok(json!({
-            "run": shown(&attempt.run.to_string()),
-            "image": attempt.image.as_deref().map(shown),
-            "command": shown(&attempt.command),
-            "path": shown(&attempt.audit.display().to_string()),
-            "ending": ending.map(|ending| shown(&ending.to_string())),
+            "run": masked(&attempt.run.to_string()),
+            "image": attempt.image.as_deref().map(masked),
+            "command": masked(&attempt.command),
+            "path": masked(&attempt.audit.display().to_string()),
+            "ending": ending.map(|ending| masked(&ending.to_string())),
             "code": ending.and_then(Ending::code),
             "lost": lost,
             "stopped": seal.and_then(|seal| seal.stopped).map(|cause| cause.to_string()),
             "usage": seal.and_then(|seal| seal.usage.as_deref()),
-            "findings": findings,
+            "facts": facts,
         }))
     }
 
-    fn rows(&mut self, attempt: &Attempt, findings: &mut Findings) -> Result<(), Trouble> {
-        let (head, tail) = survey(&attempt.audit, findings)?;
-        let base = findings.base;
-        let (mut number, mut left) = (0, (0, 0));
+    fn rows(&mut self, attempt: &Attempt, facts: &mut Facts) -> Result<(), AttemptError> {
+        let (head, tail) = survey(&attempt.audit, facts)?;
+        let base = facts.base;
+        let (mut number, mut omitted) = (0, Omitted::default());
         for row in Rows::open(&attempt.audit)? {
-            let told = match row? {
+            match row? {
                 Row::Line(line) => {
                     number += 1;
                     if number > head && number <= tail {
-                        left = (left.0 + 1, left.1 + line.length + 1);
+                        omitted.lines += 1;
+                        omitted.bytes += line.length + 1;
                         continue;
                     }
-                    self.left(&mut left)?;
+                    self.omitted(&mut omitted)?;
                     self.line(&line, base)?;
-                    continue;
                 }
-                // Told below, when it is verified.
-                Row::Event(Event::End(_)) => None,
-                Row::Event(event) => told(&event),
-            };
-            if let Some((ts, kind, text)) = told {
-                self.left(&mut left)?;
-                self.row(micros(ts) - base, kind, &text)?;
+                // The seal is written below, after it is verified.
+                Row::Event(Event::End(_)) => {}
+                Row::Event(event) => {
+                    if let Some((ts, kind, text)) = describe(&event) {
+                        self.omitted(&mut omitted)?;
+                        self.event(micros(ts) - base, kind, &text)?;
+                    }
+                }
             }
         }
-        self.left(&mut left)?;
-        // Once more, for what the rows cannot tell: whether the digests hold.
+        self.omitted(&mut omitted)?;
+        self.last_row(attempt, facts)
+    }
+
+    /// Verifies the audit file, and writes the result as the last row.
+    fn last_row(&mut self, attempt: &Attempt, facts: &mut Facts) -> Result<(), AttemptError> {
         let verification = verify(&attempt.audit)?;
-        findings.gaps = verification.gaps;
+        facts.gaps = verification.gaps;
         let (audit, kind, text) = match verification.state {
             LogState::Sealed(seal) => {
-                let text = sealed(&seal);
+                let text = describe_seal(&seal);
                 let verdict = seal.verdict.to_string();
-                findings.seal = Some(seal);
+                facts.seal = Some(seal);
                 (verdict, "seal", text)
             }
             LogState::Damaged(damage) => (
                 "damaged".into(),
                 "damage",
-                format!("the audit is not what was written: {damage}"),
+                format!("the audit file is damaged: {damage}"),
             ),
             _ => {
                 let text = match attempt.outcome.as_ref().map(|outcome| &outcome.seal) {
                     Some(SealState::Pending { reason }) => format!("not sealed yet: {reason}"),
-                    _ => "not sealed: it is being written, or its writer died".into(),
+                    _ => "not sealed: the run is not over, or its writer was killed".into(),
                 };
                 ("unsealed".into(), "damage", text)
             }
         };
-        findings.audit = audit;
-        Ok(self.row(findings.ended - base, kind, &text)?)
+        facts.audit = audit;
+        Ok(self.event(facts.ended - facts.base, kind, &text)?)
     }
 
-    /// An event is `[microseconds, kind, text]`.
-    fn row(&mut self, at: i64, kind: &str, text: &str) -> io::Result<()> {
+    /// Writes an event as `[microseconds, kind, text]`.
+    fn event(&mut self, at: i64, kind: &str, text: &str) -> io::Result<()> {
         write!(self.out, r#"[{at},"{kind}","#)?;
         self.string(self.mask.line(text).as_bytes())?;
         writeln!(self.out, "],")
     }
 
-    /// Output is `[microseconds, stream, text]`, and, where there is something to say of it, marks
-    /// and the number of bytes that were left out.
+    /// Writes a line as `[microseconds, stream, text]`, followed by marks and the number of omitted
+    /// bytes if either is not zero.
     fn line(&mut self, line: &Line, base: i64) -> io::Result<()> {
-        let (bytes, beyond) = line.shown(self.mask);
+        let (bytes, omitted) = line.masked(self.mask);
         write!(
             self.out,
             "[{},{},",
@@ -288,23 +319,25 @@ impl Page<'_> {
             line.stream as u8
         )?;
         self.string(&bytes)?;
-        let marks = u8::from(!line.whole) + 2 * u8::from(line.lossy);
-        match (marks, beyond) {
+        let marks = u8::from(!line.complete) + 2 * u8::from(line.lossy);
+        match (marks, omitted) {
             (0, 0) => writeln!(self.out, "],"),
-            _ => writeln!(self.out, ",{marks},{beyond}],"),
+            _ => writeln!(self.out, ",{marks},{omitted}],"),
         }
     }
 
-    /// Says what was left out since the last row, if anything was.
-    fn left(&mut self, left: &mut (u64, u64)) -> io::Result<()> {
-        match std::mem::take(left) {
-            (0, _) => Ok(()),
-            (lines, bytes) => writeln!(self.out, r#"[0,"left","",{lines},{bytes}],"#),
+    /// Writes a row for the omitted lines, if there are any, and resets the count.
+    fn omitted(&mut self, omitted: &mut Omitted) -> io::Result<()> {
+        match std::mem::take(omitted) {
+            Omitted { lines: 0, .. } => Ok(()),
+            Omitted { lines, bytes } => {
+                writeln!(self.out, r#"[0,"omitted","",{lines},{bytes}],"#)
+            }
         }
     }
 
-    /// A string of JSON, in which a byte that is not UTF-8 is a lone surrogate, U+DC80 and up: no
-    /// text can have one.
+    /// Writes a JSON string. A byte that is not UTF-8 becomes a lone surrogate, U+DC80 and up, which
+    /// cannot occur in UTF-8 text.
     fn string(&mut self, bytes: &[u8]) -> io::Result<()> {
         write!(self.out, "\"")?;
         for chunk in bytes.utf8_chunks() {
@@ -322,43 +355,44 @@ impl Page<'_> {
     }
 }
 
-/// Reads an audit for what has to be known before its rows are written: the number of the last line
-/// of its head, and that of the last one before its tail.
-fn survey(audit: &Path, findings: &mut Findings) -> Result<(u64, u64), Trouble> {
+/// Collects the facts that are needed before the rows are written.
+///
+/// Returns the number of the last line of the head, and that of the last line before the tail.
+fn survey(audit: &Path, facts: &mut Facts) -> Result<(u64, u64), AttemptError> {
     let (mut total, mut head) = (0, 0);
     let (mut tail, mut tail_bytes) = (VecDeque::new(), 0);
     for row in Rows::open(audit)? {
         let ts = match row? {
             Row::Line(line) => {
                 total += 1;
-                findings.lines[line.stream] += 1;
-                findings.bytes += line.length + u64::from(line.whole);
-                if total <= SIDE_LINES as u64 && findings.bytes <= SIDE_BYTES {
+                facts.lines[line.stream] += 1;
+                facts.bytes += line.length + u64::from(line.complete);
+                if total <= EDGE_LINES as u64 && facts.bytes <= EDGE_BYTES {
                     head = total;
                 }
-                let kept = line.length.min(LINE_BYTES as u64);
+                let kept = line.length.min(MAX_LINE_BYTES as u64);
                 tail.push_back(kept);
                 tail_bytes += kept;
-                while tail.len() > SIDE_LINES || tail_bytes > SIDE_BYTES {
+                while tail.len() > EDGE_LINES || tail_bytes > EDGE_BYTES {
                     tail_bytes -= tail.pop_front().unwrap_or_default();
                 }
                 line.ts
             }
             Row::Event(Event::Start(start)) => {
-                findings.base = micros(start.record.created);
+                facts.base = micros(start.record.created);
                 start.ts
             }
             Row::Event(Event::Started(started)) => {
-                findings.started = Some(micros(started.ts));
+                facts.started = Some(micros(started.ts));
                 started.ts
             }
-            Row::Event(event) => match told(&event) {
+            Row::Event(event) => match describe(&event) {
                 Some((ts, ..)) => ts,
                 None => continue,
             },
         };
-        // Clocks step back, and a line has the time of its first piece.
-        findings.ended = findings.ended.max(micros(ts));
+        // Not always the last row: clocks step back, and a line has the time of its first piece.
+        facts.ended = facts.ended.max(micros(ts));
     }
     Ok((head, total - tail.len() as u64))
 }
@@ -368,7 +402,7 @@ fn micros(ts: Timestamp) -> i64 {
     since.map_or(0, |since| since.as_micros() as i64)
 }
 
-/// The only script, or style, that the page may use.
+/// The policy source for the page's only script or style.
 fn hash_of(open: &str, close: &str) -> String {
     let inner = PAGE
         .split_once(open)

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::mask::Mask;
 
-/// How many bytes of one line are kept.
-pub const LINE_BYTES: usize = 64 << 10;
+/// Maximum number of bytes that are kept of a line.
+pub const MAX_LINE_BYTES: usize = 64 << 10;
 
 /// A line of output.
 #[derive(Debug)]
@@ -21,31 +21,31 @@ pub struct Line {
     /// When its first bytes were received.
     pub ts: Timestamp,
     pub stream: Stream,
-    /// Whether a newline ended it.
-    pub whole: bool,
-    /// Whether the engine's log has replaced bytes of it, or may have.
+    /// Whether a newline ended the line.
+    pub complete: bool,
+    /// Whether the engine's log replaced bytes of the line, or may have.
     pub lossy: bool,
-    /// The length of the whole line.
+    /// Length of the whole line.
     pub length: u64,
-    /// The first [`LINE_BYTES`] of it.
+    /// The first [`MAX_LINE_BYTES`] of the line.
     bytes: Vec<u8>,
 }
 
 impl Line {
-    /// Its first [`LINE_BYTES`], masked, and how many bytes there are beyond.
+    /// The masked line, and the number of bytes that are omitted at its end.
     ///
-    /// Of a line that is cut, as many bytes less as the longest secret has: the cut could go through
-    /// one, which is not found then.
-    pub fn shown(&self, mask: &Mask) -> (Cow<'_, [u8]>, u64) {
+    /// A line longer than [`MAX_LINE_BYTES`] is shortened by the length of the longest secret more.
+    /// The limit may have cut a secret in two, which the mask does not find.
+    pub fn masked(&self, mask: &Mask) -> (Cow<'_, [u8]>, u64) {
         let masked = mask.bytes(&self.bytes);
-        let beyond = self.length - self.bytes.len() as u64;
-        if beyond == 0 {
+        let omitted = self.length - self.bytes.len() as u64;
+        if omitted == 0 {
             return (masked, 0);
         }
         let end = masked.len().saturating_sub(mask.longest());
         (
             Cow::Owned(masked[..end].to_vec()),
-            beyond + mask.longest() as u64,
+            omitted + mask.longest() as u64,
         )
     }
 }
@@ -56,18 +56,19 @@ pub enum Row {
     Event(Event),
 }
 
-/// The rows of an audit file, in the order in which they were complete. It keeps one line of each
-/// stream in memory, of a bounded length.
+/// Reads the rows of an audit file, in the order in which they were completed.
+///
+/// It keeps at most one line of each stream in memory.
 #[derive(Debug)]
 pub struct Rows {
     reader: Reader,
-    /// Records without a newline, until it comes.
+    /// Lines whose newline was not read yet.
     open: PerStream<Option<Line>>,
     ready: VecDeque<Row>,
 }
 
 impl Rows {
-    /// It blocks, as [`Iterator::next`] does.
+    /// Opens the audit file. Blocks, as [`Iterator::next`] does.
     pub fn open(path: &Path) -> moat::Result<Self> {
         Ok(Self {
             reader: Reader::open(path)?,
@@ -76,29 +77,49 @@ impl Rows {
         })
     }
 
-    fn add(&mut self, output: Output) {
+    fn add_output(&mut self, output: Output) {
         let line = self.open[output.stream].get_or_insert_with(|| Line {
             ts: output.ts,
             stream: output.stream,
-            whole: false,
+            complete: false,
             lossy: false,
             length: 0,
             bytes: Vec::new(),
         });
-        let room = LINE_BYTES - line.bytes.len();
+        let room = MAX_LINE_BYTES - line.bytes.len();
         let length = output.bytes.len();
         line.bytes
             .extend_from_slice(&output.bytes[..length.min(room)]);
         line.length += length as u64;
         line.lossy |= output.lossy;
-        line.whole = !output.partial;
-        if line.whole {
+        line.complete = !output.partial;
+        if line.complete {
             self.flush(output.stream);
         }
     }
 
+    fn add_event(&mut self, event: Event) {
+        for stream in Stream::ALL {
+            if ends_line(&event, stream) {
+                self.flush(stream);
+            }
+        }
+        self.ready.push_back(Row::Event(event));
+    }
+
     fn flush(&mut self, stream: Stream) {
         self.ready.extend(self.open[stream].take().map(Row::Line));
+    }
+}
+
+/// Returns true if output after the event does not continue a line before the event.
+fn ends_line(event: &Event, stream: Stream) -> bool {
+    match event {
+        Event::End(_) => true,
+        // After a possible gap the line may continue. Its parts are joined, so that a secret across
+        // the gap is masked.
+        Event::Gap(gap) => !gap.possible && gap.stream.is_none_or(|other| other == stream),
+        _ => false,
     }
 }
 
@@ -108,24 +129,8 @@ impl Iterator for Rows {
     fn next(&mut self) -> Option<Self::Item> {
         while self.ready.is_empty() {
             match self.reader.next() {
-                Some(Ok(Record::Output(output))) => self.add(output),
-                Some(Ok(Record::Event(event))) => {
-                    for stream in Stream::ALL {
-                        let ends = match &event {
-                            Event::End(_) => true,
-                            // What comes behind a hole is not the rest of the line before it.
-                            // Where nothing may be missing, it can be: a secret too.
-                            Event::Gap(gap) => {
-                                !gap.possible && gap.stream.is_none_or(|other| other == stream)
-                            }
-                            _ => false,
-                        };
-                        if ends {
-                            self.flush(stream);
-                        }
-                    }
-                    self.ready.push_back(Row::Event(event));
-                }
+                Some(Ok(Record::Output(output))) => self.add_output(output),
+                Some(Ok(Record::Event(event))) => self.add_event(event),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Some(Err(error)),
                 None => {
@@ -140,14 +145,16 @@ impl Iterator for Rows {
     }
 }
 
-/// What a reader is told of an event; `None`: nothing. Of the standard input, nothing: a secret
-/// that is typed is in as many records as it has letters.
-pub fn told(event: &Event) -> Option<(Timestamp, &'static str, String)> {
+/// The time, kind and text of an event in the report. `None` if the report does not show it.
+///
+/// The report never shows standard input: a secret that is typed is in one record for each
+/// character, so the mask cannot find it.
+pub fn describe(event: &Event) -> Option<(Timestamp, &'static str, String)> {
     Some(match event {
         Event::Started(started) => {
             let mut text = format!(
-                "started by {} {}: {}",
-                started.engine, started.engine_version, started.container
+                "container {} started by {} {}",
+                started.container, started.engine, started.engine_version
             );
             for warning in &started.warnings {
                 text.push_str(&format!("; warning: {warning}"));
@@ -156,63 +163,68 @@ pub fn told(event: &Event) -> Option<(Timestamp, &'static str, String)> {
         }
         Event::Resume(resume) => {
             let mut text = String::from(match resume.cause {
-                ResumeCause::Reopened => "another process goes on with the audit",
-                _ => "the audit goes on behind a fault",
+                ResumeCause::Reopened => "another process resumed the audit",
+                _ => "the audit resumed after a failure of the sink",
             });
             if let Some(torn) = &resume.torn {
-                text.push_str(&format!("; {} bytes moved to {}", torn.bytes, torn.file));
+                let bytes = count(torn.bytes, "byte");
+                text.push_str(&format!("; {bytes} moved to {}", torn.file));
             }
             (resume.ts, "note", text)
         }
         Event::Gap(gap) => {
             let kind = if gap.possible { "possible" } else { "gap" };
-            (gap.ts, kind, missing(gap))
+            (gap.ts, kind, describe_gap(gap))
         }
-        Event::Stop(stop) => (stop.ts, "stop", stopped(stop)),
+        Event::Stop(stop) => (stop.ts, "stop", describe_stop(stop)),
         Event::Note { ts, text, .. } => (*ts, "note", text.clone()),
-        Event::End(seal) => (seal.ts, "seal", sealed(seal)),
+        Event::End(seal) => (seal.ts, "seal", describe_seal(seal)),
         _ => return None,
     })
 }
 
-fn missing(gap: &Gap) -> String {
+fn describe_gap(gap: &Gap) -> String {
     let stream = gap.stream.map_or("output", |stream| stream.as_str());
-    let what = match (gap.lines, gap.bytes) {
-        (Some(lines), Some(bytes)) => format!("{lines} lines, {bytes} bytes of {stream}"),
-        (Some(lines), None) => format!("{lines} lines of {stream}"),
-        (None, Some(bytes)) => format!("{bytes} bytes of {stream}"),
-        (None, None) => format!("some {stream}"),
+    let amount = match gap.bytes {
+        Some(bytes) => format!("{} of {stream}", count(bytes, "byte")),
+        None => format!("some {stream}"),
     };
     let possibly = if gap.possible { "possibly " } else { "" };
-    let mut text = format!("{possibly}missing: {what}; {}", name(&gap.reason));
+    let mut text = format!("{possibly}missing: {amount}; {}", name(&gap.reason));
     if let Some(detail) = &gap.detail {
         text.push_str(&format!(" ({detail})"));
     }
     text
 }
 
-fn stopped(stop: &Stop) -> String {
-    let mut text = format!("stopped by moat: {}, with {}", stop.cause, stop.signal);
+fn describe_stop(stop: &Stop) -> String {
+    let mut text = format!("stopped by moat with {}: {}", stop.signal, stop.cause);
     if let Some(grace) = stop.grace_seconds {
-        text.push_str(&format!(" and {grace} s of grace"));
+        text.push_str(&format!("; grace period {grace} s"));
     }
     if let Some(pid) = stop.by_pid {
-        text.push_str(&format!(", asked for by process {pid}"));
+        text.push_str(&format!("; requested by process {pid}"));
     }
     text
 }
 
-pub fn sealed(seal: &Seal) -> String {
+/// One line about a seal.
+pub fn describe_seal(seal: &Seal) -> String {
     format!(
-        "sealed: {}; audit {}, on the evidence of {}; records: {}, bytes: {}, gaps: {}; the digest holds: {}",
+        "sealed: {}; audit {}, evidence {}; {}, {}, {}; digest verified: {}",
         seal.exit,
         seal.verdict,
         name(&seal.evidence),
-        seal.records,
-        seal.bytes.total(),
-        seal.gaps,
+        count(seal.records, "record"),
+        count(seal.bytes.total(), "byte"),
+        count(seal.gaps, "gap"),
         seal.sha256,
     )
+}
+
+fn count(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
 }
 
 /// The name of a value in the audit file.

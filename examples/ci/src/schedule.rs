@@ -1,4 +1,4 @@
-//! The steps of a pipeline, each as soon as those that it needs have passed.
+//! The schedule: each step starts as soon as the steps that it needs have passed.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +6,9 @@ use futures::future::join_all;
 use moat::{Error, Manager, Outcome, Run, StopCause};
 use tokio::sync::watch;
 
-use crate::build::{self, Build, Left};
+use crate::build::{self, Build, EarlierRun};
 use crate::pipeline::{Pipeline, Step};
-use crate::report::{Attempt, Status, Step as Done};
+use crate::report::{Attempt, Status, Step as StepResult};
 use crate::view::View;
 
 pub struct Schedule<'a> {
@@ -21,81 +21,91 @@ pub struct Schedule<'a> {
     pub view: &'a View<'a>,
 }
 
-/// What an attempt says of its step.
+/// The meaning of an attempt's outcome for its step.
 enum Verdict {
     Passed,
-    /// It can be tried again.
+    /// Can be retried.
     Failed(Status, String),
     Cancelled(String),
-    /// Nothing: see [`Build::interrupted`].
-    None,
+    /// Does not count as an attempt: see [`Build::interrupted`].
+    Interrupted,
 }
 
 impl Schedule<'_> {
-    /// Runs all steps, and says what became of each, in the order of the file. A manager that is
-    /// shut down with its runs stopped brings it to its end soon.
-    pub async fn run(&self) -> Vec<Done> {
+    /// Runs all steps, and returns their results in the order of the file.
+    ///
+    /// To cancel the build, shut the manager down with [`Shutdown::Stop`](moat::Shutdown::Stop).
+    pub async fn run(&self) -> Vec<StepResult> {
         self.stop_other_builds().await;
         let steps = &self.pipeline.steps;
-        let ended: Vec<watch::Sender<Option<Status>>> =
+        let statuses: Vec<watch::Sender<Option<Status>>> =
             steps.iter().map(|_| watch::Sender::new(None)).collect();
-        let work = steps.iter().enumerate().map(|(place, step)| {
-            let ended = &ended;
+        let work = steps.iter().enumerate().map(|(index, step)| {
+            let statuses = &statuses;
             async move {
-                let mut missing = None;
-                for &need in &step.needs {
-                    let mut status = ended[need].subscribe();
-                    let status = status.wait_for(Option::is_some).await.map(|s| *s);
-                    if !matches!(status, Ok(Some(Status::Passed | Status::AllowedFailure))) {
-                        missing = Some(&steps[need].name);
-                        break;
-                    }
-                }
-                let done = match missing {
-                    Some(need) => self.skip(step, need),
-                    None => self.try_step(place, step).await,
+                let result = match self.wait_for_needs(step, statuses).await {
+                    Ok(()) => self.run_step(index, step).await,
+                    Err(need) => self.skip(step, need),
                 };
-                self.view.done(place, &done);
-                ended[place].send_replace(Some(done.status));
-                done
+                self.view.step_ended(index, &result);
+                statuses[index].send_replace(Some(result.status));
+                result
             }
         });
         tokio::select! {
-            done = join_all(work) => done,
-            never = self.view.tell(self.manager.events()) => match never {},
+            results = join_all(work) => results,
+            never = self.view.follow_events(self.manager.events()) => match never {},
         }
     }
 
-    /// What a killed process has left in the root, and is not gone on with.
+    /// Waits for the steps that `step` needs. Fails with the name of the first one that did not
+    /// pass.
+    async fn wait_for_needs(
+        &self,
+        step: &Step,
+        statuses: &[watch::Sender<Option<Status>>],
+    ) -> Result<(), &str> {
+        for &need in &step.needs {
+            let mut status = statuses[need].subscribe();
+            let status = status.wait_for(Option::is_some).await.map(|status| *status);
+            if !matches!(status, Ok(Some(Status::Passed | Status::AllowedFailure))) {
+                return Err(&self.pipeline.steps[need].name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the runs that killed processes left in the root and that are not of this build.
     async fn stop_other_builds(&self) {
         let Ok(runs) = self.manager.recovered().await else {
             return;
         };
-        let Ok(known) = self.manager.list().await else {
+        let Ok(infos) = self.manager.list().await else {
             return;
         };
-        let is_others = |run: &Run| {
-            let info = known.iter().find(|info| info.run == *run.id());
+        let is_of_another_build = |run: &Run| {
+            let info = infos.iter().find(|info| info.run == *run.id());
             let build = info.and_then(|info| build::label(info, build::BUILD));
             build.is_some_and(|build| build != self.build.id.as_str()) && !run.owned_elsewhere()
         };
-        let stops = runs.iter().filter(|run| is_others(run)).map(async |run| {
+        let others = runs.iter().filter(|run| is_of_another_build(run));
+        let stops = others.map(async |run| {
             if run.state().ending().is_none() {
                 self.view
-                    .say(&format!("run {} of an earlier build is stopped", run.id()));
+                    .message(&format!("stopping run {} of an earlier build", run.id()));
             }
-            // It fails only for a run that cannot be taken over.
+            // Fails only if the run cannot be recovered.
             let _ = run.stop(None).await;
         });
         join_all(stops).await;
     }
 
-    fn done(&self, step: &Step, status: Status, detail: Option<String>) -> Done {
-        let names = step.needs.iter();
-        Done {
+    fn result(&self, step: &Step, status: Status, detail: Option<String>) -> StepResult {
+        let needs = step.needs.iter();
+        StepResult {
             name: step.name.clone(),
-            needs: names
-                .map(|&at| self.pipeline.steps[at].name.clone())
+            needs: needs
+                .map(|&index| self.pipeline.steps[index].name.clone())
                 .collect(),
             status,
             detail,
@@ -103,30 +113,25 @@ impl Schedule<'_> {
         }
     }
 
-    fn skip(&self, step: &Step, need: &str) -> Done {
-        let detail = format!("it needs {need}, which has not passed");
-        self.done(step, Status::Skipped, Some(detail))
+    fn skip(&self, step: &Step, need: &str) -> StepResult {
+        let detail = format!("it needs {need}, which did not pass");
+        self.result(step, Status::Skipped, Some(detail))
     }
 
-    async fn try_step(&self, place: usize, step: &Step) -> Done {
+    /// Runs a step until it passes, is cancelled, or has no retries left.
+    async fn run_step(&self, index: usize, step: &Step) -> StepResult {
         let mut attempts = Vec::new();
         let mut failures = 0;
         let mut number = 0;
         let (status, detail) = loop {
             number += 1;
-            let verdict = match self.attempt(place, step, number).await {
+            let verdict = match self.attempt(index, step, number).await {
                 Ok(outcome) => {
                     let verdict = self.judge(&outcome);
-                    attempts.push(Attempt {
-                        run: outcome.run.clone(),
-                        image: step.image.clone().filter(|_| self.images),
-                        command: step.command.to_string(),
-                        audit: outcome.audit.clone().unwrap_or_default(),
-                        outcome: Some(outcome),
-                    });
+                    attempts.push(self.record(step, outcome));
                     verdict
                 }
-                Err(Error::Closed) => Verdict::Cancelled("it was cancelled".into()),
+                Err(Error::Closed) => Verdict::Cancelled("the build was cancelled".into()),
                 Err(error) => Verdict::Failed(Status::Failed, error.chain()),
             };
             match verdict {
@@ -137,21 +142,31 @@ impl Schedule<'_> {
                     break (Status::AllowedFailure, Some(detail));
                 }
                 Verdict::Failed(status, detail) => break (status, Some(detail)),
-                Verdict::None => {}
+                Verdict::Interrupted => {}
             }
         };
-        Done {
+        StepResult {
             attempts,
-            ..self.done(step, status, detail)
+            ..self.result(step, status, detail)
         }
     }
 
-    /// One run: a new one, or one that an earlier process has begun.
-    async fn attempt(&self, place: usize, step: &Step, number: u32) -> moat::Result<Outcome> {
-        let id = self.build.run(place, &step.name, number);
-        let left = self.build.left(&id);
-        self.view.begin(place, &id, number, left);
-        let started = match left {
+    fn record(&self, step: &Step, outcome: Outcome) -> Attempt {
+        Attempt {
+            run: outcome.run.clone(),
+            image: step.image.clone().filter(|_| self.images),
+            command: step.command.to_string(),
+            audit: outcome.audit.clone().unwrap_or_default(),
+            outcome: Some(outcome),
+        }
+    }
+
+    /// Starts a run and waits for its end, or takes over the run that an earlier process started.
+    async fn attempt(&self, index: usize, step: &Step, number: u32) -> moat::Result<Outcome> {
+        let id = self.build.run_id(index, &step.name, number);
+        let earlier = self.build.earlier_run(&id);
+        self.view.attempt_started(index, &id, number, earlier);
+        let started = match earlier {
             Some(_) => self.manager.get(&id).await,
             None => {
                 let spec = step.spec(self.images, self.secrets).id(id);
@@ -161,22 +176,22 @@ impl Schedule<'_> {
         };
         let outcome = match started {
             Ok(run) => {
-                let (outcome, ()) = tokio::join!(run.wait(), self.view.watch(place, &run));
+                let (outcome, ()) = tokio::join!(run.wait(), self.view.watch(index, &run));
                 outcome?
             }
             Err(Error::NotStarted { outcome, .. }) => *outcome,
             Err(error) => return Err(error),
         };
-        // What had ended before was shown before.
-        if left != Some(Left::Ended) {
-            self.view.attempted(place, number, &outcome).await;
+        // The earlier process has shown the output of a run that ended before.
+        if earlier != Some(EarlierRun::Ended) {
+            self.view.attempt_ended(index, number, &outcome).await;
         }
         Ok(outcome)
     }
 
     fn judge(&self, outcome: &Outcome) -> Verdict {
         if self.build.interrupted(outcome) {
-            return Verdict::None;
+            return Verdict::Interrupted;
         }
         match outcome.stopped() {
             Some(cause @ (StopCause::TimeLimit | StopCause::SilenceLimit)) => {

@@ -1,4 +1,4 @@
-//! What one sees of a build while it goes on.
+//! The progress of a build on standard output and standard error.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -6,109 +6,112 @@ use std::io::{self, IsTerminal, Write};
 
 use moat::{Events, Outcome, Run, RunId, Verdict};
 
-use crate::build::Left;
+use crate::build::EarlierRun;
 use crate::groups::Groups;
 use crate::lines::Tail;
 use crate::mask::Mask;
 use crate::pipeline::Pipeline;
-use crate::progress::{self, Bars};
-use crate::report::{Report, Status, Step};
+use crate::progress::{Bars, plain};
+use crate::report::{Report, Step};
 
 pub struct View<'a> {
     pipeline: &'a Pipeline,
     mask: &'a Mask,
-    shape: Shape,
+    style: Style,
 }
 
-enum Shape {
+enum Style {
     Bars(Bars),
     Groups(Groups),
 }
 
-/// How many of the last lines of an attempt that has not passed are shown above the bars.
-const LINES: usize = 20;
+/// Number of last lines that are shown of an attempt that did not pass, on a terminal.
+const TAIL_LINES: usize = 20;
 
 impl<'a> View<'a> {
-    /// Bars for a terminal; else, and for GitHub's runner, groups.
+    /// Progress bars on a terminal. Groups elsewhere, and for GitHub's runner.
     pub fn new(pipeline: &'a Pipeline, mask: &'a Mask) -> Self {
         let github = std::env::var("GITHUB_ACTIONS").is_ok_and(|value| value == "true");
-        let shape = match !github && std::io::stderr().is_terminal() {
-            true => Shape::Bars(Bars::new(pipeline)),
-            false => Shape::Groups(Groups { github }),
+        let style = match !github && io::stderr().is_terminal() {
+            true => Style::Bars(Bars::new(pipeline)),
+            false => Style::Groups(Groups { github }),
         };
         Self {
             pipeline,
             mask,
-            shape,
+            style,
         }
     }
 
-    pub fn say(&self, line: &str) {
+    pub fn message(&self, line: &str) {
         let line = self.mask.line(line);
-        match &self.shape {
-            Shape::Bars(bars) => bars.say(&line),
-            Shape::Groups(groups) => groups.say(&line),
+        match &self.style {
+            Style::Bars(bars) => bars.message(&line),
+            Style::Groups(groups) => groups.message(&line),
         }
     }
 
-    /// An attempt at a step is begun, or found to have been.
-    pub fn begin(&self, place: usize, run: &RunId, attempt: u32, left: Option<Left>) {
-        let what = match left {
-            None => "begins",
-            Some(Left::Open) => "is gone on with",
-            Some(Left::Ended) => "has ended before",
+    /// Shows that an attempt starts, or that an earlier process started it.
+    pub fn attempt_started(
+        &self,
+        index: usize,
+        run: &RunId,
+        attempt: u32,
+        earlier: Option<EarlierRun>,
+    ) {
+        let message = match earlier {
+            None => "started",
+            Some(EarlierRun::Open) => "resumed",
+            Some(EarlierRun::Ended) => "already ended",
         };
-        let what = match attempt {
-            1 => what.to_owned(),
-            _ => format!("{what}, attempt {attempt}"),
+        let message = match attempt {
+            1 => message.to_owned(),
+            _ => format!("{message}, attempt {attempt}"),
         };
-        match &self.shape {
-            Shape::Bars(bars) => bars.begin(place, run, &what),
-            Shape::Groups(groups) => {
-                groups.say(&format!("{}: {what}", self.pipeline.steps[place].name));
+        match &self.style {
+            Style::Bars(bars) => bars.attempt_started(index, run, &message),
+            Style::Groups(groups) => {
+                groups.message(&format!("{}: {message}", self.pipeline.steps[index].name));
             }
         }
     }
 
-    /// Shows what happens to runs, as far as it is of interest.
-    pub async fn tell(&self, mut events: Events) -> Infallible {
-        if let Shape::Bars(bars) = &self.shape {
+    /// Shows events until the future is dropped.
+    pub async fn follow_events(&self, mut events: Events) -> Infallible {
+        if let Style::Bars(bars) = &self.style {
             while let Some(event) = events.next().await {
-                bars.told(&event);
+                bars.event(&event);
             }
         }
         pending().await
     }
 
-    /// Shows what a run prints, until it has ended.
-    pub async fn watch(&self, place: usize, run: &Run) {
-        if let Shape::Bars(bars) = &self.shape {
-            bars.watch(place, run, self.mask).await;
+    /// Shows the output of a run until the run has ended.
+    pub async fn watch(&self, index: usize, run: &Run) {
+        if let Style::Bars(bars) = &self.style {
+            bars.watch(index, run, self.mask).await;
         }
     }
 
-    /// An attempt has ended.
-    pub async fn attempted(&self, place: usize, attempt: u32, outcome: &Outcome) {
-        let name = &self.pipeline.steps[place].name;
+    pub async fn attempt_ended(&self, index: usize, attempt: u32, outcome: &Outcome) {
+        let name = &self.pipeline.steps[index].name;
         let title = title(name, attempt, outcome);
         let title = self.mask.line(&title);
-        match &self.shape {
-            Shape::Bars(_) if outcome.success() => {}
-            Shape::Bars(bars) => {
-                bars.say(&title);
+        match &self.style {
+            Style::Bars(_) if outcome.success() => {}
+            Style::Bars(bars) => {
+                bars.message(&title);
                 if let Ok(tail) = self.tail(outcome).await {
-                    tail.last(LINES)
-                        .for_each(|line| bars.say(&format!("  {line}")));
+                    tail.last(TAIL_LINES)
+                        .for_each(|line| bars.message(&format!("  {line}")));
                 }
             }
-            Shape::Groups(groups) => groups.output(&title, outcome, self.tail(outcome).await),
+            Style::Groups(groups) => groups.output(&title, outcome, self.tail(outcome).await),
         }
         match outcome.sealed() {
-            None => self.say(&format!("{name}: its audit could not be sealed yet")),
+            None => self.message(&format!("{name}: the audit is not sealed yet")),
             Some(seal) if seal.verdict == Verdict::Gap => {
-                self.say(&format!(
-                    "{name}: something of its output is missing, or may be"
-                ));
+                self.message(&format!("{name}: output is missing, or may be"));
             }
             Some(_) => {}
         }
@@ -121,62 +124,47 @@ impl<'a> View<'a> {
         }
     }
 
-    pub fn done(&self, place: usize, step: &Step) {
-        match &self.shape {
-            Shape::Bars(bars) => bars.done(place, step, self.mask),
-            Shape::Groups(groups) => groups.done(step, &self.mask.line(&line(step))),
+    pub fn step_ended(&self, index: usize, step: &Step) {
+        match &self.style {
+            Style::Bars(bars) => bars.step_ended(index, step, self.mask),
+            Style::Groups(groups) => groups.step_ended(step, &self.mask.line(&summary(step))),
         }
     }
 
-    /// Prints a line for those who look for it when all is over: below the bars.
+    /// Prints a line to standard output, for what is read after the end of the build.
     pub fn print(&self, line: &str) {
         let line = self.mask.line(line);
-        match &self.shape {
-            // Who reads it may have gone.
-            Shape::Bars(_) => drop(writeln!(io::stdout(), "{}", progress::plain(&line))),
-            Shape::Groups(groups) => groups.say(&line),
+        match &self.style {
+            // A closed stdout does not fail the build.
+            Style::Bars(_) => drop(writeln!(io::stdout(), "{}", plain(&line))),
+            Style::Groups(groups) => groups.message(&line),
         }
     }
 
-    /// Prints where the audit files are.
-    pub fn name_audits(&self, report: &Report) {
+    /// Shows the paths of the audit files.
+    pub fn list_audits(&self, report: &Report) {
         for step in &report.steps {
             for attempt in &step.attempts {
-                self.say(&format!(
-                    "audit of {}: {}",
-                    step.name,
-                    attempt.audit.display()
-                ));
+                let audit = attempt.audit.display();
+                self.message(&format!("audit of {}: {audit}", step.name));
             }
         }
     }
 }
 
 fn title(name: &str, attempt: u32, outcome: &Outcome) -> String {
-    let again = match attempt {
+    let number = match attempt {
         1 => String::new(),
         _ => format!(", attempt {attempt}"),
     };
-    let took = outcome.duration().unwrap_or_default().as_secs_f64();
-    format!("{name}{again}: {} ({took:.1} s)", outcome.ending)
+    let seconds = outcome.duration().unwrap_or_default().as_secs_f64();
+    format!("{name}{number}: {} ({seconds:.1} s)", outcome.ending)
 }
 
-/// What became of a step, in a line.
-pub fn line(step: &Step) -> String {
-    let status = word(step.status);
+/// The result of a step on one line.
+pub fn summary(step: &Step) -> String {
     match &step.detail {
-        Some(detail) => format!("{}: {status}: {detail}", step.name),
-        None => format!("{}: {status}", step.name),
-    }
-}
-
-pub fn word(status: Status) -> &'static str {
-    match status {
-        Status::Passed => "passed",
-        Status::Failed => "failed",
-        Status::AllowedFailure => "failed, as it may",
-        Status::TimedOut => "timed out",
-        Status::Cancelled => "cancelled",
-        Status::Skipped => "skipped",
+        Some(detail) => format!("{}: {}: {detail}", step.name, step.status),
+        None => format!("{}: {}", step.name, step.status),
     }
 }

@@ -1,28 +1,28 @@
-//! The example `ci`, started as its users start it: what it runs, shows and leaves behind.
+//! Tests of the program `moat-ci`: each starts it with a pipeline, and checks its output, its exit
+//! code and its files.
 
 #![allow(
-    unreachable_pub,
     clippy::disallowed_methods,
     clippy::unwrap_used,
-    reason = "nobody reaches into a test; tests fail by panicking"
+    reason = "tests spawn processes, and fail by panicking"
 )]
 
 use libtest_mimic::{Arguments, Trial};
 
-mod ends;
+mod fixture;
 mod load;
-mod place;
 mod resume;
+mod shutdown;
 mod steps;
 mod support;
 mod views;
 
-use place::Place;
+use fixture::Fixture;
 
 macro_rules! trials {
     ($($module:ident: $($name:ident),* $(,)?);* $(;)?) => {
         vec![$($(Trial::test(concat!(stringify!($module), "::", stringify!($name)), || {
-            $module::$name(&Place::new());
+            $module::$name(&Fixture::new());
             Ok(())
         })),*),*]
     };
@@ -32,48 +32,48 @@ fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(4);
     let required = std::env::var("MOAT_ENGINE").is_ok_and(|value| value == "required");
-    let there = support::engine::is_expected() && support::busybox::is_here();
-    let ignored = !cfg!(feature = "docker") || !(required || there);
+    let available = support::engine::is_expected() && support::busybox::is_here();
+    let ignored = !cfg!(feature = "docker") || !(required || available);
     let without_engine: Vec<Trial> = trials! {
         steps:
-            the_demo_is_green_as_local_processes,
-            steps_that_need_nothing_of_each_other_run_at_once,
-            no_more_steps_run_at_once_than_there_are_jobs,
-            what_needs_a_failed_step_is_skipped_and_the_rest_goes_on,
-            a_failure_that_is_allowed_is_told_and_fails_nothing,
-            a_failed_step_is_tried_again_as_often_as_it_may_be,
-            a_matrix_is_a_step_for_each_cell,
-            a_step_that_hangs_or_is_silent_is_stopped,
-            what_is_wrong_is_said_before_anything_is_made;
+            the_demo_passes_as_local_processes,
+            independent_steps_run_in_parallel,
+            jobs_limits_the_number_of_running_steps,
+            a_failed_step_skips_only_its_dependents,
+            an_allowed_failure_does_not_fail_the_build,
+            a_failed_step_is_retried_up_to_its_limit,
+            a_matrix_runs_one_step_per_cell,
+            limits_stop_hanging_and_silent_steps,
+            an_invalid_pipeline_creates_nothing;
         views:
-            secrets_are_in_the_audit_alone,
-            a_secret_at_the_cut_of_a_long_line_is_in_no_view,
-            no_output_is_taken_for_a_command_of_githubs_runner,
-            a_terminal_has_a_line_for_each_step,
-            who_does_not_read_what_is_printed_fails_nothing,
-            of_many_lines_the_last_are_shown;
-        ends:
-            a_signal_stops_all_local_processes_and_every_audit_is_sealed,
-            no_report_of_an_earlier_build_is_taken_for_that_of_a_killed_one,
-            where_no_report_can_be_written_nothing_is_run;
+            secrets_appear_only_in_the_audit,
+            a_truncated_secret_is_in_no_view,
+            output_cannot_issue_github_commands,
+            a_terminal_shows_one_line_per_step,
+            a_closed_stdout_does_not_fail_the_build,
+            only_the_last_lines_are_printed;
+        shutdown:
+            a_signal_stops_and_seals_local_processes,
+            a_killed_build_leaves_no_earlier_report,
+            nothing_runs_if_reports_cannot_be_written;
         resume:
-            what_ended_with_a_killed_harness_is_run_again_and_nothing_else,
-            what_never_came_to_run_is_run_again,
-            a_step_that_had_failed_before_is_not_tried_more_often,
-            a_changed_pipeline_is_not_gone_on_with,
-            a_build_that_is_under_way_is_not_gone_on_with,
-            without_a_build_there_is_nothing_to_go_on_with;
+            resume_reruns_only_interrupted_runs,
+            resume_reruns_runs_that_never_started,
+            resume_does_not_add_retries,
+            a_changed_pipeline_cannot_be_resumed,
+            a_running_build_cannot_be_resumed,
+            resume_without_a_build_starts_one;
     };
     let on_engine: Vec<Trial> = trials! {
         steps:
-            the_demo_is_green_in_containers;
-        ends:
-            a_signal_stops_all_containers_and_every_audit_is_sealed;
+            the_demo_passes_in_containers;
+        shutdown:
+            a_signal_stops_and_seals_containers;
         resume:
-            a_container_of_a_killed_harness_is_picked_up_and_its_audit_is_whole,
-            what_a_killed_harness_has_left_is_stopped_by_the_next_build;
+            resume_recovers_running_containers,
+            the_next_build_stops_leftover_containers;
         load:
-            thirty_steps_one_of_a_million_lines_and_one_that_hangs_end_in_time_and_in_little_memory;
+            a_large_build_stays_within_time_and_memory;
     };
     let on_engine = on_engine
         .into_iter()

@@ -1,4 +1,4 @@
-//! What these tests share with the tests of moat.
+//! Support that the tests of moat share.
 
 #![allow(dead_code, reason = "shared with other tests")]
 

@@ -1,4 +1,4 @@
-//! Audit files written by hand, so that what they hold and when is known.
+//! Audit files with known records and times.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use moat_ci::report::Attempt;
 
-/// A run that is asked for at some time after all began.
+/// An audit file that is being written.
 pub(crate) struct Audit {
     run: String,
     text: String,
@@ -30,7 +30,9 @@ impl Audit {
             records: 0,
             gaps: 0,
         };
-        let golden = include_str!("../../../../tests/golden/complete.jsonl").lines().next();
+        let golden = include_str!("../../../../tests/golden/complete.jsonl")
+            .lines()
+            .next();
         let mut start: Value = serde_json::from_str(golden.unwrap()).unwrap();
         for (key, value) in [
             ("ts", audit.ts()),
@@ -44,8 +46,8 @@ impl Audit {
     }
 
     fn ts(&self) -> String {
-        let began = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_514_400_000);
-        Timestamp::from(began + self.at).to_string()
+        let origin = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_514_400_000);
+        Timestamp::from(origin + self.at).to_string()
     }
 
     fn add(&mut self, record: &Value) {
@@ -65,7 +67,7 @@ impl Audit {
         self
     }
 
-    /// A piece of a line; its newline is its end.
+    /// Adds a piece of a line, or the end of a line if it ends with a newline.
     pub(crate) fn print(mut self, stream: &str, bytes: impl AsRef<[u8]>) -> Self {
         let bytes = bytes.as_ref();
         let line = bytes.strip_suffix(b"\n");
@@ -95,7 +97,7 @@ impl Audit {
         lines.fold(self, |audit, line| audit.out(&line))
     }
 
-    /// Any other record, with its time.
+    /// Adds any other record.
     pub(crate) fn event(mut self, kind: &str, mut record: Value) -> Self {
         record["type"] = kind.into();
         record["ts"] = self.ts().into();
@@ -104,9 +106,9 @@ impl Audit {
         self
     }
 
-    /// Writes it without a seal.
-    pub(crate) fn unsealed(self, folder: &Path) -> Attempt {
-        let audit = folder.join(format!("{}.jsonl", self.run));
+    /// Writes the file without a seal.
+    pub(crate) fn unsealed(self, dir: &Path) -> Attempt {
+        let audit = dir.join(format!("{}.jsonl", self.run));
         std::fs::write(&audit, &self.text).unwrap();
         Attempt {
             run: RunId::new(&self.run).unwrap(),
@@ -117,37 +119,31 @@ impl Audit {
         }
     }
 
-    pub(crate) fn sealed(self, folder: &Path, code: i64) -> Attempt {
+    pub(crate) fn sealed(self, dir: &Path, code: i64) -> Attempt {
         let verdict = if self.gaps > 0 { "gap" } else { "complete" };
         self.ended(
-            folder,
+            dir,
             json!({"state": "exited", "code": code}),
             verdict,
             json!({}),
         )
     }
 
-    pub(crate) fn ended(
-        mut self,
-        folder: &Path,
-        exit: Value,
-        verdict: &str,
-        more: Value,
-    ) -> Attempt {
+    pub(crate) fn ended(mut self, dir: &Path, exit: Value, verdict: &str, more: Value) -> Attempt {
         let mut seal = json!({"ts": self.ts(), "exit": exit, "verdict": verdict, "evidence": "tail",
             "records": self.records, "bytes": self.by_stream(), "gaps": self.gaps, "capture_seconds": 0.01});
         for (key, value) in more.as_object().unwrap() {
             seal[key] = value.clone();
         }
         let seal = seal.to_string();
-        // A seal is known by its first key.
+        // The reader recognizes a seal by its first key.
         write!(self.text, r#"{{"type":"end",{}"#, &seal[1..seal.len() - 1]).unwrap();
         let mut hex = String::new();
         for byte in Sha256::digest(&self.text) {
             write!(hex, "{byte:02x}").unwrap();
         }
         writeln!(self.text, r#","sha256":"{hex}"}}"#).unwrap();
-        self.unsealed(folder)
+        self.unsealed(dir)
     }
 
     fn by_stream(&self) -> Value {
@@ -167,7 +163,7 @@ impl Audit {
     }
 }
 
-/// An audit of a run that others made.
+/// An attempt with an existing audit file.
 pub(crate) fn attempt(run: &str, audit: PathBuf) -> Attempt {
     Attempt {
         run: RunId::new(run).unwrap(),

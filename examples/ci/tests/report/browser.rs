@@ -1,4 +1,4 @@
-//! Chromium without a screen: what a page is once its script has run.
+//! Headless Chromium: a page after its script has run.
 
 use std::fs::File;
 use std::path::Path;
@@ -7,34 +7,34 @@ use std::time::{Duration, Instant};
 
 const NAMES: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
-/// Whether a browser is there, or must be.
+/// Returns true if a browser is available, or required.
 pub(crate) fn is_expected() -> bool {
     std::env::var("MOAT_CHROMIUM").is_ok_and(|value| value == "required") || name().is_some()
 }
 
 fn name() -> Option<&'static str> {
-    let folders = std::env::var_os("PATH")?;
-    let there = |name: &&str| std::env::split_paths(&folders).any(|dir| dir.join(name).exists());
-    NAMES.into_iter().find(there)
+    let path = std::env::var_os("PATH")?;
+    let exists = |name: &&str| std::env::split_paths(&path).any(|dir| dir.join(name).exists());
+    NAMES.into_iter().find(exists)
 }
 
-/// A page, as it stands in the browser.
+/// The document of a page in the browser.
 pub(crate) struct Dom {
     pub(crate) html: String,
-    /// What the browser's console has.
+    /// The messages in the browser's console.
     pub(crate) console: Vec<String>,
 }
 
-/// Opens the file with this fragment.
+/// Opens the page with a fragment.
 pub(crate) fn open(page: &Path, fragment: &str) -> Dom {
-    let name = name().expect("MOAT_CHROMIUM=required, and no Chromium is on the path");
-    let place = tempfile::tempdir().unwrap();
-    let file = |name: &str| File::create(place.path().join(name)).unwrap();
+    let name = name().expect("MOAT_CHROMIUM=required, but PATH has no Chromium");
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| File::create(dir.path().join(name)).unwrap();
     let mut child = Command::new(name)
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
         .args(["--enable-logging=stderr", "--virtual-time-budget=5000"])
         .arg("--window-size=1400,900")
-        .arg(format!("--user-data-dir={}", place.path().display()))
+        .arg(format!("--user-data-dir={}", dir.path().display()))
         .arg(format!("file://{}#{fragment}", page.display()))
         .stdin(Stdio::null())
         .stdout(file("dom"))
@@ -49,11 +49,11 @@ pub(crate) fn open(page: &Path, fragment: &str) -> Dom {
         if Instant::now() > deadline {
             child.kill().unwrap();
             child.wait().unwrap();
-            panic!("the browser has not shown the page in time");
+            panic!("the browser did not exit within 120 s");
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    let read = |name: &str| std::fs::read(place.path().join(name)).unwrap();
+    let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
     let log = String::from_utf8_lossy(&read("log")).into_owned();
     assert!(status.success(), "{status}: {log}");
     Dom {
@@ -66,7 +66,7 @@ pub(crate) fn open(page: &Path, fragment: &str) -> Dom {
     }
 }
 
-/// A part of the page: what is between its tags, without the tags in it.
+/// A row of output: its class, its HTML, and its text without tags.
 pub(crate) struct Row {
     pub(crate) class: String,
     pub(crate) html: String,
@@ -74,7 +74,7 @@ pub(crate) struct Row {
 }
 
 impl Dom {
-    /// The rows of output that are in the document, from the first to the last.
+    /// The rows of output in the document, in order.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let shown = self.html.split_once(r#"<div id="space""#).unwrap().1;
         let shown = shown.split_once(r#"<p id="none""#).unwrap().0;
@@ -94,7 +94,7 @@ impl Dom {
             .collect()
     }
 
-    /// The text of the element with this id, which holds no element of its own kind.
+    /// The text of the element with this id. It must not contain an element with the same tag.
     pub(crate) fn text(&self, id: &str) -> String {
         let at = self.html.find(&format!(r#" id="{id}""#)).expect(id);
         let open = self.html[..at].rfind('<').unwrap();

@@ -1,4 +1,4 @@
-//! What is in the file.
+//! The file of a report.
 
 use std::fs;
 use std::io::Write as _;
@@ -8,14 +8,14 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::audit::{Audit, attempt};
-use moat_ci::mask::Mask;
-use moat_ci::report::{Report, SIDE_BYTES, SIDE_LINES, Status};
-use moat_ci::rows::LINE_BYTES;
 use crate::sample::{of_one, step, written};
+use moat_ci::mask::Mask;
+use moat_ci::report::{EDGE_BYTES, EDGE_LINES, Report, Status};
+use moat_ci::rows::MAX_LINE_BYTES;
 
 pub(crate) const WRITE_REPORT_OF: &str = "MOAT_WRITE_REPORT_OF";
 
-/// The data with this id.
+/// The text of the data element with this id.
 fn data(html: &str, id: &str) -> String {
     let open = format!(r#"<script type="application/json" id="{id}">"#);
     let (_, data) = html.split_once(&open).unwrap();
@@ -53,14 +53,14 @@ const HOSTILE: [&str; 6] = [
     "]]>'\"\\&lt;",
 ];
 
-pub(crate) fn output_cannot_end_the_data_that_it_is_in() {
+pub(crate) fn output_cannot_close_its_data_element() {
     let mask = Mask::new([]);
     let mut report = Report {
         title: HOSTILE.concat(),
         steps: vec![],
     };
-    let folder = tempfile::tempdir().unwrap();
-    let page = folder.path().join("report.html");
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("report.html");
     report.write(&mask, &page).unwrap();
     let tags = |html: &str| html.matches('<').count();
     let without = tags(&fs::read_to_string(&page).unwrap());
@@ -69,7 +69,7 @@ pub(crate) fn output_cannot_end_the_data_that_it_is_in() {
         audit = audit.out(text).event("note", json!({"text": text}));
     }
     let mut attempt = audit.ended(
-        folder.path(),
+        dir.path(),
         json!({"state": "lost", "reason": HOSTILE.concat()}),
         "gap",
         json!({}),
@@ -82,21 +82,21 @@ pub(crate) fn output_cannot_end_the_data_that_it_is_in() {
     report.steps.push(hostile);
     report.write(&mask, &page).unwrap();
     let html = fs::read_to_string(&page).unwrap();
-    // The tags of one more script of data, and no more.
+    // One more data element adds two tags.
     assert_eq!(tags(&html), without + 2);
     assert_eq!(lines(&rows(&html, "rows-0-0")), HOSTILE);
 }
 
-pub(crate) fn output_reads_back_from_the_page_byte_for_byte() {
+pub(crate) fn output_round_trips_byte_for_byte() {
     let all: Vec<u8> = (0..=255).filter(|byte| *byte != b'\n').collect();
-    let report = of_one(|folder| {
+    let report = of_one(|dir| {
         let audit = Audit::new("bytes", 0).print("stdout", [&all[..], b"\n"].concat());
         audit
             .print("stderr", "é€😀\n")
             .print("tty", b"\xf0\x9f\n")
-            .sealed(folder, 0)
+            .sealed(dir, 0)
     });
-    // Rust's strings hold no lone surrogates, which stand for the bytes that are not UTF-8.
+    // Bytes that are not UTF-8 are lone surrogates, which Rust's strings cannot contain.
     let data = data(&report.html(), "rows-0-0");
     let mut back = String::new();
     let mut rest = data.as_str();
@@ -117,12 +117,12 @@ pub(crate) fn output_reads_back_from_the_page_byte_for_byte() {
     assert_eq!(kinds(&rows[..4]), ["0", "1", "2", "seal"]);
 }
 
-pub(crate) fn a_secret_is_masked_wherever_it_stands() {
+pub(crate) fn a_secret_is_masked_everywhere() {
     let secret = "hunter2-of-the-west";
     let key = "-----BEGIN KEY-----\r\nfirst line of it\nab\nlast line of it\n";
     let mask = Mask::new([secret.to_owned(), key.to_owned(), String::new()]);
     let all = format!("{secret} first line of it, last line of it, ab");
-    let report = written(&mask, |folder| {
+    let report = written(&mask, |dir| {
         let audit = Audit::new("secret", 0)
             .out(&all)
             .print("stderr", [b"\xff", all.as_bytes(), b"\n"].concat())
@@ -130,7 +130,7 @@ pub(crate) fn a_secret_is_masked_wherever_it_stands() {
             .event("stdin", json!({"text": secret}))
             .event("gap", json!({"reason": "sink", "detail": all}));
         let mut attempt = audit.ended(
-            folder,
+            dir,
             json!({"state": "lost", "reason": all}),
             "gap",
             json!({}),
@@ -153,9 +153,9 @@ pub(crate) fn a_secret_is_masked_wherever_it_stands() {
     );
 }
 
-pub(crate) fn a_secret_in_two_records_of_a_line_is_masked() {
+pub(crate) fn a_secret_split_between_records_is_masked() {
     let mask = Mask::new(["hunter2-of-the-west".to_owned()]);
-    let report = written(&mask, |folder| {
+    let report = written(&mask, |dir| {
         let audit = Audit::new("split", 0)
             .print("stdout", "token: hunter2")
             .print("stderr", "meanwhile\n")
@@ -164,33 +164,33 @@ pub(crate) fn a_secret_in_two_records_of_a_line_is_masked() {
             .print("stdout", "-of-the-west\n")
             .print("stdout", "prompt> hunter2-of")
             .print("stdout", "-the-west");
-        vec![step("build", Status::Passed, vec![audit.sealed(folder, 0)])]
+        vec![step("build", Status::Passed, vec![audit.sealed(dir, 0)])]
     });
     let rows = rows(&report.html(), "rows-0-0");
     assert_eq!(lines(&rows), ["meanwhile", "token: ***", "prompt> ***"]);
     assert_eq!(
         rows[4][3], 1,
-        "it is said that no newline ended the last one: {}",
+        "the last line is marked as without a newline: {}",
         rows[4]
     );
 }
 
-pub(crate) fn a_secret_at_the_cut_of_a_long_line_is_masked() {
+pub(crate) fn a_truncated_secret_is_masked() {
     let secret = "0123456789abcdefghijklmnopqrstuvwxyz".to_owned();
     let mask = Mask::new([secret.clone()]);
-    // Once at each place around the cut; and with others before it, which make it shorter.
+    // At each position around the limit, and with secrets before it, whose masks are shorter.
     for before in 0..=2 {
         for shift in 0..=4 * secret.len() {
-            let at = LINE_BYTES - 2 * secret.len() + shift;
+            let at = MAX_LINE_BYTES - 2 * secret.len() + shift;
             let mut line = secret.repeat(before);
             line.push_str(&"+".repeat(at - line.len()));
             line.push_str(&secret);
-            line.push_str(&"+".repeat(LINE_BYTES));
-            let report = written(&mask, |folder| {
+            line.push_str(&"+".repeat(MAX_LINE_BYTES));
+            let report = written(&mask, |dir| {
                 vec![step(
                     "s",
                     Status::Passed,
-                    vec![Audit::new("cut", 0).out(&line).unsealed(folder)],
+                    vec![Audit::new("cut", 0).out(&line).unsealed(dir)],
                 )]
             });
             let rows = rows(&report.html(), "rows-0-0");
@@ -199,13 +199,13 @@ pub(crate) fn a_secret_at_the_cut_of_a_long_line_is_masked() {
                 !shown.contains(|c: char| c.is_ascii_alphanumeric()),
                 "{before} {shift}"
             );
-            assert!(shown.len() <= LINE_BYTES);
-            assert_eq!(rows[0][4], line.len() - LINE_BYTES + secret.len());
+            assert!(shown.len() <= MAX_LINE_BYTES);
+            assert_eq!(rows[0][4], line.len() - MAX_LINE_BYTES + secret.len());
         }
     }
 }
 
-pub(crate) fn overlapping_secrets_leave_no_rest() {
+pub(crate) fn overlapping_secrets_are_masked_completely() {
     let mask = Mask::new(["abcd", "bcd", "cdefg", "xyz", "aba"].map(String::from));
     let cases = [
         ("-abcdefg-", "-***-"),
@@ -221,81 +221,78 @@ pub(crate) fn overlapping_secrets_leave_no_rest() {
     assert_eq!(Mask::new(["ab".to_owned()]).line("ab"), "ab");
 }
 
-pub(crate) fn what_is_left_out_is_counted_precisely() {
+pub(crate) fn omitted_lines_are_counted_exactly() {
     let middle = 1_234;
-    let total = 2 * SIDE_LINES + middle;
-    let report = of_one(|folder| {
+    let total = 2 * EDGE_LINES + middle;
+    let report = of_one(|dir| {
         let audit =
-            Audit::new("long", 0).lines((1..SIDE_LINES + 1_000).map(|number| number.to_string()));
+            Audit::new("long", 0).lines((1..EDGE_LINES + 1_000).map(|number| number.to_string()));
         let audit = audit.event("gap", json!({"reason": "sink"}));
         audit
-            .lines((SIDE_LINES + 1_000..=total).map(|number| number.to_string()))
-            .unsealed(folder)
+            .lines((EDGE_LINES + 1_000..=total).map(|number| number.to_string()))
+            .unsealed(dir)
     });
     let rows = rows(&report.html(), "rows-0-0");
     let shown = lines(&rows);
-    let expected: Vec<String> = (1..=SIDE_LINES)
-        .chain(total - SIDE_LINES + 1..=total)
+    let expected: Vec<String> = (1..=EDGE_LINES)
+        .chain(total - EDGE_LINES + 1..=total)
         .map(|number| number.to_string())
         .collect();
-    assert!(
-        shown == expected,
-        "the first and the last lines, and no others"
-    );
-    // The gap in the middle keeps its place.
-    let around = &rows[SIDE_LINES..SIDE_LINES + 4];
-    assert_eq!(kinds(around), ["left", "gap", "left", "0"]);
+    assert!(shown == expected, "exactly the first and the last lines");
+    // The gap among the omitted lines stays in order.
+    let around = &rows[EDGE_LINES..EDGE_LINES + 4];
+    assert_eq!(kinds(around), ["omitted", "gap", "omitted", "0"]);
     assert_eq!(around[0][3], 999);
     assert_eq!(around[2][3], middle - 999);
-    let left: u64 = (SIDE_LINES + 1..=total - SIDE_LINES)
+    let omitted: u64 = (EDGE_LINES + 1..=total - EDGE_LINES)
         .map(|number| number.to_string().len() as u64 + 1)
         .sum();
     assert_eq!(
         around[0][4].as_u64().unwrap() + around[2][4].as_u64().unwrap(),
-        left
+        omitted
     );
-    let of_100_000 = of_one(|folder| {
+    let of_100_000 = of_one(|dir| {
         let audit = Audit::new("full", 0).lines((0..100_000).map(|number| number.to_string()));
-        audit.unsealed(folder)
+        audit.unsealed(dir)
     });
     assert!(
-        !of_100_000.html().contains(r#""left""#),
-        "100,000 lines are there in full"
+        !of_100_000.html().contains(r#""omitted""#),
+        "100,000 lines are complete"
     );
 }
 
-pub(crate) fn long_lines_are_cut_and_their_output_is_bounded() {
-    let long = "x".repeat(3 * LINE_BYTES / 2);
-    let report = of_one(|folder| {
-        let number = 3 * SIDE_BYTES as usize / LINE_BYTES;
+pub(crate) fn long_lines_are_truncated_and_bounded() {
+    let long = "x".repeat(3 * MAX_LINE_BYTES / 2);
+    let report = of_one(|dir| {
+        let number = 3 * EDGE_BYTES as usize / MAX_LINE_BYTES;
         Audit::new("wide", 0)
             .lines((0..number).map(|_| long.clone()))
             .out("the end")
-            .unsealed(folder)
+            .unsealed(dir)
     });
     let html = report.html();
     assert!(
-        html.len() as u64 <= 2 * SIDE_BYTES + (1 << 20),
+        html.len() as u64 <= 2 * EDGE_BYTES + (1 << 20),
         "{} bytes",
         html.len()
     );
     let rows = rows(&html, "rows-0-0");
     assert_eq!(
         (lines(&rows)[0].len(), &rows[0][4]),
-        (LINE_BYTES, &json!(LINE_BYTES / 2))
+        (MAX_LINE_BYTES, &json!(MAX_LINE_BYTES / 2))
     );
-    assert!(kinds(&rows).contains(&"left".into()));
+    assert!(kinds(&rows).contains(&"omitted".into()));
     assert_eq!(lines(&rows).last(), Some(&"the end"));
 }
 
-pub(crate) fn a_damaged_and_a_missing_audit_are_told_and_harm_no_other_step() {
-    let report = written(&Mask::new([]), |folder| {
-        let whole = Audit::new("whole", 0).out("hello").sealed(folder, 0);
-        let changed = Audit::new("changed", 0).out("hello").sealed(folder, 1);
+pub(crate) fn a_bad_audit_affects_only_its_attempt() {
+    let report = written(&Mask::new([]), |dir| {
+        let whole = Audit::new("whole", 0).out("hello").sealed(dir, 0);
+        let changed = Audit::new("changed", 0).out("hello").sealed(dir, 1);
         let text = fs::read_to_string(&changed.audit).unwrap();
         fs::write(&changed.audit, text.replace(r#""code":1"#, r#""code":0"#)).unwrap();
-        let open = Audit::new("open", 0).out("hello").unsealed(folder);
-        let missing = attempt("missing", folder.join("nothing.jsonl"));
+        let open = Audit::new("open", 0).out("hello").unsealed(dir);
+        let missing = attempt("missing", dir.join("nothing.jsonl"));
         vec![step(
             "s",
             Status::Failed,
@@ -307,7 +304,7 @@ pub(crate) fn a_damaged_and_a_missing_audit_are_told_and_harm_no_other_step() {
     let attempts = about["steps"][0]["attempts"].as_array().unwrap();
     let audits: Vec<_> = attempts
         .iter()
-        .map(|one| one["findings"]["audit"].as_str().unwrap())
+        .map(|one| one["facts"]["audit"].as_str().unwrap())
         .collect();
     assert_eq!(audits, ["complete", "damaged", "unsealed", "unreadable"]);
     for (number, kind) in ["seal", "damage", "damage", "damage"].iter().enumerate() {
@@ -318,34 +315,34 @@ pub(crate) fn a_damaged_and_a_missing_audit_are_told_and_harm_no_other_step() {
     assert!(texts(&rows)[0].contains("nothing.jsonl"), "{rows:?}");
 }
 
-pub(crate) fn a_report_takes_the_place_of_another_only_when_it_is_whole() {
-    let folder = tempfile::tempdir().unwrap();
+pub(crate) fn a_report_is_replaced_atomically() {
+    let dir = tempfile::tempdir().unwrap();
     let report = Report {
         title: "new".into(),
         steps: vec![],
     };
-    let page = folder.path().join("report.html");
+    let page = dir.path().join("report.html");
     fs::write(&page, "old").unwrap();
-    // Who has opened the old one goes on reading it.
+    // An open file is not changed.
     let old = fs::File::open(&page).unwrap();
     report.write(&Mask::new([]), &page).unwrap();
     assert_eq!(std::io::read_to_string(old).unwrap(), "old");
     assert!(fs::read_to_string(&page).unwrap().ends_with("</html>\n"));
     assert_eq!(
-        fs::read_dir(folder.path()).unwrap().count(),
+        fs::read_dir(dir.path()).unwrap().count(),
         1,
-        "nothing else is left there"
+        "no other file remains"
     );
-    // A folder cannot be replaced: the report fails as a whole, and leaves nothing.
-    let taken = folder.path().join("taken");
+    // A directory cannot be replaced: the write fails and leaves no file.
+    let taken = dir.path().join("taken");
     fs::create_dir(&taken).unwrap();
     assert!(report.write(&Mask::new([]), &taken).is_err());
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
 }
 
 pub(crate) fn a_million_lines_are_written_in_bounded_memory() {
-    let folder = tempfile::tempdir().unwrap();
-    let attempt = Audit::new("million", 0).unsealed(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let attempt = Audit::new("million", 0).unsealed(dir.path());
     let mut file = fs::OpenOptions::new()
         .append(true)
         .open(&attempt.audit)
@@ -370,13 +367,13 @@ pub(crate) fn a_million_lines_are_written_in_bounded_memory() {
         .output()
         .unwrap();
     assert!(child.status.success(), "{child:?}");
-    let said = String::from_utf8(child.stdout).unwrap();
-    print!("{said}");
-    let most: u64 = said.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(most < 32 << 10, "{most} KiB");
+    let out = String::from_utf8(child.stdout).unwrap();
+    print!("{out}");
+    let peak: u64 = out.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(peak < 32 << 10, "{peak} KiB");
 }
 
-/// Writes a report beside the audit, and says the most memory that took, in KiB, and the time.
+/// Writes a report beside the audit, and prints the peak memory in KiB, the time and the size.
 pub(crate) fn write_report_of(audit: &Path) {
     let report = Report {
         title: "a million lines".into(),
@@ -386,20 +383,20 @@ pub(crate) fn write_report_of(audit: &Path) {
             vec![attempt("million", audit.to_owned())],
         )],
     };
-    let begin = std::time::Instant::now();
+    let start = std::time::Instant::now();
     let page = audit.with_extension("html");
     report
         .write(&Mask::new(["a secret".to_owned()]), &page)
         .unwrap();
-    let took = begin.elapsed();
+    let took = start.elapsed();
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let most = status
+    let peak = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))
         .unwrap();
     let size = fs::metadata(&page).unwrap().len();
     println!(
-        "{} KiB at most, {took:?}, {size} bytes",
-        most.trim().trim_end_matches(" kB")
+        "{} KiB peak, {took:?}, {size} bytes",
+        peak.trim().trim_end_matches(" kB")
     );
 }

@@ -1,7 +1,7 @@
-//! The report of the CI example: what is in the file, and what a browser makes of it.
+//! Tests of the HTML report: the file, and its page in a browser.
 //!
-//! The browser is Chromium without a screen. Where there is none, its trials are listed as ignored;
-//! with `MOAT_CHROMIUM=required` its absence is a failure.
+//! The browser is headless Chromium. Without Chromium the trials of the page are ignored. With
+//! `MOAT_CHROMIUM=required` they fail.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -23,45 +23,45 @@ macro_rules! trials {
 }
 
 fn main() {
-    // A report is written by this process, and by no test, so that its memory can be measured.
+    // A process that only writes a report, so that its memory can be measured.
     if let Some(audit) = std::env::var_os(file::WRITE_REPORT_OF) {
         return file::write_report_of(audit.as_ref());
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(2);
     let ignored = !browser::is_expected();
-    let in_the_browser = trials![page:
-        a_step_of_100_000_lines_is_there_with_few_rows_in_the_document,
-        search_counts_and_marks_what_it_finds_across_colours,
-        only_matching_lines_and_one_stream_can_be_shown,
+    let browser_trials = trials![page:
+        only_visible_rows_are_in_the_document,
+        search_marks_matches_across_colors,
+        lines_are_filtered_by_match_and_stream,
         hostile_output_is_text,
-        bytes_that_are_not_utf8_and_control_characters_are_seen,
-        colours_are_followed_and_other_escapes_dropped,
-        what_a_carriage_return_has_overwritten_is_not_shown_but_found,
-        gaps_are_in_their_place_and_the_seal_is_at_the_end,
-        what_is_left_out_is_said_and_lines_keep_their_numbers,
-        the_first_failed_step_is_shown_and_each_status_is_named,
+        invalid_utf8_and_control_bytes_are_visible,
+        color_escapes_apply_and_others_are_dropped,
+        overwritten_text_is_hidden_but_searchable,
+        gaps_are_in_order_and_the_seal_is_last,
+        omitted_lines_keep_their_numbers,
+        the_first_failed_step_is_selected,
         a_report_without_steps_or_audits_opens,
-        a_script_that_is_not_the_pages_own_does_not_run,
-        keys_go_through_what_was_found,
+        foreign_scripts_do_not_run,
+        keys_move_between_matches,
     ];
     let trials = trials![file:
-        output_cannot_end_the_data_that_it_is_in,
-        output_reads_back_from_the_page_byte_for_byte,
-        a_secret_is_masked_wherever_it_stands,
-        a_secret_in_two_records_of_a_line_is_masked,
-        a_secret_at_the_cut_of_a_long_line_is_masked,
-        overlapping_secrets_leave_no_rest,
-        what_is_left_out_is_counted_precisely,
-        long_lines_are_cut_and_their_output_is_bounded,
-        a_damaged_and_a_missing_audit_are_told_and_harm_no_other_step,
-        a_report_takes_the_place_of_another_only_when_it_is_whole,
+        output_cannot_close_its_data_element,
+        output_round_trips_byte_for_byte,
+        a_secret_is_masked_everywhere,
+        a_secret_split_between_records_is_masked,
+        a_truncated_secret_is_masked,
+        overlapping_secrets_are_masked_completely,
+        omitted_lines_are_counted_exactly,
+        long_lines_are_truncated_and_bounded,
+        a_bad_audit_affects_only_its_attempt,
+        a_report_is_replaced_atomically,
         a_million_lines_are_written_in_bounded_memory,
     ];
     let trials = trials
         .into_iter()
         .chain(
-            in_the_browser
+            browser_trials
                 .into_iter()
                 .map(|trial| trial.with_ignored_flag(ignored)),
         )

@@ -1,4 +1,4 @@
-//! What a browser makes of it.
+//! The page of a report in a browser.
 
 use std::fs;
 
@@ -6,9 +6,9 @@ use serde_json::json;
 
 use crate::audit::{Audit, attempt};
 use crate::browser::{Dom, Row, open};
-use moat_ci::mask::Mask;
-use moat_ci::report::{SIDE_LINES, Status};
 use crate::sample::{Written, of_one, pipeline, step, written};
+use moat_ci::mask::Mask;
+use moat_ci::report::{EDGE_LINES, Status};
 
 fn clean(page: &Written, fragment: &str) -> Dom {
     let dom = open(&page.page, fragment);
@@ -21,20 +21,20 @@ fn texts(rows: &[Row]) -> Vec<&str> {
 }
 
 fn big() -> Written {
-    of_one(|folder| {
+    of_one(|dir| {
         let audit =
             Audit::new("big", 0)
                 .started()
                 .lines((1..=100_000).map(|number| match number {
                     77_777 => "here is a needle, and another Needle".into(),
-                    99_000 => "the last \x1b[31mnee\x1b[1mdle\x1b[0m is coloured".into(),
+                    99_000 => "the last \x1b[31mnee\x1b[1mdle\x1b[0m is colored".into(),
                     _ => format!("line {number}"),
                 }));
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     })
 }
 
-pub(crate) fn a_step_of_100_000_lines_is_there_with_few_rows_in_the_document() {
+pub(crate) fn only_visible_rows_are_in_the_document() {
     let page = big();
     let dom = clean(&page, "");
     let rows = dom.rows();
@@ -57,7 +57,7 @@ pub(crate) fn a_step_of_100_000_lines_is_there_with_few_rows_in_the_document() {
     assert_eq!(dom.text("which"), "Line 54,321, stdout");
 }
 
-pub(crate) fn search_counts_and_marks_what_it_finds_across_colours() {
+pub(crate) fn search_marks_matches_across_colors() {
     let page = big();
     let dom = clean(&page, "step=build&q=NEEDLE");
     assert_eq!(dom.text("count"), "2 matching lines");
@@ -75,25 +75,25 @@ pub(crate) fn search_counts_and_marks_what_it_finds_across_colours() {
         .into_iter()
         .find(|row| row.class.ends_with(" on"))
         .unwrap();
-    assert_eq!(on.text, "the last needle is coloured");
+    assert_eq!(on.text, "the last needle is colored");
     assert!(
         on.html.contains("<mark>nee</mark>") && on.html.contains("<mark>dle</mark>"),
         "{}",
         on.html
     );
     let dom = clean(&page, "step=build&q=(.*%2B");
-    assert_eq!(dom.text("count"), "nothing found");
+    assert_eq!(dom.text("count"), "no matches");
 }
 
-pub(crate) fn only_matching_lines_and_one_stream_can_be_shown() {
-    let page = of_one(|folder| {
+pub(crate) fn lines_are_filtered_by_match_and_stream() {
+    let page = of_one(|dir| {
         let audit = Audit::new("both", 0)
             .out("a 1")
             .err("b 1")
             .out("a 2")
             .err("b 2");
         let audit = audit.event("gap", json!({"reason": "sink"})).err("b 3");
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     });
     let rows = |fragment| clean(&page, fragment).rows();
     let gap = "missing: some output; sink";
@@ -101,7 +101,7 @@ pub(crate) fn only_matching_lines_and_one_stream_can_be_shown() {
     assert_eq!(texts(&shown)[..4], ["b 1", "b 2", gap, "b 3"]);
     assert!(
         shown[0].html.contains("<b title=\"stderr\">err</b>"),
-        "marked in words: {}",
+        "the stream is named: {}",
         shown[0].html
     );
     assert_eq!(texts(&rows("step=build&q=2&only=1"))[..2], ["a 2", "b 2"]);
@@ -110,7 +110,7 @@ pub(crate) fn only_matching_lines_and_one_stream_can_be_shown() {
         ["b 2"]
     );
     assert_eq!(texts(&rows("step=build&q=missing&only=1")), [gap]);
-    // Lines keep the numbers that they have among all.
+    // Filtered lines keep their numbers.
     assert!(rows("step=build&stream=stderr")[3].html.contains("line=5"));
 }
 
@@ -122,14 +122,14 @@ pub(crate) fn hostile_output_is_text() {
         "&lt;b&gt; &amp;",
         "<b>bold</b>",
     ];
-    let page = written(&Mask::new([]), |folder| {
+    let page = written(&Mask::new([]), |dir| {
         let audit = hostile
             .iter()
             .fold(Audit::new("hostile", 0), |audit, text| {
                 audit.out(text).event("note", json!({"text": text}))
             });
         let mut attempt = audit.ended(
-            folder,
+            dir,
             json!({"state": "lost", "reason": hostile.concat()}),
             "gap",
             json!({}),
@@ -157,8 +157,8 @@ pub(crate) fn hostile_output_is_text() {
     assert!(before.contains("<title>a pipeline</title>"));
 }
 
-pub(crate) fn bytes_that_are_not_utf8_and_control_characters_are_seen() {
-    let page = of_one(|folder| {
+pub(crate) fn invalid_utf8_and_control_bytes_are_visible() {
+    let page = of_one(|dir| {
         let audit = Audit::new("bytes", 0)
             .print("stdout", b"a\xff\xfeb\n")
             .print("stdout", b"cut \xf0\x9f\n")
@@ -166,7 +166,7 @@ pub(crate) fn bytes_that_are_not_utf8_and_control_characters_are_seen() {
             .out("pay \u{202e}5 to\u{2028} x")
             .out("an open \x1b]0;title hides nothing")
             .out("\u{10ffff} 😀 é");
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     });
     let dom = clean(&page, "step=build&line=5");
     let rows = dom.rows();
@@ -184,7 +184,7 @@ pub(crate) fn bytes_that_are_not_utf8_and_control_characters_are_seen() {
         "{}",
         rows[0].html
     );
-    // Below, a line is as it was printed.
+    // The detail pane shows the line as printed.
     assert_eq!(dom.text("raw"), "an open \\x1b]0;title hides nothing");
     assert_eq!(
         clean(&page, "step=build&q=%5Cxfe").text("count"),
@@ -192,16 +192,16 @@ pub(crate) fn bytes_that_are_not_utf8_and_control_characters_are_seen() {
     );
 }
 
-pub(crate) fn colours_are_followed_and_other_escapes_dropped() {
-    let page = of_one(|folder| {
-        let audit = Audit::new("colours", 0)
+pub(crate) fn color_escapes_apply_and_others_are_dropped() {
+    let page = of_one(|dir| {
+        let audit = Audit::new("colors", 0)
             .out("\x1b[1;31mred\x1b[0m plain")
             .out("\x1b[2K\x1b]8;;http://example.com\x07link\x1b]8;;\x1b\\ \x1b(Bend\x1b[?25l")
             .out("\x1b[48;5;196mcube\x1b[49m \x1b[48;2;1;2;3mtrue\x1b[0m \x1b[48:2::4:5:6mcolon\x1b[m")
             .out("\x1b[3;4;2mslanted")
             .out("goes on\x1b[0m")
             .err("not here");
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     });
     let rows = clean(&page, "").rows();
     let body = |row: usize| {
@@ -231,9 +231,9 @@ pub(crate) fn colours_are_followed_and_other_escapes_dropped() {
         body(0)
     );
     assert!(!body(1).contains("style"), "{}", body(1));
-    for colour in ["rgb(255, 0, 0)", "rgb(1, 2, 3)", "rgb(4, 5, 6)"] {
+    for color in ["rgb(255, 0, 0)", "rgb(1, 2, 3)", "rgb(4, 5, 6)"] {
         assert!(
-            body(2).contains(&format!("background-color: {colour}")),
+            body(2).contains(&format!("background-color: {color}")),
             "{}",
             body(2)
         );
@@ -246,25 +246,25 @@ pub(crate) fn colours_are_followed_and_other_escapes_dropped() {
         ] {
             assert!(
                 body(line).contains(style),
-                "a stream's style goes on over its lines: {}",
+                "a style applies to later lines of its stream: {}",
                 body(line)
             );
         }
     }
     assert!(
         !body(5).contains("style"),
-        "and is that of no other stream: {}",
+        "a style does not apply to another stream: {}",
         body(5)
     );
 }
 
-pub(crate) fn what_a_carriage_return_has_overwritten_is_not_shown_but_found() {
-    let page = of_one(|folder| {
+pub(crate) fn overwritten_text_is_hidden_but_searchable() {
+    let page = of_one(|dir| {
         let audit = Audit::new("progress", 0)
             .print("tty", "a line of a terminal\r\n")
             .print("tty", "\x1b[32m10%\r55%\r100%\x1b[0m done\r\n")
             .print("tty", "20%\r40%\r");
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     });
     let rows = clean(&page, "").rows();
     assert_eq!(
@@ -273,7 +273,7 @@ pub(crate) fn what_a_carriage_return_has_overwritten_is_not_shown_but_found() {
     );
     assert!(
         rows[1].html.contains("var(--c2)"),
-        "a colour survives what is overwritten: {}",
+        "overwritten text sets the color: {}",
         rows[1].html
     );
     let dom = clean(&page, "step=build&q=55%25");
@@ -281,13 +281,13 @@ pub(crate) fn what_a_carriage_return_has_overwritten_is_not_shown_but_found() {
     assert_eq!(dom.rows()[1].text, "↻ 210%\\r55%\\r100% done");
 }
 
-pub(crate) fn gaps_are_in_their_place_and_the_seal_is_at_the_end() {
-    let page = of_one(|folder| {
+pub(crate) fn gaps_are_in_order_and_the_seal_is_last() {
+    let page = of_one(|dir| {
         let audit = Audit::new("gaps", 0)
             .started()
             .out("before")
             .print("stdout", "half a li");
-        let audit = audit.event("gap", json!({"stream": "stdout", "reason": "log_shorter", "bytes": 1234, "lines": 56, "detail": "12 bytes are there"}));
+        let audit = audit.event("gap", json!({"stream": "stdout", "reason": "log_shorter", "bytes": 1234, "detail": "12 bytes are there"}));
         let audit = audit.event(
             "stop",
             json!({"cause": "time_limit", "signal": "SIGTERM", "grace_seconds": 10.0}),
@@ -295,18 +295,18 @@ pub(crate) fn gaps_are_in_their_place_and_the_seal_is_at_the_end() {
         let audit = audit
             .event("gap", json!({"reason": "late_drain", "possible": true}))
             .out("after");
-        audit.sealed(folder, 7)
+        audit.sealed(dir, 7)
     });
     let dom = clean(&page, "");
     let rows = dom.rows();
     assert_eq!(
         texts(&rows)[..7],
         [
-            "started by docker 26.1.5: 4f66ad9a0b2e",
+            "container 4f66ad9a0b2e started by docker 26.1.5",
             "before",
             "half a lino newline",
-            "missing: 56 lines, 1234 bytes of stdout; log_shorter (12 bytes are there)",
-            "stopped by moat: its time limit was reached, with SIGTERM and 10 s of grace",
+            "missing: 1234 bytes of stdout; log_shorter (12 bytes are there)",
+            "stopped by moat with SIGTERM: its time limit was reached; grace period 10 s",
             "possibly missing: some output; late_drain",
             "after",
         ]
@@ -317,36 +317,36 @@ pub(crate) fn gaps_are_in_their_place_and_the_seal_is_at_the_end() {
     );
     let seal = rows.last().unwrap();
     assert_eq!(seal.class, "event seal gap");
-    assert!(seal.text.starts_with("sealed: exited with code 7; audit gap, on the evidence of tail; records: 3, bytes: 22, gaps: 2; the digest holds: "), "{}", seal.text);
+    assert!(seal.text.starts_with("sealed: exited with code 7; audit gap, evidence tail; 3 records, 22 bytes, 2 gaps; digest verified: "), "{}", seal.text);
 }
 
-pub(crate) fn what_is_left_out_is_said_and_lines_keep_their_numbers() {
-    let total = 2 * SIDE_LINES + 900_000;
-    let page = of_one(|folder| {
+pub(crate) fn omitted_lines_keep_their_numbers() {
+    let total = 2 * EDGE_LINES + 900_000;
+    let page = of_one(|dir| {
         Audit::new("million", 0)
             .lines((1..=total).map(|number| format!("line {number}")))
-            .unsealed(folder)
+            .unsealed(dir)
     });
-    let dom = clean(&page, &format!("step=build&line={}", SIDE_LINES + 900_001));
+    let dom = clean(&page, &format!("step=build&line={}", EDGE_LINES + 900_001));
     let rows = dom.rows();
-    let left = rows
+    let omission = rows
         .iter()
-        .position(|row| row.class == "event left")
+        .position(|row| row.class == "event omitted")
         .unwrap();
-    let path = page.folder.path().join("million.jsonl");
-    let said = format!(
-        "900,000 lines (10.8 MB) left out here: the whole output is in {}",
+    let path = page.dir.path().join("million.jsonl");
+    let text = format!(
+        "900,000 lines (10.8 MB) omitted here; complete output: {}",
         path.display()
     );
-    assert_eq!(rows[left].text, said);
-    assert_eq!(rows[left - 1].text, "line 50000");
-    assert_eq!(rows[left + 1].text, "line 950001");
-    assert_eq!(rows[left + 1].class, "stdout on");
+    assert_eq!(rows[omission].text, text);
+    assert_eq!(rows[omission - 1].text, "line 50000");
+    assert_eq!(rows[omission + 1].text, "line 950001");
+    assert_eq!(rows[omission + 1].class, "stdout on");
 }
 
-pub(crate) fn the_first_failed_step_is_shown_and_each_status_is_named() {
+pub(crate) fn the_first_failed_step_is_selected() {
     let page = written(&Mask::new([]), pipeline);
-    // For eyes: where cargo keeps what tests leave.
+    // A copy for people to look at.
     let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("report.html");
     fs::copy(&page.page, kept).unwrap();
     let dom = clean(&page, "");
@@ -354,7 +354,7 @@ pub(crate) fn the_first_failed_step_is_shown_and_each_status_is_named() {
     assert_eq!(dom.text("name"), "test");
     assert!(
         dom.rows().last().unwrap().class.starts_with("event seal"),
-        "it is shown from its end"
+        "a failed step is shown from its end"
     );
     let results: Vec<_> = dom
         .html
@@ -371,7 +371,7 @@ pub(crate) fn the_first_failed_step_is_shown_and_each_status_is_named() {
         .collect();
     let expected = [
         "passed",
-        "allowed failure",
+        "failed (allowed)",
         "passed",
         "failed",
         "passed",
@@ -385,7 +385,7 @@ pub(crate) fn the_first_failed_step_is_shown_and_each_status_is_named() {
             .matches(r#"<button type="button" class="bar "#)
             .count(),
         9,
-        "one bar for each attempt"
+        "one bar per attempt"
     );
     assert_eq!(
         clean(&page, "step=test-db&attempt=2")
@@ -396,15 +396,15 @@ pub(crate) fn the_first_failed_step_is_shown_and_each_status_is_named() {
     );
     assert_eq!(
         clean(&page, "step=publish").text("none"),
-        "This step was never begun: it has no output."
+        "This step never started, so it has no output."
     );
 }
 
 pub(crate) fn a_report_without_steps_or_audits_opens() {
     let none = written(&Mask::new([]), |_| vec![]);
     assert_eq!(clean(&none, "step=none").text("title"), "a pipeline");
-    let skipped = written(&Mask::new([]), |folder| {
-        let missing = attempt("missing", folder.join("nothing.jsonl"));
+    let skipped = written(&Mask::new([]), |dir| {
+        let missing = attempt("missing", dir.join("nothing.jsonl"));
         vec![
             step("skipped", Status::Skipped, vec![]),
             step("missing", Status::Failed, vec![missing]),
@@ -415,8 +415,8 @@ pub(crate) fn a_report_without_steps_or_audits_opens() {
     clean(&skipped, "step=skipped&q=x&only=1&line=3&attempt=9");
 }
 
-pub(crate) fn a_script_that_is_not_the_pages_own_does_not_run() {
-    let page = of_one(|folder| Audit::new("run", 0).out("hello").sealed(folder, 0));
+pub(crate) fn foreign_scripts_do_not_run() {
+    let page = of_one(|dir| Audit::new("run", 0).out("hello").sealed(dir, 0));
     let html = page.html().replace(
         "</body>",
         "<script>document.title = 'owned'</script><p onclick=\"1\"></p></body>",
@@ -424,7 +424,7 @@ pub(crate) fn a_script_that_is_not_the_pages_own_does_not_run() {
     fs::write(&page.page, html).unwrap();
     let dom = open(&page.page, "");
     assert!(dom.html.contains("<title>a pipeline</title>"));
-    // And so it is known that what the console has is seen.
+    // This also proves that console messages are captured.
     assert!(
         dom.console
             .iter()
@@ -432,15 +432,15 @@ pub(crate) fn a_script_that_is_not_the_pages_own_does_not_run() {
         "{:?}",
         dom.console
     );
-    assert_eq!(dom.rows()[0].text, "hello", "the page's own did");
+    assert_eq!(dom.rows()[0].text, "hello", "the script of the page ran");
 }
 
-pub(crate) fn keys_go_through_what_was_found() {
-    let page = of_one(|folder| {
+pub(crate) fn keys_move_between_matches() {
+    let page = of_one(|dir| {
         let audit = Audit::new("keys", 0).lines((1..=500).map(|number| format!("line {number}")));
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     });
-    // A script beside the page's own, where its policy is taken away.
+    // A second script, in a copy of the page without its policy.
     let drive = |keys: &str| {
         let script = format!(
             "<script>const press = (key, more) => $('q').dispatchEvent(new KeyboardEvent('keydown', {{ key, bubbles: true, ...more }}));
@@ -448,7 +448,7 @@ pub(crate) fn keys_go_through_what_was_found() {
         );
         let html = page.html().replace("</body>", &script);
         let (before, policy) = html.split_once("<meta http-equiv=").unwrap();
-        let driven = page.folder.path().join("driven.html");
+        let driven = page.dir.path().join("driven.html");
         fs::write(
             &driven,
             [before, policy.split_once('>').unwrap().1].concat(),
@@ -461,10 +461,10 @@ pub(crate) fn keys_go_through_what_was_found() {
     let next = drive("press('Enter'); press('Enter'); press('Enter');");
     assert_eq!(next.text("count"), "3 of 111 matching lines");
     assert_eq!(next.text("which"), "Line 41, stdout");
-    let round = drive("press('Enter'); press('Enter', { shiftKey: true });");
-    assert_eq!(round.text("count"), "111 of 111 matching lines");
+    let wrapped = drive("press('Enter'); press('Enter', { shiftKey: true });");
+    assert_eq!(wrapped.text("count"), "111 of 111 matching lines");
     assert!(
-        round
+        wrapped
             .rows()
             .iter()
             .any(|row| row.class == "stdout on" && row.text == "line 499")
@@ -472,7 +472,7 @@ pub(crate) fn keys_go_through_what_was_found() {
     let cleared = drive("press('Escape');");
     assert_eq!(cleared.text("count"), "");
     assert!(!cleared.html.contains("<mark>"));
-    // The document has the rows that are seen, wherever that is.
+    // After scrolling, the document contains the visible rows.
     let scrolled = drive("press('Escape'); $('log').scrollTop = 4000; draw();");
     let shown = scrolled.rows();
     assert!(shown.len() < 100 && shown.iter().any(|row| row.text == "line 210"));

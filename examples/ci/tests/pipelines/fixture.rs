@@ -1,4 +1,4 @@
-//! A folder with a pipeline and a root in it, and what the harness leaves there.
+//! A temporary directory with a pipeline, a root and the reports.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,15 +11,14 @@ use quick_junit::{Report, TestCase, TestCaseStatus};
 use tempfile::TempDir;
 
 use crate::support::audit::Audit;
-
 use crate::support::{busybox, engine};
 
-pub struct Place {
-    folder: TempDir,
+pub struct Fixture {
+    dir: TempDir,
     image: OnceLock<String>,
 }
 
-impl Drop for Place {
+impl Drop for Fixture {
     fn drop(&mut self) {
         if self.image.get().is_some() {
             engine::sweep(&self.root());
@@ -27,32 +26,32 @@ impl Drop for Place {
     }
 }
 
-impl Place {
+impl Fixture {
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("moat-test-").tempdir();
+        let dir = tempfile::Builder::new().prefix("moat-test-").tempdir();
         Self {
-            folder: folder.unwrap(),
+            dir: dir.unwrap(),
             image: OnceLock::new(),
         }
     }
 
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        self.dir.path()
     }
 
     pub fn root(&self) -> PathBuf {
         self.path().join("root")
     }
 
-    /// Writes the pipeline.
+    /// Writes the pipeline file.
     pub fn pipeline(&self, text: &str) -> PathBuf {
-        let path = self.path().join("it.toml");
+        let path = self.path().join("pipeline.toml");
         fs::write(&path, text).unwrap();
         path
     }
 
-    /// `ci PIPELINE --root ROOT --out OUT`
-    fn ci(&self, pipeline: &Path) -> Command {
+    /// `moat-ci PIPELINE --root ROOT --out OUT`
+    fn command(&self, pipeline: &Path) -> Command {
         let mut command = Command::new(program());
         command.arg(pipeline).arg("--root").arg(self.root());
         command.arg("--out").arg(self.path().join("out"));
@@ -60,23 +59,23 @@ impl Place {
         command
     }
 
-    /// Of the pipeline in `text`, as local processes.
+    /// Runs the steps of the pipeline `text` as local processes.
     pub fn process(&self, text: &str) -> Command {
-        let mut command = self.ci(&self.pipeline(text));
+        let mut command = self.command(&self.pipeline(text));
         command.args(["--runtime", "process", "--jobs", "8"]);
         command
     }
 
-    /// Of the pipeline in `text`, as local processes, one after the other.
-    pub fn process_alone(&self, text: &str) -> Command {
-        let mut command = self.ci(&self.pipeline(text));
+    /// Runs the steps of the pipeline `text` as local processes, one at a time.
+    pub fn process_one_job(&self, text: &str) -> Command {
+        let mut command = self.command(&self.pipeline(text));
         command.args(["--runtime", "process", "--jobs", "1"]);
         command
     }
 
-    /// Of the pipeline in `text`, in containers.
+    /// Runs the steps of the pipeline `text` in containers.
     pub fn docker(&self, text: &str) -> Command {
-        let mut command = self.ci(&self.pipeline(text));
+        let mut command = self.command(&self.pipeline(text));
         let image = self.image.get_or_init(|| {
             engine::block_on(async { busybox::provide(&engine::connect().unwrap()).await.unwrap() })
         });
@@ -87,10 +86,10 @@ impl Place {
     pub fn junit(&self) -> Report {
         let text = fs::read_to_string(self.path().join("out/junit.xml")).unwrap();
         let report = Report::deserialize_from_str(&text).unwrap();
-        // Jenkins' schema knows no such attribute there.
+        // The schema of Jenkins does not allow the attribute on the root element.
         let (head, _) = text.split_once("<testsuite ").unwrap();
         assert!(!head.contains("skipped="), "{head}");
-        // What it counts is what is there.
+        // The totals match the test cases.
         let cases: Vec<_> = report
             .test_suites
             .iter()
@@ -98,10 +97,11 @@ impl Place {
             .collect();
         let is_skipped = |case: &&&TestCase| matches!(case.status, TestCaseStatus::Skipped { .. });
         let skipped = cases.iter().filter(is_skipped).count();
-        let red = |case: &&&TestCase| matches!(case.status, TestCaseStatus::NonSuccess { .. });
-        let red = cases.iter().filter(red).count();
+        let is_failed =
+            |case: &&&TestCase| matches!(case.status, TestCaseStatus::NonSuccess { .. });
+        let failed = cases.iter().filter(is_failed).count();
         assert_eq!(report.tests, cases.len());
-        assert_eq!(report.failures + report.errors, red);
+        assert_eq!(report.failures + report.errors, failed);
         assert_eq!(
             report.test_suites.iter().map(|s| s.skipped).sum::<usize>(),
             skipped
@@ -109,25 +109,25 @@ impl Place {
         report
     }
 
-    /// What became of each step: the type and the message, as JUnit has them.
+    /// The result of each step: the type and the message in the JUnit file.
     pub fn statuses(&self) -> BTreeMap<String, String> {
         let junit = self.junit();
         let cases = junit.test_suites.iter().flat_map(|suite| &suite.test_cases);
         let status = |case: &TestCase| {
-            let said = match &case.status {
+            let texts = match &case.status {
                 TestCaseStatus::Success { .. } => return "passed".to_owned(),
                 TestCaseStatus::NonSuccess { ty, message, .. }
                 | TestCaseStatus::Skipped { ty, message, .. } => [ty, message],
             };
-            let said = said.map(|text| text.as_ref().unwrap().as_str().to_owned());
-            said.join(": ")
+            let texts = texts.map(|text| text.as_ref().unwrap().as_str().to_owned());
+            texts.join(": ")
         };
         cases
             .map(|case| (case.name.as_str().to_owned(), status(case)))
             .collect()
     }
 
-    /// The audits of all runs, sealed and whole, by step and attempt: `build 1`.
+    /// The audits of all runs by step and attempt, such as `build 1`. All must be sealed and valid.
     pub fn audits(&self) -> BTreeMap<String, Audit> {
         let audits = self.runs().into_iter();
         audits
@@ -135,11 +135,11 @@ impl Place {
             .collect()
     }
 
-    /// The audit files of all runs that there are so far.
+    /// The audit files of all runs so far, by step and attempt.
     pub fn runs(&self) -> BTreeMap<String, PathBuf> {
-        let folders = fs::read_dir(self.root()).into_iter().flatten().flatten();
-        let named = folders.filter_map(|folder| {
-            let audit = folder.path().join("logs.jsonl");
+        let dirs = fs::read_dir(self.root()).into_iter().flatten().flatten();
+        let named = dirs.filter_map(|dir| {
+            let audit = dir.path().join("logs.jsonl");
             let text = fs::read_to_string(&audit).ok()?;
             let start: serde_json::Value = serde_json::from_str(text.lines().next()?).ok()?;
             let label = |name| start["labels"][name].as_str().map(str::to_owned);
@@ -151,11 +151,11 @@ impl Place {
         named.collect()
     }
 
-    /// No container of this root is left on the engine.
+    /// Checks that the engine has no container of this root.
     pub fn assert_no_containers(&self) {
         let root = engine::root_id(&self.root()).unwrap();
         let docker = engine::connect().unwrap();
-        // The last one is removed shortly after its seal.
+        // The last container is removed shortly after its seal.
         wait_for("the removal of the containers", || {
             engine::block_on(engine::containers(&docker, &root))
                 .unwrap()
@@ -168,7 +168,7 @@ pub fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_moat-ci").into()
 }
 
-/// A process that is killed when a test ends early.
+/// A process that is killed when the value is dropped.
 pub struct Process(pub Child);
 
 impl Process {
@@ -183,13 +183,13 @@ impl Process {
         assert!(status.unwrap().success());
     }
 
-    /// Kills it, and waits until it is gone.
+    /// Kills the process, and waits for its end.
     pub fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// Its exit code, and what it has printed.
+    /// Waits for the end. Returns the exit code and the standard output.
     pub fn end(mut self) -> (i32, String) {
         let mut out = String::new();
         let mut stdout = self.0.stdout.take().unwrap();
@@ -205,7 +205,7 @@ impl Drop for Process {
     }
 }
 
-/// Runs it to its end, which must have this exit code, and gives what it has printed.
+/// Runs a command that must exit with `code`, and returns its standard output.
 #[track_caller]
 pub fn run(mut command: Command, code: i32) -> String {
     let output = command.output().unwrap();
@@ -228,26 +228,26 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-pub fn wait_for(what: &str, mut fact: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
-    while !fact() {
+    while !condition() {
         assert!(
             start.elapsed() < Duration::from_secs(60),
-            "{what} did not come"
+            "timed out waiting for {what}"
         );
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Waits until a run has printed `line`.
-pub fn printed(place: &Place, run: &str, line: &str) {
-    audited(place, run, &format!("\"line\":\"{line}\""));
+/// Waits until the run has printed `line`.
+pub fn wait_for_line(fixture: &Fixture, run: &str, line: &str) {
+    wait_for_text(fixture, run, &format!("\"line\":\"{line}\""));
 }
 
-/// Waits until the audit of a run has `text` in it.
-pub fn audited(place: &Place, run: &str, text: &str) {
+/// Waits until the audit of the run contains `text`.
+pub fn wait_for_text(fixture: &Fixture, run: &str, text: &str) {
     wait_for(text, || {
-        let runs = place.runs();
+        let runs = fixture.runs();
         let audit = runs.get(run).map(fs::read_to_string);
         audit.is_some_and(|audit| audit.unwrap_or_default().contains(text))
     });
