@@ -13,7 +13,9 @@ pub const BUILD: &str = "ci.build";
 const PIPELINE: &str = "ci.pipeline";
 const STEP: &str = "ci.step";
 const ATTEMPT: &str = "ci.attempt";
-/// Maximum number of characters of a step's name in a run's id, which has at most 64.
+/// Maximum length of a step's name in a run id, in characters.
+///
+/// A run id has at most 64 characters.
 const MAX_SLUG_CHARS: usize = 24;
 
 /// One execution of a pipeline.
@@ -99,7 +101,9 @@ impl Build {
         }))
     }
 
-    /// The id of an attempt at a step. The same arguments always give the same id.
+    /// The id of an attempt at a step.
+    ///
+    /// The same arguments always give the same id.
     pub fn run_id(&self, index: usize, step: &str, attempt: u32) -> RunId {
         let dash = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
         let slug: String = step.chars().take(MAX_SLUG_CHARS).map(dash).collect();
@@ -108,7 +112,9 @@ impl Build {
             .expect("letters, digits and dashes, and fewer than 64")
     }
 
-    /// The state of a run that an earlier process started. `None` for any other run.
+    /// The state of a run that an earlier process started.
+    ///
+    /// `None` for any other run.
     pub fn earlier_run(&self, run: &RunId) -> Option<EarlierRun> {
         let info = self.earlier.get(run)?;
         Some(match info.seal {
@@ -130,8 +136,9 @@ impl Build {
             .label(ATTEMPT, attempt.to_string())
     }
 
-    /// Returns true if the outcome does not count as an attempt: the run never started, or it ended
-    /// because an earlier process ended.
+    /// Returns true if the outcome does not count as an attempt.
+    ///
+    /// The run never started, or it ended because an earlier process ended.
     pub fn interrupted(&self, outcome: &Outcome) -> bool {
         let ended_with_process = match &outcome.ending {
             Ending::Lost { .. } => true,

@@ -1,4 +1,6 @@
-//! Workflow commands for GitHub's runner, and protection against commands in other text.
+//! Workflow commands for GitHub's runner.
+//!
+//! Text from other sources is changed so that the runner finds no command in it.
 //!
 //! The runner reads commands from the output of the job: `::error::...` at the start of a line, and
 //! `##[...]` anywhere in a line.

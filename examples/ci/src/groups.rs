@@ -1,4 +1,4 @@
-//! Output for logs: the output of an attempt in one block, after the attempt has ended.
+//! Output for logs: one block for each attempt, after its end.
 
 use std::io::Write;
 use std::path::Path;
@@ -64,7 +64,9 @@ impl Groups {
         self.print([line]);
     }
 
-    /// Prints lines without interleaving. A closed stdout does not fail the build.
+    /// Prints lines without interleaving.
+    ///
+    /// A closed stdout does not fail the build.
     fn print(&self, lines: impl IntoIterator<Item = String>) {
         let mut out = std::io::stdout().lock();
         for line in lines {

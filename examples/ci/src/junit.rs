@@ -35,7 +35,9 @@ pub async fn write(name: &str, report: &Report, mask: &Mask, to: &Path) -> io::R
     Ok(())
 }
 
-/// Removes the `skipped` attribute of the root element: the schema of Jenkins does not allow it.
+/// Removes the `skipped` attribute of the root element.
+///
+/// The schema of Jenkins does not allow it.
 fn without_total_skipped(text: &str) -> String {
     let Some(at) = text.find("<testsuite ") else {
         return text.to_owned();
@@ -92,7 +94,9 @@ async fn rerun(attempt: &Attempt, mask: &Mask) -> TestRerun {
     rerun
 }
 
-/// The path of the audit file, after the last lines of an attempt that did not pass.
+/// The output of an attempt: the path of its audit file.
+///
+/// The last lines come before it if the attempt did not pass.
 async fn output(attempt: &Attempt, mask: &Mask) -> String {
     let audit = format!("audit: {}", attempt.audit.display());
     if attempt.outcome.as_ref().is_some_and(Outcome::success) {

@@ -1,5 +1,7 @@
-//! A small CI harness: runs the steps of a pipeline in parallel, in containers or as local
-//! processes. It writes a report, a JUnit file, and an audit file for each run.
+//! A small CI harness that runs the steps of a pipeline in parallel.
+//!
+//! Steps run in containers or as local processes. The program writes a report, a JUnit file, and an
+//! audit file for each run.
 //!
 //! ```sh
 //! cargo run -p moat-ci -- examples/pipelines/demo.toml --runtime process
@@ -44,7 +46,9 @@ const INVALID: u8 = 2;
 const PAGE: &str = "report.html";
 const JUNIT: &str = "junit.xml";
 
-/// Runs a pipeline. Writes a report, a JUnit file, and an audit file for each run.
+/// Runs a pipeline, and writes reports and audit files
+///
+/// Writes a report, a JUnit file, and an audit file for each run.
 #[derive(Parser)]
 struct Args {
     /// The pipeline file
@@ -195,8 +199,9 @@ fn passed(step: &Step) -> bool {
     matches!(step.status, Status::Passed | Status::AllowedFailure)
 }
 
-/// Removes the reports of an earlier build. If this build is killed, no report is left that could be
-/// mistaken for its own.
+/// Removes the reports of an earlier build.
+///
+/// If this build is killed, no report is left that could be mistaken for its own.
 fn remove_reports(out: &Path) -> io::Result<()> {
     std::fs::create_dir_all(out)?;
     for name in [PAGE, JUNIT] {

@@ -7,7 +7,9 @@ use aho_corasick::AhoCorasick;
 /// Replacement for a secret.
 const STARS: &str = "***";
 
-/// Minimum number of characters in a masked line. A shorter one would mask much of any text.
+/// Minimum number of characters in a masked line.
+///
+/// A shorter one would mask much of any text.
 const MIN_CHARS: usize = 3;
 
 /// The secrets of a pipeline.

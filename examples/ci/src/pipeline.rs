@@ -20,7 +20,9 @@ use file::{PipelineTable, StepTable, check_name};
 pub struct Pipeline {
     pub name: String,
     pub steps: Vec<Step>,
-    /// A digest of the file and of the image override. A changed pipeline has another digest.
+    /// A digest of the file and of the image override.
+    ///
+    /// A changed pipeline has another digest.
     pub digest: String,
 }
 
@@ -97,7 +99,9 @@ impl InvalidPipeline {
 }
 
 impl Pipeline {
-    /// Reads the file at `path`. `image`, if given, replaces every image in the file.
+    /// Reads the file at `path`.
+    ///
+    /// `image`, if given, replaces every image in the file.
     pub fn read(path: &Path, image: Option<&str>) -> Result<Self, InvalidPipeline> {
         let text = std::fs::read_to_string(path).map_err(|source| InvalidPipeline::Read {
             path: path.into(),
@@ -143,7 +147,9 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The values of all secrets, by name. `lookup` returns the value of a variable.
+    /// The values of all secrets, by name.
+    ///
+    /// `lookup` returns the value of a variable.
     pub fn secrets(
         &self,
         lookup: impl Fn(&str) -> Option<String>,
@@ -235,7 +241,9 @@ fn expand(
     Ok(steps)
 }
 
-/// The indices of the steps that `step` depends on: every cell, if the dependency has a matrix.
+/// The indices of the steps that `step` depends on.
+///
+/// A dependency with a matrix stands for all of its cells.
 fn resolve_needs(
     step: &StepTable,
     indices: &BTreeMap<&str, Vec<usize>>,

@@ -1,4 +1,6 @@
-//! Progress bars for a terminal: for each step the elapsed time and its last line of output.
+//! Progress bars for a terminal.
+//!
+//! Each step has a line with its elapsed time and its last line of output.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +14,6 @@ use crate::lines::Line;
 use crate::mask::Mask;
 use crate::pipeline::Pipeline;
 use crate::report::{Status, Step};
-use crate::view::summary;
 
 /// Time between two frames of a spinner.
 const TICK_INTERVAL: Duration = Duration::from_millis(120);
@@ -125,7 +126,7 @@ impl Bars {
             &mask.line(step.detail.as_deref().unwrap_or_default()),
         ));
         if !matches!(step.status, Status::Passed | Status::Skipped) {
-            self.message(&mask.line(&summary(step)));
+            self.message(&mask.line(&step.summary()));
         }
     }
 }
@@ -150,7 +151,9 @@ struct LastLine {
 }
 
 impl LastLine {
-    /// Adds output. Returns the last line that it completes, if that line has visible text.
+    /// Adds output.
+    ///
+    /// Returns the last line that it completes, if that line has visible text.
     fn push(&mut self, bytes: &[u8], mask: &Mask) -> Option<String> {
         let Some(end) = bytes.iter().rposition(|&byte| byte == b'\n') else {
             self.open.push(bytes);

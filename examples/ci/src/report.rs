@@ -53,6 +53,16 @@ pub struct Step {
     pub attempts: Vec<Attempt>,
 }
 
+impl Step {
+    /// The result on one line.
+    pub fn summary(&self) -> String {
+        match &self.detail {
+            Some(detail) => format!("{}: {}: {detail}", self.name, self.status),
+            None => format!("{}: {}", self.name, self.status),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -128,7 +138,7 @@ struct Facts {
     gaps: u64,
     lines: PerStream<u64>,
     bytes: u64,
-    /// When the run was requested, started and ended, in microseconds since the epoch.
+    /// Times of the request, the start and the end, in µs since the epoch.
     base: i64,
     started: Option<i64>,
     ended: i64,
@@ -198,8 +208,9 @@ impl Page<'_> {
         write!(self.out, "{tail}")
     }
 
-    /// Opens a script element of a type that no browser runs. Its text has no `<`, so nothing in it
-    /// can close the element.
+    /// Opens a script element of a type that no browser runs.
+    ///
+    /// Its text has no `<`, so nothing in it can close the element.
     fn open_data(&mut self, id: &str) -> io::Result<()> {
         writeln!(self.out, r#"<script type="application/json" id="{id}">"#)
     }
@@ -308,8 +319,9 @@ impl Page<'_> {
         writeln!(self.out, "],")
     }
 
-    /// Writes a line as `[microseconds, stream, text]`, followed by marks and the number of omitted
-    /// bytes if either is not zero.
+    /// Writes a line as `[microseconds, stream, text]`.
+    ///
+    /// Marks and the number of omitted bytes follow if either is not zero.
     fn line(&mut self, line: &Line, base: i64) -> io::Result<()> {
         let (bytes, omitted) = line.masked(self.mask);
         write!(
@@ -326,7 +338,7 @@ impl Page<'_> {
         }
     }
 
-    /// Writes a row for the omitted lines, if there are any, and resets the count.
+    /// Writes a row for the omitted lines, if any, and resets the count.
     fn omitted(&mut self, omitted: &mut Omitted) -> io::Result<()> {
         match std::mem::take(omitted) {
             Omitted { lines: 0, .. } => Ok(()),
@@ -336,8 +348,10 @@ impl Page<'_> {
         }
     }
 
-    /// Writes a JSON string. A byte that is not UTF-8 becomes a lone surrogate, U+DC80 and up, which
-    /// cannot occur in UTF-8 text.
+    /// Writes a JSON string.
+    ///
+    /// A byte that is not UTF-8 becomes a lone surrogate, U+DC80 and up, which cannot occur in
+    /// UTF-8 text.
     fn string(&mut self, bytes: &[u8]) -> io::Result<()> {
         write!(self.out, "\"")?;
         for chunk in bytes.utf8_chunks() {

@@ -1,4 +1,4 @@
-//! The rows of an audit file: lines of output, joined from its records, and the events between them.
+//! The rows of an audit file: lines of output, and the events between them.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -112,7 +112,7 @@ impl Rows {
     }
 }
 
-/// Returns true if output after the event does not continue a line before the event.
+/// Returns true if no line of the stream continues after the event.
 fn ends_line(event: &Event, stream: Stream) -> bool {
     match event {
         Event::End(_) => true,
@@ -145,7 +145,9 @@ impl Iterator for Rows {
     }
 }
 
-/// The time, kind and text of an event in the report. `None` if the report does not show it.
+/// The time, kind and text of an event in the report.
+///
+/// `None` if the report does not show it.
 ///
 /// The report never shows standard input: a secret that is typed is in one record for each
 /// character, so the mask cannot find it.

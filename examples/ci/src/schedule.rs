@@ -1,4 +1,4 @@
-//! The schedule: each step starts as soon as the steps that it needs have passed.
+//! The schedule: a step starts once the steps that it needs have passed.
 
 use std::collections::BTreeMap;
 
@@ -58,8 +58,9 @@ impl Schedule<'_> {
         }
     }
 
-    /// Waits for the steps that `step` needs. Fails with the name of the first one that did not
-    /// pass.
+    /// Waits for the steps that `step` needs.
+    ///
+    /// Fails with the name of the first one that did not pass.
     async fn wait_for_needs(
         &self,
         step: &Step,
@@ -75,7 +76,7 @@ impl Schedule<'_> {
         Ok(())
     }
 
-    /// Stops the runs that killed processes left in the root and that are not of this build.
+    /// Stops the runs that killed processes left behind in other builds.
     async fn stop_other_builds(&self) {
         let Ok(runs) = self.manager.recovered().await else {
             return;
@@ -161,7 +162,9 @@ impl Schedule<'_> {
         }
     }
 
-    /// Starts a run and waits for its end, or takes over the run that an earlier process started.
+    /// Starts a run, or takes over the run of an earlier process.
+    ///
+    /// Returns its outcome after its end.
     async fn attempt(&self, index: usize, step: &Step, number: u32) -> moat::Result<Outcome> {
         let id = self.build.run_id(index, &step.name, number);
         let earlier = self.build.earlier_run(&id);

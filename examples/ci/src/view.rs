@@ -25,7 +25,7 @@ enum Style {
     Groups(Groups),
 }
 
-/// Number of last lines that are shown of an attempt that did not pass, on a terminal.
+/// Number of last lines of a failed attempt that a terminal shows.
 const TAIL_LINES: usize = 20;
 
 impl<'a> View<'a> {
@@ -127,11 +127,11 @@ impl<'a> View<'a> {
     pub fn step_ended(&self, index: usize, step: &Step) {
         match &self.style {
             Style::Bars(bars) => bars.step_ended(index, step, self.mask),
-            Style::Groups(groups) => groups.step_ended(step, &self.mask.line(&summary(step))),
+            Style::Groups(groups) => groups.step_ended(step, &self.mask.line(&step.summary())),
         }
     }
 
-    /// Prints a line to standard output, for what is read after the end of the build.
+    /// Prints a line to standard output, to be read after the build.
     pub fn print(&self, line: &str) {
         let line = self.mask.line(line);
         match &self.style {
@@ -159,12 +159,4 @@ fn title(name: &str, attempt: u32, outcome: &Outcome) -> String {
     };
     let seconds = outcome.duration().unwrap_or_default().as_secs_f64();
     format!("{name}{number}: {} ({seconds:.1} s)", outcome.ending)
-}
-
-/// The result of a step on one line.
-pub fn summary(step: &Step) -> String {
-    match &step.detail {
-        Some(detail) => format!("{}: {}: {detail}", step.name, step.status),
-        None => format!("{}: {}", step.name, step.status),
-    }
 }

@@ -138,8 +138,10 @@ impl StepTable {
     }
 }
 
-/// Checks a step's name. Names appear in paths, in XML and in commands for GitHub's runner, so only
-/// plain characters are allowed.
+/// Checks a step's name.
+///
+/// Names appear in paths, in XML and in commands for GitHub's runner, so only plain characters are
+/// allowed.
 pub(super) fn check_name(name: &str) -> Result<(), InvalidPipeline> {
     let plain = |c: char| c.is_alphanumeric() || " _.-/".contains(c);
     let fits = name.chars().count() <= 100;

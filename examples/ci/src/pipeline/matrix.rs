@@ -11,7 +11,9 @@ const MAX_CELLS: usize = 256;
 /// The values of one cell, by key.
 pub(super) type Cell<'a> = BTreeMap<&'a str, &'a str>;
 
-/// The cells of a step's matrix. A step without a matrix has one cell without values.
+/// The cells of a step's matrix.
+///
+/// A step without a matrix has one cell without values.
 pub(super) fn cells(step: &StepTable) -> Result<Vec<Cell<'_>>, InvalidPipeline> {
     let invalid = |reason: String| InvalidPipeline::step(&step.name, "matrix", reason);
     let mut cells = vec![Cell::new()];

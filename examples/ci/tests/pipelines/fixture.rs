@@ -127,7 +127,9 @@ impl Fixture {
             .collect()
     }
 
-    /// The audits of all runs by step and attempt, such as `build 1`. All must be sealed and valid.
+    /// The audits of all runs by step and attempt, such as `build 1`.
+    ///
+    /// All must be sealed and valid.
     pub fn audits(&self) -> BTreeMap<String, Audit> {
         let audits = self.runs().into_iter();
         audits

@@ -1,5 +1,6 @@
-//! Tests of the program `moat-ci`: each starts it with a pipeline, and checks its output, its exit
-//! code and its files.
+//! Tests of the program `moat-ci`.
+//!
+//! Each test runs a pipeline, and checks the output, the exit code and the files.
 
 #![allow(
     clippy::disallowed_methods,

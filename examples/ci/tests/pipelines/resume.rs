@@ -13,7 +13,7 @@ fn resumed(mut command: Command) -> Command {
     command
 }
 
-/// The number of lines in a file to which a step adds one line for each attempt.
+/// The number of lines in a file. A step adds one line per attempt.
 fn count_lines(fixture: &Fixture, name: &str) -> usize {
     let text = fs::read_to_string(fixture.path().join(name));
     text.unwrap_or_default().lines().count()

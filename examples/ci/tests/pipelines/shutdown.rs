@@ -47,7 +47,9 @@ pub fn a_signal_stops_and_seals_containers(fixture: &Fixture) {
     fixture.assert_no_containers();
 }
 
-/// A killed build writes no reports. Those of an earlier build could be mistaken for its own.
+/// A killed build writes no reports.
+///
+/// Those of an earlier build could be mistaken for its own.
 pub fn a_killed_build_leaves_no_earlier_report(fixture: &Fixture) {
     run(
         fixture.process("[[step]]\nname = 'a'\nexec = ['true']\n"),

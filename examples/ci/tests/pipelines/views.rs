@@ -47,8 +47,10 @@ pub fn a_truncated_secret_is_in_no_view(fixture: &Fixture) {
     assert!(junit.contains("xxx") && !junit.contains("k1"), "{junit}");
 }
 
-/// Finds commands as the runner does: at the start of a line, and in their old form anywhere in it.
-/// While commands are stopped, only the token is one.
+/// Finds commands in the output, as the runner does.
+///
+/// A command is at the start of a line, or in its old form anywhere in it. While commands are
+/// stopped, only the token is a command.
 fn commands(out: &str) -> Vec<String> {
     let mut stopped: Option<String> = None;
     let mut commands = Vec::new();

@@ -94,7 +94,9 @@ impl Dom {
             .collect()
     }
 
-    /// The text of the element with this id. It must not contain an element with the same tag.
+    /// The text of the element with this id.
+    ///
+    /// It must not contain an element with the same tag.
     pub(crate) fn text(&self, id: &str) -> String {
         let at = self.html.find(&format!(r#" id="{id}""#)).expect(id);
         let open = self.html[..at].rfind('<').unwrap();

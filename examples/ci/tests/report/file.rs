@@ -373,7 +373,9 @@ pub(crate) fn a_million_lines_are_written_in_bounded_memory() {
     assert!(peak < 32 << 10, "{peak} KiB");
 }
 
-/// Writes a report beside the audit, and prints the peak memory in KiB, the time and the size.
+/// Writes a report beside the audit, and prints the cost.
+///
+/// The cost is the peak memory in KiB, the time and the size.
 pub(crate) fn write_report_of(audit: &Path) {
     let report = Report {
         title: "a million lines".into(),

@@ -31,7 +31,9 @@ pub(crate) fn step(name: &str, status: Status, attempts: Vec<Attempt>) -> Step {
     }
 }
 
-/// A report of the steps that `steps` returns. Their audits are in the directory.
+/// A report of the steps that `steps` returns.
+///
+/// Their audits are in the directory.
 pub(crate) fn written(mask: &Mask, steps: impl FnOnce(&Path) -> Vec<Step>) -> Written {
     let dir = tempfile::tempdir().unwrap();
     let page = dir.path().join("report.html");
@@ -85,8 +87,11 @@ pub(crate) fn pipeline(dir: &Path) -> Vec<Step> {
     }
     let build = build
         .event("stop", json!({"cause": "requested", "signal": "SIGWINCH"}))
-        .event("gap", json!({"stream": "stdout", "reason": "log_unreadable", "possible": false, "bytes": 1234,
-            "detail": "the engine's log was deleted"}))
+        .event(
+            "gap",
+            json!({"stream": "stdout", "reason": "log_unreadable", "possible": false, "bytes": 1234,
+            "detail": "the engine's log was deleted"}),
+        )
         .later(40)
         .out("\x1b[1;32m    Finished\x1b[0m release profile [optimized] in 6.1 s")
         .sealed(dir, 0);
