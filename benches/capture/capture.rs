@@ -1,17 +1,15 @@
-//! What an audit file costs: to write it, to read it, and to check it; and, with the feature
-//! `bench`, what each part of a capture does; and, with `testing`, to open a root of finished runs.
-//! `benches/engine` has what they are compared with.
+//! The cost of audit files, of the parts of a capture, and of opening a root.
+//!
+//! `cargo bench -p bench-capture`. `benches/engine` measures whole runs.
 
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    reason = "made by criterion's macros; a benchmark fails by panicking"
-)]
-
+use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use moat::bench::{Intake, encode, lines, observe};
+use moat::runtime::scripted::{Script, Scripted};
 use moat::sink::audit::{Reader, Record, verify};
 use moat::sink::{Batch, Output, RunPlace, Start};
-use moat::{Jsonl, LogSink, RunId, RunRecord};
+use moat::{Jsonl, LogSink, Manager, RunId, RunRecord, RunSpec, Shutdown};
+use sha2::{Digest, Sha256};
 
 const LINES: usize = 10_000;
 const TS: &str = "2026-11-22T18:23:25.491211661Z";
@@ -58,8 +56,8 @@ fn audit(criterion: &mut Criterion) {
     let outputs = outputs(&text);
     assert_eq!(outputs.len(), LINES);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("file.jsonl");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file.jsonl");
     std::fs::write(&file, &text).unwrap();
 
     let mut group = criterion.benchmark_group("audit");
@@ -69,7 +67,7 @@ fn audit(criterion: &mut Criterion) {
         bencher.iter_batched(
             || {
                 let run = RunId::generate();
-                let place = RunPlace::new(run.clone(), folder.path().join(run.as_str()));
+                let place = RunPlace::new(run.clone(), dir.path().join(run.as_str()));
                 std::fs::create_dir(&place.folder).unwrap();
                 let log = runtime
                     .block_on(sink.open(&place, &Start::new(record())))
@@ -91,15 +89,7 @@ fn audit(criterion: &mut Criterion) {
     group.finish();
 }
 
-#[cfg(not(feature = "bench"))]
-fn parts(_: &mut Criterion) {}
-
-#[cfg(feature = "bench")]
 fn parts(criterion: &mut Criterion) {
-    use bytes::Bytes;
-    use moat::bench::{Intake, encode, lines, observe};
-    use sha2::{Digest, Sha256};
-
     let text =
         "a line of eighty bytes, as a test prints it when it has passed, with its time 0.01\n"
             .repeat(100_000);
@@ -144,20 +134,13 @@ fn parts(criterion: &mut Criterion) {
     group.finish();
 }
 
-#[cfg(not(feature = "testing"))]
-fn open(_: &mut Criterion) {}
-
-#[cfg(feature = "testing")]
 fn open(criterion: &mut Criterion) {
-    use moat::runtime::scripted::{Script, Scripted};
-    use moat::{Manager, RunSpec, Shutdown};
-
     const RUNS: u64 = 1_000;
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     runtime.block_on(async {
         let engine = Scripted::new();
-        let manager = Manager::open(folder.path(), engine.clone()).await.unwrap();
+        let manager = Manager::open(dir.path(), engine.clone()).await.unwrap();
         for _ in 0..RUNS {
             engine.next(Script::new().stdout("a line\n"));
             let run = manager.start(RunSpec::new("none")).await.unwrap();
@@ -171,7 +154,7 @@ fn open(criterion: &mut Criterion) {
     group.bench_function("open", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
-                let manager = Manager::open(folder.path(), Scripted::new()).await.unwrap();
+                let manager = Manager::open(dir.path(), Scripted::new()).await.unwrap();
                 assert!(manager.recovered().await.unwrap().is_empty());
                 manager.shutdown(Shutdown::Leave).await;
             });
