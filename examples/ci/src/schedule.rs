@@ -76,7 +76,7 @@ impl Schedule<'_> {
         Ok(())
     }
 
-    /// Stops the runs that killed processes left behind in other builds.
+    /// Stops the runs of other builds whose process was killed.
     async fn stop_other_builds(&self) {
         let Ok(runs) = self.manager.recovered().await else {
             return;

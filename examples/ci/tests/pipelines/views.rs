@@ -1,4 +1,4 @@
-//! What the program prints, and what it hides.
+//! The output of the program, and the secrets that it masks.
 
 use std::fs;
 use std::io::Read;
