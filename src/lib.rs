@@ -173,9 +173,11 @@
 //! [`sink::Tracing`]. bollard, the client of the Docker API, prints whole requests, including
 //! environment values, at level `debug`: keep `bollard=info` in your filter.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(any(test, fuzzing)), deny(clippy::unwrap_used))]
 
-#[cfg(feature = "bench")]
+pub mod audit;
+#[cfg(feature = "__bench")]
 #[doc(hidden)]
 pub mod bench;
 #[cfg(feature = "blocking")]
@@ -185,40 +187,37 @@ mod capture;
 pub mod conformance;
 mod disk;
 mod error;
+pub mod events;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guide;
-mod manager;
-mod outcome;
+pub mod manager;
+mod monitor;
+pub mod outcome;
+pub mod root;
+pub mod run;
 pub mod runtime;
 pub mod sink;
-mod spec;
-mod state;
+pub mod spec;
+pub mod state;
 #[cfg(feature = "terminal")]
 pub mod terminal;
-mod timestamp;
+pub mod timestamp;
+
+pub use async_trait::async_trait;
 
 pub use error::{Error, Result};
-pub use manager::{
-    AttachOptions, Attached, Attachment, Control, Events, Exec, Happening, Input, Kept, Manager,
-    ManagerBuilder, Orphan, Prune, Pruned, Ready, Reap, Reaped, Reaping, Recovery, Root, Run,
-    RunEvent, RunInfo, Service, Shutdown, Signal, Why,
-};
-pub use outcome::{
-    Ending, Evidence, Exit, Outcome, PerStream, Seal, SealState, StopCause, Stream, Verdict,
-};
-pub use runtime::connect::{Choice, Connected, Fallback, connect};
+pub use events::Events;
+pub use manager::{Manager, ManagerBuilder, Service, ShutdownMode};
+pub use outcome::{Ending, Exit, Outcome, Seal, Verdict};
+pub use root::Root;
+pub use run::{Ready, Run};
+pub use runtime::Runtime;
+pub use runtime::connect::{Fallback, connect};
 #[cfg(feature = "docker")]
 pub use runtime::docker::Docker;
 #[cfg(feature = "process")]
-pub use runtime::process::Process;
-pub use runtime::{Runtime, RuntimeError};
-pub use sink::{Jsonl, LogSink};
-pub use spec::{
-    Backstop, ContainerId, Credentials, Device, ExecSpec, Gpus, KeepContainer, LimitAction, Mount,
-    OutputLimit, Port, Protocol, Pull, PullProgress, RootId, RunId, RunRecord, RunSpec, Settings,
-    Stdin, Ulimit, WindowSize,
-};
-pub use state::State;
-pub use timestamp::{ParseTimestampError, Timestamp};
+pub use runtime::process::LocalProcess;
+pub use sink::LogSink;
+pub use spec::{Port, RunId, RunSpec};

@@ -12,13 +12,13 @@ mod records;
 use std::path::PathBuf;
 
 use futures::StreamExt;
+use moat::audit::{Action, Event, LogState, verify};
+use moat::outcome::Evidence;
+use moat::run::{AttachOptions, Attached, Attachment};
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Break, Call, Fault, Script, Scripted};
-use moat::sink::audit::{LogState, verify};
-use moat::sink::{Action, Event};
-use moat::{
-    AttachOptions, Attached, Attachment, Ending, Error, Evidence, ExecSpec, Manager, Outcome, Run,
-    RunSpec, RuntimeError, Seal, Shutdown, Stdin, Verdict, WindowSize,
-};
+use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::{Ending, Error, Manager, Outcome, Run, RunSpec, Seal, ShutdownMode, Verdict};
 use tokio::io::AsyncWriteExt;
 
 use deadline::eventually;
@@ -26,19 +26,19 @@ use records::{actions, events};
 
 struct Bench {
     runtime: Scripted,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Bench {
     fn new() -> Self {
         Self {
             runtime: Scripted::new(),
-            folder: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
         }
     }
 
     fn root(&self) -> PathBuf {
-        self.folder.path().join("root")
+        self.dir.path().join("root")
     }
 
     async fn open(&self) -> Manager {
@@ -157,11 +157,11 @@ async fn a_writer_that_died_with_its_process_is_recorded_by_the_next() {
     printed(&mut output, b"half\n").await;
     let id = run.id().clone();
     // As if the process had died: nothing more is told.
-    first.shutdown(Shutdown::Leave).await;
+    first.shutdown(ShutdownMode::Leave).await;
     drop((run, output));
 
     let second = bench.open().await;
-    second.recovered().await.unwrap();
+    second.wait_recovery().await.unwrap();
     let run = second.get(&id).await.unwrap();
     let error = run.attach_with(with_input()).await.unwrap_err();
     assert!(matches!(error, Error::NoInput { .. }), "{error}");
@@ -213,9 +213,9 @@ async fn who_looks_on_live_is_told_that_the_connection_broke() {
         let first = bench.open().await;
         let spec = RunSpec::new("any").tty(true).stdin(Stdin::Open);
         let id = first.start(spec).await.unwrap().id().clone();
-        first.shutdown(Shutdown::Leave).await;
+        first.shutdown(ShutdownMode::Leave).await;
         let second = bench.open().await;
-        second.recovered().await.unwrap();
+        second.wait_recovery().await.unwrap();
         let run = second.get(&id).await.unwrap();
 
         if let Some(how) = how {
@@ -254,9 +254,9 @@ async fn who_looks_on_live_is_told_what_was_missed_at_the_end() {
     let first = bench.open().await;
     let spec = RunSpec::new("any").tty(true).stdin(Stdin::Open);
     let id = first.start(spec).await.unwrap().id().clone();
-    first.shutdown(Shutdown::Leave).await;
+    first.shutdown(ShutdownMode::Leave).await;
     let second = bench.open().await;
-    second.recovered().await.unwrap();
+    second.wait_recovery().await.unwrap();
     let run = second.get(&id).await.unwrap();
 
     let options = with_input().live_only();
@@ -273,7 +273,7 @@ async fn who_looks_on_live_is_told_what_was_missed_at_the_end() {
                 assert!(!chunk.bytes.is_empty());
                 seen += chunk.bytes.len() as u64;
             }
-            Attached::Missed { bytes, .. } => missed += bytes,
+            Attached::Lagged { bytes, .. } => missed += bytes,
             other => panic!("{other:?}"),
         }
     }
@@ -458,7 +458,7 @@ async fn nothing_is_done_to_a_run_by_way_of_a_manager_that_has_closed() {
     let mut input = output.input().unwrap();
     let exec = run.exec(ExecSpec::new(["any"]).interactive(true));
     let exec = exec.await.unwrap();
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 
     let error = input.write_all(b"typed\n").await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);

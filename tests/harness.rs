@@ -9,13 +9,17 @@ mod deadline;
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
-use moat::runtime::scripted::{Call, Script, Scripted};
-use moat::sink::audit::{Follow, Record};
-use moat::{
-    Ending, Error, Events, ExecSpec, Happening, Kept, Manager, Outcome, Prune, Pruned, Reap,
-    Reaped, Reaping, Run, RunEvent, RunId, RunSpec, Shutdown, Signal, State, StopCause, Stream,
-    Why,
+use moat::audit::{Follow, Record};
+use moat::events::{EventKind, RunEvent};
+use moat::manager::{
+    OrphanReason, PruneOptions, PruneReport, ReapAction, ReapOptions, ReapedContainer, Signal,
+    SkipReason,
 };
+use moat::outcome::{StopCause, Stream};
+use moat::runtime::scripted::{Call, Script, Scripted};
+use moat::spec::ExecSpec;
+use moat::state::State;
+use moat::{Ending, Error, Events, Manager, Outcome, Run, RunId, RunSpec, ShutdownMode};
 use rustix::process::{getpid, kill_process};
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +28,7 @@ use deadline::within;
 struct Bench {
     runtime: Scripted,
     manager: Manager,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Bench {
@@ -33,18 +37,18 @@ impl Bench {
     }
 
     async fn with_room_for(runs: Option<usize>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let runtime = Scripted::new();
-        let builder = Manager::builder(folder.path().join("root"), runtime.clone());
+        let builder = Manager::builder(dir.path().join("root"), runtime.clone());
         // Some of the clocks are paused.
-        let mut builder = builder.tasks_on(tokio::runtime::Handle::current());
+        let mut builder = builder.runtime_handle(tokio::runtime::Handle::current());
         if let Some(runs) = runs {
             builder = builder.max_concurrent(runs);
         }
         Self {
             runtime,
             manager: builder.open().await.unwrap(),
-            folder,
+            dir,
         }
     }
 
@@ -118,11 +122,11 @@ async fn the_life_of_a_run_is_told_in_order_and_each_event_is_a_line_of_json() {
     let events = bench.manager.events();
     let run = bench.start(Script::new().stdout("hello\n"), spec()).await;
     sealed(&run).await;
-    bench.manager.shutdown(Shutdown::Leave).await;
+    bench.manager.shutdown(ShutdownMode::Leave).await;
     let told = all(events).await;
-    let output = |event: &&RunEvent| matches!(event.what, Happening::Output { .. });
-    let counts = &told.iter().rfind(output).unwrap().what;
-    let Happening::Output { bytes, records } = counts else {
+    let output = |event: &&RunEvent| matches!(event.kind, EventKind::Output { .. });
+    let counts = &told.iter().rfind(output).unwrap().kind;
+    let EventKind::Output { bytes, records } = counts else {
         unreachable!()
     };
     assert_eq!((bytes.total(), *records), (6, 1));
@@ -266,7 +270,7 @@ async fn starts_beyond_the_room_wait_and_one_that_waits_can_be_stopped() {
     };
     let mut waits = async |name: &str| {
         let is_it = |event: &RunEvent| {
-            event.what == Happening::Waiting && event.run.as_ref().unwrap().as_str() == name
+            event.kind == EventKind::Waiting && event.run.as_ref().unwrap().as_str() == name
         };
         let told = async { while !is_it(&events.next().await.unwrap()) {} };
         within(60, "the wait for a turn", told).await;
@@ -290,10 +294,10 @@ async fn starts_beyond_the_room_wait_and_one_that_waits_can_be_stopped() {
     first.stop(None).await.unwrap();
     let third = third.await.unwrap().unwrap();
     assert_eq!(sealed(&third).await.code(), Some(0));
-    let verified = moat::sink::audit::verify(bench.folder.path().join("root/b/logs.jsonl"));
+    let verified = moat::audit::verify(bench.dir.path().join("root/b/logs.jsonl"));
     assert!(matches!(
         verified.unwrap().state,
-        moat::sink::audit::LogState::Sealed(_)
+        moat::audit::LogState::Sealed(_)
     ));
 }
 
@@ -311,7 +315,7 @@ async fn what_a_run_uses_is_sampled_and_its_peaks_are_in_the_seal() {
     assert_eq!(usage.memory, 1 << 20);
     assert!(usage.samples >= 5, "{usage:?}");
     assert!((20.0..=30.0).contains(&usage.cpu_seconds), "{usage:?}");
-    bench.manager.shutdown(Shutdown::Leave).await;
+    bench.manager.shutdown(ShutdownMode::Leave).await;
     let told = words(&all(events).await);
     let samples = told.iter().filter(|word| *word == "usage").count();
     assert_eq!(samples as u64, usage.samples);
@@ -357,7 +361,7 @@ async fn a_live_run_is_followed_to_its_seal_and_an_ended_one_the_same() {
     }
     assert!(matches!(
         records.last(),
-        Some(Record::Event(moat::sink::Event::End(_)))
+        Some(Record::Event(moat::audit::Event::End(_)))
     ));
     let again = followed(bench.manager.root().follow(run.id()).unwrap()).await;
     assert_eq!(again, records);
@@ -382,12 +386,12 @@ async fn a_file_that_is_removed_or_replaced_under_its_follower_is_an_error_and_t
     let bench = Bench::new().await;
     let script = Script::new().stdout("a\n").until_stopped();
     let run = bench.start(script, spec()).await;
-    let path = bench.folder.path().join("copy.jsonl");
+    let path = bench.dir.path().join("copy.jsonl");
     std::fs::copy(run.audit().unwrap(), &path).unwrap();
     for replace in [false, true] {
         let mut live = Follow::new(&path).into_stream();
         live.next().await.unwrap().unwrap();
-        let aside = bench.folder.path().join(format!("aside-{replace}"));
+        let aside = bench.dir.path().join(format!("aside-{replace}"));
         std::fs::rename(&path, &aside).unwrap();
         if replace {
             std::fs::copy(&aside, &path).unwrap();
@@ -416,28 +420,35 @@ async fn prune_removes_the_oldest_and_never_one_that_is_not_sealed_and_says_why(
     let live = bench
         .start(Script::new().until_stopped(), named("0-live"))
         .await;
-    let damaged = bench.folder.path().join("root/d/logs.jsonl");
+    let damaged = bench.dir.path().join("root/d/logs.jsonl");
     std::fs::write(&damaged, b"{}\n").unwrap();
-    let ids = |pruned: &Pruned| {
+    let ids = |pruned: &PruneReport| {
         let ids = pruned.removed.iter().map(|(run, _)| run.to_string());
         ids.collect::<Vec<_>>()
     };
-    let all = Prune::new().older_than(Duration::ZERO).keep(0).max_bytes(0);
-    let unbounded = bench.manager.prune(Prune::new()).await.unwrap();
+    let all = PruneOptions::new()
+        .older_than(Duration::ZERO)
+        .keep(0)
+        .max_bytes(0);
+    let unbounded = bench.manager.prune(PruneOptions::new()).await.unwrap();
     assert!(unbounded.removed.is_empty());
-    let dry = bench.manager.prune(all.dry(true)).await.unwrap();
+    let dry = bench.manager.prune(all.dry_run(true)).await.unwrap();
     assert_eq!(ids(&dry), ["a", "b", "c"]);
     assert_eq!(bench.manager.root().runs().unwrap().len(), 5);
-    let pruned = bench.manager.prune(Prune::new().keep(2)).await.unwrap();
+    let pruned = bench
+        .manager
+        .prune(PruneOptions::new().keep(2))
+        .await
+        .unwrap();
     assert_eq!(ids(&pruned), ["a"]);
     assert_eq!(pruned.kept.len(), 4);
     let recent = bench
         .manager
-        .prune(Prune::new().older_than(Duration::from_secs(3600)))
+        .prune(PruneOptions::new().older_than(Duration::from_secs(3600)))
         .await;
     assert!(recent.unwrap().removed.is_empty());
     // Room for what stays, and for `c`.
-    let fits = Prune::new().max_bytes(dry.bytes_left + dry.removed[2].1);
+    let fits = PruneOptions::new().max_bytes(dry.bytes_left + dry.removed[2].1);
     assert_eq!(ids(&bench.manager.prune(fits).await.unwrap()), ["b"]);
     let pruned = bench.manager.prune(all).await.unwrap();
     assert_eq!(ids(&pruned), ["c"]);
@@ -449,7 +460,10 @@ async fn prune_removes_the_oldest_and_never_one_that_is_not_sealed_and_says_why(
     assert!(
         matches!(
             why[..],
-            [("0-live", Kept::NotSealed), ("d", Kept::Damaged(_))]
+            [
+                ("0-live", SkipReason::NotSealed),
+                ("d", SkipReason::Damaged(_))
+            ]
         ),
         "{why:?}"
     );
@@ -460,27 +474,27 @@ async fn prune_removes_the_oldest_and_never_one_that_is_not_sealed_and_says_why(
 #[tokio::test]
 async fn a_dry_prune_foresees_what_a_real_one_is_refused() {
     let bench = Bench::new().await;
-    bench.runtime.identify("one");
-    let kept = || spec().keep(moat::KeepContainer::Always);
+    bench.runtime.set_engine_id("one");
+    let kept = || spec().keep(moat::spec::KeepContainer::Always);
     let of_one = bench.start(Script::new(), kept()).await;
     sealed(&of_one).await;
     let without_container = bench.start(Script::new(), named("plain")).await;
     sealed(&without_container).await;
-    bench.manager.shutdown(Shutdown::Leave).await;
-    bench.runtime.identify("two");
-    let root = bench.folder.path().join("root");
+    bench.manager.shutdown(ShutdownMode::Leave).await;
+    bench.runtime.set_engine_id("two");
+    let root = bench.dir.path().join("root");
     let other = Manager::open(root, bench.runtime.clone()).await.unwrap();
-    let owned = other.root().folder(&RunId::new("owned").unwrap());
+    let owned = other.root().dir(&RunId::new("owned").unwrap());
     bench.runtime.next(Script::new());
     sealed(&other.start(named("owned")).await.unwrap()).await;
-    other.shutdown(Shutdown::Leave).await;
-    let root = bench.folder.path().join("root");
+    other.shutdown(ShutdownMode::Leave).await;
+    let root = bench.dir.path().join("root");
     let other = Manager::open(root, bench.runtime.clone()).await.unwrap();
     // As another process has it that is at it.
     let lock = std::fs::File::open(owned.join("lock")).unwrap();
     lock.lock().unwrap();
-    let all = Prune::new().keep(0);
-    for bounds in [all.dry(true), all] {
+    let all = PruneOptions::new().keep(0);
+    for bounds in [all.dry_run(true), all] {
         let pruned = other.prune(bounds).await.unwrap();
         let removed: Vec<_> = pruned.removed.iter().map(|(run, _)| run).collect();
         assert_eq!(removed, [without_container.id()]);
@@ -493,11 +507,11 @@ async fn a_dry_prune_foresees_what_a_real_one_is_refused() {
         };
         assert!(matches!(
             why(of_one.id()),
-            Some(Kept::Failed(Error::OtherEngine { .. }))
+            Some(SkipReason::Failed(Error::OtherEngine { .. }))
         ));
         assert!(matches!(
             why(&RunId::new("owned").unwrap()),
-            Some(Kept::Failed(Error::Owned { .. }))
+            Some(SkipReason::Failed(Error::Owned { .. }))
         ));
     }
     drop(lock);
@@ -513,20 +527,23 @@ async fn containers_whose_run_is_gone_are_orphans_and_those_that_are_kept_are_no
     let live = bench
         .start(Script::new().until_stopped(), named("live"))
         .await;
-    let kept = spec().keep(moat::KeepContainer::Always);
+    let kept = spec().keep(moat::spec::KeepContainer::Always);
     sealed(&bench.start(Script::new(), kept).await).await;
     assert_eq!(bench.manager.orphans().await.unwrap(), []);
-    bench.manager.shutdown(Shutdown::Leave).await;
-    std::fs::remove_dir_all(gone.folder()).unwrap();
-    let again = Manager::builder(bench.folder.path().join("root"), bench.runtime.clone())
-        .tasks_on(tokio::runtime::Handle::current())
+    bench.manager.shutdown(ShutdownMode::Leave).await;
+    std::fs::remove_dir_all(gone.dir()).unwrap();
+    let again = Manager::builder(bench.dir.path().join("root"), bench.runtime.clone())
+        .runtime_handle(tokio::runtime::Handle::current())
         .open()
         .await
         .unwrap();
-    again.recovered().await.unwrap();
+    again.wait_recovery().await.unwrap();
     let orphans = again.orphans().await.unwrap();
     assert_eq!(orphans.len(), 1);
-    assert_eq!((&orphans[0].run, orphans[0].why), (gone.id(), Why::NoRun));
+    assert_eq!(
+        (&orphans[0].run, orphans[0].why),
+        (gone.id(), OrphanReason::NoRun)
+    );
     assert_eq!(bench.runtime.containers(), 3);
     again.remove_orphan(&orphans[0]).await.unwrap();
     again.remove_orphan(&orphans[0]).await.unwrap();
@@ -548,29 +565,31 @@ async fn only_what_is_past_its_deadline_by_the_margin_is_reaped_and_its_audit_sa
         .start(endless(), spec().time_limit(second * 3600))
         .await;
     // Its machine is gone.
-    bench.manager.shutdown(Shutdown::Leave).await;
+    bench.manager.shutdown(ShutdownMode::Leave).await;
     let other = tempfile::tempdir().unwrap();
     let reaper = Manager::builder(other.path().join("root"), bench.runtime.clone())
-        .tasks_on(tokio::runtime::Handle::current())
+        .runtime_handle(tokio::runtime::Handle::current())
         .open()
         .await
         .unwrap();
     assert!(
-        reaper.reap(Reap::new()).await.unwrap().is_empty(),
+        reaper.reap(ReapOptions::new()).await.unwrap().is_empty(),
         "too early"
     );
     // Its deadline: limit, grace, and two minutes for the engine.
-    bench.runtime.age(Duration::from_secs(60 + 1 + 120 + 61));
-    let hasty = Reap::new().stop_after(Duration::ZERO);
-    let dry = reaper.reap(hasty.dry(true)).await.unwrap();
+    bench
+        .runtime
+        .advance_deadlines(Duration::from_secs(60 + 1 + 120 + 61));
+    let hasty = ReapOptions::new().stop_after(Duration::ZERO);
+    let dry = reaper.reap(hasty.dry_run(true)).await.unwrap();
     assert_eq!(dry.len(), 1);
     assert_eq!(bench.runtime.calls(Call::Signal), 0);
-    assert!(reaper.reap(Reap::new()).await.unwrap().is_empty());
+    assert!(reaper.reap(ReapOptions::new()).await.unwrap().is_empty());
     let reaped = reaper.reap(hasty).await.unwrap();
     assert!(matches!(
         reaped[..],
-        [Reaped {
-            what: Reaping::Stopped,
+        [ReapedContainer {
+            what: ReapAction::Stopped,
             ..
         }]
     ));
@@ -586,15 +605,15 @@ async fn only_what_is_past_its_deadline_by_the_margin_is_reaped_and_its_audit_sa
         .unwrap();
     assert!(matches!(
         reaped[..],
-        [Reaped {
-            what: Reaping::Removed,
+        [ReapedContainer {
+            what: ReapAction::Removed,
             ..
         }]
     ));
     assert_eq!(bench.runtime.containers(), 2);
 
-    let again = Manager::builder(bench.folder.path().join("root"), bench.runtime.clone())
-        .tasks_on(tokio::runtime::Handle::current())
+    let again = Manager::builder(bench.dir.path().join("root"), bench.runtime.clone())
+        .runtime_handle(tokio::runtime::Handle::current())
         .open()
         .await
         .unwrap();
@@ -618,18 +637,21 @@ async fn a_signal_stops_all_runs_and_seals_them_and_a_second_one_kills() {
     let mut events = run.events();
     let signals = tokio::spawn(bench.manager.stop_on_signals().unwrap());
     raise(rustix::process::Signal::INT);
-    let first = events.next().await.unwrap().what;
+    let first = events.next().await.unwrap().kind;
     assert!(
         matches!(
             first,
-            Happening::StopRequested {
-                cause: StopCause::Shutdown,
+            EventKind::StopRequested {
+                cause: StopCause::ShutdownMode,
                 ..
             }
         ),
         "{first:?}"
     );
-    assert_eq!(sealed(&quick).await.stopped(), Some(StopCause::Shutdown));
+    assert_eq!(
+        sealed(&quick).await.stopped(),
+        Some(StopCause::ShutdownMode)
+    );
     assert!(matches!(
         bench.manager.start(spec()).await,
         Err(Error::Closed)
@@ -640,5 +662,5 @@ async fn a_signal_stops_all_runs_and_seals_them_and_a_second_one_kills() {
     assert_eq!((signal, signal.exit_code()), (Signal::Interrupt, 130));
     let outcome = run.wait().await.unwrap();
     assert_eq!(outcome.code(), Some(137));
-    assert_eq!(outcome.stopped(), Some(StopCause::Shutdown));
+    assert_eq!(outcome.stopped(), Some(StopCause::ShutdownMode));
 }

@@ -12,13 +12,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
+use moat::audit::{Event, GapReason, LogState, Reader, Record, verify};
+use moat::manager::RecoveryMode;
+use moat::outcome::{Evidence, StopCause, Stream};
+use moat::run::{AttachOptions, Attached};
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script, Scripted};
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::sink::{Event, GapReason};
+use moat::spec::{Backstop, KeepContainer, LimitAction, Stdin};
 use moat::{
-    AttachOptions, Attached, Backstop, Ending, Error, Evidence, KeepContainer, LimitAction,
-    Manager, Outcome, Recovery, Root, Run, RunId, RunSpec, RuntimeError, Seal, Shutdown, Stdin,
-    StopCause, Stream, Verdict,
+    Ending, Error, Manager, Outcome, Root, Run, RunId, RunSpec, Seal, ShutdownMode, Verdict,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::task::unconstrained;
@@ -28,25 +30,25 @@ use records::events;
 
 struct Bench {
     runtime: Scripted,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Bench {
     fn new() -> Self {
         Self {
             runtime: Scripted::new(),
-            folder: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
         }
     }
 
     fn root(&self) -> PathBuf {
-        self.folder.path().join("root")
+        self.dir.path().join("root")
     }
 
     async fn open(&self) -> Manager {
         // Some of the clocks are paused.
         Manager::builder(self.root(), self.runtime.clone())
-            .tasks_on(tokio::runtime::Handle::current())
+            .runtime_handle(tokio::runtime::Handle::current())
             .open()
             .await
             .unwrap()
@@ -63,7 +65,7 @@ impl Bench {
             }
             Err(error) => panic!("{}", error.chain()),
         };
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         check(&outcome);
         outcome
     }
@@ -128,7 +130,7 @@ async fn a_stop_outlives_the_process_that_was_asked_for_it() {
             stopped = run.stop(Some(Duration::from_secs_f64(grace))) => panic!("{stopped:?}"),
             () = recorded => {}
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         assert_eq!(bench.runtime.calls(Call::Signal), 1);
         tokio::time::sleep(closed).await;
 
@@ -150,8 +152,8 @@ async fn a_stop_outlives_the_process_that_was_asked_for_it() {
 }
 
 /// The folder of a run: its files, and what they hold.
-fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let entries = std::fs::read_dir(folder).unwrap();
+fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = std::fs::read_dir(dir).unwrap();
     let mut files: Vec<_> = entries
         .map(|entry| entry.unwrap().path())
         .map(|path| (path.clone(), std::fs::read(&path).unwrap()))
@@ -162,7 +164,7 @@ fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 /// A run that was left, and the manager that its root is opened with against engine `B`.
 async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
-    bench.runtime.identify("A");
+    bench.runtime.set_engine_id("A");
     bench
         .runtime
         .next(Script::new().stdout("a\n").until_stopped());
@@ -174,15 +176,15 @@ async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
         }
         Some(call) => start_up_to(call, bench, &manager, spec().id(id.clone())).await,
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let_go(&Root::open(bench.root()).unwrap().audit(&id));
     let other = Scripted::new();
-    other.identify("B");
-    let folder = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(bench.root(), folder.path().join("root")).unwrap();
+    other.set_engine_id("B");
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(bench.root(), dir.path().join("root")).unwrap();
     let other = Bench {
         runtime: other,
-        folder,
+        dir,
     };
     (id, other)
 }
@@ -202,7 +204,7 @@ async fn a_run_of_another_engine_is_left_alone() {
         let before = files(&bench.root().join(id.as_str()));
 
         let manager = other.open().await;
-        let run = manager.recovered().await.unwrap().remove(0);
+        let run = manager.wait_recovery().await.unwrap().remove(0);
         let problem = run.problem().unwrap();
         assert!(problem.contains("engine A") && problem.contains("engine B"));
         let refused = run.wait().await;
@@ -211,7 +213,7 @@ async fn a_run_of_another_engine_is_left_alone() {
                 if engine == "A" && here == "B"),
             "{call:?}: {refused:?}"
         );
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         let after = files(&bench.root().join(id.as_str()));
         assert!(before == after, "{call:?}: its files were touched");
 
@@ -231,9 +233,9 @@ async fn only_an_engine_that_says_so_is_another_one() {
         bench.runtime.fault(Call::Engine, Fault::AnswerLost);
     }
     let manager = bench.open().await;
-    let run = manager.recovered().await.unwrap().remove(0);
+    let run = manager.wait_recovery().await.unwrap().remove(0);
     assert_eq!(run.problem(), None);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let_go(&run.audit().unwrap());
 
     let refuses = RuntimeError::Rejected {
@@ -269,9 +271,9 @@ async fn a_flipped_bit_makes_no_run_another_engines() {
 async fn a_container_that_is_kept_on_another_engine_is_not_left_behind() {
     for keep in [KeepContainer::Always, KeepContainer::Never] {
         let bench = Bench::new();
-        bench.runtime.identify("A");
+        bench.runtime.set_engine_id("A");
         let outcome = bench.run(Script::new(), spec().keep(keep)).await;
-        bench.runtime.identify("B");
+        bench.runtime.set_engine_id("B");
         let manager = bench.open().await;
         let removed = manager.remove(&outcome.run).await;
         match keep {
@@ -477,7 +479,7 @@ async fn a_stop_sends_the_signal_then_kills_after_the_grace() {
     let begun = tokio::time::Instant::now();
     let stop = run.stop(Some(Duration::from_secs(130)));
     let (_, after) = tokio::join!(stop, async {
-        run.ended().await.unwrap();
+        run.wait_exit().await.unwrap();
         begun.elapsed()
     });
     let outcome = sealed(&run).await;
@@ -587,13 +589,13 @@ async fn an_engine_that_was_restarted_while_nobody_watched_is_a_possible_gap() {
             .next(script.pause(Duration::from_secs(length)));
         let manager = bench.open().await;
         let id = manager.start(spec()).await.unwrap().id().clone();
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         bench.runtime.restart();
         tokio::time::sleep(Duration::from_secs(5)).await;
         for _ in 0..2 {
             let manager = bench.open().await;
-            manager.recovered().await.unwrap();
-            manager.shutdown(Shutdown::Leave).await;
+            manager.wait_recovery().await.unwrap();
+            manager.shutdown(ShutdownMode::Leave).await;
         }
         let manager = bench.open().await;
         let outcome = sealed(&manager.get(&id).await.unwrap()).await;
@@ -671,7 +673,7 @@ async fn a_container_removed_by_others_is_said_to_be_removed() {
         .next(Script::new().stdout("x\n").until_stopped());
     let manager = bench.open().await;
     let run = manager.start(spec()).await.unwrap();
-    bench.runtime.remove_by_others(run.id());
+    bench.runtime.remove_externally(run.id());
     let outcome = run.wait().await.unwrap();
     assert_eq!(outcome.ending, Ending::Removed { code: Some(137) });
     assert_eq!(text(&outcome, Stream::Stdout), "x\n");
@@ -698,14 +700,14 @@ async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubl
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(7)).await;
         // Once politely, later not.
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         let_go(&audit);
         let next = bench.open().await;
-        let runs = next.recovered().await.unwrap();
+        let runs = next.wait_recovery().await.unwrap();
         assert_eq!(runs.len(), 1);
-        assert_eq!(runs[0].state().word(), "running");
+        assert_eq!(runs[0].state().status(), moat::state::RunStatus::Running);
         tokio::time::sleep(Duration::from_secs(2)).await;
-        next.shutdown(Shutdown::Leave).await;
+        next.shutdown(ShutdownMode::Leave).await;
         let_go(&audit);
     }
     let last = bench.open().await;
@@ -716,7 +718,7 @@ async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubl
     assert_eq!(text(&outcome, Stream::Stderr), parts);
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
     check(&outcome);
-    last.shutdown(Shutdown::Leave).await;
+    last.shutdown(ShutdownMode::Leave).await;
     assert_eq!(bench.runtime.containers(), 0);
 }
 
@@ -746,7 +748,7 @@ async fn a_run_that_never_came_to_its_container_is_sealed_as_aborted() {
     let manager = bench.open().await;
     let id = RunId::new("cut").unwrap();
     start_up_to(Call::Create, &bench, &manager, spec().id(id.clone())).await;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 
     // And one that has a folder, and nothing else.
     let bare = RunId::new("bare").unwrap();
@@ -770,7 +772,7 @@ async fn a_container_that_was_not_started_is_removed_by_the_next_opening() {
     let manager = bench.open().await;
     let id = RunId::new("made").unwrap();
     start_up_to(Call::Start, &bench, &manager, spec().id(id.clone())).await;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     assert_eq!(bench.runtime.containers(), 1);
 
     let next = bench.open().await;
@@ -788,13 +790,13 @@ async fn a_container_that_was_started_again_is_another_execution() {
         .next(Script::new().stdout("first\n").until_stopped());
     let manager = bench.open().await;
     let id = manager.start(spec()).await.unwrap().id().clone();
-    manager.shutdown(Shutdown::Leave).await;
-    bench.runtime.start_by_others(&id);
+    manager.shutdown(ShutdownMode::Leave).await;
+    bench.runtime.start_externally(&id);
     let next = bench.open().await;
     let outcome = next.wait(&id).await.unwrap();
     assert!(matches!(outcome.ending, Ending::Lost { .. }));
     assert_eq!(gaps(&outcome), [GapReason::StartedAgain]);
-    next.shutdown(Shutdown::Leave).await;
+    next.shutdown(ShutdownMode::Leave).await;
     assert_eq!(bench.runtime.containers(), 1, "it is not ours to end");
 }
 
@@ -808,7 +810,7 @@ async fn two_managers_on_one_root_have_one_owner_for_each_run() {
     let run = first.start(spec()).await.unwrap();
 
     let second = bench.open().await;
-    let seen = second.recovered().await.unwrap();
+    let seen = second.wait_recovery().await.unwrap();
     assert_eq!(seen.len(), 1);
     assert!(seen[0].owned_elsewhere());
     assert!(matches!(
@@ -844,7 +846,7 @@ async fn a_second_manager_goes_on_when_the_first_one_leaves() {
     let id = first.start(spec()).await.unwrap().id().clone();
     let second = bench.open().await;
     let waiting = second.get(&id).await.unwrap();
-    first.shutdown(Shutdown::Leave).await;
+    first.shutdown(ShutdownMode::Leave).await;
     let outcome = waiting.wait().await.unwrap();
     assert_eq!(text(&outcome, Stream::Stdout), "a\nb\n");
     check(&outcome);
@@ -858,7 +860,7 @@ async fn a_kill_that_was_asked_of_a_looker_on_goes_on_when_he_becomes_the_owner(
     let id = first.start(spec()).await.unwrap().id().clone();
     let second = bench.open().await;
     let run = second.get(&id).await.unwrap();
-    second.recovered().await.unwrap();
+    second.wait_recovery().await.unwrap();
     assert!(run.owned_elsewhere());
     for _ in 0..100_000 {
         bench.runtime.fault(Call::Signal, broken("send a signal"));
@@ -867,11 +869,11 @@ async fn a_kill_that_was_asked_of_a_looker_on_goes_on_when_he_becomes_the_owner(
         while bench.runtime.calls(Call::Signal) == 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        first.shutdown(Shutdown::Leave).await;
+        first.shutdown(ShutdownMode::Leave).await;
         while run.owned_elsewhere() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        bench.runtime.heal();
+        bench.runtime.clear_faults();
     });
     drop(outcome);
     assert_eq!(sealed(&run).await.code(), Some(137));
@@ -888,25 +890,25 @@ async fn a_name_is_taken_once_and_a_removed_run_is_gone() {
         manager.start(spec().id(id.clone())).await,
         Err(Error::RunExists { .. })
     ));
-    let folder = run.folder().to_owned();
+    let dir = run.dir().to_owned();
     // Its monitor may still be at the container.
     while let Err(error) = manager.remove(&id).await {
         assert!(matches!(error, Error::Owned { .. }), "{error}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(!folder.exists());
+    assert!(!dir.exists());
     assert!(matches!(
         manager.wait(&id).await,
         Err(Error::NoSuchRun { .. })
     ));
 }
 
-async fn watch(mut attachment: moat::Attachment) -> (String, u64) {
+async fn watch(mut attachment: moat::run::Attachment) -> (String, u64) {
     let (mut seen, mut missed) = (String::new(), 0);
     while let Some(item) = attachment.next().await {
         match item.unwrap() {
             Attached::Chunk(chunk) => seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap()),
-            Attached::Missed { bytes, .. } => missed += bytes,
+            Attached::Lagged { bytes, .. } => missed += bytes,
             _ => {}
         }
     }
@@ -953,7 +955,7 @@ async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all()
     input.write_all(all.as_bytes()).await.unwrap();
 
     let mut attachment = run.attach().await.unwrap();
-    let mut patient = run.attach().await.unwrap().catching_up();
+    let mut patient = run.attach().await.unwrap().lossless();
     // They see the start of it, and then look away. The file has no line that is not whole: they
     // are at what comes live.
     let mut seen = String::new();
@@ -1051,20 +1053,23 @@ async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().until_stopped());
     let manager = bench.open().await;
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     let (running, ended) = (RunId::new("a").unwrap(), RunId::new("b").unwrap());
     manager.start(spec().id(running.clone())).await.unwrap();
     bench.runtime.next(Script::new().exit(1));
     sealed(&manager.start(spec().id(ended)).await.unwrap()).await;
     let root = Root::open(bench.root()).unwrap();
     let list = root.list().unwrap();
-    let states: Vec<_> = list.iter().map(|info| (info.state, info.owned)).collect();
+    let states: Vec<_> = list
+        .iter()
+        .map(|info| (info.status.as_str(), info.owned))
+        .collect();
     assert_eq!(states, [("running", true), ("exited", false)]);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     assert!(!root.info(&running).unwrap().owned);
 
     let next = Manager::builder(bench.root(), bench.runtime.clone())
-        .recovery(Recovery::OnDemand)
+        .recovery(RecoveryMode::OnDemand)
         .open()
         .await
         .unwrap();
@@ -1094,7 +1099,7 @@ async fn what_a_replay_drops_past_the_limit_is_a_gap() {
 
 #[tokio::test]
 async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
-    for whole_folder in [false, true] {
+    for whole_dir in [false, true] {
         let bench = Bench::new();
         bench.runtime.next(
             Script::new()
@@ -1105,8 +1110,8 @@ async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
         );
         let manager = bench.open().await;
         let run = manager.start(spec()).await.unwrap();
-        if whole_folder {
-            std::fs::remove_dir_all(run.folder()).unwrap();
+        if whole_dir {
+            std::fs::remove_dir_all(run.dir()).unwrap();
         } else {
             std::fs::remove_file(run.audit().unwrap()).unwrap();
         }
@@ -1114,7 +1119,7 @@ async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
         check(&outcome);
         assert_eq!(outcome.code(), Some(7));
         assert_eq!(text(&outcome, Stream::Stdout), "one\ntwo\n");
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         assert_eq!(bench.runtime.containers(), 0);
     }
 }
@@ -1127,7 +1132,7 @@ async fn one_bad_run_stops_no_other_and_garbage_in_its_record_does_not_hide_a_ru
         .next(Script::new().stdout("x\n").until_stopped());
     let manager = bench.open().await;
     let id = manager.start(spec()).await.unwrap().id().clone();
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     std::fs::write(bench.root().join(id.as_str()).join("run.json"), "").unwrap();
     let bad = bench.root().join("bad");
     std::fs::create_dir(&bad).unwrap();
@@ -1137,7 +1142,7 @@ async fn one_bad_run_stops_no_other_and_garbage_in_its_record_does_not_hide_a_ru
     std::fs::create_dir(&half).unwrap();
 
     let next = bench.open().await;
-    let runs = next.recovered().await.unwrap();
+    let runs = next.wait_recovery().await.unwrap();
     assert_eq!(runs.len(), 2);
     assert!(!half.exists());
     assert!(
@@ -1158,7 +1163,7 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
         .runtime
         .next(Script::new().stdout("x\n").until_stopped().exit_on_term(7));
     let manager = Manager::builder(bench.root(), bench.runtime.clone())
-        .pending_after(Duration::from_millis(300))
+        .seal_timeout(Duration::from_millis(300))
         .open()
         .await
         .unwrap();
@@ -1176,15 +1181,15 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
     // Where the disk is slow, it is told before it is written down.
     eventually(60, "the exit on record", async || {
         let info = manager.root().info(run.id()).unwrap();
-        (info.state == "exited").then_some(())
+        (info.status == moat::state::RunStatus::Exited).then_some(())
     })
     .await;
 
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let info = manager.root().info(run.id()).unwrap();
-    assert_eq!(info.state, "exited");
+    assert_eq!(info.status, moat::state::RunStatus::Exited);
     assert!(info.problem.unwrap().contains("a folder"));
-    bench.runtime.remove_by_others(run.id());
+    bench.runtime.remove_externally(run.id());
     std::fs::remove_dir(&audit).unwrap();
     let next = bench.open().await;
     let outcome = next.wait(run.id()).await.unwrap();
@@ -1203,7 +1208,7 @@ async fn a_sealed_run_whose_record_is_behind_can_be_removed_at_once() {
     json.as_object_mut().unwrap().remove("seal");
     std::fs::write(&record, json.to_string()).unwrap();
     let manager = Manager::builder(bench.root(), bench.runtime.clone())
-        .recovery(Recovery::OnDemand)
+        .recovery(RecoveryMode::OnDemand)
         .open()
         .await
         .unwrap();

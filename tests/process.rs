@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use moat::runtime::{CreateRequest, Status};
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::sink::{Event, GapReason};
+use moat::audit::{Event, GapReason, LogState, Reader, Record, verify};
+use moat::outcome::{Evidence, StopCause, Stream};
+use moat::runtime::{CreateRequest, RuntimeError, Status};
+use moat::spec::{LimitAction, RootId, Stdin};
 use moat::{
-    Ending, Error, Evidence, Exit, LimitAction, Manager, Outcome, Process, Root, RootId, Run,
-    RunId, RunSpec, Runtime, RuntimeError, Seal, Shutdown, Stdin, StopCause, Stream, Verdict,
+    Ending, Error, Exit, LocalProcess, Manager, Outcome, Root, Run, RunId, RunSpec, Runtime, Seal,
+    ShutdownMode, Verdict,
 };
 
 #[path = "support/deadline.rs"]
@@ -26,27 +27,29 @@ mod deadline;
 use deadline::{eventually, within};
 
 struct Place {
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Place {
     fn new() -> Self {
         Self {
-            folder: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
         }
     }
 
     fn root(&self) -> PathBuf {
-        self.folder.path().join("root")
+        self.dir.path().join("root")
     }
 
     /// The path of a file beside the root.
     fn file(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
+        self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
     async fn open(&self) -> Manager {
-        Manager::open(self.root(), Process::new()).await.unwrap()
+        Manager::open(self.root(), LocalProcess::new())
+            .await
+            .unwrap()
     }
 
     /// Runs a command to its end, and checks what holds for every run.
@@ -57,7 +60,7 @@ impl Place {
             Err(Error::NotStarted { outcome, .. }) => *outcome,
             Err(error) => panic!("{}", error.chain()),
         };
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         check(&outcome);
         outcome
     }
@@ -236,7 +239,7 @@ async fn what_cannot_be_started_is_sealed_with_the_reason() {
             }
             other => panic!("{other:?}"),
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
     }
 }
 
@@ -282,7 +285,7 @@ async fn the_environment_is_the_specs_with_path_and_home_and_nothing_else() {
         .status();
     assert!(written.unwrap().success());
     let spec = RunSpec::command(["mine"])
-        .env("PATH", place.folder.path().to_str().unwrap())
+        .env("PATH", place.dir.path().to_str().unwrap())
         .env("HOME", "/here");
     assert_eq!(
         self::text(&place.run(spec).await, Stream::Stdout),
@@ -558,7 +561,7 @@ async fn a_thousand_short_runs_lose_nothing() {
         found.is_empty().then_some(())
     };
     eventually(20, "the removal of all", left).await;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     assert_eq!(children(), Vec::<String>::new(), "zombies, or guardians");
 }
 
@@ -590,7 +593,7 @@ async fn a_hundred_megabytes_are_captured_whole() {
     let memory = Path::new("/dev/shm");
     let place = match rustix::fs::statvfs(memory) {
         Ok(at) if at.f_bavail * at.f_frsize > 1 << 29 => Place {
-            folder: tempfile::tempdir_in(memory).unwrap(),
+            dir: tempfile::tempdir_in(memory).unwrap(),
         },
         _ => Place::new(),
     };
@@ -610,11 +613,11 @@ async fn shutting_down_stops_what_cannot_be_left_and_seals_it() {
     let run = manager.start(sh(script)).await.unwrap();
     audited(&run, "ready").await;
     let id = run.id().clone();
-    within(20, "the shutdown", manager.shutdown(Shutdown::Leave)).await;
+    within(20, "the shutdown", manager.shutdown(ShutdownMode::Leave)).await;
     let info = Root::open(place.root()).unwrap().info(&id).unwrap();
     let seal = info.seal.unwrap();
     assert_eq!(seal.exit.code(), Some(5));
-    assert_eq!(seal.stopped, Some(StopCause::Shutdown));
+    assert_eq!(seal.stopped, Some(StopCause::ShutdownMode));
     assert_eq!(seal.verdict, Verdict::Complete);
 }
 
@@ -639,7 +642,7 @@ async fn dropping_the_manager_kills_its_processes_and_the_next_opening_seals_the
 /// The next opening says that the run is lost, and has what was captured.
 async fn lost(place: &Place, id: &RunId) -> Outcome {
     let manager = place.open().await;
-    let recovered = within(20, "the recovery", manager.recovered())
+    let recovered = within(20, "the recovery", manager.wait_recovery())
         .await
         .unwrap();
     assert_eq!(recovered.len(), 1);
@@ -655,7 +658,7 @@ async fn lost(place: &Place, id: &RunId) -> Outcome {
     let captured = bytes(&outcome, Stream::Stdout).len() + bytes(&outcome, Stream::Tty).len();
     assert!(captured >= "ready\n".len());
     check(&outcome);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     outcome
 }
 
@@ -697,7 +700,7 @@ async fn an_embedder_that_is_killed() {
     };
     let script = std::env::var("MOAT_TEST_SCRIPT").unwrap();
     let tty = !std::env::var("MOAT_TEST_TTY").unwrap().is_empty();
-    let manager = Manager::open(root, Process::new()).await.unwrap();
+    let manager = Manager::open(root, LocalProcess::new()).await.unwrap();
     let id = RunId::new("first").unwrap();
     let run = manager.start(sh(&script).tty(tty).id(id)).await.unwrap();
     run.wait().await.unwrap();
@@ -746,11 +749,8 @@ async fn an_embedder_that_is_killed_at_any_moment_leaves_nothing_behind() {
         let script = format!("trap '' HUP; echo ready; : {marker}; while :; do sleep 1; done");
         let tty = round % 2 == 1;
         let mut embedder = Embedder::start(&place.root(), &script, tty);
-        let folder = place.root().join("first");
-        eventually(20, "the run's folder", async || {
-            folder.exists().then_some(())
-        })
-        .await;
+        let dir = place.root().join("first");
+        eventually(20, "the run's folder", async || dir.exists().then_some(())).await;
         tokio::time::sleep(Duration::from_micros(u64::from(round) * 400)).await;
         embedder.0.kill().unwrap();
         embedder.0.wait().unwrap();
@@ -759,12 +759,12 @@ async fn an_embedder_that_is_killed_at_any_moment_leaves_nothing_behind() {
         })
         .await;
         let manager = place.open().await;
-        for run in manager.recovered().await.unwrap() {
+        for run in manager.wait_recovery().await.unwrap() {
             let outcome = within(20, "the seal", run.wait()).await.unwrap();
             assert!(outcome.sealed().is_some(), "{outcome}");
             check(&outcome);
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
     }
 }
 
@@ -790,7 +790,7 @@ async fn a_process_of_another_embedder_can_be_followed_and_not_stopped() {
     let id = RunId::new("first").unwrap();
     eventually(20, "the run", async || {
         let info = Root::open(place.root()).ok()?.info(&id).ok()?;
-        (info.state == "running").then_some(())
+        (info.status == moat::state::RunStatus::Running).then_some(())
     })
     .await;
     let manager = place.open().await;
@@ -822,17 +822,17 @@ async fn a_run_of_another_runtime_is_left_alone() {
         .unwrap()
         .id()
         .clone();
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 
     let other = place.open().await;
-    let run = other.recovered().await.unwrap().remove(0);
+    let run = other.wait_recovery().await.unwrap().remove(0);
     assert!(run.problem().unwrap().contains("scripted"));
     let refused = run.wait().await;
     assert!(
         matches!(refused, Err(Error::OtherRuntime { .. })),
         "{refused:?}"
     );
-    other.shutdown(Shutdown::Leave).await;
+    other.shutdown(ShutdownMode::Leave).await;
     let info = Root::open(place.root()).unwrap().info(&id).unwrap();
     assert!(
         info.seal.is_none(),
@@ -847,19 +847,19 @@ async fn a_run_of_another_runtime_is_left_alone() {
 // What follows is of the runtime alone.
 
 struct Direct {
-    runtime: Process,
+    runtime: LocalProcess,
     root: RootId,
 }
 
 impl Direct {
     fn new() -> Self {
         Self {
-            runtime: Process::new(),
+            runtime: LocalProcess::new(),
             root: RootId::generate(),
         }
     }
 
-    async fn create(&self, spec: &RunSpec) -> moat::ContainerId {
+    async fn create(&self, spec: &RunSpec) -> moat::spec::ContainerId {
         let run = RunId::generate();
         let name = format!("name-{run}");
         let request = CreateRequest::new(&name, &self.root, &run, spec);
@@ -900,7 +900,7 @@ async fn a_process_is_found_from_its_making_to_its_removal() {
         runtime.inspect(&container).await.err(),
         runtime.wait(&container).await.err(),
         runtime.start(&container).await.err(),
-        runtime.tap(&container, false).await.err(),
+        runtime.attach(&container, false).await.err(),
     ] {
         assert!(
             matches!(gone, Some(RuntimeError::NotFound { .. })),
@@ -933,8 +933,8 @@ async fn a_tap_that_is_dropped_does_not_disturb_the_process() {
         let direct = Direct::new();
         let script = "seq 100000; seq 100000 >&2; exit 8";
         let container = direct.create(&sh(script).tty(tty)).await;
-        let tap = direct.runtime.tap(&container, tty).await.unwrap();
-        let second = direct.runtime.tap(&container, tty).await.err();
+        let tap = direct.runtime.attach(&container, tty).await.unwrap();
+        let second = direct.runtime.attach(&container, tty).await.err();
         assert!(matches!(second, Some(RuntimeError::Conflict { .. })));
         direct.runtime.start(&container).await.unwrap();
         drop(tap);

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use moat::runtime::scripted::{Break, Call, Fault, Link, Script, Scripted, Source};
-use moat::runtime::{CreateRequest, LogsRequest, OutputStream, Runtime, Status};
-use moat::{ContainerId, Manager, RootId, RunId, RunSpec, RuntimeError, Verdict};
+use moat::runtime::{CreateRequest, LogsRequest, OutputStream, Runtime, RuntimeError, Status};
+use moat::spec::{ContainerId, RootId};
+use moat::{Manager, RunId, RunSpec, Verdict};
 use tokio::time::{Instant, timeout};
 
 const TEXT: &[u8] = b"one\ntwo\nthree\n";
@@ -23,7 +24,7 @@ async fn made(engine: &Scripted, script: Script) -> ContainerId {
 
 async fn stream(engine: &Scripted, container: &ContainerId, source: Source) -> OutputStream {
     match source {
-        Source::Tap => engine.tap(container, false).await,
+        Source::Tap => engine.attach(container, false).await,
         Source::Log => engine.logs(container, LogsRequest::all(false)).await,
         _ => engine.logs(container, LogsRequest::follow(false)).await,
     }
@@ -142,10 +143,10 @@ async fn a_lost_answer_to_any_one_call_loses_and_doubles_nothing() {
     ] {
         let engine = Scripted::new();
         let memory = moat::sink::Memory::new();
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         engine.image("any", Script::new().stdout(TEXT));
         engine.fault(call, Fault::AnswerLost);
-        let builder = Manager::builder(folder.path(), engine.clone()).sink(memory.clone());
+        let builder = Manager::builder(dir.path(), engine.clone()).sink(memory.clone());
         let manager = builder.open().await.unwrap();
         let outcome = match manager.start(RunSpec::new("any")).await {
             Ok(run) => run.wait().await.unwrap(),
@@ -154,7 +155,7 @@ async fn a_lost_answer_to_any_one_call_loses_and_doubles_nothing() {
         };
         let verdict = outcome.sealed().map(|seal| seal.verdict);
         assert_eq!(verdict, Some(Verdict::Complete), "{call:?}");
-        let output = memory.output(&outcome.run, moat::Stream::Stdout);
+        let output = memory.output(&outcome.run, moat::outcome::Stream::Stdout);
         assert_eq!(output, TEXT, "{call:?}");
     }
 }

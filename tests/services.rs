@@ -11,14 +11,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use moat::runtime::Health;
+use moat::audit::{LogState, verify};
+use moat::outcome::StopCause;
 use moat::runtime::scripted::{Script, Scripted};
+use moat::runtime::{Health, RuntimeError};
 use moat::sink::Memory;
-use moat::sink::audit::{LogState, verify};
-use moat::{
-    Error, Manager, Ready, Run, RunId, RunSpec, RuntimeError, Service, Shutdown, State, StopCause,
-    blocking,
-};
+use moat::state::State;
+use moat::{Error, Manager, Ready, Run, RunId, RunSpec, Service, ShutdownMode, blocking};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
@@ -40,13 +39,13 @@ impl Bench {
     }
 
     async fn with(settings: impl FnOnce(moat::ManagerBuilder) -> moat::ManagerBuilder) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let engine = Scripted::new();
-        let builder = Manager::builder(folder.path().join("root"), engine.clone());
+        let builder = Manager::builder(dir.path().join("root"), engine.clone());
         Self {
             engine,
             manager: settings(builder).open().await.unwrap(),
-            _folder: folder,
+            _folder: dir,
         }
     }
 
@@ -103,13 +102,13 @@ async fn a_line_is_waited_for_in_what_was_printed_and_in_what_comes() {
         .until_stopped();
     let run = bench.start(script).await;
     for text in ["listening on", "end", "first", "listening on 80"] {
-        within(20, text, run.ready(Ready::line(text)))
+        within(20, text, run.wait_ready(Ready::line(text)))
             .await
             .unwrap();
     }
     run.kill().await.unwrap();
     // What it has printed stays printed.
-    run.ready(Ready::line("listening on")).await.unwrap();
+    run.wait_ready(Ready::line("listening on")).await.unwrap();
 }
 
 #[tokio::test]
@@ -120,7 +119,7 @@ async fn a_sink_without_a_file_hides_no_line() {
         .stdout("up\n")
         .until_stopped();
     let run = bench.start(script).await;
-    let ready = run.ready(Ready::line("up"));
+    let ready = run.wait_ready(Ready::line("up"));
     within(20, "the line", ready).await.unwrap();
     run.kill().await.unwrap();
 }
@@ -137,7 +136,9 @@ async fn a_run_that_ends_before_it_is_ready_is_an_error_at_once_with_its_last_li
             .exit(3);
         bench.engine.next(script);
         let run = bench.manager.start(RunSpec::new("any")).await.unwrap();
-        let error = within(20, "the end", run.ready(ready)).await.unwrap_err();
+        let error = within(20, "the end", run.wait_ready(ready))
+            .await
+            .unwrap_err();
         let (words, code, lines) = not_ready(error);
         assert_eq!((code, lines.len()), (Some(3), 1));
         assert!(
@@ -163,7 +164,9 @@ async fn who_waits_too_long_is_told_what_the_run_has_printed() {
     .await;
     assert_eq!(run.last_lines(1).await.unwrap(), ["two"]);
     let begun = std::time::Instant::now();
-    let late = run.ready(Ready::line("three").within(SECOND / 5)).await;
+    let late = run
+        .wait_ready(Ready::line("three").within(SECOND / 5))
+        .await;
     assert!(begun.elapsed() >= SECOND / 5);
     let (words, code, lines) = not_ready(late.unwrap_err());
     assert_eq!((code, lines.len()), (None, 2));
@@ -207,14 +210,14 @@ async fn a_port_is_ready_when_its_connections_stand() {
         at,
         "the engine is on this machine"
     );
-    within(20, "the port", run.ready(Ready::port(80)))
+    within(20, "the port", run.wait_ready(Ready::port(80)))
         .await
         .unwrap();
 
     let never = proxy(usize::MAX).await;
     bench.engine.next(endless().port(80, never));
     let other = bench.manager.start(RunSpec::new("any")).await.unwrap();
-    let late = other.ready(Ready::port(80).within(3 * SECOND)).await;
+    let late = other.wait_ready(Ready::port(80).within(3 * SECOND)).await;
     let (words, ..) = not_ready(late.unwrap_err());
     assert!(
         words.contains("the connection was closed at once"),
@@ -223,7 +226,7 @@ async fn a_port_is_ready_when_its_connections_stand() {
 
     for missing in [
         run.port(81).await.map(drop),
-        run.ready(Ready::port(81)).await,
+        run.wait_ready(Ready::port(81)).await,
     ] {
         let error = missing.unwrap_err();
         assert!(
@@ -242,7 +245,7 @@ async fn a_health_check_is_waited_for_and_one_that_failed_or_is_not_there_is_tol
     let bench = Bench::new().await;
     let healthy = endless().health(SECOND / 5, Health::Healthy);
     let service = bench.service(healthy).await;
-    within(20, "its health", service.ready(Ready::healthy()))
+    within(20, "its health", service.wait_ready(Ready::healthy()))
         .await
         .unwrap();
     service.stop().await.unwrap();
@@ -297,7 +300,8 @@ async fn a_service_is_stopped_when_a_panic_leaves_its_scope() {
 
 #[tokio::test]
 async fn a_service_whose_tasks_are_on_the_thread_of_its_scope_does_not_wait_for_itself() {
-    let bench = Bench::with(|builder| builder.tasks_on(tokio::runtime::Handle::current())).await;
+    let bench =
+        Bench::with(|builder| builder.runtime_handle(tokio::runtime::Handle::current())).await;
     let service = bench.service(endless()).await;
     let run = bench.manager.get(service.id()).await.unwrap();
     let begun = std::time::Instant::now();
@@ -338,9 +342,9 @@ fn fails_with_a_service() {
     if std::env::var_os(AS_CARGO_DOES).is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
-    let manager = blocking::Manager::open(folder.path(), engine.clone()).unwrap();
+    let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
     engine.next(Script::new().stdout("listening on 81\n").until_stopped());
     let fine = manager
         .service(named("fine"), [Ready::line("listening")])
@@ -363,19 +367,19 @@ fn passes_with_a_service() {
     if std::env::var_os(AS_CARGO_DOES).is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
-    let manager = blocking::Manager::open(folder.path(), engine.clone()).unwrap();
+    let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
     engine.next(endless());
     manager.service(named("db"), []).unwrap().stop().unwrap();
 }
 
 #[test]
 fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
     let manager = tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let manager = Manager::open(folder.path(), engine.clone()).await.unwrap();
+        let manager = Manager::open(dir.path(), engine.clone()).await.unwrap();
         engine.next(endless());
         drop(manager.service(named("first"), []).await.unwrap());
         engine.next(
@@ -394,7 +398,7 @@ fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
         .unwrap()
         .block_on(async {
             let between = manager.get(&RunId::new("between").unwrap()).await.unwrap();
-            within(20, "its output", between.ready(Ready::line("late")))
+            within(20, "its output", between.wait_ready(Ready::line("late")))
                 .await
                 .unwrap();
             between.kill().await.unwrap();
@@ -402,7 +406,7 @@ fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
             let second = manager.service(named("second"), []).await.unwrap();
             let outcome = within(20, "its end", second.stop()).await.unwrap();
             assert!(outcome.sealed().is_some());
-            manager.shutdown(Shutdown::Stop).await;
+            manager.shutdown(ShutdownMode::Stop).await;
         });
     assert_eq!(engine.containers(), 0);
 }
@@ -443,10 +447,10 @@ async fn the_other_test_uses_the_manager_that_the_one_may_have_opened() {
 
 #[test]
 fn a_plain_test_does_without_async() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
-    let manager = blocking::Manager::open(folder.path(), engine.clone()).unwrap();
-    assert!(manager.recovered().unwrap().is_empty());
+    let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
+    assert!(manager.wait_recovery().unwrap().is_empty());
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
     engine.next(Script::new().stdout("up\n").port(80, at).until_stopped());
@@ -462,21 +466,21 @@ fn a_plain_test_does_without_async() {
     assert!(run.wait().unwrap().sealed().is_some());
     engine.next(endless());
     let run = manager.start(named("other")).unwrap();
-    run.ready(Ready::line("up").within(SECOND / 10))
+    run.wait_ready(Ready::line("up").within(SECOND / 10))
         .unwrap_err();
     assert_eq!(run.stop(None).unwrap().code(), Some(143));
     assert_eq!(run.kill().unwrap().code(), Some(143));
-    assert!(run.audit().unwrap().starts_with(run.folder()));
+    assert!(run.audit().unwrap().starts_with(run.dir()));
     assert!(!run.owned_elsewhere());
-    manager.shutdown(Shutdown::Stop);
+    manager.shutdown(ShutdownMode::Stop);
     assert!(matches!(manager.start(named("late")), Err(Error::Closed)));
 }
 
 #[test]
 fn a_call_that_would_block_async_code_is_refused_and_a_drop_is_not() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
-    let manager = blocking::Manager::open(folder.path(), engine.clone()).unwrap();
+    let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
     engine.next(endless());
     let service = manager.service(named("db"), []).unwrap();
     let tokio = tokio::runtime::Runtime::new().unwrap();
@@ -494,8 +498,8 @@ fn a_call_that_would_block_async_code_is_refused_and_a_drop_is_not() {
 #[cfg(feature = "process")]
 #[tokio::test]
 async fn the_port_of_a_local_process_is_the_port_itself() {
-    let folder = tempfile::tempdir().unwrap();
-    let manager = Manager::open(folder.path(), moat::Process::new())
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::open(dir.path(), moat::LocalProcess::new())
         .await
         .unwrap();
     let at = proxy(0).await;

@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use moat::audit::{Batch, Record, Start};
+use moat::outcome::Stream;
 use moat::runtime::scripted::{Script, Scripted};
-use moat::sink::audit::Record;
 use moat::sink::{
-    Batch, Console, Fanout, Jsonl, Memory, Resumed, RunLog, RunPlace, Start, Tracing, Visit,
+    Console, Fanout, Jsonl, Memory, RecordVisitor, Resumed, RunLog, RunPlace, Tracing,
 };
-use moat::{
-    Error, ExecSpec, LogSink, Manager, Outcome, Result, RunId, RunSpec, Seal, Stream, Verdict,
-};
+use moat::spec::ExecSpec;
+use moat::{Error, LogSink, Manager, Outcome, Result, RunId, RunSpec, Seal, Verdict};
 use tracing::field::{Field, Visit as VisitFields};
 use tracing::span;
 
@@ -45,7 +45,7 @@ impl LogSink for Bad {
         }
     }
 
-    async fn resume(&self, place: &RunPlace, _: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, _: RecordVisitor) -> Result<Resumed> {
         Err(broken(&place.run))
     }
 }
@@ -91,13 +91,13 @@ impl RunLog for BadLog {
 async fn run(sink: impl LogSink, name: &str, script: Script) -> Outcome {
     // In memory where that is there: all is synced.
     let memory = Path::new("/dev/shm");
-    let folder = match memory.is_dir() {
+    let dir = match memory.is_dir() {
         true => tempfile::tempdir_in(memory).unwrap(),
         false => tempfile::tempdir().unwrap(),
     };
     let engine = Scripted::new();
     engine.next(script);
-    let builder = Manager::builder(folder.path(), engine).sink(sink);
+    let builder = Manager::builder(dir.path(), engine).sink(sink);
     let manager = builder.open().await.unwrap();
     let spec = RunSpec::new("any").id(RunId::new(name).unwrap());
     manager.start(spec).await.unwrap().wait().await.unwrap()
@@ -156,8 +156,8 @@ async fn a_sink_that_hangs_is_waited_for_once_and_not_at_each_seal() {
 #[tokio::test]
 async fn an_error_of_the_required_sink_is_the_fan_outs() {
     let sink = Fanout::new(Bad(Nuisance::FailsToOpen)).best_effort(Memory::new());
-    let folder = tempfile::tempdir().unwrap();
-    let manager = Manager::builder(folder.path(), Scripted::new()).sink(sink);
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::builder(dir.path(), Scripted::new()).sink(sink);
     let manager = manager.open().await.unwrap();
     let error = manager.start(RunSpec::new("any")).await.unwrap_err();
     assert!(matches!(error, Error::Sink { .. }), "{error:?}");
@@ -167,12 +167,12 @@ async fn an_error_of_the_required_sink_is_the_fan_outs() {
 #[tokio::test]
 async fn a_best_effort_sink_catches_up_when_a_run_is_resumed() {
     // One that does not say within 1 s what it has is given up for the run.
-    assert!(catches_up().await || catches_up().await);
+    assert!(lossless().await || lossless().await);
 }
 
 /// `false`: a sink was given up.
-async fn catches_up() -> bool {
-    let folder = tempfile::tempdir().unwrap();
+async fn lossless() -> bool {
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
     let (behind, new) = (Memory::new(), Memory::new());
     let (shown, text) = shown();
@@ -180,7 +180,7 @@ async fn catches_up() -> bool {
 
     engine.next(Script::new().stdout("one\n").until_stopped());
     let sink = Fanout::new(Jsonl::new()).best_effort(behind.clone());
-    let builder = Manager::builder(folder.path(), engine.clone()).sink(sink);
+    let builder = Manager::builder(dir.path(), engine.clone()).sink(sink);
     let manager = builder.open().await.unwrap();
     let run = manager
         .start(RunSpec::new("any").id(id.clone()))
@@ -188,13 +188,13 @@ async fn catches_up() -> bool {
         .unwrap();
     eventually(|| !behind.output(&id, Stream::Stdout).is_empty());
     drop(run);
-    manager.shutdown(moat::Shutdown::Leave).await;
+    manager.shutdown(moat::ShutdownMode::Leave).await;
 
     let sink = Fanout::new(Jsonl::new())
         .best_effort(behind.clone())
         .best_effort(new.clone())
         .best_effort(shown);
-    let builder = Manager::builder(folder.path(), engine.clone()).sink(sink);
+    let builder = Manager::builder(dir.path(), engine.clone()).sink(sink);
     let manager = builder.open().await.unwrap();
     let run = manager.get(&id).await.unwrap();
     let outcome = run.kill().await.unwrap();
@@ -294,13 +294,13 @@ async fn the_console_shows_whole_lines_behind_names_and_spells_out_what_could_ha
 
 #[tokio::test]
 async fn a_further_process_has_a_log_of_its_own_in_each_sink() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let (memory, (console, text)) = (Memory::new(), shown());
     let sink = Fanout::new(memory.clone()).best_effort(console);
     let engine = Scripted::new();
     engine.next(Script::new().stdout("around\n").until_stopped());
     engine.next_exec(Script::new().stdout("inside\n").exit(4));
-    let manager = Manager::builder(folder.path().join("runs"), engine)
+    let manager = Manager::builder(dir.path().join("runs"), engine)
         .sink(sink)
         .open()
         .await

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
+use moat::audit::{Action, Batch, Event, Reader, Record, Start};
+use moat::outcome::StopCause;
+use moat::run::{AttachOptions, Attachment, Exec, Input};
 use moat::runtime::scripted::{Call, Fault, Link, Script, Scripted};
-use moat::sink::audit::{Reader, Record};
-use moat::sink::{Action, Batch, Event, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
-use moat::{
-    AttachOptions, Attachment, Error, Exec, ExecSpec, Input, Jsonl, Manager, Result, Root, Run,
-    RunId, RunSpec, Runtime, Seal, Shutdown, Stdin, StopCause, WindowSize,
-};
+use moat::sink::{Jsonl, LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
+use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::{Error, Manager, Result, Root, Run, RunId, RunSpec, Runtime, Seal, ShutdownMode};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
@@ -87,7 +87,7 @@ impl LogSink for Moody {
         Ok(self.log(place, self.inner.open(place, start).await?))
     }
 
-    async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed> {
         self.pass(&place.run).await?;
         Ok(match self.inner.resume(place, visit).await? {
             Resumed::Open { log, torn } => Resumed::Open {
@@ -122,21 +122,21 @@ impl RunLog for MoodyLog {
 
 struct Bench {
     runtime: Scripted,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Bench {
     fn new() -> Self {
         Self {
             runtime: Scripted::new(),
-            folder: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
         }
     }
 
     async fn open(&self, sink: &Moody) -> Manager {
-        Manager::builder(self.folder.path().join("root"), self.runtime.clone())
+        Manager::builder(self.dir.path().join("root"), self.runtime.clone())
             .sink(sink.clone())
-            .pending_after(Duration::from_millis(200))
+            .seal_timeout(Duration::from_millis(200))
             .open()
             .await
             .unwrap()
@@ -153,7 +153,7 @@ impl Bench {
                 .await
                 .unwrap();
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
     }
 }
 
@@ -238,14 +238,14 @@ async fn a_run_that_is_removed_by_others_while_it_is_taken_over_is_given_up() {
     let manager = bench.open(&sink).await;
     let run = manager.get(&held).await.unwrap();
     eventually(20, "the reason", async || run.problem()).await;
-    std::fs::remove_dir_all(run.folder()).unwrap();
+    std::fs::remove_dir_all(run.dir()).unwrap();
     let error = within(20, "the end", run.wait()).await.unwrap_err();
     assert!(
         matches!(error, Error::NoSuchRun { .. }),
         "{}",
         error.chain()
     );
-    bench.runtime.remove_by_others(&held);
+    bench.runtime.remove_externally(&held);
     bench.runtime.script(&held, Script::new());
     sink.mood.send_replace(Mood::Well);
     let next = eventually(20, "the name to be free", async || {
@@ -278,12 +278,12 @@ async fn an_exit_is_written_down_while_a_sink_stalls() {
     assert!(outcome.sealed().is_none(), "{outcome}");
     let root = Root::open(manager.root().path()).unwrap();
     eventually(60, "what other processes see", async || {
-        (root.info(&held).unwrap().state == "exited").then_some(())
+        (root.info(&held).unwrap().status == moat::state::RunStatus::Exited).then_some(())
     })
     .await;
 
-    manager.shutdown(Shutdown::Leave).await;
-    bench.runtime.remove_by_others(&held);
+    manager.shutdown(ShutdownMode::Leave).await;
+    bench.runtime.remove_externally(&held);
     let next = bench.open(&Moody::new(Mood::Well)).await;
     let outcome = sealed(&next.get(&held).await.unwrap()).await;
     assert_eq!(outcome.code(), Some(7), "{outcome}");
@@ -309,7 +309,7 @@ async fn shut_down_while_the_sink_stalls(manager: &Manager, sink: &Moody) -> boo
         sink.mood.send_replace(Mood::Well);
     };
     // The shutdown has begun when the sink is well again.
-    let closed = async { tokio::join!(manager.shutdown(Shutdown::Leave), recover) };
+    let closed = async { tokio::join!(manager.shutdown(ShutdownMode::Leave), recover) };
     within(20, "the shutdown", closed).await;
     begin.elapsed() < LEAVE
 }
@@ -337,9 +337,9 @@ async fn what_was_done_to_a_run_before_a_shutdown_is_in_its_audit() {
             let spec = RunSpec::new("any").id(held.clone()).tty(true);
             let mut run = manager.start(spec.stdin(Stdin::Open)).await.unwrap();
             if recovered {
-                manager.shutdown(Shutdown::Leave).await;
+                manager.shutdown(ShutdownMode::Leave).await;
                 manager = bench.open(&sink).await;
-                manager.recovered().await.unwrap();
+                manager.wait_recovery().await.unwrap();
                 run = manager.get(&held).await.unwrap();
             }
             sink.mood.send_replace(Mood::Stalls);
@@ -519,7 +519,7 @@ async fn a_stop_before_a_shutdown_reaches_a_run_that_another_one_owns() {
             let run = owner.start(RunSpec::new("any").id(well.clone()));
             let run = run.await.unwrap();
             let other = bench.open(&Moody::new(Mood::Well)).await;
-            other.recovered().await.unwrap();
+            other.wait_recovery().await.unwrap();
             let theirs = other.get(&well).await.unwrap();
             assert!(theirs.owned_elsewhere());
             let before = bench.runtime.calls(Call::Inspect);
@@ -537,7 +537,7 @@ async fn a_stop_before_a_shutdown_reaches_a_run_that_another_one_owns() {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             let answer = async { bench.runtime.link(Link::Up) };
-            let closed = async { tokio::join!(other.shutdown(Shutdown::Leave), answer) };
+            let closed = async { tokio::join!(other.shutdown(ShutdownMode::Leave), answer) };
             let begin = Instant::now();
             within(20, "the shutdown", closed).await;
             if begin.elapsed() >= LEAVE {
@@ -563,7 +563,7 @@ async fn a_shutdown_does_not_wait_for_a_sink_that_stalls() {
     let run = run.await.unwrap();
     sink.mood.send_replace(Mood::Stalls);
     run.attach().await.unwrap().detach();
-    within(10, "the shutdown", manager.shutdown(Shutdown::Leave)).await;
+    within(10, "the shutdown", manager.shutdown(ShutdownMode::Leave)).await;
     assert!(actions(&run.audit().unwrap()).is_empty());
 }
 
@@ -586,7 +586,7 @@ async fn a_stop_of_a_start_that_a_shutdown_cuts_off_has_its_grace() {
             let run = manager.get(&well).await.unwrap();
             assert!(run.stop(None).now_or_never().is_none());
             let begin = Instant::now();
-            manager.shutdown(Shutdown::Leave).await;
+            manager.shutdown(ShutdownMode::Leave).await;
             begin.elapsed() < LEAVE
         };
         let both = async { tokio::join!(start, stop) };

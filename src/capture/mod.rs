@@ -11,7 +11,7 @@ mod replay;
 
 pub(crate) use evidence::{TAIL_RECORDS, Tail};
 pub(crate) use hub::{Hub, Piece, Pieces};
-#[cfg(any(test, fuzzing, feature = "bench"))]
+#[cfg(any(test, fuzzing, feature = "__bench"))]
 pub(crate) use lines::Lines;
 #[cfg(any(test, fuzzing))]
 pub(crate) use lines::PIECE;

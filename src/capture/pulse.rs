@@ -4,8 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::PerStream;
-use crate::sink::{Batch, Event, Gap, RecordRef};
+use crate::audit::{Batch, Event, Gap, RecordRef};
+use crate::outcome::PerStream;
 
 /// How far a capture has come. The pump writes it, and never waits for who looks at it.
 #[derive(Debug, Default)]

@@ -1,10 +1,10 @@
 //! What must hold when all is over, whoever was killed on the way.
 
-use std::fmt;
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs};
 
-use moat::{KeepContainer, Root, RunId};
+use moat::spec::KeepContainer;
+use moat::{Root, RunId};
 
 use crate::plan::Planned;
 use crate::support::audit::Audit;
@@ -67,9 +67,9 @@ pub fn check(root: &Path, gate: &Path, runs: &[Planned], tally: &mut Tally) {
     }
     for run in runs {
         let id = RunId::new(&run.id).unwrap();
-        let folder = view.folder(&id);
+        let dir = view.dir(&id);
         let began = gate.join(format!("began-{id}")).exists();
-        if !folder.exists() {
+        if !dir.exists() {
             // Its process died before it had a folder; then nothing may have been asked for.
             if began {
                 tally.unsealed += 1;
@@ -77,7 +77,7 @@ pub fn check(root: &Path, gate: &Path, runs: &[Planned], tally: &mut Tally) {
             }
             continue;
         }
-        for entry in fs::read_dir(&folder).unwrap() {
+        for entry in fs::read_dir(&dir).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             let known = ["run.json", "logs.jsonl", "lock"].contains(&name.as_str());
             if !known && !name.starts_with("torn-") {

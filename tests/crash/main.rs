@@ -77,7 +77,7 @@ fn main() {
         trials.push(killed(
             "process_is_killed",
             &point,
-            vec![Deadly::Torn(bytes)],
+            vec![Deadly::TruncatedTail(bytes)],
         ));
     }
     trials.push(Trial::test(

@@ -1,6 +1,6 @@
 //! What is run, and where whoever looks after it is killed.
 
-use moat::KeepContainer;
+use moat::spec::KeepContainer;
 use serde::{Deserialize, Serialize};
 
 use crate::support::sequence;
@@ -70,7 +70,7 @@ pub enum Deadly {
         after_ms: u64,
     },
     /// In the write that would make any file longer than this.
-    Torn(u64),
+    TruncatedTail(u64),
     /// From outside, so many milliseconds after it was started.
     Moment(u64),
 }
@@ -254,7 +254,7 @@ fn random_death(rng: &mut fastrand::Rng, points: &[&str]) -> Deadly {
     match rng.u32(0..10) {
         0..=4 => Deadly::Moment(rng.u64(0..700)),
         // Most files are short, and most of what is written comes first.
-        5 => Deadly::Torn(1 << rng.u64(0..20)),
+        5 => Deadly::TruncatedTail(1 << rng.u64(0..20)),
         _ => Deadly::Point {
             name: rng.choice(points).copied().unwrap_or_default().into(),
             nth: [1, 1, 1, 2, 3, 7][rng.usize(0..6)],

@@ -20,7 +20,7 @@ const UNDER_WAY: Duration = Duration::from_secs(5);
 /// The folder of a round, and the engine. Dropped, it removes the containers of its root, also
 /// when the trial has failed.
 pub struct Round {
-    folder: TempDir,
+    dir: TempDir,
     docker: bollard::Docker,
     image: String,
     address: Option<String>,
@@ -38,22 +38,22 @@ impl Round {
     pub async fn new() -> Self {
         let docker = engine::connect().unwrap();
         let image = image::provide(&docker).await.unwrap();
-        let folder = tempfile::Builder::new()
+        let dir = tempfile::Builder::new()
             .prefix("moat-crash-")
             .tempdir()
             .unwrap();
-        fs::create_dir(folder.path().join("gate")).unwrap();
+        fs::create_dir(dir.path().join("gate")).unwrap();
         // Made once and for all: what is killed later is killed while it starts its runs.
         moat::Manager::open(
-            folder.path().join("root"),
+            dir.path().join("root"),
             moat::Docker::connect().await.unwrap(),
         )
         .await
         .unwrap()
-        .shutdown(moat::Shutdown::Leave)
+        .shutdown(moat::ShutdownMode::Leave)
         .await;
         Self {
-            folder,
+            dir,
             docker,
             image,
             address: None,
@@ -64,7 +64,7 @@ impl Round {
     /// Has whoever starts the runs go through a proxy, which sees what becomes of a request whose
     /// sender is dead.
     fn watch(&mut self) -> &Proxy {
-        let proxy = Proxy::listen(self.folder.path()).unwrap();
+        let proxy = Proxy::listen(self.dir.path()).unwrap();
         self.address = Some(proxy.address());
         self.proxy.insert(proxy)
     }
@@ -82,13 +82,13 @@ impl Round {
     }
 
     fn root(&self) -> PathBuf {
-        self.folder.path().join("root")
+        self.dir.path().join("root")
     }
 
     fn orders(&self, runs: &[Planned], death: Option<Deadly>) -> Orders {
         Orders {
             root: self.root(),
-            gate: self.folder.path().join("gate"),
+            gate: self.dir.path().join("gate"),
             image: self.image.clone(),
             address: self.address.clone(),
             runs: runs.to_vec(),
@@ -109,7 +109,7 @@ impl Round {
             // Who takes them over talks to the engine itself.
             self.address = None;
         }
-        fs::write(self.folder.path().join("gate/go"), "").unwrap();
+        fs::write(self.dir.path().join("gate/go"), "").unwrap();
         self.judge(&plan.runs, kills).await
     }
 
@@ -169,7 +169,7 @@ impl Round {
         }
         check(
             &self.root(),
-            &self.folder.path().join("gate"),
+            &self.dir.path().join("gate"),
             runs,
             &mut tally,
         );

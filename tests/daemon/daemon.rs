@@ -28,7 +28,7 @@ pub struct Kind {
 
 /// A daemon, and a folder for a root. Dropped, it leaves no process, mount or file behind.
 pub struct Daemon {
-    folder: TempDir,
+    dir: TempDir,
     containerd: Child,
     dockerd: Option<Child>,
     pub docker: bollard::Docker,
@@ -52,11 +52,11 @@ impl Daemon {
     }
 
     pub async fn of(kind: Kind) -> Self {
-        let folder = tempfile::Builder::new()
+        let dir = tempfile::Builder::new()
             .prefix("moat-daemon-")
             .tempdir()
             .unwrap();
-        let path = folder.path();
+        let path = dir.path();
         fs::create_dir(path.join("gate")).unwrap();
         let data = path.join("data");
         fs::create_dir(&data).unwrap();
@@ -82,7 +82,7 @@ impl Daemon {
             .spawn()
             .unwrap();
         let mut daemon = Self {
-            folder,
+            dir,
             containerd,
             dockerd: None,
             docker,
@@ -166,7 +166,7 @@ impl Daemon {
     }
 
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        self.dir.path()
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -244,8 +244,8 @@ impl Daemon {
 
     /// The file that the daemon keeps a container's output in.
     pub fn log_of(&self, container: &str) -> PathBuf {
-        let folder = self.path().join("data/containers").join(container);
-        folder.join(format!("{container}-json.log"))
+        let dir = self.path().join("data/containers").join(container);
+        dir.join(format!("{container}-json.log"))
     }
 
     /// The shims of the daemon's containers.

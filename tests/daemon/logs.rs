@@ -3,7 +3,8 @@
 use std::fs::{self, File};
 use std::io::Write;
 
-use moat::{RunId, Shutdown, Stream};
+use moat::outcome::Stream;
+use moat::{RunId, ShutdownMode};
 
 use crate::daemon::{Daemon, Kind};
 use crate::stage::{Watched, assert_bytes, assert_complete, printed};
@@ -42,7 +43,7 @@ async fn unwatched(kind: Kind, damage: Damage) -> Option<crate::support::audit::
         .unwrap();
     printed(&run, "out 00000200 ").await;
     drop(run);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let container = daemon.container().await;
     damage(&daemon, &container);
     daemon.open_gate("go");
@@ -156,7 +157,7 @@ pub async fn a_full_disk_of_the_daemon_is_not_taken_for_a_terminals_output() {
         assert!(watched.next(&mut output).await);
     }
     drop((output, run));
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let container = daemon.container().await;
     fill(&daemon, &container);
     daemon.open_gate("go");

@@ -49,7 +49,7 @@ pub fn role() -> Option<()> {
                 manager.start(spec).await.unwrap()
             }
             None => {
-                manager.recovered().await.unwrap();
+                manager.wait_recovery().await.unwrap();
                 manager.get(&id).await.unwrap()
             }
         };
@@ -58,7 +58,7 @@ pub fn role() -> Option<()> {
         // It reads nothing, and waits: whoever embeds a library does not look after its tasks.
         let _ = match orders.stop {
             Some(grace) => {
-                run.ready(Ready::line("ready")).await.unwrap();
+                run.wait_ready(Ready::line("ready")).await.unwrap();
                 run.stop(Some(Duration::from_secs_f64(grace))).await
             }
             None => run.wait().await,
@@ -133,7 +133,7 @@ fn orders(stage: &Stage, id: &str, steps: Option<&str>) -> Orders {
     Orders {
         root: text(&stage.root()),
         image: stage.image.clone(),
-        gate: text(&stage.folder.path().join("gate")),
+        gate: text(&stage.dir.path().join("gate")),
         steps: steps.map(Into::into),
         id: id.into(),
         tty: false,

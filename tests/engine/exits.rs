@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use moat::outcome::StopCause;
 use moat::runtime::RuntimeError;
-use moat::{Ending, Error, Exit, KeepContainer, Pull, RunSpec, Shutdown, State, StopCause};
+use moat::spec::{KeepContainer, Pull};
+use moat::state::State;
+use moat::{Ending, Error, Exit, RunSpec, ShutdownMode};
 
 use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read, seal};
 use crate::support::{engine, sequence};
@@ -66,7 +69,10 @@ pub async fn a_missing_image_fails_the_start_and_leaves_a_sealed_audit(stage: &S
     assert_eq!(audit.evidence(), "never_started");
     assert!(audit.streams.is_empty());
     assert!(stage.containers().await.is_empty());
-    assert_eq!(manager.list().await.unwrap()[0].state, "not created");
+    assert_eq!(
+        manager.list().await.unwrap()[0].status,
+        moat::state::RunStatus::NotCreated
+    );
 }
 
 /// Waiting for the next exit of a container that cannot start never ends.
@@ -236,7 +242,7 @@ pub async fn a_detached_run_goes_on_and_is_sealed_by_the_next_manager(stage: &St
     let run = manager.start(spec).await.unwrap();
     let id = run.id().clone();
     drop(run);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     stage.open_gate("go");
     let manager = stage.manager().await;
     let outcome = end(&manager.get(&id).await.unwrap()).await;
@@ -302,7 +308,7 @@ pub async fn a_container_that_closes_its_output_early_is_waited_for(stage: &Stag
     let spec = stage.gated("echo last + close-stdio + await /gate/go + exit 6");
     let run = manager.start(spec).await.unwrap();
     printed(&run, "last\n").await;
-    let early = tokio::time::timeout(Duration::from_millis(500), run.ended()).await;
+    let early = tokio::time::timeout(Duration::from_millis(500), run.wait_exit()).await;
     assert!(early.is_err(), "{early:?}");
     stage.open_gate("go");
     let outcome = end(&run).await;

@@ -3,17 +3,17 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use moat::{Backstop, Docker, Manager, RunId, RunSpec};
+use moat::spec::Backstop;
+use moat::{Docker, Manager, RunId, RunSpec};
 
 use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read, seal};
 use crate::support::deadline::eventually;
-use crate::support::engine;
 use crate::support::proxy::{Fault, Proxy};
-use crate::support::sequence;
+use crate::support::{engine, sequence};
 
 /// A manager that reaches the engine through a proxy.
 async fn behind_proxy(stage: &Stage) -> (Proxy, Manager) {
-    let proxy = Proxy::listen(stage.folder.path()).unwrap();
+    let proxy = Proxy::listen(stage.dir.path()).unwrap();
     let docker = Docker::connect_to(&proxy.address()).await.unwrap();
     let manager = Manager::open(stage.root(), docker).await.unwrap();
     (proxy, manager)
@@ -51,9 +51,9 @@ pub async fn a_tap_that_is_cut_is_made_good_from_the_engines_log(stage: &Stage) 
         let replayed = audit.evidence() == "replay";
         assert!(replayed || bytes == 0, "cut after {bytes} bytes");
         drop(run);
-        manager.shutdown(moat::Shutdown::Leave).await;
+        manager.shutdown(moat::ShutdownMode::Leave).await;
         drop(proxy);
-        std::fs::remove_file(stage.folder.path().join("proxy.sock")).unwrap();
+        std::fs::remove_file(stage.dir.path().join("proxy.sock")).unwrap();
     }
 }
 
@@ -171,12 +171,12 @@ pub async fn a_lost_connection_to_the_engine_loses_nothing(stage: &Stage) {
 pub async fn the_audit_exists_before_the_engine_is_asked_for_a_container(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let id = RunId::generate();
-    let folder = stage.root().join(id.as_str());
+    let dir = stage.root().join(id.as_str());
     let found = Arc::new(Mutex::new(Vec::new()));
     let seen = found.clone();
     proxy.before("create", move || {
-        let audit = std::fs::read_to_string(folder.join("logs.jsonl")).unwrap_or_default();
-        let run = folder.join("run.json").exists();
+        let audit = std::fs::read_to_string(dir.join("logs.jsonl")).unwrap_or_default();
+        let run = dir.join("run.json").exists();
         seen.lock().unwrap().push((audit, run));
     });
     let run = manager.start(stage.spec("exit 0").id(id)).await.unwrap();
@@ -217,7 +217,7 @@ pub async fn a_runtime_that_its_user_blocks_never_passes_a_loss_for_complete(sta
     // Some of these end with output left in the pipe behind a connection that is full.
     let counts: Vec<u64> = (0..12).map(|step| 19_400 + step * 100).collect();
     let (image, root) = (stage.image.clone(), stage.root());
-    let gate = stage.folder.path().join("gate");
+    let gate = stage.dir.path().join("gate");
     let expected = counts.clone();
     let outcomes = engine::block_on(async move {
         let docker = Docker::connect().await.unwrap();

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use moat::Docker;
+use moat::events::EventKind;
+use moat::manager::OrphanReason;
 use moat::runtime::Runtime;
-use moat::{Docker, Happening, Timestamp, Why};
+use moat::timestamp::Timestamp;
 
 use crate::stage::{Stage, end, read};
 use crate::support::deadline::within;
@@ -16,7 +19,7 @@ pub async fn what_a_run_uses_is_sampled_and_in_its_seal(stage: &Stage) {
     let run = manager.start(spec).await.unwrap();
     let sampled = within(60, "a sample", async {
         loop {
-            if let Happening::Usage { usage } = events.next().await.unwrap().what {
+            if let EventKind::Usage { usage } = events.next().await.unwrap().kind {
                 return usage;
             }
         }
@@ -32,7 +35,7 @@ pub async fn what_a_run_uses_is_sampled_and_in_its_seal(stage: &Stage) {
     let container = outcome.sealed().unwrap().container.clone().unwrap();
     stage.is_clean().await;
     let gone = manager.runtime().stats(&container).await.unwrap_err();
-    assert!(gone.is_fact(), "{gone}");
+    assert!(gone.is_definitive(), "{gone}");
 }
 
 pub async fn a_container_carries_its_deadline_and_any_moat_can_see_it(stage: &Stage) {
@@ -61,15 +64,15 @@ pub async fn a_container_whose_run_is_gone_is_found_and_removed(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager.start(stage.gated("await /gate/go")).await.unwrap();
     assert!(manager.orphans().await.unwrap().is_empty());
-    let folder = run.folder().to_owned();
+    let dir = run.dir().to_owned();
     drop(run);
-    manager.shutdown(moat::Shutdown::Leave).await;
-    std::fs::remove_dir_all(folder).unwrap();
+    manager.shutdown(moat::ShutdownMode::Leave).await;
+    std::fs::remove_dir_all(dir).unwrap();
     let manager = stage.manager().await;
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     let orphans = manager.orphans().await.unwrap();
     assert_eq!(orphans.len(), 1);
-    assert_eq!(orphans[0].why, Why::NoRun);
+    assert_eq!(orphans[0].why, OrphanReason::NoRun);
     manager.remove_orphan(&orphans[0]).await.unwrap();
     stage.is_clean().await;
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use moat::{LimitAction, StopCause};
+use moat::outcome::StopCause;
+use moat::spec::LimitAction;
 
 use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read, seal};
 use crate::support::audit::Audit;
@@ -146,7 +147,7 @@ pub async fn a_reader_after_the_end_gets_all_of_it(stage: &Stage) {
     end(&run).await;
     let watched = Watched::all(run.attach().await.unwrap()).await;
     sequence::check(watched.stdout(), "out", 3000, 64).unwrap();
-    assert_eq!(watched.bytes[&moat::Stream::Stderr], b"end\n");
+    assert_eq!(watched.bytes[&moat::outcome::Stream::Stderr], b"end\n");
 }
 
 /// An engine whose attached client stops reading blocks the container, and everyone who asks.

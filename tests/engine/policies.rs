@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use bollard::query_parameters::ListVolumesOptions;
 use futures::TryStreamExt;
-use moat::{Docker, Error, KeepContainer, LimitAction, Manager, Mount, RunId};
+use moat::spec::{KeepContainer, LimitAction, Mount};
+use moat::{Docker, Error, Manager, RunId};
 use serde_json::json;
 
 use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read};
@@ -85,7 +86,7 @@ pub async fn a_container_is_kept_when_its_audit_has_a_gap(stage: &Stage) {
     let run = manager.start(spec).await.unwrap();
     let audit = read(&end(&run).await);
     assert_eq!(audit.verdict(), "gap");
-    manager.shutdown(moat::Shutdown::Leave).await;
+    manager.shutdown(moat::ShutdownMode::Leave).await;
     assert_eq!(stage.containers().await.len(), 1);
 }
 
@@ -161,7 +162,7 @@ pub async fn a_taken_run_id_is_refused_and_the_first_run_untouched(stage: &Stage
 
 /// Also for root, whom permissions do not stop.
 pub async fn an_unwritable_root_is_an_error_that_names_the_path(stage: &Stage) {
-    let file = stage.folder.path().join("file");
+    let file = stage.dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     for root in [file.join("root"), PathBuf::from("/proc/moat-root")] {
         let docker = Docker::connect().await.unwrap();
@@ -176,14 +177,14 @@ pub async fn an_unwritable_root_is_an_error_that_names_the_path(stage: &Stage) {
 const SECRET: &str = "s3cr3t-value-of-a-token";
 
 /// Asserts that no file below `folder` holds the secret.
-fn assert_no_secret(folder: &Path) {
+fn assert_no_secret(dir: &Path) {
     let mut files = 0;
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                dirs.push(path);
                 continue;
             }
             files += 1;
@@ -237,7 +238,7 @@ pub async fn a_bad_variable_is_refused_before_the_engine_can_echo_it(stage: &Sta
 }
 
 pub async fn the_settings_reach_the_container(stage: &Stage) {
-    let host = stage.folder.path().join("host");
+    let host = stage.dir.path().join("host");
     std::fs::create_dir(&host).unwrap();
     std::fs::write(host.join("file"), "from the host\n").unwrap();
     let spec = stage
@@ -281,7 +282,7 @@ pub async fn the_settings_reach_the_container(stage: &Stage) {
         name.starts_with("/moat-") && name.ends_with(outcome.run.as_str()),
         "{name}"
     );
-    let other = stage.folder.path().join("other");
+    let other = stage.dir.path().join("other");
     let docker = Docker::connect().await.unwrap();
     let manager = Manager::open(other, docker).await.unwrap();
     let run = manager

@@ -4,8 +4,9 @@
 use std::fs;
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
-use moat::{Error, Gpus, KeepContainer, LimitAction, RunId, RunSpec};
+use moat::audit::{LogState, verify};
+use moat::spec::{Gpus, KeepContainer, LimitAction};
+use moat::{Error, RunId, RunSpec};
 use serde_json::{Value, json};
 
 use crate::stage::{Stage, assert_bytes, assert_complete, end, read};
@@ -93,7 +94,7 @@ pub async fn what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_w
     let image = |name: &str| {
         RunSpec::new(name)
             .env("TOKEN", SECRET)
-            .pull(moat::Pull::Never)
+            .pull(moat::spec::Pull::Never)
     };
     let cases = vec![
         ("an image with capitals", image("Moat")),
@@ -187,7 +188,7 @@ pub async fn what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_w
 }
 
 pub async fn odd_values_that_are_taken_do_what_they_say(stage: &Stage) {
-    let odd = stage.folder.path().join("host:ro,\n x");
+    let odd = stage.dir.path().join("host:ro,\n x");
     fs::create_dir(&odd).unwrap();
     fs::write(odd.join("file"), "odd\n").unwrap();
     let spec = RunSpec::new(&stage.image)

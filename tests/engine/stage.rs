@@ -5,8 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use futures::StreamExt;
-use moat::sink::audit::{LogState, verify};
-use moat::{Attached, Attachment, Docker, Manager, Outcome, Run, RunSpec, Seal, Stream};
+use moat::audit::{LogState, verify};
+use moat::outcome::Stream;
+use moat::run::{Attached, Attachment};
+use moat::{Docker, Manager, Outcome, Run, RunSpec, Seal};
 use tempfile::TempDir;
 
 use crate::support::audit::Audit;
@@ -16,14 +18,14 @@ use crate::support::{engine, image};
 /// One trial's folder and engine. Dropped, it removes the containers of its roots, also when the
 /// trial has failed.
 pub struct Stage {
-    pub folder: TempDir,
+    pub dir: TempDir,
     pub docker: bollard::Docker,
     pub image: String,
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        for entry in fs::read_dir(self.folder.path())
+        for entry in fs::read_dir(self.dir.path())
             .into_iter()
             .flatten()
             .flatten()
@@ -37,21 +39,17 @@ impl Stage {
     pub async fn new() -> Self {
         let docker = engine::connect().unwrap();
         let image = image::provide(&docker).await.unwrap();
-        let folder = tempfile::Builder::new()
+        let dir = tempfile::Builder::new()
             .prefix("moat-test-")
             .tempdir()
             .unwrap();
-        fs::create_dir(folder.path().join("gate")).unwrap();
-        Self {
-            folder,
-            docker,
-            image,
-        }
+        fs::create_dir(dir.path().join("gate")).unwrap();
+        Self { dir, docker, image }
     }
 
     /// The folder of the trial's root.
     pub fn root(&self) -> PathBuf {
-        self.folder.path().join("root")
+        self.dir.path().join("root")
     }
 
     /// A manager of the trial's root.
@@ -69,13 +67,12 @@ impl Stage {
 
     /// The same, with a gate that it can wait at: `await /gate/NAME`.
     pub fn gated(&self, steps: &str) -> RunSpec {
-        self.spec(steps)
-            .bind(self.folder.path().join("gate"), "/gate")
+        self.spec(steps).bind(self.dir.path().join("gate"), "/gate")
     }
 
     /// Lets a run go on that waits at this gate.
     pub fn open_gate(&self, name: &str) {
-        fs::write(self.folder.path().join("gate").join(name), "").unwrap();
+        fs::write(self.dir.path().join("gate").join(name), "").unwrap();
     }
 
     /// Starts a run, waits for its end, and reads its audit.
@@ -196,7 +193,7 @@ impl Watched {
                     let all = self.bytes.entry(chunk.stream).or_default();
                     all.extend_from_slice(&chunk.bytes);
                 }
-                Attached::Missed { bytes, .. } => self.missed += bytes,
+                Attached::Lagged { bytes, .. } => self.missed += bytes,
                 other => panic!("{other:?}"),
             },
         }

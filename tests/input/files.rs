@@ -6,10 +6,10 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
+use moat::audit::{Event, LogState, Reader, Record, verify};
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault};
-use moat::sink::Event;
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::{Error, Manager, Root, RunId, RuntimeError, Shutdown, Verdict};
+use moat::{Error, Manager, Root, RunId, ShutdownMode, Verdict};
 
 use crate::stage::{BOUND, Stage, TEXT, contents, names, spec, stop, text};
 
@@ -85,12 +85,16 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
         // Of the record the audit has a copy; the lock is only a name.
         let lost = if file == "run.json" { 0 } else { 5 };
         assert_eq!(bad.len(), lost, "{file}");
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
 
         for info in stage.root().list().unwrap() {
             let is_bad = bad.iter().any(|run| *run.id() == info.run);
             assert_eq!(info.problem.is_some(), is_bad, "{file}: {info:?}");
-            assert_eq!(info.state == "damaged", is_bad, "{file}: {info:?}");
+            assert_eq!(
+                info.status == moat::state::RunStatus::Damaged,
+                is_bad,
+                "{file}: {info:?}"
+            );
         }
         assert_eq!(contents(&stage.outside("elsewhere")), elsewhere, "{file}");
         for kind in KINDS {
@@ -140,11 +144,11 @@ fn a_file_without_permission_to_read_is_reported_and_read_when_there_is_one() {
     });
     if am_root {
         // Where it was built nobody else may be let in.
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         use std::os::unix::fs::PermissionsExt;
         let all = fs::Permissions::from_mode(0o777);
-        fs::set_permissions(folder.path(), all).unwrap();
-        let program = folder.path().join("test");
+        fs::set_permissions(dir.path(), all).unwrap();
+        let program = dir.path().join("test");
         // By another process: what is open for writing here, a child of a test beside this one may
         // have, too, and then it cannot be run.
         let mut copy = Command::new("cp");
@@ -152,7 +156,7 @@ fn a_file_without_permission_to_read_is_reported_and_read_when_there_is_one() {
         assert!(copy.status().unwrap().success());
         let mut child = Command::new(program);
         child.args(["--exact", &format!("files::{NAME}")]);
-        child.env("TMPDIR", folder.path()).current_dir("/");
+        child.env("TMPDIR", dir.path()).current_dir("/");
         let output = child.uid(NOBODY).gid(NOBODY).output().unwrap();
         let printed = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{printed}");
@@ -203,7 +207,7 @@ async fn without_permission() {
         let audit = stage.file(outcome.run.as_str(), "logs.jsonl");
         assert_eq!(text(&audit), TEXT, "{outcome}");
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 /// A copy of a run's folder is not that run: its container is another one's, and so is its name.
@@ -248,12 +252,12 @@ async fn a_folder_that_was_copied_or_renamed_is_reported_and_its_original_is_not
                 assert!(problem.contains("in another place"), "{problem}");
                 assert!(matches!(run.wait().await, Err(Error::Damaged { .. })));
             }
-            manager.shutdown(Shutdown::Leave).await;
+            manager.shutdown(ShutdownMode::Leave).await;
             assert_eq!(contents(&original), of_original, "{sealed} {record}");
             assert_eq!(contents(&stage.path().join("foreign")), foreign);
             for name in ["copy", "foreign"] {
                 let info = stage.root().info(&RunId::new(name).unwrap()).unwrap();
-                assert_eq!(info.state, "damaged", "{info:?}");
+                assert_eq!(info.status, moat::state::RunStatus::Damaged, "{info:?}");
                 assert!(info.problem.unwrap().contains("in another place"));
             }
         }
@@ -282,9 +286,9 @@ async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_o
         b"lost+found",
     ];
     for name in odd {
-        let folder = stage.path().join(std::ffi::OsStr::from_bytes(name));
-        fs::create_dir(&folder).unwrap();
-        fs::write(folder.join("run.json"), "{}").unwrap();
+        let dir = stage.path().join(std::ffi::OsStr::from_bytes(name));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("run.json"), "{}").unwrap();
     }
     fs::write(at("file"), "x").unwrap();
     fs::create_dir(at("empty")).unwrap();
@@ -307,7 +311,7 @@ async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_o
     assert!(matches!(taken, Err(Error::RunExists { .. })), "{taken:?}");
     let taken = manager.start(spec("file")).await;
     assert!(matches!(taken, Err(Error::RunExists { .. })), "{taken:?}");
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     assert_eq!(contents(&elsewhere.path()), outside);
     for name in odd {
         let record = stage.path().join(std::ffi::OsStr::from_bytes(name));
@@ -340,7 +344,7 @@ async fn a_request_to_stop_that_is_none_holds_nothing_up_and_gets_into_no_audit(
     let manager = stage.open().await;
     let runs = stage.recovered(&manager).await;
     let outcome = stop(&runs).await.remove(0);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let audit = outcome.audit.as_ref().unwrap();
     assert!(matches!(verify(audit).unwrap().state, LogState::Sealed(_)));
     assert_eq!(text(audit), TEXT);
@@ -373,7 +377,7 @@ async fn a_record_of_a_later_version_is_reported_and_never_changed() {
             assert!(problem.contains("version 2"), "{problem}");
         }
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let after = contents(&stage.path().join("later"));
     assert_eq!(after[&path], before[&path]);
     assert_eq!(
@@ -464,7 +468,7 @@ async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
             let audit = outcome.audit.as_ref().unwrap();
             assert!(matches!(verify(audit).unwrap().state, LogState::Sealed(_)));
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
     }
 }
 
@@ -480,7 +484,7 @@ async fn an_audit_does_not_grow_while_the_engine_cannot_be_reached() {
         stage.runtime.fault(Call::Inspect, Fault::Error(gone));
     }
     let manager = stage.open().await;
-    let runs = manager.recovered().await.unwrap();
+    let runs = manager.wait_recovery().await.unwrap();
     stop(&runs).await;
     let resumes = Reader::open(runs[0].audit().unwrap())
         .unwrap()

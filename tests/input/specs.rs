@@ -5,12 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use moat::audit::{LogState, Reader, verify};
 use moat::runtime::scripted::{Call, Script};
-use moat::sink::audit::{LogState, Reader, verify};
-use moat::{
-    Backstop, Credentials, Error, Gpus, LimitAction, Mount, Port, RunId, RunRecord, RunSpec,
-    Shutdown,
-};
+use moat::spec::{Backstop, Credentials, Gpus, LimitAction, Mount, RunRecord};
+use moat::{Error, Port, RunId, RunSpec, ShutdownMode};
 use serde_json::{Value, json};
 
 use crate::stage::{BOUND, Stage, contents};
@@ -425,7 +423,7 @@ async fn a_hostile_value_is_refused_by_its_field_before_anything_is_made() {
     for (field, spec) in refused() {
         match manager.start(spec).await {
             Err(error) => assert_refused(field, error),
-            Ok(run) => panic!("{field}: {:?} is taken", record(run.folder()).settings),
+            Ok(run) => panic!("{field}: {:?} is taken", record(run.dir()).settings),
         }
     }
     assert_eq!(contents(&stage.path()), before, "something was made");
@@ -594,17 +592,17 @@ async fn an_odd_value_that_is_taken_makes_a_run_like_any_other() {
             .sealed()
             .unwrap_or_else(|| panic!("{name}: {outcome}"));
         assert!(outcome.success() && seal.gaps == 0, "{name}: {outcome}");
-        let audit = run.folder().join("logs.jsonl");
+        let audit = run.dir().join("logs.jsonl");
         let state = verify(&audit).unwrap().state;
         assert!(matches!(state, LogState::Sealed(_)), "{name}: {state:?}");
-        assert_eq!(run.folder().parent(), Some(&*stage.path()), "{name}");
+        assert_eq!(run.dir().parent(), Some(&*stage.path()), "{name}");
         // What was asked for is what is written down.
-        assert_eq!(record(run.folder()).settings, *spec.settings(), "{name}");
+        assert_eq!(record(run.dir()).settings, *spec.settings(), "{name}");
         assert!(Reader::open(&audit).unwrap().all(|record| record.is_ok()));
         drop(run);
         manager.remove(&outcome.run).await.unwrap();
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 #[tokio::test]
@@ -619,7 +617,7 @@ async fn odd_values_come_back_from_the_disk_as_they_were_and_no_secret_is_there(
         let run = manager.start(spec.clone()).await.unwrap();
         kept.push((name, run.id().clone(), spec));
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     for (path, bytes) in contents(&stage.path()) {
         let found = memchr::memmem::find(&bytes, SECRET.as_bytes());
         assert!(found.is_none(), "a secret is in {}", path.display());
@@ -630,16 +628,16 @@ async fn odd_values_come_back_from_the_disk_as_they_were_and_no_secret_is_there(
     assert_eq!(recovered.len(), kept.len());
     for (name, id, spec) in kept {
         let run = manager.get(&id).await.unwrap();
-        assert_eq!(record(run.folder()).settings, *spec.settings(), "{name}");
+        assert_eq!(record(run.dir()).settings, *spec.settings(), "{name}");
         let stopped = tokio::time::timeout(BOUND, run.stop(None)).await;
         let outcome = stopped.unwrap_or_else(|_| panic!("{name} hangs")).unwrap();
         assert!(outcome.sealed().is_some(), "{name}: {outcome}");
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
-fn record(folder: &Path) -> RunRecord {
-    serde_json::from_slice(&fs::read(folder.join("run.json")).unwrap()).unwrap()
+fn record(dir: &Path) -> RunRecord {
+    serde_json::from_slice(&fs::read(dir.join("run.json")).unwrap()).unwrap()
 }
 
 /// A root is opened where its caller says, and nowhere else.

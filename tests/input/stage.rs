@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use moat::audit::{Reader, Record};
+use moat::outcome::Stream;
 use moat::runtime::scripted::{Script, Scripted};
-use moat::sink::audit::{Reader, Record};
-use moat::{Manager, Outcome, Root, Run, RunId, RunSpec, Shutdown, Stream};
+use moat::{Manager, Outcome, Root, Run, RunId, RunSpec, ShutdownMode};
 
 /// What every container here prints on standard output.
 pub const TEXT: &str = "one\ntwo\nd\u{e9}j\u{e0} \u{fffd}\nno newline";
@@ -17,26 +18,26 @@ pub const BOUND: Duration = Duration::from_secs(180);
 
 pub struct Stage {
     pub runtime: Scripted,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Stage {
     /// In memory where that is there: thousands of runs are synced here.
     pub fn new() -> Self {
         let memory = Path::new("/dev/shm");
-        let folder = match memory.is_dir() {
+        let dir = match memory.is_dir() {
             true => tempfile::tempdir_in(memory),
             false => tempfile::tempdir(),
         };
         Self {
             runtime: Scripted::new(),
-            folder: folder.unwrap(),
+            dir: dir.unwrap(),
         }
     }
 
     /// A place outside the root.
     pub fn outside(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.dir.path().join(name)
     }
 
     pub fn path(&self) -> PathBuf {
@@ -53,8 +54,8 @@ impl Stage {
 
     pub async fn open(&self) -> Manager {
         Manager::builder(self.path(), self.runtime.clone())
-            .tasks_on(tokio::runtime::Handle::current())
-            .pending_after(BOUND)
+            .runtime_handle(tokio::runtime::Handle::current())
+            .seal_timeout(BOUND)
             .open()
             .await
             .unwrap()
@@ -78,7 +79,7 @@ impl Stage {
             })
             .await;
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
     }
 
     /// Leaves a run that has ended, and is sealed.
@@ -87,13 +88,13 @@ impl Stage {
         let manager = self.open().await;
         let outcome = manager.start(spec(name)).await.unwrap();
         let outcome = outcome.wait().await.unwrap();
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         outcome
     }
 
     /// What the opening finds, which must not take for ever.
     pub async fn recovered(&self, manager: &Manager) -> Vec<Run> {
-        let recovered = tokio::time::timeout(BOUND, manager.recovered()).await;
+        let recovered = tokio::time::timeout(BOUND, manager.wait_recovery()).await;
         recovered
             .expect("a bad run keeps the opening from its end")
             .unwrap()
@@ -141,9 +142,9 @@ pub fn text(audit: &Path) -> String {
 }
 
 /// All files below a folder, and what is in them; links and the like by their kind.
-pub fn contents(folder: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+pub fn contents(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
     let mut seen = std::collections::BTreeMap::new();
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let kind = path.symlink_metadata().unwrap().file_type();
         if kind.is_dir() {

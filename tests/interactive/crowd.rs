@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use moat::{AttachOptions, Attached, Attachment, Docker, Manager, RunSpec, Stream};
+use moat::outcome::Stream;
+use moat::run::{AttachOptions, Attached, Attachment};
+use moat::{Docker, Manager, RunSpec};
 
 use crate::assert_nothing_missed;
 use crate::stage::{Stage, end, read};
@@ -28,7 +30,7 @@ async fn watch(mut output: Attachment) -> (u64, u64) {
                 assert_eq!(chunk.stream, Stream::Stdout);
                 seen += chunk.bytes.len() as u64;
             }
-            Attached::Missed { bytes, .. } => missed += bytes,
+            Attached::Lagged { bytes, .. } => missed += bytes,
             other => panic!("{other:?}"),
         }
     }
@@ -39,7 +41,7 @@ async fn watch(mut output: Attachment) -> (u64, u64) {
 async fn once(stage: &Stage, eyes: usize) -> Duration {
     // Equal lines are no evidence, so all of them are read again at the end: eyes are to wait.
     let manager = Manager::builder(stage.root(), Docker::connect().await.unwrap())
-        .pending_after(Duration::from_secs(120))
+        .seal_timeout(Duration::from_secs(120))
         .open()
         .await
         .unwrap();

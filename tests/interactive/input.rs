@@ -1,10 +1,11 @@
 //! Input: its modes, its end, and what is recorded of it.
 
 use futures::StreamExt;
-use moat::{
-    AttachOptions, Attachment, Error, Manager, Recovery, RunSpec, Shutdown, Stdin, Stream,
-    WindowSize,
-};
+use moat::manager::RecoveryMode;
+use moat::outcome::Stream;
+use moat::run::{AttachOptions, Attachment};
+use moat::spec::{Stdin, WindowSize};
+use moat::{Error, Manager, RunSpec, ShutdownMode};
 use tokio::io::AsyncWriteExt;
 
 use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, read};
@@ -19,7 +20,7 @@ fn sh(stage: &Stage, script: &str) -> RunSpec {
 }
 
 fn with_input() -> AttachOptions {
-    AttachOptions::new().with_input().catching_up()
+    AttachOptions::new().with_input().lossless()
 }
 
 /// Reads until the terminal has shown `text`.
@@ -91,7 +92,7 @@ pub async fn a_pipe_has_one_writer(stage: &Stage) {
     assert!(matches!(error, Error::NoInput { .. }), "{error}");
     // Nor has one whom another process owns.
     let other = Manager::builder(stage.root(), moat::Docker::connect().await.unwrap())
-        .recovery(Recovery::OnDemand)
+        .recovery(RecoveryMode::OnDemand)
         .open()
         .await
         .unwrap();
@@ -161,11 +162,11 @@ pub async fn a_recovered_run_is_attached_to_with_its_input(stage: &Stage) {
     Watched::default().until(&mut output, "got one").await;
     let id = run.id().clone();
     drop((run, output));
-    first.shutdown(Shutdown::Leave).await;
+    first.shutdown(ShutdownMode::Leave).await;
 
     let second = stage.manager().await;
     let run = second.get(&id).await.unwrap();
-    second.recovered().await.unwrap();
+    second.wait_recovery().await.unwrap();
     let mut output = run.attach_with(with_input()).await.unwrap();
     let mut input = output.input().unwrap();
     input.write_all(b"two\n").await.unwrap();
@@ -186,7 +187,7 @@ pub async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stag
     .stdin(Stdin::Open);
     let run = owner.start(spec).await.unwrap();
     let other = Manager::builder(stage.root(), moat::Docker::connect().await.unwrap())
-        .recovery(Recovery::OnDemand)
+        .recovery(RecoveryMode::OnDemand)
         .open()
         .await
         .unwrap();
@@ -203,7 +204,7 @@ pub async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stag
     let mut output = theirs.attach_with(with_input().live_only()).await.unwrap();
     // Past its end, the run does not wait for what was left to be recorded.
     eventually(60, "what was left for the owner", async || {
-        let names = std::fs::read_dir(run.folder()).unwrap().map(|entry| {
+        let names = std::fs::read_dir(run.dir()).unwrap().map(|entry| {
             let name = entry.unwrap().file_name();
             name.into_string().unwrap()
         });
@@ -215,7 +216,7 @@ pub async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stag
     let watched = Watched::all(output).await;
     let seen = String::from_utf8_lossy(watched.stdout()).into_owned();
     assert!(seen == "got end\n" || seen.is_empty(), "{seen:?}");
-    other.shutdown(Shutdown::Leave).await;
+    other.shutdown(ShutdownMode::Leave).await;
     let audit = read(&end(&run).await);
     assert_complete(&audit);
     assert_eq!(actions(&audit), ["attach_input", "detach", "attach_input"]);
@@ -335,7 +336,7 @@ pub async fn an_attachment_ends_after_the_last_byte_and_tells_the_outcome(stage:
     let (_run, mut output) = manager
         .start_attached(
             sh(stage, "seq 1 50000; exit 9"),
-            AttachOptions::new().catching_up(),
+            AttachOptions::new().lossless(),
         )
         .await
         .unwrap();

@@ -100,7 +100,7 @@ pub async fn a_shell_is_used_left_come_back_to_and_exited(stage: &Stage) {
 
     let root = Root::open(stage.root()).unwrap();
     let info = root.info(&"one".parse().unwrap()).unwrap();
-    assert_eq!(info.state, "running");
+    assert_eq!(info.status, moat::state::RunStatus::Running);
     assert_eq!(stage.containers().await.len(), 1);
 
     let (mut screen, tries) = come_back(stage, "/ #");
@@ -309,14 +309,14 @@ pub async fn a_further_process_has_a_terminal_of_its_own(stage: &Stage) {
     assert_eq!(plain.code(), Some(5), "{}", plain.contents());
     drop(screen);
     stop(stage);
-    let folder = stage.root().join("one");
-    let (audit, tty) = tty_of(&folder.join("exec-1.jsonl"));
+    let dir = stage.root().join("one");
+    let (audit, tty) = tty_of(&dir.join("exec-1.jsonl"));
     assert_eq!(
         (audit.end["exit"]["code"].as_i64(), audit.verdict()),
         (Some(6), "complete")
     );
     assert!(tty.contains("here"), "{tty}");
-    let audit = Audit::read(&folder.join("exec-2.jsonl")).unwrap();
+    let audit = Audit::read(&dir.join("exec-2.jsonl")).unwrap();
     assert_eq!(audit.stream("stdout"), b"plain\n");
     // The owner of the run was killed; what others left for it is recorded by who came next.
     let audit = Audit::read(&audit_path(stage)).unwrap();
@@ -332,10 +332,7 @@ pub async fn a_further_process_has_a_terminal_of_its_own(stage: &Stage) {
 /// `seq 1 1000000 | run --interactive IMAGE -- cat`
 pub async fn what_is_piped_in_comes_out_again_in_bounded_memory(stage: &Stage) {
     let all: String = (1..=1_000_000).map(|n| format!("{n}\n")).collect();
-    let (input, output) = (
-        stage.folder.path().join("in"),
-        stage.folder.path().join("out"),
-    );
+    let (input, output) = (stage.dir.path().join("in"), stage.dir.path().join("out"));
     fs::write(&input, &all).unwrap();
     let mut child = std::process::Command::new(example("run"))
         .arg("--root")

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use moat::{Docker, Error, Manager, RunId, RunSpec, Shutdown};
+use moat::{Docker, Error, Manager, RunId, RunSpec, ShutdownMode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -63,7 +63,7 @@ async fn obey(orders: Orders) {
     let listed = manager.list().await.unwrap();
     assert_eq!(listed.len(), 1, "{listed:?}");
     while run.wait().await.unwrap().sealed().is_none() {}
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 pub async fn a_process_out_of_descriptors_refuses_new_runs_and_loses_nothing_of_the_old(
@@ -71,7 +71,7 @@ pub async fn a_process_out_of_descriptors_refuses_new_runs_and_loses_nothing_of_
 ) {
     let orders = Orders {
         root: stage.root(),
-        gate: stage.folder.path().join("gate"),
+        gate: stage.dir.path().join("gate"),
         image: stage.image.clone(),
     };
     let mut child = Command::new(std::env::current_exe().unwrap())

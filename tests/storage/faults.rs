@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use moat::{Docker, Error, Manager, Run, RunId, RunSpec, Shutdown};
+use moat::{Docker, Error, Manager, Run, RunId, RunSpec, ShutdownMode};
 
 use crate::faulty::{Fault, Faulty};
 use crate::stage::{Stage, assert_complete, printed};
 use crate::support::deadline::{eventually, within};
 use crate::support::sequence;
-use crate::truth::{PENDING_AFTER, assert_pending, assert_sealed, assert_whole};
+use crate::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
 
 /// All that is done to a log.
 const ALL: &[&str] = &["append", "sync", "seal", "resume"];
@@ -20,7 +20,7 @@ async fn manager(stage: &Stage, sink: &Faulty) -> Manager {
     let docker = Docker::connect().await.unwrap();
     Manager::builder(stage.root(), docker)
         .sink(sink.clone())
-        .pending_after(PENDING_AFTER)
+        .seal_timeout(SEAL_TIMEOUT)
         .open()
         .await
         .unwrap()
@@ -44,7 +44,7 @@ async fn start(manager: &Manager, spec: RunSpec) -> Run {
 /// The container prints on, and ends when it is told to, while the sink is stalled. (H9)
 async fn assert_not_held_up(stage: &Stage, manager: &Manager, sink: &Faulty, run: &Run) {
     eventually(60, "the end of the container's output", async || {
-        stage.folder.path().join("gate/done").exists().then_some(())
+        stage.dir.path().join("gate/done").exists().then_some(())
     })
     .await;
     // As the first process of a container it takes no signal that it has no handler for.
@@ -93,7 +93,7 @@ pub async fn a_shutdown_does_not_wait_for_a_sink_that_stalls(stage: &Stage) {
     sink.fault(ALL, Fault::Stall);
     stage.open_gate("go");
     within(20, "a call of the sink", sink.has_failed()).await;
-    within(10, "the shutdown", first.shutdown(Shutdown::Leave)).await;
+    within(10, "the shutdown", first.shutdown(ShutdownMode::Leave)).await;
 
     let next = manager(stage, &Faulty::new()).await;
     let run = next.get(run.id()).await.unwrap();
@@ -105,7 +105,7 @@ pub async fn a_sink_that_fails_some_times_loses_nothing(stage: &Stage) {
     let sink = Faulty::new();
     let manager = manager(stage, &sink).await;
     for calls in [&["append"], &["seal"], ALL] as [&[&str]; 3] {
-        let _ = std::fs::remove_file(stage.folder.path().join("gate/go"));
+        let _ = std::fs::remove_file(stage.dir.path().join("gate/go"));
         let run = start(&manager, thousand(stage)).await;
         sink.fault(calls, Fault::Error(3));
         stage.open_gate("go");
@@ -142,17 +142,17 @@ pub async fn a_sink_that_fails_for_ever_keeps_the_container_and_hangs_nobody(sta
     assert_eq!(outcome.code(), Some(9), "{outcome}");
     assert!(outcome.sealed().is_none(), "{outcome}");
     stage.open_gate("go");
-    within(20, "the end", run.ended()).await.unwrap();
+    within(20, "the end", run.wait_exit()).await.unwrap();
     eventually(60, "the reason", async || run.problem()).await;
     assert_eq!(stage.containers().await.len(), 2, "both are kept");
     let listed = first.list().await.unwrap();
     assert!(
         listed
             .iter()
-            .all(|info| info.state == "exited" && info.seal.is_none()),
+            .all(|info| info.status == moat::state::RunStatus::Exited && info.seal.is_none()),
         "{listed:?}"
     );
-    within(10, "the shutdown", first.shutdown(Shutdown::Stop)).await;
+    within(10, "the shutdown", first.shutdown(ShutdownMode::Stop)).await;
 
     let next = manager(stage, &Faulty::new()).await;
     let stopped = next.get(stopped.id()).await.unwrap();
@@ -168,7 +168,7 @@ pub async fn a_sink_that_panics_is_survived_and_loses_nothing(stage: &Stage) {
     let sink = Faulty::new();
     let manager = manager(stage, &sink).await;
     for calls in [&["append"], &["seal"]] {
-        let _ = std::fs::remove_file(stage.folder.path().join("gate/go"));
+        let _ = std::fs::remove_file(stage.dir.path().join("gate/go"));
         let run = start(&manager, thousand(stage)).await;
         let other = start(&manager, thousand(stage)).await;
         sink.fault(calls, Fault::Panic);

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use moat::sink::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
-use moat::{Error, Jsonl, Result, Seal};
+use moat::audit::{Batch, Start};
+use moat::sink::{Jsonl, LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
+use moat::{Error, Result, Seal};
 use tokio::sync::watch;
 
 /// What it does in place of a call.
@@ -118,7 +119,7 @@ impl LogSink for Faulty {
         Ok(self.log(log))
     }
 
-    async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed> {
         self.faults.pass("resume").await?;
         Ok(match self.inner.resume(place, visit).await? {
             Resumed::Open { log, torn } => Resumed::Open {

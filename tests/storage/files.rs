@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
-use moat::{Backstop, Docker, Manager, Run, RunSpec};
+use moat::audit::{LogState, verify};
+use moat::spec::Backstop;
+use moat::{Docker, Manager, Run, RunSpec};
 
 use crate::faulty::{Fault, Faulty};
 use crate::stage::Stage;
 use crate::support::deadline::eventually;
-use crate::truth::{PENDING_AFTER, assert_pending, assert_sealed, assert_whole};
+use crate::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
 
 /// A file or folder that nobody may change, not even root. Dropped, it is as it was.
 struct Immutable(PathBuf);
@@ -50,7 +51,7 @@ pub fn is_possible() -> bool {
 async fn manager(stage: &Stage) -> Manager {
     let docker = Docker::connect().await.unwrap();
     Manager::builder(stage.root(), docker)
-        .pending_after(PENDING_AFTER)
+        .seal_timeout(SEAL_TIMEOUT)
         .open()
         .await
         .unwrap()
@@ -121,7 +122,7 @@ pub async fn a_folder_that_is_removed_meanwhile_is_made_again_with_all_that_was_
 ) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
-    fs::remove_dir_all(run.folder()).unwrap();
+    fs::remove_dir_all(run.dir()).unwrap();
     stage.open_gate("more");
     stage.open_gate("end");
     assert_whole(stage, &run, &["out", "err"], 300).await;
@@ -140,7 +141,7 @@ pub async fn a_truncated_audit_is_never_sealed_with_a_hole(stage: &Stage) {
         stage.open_gate("end");
         assert_whole(stage, &run, &["out", "err"], 300).await;
         for gate in ["more", "end"] {
-            fs::remove_file(stage.folder.path().join("gate").join(gate)).unwrap();
+            fs::remove_file(stage.dir.path().join("gate").join(gate)).unwrap();
         }
     }
 }
@@ -161,7 +162,7 @@ pub async fn an_audit_that_was_edited_in_place_is_captured_again(stage: &Stage) 
         stage.open_gate("end");
         assert_whole(stage, &run, &["out", "err"], 300).await;
         for gate in ["more", "end"] {
-            fs::remove_file(stage.folder.path().join("gate").join(gate)).unwrap();
+            fs::remove_file(stage.dir.path().join("gate").join(gate)).unwrap();
         }
     }
 }
@@ -184,7 +185,7 @@ pub async fn an_audit_that_has_lost_a_line_while_its_disk_refused_is_captured_ag
     let docker = Docker::connect().await.unwrap();
     let manager = Manager::builder(stage.root(), docker)
         .sink(sink.clone())
-        .pending_after(PENDING_AFTER)
+        .seal_timeout(SEAL_TIMEOUT)
         .open()
         .await
         .unwrap();
@@ -221,7 +222,7 @@ pub async fn what_others_append_to_an_audit_is_not_sealed(stage: &Stage) {
         let audit = assert_whole(stage, &run, &["out", "err"], 300).await;
         assert!(audit.all("note").is_empty());
         for gate in ["more", "end"] {
-            fs::remove_file(stage.folder.path().join("gate").join(gate)).unwrap();
+            fs::remove_file(stage.dir.path().join("gate").join(gate)).unwrap();
         }
     }
 }
@@ -238,7 +239,7 @@ pub async fn an_edited_audit_that_no_log_stands_behind_is_a_gap(stage: &Stage) {
     assert_eq!(audit.verdict(), "gap");
     let text = String::from_utf8_lossy(audit.stream("stdout")).into_owned();
     assert!(!text.contains("out 00000009 ") || text.contains("out 00000007 "));
-    let aside = fs::read_to_string(run.folder().join("torn-1")).unwrap();
+    let aside = fs::read_to_string(run.dir().join("torn-1")).unwrap();
     assert!(aside.contains("err 00000200 "), "what was there is kept");
 }
 
@@ -247,7 +248,7 @@ pub async fn an_audit_that_was_only_looked_at_and_linked_is_sealed_as_it_is(stag
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     let audit = run.audit().unwrap();
-    fs::hard_link(&audit, stage.folder.path().join("backup")).unwrap();
+    fs::hard_link(&audit, stage.dir.path().join("backup")).unwrap();
     fs::set_permissions(&audit, fs::Permissions::from_mode(0o640)).unwrap();
     fs::read(&audit).unwrap();
     print_more(stage, &run).await;
@@ -297,12 +298,12 @@ pub async fn an_audit_that_may_not_be_written_any_more_is_waited_for(stage: &Sta
 pub async fn a_folder_that_may_not_be_changed_any_more_loses_nothing(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
-    let immutable = Immutable::make(run.folder());
+    let immutable = Immutable::make(run.dir());
     stage.open_gate("more");
     stage.open_gate("end");
     assert_whole(stage, &run, &["out", "err"], 300).await;
     let listed = manager.list().await.unwrap();
     assert!(listed[0].seal.is_some(), "{listed:?}");
-    assert_eq!(listed[0].state, "exited");
+    assert_eq!(listed[0].status, moat::state::RunStatus::Exited);
     drop(immutable);
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use moat::{Docker, Error, Manager, Run, RunSpec, Shutdown};
+use moat::{Docker, Error, Manager, Run, RunSpec, ShutdownMode};
 
 use crate::disk::{Disk, PAGE};
 use crate::stage::{Stage, assert_complete, printed};
 use crate::support::deadline::{eventually, within};
 use crate::support::sequence;
-use crate::truth::{PENDING_AFTER, assert_pending, assert_sealed, assert_whole};
+use crate::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
 
 const FULL: &str = "No space left";
 
@@ -16,7 +16,7 @@ const FULL: &str = "No space left";
 async fn manager(stage: &Stage) -> Manager {
     let docker = Docker::connect().await.unwrap();
     Manager::builder(stage.root(), docker)
-        .pending_after(PENDING_AFTER)
+        .seal_timeout(SEAL_TIMEOUT)
         .open()
         .await
         .unwrap()
@@ -91,7 +91,7 @@ pub async fn a_disk_that_is_full_at_the_seal_is_waited_for(stage: &Stage) {
     // A record takes some 80 bytes beside its text.
     let room = 2 * PAGE - length % PAGE;
     let padding = "p".repeat(room as usize - 300);
-    std::fs::write(stage.folder.path().join("gate/padding"), padding).unwrap();
+    std::fs::write(stage.dir.path().join("gate/padding"), padding).unwrap();
     stage.open_gate("text");
     printed(&run, "pppp").await;
     disk.fill(0);
@@ -130,7 +130,7 @@ pub async fn a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later(sta
     stage.open_gate("full");
     eventually(60, "the failure of the disk", async || run.problem()).await;
     eventually(60, "the end of the container's output", async || {
-        stage.folder.path().join("gate/done").exists().then_some(())
+        stage.dir.path().join("gate/done").exists().then_some(())
     })
     .await;
     let stop = run.stop(Some(Duration::from_secs(2)));
@@ -156,10 +156,12 @@ pub async fn a_full_disk_is_waited_for_by_the_next_manager_too(stage: &Stage) {
     disk.fill(4);
     stage.open_gate("full");
     assert_pending(stage, &first, &run, 7, FULL).await;
-    within(10, "the shutdown", first.shutdown(Shutdown::Leave)).await;
+    within(10, "the shutdown", first.shutdown(ShutdownMode::Leave)).await;
 
     let next = manager(stage).await;
-    within(20, "the recovery", next.recovered()).await.unwrap();
+    within(20, "the recovery", next.wait_recovery())
+        .await
+        .unwrap();
     let run = next.get(run.id()).await.unwrap();
     eventually(60, FULL, async || {
         run.problem().filter(|problem| problem.contains(FULL))

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
-use moat::{Manager, Outcome, Run, SealState};
+use moat::audit::{LogState, verify};
+use moat::outcome::SealState;
+use moat::{Manager, Outcome, Run};
 
 use crate::stage::{Stage, assert_complete, end, read};
 use crate::support::audit::Audit;
@@ -11,7 +12,7 @@ use crate::support::deadline::{eventually, within};
 use crate::support::sequence;
 
 /// How long `wait` waits for a seal in these trials.
-pub const PENDING_AFTER: Duration = Duration::from_millis(300);
+pub const SEAL_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Asserts that the run is told to have ended with `code`, by all who can tell, and that it is not
 /// sealed for a reason that has `reason` in it; that its audit does not pass for a sealed one; and
@@ -31,7 +32,7 @@ pub async fn assert_pending(stage: &Stage, manager: &Manager, run: &Run, code: i
     let listed = manager.list().await.unwrap();
     let info = listed.iter().find(|info| info.run == *run.id());
     let info = info.expect("the run is listed");
-    assert_eq!(info.state, "exited", "{info:?}");
+    assert_eq!(info.status, moat::state::RunStatus::Exited, "{info:?}");
     assert!(info.seal.is_none(), "{info:?}");
     if let Ok(found) = verify(run.audit().unwrap()) {
         assert!(!matches!(found.state, LogState::Sealed(_)), "{found:?}");
@@ -62,13 +63,13 @@ pub async fn assert_sealed(stage: &Stage, run: &Run) -> (Outcome, Audit) {
 
 /// Asserts that no file is left of a sealed run but those that are meant to stay.
 fn assert_files(stage: &Stage, run: &Run) {
-    let names = |folder| {
-        std::fs::read_dir(folder)
+    let names = |dir| {
+        std::fs::read_dir(dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect::<Vec<_>>()
     };
-    for name in names(run.folder().to_owned()) {
+    for name in names(run.dir().to_owned()) {
         let known = ["lock", "logs.jsonl", "run.json"].contains(&name.as_str());
         assert!(known || name.starts_with("torn-"), "{name} is left");
     }

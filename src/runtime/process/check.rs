@@ -1,7 +1,8 @@
 //! What a local process cannot be told, refused before anything is made.
 
 use super::signals;
-use crate::{Error, Pull, Result, RunSpec, Settings, Stdin};
+use crate::error::{Error, Result};
+use crate::spec::{Pull, RunSpec, Settings, Stdin};
 
 /// Refuses, by name, each setting that a process cannot have.
 pub(super) fn check(spec: &RunSpec) -> Result<()> {
@@ -132,7 +133,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Credentials, Gpus, Port, WindowSize};
+    use crate::spec::{Credentials, Gpus, Port, WindowSize};
 
     #[test]
     fn what_a_process_cannot_do_is_refused_by_the_name_of_its_field() {
@@ -199,8 +200,8 @@ mod tests {
             .stop_signal("INT")
             .time_limit(std::time::Duration::from_secs(1))
             .silence_limit(std::time::Duration::from_secs(1))
-            .keep(crate::KeepContainer::Always)
-            .backstop(crate::Backstop::None);
+            .keep(crate::spec::KeepContainer::Always)
+            .backstop(crate::spec::Backstop::None);
         spec.validate().unwrap();
         check(&spec).unwrap();
         let nothing: [&str; 0] = [];

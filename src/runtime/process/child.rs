@@ -13,7 +13,8 @@ use rustix::process::{
 
 use super::guardian::Guardian;
 use super::output::Ends;
-use crate::{RunSpec, RuntimeError, Stdin};
+use crate::error::RuntimeError;
+use crate::spec::{RunSpec, Stdin};
 
 const OPERATION: &str = "start the process";
 /// How often a session is looked through for what came up meanwhile.

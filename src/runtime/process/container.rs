@@ -10,8 +10,10 @@ use tokio::sync::{oneshot, watch};
 use super::child::{Child, Living, Plan};
 use super::output::{self, Ends};
 use super::signals;
-use crate::runtime::{Chunk, CreateRequest, Inspection, LogConfig, RuntimeError, Status};
-use crate::{RootId, RunId, Timestamp};
+use crate::error::RuntimeError;
+use crate::runtime::{Chunk, CreateRequest, Inspection, LogConfig, Status};
+use crate::spec::{RootId, RunId};
+use crate::timestamp::Timestamp;
 
 /// What the thread needs that starts a process and waits for it.
 const STACK: usize = 256 << 10;

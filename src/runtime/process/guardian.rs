@@ -1,6 +1,7 @@
 //! What kills a process group when this process is no more.
 
-use std::io::{self, PipeWriter, Read, Write};
+use std::io;
+use std::io::{PipeWriter, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 

@@ -5,17 +5,17 @@
 //! life, the same audit file, the same outcome as for a container.
 //!
 //! ```
-//! use moat::{Manager, Process, RunSpec, Shutdown, Verdict};
+//! use moat::{Manager, Process, RunSpec, ShutdownMode, Verdict};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> moat::Result<()> {
-//! # let folder = tempfile::tempdir().unwrap();
-//! let manager = Manager::open(folder.path().join("runs"), Process::new()).await?;
+//! # let dir = tempfile::tempdir().unwrap();
+//! let manager = Manager::open(dir.path().join("runs"), LocalProcess::new()).await?;
 //! let spec = RunSpec::command(["sh", "-c", "echo a; echo b >&2; exit 7"]);
 //! let outcome = manager.start(spec).await?.wait().await?;
 //! assert_eq!(outcome.code(), Some(7));
 //! assert_eq!(outcome.sealed().map(|seal| seal.verdict), Some(Verdict::Complete));
-//! manager.shutdown(Shutdown::Stop).await;
+//! manager.shutdown(ShutdownMode::Stop).await;
 //! # Ok(())
 //! # }
 //! ```
@@ -28,9 +28,9 @@
 //! - **Environment**: what the spec says, and from this process `PATH` and `HOME` alone, unless
 //!   the spec sets them; with a terminal, `TERM=xterm`. It inherits nothing else.
 //! - **Working directory**: the spec's, else that of this process.
-//! - **Standard input**: nothing ([`Stdin::None`](crate::Stdin::None): `/dev/null`), or a pipe that
-//!   stays open and silent ([`Stdin::Open`](crate::Stdin::Open)); with a terminal, the terminal.
-//!   Nobody can write to it: there is no [`Stdin::Pipe`](crate::Stdin::Pipe). Nor are there further
+//! - **Standard input**: nothing ([`Stdin::None`](crate::spec::Stdin::None): `/dev/null`), or a pipe that
+//!   stays open and silent ([`Stdin::Open`](crate::spec::Stdin::Open)); with a terminal, the terminal.
+//!   Nobody can write to it: there is no [`Stdin::Pipe`](crate::spec::Stdin::Pipe). Nor are there further
 //!   processes, or other sizes of a terminal.
 //! - **Output**: a pipe for each stream, or a real pseudo-terminal of 80 columns and 24 rows, the
 //!   controlling terminal of a session of its own. A process without one stays in the session of
@@ -43,7 +43,7 @@
 //! As in a container, the end of the first process is the end of all: what is left of its process
 //! group is killed. A stop sends its signal to the first process; SIGKILL goes to the whole group.
 //! A process that a signal has ended has the code 128 and the signal's number, as with engines, and
-//! the signal's name is the error of the [`Exit`](crate::Exit).
+//! the signal's name is the error of the [`Exit`](crate::outcome::Exit).
 //!
 //! A process leaves its group by making a session or a group of its own: with `setsid`, as daemons
 //! do, or as the job of a shell with job control. **What has left the group is not killed**, but
@@ -53,14 +53,14 @@
 //!
 //! # How long it lives
 //!
-//! No process outlives the last clone of its [`Process`], which its manager holds: dropping it
+//! No process outlives the last clone of its [`LocalProcess`], which its manager holds: dropping it
 //! kills what still runs. When this process is killed, even with SIGKILL, a guardian (`/bin/sh`,
 //! the leader of the process group, which reads from a pipe that ends with this process) kills the
 //! group. What has a terminal is found by that, where there is `/proc`; elsewhere there is a moment,
 //! between the start of such a process and its guardian's knowing of it, when only the hang-up of
 //! the terminal ends it.
 //!
-//! So [`Shutdown::Leave`](crate::Shutdown) stops the runs of this runtime, too, and a detached run
+//! So [`ShutdownMode::Leave`](crate::manager::ShutdownMode) stops the runs of this runtime, too, and a detached run
 //! is refused. A run whose process has died without that is sealed by the next opening of its root
 //! as lost, with what was captured, and a gap: what was in a pipe then is gone with it.
 //!
@@ -88,10 +88,11 @@ use tokio::time::timeout;
 
 use self::container::Container;
 use super::{
-    Archive, Capabilities, Continuity, CreateRequest, Created, Engine, Found, Inspection,
-    LogsRequest, OutputStream, Runtime, RuntimeError, WaitStatus,
+    Archive, Capabilities, Continuity, CreateRequest, Created, EngineInfo, Inspection, LogsRequest,
+    OutputStream, OwnedContainer, Runtime, WaitStatus,
 };
-use crate::{ContainerId, Result, RootId, RunSpec};
+use crate::error::{Result, RuntimeError};
+use crate::spec::{ContainerId, RootId, RunSpec};
 
 /// The bound of each call that has one.
 const BOUND: Duration = Duration::from_secs(30);
@@ -101,7 +102,7 @@ const BOUND: Duration = Duration::from_secs(30);
 ///
 /// A clone is the same runtime. Dropping the last one kills what it has started.
 #[derive(Clone, Default)]
-pub struct Process {
+pub struct LocalProcess {
     local: Arc<Local>,
 }
 
@@ -127,13 +128,13 @@ impl Local {
     }
 }
 
-impl fmt::Debug for Process {
+impl fmt::Debug for LocalProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Process").finish_non_exhaustive()
+        f.debug_struct("LocalProcess").finish_non_exhaustive()
     }
 }
 
-impl Process {
+impl LocalProcess {
     /// A runtime that has started nothing yet.
     pub fn new() -> Self {
         Self::default()
@@ -160,7 +161,7 @@ fn unsupported<T>(operation: &'static str) -> Result<T, RuntimeError> {
 }
 
 #[async_trait]
-impl Runtime for Process {
+impl Runtime for LocalProcess {
     fn name(&self) -> &'static str {
         "process"
     }
@@ -169,9 +170,9 @@ impl Runtime for Process {
         Capabilities::NONE.with_tap().with_transience()
     }
 
-    async fn engine(&self) -> Result<Engine, RuntimeError> {
+    async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
         let system = rustix::system::uname();
-        Ok(Engine::new(
+        Ok(EngineInfo::new(
             system.sysname().to_string_lossy(),
             system.release().to_string_lossy(),
         ))
@@ -202,7 +203,11 @@ impl Runtime for Process {
         })
     }
 
-    async fn tap(&self, container: &ContainerId, _tty: bool) -> Result<OutputStream, RuntimeError> {
+    async fn attach(
+        &self,
+        container: &ContainerId,
+        _tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
         Ok(self.container(container)?.tap()?.boxed())
     }
 
@@ -267,12 +272,12 @@ impl Runtime for Process {
         Ok(())
     }
 
-    async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
+    async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError> {
         let containers = self.local.containers();
         let found = containers
             .iter()
             .filter(|(_, container)| container.root() == root)
-            .map(|(id, container)| Found {
+            .map(|(id, container)| OwnedContainer {
                 container: id.clone(),
                 run: container.run().clone(),
                 status: container.inspect().status,

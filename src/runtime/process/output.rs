@@ -17,8 +17,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::container::Life;
-use crate::Stream;
-use crate::runtime::{Chunk, RuntimeError};
+use crate::error::RuntimeError;
+use crate::outcome::Stream;
+use crate::runtime::Chunk;
 
 /// The most bytes of a chunk.
 const CHUNK: usize = 64 << 10;
