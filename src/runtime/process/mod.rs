@@ -5,7 +5,7 @@
 //! life, the same audit file, the same outcome as for a container.
 //!
 //! ```
-//! use moat::{Manager, Process, RunSpec, ShutdownMode, Verdict};
+//! use moat::{LocalProcess, Manager, RunSpec, ShutdownMode, Verdict};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> moat::Result<()> {
