@@ -53,7 +53,7 @@ pub enum Error {
     Owned {
         /// The run.
         run: RunId,
-        /// The lock that it holds.
+        /// The file that the owner has locked.
         path: PathBuf,
     },
 
