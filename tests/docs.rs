@@ -217,11 +217,12 @@ impl Source {
         }
     }
 
-    /// True if `module` is a part of the path, a module in the file, or the library for `lib`.
+    /// True if `module` is a part of the path, a module in the file, or the package of the file.
     fn is_in(&self, module: &str) -> bool {
         self.parts.iter().any(|part| part == module)
             || self.text.contains(&format!("mod {module} "))
             || (module == "lib" && self.parts[0] == "src")
+            || (module == "moat_ci" && self.parts.starts_with(&["examples".into(), "ci".into()]))
     }
 
     /// True if the file has the test `name`, as a function or by a string. `name*` is a prefix.
