@@ -71,18 +71,13 @@ fn prose(page: &str) -> String {
     prose
 }
 
-/// The part of `text` before the next `end`, and the rest.
-fn until(text: &str, end: char) -> Option<(&str, &str)> {
-    text.split_once(end)
-}
-
 /// The targets of inline links, images and reference definitions: `](target)` and `]: target`.
 fn links(prose: &str) -> Vec<String> {
     let mut links = Vec::new();
     for line in prose.lines() {
         let line = without_code(line);
         for (at, _) in line.match_indices("](") {
-            if let Some((target, _)) = until(&line[at + 2..], ')') {
+            if let Some((target, _)) = line[at + 2..].split_once(')') {
                 links.push(target.to_owned());
             }
         }
@@ -176,7 +171,7 @@ fn guide_links_work_in_rustdoc_too() {
     // Each part ends with the page that it includes.
     let parts: Vec<_> = guide.split("include_str!(\"../docs/").collect();
     for (part, next) in parts.iter().zip(&parts[1..]) {
-        let (name, _) = until(next, '"').unwrap();
+        let (name, _) = next.split_once('"').unwrap();
         included += 1;
         let own = part.rfind("pub mod").map_or(*part, |at| &part[at..]);
         let own = own.lines().map(|line| line.trim_start_matches("/// "));
