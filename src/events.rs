@@ -207,12 +207,12 @@ impl Stream for Events {
 
 /// Where events go: to all subscribers, without ever waiting for one.
 #[derive(Debug)]
-pub(crate) struct Bulletin {
+pub(crate) struct EventBus {
     /// `None` once the manager is shut down.
     sender: Mutex<Option<broadcast::Sender<RunEvent>>>,
 }
 
-impl Bulletin {
+impl EventBus {
     pub(crate) fn new() -> Self {
         Self {
             sender: Mutex::new(Some(broadcast::Sender::new(WAITING))),
@@ -225,7 +225,7 @@ impl Bulletin {
     }
 
     /// Tells everyone.
-    pub(crate) fn tell(&self, run: &RunId, kind: EventKind) {
+    pub(crate) fn emit(&self, run: &RunId, kind: EventKind) {
         self.with(|sender| {
             // Without a subscriber it fails, and nobody is told.
             let _ = sender.send(RunEvent {
@@ -275,17 +275,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_subscriber_is_told_what_it_missed_and_goes_on_with_what_is_left() {
-        let bulletin = Bulletin::new();
+        let event_bus = EventBus::new();
         let (run, other) = (RunId::generate(), RunId::generate());
-        let all = Events::of(bulletin.subscribe(), None);
-        let one = Events::of(bulletin.subscribe(), Some(run.clone()));
+        let all = Events::of(event_bus.subscribe(), None);
+        let one = Events::of(event_bus.subscribe(), Some(run.clone()));
         let told = 3 * WAITING as u64;
         for _ in 0..told {
             // Nobody reads, and it does not wait.
-            bulletin.tell(&other, EventKind::Waiting);
+            event_bus.emit(&other, EventKind::Waiting);
         }
-        bulletin.tell(&run, EventKind::Released);
-        bulletin.close();
+        event_bus.emit(&run, EventKind::Released);
+        event_bus.close();
         let all: Vec<_> = all.collect().await;
         let EventKind::Lagged { events } = all[0].kind else {
             panic!("{:?}", all[0]);

@@ -673,23 +673,68 @@ impl Drop for Embedder {
 }
 
 const ROLE: &str = "MOAT_TEST_EMBEDDER";
+/// Separates the arguments of the command.
+const SEPARATOR: &str = "\x1f";
 
 impl Embedder {
     /// Starts `script` in a run of the root, and leaves it to itself.
     fn start(root: &Path, script: &str, tty: bool) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
+        let command = Command::new(std::env::current_exe().unwrap());
+        Self::spawn(command, root, &["sh", "-c", script], tty)
+    }
+
+    /// Runs `command` in an embedder that ignores `signals` from its start.
+    fn ignoring(signals: &str, root: &Path, command: &[&str], tty: bool) -> Self {
+        Self::spawn(ignoring(signals), root, command, tty)
+    }
+
+    /// Runs `command` in an embedder that blocks all signals.
+    fn blocking(root: &Path, command: &[&str], tty: bool) -> Self {
+        let mut embedder = Command::new(std::env::current_exe().unwrap());
+        embedder.env("MOAT_TEST_BLOCK", "1");
+        Self::spawn(embedder, root, command, tty)
+    }
+
+    fn spawn(mut embedder: Command, root: &Path, command: &[&str], tty: bool) -> Self {
+        embedder
             .args(["--exact", "an_embedder_that_is_killed", "--nocapture"])
             .env(ROLE, root)
-            .env("MOAT_TEST_SCRIPT", script)
+            .env("MOAT_TEST_COMMAND", command.join(SEPARATOR))
             .env("MOAT_TEST_TTY", if tty { "1" } else { "" })
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         // Of its own, as from a terminal's shell.
-        command.process_group(0);
-        Self(command.spawn().unwrap())
+        embedder.process_group(0);
+        Self(embedder.spawn().unwrap())
     }
+
+    /// Waits for the end, and returns the seal and the output of the run.
+    async fn end(mut self, root: &Path) -> (Seal, String) {
+        let status = eventually(60, "the embedder's end", async || {
+            self.0.try_wait().unwrap()
+        });
+        assert!(status.await.success());
+        let root = Root::open(root).unwrap();
+        let id = RunId::new("first").unwrap();
+        let seal = root.info(&id).unwrap().seal.unwrap();
+        let output = Reader::open(root.audit(&id)).unwrap();
+        let lines = output.filter_map(|record| match record.unwrap() {
+            Record::Output(output) => Some(String::from_utf8_lossy(&output.bytes).into_owned()),
+            _ => None,
+        });
+        (seal, lines.collect::<Vec<_>>().join("\n").replace('\r', ""))
+    }
+}
+
+/// Builds the command of this test binary in a shell that ignores `signals`.
+fn ignoring(signals: &str) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("trap '' {signals}; exec \"$0\" \"$@\"");
+    command
+        .args(["-c", &script])
+        .arg(std::env::current_exe().unwrap());
+    command
 }
 
 /// What such a process does; in this one it does nothing.
@@ -698,12 +743,112 @@ async fn an_embedder_that_is_killed() {
     let Some(root) = std::env::var_os(ROLE) else {
         return;
     };
-    let script = std::env::var("MOAT_TEST_SCRIPT").unwrap();
+    let command = std::env::var("MOAT_TEST_COMMAND").unwrap();
     let tty = !std::env::var("MOAT_TEST_TTY").unwrap().is_empty();
+    if std::env::var_os("MOAT_TEST_BLOCK").is_some() {
+        // The manager's threads inherit the mask of this one.
+        nix::sys::signal::SigSet::all().thread_block().unwrap();
+    }
     let manager = Manager::open(root, LocalProcess::new()).await.unwrap();
     let id = RunId::new("first").unwrap();
-    let run = manager.start(sh(&script).tty(tty).id(id)).await.unwrap();
+    let spec = RunSpec::command(command.split(SEPARATOR)).tty(tty).id(id);
+    let run = manager.start(spec).await.unwrap();
     run.wait().await.unwrap();
+    manager.shutdown(ShutdownMode::Leave).await;
+}
+
+/// Signals that a background job or `nohup` ignores, and others. 40 is a real-time signal.
+const IGNORED: &str = "HUP INT QUIT USR1 USR2 ALRM TERM CHLD TSTP WINCH 40";
+
+/// Prints the ignored and blocked signals. A shell in front would unblock them.
+const PRINT_SIGNALS: [&str; 4] = ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"];
+
+/// SIGTTIN and SIGTTOU, which the process runtime does not reset.
+const TERMINAL_SIGNALS: u64 = 0x30_0000;
+
+/// Returns the ignored signals in the output of `PRINT_SIGNALS`. None may be blocked.
+fn ignored_signals(output: &str) -> u64 {
+    let mask = |name: &str| {
+        let mask = output.lines().find_map(|line| line.strip_prefix(name));
+        u64::from_str_radix(mask.unwrap().trim(), 16).unwrap()
+    };
+    assert_eq!(mask("SigBlk:"), 0);
+    // glibc ignores its two internal signals in a spawned process.
+    mask("SigIgn:") & !0x1_8000_0000
+}
+
+#[tokio::test]
+async fn ignored_signals_have_their_default_in_a_process() {
+    for tty in [false, true] {
+        let place = Place::new();
+        let embedder = Embedder::ignoring(IGNORED, &place.root(), &PRINT_SIGNALS, tty);
+        let (seal, output) = embedder.end(&place.root()).await;
+        let ignored = ignored_signals(&output) & !TERMINAL_SIGNALS;
+        assert_eq!(ignored, 0, "{ignored:x}");
+        // With SIGCHLD ignored, the kernel would reap the process and discard its exit code.
+        assert_eq!(seal.exit.code(), Some(0));
+        assert_eq!(seal.verdict, Verdict::Complete);
+    }
+}
+
+/// The documentation of the module gives the reason.
+#[tokio::test]
+async fn ignored_signals_of_terminals_stay_ignored() {
+    for tty in [false, true] {
+        let place = Place::new();
+        let ignored = "TTIN TTOU PIPE";
+        let embedder = Embedder::ignoring(ignored, &place.root(), &PRINT_SIGNALS, tty);
+        let (_, output) = embedder.end(&place.root()).await;
+        assert_eq!(ignored_signals(&output), TERMINAL_SIGNALS);
+    }
+}
+
+#[tokio::test]
+async fn blocked_signals_are_not_blocked_in_a_process() {
+    for tty in [false, true] {
+        let place = Place::new();
+        let embedder = Embedder::blocking(&place.root(), &PRINT_SIGNALS, tty);
+        let (seal, output) = embedder.end(&place.root()).await;
+        assert_eq!(ignored_signals(&output) & !TERMINAL_SIGNALS, 0);
+        assert_eq!(seal.exit.code(), Some(0));
+    }
+}
+
+/// A background job ignores SIGINT and SIGQUIT, and `nohup` ignores SIGHUP.
+#[tokio::test]
+async fn a_stop_works_where_its_signal_is_ignored() {
+    let mut command = ignoring("HUP INT QUIT TERM");
+    command.args([
+        "--exact",
+        "a_stop_signals_the_first_process_and_lets_it_end",
+    ]);
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+}
+
+#[tokio::test]
+async fn an_embedder_still_ignores_its_signals() {
+    let place = Place::new();
+    let script = format!(
+        "echo started >{}; while ! [ -e {} ]; do sleep 0.02; done; exit 6",
+        place.file("started"),
+        place.file("go")
+    );
+    let embedder = Embedder::ignoring(IGNORED, &place.root(), &["sh", "-c", &script], false);
+    line(&place.file("started")).await;
+    let id = embedder.0.id().to_string();
+    for signal in IGNORED.split(' ') {
+        let sent = Command::new("kill").args(["-s", signal, &id]).status();
+        assert!(sent.unwrap().success(), "{signal}");
+    }
+    fs::write(place.file("go"), "").unwrap();
+    let (seal, _) = embedder.end(&place.root()).await;
+    assert_eq!(seal.exit.code(), Some(6));
 }
 
 #[tokio::test]

@@ -16,5 +16,5 @@ pub(crate) use lines::Lines;
 #[cfg(any(test, fuzzing))]
 pub(crate) use lines::PIECE;
 pub(crate) use progress::Progress;
-pub(crate) use pulse::{Counts, Pulse};
+pub(crate) use pulse::{CaptureStats, Counts};
 pub(crate) use pump::{Capture, PumpEnd, Reading, Signals, until};

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::hub::{Hub, Piece};
 use super::lines::Lines;
 use super::progress::Progress;
-use super::pulse::Pulse;
+use super::pulse::CaptureStats;
 use super::replay::Replay;
 use crate::audit::{Batch, Event, Gap, GapReason};
 use crate::error::{Error, RuntimeError};
@@ -117,7 +117,7 @@ pub(crate) struct Capture {
     pub(crate) progress: Progress,
     pub(crate) hub: Arc<Hub>,
     /// How far it has come.
-    pulse: Arc<Pulse>,
+    pulse: Arc<CaptureStats>,
     /// The log; `None` after a failure, until it is resumed.
     log: Option<Box<dyn RunLog>>,
     pub(super) lines: Lines,
@@ -171,7 +171,7 @@ impl Capture {
     }
 
     /// How far it has come, for others to look at.
-    pub(crate) fn pulse(&self) -> &Arc<Pulse> {
+    pub(crate) fn pulse(&self) -> &Arc<CaptureStats> {
         &self.pulse
     }
 
@@ -387,7 +387,7 @@ impl Capture {
             }
             if queue.paused {
                 // What the container prints meanwhile is not heard.
-                self.pulse.hear(Instant::now() + MOST_BLOCKED);
+                self.pulse.mark_activity(Instant::now() + MOST_BLOCKED);
             }
             // Nobody is held up by a log that is read slowly.
             let blocked = queue
@@ -441,7 +441,7 @@ impl Capture {
                             end = Some(PumpEnd::Broken(error));
                         }
                         Some(Ok(chunk)) => {
-                            self.pulse.hear(last_chunk);
+                            self.pulse.mark_activity(last_chunk);
                             let bytes = match &mut replay {
                                 None => Ok(chunk.bytes),
                                 Some((replay, _)) => replay.push(&chunk),

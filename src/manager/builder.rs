@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::events::Bulletin;
+use crate::events::EventBus;
 use crate::manager::Manager;
 use crate::monitor::context::{Context, Inner};
 use crate::monitor::recover;
@@ -117,8 +117,8 @@ impl ManagerBuilder {
             scanned: watch::Sender::new(None),
             swept: watch::Sender::new(self.recovery == RecoveryMode::OnDemand),
             seal_timeout: self.seal_timeout,
-            bulletin: Bulletin::new(),
-            places: self
+            event_bus: EventBus::new(),
+            concurrency: self
                 .max_concurrent
                 .map(|runs| Arc::new(Semaphore::new(runs))),
             stopping: AtomicUsize::new(0),

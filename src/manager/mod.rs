@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::events::{EventKind, Events};
 use crate::monitor::context::{Context, Inner};
 use crate::monitor::entry::{Entry, Status};
-use crate::monitor::start::{self, Front};
+use crate::monitor::start::{self, InitialAttach};
 use crate::monitor::{recover, seal};
 use crate::outcome::{Outcome, Seal, StopCause};
 use crate::root::{Root, RunFile, RunInfo};
@@ -35,7 +35,7 @@ use crate::runtime::Runtime;
 use crate::spec::{RunId, RunSpec, Stdin};
 
 /// What the files of a run say.
-enum Known {
+enum OnDisk {
     /// Its seal, and what is wrong with that.
     Sealed(Box<(Seal, Option<String>)>),
     /// `run.json` has no seal; `behind`: the audit has one.
@@ -161,7 +161,7 @@ impl Manager {
         if let Some(session) = &session {
             session.starts_with(settings.window);
         }
-        let front = session.as_ref().map(|session| Front {
+        let front = session.as_ref().map(|session| InitialAttach {
             input,
             note: match input {
                 true => session.record(
@@ -198,8 +198,8 @@ impl Manager {
                 });
                 Ok((run, attachment))
             }
-            Ok(Err(start::NoStart::Nothing(error))) => Err(error),
-            Ok(Err(start::NoStart::Sealed(source))) => Err(Error::NotStarted {
+            Ok(Err(start::StartError::Nothing(error))) => Err(error),
+            Ok(Err(start::StartError::Sealed(source))) => Err(Error::NotStarted {
                 outcome: Box::new(run.wait().await?),
                 source,
             }),
@@ -231,21 +231,21 @@ impl Manager {
                     read => read?,
                 };
                 let Some(seal) = file.and_then(|file| file.seal) else {
-                    return Ok(Known::Unsealed {
+                    return Ok(OnDisk::Unsealed {
                         behind: root.info(&run)?.seal.is_some(),
                     });
                 };
-                let held = root.held_seal(&run, seal);
+                let held = root.verify_cached_seal(&run, seal);
                 // It may have been removed since.
                 match held.1.is_some() && !root.has(&run) {
                     true => Err(root.no_such_run(&run)),
-                    false => Ok(Known::Sealed(Box::new(held))),
+                    false => Ok(OnDisk::Sealed(Box::new(held))),
                 }
             })
             .await?;
         let behind = match sealed {
-            Known::Unsealed { behind } => behind,
-            Known::Sealed(held) => {
+            OnDisk::Unsealed { behind } => behind,
+            OnDisk::Sealed(held) => {
                 let (seal, problem) = *held;
                 let (_, status) = watch::channel(Status::sealed(seal, problem));
                 return Ok(self.handle(Arc::new(Entry::sealed(context.place(id), status))));
@@ -255,7 +255,7 @@ impl Manager {
         if behind {
             // It is sealed, which is soon written down: nobody is to take it for one that is not.
             let mut status = entry.status.clone();
-            let _ = status.wait_for(|status| status.settled).await;
+            let _ = status.wait_for(|status| status.ownership_known).await;
         }
         Ok(self.handle(entry))
     }
@@ -364,7 +364,7 @@ impl Manager {
                 root.remove(&id)
             })
             .await?;
-        context.bulletin.tell(run.id(), EventKind::Removed);
+        context.event_bus.emit(run.id(), EventKind::Removed);
         Ok(())
     }
 
@@ -386,7 +386,8 @@ impl Manager {
             });
         }
         if !seal::may_remove(seal, record.settings.keep) {
-            recover::meet(self.runtime(), id, [record.engine_id.as_deref(), None]).await?;
+            recover::verify_engine_id(self.runtime(), id, [record.engine_id.as_deref(), None])
+                .await?;
         }
         Ok(())
     }
@@ -414,7 +415,7 @@ impl Manager {
             let run = self.handle(entry);
             let mut status = run.entry.status.clone();
             // A monitor that has left has settled it one way or the other.
-            let _ = status.wait_for(|status| status.settled).await;
+            let _ = status.wait_for(|status| status.ownership_known).await;
             runs.push(run);
         }
         let mut swept = self.context().swept.subscribe();
@@ -457,7 +458,7 @@ impl Manager {
         }
         context.closing.cancel();
         context.tasks.wait().await;
-        context.bulletin.close();
+        context.event_bus.close();
     }
 }
 
@@ -480,6 +481,6 @@ impl Drop for Stopping<'_> {
 impl Manager {
     /// What happens from now on to all runs that this manager has to do with: see [`Events`].
     pub fn events(&self) -> Events {
-        Events::of(self.context().bulletin.subscribe(), None)
+        Events::of(self.context().event_bus.subscribe(), None)
     }
 }

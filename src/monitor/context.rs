@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::capture::Hub;
 use crate::disk::Disk;
 use crate::error::Result;
-use crate::events::Bulletin;
+use crate::events::EventBus;
 use crate::monitor::entry::{Entry, Pipe, Status, TYPED};
 use crate::monitor::tasks::Tasks;
 use crate::monitor::{Inbox, Monitor};
@@ -49,9 +49,9 @@ pub(crate) struct Context {
     pub(crate) swept: watch::Sender<bool>,
     pub(crate) seal_timeout: Duration,
     /// What happens to runs.
-    pub(crate) bulletin: Bulletin,
+    pub(crate) event_bus: EventBus,
     /// How many runs may be under way at once; `None`: any number.
-    pub(crate) places: Option<Arc<Semaphore>>,
+    pub(crate) concurrency: Option<Arc<Semaphore>>,
     /// How many shutdowns that stop all runs are under way: while any is, nothing is started.
     pub(crate) stopping: AtomicUsize,
     pub(crate) attachments: AtomicU64,

@@ -31,7 +31,7 @@ pub(crate) struct Status {
     /// What was sampled of it.
     pub(crate) usage: Option<Usage>,
     /// Whether the run was taken over, is owned elsewhere, or cannot be taken over.
-    pub(crate) settled: bool,
+    pub(crate) ownership_known: bool,
     /// Whether a live process other than this one owns it.
     pub(crate) elsewhere: bool,
     /// Whether its output comes live: else it comes by way of the engine's log.
@@ -65,7 +65,7 @@ impl Status {
             problem: None,
             last_lines: Vec::new(),
             usage: None,
-            settled: false,
+            ownership_known: false,
             elsewhere: false,
             tapped: false,
             given_up: None,
@@ -97,7 +97,7 @@ impl Status {
             seal: Some(seal),
             given_up: problem.is_some().then_some(GivenUp::Damaged),
             problem,
-            settled: true,
+            ownership_known: true,
             ..Self::new()
         }
     }
@@ -156,7 +156,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Ends an input that nobody writes to any more.
-pub(crate) fn hang_up(mut writer: InputWriter) {
+pub(crate) fn close_stdin(mut writer: InputWriter) {
     // A connection that carries output too is not closed by dropping one half of it.
     let _ = writer
         .as_mut()

@@ -13,9 +13,9 @@ use crate::capture::{Capture, Hub, PumpEnd, Signals};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
-use crate::monitor::entry::{Pipe, hang_up, lock};
+use crate::monitor::entry::{Pipe, close_stdin, lock};
 use crate::monitor::seal::{EARLY, read, reading};
-use crate::monitor::start::NoStart;
+use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
 use crate::outcome::{Ending, Evidence, Exit, Seal, Verdict};
 use crate::runtime::{ExecId, InputWriter, StartedExec};
@@ -32,32 +32,32 @@ const KNOWN_AFTER: Duration = Duration::from_secs(5);
 ///
 /// Where nobody ever asks for a pipe, the process sees its end all the same: it would wait for it
 /// for as long as its container runs.
-pub(crate) struct Idle {
+pub(crate) struct StdinSlot {
     pub(crate) writer: Mutex<Option<InputWriter>>,
     mode: Stdin,
 }
 
-impl Drop for Idle {
+impl Drop for StdinSlot {
     fn drop(&mut self) {
         let writer = lock(&self.writer).take();
         if let Some(writer) = writer
             && self.mode == Stdin::Pipe
         {
-            hang_up(writer);
+            close_stdin(writer);
         }
     }
 }
 
 /// What is known once it runs.
-pub(crate) struct Begun {
+pub(crate) struct ExecStarted {
     pub(crate) id: ExecId,
-    pub(crate) input: Arc<Idle>,
+    pub(crate) input: Arc<StdinSlot>,
 }
 
-pub(crate) type Reply = oneshot::Sender<Result<Begun, NoStart>>;
+pub(crate) type Reply = oneshot::Sender<Result<ExecStarted, StartError>>;
 
 /// How a further process ended, and what was captured of it.
-struct Rest {
+struct ExecOutcome {
     ending: Ending,
     evidence: Evidence,
     gap: Option<Gap>,
@@ -106,8 +106,8 @@ impl Monitor {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
                 let ending = Ending::failed_to_start(&error);
                 self.publish(Transition::Ended(ending.clone()));
-                let _ = reply.send(Err(NoStart::Sealed(error)));
-                let rest = Rest {
+                let _ = reply.send(Err(StartError::Sealed(error)));
+                let rest = ExecOutcome {
                     ending,
                     evidence: Evidence::NeverStarted,
                     gap: None,
@@ -120,9 +120,9 @@ impl Monitor {
         // It is written with the output: from here on, nothing may wait for the sink.
         let _ = events.send(Record::Started(Box::new(started)));
         self.publish(Transition::Started(None));
-        let begun = Begun {
+        let begun = ExecStarted {
             id: id.clone(),
-            input: Arc::new(Idle {
+            input: Arc::new(StdinSlot {
                 writer: Mutex::new(input),
                 mode,
             }),
@@ -157,7 +157,7 @@ impl Monitor {
         };
         let ended = self.how_it_ended(&container, &id, end);
         let Some(rest) = closing.run_until_cancelled(ended).await else {
-            self.last_words(&mut capture, signals.queued()).await;
+            self.flush_on_shutdown(&mut capture, signals.queued()).await;
             return None;
         };
         self.publish(Transition::Ended(rest.ending.clone()));
@@ -168,8 +168,13 @@ impl Monitor {
         self.seal_exec(capture, rest, left).await
     }
 
-    async fn how_it_ended(&mut self, container: &ContainerId, id: &ExecId, end: PumpEnd) -> Rest {
-        let lost = |reason: String| Rest {
+    async fn how_it_ended(
+        &mut self,
+        container: &ContainerId,
+        id: &ExecId,
+        end: PumpEnd,
+    ) -> ExecOutcome {
+        let lost = |reason: String| ExecOutcome {
             ending: Ending::Lost { reason },
             evidence: Evidence::None,
             gap: Some(Gap::new(GapReason::NoBackstop)),
@@ -210,17 +215,17 @@ impl Monitor {
         match code {
             // A process may close its output long before it ends; but so ends, too, a connection
             // that was cut, and there is nothing to compare it with.
-            Some(code) if ran_on => Rest {
+            Some(code) if ran_on => ExecOutcome {
                 ending: Ending::Exited(Exit::with_code(code)),
                 evidence: Evidence::None,
                 gap: Some(Gap::possible(GapReason::NoBackstop)),
             },
-            Some(code) => Rest {
+            Some(code) => ExecOutcome {
                 ending: Ending::Exited(Exit::with_code(code)),
                 evidence: Evidence::Eof,
                 gap: None,
             },
-            None => Rest {
+            None => ExecOutcome {
                 gap: Some(Gap::possible(GapReason::NoBackstop)),
                 ..lost("its container ended before the engine told its exit code".into())
             },
@@ -231,14 +236,14 @@ impl Monitor {
     async fn seal_exec(
         &mut self,
         mut capture: Capture,
-        mut rest: Rest,
+        mut rest: ExecOutcome,
         mut left: Vec<Record>,
     ) -> Option<()> {
         let mut backoff = Backoff::new();
         let seal = loop {
             match self.try_seal_exec(&mut capture, &mut rest, &mut left).await {
                 Ok(seal) => break seal,
-                Err(error) => self.stands_in_the_way(&error),
+                Err(error) => self.report_blocked(&error),
             }
             let closing = &self.context.closing;
             closing.run_until_cancelled(backoff.pause()).await?;
@@ -248,7 +253,7 @@ impl Monitor {
             status.seal = Some(seal);
             status.problem = None;
             status.last_lines = last_lines;
-            status.settled = true;
+            status.ownership_known = true;
         });
         Some(())
     }
@@ -256,7 +261,7 @@ impl Monitor {
     async fn try_seal_exec(
         &mut self,
         capture: &mut Capture,
-        rest: &mut Rest,
+        rest: &mut ExecOutcome,
         left: &mut Vec<Record>,
     ) -> Result<Seal> {
         if capture.needs_log() {
@@ -283,7 +288,11 @@ impl Monitor {
     }
 }
 
-async fn seal_exec(capture: &mut Capture, rest: &mut Rest, left: &mut Vec<Record>) -> Result<Seal> {
+async fn seal_exec(
+    capture: &mut Capture,
+    rest: &mut ExecOutcome,
+    left: &mut Vec<Record>,
+) -> Result<Seal> {
     let mut records = left.clone();
     if let Some(gap) = &rest.gap
         && !capture.progress.has_gap(gap.reason, None)
@@ -345,7 +354,7 @@ async fn seal_one(context: &Context, place: &RunPlace) -> Result<()> {
     let progress = read(&progress);
     let began = progress.started.is_some();
     let mut capture = Capture::new(progress, Arc::new(Hub::default()), log, None);
-    let mut rest = Rest {
+    let mut rest = ExecOutcome {
         ending: Ending::Lost {
             reason: "the process that ran it has gone, and its connection with it".into(),
         },

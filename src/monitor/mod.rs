@@ -21,14 +21,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Event as Record, RecordRef, Start};
-use crate::capture::{Capture, Counts, Hub, Progress, Pulse, Signals, until};
+use crate::capture::{Capture, CaptureStats, Counts, Hub, Progress, Signals, until};
 use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Entry, Pipe, Status, StopRequest, lock};
-use crate::monitor::output::{Pumped, Source, pump};
-use crate::monitor::seal::{UNSEALED, write_down_the_end};
-use crate::monitor::start::New;
+use crate::monitor::output::{PumpOutcome, Source, pump};
+use crate::monitor::seal::{UNSEALED, persist_ending};
+use crate::monitor::start::StartAck;
 use crate::monitor::stats::sample;
 use crate::monitor::stop::Stopper;
 use crate::monitor::wait::Ended;
@@ -76,7 +76,7 @@ pub(crate) struct Monitor {
     /// What asks the container to stop, where the spec does not say.
     pub(crate) image_signal: Option<String>,
     /// Held while its container may run, where so many may be at once.
-    pub(crate) turn: Option<OwnedSemaphorePermit>,
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
 /// When a container was started, by the clocks of this machine.
@@ -88,7 +88,7 @@ pub(crate) struct Launch {
 }
 
 /// What was seen of a run up to its end.
-pub(crate) struct Watched {
+pub(crate) struct WatchOutcome {
     pub(crate) ended: Ended,
     pub(crate) at: Instant,
     /// When the tap ended; `None`: there was none.
@@ -123,7 +123,7 @@ impl Monitor {
             secrets: Secrets::default(),
             engine: None,
             image_signal: None,
-            turn: None,
+            permit: None,
         }
     }
 
@@ -154,7 +154,7 @@ impl Monitor {
         self.forget();
         // Who subscribes from here on sees that nothing more will come.
         self.stops.close();
-        self.tell(EventKind::Released);
+        self.emit(EventKind::Released);
     }
 
     /// Frees the run's name: what asks for it from here on finds what is on the disk.
@@ -177,21 +177,21 @@ impl Monitor {
             status.state = after;
         });
         if let Some(told) = told {
-            self.tell(told);
+            self.emit(told);
         }
     }
 
     /// Tells the subscribers, who are told of runs: the end of a further process is not the run's.
-    pub(crate) fn tell(&self, kind: EventKind) {
+    pub(crate) fn emit(&self, kind: EventKind) {
         if self.place.exec.is_none() {
-            self.context.bulletin.tell(&self.place.run, kind);
+            self.context.event_bus.emit(&self.place.run, kind);
         }
     }
 
     /// Tells the subscribers of what was recorded as missing.
-    pub(crate) fn tell_gaps(&self, pulse: &Pulse) {
+    pub(crate) fn tell_gaps(&self, pulse: &CaptureStats) {
         for gap in pulse.take_gaps() {
-            self.tell(EventKind::Gap { gap });
+            self.emit(EventKind::Gap { gap });
         }
     }
 
@@ -227,11 +227,11 @@ impl Monitor {
         capture: &mut Capture,
         source: Source,
         started_at: Option<Timestamp>,
-        new: Option<New>,
-    ) -> Option<Watched> {
+        new: Option<StartAck>,
+    ) -> Option<WatchOutcome> {
         let context = Arc::clone(&self.context);
         let Some(container) = file.record.container.clone() else {
-            return Some(Watched::never(Ending::Lost {
+            return Some(WatchOutcome::never(Ending::Lost {
                 reason: "its container is not known".into(),
             }));
         };
@@ -273,7 +273,7 @@ impl Monitor {
             .is_some_and(|limit| limit.action == LimitAction::Stop);
 
         let mut ended: Option<(Ended, Instant)> = None;
-        let mut pumped: Option<Pumped> = None;
+        let mut pumped: Option<PumpOutcome> = None;
         let (mut timed_out, mut limited, mut silenced) = (false, false, false);
         let silence = settings.silence_limit;
         let mut silent_at = silence.map(|silence| Instant::now() + silence);
@@ -307,7 +307,7 @@ impl Monitor {
                 mut end = &mut pump, if pumped.is_none() => {
                     // A container may run for long yet: it is told now that its log waits.
                     if let Some(error) = end.failed.take() {
-                        self.stands_in_the_way(&error);
+                        self.report_blocked(&error);
                     }
                     pumped = Some(end);
                 }
@@ -315,7 +315,7 @@ impl Monitor {
                 () = until(unsealed), if unsealed.is_some() => {
                     unsealed = None;
                     if let Some((ended, _)) = &ended {
-                        write_down_the_end(&context, file, &ended.ending).await;
+                        persist_ending(&context, file, &ended.ending).await;
                     }
                 }
                 Some(asked) = self.stops.recv(), if ended.is_none() => request = Some(asked),
@@ -337,7 +337,7 @@ impl Monitor {
                 usage = &mut sampler, if ended.is_none() => {
                     let most = self.status.borrow().usage.map_or(usage, |most| most.most(usage));
                     self.status.send_modify(|status| status.usage = Some(most));
-                    self.tell(EventKind::Usage { usage });
+                    self.emit(EventKind::Usage { usage });
                     sampler.set(sample(Arc::clone(&context), self.place.run.clone(), container.clone(), settings.sample));
                 }
                 _ = ticks.tick() => {
@@ -381,13 +381,13 @@ impl Monitor {
             tokio::join!(pump, self.stopper.asked());
             let mut left = signals.queued();
             left.append(&mut stops);
-            self.last_words(capture, left).await;
+            self.flush_on_shutdown(capture, left).await;
             return None;
         };
         drop(pump);
         self.tell_counts(&pulse, &mut counted);
-        self.turn = None;
-        Some(Watched {
+        self.permit = None;
+        Some(WatchOutcome {
             ended,
             at,
             tap_ended: pumped.tap_ended,
@@ -408,41 +408,45 @@ impl Monitor {
         let stop = self
             .stopper
             .request(runtime, container, request, signal, grace);
-        self.tell(EventKind::from(&stop));
+        self.emit(EventKind::from(&stop));
         Record::Stop(stop)
     }
 
     /// Records what was to be recorded when the manager closes, if there is a log.
-    pub(crate) async fn last_words(&mut self, capture: &mut Capture, mut records: Vec<Record>) {
+    pub(crate) async fn flush_on_shutdown(
+        &mut self,
+        capture: &mut Capture,
+        mut records: Vec<Record>,
+    ) {
         while let Ok(note) = self.notes.try_recv() {
             records.push(note);
         }
         if !capture.needs_log()
             && let Err(error) = capture.write(records).await
         {
-            self.stands_in_the_way(&error);
+            self.report_blocked(&error);
         }
     }
 
     /// Tells the subscribers how much was printed, if that has changed, and what is missing.
-    fn tell_counts(&self, pulse: &Pulse, counted: &mut Counts) {
+    fn tell_counts(&self, pulse: &CaptureStats, counted: &mut Counts) {
         let counts = pulse.counts();
         if counts != *counted {
             let Counts { bytes, records } = counts;
-            self.tell(EventKind::Output { bytes, records });
+            self.emit(EventKind::Output { bytes, records });
             *counted = counts;
         }
         self.tell_gaps(pulse);
     }
 
     /// Says what keeps the run from being sealed.
-    pub(crate) fn stands_in_the_way(&self, error: &Error) {
+    pub(crate) fn report_blocked(&self, error: &Error) {
         let reason = error.chain();
         tracing::warn!(run = %self.place.run, "{reason}");
         let told = self.status.borrow().problem.as_ref() == Some(&reason);
         if !told {
             let message = reason.clone();
-            self.tell(EventKind::Warning { message });
+            self.emit(EventKind::Warning { message });
         }
         self.status
             .send_modify(|status| status.problem = Some(reason));
@@ -465,7 +469,7 @@ fn happening(state: &State) -> Option<EventKind> {
     })
 }
 
-impl Watched {
+impl WatchOutcome {
     /// Of a container that never ran.
     pub(crate) fn never(ending: Ending) -> Self {
         Self::untapped(Ended {

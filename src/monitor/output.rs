@@ -20,7 +20,7 @@ pub(crate) enum Source {
 
 /// How the pumping of all sources ended.
 #[derive(Default)]
-pub(crate) struct Pumped {
+pub(crate) struct PumpOutcome {
     /// When the tap ended.
     pub(crate) tap_ended: Option<Instant>,
     /// Whether that was a clean end.
@@ -38,7 +38,7 @@ pub(crate) async fn pump(
     container: &ContainerId,
     settings: &Settings,
     signals: &mut Signals,
-) -> Pumped {
+) -> PumpOutcome {
     let exited = signals.exited.clone();
     let over = || async {
         tokio::select! {
@@ -47,9 +47,9 @@ pub(crate) async fn pump(
         }
     };
     if capture.needs_log() {
-        return Pumped::default();
+        return PumpOutcome::default();
     }
-    let mut pumped = Pumped::default();
+    let mut pumped = PumpOutcome::default();
     match source {
         Source::None => return pumped,
         Source::Tap(stream) => {
@@ -112,7 +112,7 @@ pub(crate) async fn pump(
     }
 }
 
-impl Pumped {
+impl PumpOutcome {
     fn failed(mut self, end: PumpEnd) -> Self {
         self.failed = match end {
             PumpEnd::Sink(error) => Some(error),

@@ -12,7 +12,7 @@ use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::context::Context;
 use crate::monitor::wait::{Backoff, Ended, another};
-use crate::monitor::{Monitor, Watched};
+use crate::monitor::{Monitor, WatchOutcome};
 use crate::outcome::{Ending, Evidence, Seal, Stream, Verdict};
 use crate::root::RunFile;
 use crate::runtime::{LogFidelity, LogsRequest};
@@ -33,7 +33,7 @@ const TAIL_BYTES: usize = 8 << 20;
 const REMOVALS: u32 = 3;
 
 /// What one try to get at the rest of the output came to.
-struct Rest {
+struct Remainder {
     evidence: Evidence,
     gaps: Vec<Gap>,
 }
@@ -45,7 +45,7 @@ impl Monitor {
         &mut self,
         mut file: RunFile,
         mut capture: Capture,
-        mut watched: Watched,
+        mut watched: WatchOutcome,
     ) -> Option<RunFile> {
         let mut backoff = Backoff::new();
         let seal = loop {
@@ -59,7 +59,7 @@ impl Monitor {
                     biased;
                     tried = &mut tried => tried,
                     () = sleep(UNSEALED) => {
-                        write_down_the_end(&context, &mut ended, &ending).await;
+                        persist_ending(&context, &mut ended, &ending).await;
                         tried.await
                     }
                 }
@@ -68,9 +68,9 @@ impl Monitor {
             match tried {
                 Ok(seal) => break seal,
                 Err(error) => {
-                    self.stands_in_the_way(&error);
+                    self.report_blocked(&error);
                     self.tell_gaps(capture.pulse());
-                    write_down_the_end(&self.context, &mut file, &ending).await;
+                    persist_ending(&self.context, &mut file, &ending).await;
                     let closing = &self.context.closing;
                     closing.run_until_cancelled(backoff.pause()).await?;
                 }
@@ -85,7 +85,7 @@ impl Monitor {
     /// Writes down that a run is sealed, and tells everyone.
     pub(crate) async fn close(&mut self, file: &RunFile, last_lines: Vec<String>) {
         let sealed = RunFile {
-            if_gone: None,
+            ending_if_missing: None,
             ..file.clone()
         };
         let recorded = self
@@ -103,11 +103,11 @@ impl Monitor {
             status.seal = file.seal.clone();
             status.problem = None;
             status.last_lines = last_lines;
-            status.settled = true;
+            status.ownership_known = true;
             status.elsewhere = false;
         });
         if let Some(seal) = &file.seal {
-            self.tell(EventKind::from(seal));
+            self.emit(EventKind::from(seal));
         }
     }
 
@@ -115,7 +115,7 @@ impl Monitor {
         &mut self,
         file: &RunFile,
         capture: &mut Capture,
-        watched: &mut Watched,
+        watched: &mut WatchOutcome,
     ) -> Result<Seal> {
         if capture.needs_log()
             && let Some(seal) = self.resume_log(file, capture).await?
@@ -258,13 +258,13 @@ impl Monitor {
         &mut self,
         file: &RunFile,
         capture: &mut Capture,
-        watched: &Watched,
-    ) -> Result<Rest> {
-        let rest = |evidence| Rest {
+        watched: &WatchOutcome,
+    ) -> Result<Remainder> {
+        let rest = |evidence| Remainder {
             evidence,
             gaps: Vec::new(),
         };
-        let gap = |evidence, reason| Rest {
+        let gap = |evidence, reason| Remainder {
             evidence,
             gaps: vec![Gap::new(reason)],
         };
@@ -283,7 +283,7 @@ impl Monitor {
         let without_log = |reason| match whole {
             true => rest(Evidence::Eof),
             // One that came to an end before its time may have had nothing more to give.
-            false => Rest {
+            false => Remainder {
                 evidence: Evidence::None,
                 gaps: vec![Gap {
                     possible: watched.eof,
@@ -325,7 +325,7 @@ impl Monitor {
             Err(Error::Runtime(error)) if error.is_not_found() => {
                 Ok(without_log(GapReason::Removed))
             }
-            Err(Error::Runtime(error)) if error.is_definitive() => Ok(Rest {
+            Err(Error::Runtime(error)) if error.is_definitive() => Ok(Remainder {
                 evidence: Evidence::None,
                 gaps: vec![Gap {
                     possible: whole,
@@ -341,7 +341,7 @@ impl Monitor {
     ///
     /// The start, by the engine's clock, was between the request for it and its answer: if it
     /// was not, the engine's clock is off by what is missing.
-    fn container_ended(&self, watched: &Watched) -> Instant {
+    fn container_ended(&self, watched: &WatchOutcome) -> Instant {
         let Ending::Exited(exit) = &watched.ended.ending else {
             return watched.at;
         };
@@ -355,14 +355,14 @@ impl Monitor {
     }
 
     /// Whether the tap came to a clean end, and no earlier than the container.
-    fn tap_is_whole(&self, watched: &Watched) -> bool {
+    fn tap_is_whole(&self, watched: &WatchOutcome) -> bool {
         let ended = self.container_ended(watched);
         watched.eof && watched.tap_ended.is_some_and(|at| at + EARLY > ended)
     }
 
     /// What the engine may have given up on: it reads for some time after the end, and a client
     /// that was still connected then may have been what it waited for.
-    fn late_drain(&self, capture: &mut Capture, watched: &Watched) -> Vec<Gap> {
+    fn late_drain(&self, capture: &mut Capture, watched: &WatchOutcome) -> Vec<Gap> {
         let drain = self.context.runtime.capabilities().drain;
         let (Some(drain), Some(tap_ended)) = (drain, watched.tap_ended) else {
             return Vec::new();
@@ -388,7 +388,7 @@ impl Monitor {
     async fn fidelity(
         &mut self,
         capture: &mut Capture,
-        watched: &Watched,
+        watched: &WatchOutcome,
         container: &ContainerId,
     ) -> Result<Option<LogFidelity>, RuntimeError> {
         if let Some(inspection) = &watched.ended.inspection {
@@ -484,7 +484,7 @@ impl Monitor {
             match self.context.runtime.remove(container, false).await {
                 Ok(()) => {
                     let container = container.clone();
-                    self.tell(EventKind::ContainerRemoved { container });
+                    self.emit(EventKind::ContainerRemoved { container });
                     return;
                 }
                 Err(error) if error.is_not_found() => return,
@@ -502,7 +502,7 @@ impl Monitor {
 
 /// Writes down how a run has ended that cannot be sealed yet: the container may be gone when it
 /// can be, and other processes wait for it.
-pub(crate) async fn write_down_the_end(context: &Context, file: &mut RunFile, ending: &Ending) {
+pub(crate) async fn persist_ending(context: &Context, file: &mut RunFile, ending: &Ending) {
     if file.ending.is_some() {
         return;
     }

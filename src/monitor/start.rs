@@ -17,7 +17,7 @@ use crate::events::EventKind;
 use crate::monitor::entry::{Pipe, StopRequest, lock};
 use crate::monitor::output::Source;
 use crate::monitor::wait::Backoff;
-use crate::monitor::{Launch, Monitor, Watched};
+use crate::monitor::{Launch, Monitor, WatchOutcome};
 use crate::outcome::Ending;
 use crate::root::RunFile;
 use crate::runtime::{CreateRequest, Created, InputWriter, Inspection, Status as Phase};
@@ -34,7 +34,7 @@ const SLACK: Duration = Duration::from_secs(120);
 
 /// Why a run did not come to run.
 #[derive(Debug)]
-pub(crate) enum NoStart {
+pub(crate) enum StartError {
     /// Nothing was made, or nothing is left.
     Nothing(Error),
     /// Its audit file says why.
@@ -43,17 +43,17 @@ pub(crate) enum NoStart {
 
 /// Whoever sits in front of a run from its start.
 #[derive(Debug)]
-pub(crate) struct Front {
+pub(crate) struct InitialAttach {
     /// Whether the input is to be connected to.
     pub(crate) input: bool,
     /// What is recorded of it.
     pub(crate) note: Record,
 }
 
-type Reply = oneshot::Sender<Result<Option<InputWriter>, NoStart>>;
+type Reply = oneshot::Sender<Result<Option<InputWriter>, StartError>>;
 
 /// What is to be done of a run that has started.
-pub(crate) struct New {
+pub(crate) struct StartAck {
     /// What is to be recorded.
     pub(crate) started: Started,
     /// What whoever waits for the reply gets with it.
@@ -63,7 +63,12 @@ pub(crate) struct New {
 
 impl Monitor {
     /// Starts a new run and sees it to its end.
-    pub(crate) async fn run_new(mut self, spec: RunSpec, front: Option<Front>, reply: Reply) {
+    pub(crate) async fn run_new(
+        mut self,
+        spec: RunSpec,
+        front: Option<InitialAttach>,
+        reply: Reply,
+    ) {
         let context = Arc::clone(&self.context);
         let file = tokio::select! {
             biased;
@@ -77,7 +82,7 @@ impl Monitor {
     async fn start_and_watch(
         &mut self,
         spec: RunSpec,
-        front: Option<Front>,
+        front: Option<InitialAttach>,
         reply: Reply,
     ) -> Option<RunFile> {
         self.secrets = spec.secrets();
@@ -92,11 +97,11 @@ impl Monitor {
             Err(error) => {
                 // Whoever asks for a run of this name from now on means another one.
                 self.forget();
-                let _ = reply.send(Err(NoStart::Nothing(error)));
+                let _ = reply.send(Err(StartError::Nothing(error)));
                 return None;
             }
         };
-        self.tell(EventKind::Intended {
+        self.emit(EventKind::Intended {
             image: file.record.settings.image.clone(),
         });
         let launched = closing
@@ -108,19 +113,19 @@ impl Monitor {
                 stops.push(self.stop_launched(&file, request));
             }
             let mut stopper = std::mem::take(&mut self.stopper);
-            tokio::join!(stopper.asked(), self.last_words(&mut capture, stops));
+            tokio::join!(stopper.asked(), self.flush_on_shutdown(&mut capture, stops));
             return None;
         };
         match launched {
             Ok((source, started, input)) => {
                 drop(spec);
                 for warning in &started.warnings {
-                    self.tell(EventKind::Warning {
+                    self.emit(EventKind::Warning {
                         message: warning.clone(),
                     });
                 }
                 let started_at = started.started_at;
-                let new = Some(New {
+                let new = Some(StartAck {
                     started,
                     input,
                     reply,
@@ -134,9 +139,9 @@ impl Monitor {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
                 let ending = ending.redacted(|reason| self.secrets.redact(reason));
                 self.publish(Transition::Ended(ending.clone()));
-                self.turn = None;
-                let _ = reply.send(Err(NoStart::Sealed(error)));
-                Box::pin(self.finish(file, capture, Watched::never(ending))).await
+                self.permit = None;
+                let _ = reply.send(Err(StartError::Sealed(error)));
+                Box::pin(self.finish(file, capture, WatchOutcome::never(ending))).await
             }
         }
     }
@@ -154,7 +159,7 @@ impl Monitor {
             v: 1,
             record,
             ending: None,
-            if_gone: None,
+            ending_if_missing: None,
             seal: None,
         };
         let (place, intent) = (self.place.clone(), file.clone());
@@ -176,7 +181,7 @@ impl Monitor {
                 locked.inspect_err(|error| {
                     // What another one owns is not ours to remove.
                     if !matches!(error, Error::Owned { .. }) {
-                        let _ = root.unmake(&place.run);
+                        let _ = root.discard(&place.run);
                     }
                 })
             })
@@ -188,7 +193,7 @@ impl Monitor {
                 // Nothing was asked of the engine: there was no run.
                 let run = self.place.run.clone();
                 let _ = context
-                    .on_disk("remove", move |root| root.unmake(&run))
+                    .on_disk("remove", move |root| root.discard(&run))
                     .await;
                 return Err(error);
             }
@@ -201,7 +206,7 @@ impl Monitor {
     async fn launch(
         &mut self,
         spec: &RunSpec,
-        front: Option<Front>,
+        front: Option<InitialAttach>,
         file: &mut RunFile,
         capture: &mut Capture,
     ) -> Result<(Source, Started, Option<InputWriter>), (Ending, RuntimeError)> {
@@ -209,12 +214,12 @@ impl Monitor {
         let runtime = &*context.runtime;
         let not_created = |error: RuntimeError| (Ending::not_created(&error), error);
 
-        if let Some(places) = &context.places {
-            self.turn = Arc::clone(places).try_acquire_owned().ok();
-            if self.turn.is_none() {
-                self.tell(EventKind::Waiting);
+        if let Some(places) = &context.concurrency {
+            self.permit = Arc::clone(places).try_acquire_owned().ok();
+            if self.permit.is_none() {
+                self.emit(EventKind::Waiting);
                 let turn = Arc::clone(places).acquire_owned();
-                self.turn = tokio::select! {
+                self.permit = tokio::select! {
                     turn = turn => turn.ok(),
                     error = self.stopped_early(capture) => return Err(not_created(error)),
                 };
@@ -283,7 +288,7 @@ impl Monitor {
         let mut input = None;
         if let Some(front) = front {
             if let Err(error) = capture.write(vec![front.note]).await {
-                self.stands_in_the_way(&error);
+                self.report_blocked(&error);
             }
             if front.input {
                 match runtime.stdin(&container).await {
@@ -381,7 +386,7 @@ impl Monitor {
     ) -> RuntimeError {
         let stop = self.stop_nothing(request);
         if let Err(error) = capture.write(vec![stop]).await {
-            self.stands_in_the_way(&error);
+            self.report_blocked(&error);
         }
         RuntimeError::Rejected {
             operation: "start the container",
@@ -393,7 +398,7 @@ impl Monitor {
     fn stop_nothing(&mut self, request: StopRequest) -> Record {
         self.stopper.cause.get_or_insert(request.cause);
         let stop = Stop::new(request.cause, "none", None);
-        self.tell(EventKind::from(&stop));
+        self.emit(EventKind::from(&stop));
         Record::Stop(stop)
     }
 
@@ -452,18 +457,18 @@ impl Monitor {
         container: &ContainerId,
         ending: Ending,
     ) -> Result<(), RuntimeError> {
-        file.if_gone = Some(ending);
-        self.write_down(file).await;
+        file.ending_if_missing = Some(ending);
+        self.persist_run_file(file).await;
         let removed = self.context.runtime.remove(container, false).await;
         if matches!(removed, Err(RuntimeError::Conflict { .. })) {
-            file.if_gone = None;
-            self.write_down(file).await;
+            file.ending_if_missing = None;
+            self.persist_run_file(file).await;
         }
         removed
     }
 
     /// Writes `run.json` again, if that can be done now.
-    async fn write_down(&mut self, file: &RunFile) {
+    async fn persist_run_file(&mut self, file: &RunFile) {
         let (context, known) = (Arc::clone(&self.context), file.clone());
         let written = context
             .on_disk("record what is known in", move |root| {
@@ -489,8 +494,8 @@ impl Monitor {
         loop {
             match runtime.inspect(container).await {
                 Ok(inspection) if inspection.status != Phase::Created => {
-                    if file.if_gone.take().is_some() {
-                        self.write_down(file).await;
+                    if file.ending_if_missing.take().is_some() {
+                        self.persist_run_file(file).await;
                     }
                     return Ok(());
                 }
@@ -507,7 +512,7 @@ impl Monitor {
                 },
                 Err(missing) if missing.is_not_found() => {
                     // The answer to its removal may have been lost.
-                    let ending = file.if_gone.clone();
+                    let ending = file.ending_if_missing.clone();
                     return Err((ending.unwrap_or(Ending::Removed { code: None }), error));
                 }
                 Err(error) => tracing::warn!(%container, %error, "cannot inspect it yet"),
@@ -522,7 +527,7 @@ impl Monitor {
         let secrets = self.secrets.clone();
         spec.also_on_pull(move |progress| {
             if let Some(context) = context.upgrade() {
-                context.bulletin.tell(
+                context.event_bus.emit(
                     &run,
                     EventKind::Pulling {
                         layer: progress.layer.clone(),

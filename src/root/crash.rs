@@ -94,7 +94,7 @@ fn a_root_opens_and_a_run_has_a_whole_record_after_any_crash() {
         v: 1,
         record,
         ending: None,
-        if_gone: None,
+        ending_if_missing: None,
         seal: None,
     };
     let mut versions = vec![file.clone()];

@@ -59,8 +59,8 @@ pub(crate) struct RunFile {
     pub(crate) ending: Option<Ending>,
     /// How the run ended if its container is gone: written before its owner removes one that was
     /// not started. No fact yet: it may turn out to run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) if_gone: Option<Ending>,
+    #[serde(rename = "if_gone", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ending_if_missing: Option<Ending>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) seal: Option<Seal>,
 }
@@ -242,7 +242,7 @@ impl Root {
             info.record = Some(file.record);
         }
         if let Some(seal) = info.seal.take() {
-            let (seal, problem) = self.held_seal(&info.run, seal);
+            let (seal, problem) = self.verify_cached_seal(&info.run, seal);
             info.seal = Some(seal);
             info.problem = problem;
         } else {
@@ -269,27 +269,27 @@ impl Root {
         let path = self.audit(&info.run);
         let owned = self.is_owned(&info.run);
         info.owned = matches!(owned, Ok(true));
-        let glance = glance(&path).map_err(|error| error.chain())?;
+        let summary = summary(&path).map_err(|error| error.chain())?;
         owned.map_err(|error| error.chain())?;
-        let Some(glance) = glance else {
+        let Some(summary) = summary else {
             return Ok(());
         };
-        if let Some(record) = &glance.record {
+        if let Some(record) = &summary.record {
             self.check_place(&info.run, record, &path)
                 .map_err(|error| error.chain())?;
         }
-        if glance.started {
+        if summary.started {
             info.status = RunStatus::Running;
         } else if info.record.as_ref().is_some_and(|r| r.container.is_some()) {
             info.status = RunStatus::Created;
         }
         if info.record.is_none() {
-            info.record = glance.record;
+            info.record = summary.record;
         }
-        if let Some(reason) = glance.bad {
+        if let Some(reason) = summary.bad {
             return Err(reason);
         }
-        info.seal = glance.seal;
+        info.seal = summary.seal;
         // Nobody has vouched for it yet: its owner died, or it was refused.
         if info.seal.is_some()
             && !info.owned
@@ -302,17 +302,17 @@ impl Root {
 
     /// The seal of a run that `run.json` says to be sealed, and what is wrong with it: the audit
     /// file has it at its end, and wins.
-    pub(crate) fn held_seal(&self, run: &RunId, seal: Seal) -> (Seal, Option<String>) {
-        let problem = match glance(&self.audit(run)) {
+    pub(crate) fn verify_cached_seal(&self, run: &RunId, seal: Seal) -> (Seal, Option<String>) {
+        let problem = match summary(&self.audit(run)) {
             // Without a digest it is another sink's.
             Ok(None) if seal.sha256.is_empty() => return (seal, None),
             Err(error) => error.chain(),
             Ok(None) => "its audit file is gone".to_owned(),
-            Ok(Some(Glance { bad: Some(bad), .. })) => bad,
-            Ok(Some(Glance { seal: None, .. })) => {
+            Ok(Some(AuditSummary { bad: Some(bad), .. })) => bad,
+            Ok(Some(AuditSummary { seal: None, .. })) => {
                 "its audit file is not sealed any more".to_owned()
             }
-            Ok(Some(Glance {
+            Ok(Some(AuditSummary {
                 seal: Some(held), ..
             })) => {
                 let other = "run.json has another seal than the audit file";
@@ -324,8 +324,8 @@ impl Root {
     }
 
     /// What the audit file of a run says at its two ends, as far as that can be read.
-    pub(crate) fn audited(&self, run: &RunId) -> Glance {
-        glance(&self.audit(run)).ok().flatten().unwrap_or_default()
+    pub(crate) fn audited(&self, run: &RunId) -> AuditSummary {
+        summary(&self.audit(run)).ok().flatten().unwrap_or_default()
     }
 
     /// Checks that a record is that of the run in whose folder it was found.
@@ -359,7 +359,7 @@ impl Root {
     }
 
     /// Moves a `run.json` aside that cannot be believed, and says what it is called now.
-    pub(crate) fn set_aside(&self, run: &RunId) -> Result<String> {
+    pub(crate) fn quarantine(&self, run: &RunId) -> Result<String> {
         let dir = self.dir(run);
         let free = (1u64..)
             .map(|number| format!("run.json.damaged-{number}"))
@@ -383,7 +383,7 @@ impl Root {
 
     /// Removes the folder of a run that came to nothing. A process without free descriptors can do
     /// it, too: only to list a folder takes one.
-    pub(crate) fn unmake(&self, run: &RunId) -> Result<()> {
+    pub(crate) fn discard(&self, run: &RunId) -> Result<()> {
         let dir = self.dir(run);
         for name in ["run.json", "lock", LOG_FILE] {
             let _ = disk::remove_file(&dir.join(name));
@@ -496,7 +496,7 @@ impl Drop for Lock {
 
 /// What an audit file says at its two ends.
 #[derive(Default)]
-pub(crate) struct Glance {
+pub(crate) struct AuditSummary {
     pub(crate) record: Option<RunRecord>,
     started: bool,
     /// What the engine calls itself that has started the container.
@@ -507,12 +507,12 @@ pub(crate) struct Glance {
 }
 
 /// Looks at the two ends of an audit file; `None`: there is none.
-pub(crate) fn glance(path: &Path) -> Result<Option<Glance>> {
+pub(crate) fn summary(path: &Path) -> Result<Option<AuditSummary>> {
     let mut file = match disk::open_existing(path, false) {
         Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => return Ok(None),
         opened => opened?,
     };
-    let mut glance = Glance::default();
+    let mut summary = AuditSummary::default();
     let read = |error| Error::storage("read", path, error);
     let length = file.metadata().map_err(read)?.len();
     let mut bytes = Vec::new();
@@ -527,18 +527,18 @@ pub(crate) fn glance(path: &Path) -> Result<Option<Glance>> {
             break;
         }
         match line::parse(text) {
-            Ok(Line::Event(Event::Start(start))) if at == 0 => glance.record = Some(start.record),
+            Ok(Line::Event(Event::Start(start))) if at == 0 => summary.record = Some(start.record),
             Ok(Line::Event(Event::Started(started))) => {
-                glance.started = true;
-                glance.engine_id = started.engine_id;
+                summary.started = true;
+                summary.engine_id = started.engine_id;
             }
             Ok(_) if at > 0 => {}
-            Ok(_) => glance.bad = Some("its audit file does not begin with a start record".into()),
+            Ok(_) => summary.bad = Some("its audit file does not begin with a start record".into()),
             Err(bad) => {
                 let reason = format!("line {} of its audit file: {}", at + 1, bad.reason());
                 let found = match line::has_zeros(text) {
                     true => &mut zeros,
-                    false => &mut glance.bad,
+                    false => &mut summary.bad,
                 };
                 *found = Some(reason);
                 break;
@@ -548,24 +548,24 @@ pub(crate) fn glance(path: &Path) -> Result<Option<Glance>> {
     let last = last_line(&mut file, length).map_err(read)?;
     match line::parse(&last) {
         Ok(Line::Event(Event::End(seal))) if line::split_seal(&last).is_some() => {
-            glance.seal = Some(*seal);
-            glance.bad = glance.bad.or(zeros);
+            summary.seal = Some(*seal);
+            summary.bad = summary.bad.or(zeros);
         }
         Ok(Line::Event(Event::End(_))) => {
-            glance.bad = Some("the end record of its audit file has no digest".into());
+            summary.bad = Some("the end record of its audit file has no digest".into());
         }
         Ok(Line::Unknown(_)) if ends_as_seal(&last) => {
-            glance.bad = Some("the end record of its audit file is damaged".into());
+            summary.bad = Some("the end record of its audit file is damaged".into());
         }
         Err(_) if newline_lost(&last) => {
-            glance.bad = Some("the end record of its audit file has lost its newline".into());
+            summary.bad = Some("the end record of its audit file has lost its newline".into());
         }
-        Err(bad) if glance.bad.is_none() && last.ends_with(b"\n") && !line::has_zeros(&last) => {
-            glance.bad = Some(format!("the end of its audit file: {}", bad.reason()));
+        Err(bad) if summary.bad.is_none() && last.ends_with(b"\n") && !line::has_zeros(&last) => {
+            summary.bad = Some(format!("the end of its audit file: {}", bad.reason()));
         }
         _ => {}
     }
-    Ok(Some(glance))
+    Ok(Some(summary))
 }
 
 /// The last line, with its newline; what else is at the end where there is none.
@@ -640,7 +640,7 @@ impl Root {
     pub(crate) fn open_execs(&self, run: &RunId) -> Vec<u32> {
         let sealed = |number: &u32| {
             let path = self.dir(run).join(exec_file(*number));
-            matches!(glance(&path), Ok(Some(glance)) if glance.seal.is_some())
+            matches!(summary(&path), Ok(Some(summary)) if summary.seal.is_some())
         };
         self.execs(run).filter(|number| !sealed(number)).collect()
     }

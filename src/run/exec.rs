@@ -11,8 +11,8 @@ use crate::audit::{Action, Event as Record, RecordRef, Start};
 use crate::capture::Capture;
 use crate::error::{Error, Result, RuntimeError};
 use crate::monitor::entry::lock;
-use crate::monitor::exec::{Begun, Idle};
-use crate::monitor::start::NoStart;
+use crate::monitor::exec::{ExecStarted, StdinSlot};
+use crate::monitor::start::StartError;
 use crate::outcome::Outcome;
 use crate::run::Run;
 use crate::run::attach::input::{Input, Session};
@@ -39,7 +39,7 @@ pub struct Exec {
     run: Run,
     number: u32,
     id: ExecId,
-    input: Arc<Idle>,
+    input: Arc<StdinSlot>,
     stdin: Stdin,
     record_stdin: bool,
 }
@@ -91,14 +91,14 @@ impl Exec {
             let Some(writer) = lock(&self.input.writer).take() else {
                 return Err(self.run.no_input("it has its writer, or has ended"));
             };
-            session.tell(Action::AttachInput, "attached, with the input");
+            session.record_note(Action::AttachInput, "attached, with the input");
             let mut connected = Input::new(writer, self.stdin, self.record_stdin, &session);
             if self.stdin == Stdin::Open {
-                connected = connected.at_home_in(Arc::clone(&self.input));
+                connected = connected.return_to(Arc::clone(&self.input));
             }
             input = Some(connected);
         } else {
-            session.tell(Action::Attach, "attached, to look on");
+            session.record_note(Action::Attach, "attached, to look on");
         }
         Ok(Attachment::new(session, options, input))
     }
@@ -206,7 +206,7 @@ impl Run {
                 spec.command().join(" ")
             ),
         );
-        self.tell(note);
+        self.record_note(note);
         let (reply, begun) = oneshot::channel();
         let span = monitor.span();
         context.tasks.spawn(
@@ -215,7 +215,7 @@ impl Run {
                 .instrument(span),
         );
         match begun.await {
-            Ok(Ok(Begun { id, input })) => Ok(Exec {
+            Ok(Ok(ExecStarted { id, input })) => Ok(Exec {
                 run: exec,
                 number,
                 id,
@@ -223,8 +223,8 @@ impl Run {
                 stdin,
                 record_stdin,
             }),
-            Ok(Err(NoStart::Nothing(error))) => Err(error),
-            Ok(Err(NoStart::Sealed(source))) => Err(Error::NotStarted {
+            Ok(Err(StartError::Nothing(error))) => Err(error),
+            Ok(Err(StartError::Sealed(source))) => Err(Error::NotStarted {
                 outcome: Box::new(exec.wait().await?),
                 source,
             }),

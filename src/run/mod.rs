@@ -328,7 +328,7 @@ impl Run {
     /// is, if it is asked after this. Of one that this manager has nothing more to do with, it
     /// ends at once.
     pub fn events(&self) -> Events {
-        let receiver = self.inner.context.bulletin.subscribe();
+        let receiver = self.inner.context.event_bus.subscribe();
         // In this order: a monitor is closed before its last event is told.
         let receiver = receiver.filter(|_| !self.entry.stops.is_closed());
         Events::of(receiver, Some(self.id().clone()))

@@ -21,7 +21,7 @@ use crate::state::{RunStatus, Transition};
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
 /// Whose a run is.
-enum Look {
+enum Ownership {
     Ours(Lock, Option<Box<RunFile>>),
     Theirs(Box<Option<RunFile>>, RunStatus),
     /// Perhaps of one who makes it at this moment.
@@ -72,29 +72,32 @@ impl Monitor {
                         return Err(root.no_such_run(&run));
                     }
                     if root.is_being_made(&run) {
-                        return Ok(Look::Unmade);
+                        return Ok(Ownership::Unmade);
                     }
                     match root.lock(&run) {
                         Ok(lock) => {
                             let file = root.read_run(&run).ok().flatten();
-                            return Ok(Look::Ours(lock, file.map(Box::new)));
+                            return Ok(Ownership::Ours(lock, file.map(Box::new)));
                         }
                         Err(Error::Owned { .. }) => {}
                         Err(error) => return Err(error),
                     }
                     let info = root.info(&run)?;
-                    Ok(Look::Theirs(Box::new(root.read_run(&run)?), info.status))
+                    Ok(Ownership::Theirs(
+                        Box::new(root.read_run(&run)?),
+                        info.status,
+                    ))
                 })
                 .await;
             let (mut record, mut in_reach) = (None, false);
             match looked {
-                Ok(Look::Ours(lock, file)) => {
+                Ok(Ownership::Ours(lock, file)) => {
                     self.lock = Some(lock);
                     self.status.send_modify(|status| status.elsewhere = false);
                     let ours = file.filter(|file| self.is_ours(&file.record).is_ok());
                     return Some((permit, ours.and_then(|file| Unwatched::of(file.record))));
                 }
-                Ok(Look::Theirs(file, status)) => {
+                Ok(Ownership::Theirs(file, status)) => {
                     if let Some(file) = *file {
                         // Its owner's files can be followed all the same.
                         let ours = self.is_ours(&file.record).is_ok();
@@ -105,9 +108,9 @@ impl Monitor {
                             self.status.send_modify(|status| {
                                 status.seal = file.seal.clone();
                                 status.problem = None;
-                                status.settled = true;
+                                status.ownership_known = true;
                             });
-                            self.tell(EventKind::from(seal));
+                            self.emit(EventKind::from(seal));
                             return None;
                         }
                         self.publish_foreign(&file.record, status);
@@ -118,14 +121,14 @@ impl Monitor {
                     }
                     self.status.send_modify(|status| {
                         status.elsewhere = true;
-                        status.settled = true;
+                        status.ownership_known = true;
                     });
                 }
-                Ok(Look::Unmade) => {}
+                Ok(Ownership::Unmade) => {}
                 Err(error) => {
-                    self.stands_in_the_way(&error);
-                    self.settle();
-                    if self.gives_up(&error) {
+                    self.report_blocked(&error);
+                    self.mark_ownership_known();
+                    if self.give_up_if_permanent(&error) {
                         return None;
                     }
                 }
@@ -207,7 +210,7 @@ impl Stopper {
         let grace = record.settings.stop_grace;
         let mut stop = self.request(runtime, container, request, &signal, grace);
         stop.by_pid = Some(std::process::id());
-        context.bulletin.tell(&record.run, EventKind::from(&stop));
+        context.event_bus.emit(&record.run, EventKind::from(&stop));
         let run = record.run.clone();
         let left = context
             .on_disk("leave a request in", move |root| {

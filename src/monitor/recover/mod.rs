@@ -25,7 +25,7 @@ use crate::monitor::output::Source;
 use crate::monitor::recover::foreign::LOOK;
 use crate::monitor::seal::{may_remove, read, reading};
 use crate::monitor::wait::{self, Backoff, Ended, another};
-use crate::monitor::{Monitor, Watched, exec};
+use crate::monitor::{Monitor, WatchOutcome, exec};
 use crate::outcome::Ending;
 use crate::root::{Root, RunFile};
 use crate::runtime::{
@@ -230,12 +230,12 @@ impl Monitor {
             let ends = match &tried {
                 Ok(_) => true,
                 Err(error) => {
-                    self.stands_in_the_way(error);
+                    self.report_blocked(error);
                     // An engine that does not answer is waited for.
                     if !matches!(error, Error::Runtime(error) if !error.is_definitive()) {
-                        self.settle();
+                        self.mark_ownership_known();
                     }
-                    self.gives_up(error)
+                    self.give_up_if_permanent(error)
                 }
             };
             if !ends {
@@ -260,15 +260,15 @@ impl Monitor {
         let mut open = opened?;
         self.status.send_modify(|status| status.problem = None);
         let watched = match taken {
-            Taken::Ended(watched) => {
+            Located::Ended(watched) => {
                 self.publish(Transition::Ended(watched.ended.ending.clone()));
                 *watched
             }
-            Taken::Running(source, started_at) => {
+            Located::Running(source, started_at) => {
                 self.publish(Transition::Started(started_at));
-                self.settle();
-                if let Some(places) = &context.places {
-                    self.turn = Arc::clone(places).try_acquire_owned().ok();
+                self.mark_ownership_known();
+                if let Some(places) = &context.concurrency {
+                    self.permit = Arc::clone(places).try_acquire_owned().ok();
                 }
                 let (file, capture) = (&mut open.file, &mut open.capture);
                 if let Some(container) = &file.record.container {
@@ -293,7 +293,7 @@ impl Monitor {
         there.await?;
         if let Some(open) = opened {
             // It may be another one since the last try.
-            self.meet_engine(&open.file.record, open.capture.progress.started.as_ref())
+            self.verify_run_engine(&open.file.record, open.capture.progress.started.as_ref())
                 .await?;
         }
         let mut open = match opened.take() {
@@ -314,12 +314,13 @@ impl Monitor {
         Ok(CaseResult::Taken(taken?))
     }
 
-    pub(crate) fn settle(&self) {
-        self.status.send_modify(|status| status.settled = true);
+    pub(crate) fn mark_ownership_known(&self) {
+        self.status
+            .send_modify(|status| status.ownership_known = true);
     }
 
     /// Whether nothing can be done about an error here; that is told.
-    pub(crate) fn gives_up(&self, error: &Error) -> bool {
+    pub(crate) fn give_up_if_permanent(&self, error: &Error) -> bool {
         let given_up = match error {
             Error::NoSuchRun { .. } => GivenUp::Removed,
             Error::OtherRuntime { .. } => GivenUp::OtherRuntime,
@@ -359,7 +360,7 @@ impl Monitor {
             // What is sealed needs no engine.
             if seal.is_none() && audited.seal.is_none() {
                 let ids = [audited.engine_id.as_deref(), record.engine_id.as_deref()];
-                has_met = self.meet(ids).await?;
+                has_met = self.verify_engine_id(ids).await?;
             }
         }
         let (progress, visit) = reading();
@@ -371,7 +372,8 @@ impl Monitor {
                 self.is_ours(record)?;
             }
             if !has_met && !matches!(resumed, Resumed::Sealed(_)) {
-                self.meet_engine(record, progress.started.as_ref()).await?;
+                self.verify_run_engine(record, progress.started.as_ref())
+                    .await?;
             }
         }
         let (mut file, note) = self.believed(file, progress.record.as_ref()).await?;
@@ -448,20 +450,25 @@ impl Monitor {
     }
 
     /// Refuses a run of another engine: see [`meet`].
-    async fn meet(&mut self, recorded: [Option<&str>; 2]) -> Result<bool> {
-        let met = meet(&*self.context.runtime, &self.place.run, recorded).await?;
+    async fn verify_engine_id(&mut self, recorded: [Option<&str>; 2]) -> Result<bool> {
+        let met = verify_engine_id(&*self.context.runtime, &self.place.run, recorded).await?;
         let has_met = met.is_some();
         self.engine = met.or(self.engine.take());
         Ok(has_met)
     }
 
-    async fn meet_engine(&mut self, record: &RunRecord, started: Option<&Started>) -> Result<bool> {
+    async fn verify_run_engine(
+        &mut self,
+        record: &RunRecord,
+        started: Option<&Started>,
+    ) -> Result<bool> {
         let started = started.and_then(|started| started.engine_id.as_deref());
-        self.meet([started, record.engine_id.as_deref()]).await
+        self.verify_engine_id([started, record.engine_id.as_deref()])
+            .await
     }
 
     /// Finds out where the run's container is, and writes down what that shows.
-    async fn locate(&mut self, open: &mut Open) -> Result<Taken> {
+    async fn locate(&mut self, open: &mut Open) -> Result<Located> {
         let Open {
             file,
             recorded,
@@ -470,9 +477,9 @@ impl Monitor {
         let found = self.find_out(file, *recorded, capture).await?;
         // What was written down of the end holds, whatever became of the container since.
         let taken = match (&file.ending, found) {
-            (Some(ending), Taken::Ended(mut watched)) => {
+            (Some(ending), Located::Ended(mut watched)) => {
                 watched.ended.ending = ending.clone();
-                Taken::Ended(watched)
+                Located::Ended(watched)
             }
             (_, found) => found,
         };
@@ -495,7 +502,7 @@ impl Monitor {
             v: 1,
             record: audited.clone(),
             ending: None,
-            if_gone: None,
+            ending_if_missing: None,
             seal: None,
         };
         let (file, reason) = match file {
@@ -527,7 +534,7 @@ impl Monitor {
         let run = self.place.run.clone();
         let aside = self
             .context
-            .on_disk("move a record aside in", move |root| root.set_aside(&run))
+            .on_disk("move a record aside in", move |root| root.quarantine(&run))
             .await?;
         tracing::warn!(run = %self.place.run, reason, "run.json was moved aside, to {aside}");
         let text = format!("run.json was damaged, and is {aside} now: {reason}");
@@ -572,7 +579,7 @@ impl Monitor {
                 deadline: None,
             },
             ending: None,
-            if_gone: None,
+            ending_if_missing: None,
             seal: None,
         }
     }
@@ -583,7 +590,7 @@ impl Monitor {
         file: &mut RunFile,
         recorded: bool,
         capture: &mut Capture,
-    ) -> Result<Taken> {
+    ) -> Result<Located> {
         let runtime = Arc::clone(&self.context.runtime);
         let started_at = capture
             .progress
@@ -601,7 +608,7 @@ impl Monitor {
                     unasked = recorded;
                     container
                 }
-                None => return Ok(Taken::ended(not_created())),
+                None => return Ok(Located::ended(not_created())),
             },
         };
         let mut sure = false;
@@ -621,8 +628,8 @@ impl Monitor {
                 }
                 Err(error) if error.is_not_found() => {
                     // Where this run's owner has removed it, that is written down.
-                    return Ok(Taken::ended(
-                        match file.ending.as_ref().or(file.if_gone.as_ref()) {
+                    return Ok(Located::ended(
+                        match file.ending.as_ref().or(file.ending_if_missing.as_ref()) {
                             Some(ending) => ending.clone(),
                             None if unasked => {
                                 file.record.container = None;
@@ -645,7 +652,7 @@ impl Monitor {
             };
             self.publish(Transition::Created(container.clone()));
             if another(started_at, &inspection) {
-                return Ok(Taken::after_the_fact(Ended {
+                return Ok(Located::after_the_fact(Ended {
                     ending: Ending::Lost {
                         reason: "its container was started again by others".into(),
                     },
@@ -657,11 +664,11 @@ impl Monitor {
             }
             if matches!(inspection.status, Phase::Running | Phase::Ended) {
                 // A start that was under way when its sender died has come first.
-                file.if_gone = None;
+                file.ending_if_missing = None;
                 if let Some(ending) = &file.ending
                     && ending.never_started()
                 {
-                    return Ok(Taken::after_the_fact(Ended {
+                    return Ok(Located::after_the_fact(Ended {
                         ending: ending.clone(),
                         interrupted: true,
                         engine_restarted: false,
@@ -681,7 +688,7 @@ impl Monitor {
                         .remove_unstarted(file, &container, ending.clone())
                         .await
                     {
-                        Ok(()) => return Ok(Taken::ended(ending)),
+                        Ok(()) => return Ok(Located::ended(ending)),
                         Err(crate::error::RuntimeError::Conflict { .. }) => sleep(LOOK).await,
                         Err(error) if error.is_not_found() => sleep(LOOK).await,
                         Err(error) => return Err(error.into()),
@@ -696,14 +703,14 @@ impl Monitor {
                         Backstop::Engine => Source::Follow,
                         Backstop::None => Source::None,
                     };
-                    return Ok(Taken::Running(source, started_at.or(now)));
+                    return Ok(Located::Running(source, started_at.or(now)));
                 }
                 Phase::Ended => {
                     let exit = wait::exit(&inspection, None);
                     self.record_started(capture, &container, inspection.clone())
                         .await?;
                     self.record_restart(capture, &container).await?;
-                    return Ok(Taken::after_the_fact(Ended {
+                    return Ok(Located::after_the_fact(Ended {
                         ending: Ending::Exited(exit),
                         interrupted: true,
                         engine_restarted: false,
@@ -761,7 +768,7 @@ impl Monitor {
 /// be another one: what this one does not find may live all the same. One flipped bit makes no
 /// engine another one: all that is recorded has to say so. An engine that does not answer may be
 /// any; one that does not say who it is, is taken for the one.
-pub(crate) async fn meet(
+pub(crate) async fn verify_engine_id(
     runtime: &dyn Runtime,
     run: &RunId,
     recorded: [Option<&str>; 2],
@@ -809,22 +816,22 @@ struct Open {
 /// What a try to take a run over came to.
 enum CaseResult {
     Sealed(Box<RunFile>),
-    Taken(Taken),
+    Taken(Located),
 }
 
 /// Where its container was found.
-enum Taken {
+enum Located {
     Running(Source, Option<Timestamp>),
-    Ended(Box<Watched>),
+    Ended(Box<WatchOutcome>),
 }
 
-impl Taken {
+impl Located {
     fn ended(ending: Ending) -> Self {
-        Self::Ended(Box::new(Watched::never(ending)))
+        Self::Ended(Box::new(WatchOutcome::never(ending)))
     }
 
     /// It ended while nobody watched.
     fn after_the_fact(ended: Ended) -> Self {
-        Self::Ended(Box::new(Watched::untapped(ended)))
+        Self::Ended(Box::new(WatchOutcome::untapped(ended)))
     }
 }

@@ -12,8 +12,8 @@ use tokio_util::sync::PollSender;
 
 use crate::audit::{Action, Event as Record, Interaction, StdinChunk};
 use crate::error::{Error, Result};
-use crate::monitor::entry::{Pipe, hang_up, lock};
-use crate::monitor::exec::Idle;
+use crate::monitor::entry::{Pipe, close_stdin, lock};
+use crate::monitor::exec::StdinSlot;
 use crate::outcome::Outcome;
 use crate::run::Run;
 use crate::runtime::{ExecId, InputWriter};
@@ -68,13 +68,13 @@ impl Session {
         }
     }
 
-    pub(crate) fn tell(&self, action: Action, text: impl Into<String>) {
+    pub(crate) fn record_note(&self, action: Action, text: impl Into<String>) {
         // Who only looks on at a run of another process reads its files.
         if self.recorded && (self.acts || !self.run.owned_elsewhere()) {
             if matches!(action, Action::Attach | Action::AttachInput) {
                 self.begun.store(true, Ordering::Relaxed);
             }
-            self.run.tell(self.record(action, text));
+            self.run.record_note(self.record(action, text));
         }
     }
 
@@ -93,7 +93,7 @@ impl Session {
             Some(exec) => runtime.exec_resize(exec, size).await?,
         }
         if lock(&self.window).replace(size) != Some(size) {
-            self.tell(Action::Resize, format!("the terminal is {size} now"));
+            self.record_note(Action::Resize, format!("the terminal is {size} now"));
         }
         Ok(())
     }
@@ -102,7 +102,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         if self.begun.load(Ordering::Relaxed) && !self.run.is_over() {
-            self.tell(Action::Detach, "detached; the run goes on");
+            self.record_note(Action::Detach, "detached; the run goes on");
         }
     }
 }
@@ -164,7 +164,7 @@ pub struct Input {
     /// Resolves with the end of the run; `None`: it has.
     over: Option<BoxFuture<'static, ()>>,
     /// Where a terminal's input goes back to, for the next one.
-    home: Option<Arc<Idle>>,
+    home: Option<Arc<StdinSlot>>,
     session: Arc<Session>,
 }
 
@@ -206,7 +206,7 @@ impl Input {
     }
 
     /// When it is dropped, the writer goes back there.
-    pub(crate) fn at_home_in(mut self, home: Arc<Idle>) -> Self {
+    pub(crate) fn return_to(mut self, home: Arc<StdinSlot>) -> Self {
         self.home = Some(home);
         self
     }
@@ -284,7 +284,7 @@ impl AsyncWrite for Input {
         // Before the container sees it, which may end at once, and its run with it.
         if !over && !std::mem::replace(&mut this.told, true) {
             let text = "the input is at its end";
-            this.session.tell(Action::InputEnd, text);
+            this.session.record_note(Action::InputEnd, text);
         }
         if let Some(writer) = &mut this.writer {
             match ready!(writer.as_mut().poll_shutdown(poller)) {
@@ -309,9 +309,9 @@ impl Drop for Input {
             if !self.session.run.is_over() {
                 let text =
                     "the writer of the input has gone before its end; the container sees one";
-                self.session.tell(Action::InputLost, text);
+                self.session.record_note(Action::InputLost, text);
             }
-            hang_up(writer);
+            close_stdin(writer);
             *lock(&self.session.run.entry.pipe) = Pipe::Ended;
         } else if let Some(home) = &self.home {
             *lock(&home.writer) = Some(writer);
@@ -324,7 +324,8 @@ impl Run {
     pub(crate) async fn is_placed(&self) {
         let mut status = self.entry.status.clone();
         let placed = status.wait_for(|status| {
-            status.settled || !matches!(status.state, State::Intended | State::Created { .. })
+            status.ownership_known
+                || !matches!(status.state, State::Intended | State::Created { .. })
         });
         // Whose monitor has gone is placed for good.
         let _ = placed.await;
@@ -332,7 +333,7 @@ impl Run {
 
     /// Leaves a record for the audit: with this run's monitor, or, where another process has that,
     /// beside the audit, for it to take.
-    pub(crate) fn tell(&self, note: Record) {
+    pub(crate) fn record_note(&self, note: Record) {
         if !self.owned_elsewhere() {
             // One that has gone has nothing to record any more.
             let _ = self.entry.notes.send(note);

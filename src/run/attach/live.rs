@@ -20,7 +20,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A connection to the output of a container that runs.
-pub(crate) struct Direct {
+pub(crate) struct LiveOutput {
     pieces: Pieces,
     /// `None`: it was told.
     end: Option<oneshot::Receiver<End>>,
@@ -34,7 +34,7 @@ struct End {
     broken: Option<RuntimeError>,
 }
 
-impl Direct {
+impl LiveOutput {
     /// The next piece; `None` after the last byte. Before that comes a piece without any bytes, which
     /// tells one who fell behind, as each next piece does.
     ///
@@ -66,7 +66,7 @@ impl Session {
     ///
     /// Where nobody here has tapped the container, its output comes by way of a log, a line at a
     /// time: neither a prompt nor the screen of an editor would be seen.
-    pub(crate) async fn watch(&self) -> Result<Option<Direct>> {
+    pub(crate) async fn watch(&self) -> Result<Option<LiveOutput>> {
         let run = &self.run;
         if !self.settings().await?.tty {
             return Ok(None);
@@ -116,7 +116,7 @@ impl Session {
                 broken,
             });
         });
-        Ok(pieces.map(|pieces| Direct {
+        Ok(pieces.map(|pieces| LiveOutput {
             pieces,
             end: Some(end),
             broken: None,

@@ -23,7 +23,7 @@ use crate::monitor::entry::{Pipe, lock};
 use crate::outcome::{Outcome, PerStream, Stream};
 use crate::run::Run;
 use crate::run::attach::input::Session;
-use crate::run::attach::live::Direct;
+use crate::run::attach::live::LiveOutput;
 use crate::runtime::Chunk;
 use crate::spec::{Settings, Stdin, WindowSize};
 
@@ -183,12 +183,12 @@ impl Attachment {
         if options.input {
             input = Some(session.connect().await?);
         } else {
-            session.tell(Action::Attach, "attached, to look on");
+            session.record_note(Action::Attach, "attached, to look on");
         }
         let mut attachment = Self::new(session, options, input);
         if let (Some(_), Some(viewer)) = (&direct, &mut attachment.state) {
             viewer.direct = direct;
-            viewer.stage = Stage::Direct;
+            viewer.stage = Stage::LiveOutput;
         }
         Ok(attachment)
     }
@@ -267,7 +267,7 @@ impl Session {
             }
         }
         // Before the engine is asked: were this process to die now, its writer would have gone.
-        self.tell(Action::AttachInput, "attached, with the input");
+        self.record_note(Action::AttachInput, "attached, with the input");
         let connecting = Connecting(&run.entry.pipe);
         let writer = context.runtime.stdin(&run.container()?).await?;
         std::mem::forget(connecting);
@@ -327,7 +327,7 @@ impl Items for Attachment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// What comes from the engine, past the file.
-    Direct,
+    LiveOutput,
     /// Nothing of what there is so far, but what comes.
     Now,
     /// The file up to its end; then what comes live is subscribed to.
@@ -368,7 +368,7 @@ struct Viewer {
     /// How many bytes of each stream were seen or said to be missed.
     seen: PerStream<u64>,
     /// What comes from the engine, past the file.
-    direct: Option<Direct>,
+    direct: Option<LiveOutput>,
     live: Option<(VecDeque<Piece>, Option<Pieces>)>,
     stage: Stage,
     out: Vec<Attached>,
@@ -383,7 +383,7 @@ impl Viewer {
 
     async fn try_step(&mut self) -> Result<bool> {
         match self.stage {
-            Stage::Direct => {
+            Stage::LiveOutput => {
                 let piece = match &mut self.direct {
                     Some(direct) => direct.next().await?,
                     None => None,
