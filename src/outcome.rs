@@ -438,17 +438,28 @@ impl fmt::Display for StopCause {
     }
 }
 
+/// The ending of a noun with this count.
+fn plural(count: u64) -> &'static str {
+    match count {
+        1 => "",
+        _ => "s",
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "run {} {}", self.run, self.ending)?;
         match &self.seal {
-            SealState::Sealed(seal) => write!(
-                f,
-                "; audit {} ({} records, {} bytes)",
-                seal.verdict,
-                seal.records,
-                seal.bytes.total()
-            ),
+            SealState::Sealed(seal) => {
+                let (records, bytes) = (seal.records, seal.bytes.total());
+                write!(
+                    f,
+                    "; audit {} ({records} record{}, {bytes} byte{})",
+                    seal.verdict,
+                    plural(records),
+                    plural(bytes)
+                )
+            }
             SealState::Pending { reason } => write!(f, "; not sealed yet: {reason}"),
         }
     }

@@ -50,7 +50,7 @@ pub enum Error {
     Owned {
         /// The run.
         run: RunId,
-        /// The lock that it holds.
+        /// The file that the owner has locked.
         path: PathBuf,
     },
 

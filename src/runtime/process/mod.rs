@@ -5,7 +5,7 @@
 //! process can do. A run has the same states, audit file and outcome as with containers.
 //!
 //! ```
-//! use moat::{Manager, Process, RunSpec, ShutdownMode, Verdict};
+//! use moat::{LocalProcess, Manager, RunSpec, ShutdownMode, Verdict};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> moat::Result<()> {

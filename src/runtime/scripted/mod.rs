@@ -40,7 +40,8 @@
 //! use std::sync::Arc;
 //! use moat::runtime::scripted::{Break, Call, Fault, Script, Scripted, Source};
 //! use moat::sink::Memory;
-//! use moat::{Manager, RunSpec, ShutdownMode, Stream, Verdict};
+//! use moat::outcome::Stream;
+//! use moat::{Manager, RunSpec, ShutdownMode, Verdict};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
