@@ -45,7 +45,7 @@
 //! | `tls` | no | engines behind TLS |
 //! | `blocking` | no | `blocking`: managers and runs for code that is not async, such as plain tests |
 //! | `terminal` | no | `terminal`: the terminal of this process in front of a run |
-//! | `testing` | no | `runtime::scripted`, for tests of code that embeds moat |
+//! | `testing` | no | `runtime::scripted` and `sink::Faulty`, for tests of code that embeds moat |
 //! | `conformance` | no | `conformance`: trials of runtimes and sinks that you write |
 //!
 //! # Logs

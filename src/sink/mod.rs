@@ -12,6 +12,8 @@ mod batch;
 mod console;
 mod events;
 mod fanout;
+#[cfg(feature = "testing")]
+mod faulty;
 pub(crate) mod jsonl;
 mod memory;
 mod printable;
@@ -21,6 +23,8 @@ pub use batch::{Batch, RecordRef};
 pub use console::Console;
 pub use events::Tracing;
 pub use fanout::Fanout;
+#[cfg(feature = "testing")]
+pub use faulty::{Faulty, SinkCall, SinkFault};
 pub use jsonl::{Durability, Jsonl};
 pub use memory::Memory;
 pub use record::{
