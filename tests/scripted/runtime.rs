@@ -1,14 +1,12 @@
-//! The scripted runtime does what its faults say, by a paused clock: exactly, and at once.
-
-#![cfg(feature = "testing")]
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+//! Faults of the scripted runtime itself. The clock is paused, so each test is exact and takes no
+//! time.
 
 use std::time::Duration;
 
 use futures::StreamExt;
 use moat::runtime::scripted::{Break, Call, Fault, Link, Script, Scripted, Source};
 use moat::runtime::{CreateRequest, LogsRequest, OutputStream, Runtime, Status};
-use moat::{ContainerId, Manager, RootId, RunId, RunSpec, RuntimeError, Verdict};
+use moat::{ContainerId, RootId, RunId, RunSpec, RuntimeError};
 use tokio::time::{Instant, timeout};
 
 const TEXT: &[u8] = b"one\ntwo\nthree\n";
@@ -127,34 +125,4 @@ async fn a_silent_engine_times_out_after_30_s_and_its_streams_go_on_when_it_is_b
     });
     assert_eq!(read, (TEXT.to_vec(), Break::End));
     assert_eq!(begin.elapsed(), Duration::from_secs(90));
-}
-
-/// Whatever answer is lost, the run is sealed, and what it printed is in it once.
-#[tokio::test]
-async fn a_lost_answer_to_any_one_call_loses_and_doubles_nothing() {
-    for call in [
-        Call::Tap,
-        Call::Wait,
-        Call::Inspect,
-        Call::Logs,
-        Call::Remove,
-        Call::Continuity,
-    ] {
-        let engine = Scripted::new();
-        let memory = moat::sink::Memory::new();
-        let folder = tempfile::tempdir().unwrap();
-        engine.image("any", Script::new().stdout(TEXT));
-        engine.fault(call, Fault::AnswerLost);
-        let builder = Manager::builder(folder.path(), engine.clone()).sink(memory.clone());
-        let manager = builder.open().await.unwrap();
-        let outcome = match manager.start(RunSpec::new("any")).await {
-            Ok(run) => run.wait().await.unwrap(),
-            Err(moat::Error::NotStarted { .. }) if call == Call::Tap => continue,
-            Err(error) => panic!("{call:?}: {error:?}"),
-        };
-        let verdict = outcome.sealed().map(|seal| seal.verdict);
-        assert_eq!(verdict, Some(Verdict::Complete), "{call:?}");
-        let output = memory.output(&outcome.run, moat::Stream::Stdout);
-        assert_eq!(output, TEXT, "{call:?}");
-    }
 }

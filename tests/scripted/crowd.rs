@@ -3,7 +3,6 @@
 //!
 //! `MOAT_SEED` sets the course, and `MOAT_SOAK=1` takes a hundred of them. The course is that of
 //! the seed; what falls between two threads of the disk is not.
-#![cfg(feature = "testing")]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -1,13 +1,13 @@
-//! Every byte of a run's files cut off or flipped, one at a time.
+//! Every byte of the files of a run cut off or flipped, one at a time.
 
-use std::fmt;
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs};
 
 use moat::sink::audit::{LogState, verify};
 use moat::{Error, RunId, Shutdown, Verdict};
 
-use crate::stage::{Stage, TEXT, contents, names, stop, text};
+use crate::bench::Bench;
+use crate::left::{TEXT, contents, names, stop, text};
 
 /// Which of the eight bits of a byte is flipped: another one for each, all of them in a soak.
 fn bits(at: usize) -> Vec<u8> {
@@ -56,31 +56,31 @@ fn is_sealed(audit: &Path) -> bool {
 
 /// The length of a file of a run, all of which are as long.
 async fn length(file: &str) -> usize {
-    let stage = Stage::new();
-    stage.leave_running(&["x00000".into()]).await;
-    fs::read(stage.file("x00000", file)).unwrap().len()
+    let bench = Bench::in_memory();
+    bench.leave_running(&["x00000".into()]).await;
+    fs::read(bench.file("x00000", file)).unwrap().len()
 }
 
 /// Leaves as many runs as there are harms, does one to each, and opens the root. Each run is seen
 /// to its end, unless it is said what is wrong with it.
-async fn recover_from(file: &str, harms: Vec<Harm>, judge: impl Fn(&Stage, &Seen)) {
+async fn recover_from(file: &str, harms: Vec<Harm>, judge: impl Fn(&Bench, &Seen)) {
     for harms in harms.chunks(1500) {
-        let stage = Stage::new();
+        let bench = Bench::in_memory();
         let names = names("x", harms.len());
-        stage.leave_running(&names).await;
+        bench.leave_running(&names).await;
         let harmed: Vec<_> = harms
             .iter()
             .zip(&names)
-            .map(|(harm, name)| harm.inflict(&stage.file(name, file)))
+            .map(|(harm, name)| harm.inflict(&bench.file(name, file)))
             .collect();
-        let manager = stage.open().await;
-        let runs = stage.recovered(&manager).await;
+        let manager = bench.open_patiently().await;
+        let runs = bench.recovered(&manager).await;
         assert_eq!(runs.len(), names.len(), "a run was passed over");
         let (bad, good): (Vec<_>, Vec<_>) =
             runs.into_iter().partition(|run| run.problem().is_some());
         let outcomes = stop(&good).await;
         manager.shutdown(Shutdown::Leave).await;
-        let infos = stage.root().list().unwrap();
+        let infos = bench.view().list().unwrap();
         assert_eq!(infos.len(), names.len());
         for (at, name) in names.iter().enumerate() {
             let problem = bad
@@ -99,9 +99,9 @@ async fn recover_from(file: &str, harms: Vec<Harm>, judge: impl Fn(&Stage, &Seen
             if seen.problem.is_some() {
                 assert_eq!(infos[at].state, "damaged", "{seen:?}");
                 assert!(infos[at].problem.is_some(), "{seen:?}");
-                assert_eq!(fs::read(stage.file(name, file)).unwrap(), seen.bytes);
+                assert_eq!(fs::read(bench.file(name, file)).unwrap(), seen.bytes);
             }
-            judge(&stage, &seen);
+            judge(&bench, &seen);
         }
     }
 }
@@ -126,7 +126,7 @@ impl fmt::Debug for Seen {
 }
 
 /// The audit has all that recovery needs; what cannot be believed of the record is kept beside it.
-fn the_record_does_not_matter(stage: &Stage, seen: &Seen) {
+fn the_record_does_not_matter(bench: &Bench, seen: &Seen) {
     let Some(outcome) = &seen.outcome else {
         return;
     };
@@ -136,10 +136,10 @@ fn the_record_does_not_matter(stage: &Stage, seen: &Seen) {
         Verdict::Complete,
         "{seen:?}"
     );
-    let audit = stage.file(&seen.name, "logs.jsonl");
+    let audit = bench.file(&seen.name, "logs.jsonl");
     assert_eq!(text(&audit), TEXT, "{seen:?}");
     assert!(is_sealed(&audit), "{seen:?}");
-    let aside = fs::read(stage.file(&seen.name, "run.json.damaged-1")).ok();
+    let aside = fs::read(bench.file(&seen.name, "run.json.damaged-1")).ok();
     match serde_json::from_slice::<serde_json::Value>(&seen.bytes) {
         Err(_) => assert_eq!(aside.as_ref(), Some(&seen.bytes), "{seen:?}"),
         Ok(_) => assert!(aside.is_none_or(|aside| aside == seen.bytes), "{seen:?}"),
@@ -149,9 +149,9 @@ fn the_record_does_not_matter(stage: &Stage, seen: &Seen) {
 #[tokio::test]
 async fn a_record_that_is_cut_anywhere_loses_neither_its_run_nor_its_bytes() {
     let harms = cuts(length("run.json").await);
-    recover_from("run.json", harms, |stage, seen| {
+    recover_from("run.json", harms, |bench, seen| {
         assert_eq!(seen.problem, None, "{seen:?}");
-        the_record_does_not_matter(stage, seen);
+        the_record_does_not_matter(bench, seen);
     })
     .await;
 }
@@ -166,17 +166,17 @@ async fn a_record_with_any_flipped_bit_loses_neither_its_run_nor_its_bytes() {
 #[tokio::test]
 async fn an_open_audit_that_is_cut_anywhere_is_refilled_and_sealed_complete() {
     let harms = cuts(length("logs.jsonl").await);
-    recover_from("logs.jsonl", harms, |stage, seen| {
+    recover_from("logs.jsonl", harms, |bench, seen| {
         assert_eq!(seen.problem, None, "{seen:?}");
-        the_record_of_a_refilled_audit(stage, seen);
+        the_record_of_a_refilled_audit(bench, seen);
     })
     .await;
 }
 
-fn the_record_of_a_refilled_audit(stage: &Stage, seen: &Seen) {
+fn the_record_of_a_refilled_audit(bench: &Bench, seen: &Seen) {
     let outcome = seen.outcome.as_ref().unwrap();
     assert_eq!(outcome.code(), Some(143), "{seen:?}");
-    let audit = stage.file(&seen.name, "logs.jsonl");
+    let audit = bench.file(&seen.name, "logs.jsonl");
     assert_eq!(text(&audit), TEXT, "{seen:?}");
     assert_eq!(
         outcome.sealed().unwrap().verdict,
@@ -191,11 +191,11 @@ fn the_record_of_a_refilled_audit(stage: &Stage, seen: &Seen) {
 #[tokio::test]
 async fn an_open_audit_with_any_flipped_bit_is_never_called_complete_where_it_is_not() {
     let harms = flips(length("logs.jsonl").await);
-    recover_from("logs.jsonl", harms, |stage, seen| {
+    recover_from("logs.jsonl", harms, |bench, seen| {
         let Some(outcome) = &seen.outcome else {
             return;
         };
-        let audit = stage.file(&seen.name, "logs.jsonl");
+        let audit = bench.file(&seen.name, "logs.jsonl");
         let seal = outcome.sealed().unwrap();
         assert!(is_sealed(&audit), "{seen:?}");
         if seal.verdict == Verdict::Complete {
@@ -209,16 +209,16 @@ async fn an_open_audit_with_any_flipped_bit_is_never_called_complete_where_it_is
 /// Invariant 2: what `run.json` says of a seal is not believed without the file that it is of.
 #[tokio::test]
 async fn a_sealed_audit_that_is_cut_anywhere_is_listed_as_damaged_and_waited_for_in_vain() {
-    let stage = Stage::new();
-    let outcome = stage.leave_sealed("cut").await;
+    let bench = Bench::in_memory();
+    let outcome = bench.leave_sealed("cut").await;
     let id = outcome.run.clone();
     let (audit, record) = (
-        stage.file("cut", "logs.jsonl"),
-        stage.file("cut", "run.json"),
+        bench.file("cut", "logs.jsonl"),
+        bench.file("cut", "run.json"),
     );
     let (whole, said) = (fs::read(&audit).unwrap(), fs::read(&record).unwrap());
-    let manager = stage.open().await;
-    let root = stage.root();
+    let manager = bench.open_patiently().await;
+    let root = bench.view();
     for harm in cuts(whole.len()) {
         fs::write(&audit, harm.done_to(&whole)).unwrap();
         assert!(!is_sealed(&audit), "{harm:?}");
@@ -231,7 +231,7 @@ async fn a_sealed_audit_that_is_cut_anywhere_is_listed_as_damaged_and_waited_for
         // The exit was published once, and is a fact.
         assert_eq!(run.ended().await.unwrap(), outcome.ending);
     }
-    assert!(stage.recovered(&manager).await.is_empty());
+    assert!(bench.recovered(&manager).await.is_empty());
     assert_eq!(fs::read(&record).unwrap(), said);
     fs::write(&audit, &whole).unwrap();
     assert_eq!(root.info(&id).unwrap().problem, None);
@@ -245,11 +245,11 @@ async fn a_sealed_audit_that_is_cut_anywhere_is_listed_as_damaged_and_waited_for
 /// Invariant 4: `end` carries the whole outcome, and wins over `run.json`.
 #[tokio::test]
 async fn a_seal_with_any_flipped_bit_in_either_file_is_never_listed_as_another_one() {
-    let stage = Stage::new();
-    let outcome = stage.leave_sealed("flip").await;
-    let root = stage.root();
-    let manager = stage.open().await;
-    let audit = stage.file("flip", "logs.jsonl");
+    let bench = Bench::in_memory();
+    let outcome = bench.leave_sealed("flip").await;
+    let root = bench.view();
+    let manager = bench.open_patiently().await;
+    let audit = bench.file("flip", "logs.jsonl");
     let whole = fs::read(&audit).unwrap();
     let mut told = 0;
     for harm in flips(whole.len()) {
@@ -266,7 +266,7 @@ async fn a_seal_with_any_flipped_bit_in_either_file_is_never_listed_as_another_o
     assert!(told > 100, "{told}");
     fs::write(&audit, &whole).unwrap();
 
-    let record = stage.file("flip", "run.json");
+    let record = bench.file("flip", "run.json");
     let whole = fs::read(&record).unwrap();
     for harm in flips(whole.len()) {
         fs::write(&record, harm.done_to(&whole)).unwrap();
@@ -284,11 +284,11 @@ async fn a_seal_with_any_flipped_bit_in_either_file_is_never_listed_as_another_o
 /// The crash between the seal and `run.json`, on a disk that then flips a bit.
 #[tokio::test]
 async fn a_damaged_seal_is_reported_by_the_opening_and_in_the_list_and_never_changed() {
-    let stage = Stage::new();
-    let outcome = stage.leave_sealed("flip").await;
+    let bench = Bench::in_memory();
+    let outcome = bench.leave_sealed("flip").await;
     let (audit, record) = (
-        stage.file("flip", "logs.jsonl"),
-        stage.file("flip", "run.json"),
+        bench.file("flip", "logs.jsonl"),
+        bench.file("flip", "run.json"),
     );
     let whole = fs::read(&audit).unwrap();
     let mut said: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
@@ -298,13 +298,13 @@ async fn a_damaged_seal_is_reported_by_the_opening_and_in_the_list_and_never_cha
         let harmed = harm.done_to(&whole);
         fs::write(&audit, &harmed).unwrap();
         fs::write(&record, &said).unwrap();
-        let manager = stage.open().await;
-        let runs = stage.recovered(&manager).await;
+        let manager = bench.open_patiently().await;
+        let runs = bench.recovered(&manager).await;
         assert!(runs[0].problem().is_some(), "{harm:?}");
         let waited = runs[0].wait().await;
         assert!(matches!(waited, Err(Error::Damaged { .. })), "{waited:?}");
         manager.shutdown(Shutdown::Leave).await;
-        let info = stage.root().info(&outcome.run).unwrap();
+        let info = bench.view().info(&outcome.run).unwrap();
         assert_eq!(info.state, "damaged", "{harm:?} {info:?}");
         assert!(fs::read(&audit).unwrap() == harmed, "{harm:?}");
         assert_eq!(fs::read_to_string(&record).unwrap(), said, "{harm:?}");
@@ -314,40 +314,37 @@ async fn a_damaged_seal_is_reported_by_the_opening_and_in_the_list_and_never_cha
 /// The file of the root is short: all of its bits.
 #[tokio::test]
 async fn a_damaged_root_is_refused_by_its_name_or_takes_over_no_run() {
-    let stage = Stage::new();
-    stage.leave_running(&["run".into()]).await;
-    let path = stage.path().join("root.json");
+    let bench = Bench::in_memory();
+    bench.leave_running(&["run".into()]).await;
+    let path = bench.root().join("root.json");
     let whole = fs::read(&path).unwrap();
-    let mut of_run = contents(&stage.path().join("run"));
+    let mut of_run = contents(&bench.root().join("run"));
     let all = (0..whole.len()).flat_map(|at| (0..8).map(move |bit| Harm::Flip(at, bit)));
     // Without its newline it is as good.
     for harm in cuts(whole.len() - 1).into_iter().chain(all) {
         fs::write(&path, harm.done_to(&whole)).unwrap();
-        let opened = moat::Manager::builder(stage.path(), stage.runtime.clone())
-            .tasks_on(tokio::runtime::Handle::current())
-            .open()
-            .await;
+        let opened = bench.builder_here().open().await;
         match opened {
             Err(error) => assert!(error.to_string().contains("root.json"), "{error}"),
             Ok(manager) if manager.root().id().as_str() == root_id(&whole) => {
                 // Only case, space, or a name that is skipped has changed.
-                stage.recovered(&manager).await;
+                bench.recovered(&manager).await;
                 manager.shutdown(Shutdown::Leave).await;
-                of_run = contents(&stage.path().join("run"));
+                of_run = contents(&bench.root().join("run"));
             }
             Ok(manager) => {
-                let runs = stage.recovered(&manager).await;
+                let runs = bench.recovered(&manager).await;
                 let problem = runs[0].problem().unwrap();
                 assert!(problem.contains("in another place"), "{problem}");
                 manager.shutdown(Shutdown::Leave).await;
             }
         }
-        assert_eq!(contents(&stage.path().join("run")), of_run, "{harm:?}");
+        assert_eq!(contents(&bench.root().join("run")), of_run, "{harm:?}");
         assert!(fs::read(&path).unwrap() == harm.done_to(&whole));
     }
     fs::write(&path, &whole).unwrap();
-    let manager = stage.open().await;
-    let runs = stage.recovered(&manager).await;
+    let manager = bench.open_patiently().await;
+    let runs = bench.recovered(&manager).await;
     assert_eq!(runs[0].problem(), None);
     assert_eq!(runs[0].id(), &RunId::new("run").unwrap());
     stop(&runs).await;

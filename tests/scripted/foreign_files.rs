@@ -1,4 +1,4 @@
-//! Something else in the place of a run's files, and things in a root that are no runs.
+//! Other things in place of the files of a run, and things in a root that are not runs.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -11,7 +11,8 @@ use moat::sink::Event;
 use moat::sink::audit::{LogState, Reader, Record, verify};
 use moat::{Error, Manager, Root, RunId, RuntimeError, Shutdown, Verdict};
 
-use crate::stage::{BOUND, Stage, TEXT, contents, names, spec, stop, text};
+use crate::bench::{Bench, named};
+use crate::left::{BOUND, TEXT, contents, names, stop, text};
 
 const KINDS: [&str; 9] = [
     "folder", "link", "dangling", "fifo", "socket", "empty", "sparse", "binary", "nested",
@@ -49,19 +50,19 @@ fn is_file(kind: &str) -> bool {
 #[tokio::test]
 async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
     for file in ["run.json", "logs.jsonl", "lock"] {
-        let stage = Stage::new();
+        let bench = Bench::in_memory();
         let good = names("good", 3);
         let all: Vec<_> = KINDS.map(str::to_owned).into_iter().chain(good).collect();
-        stage.leave_running(&all).await;
-        fs::create_dir(stage.outside("elsewhere")).unwrap();
+        bench.leave_running(&all).await;
+        fs::create_dir(bench.outside("elsewhere")).unwrap();
         for kind in KINDS {
-            let other = stage.outside("elsewhere").join(kind);
-            replace(&stage.file(kind, file), kind, &other);
+            let other = bench.outside("elsewhere").join(kind);
+            replace(&bench.file(kind, file), kind, &other);
         }
-        let elsewhere = contents(&stage.outside("elsewhere"));
+        let elsewhere = contents(&bench.outside("elsewhere"));
 
-        let manager = stage.open().await;
-        let runs = stage.recovered(&manager).await;
+        let manager = bench.open_patiently().await;
+        let runs = bench.recovered(&manager).await;
         assert_eq!(runs.len(), all.len());
         let (bad, well): (Vec<_>, Vec<_>) =
             runs.into_iter().partition(|run| run.problem().is_some());
@@ -69,7 +70,7 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
             let seal = outcome.sealed().unwrap();
             assert_eq!(outcome.code(), Some(143), "{outcome}");
             assert_eq!(seal.verdict, Verdict::Complete, "{outcome}");
-            let audit = stage.file(outcome.run.as_str(), "logs.jsonl");
+            let audit = bench.file(outcome.run.as_str(), "logs.jsonl");
             assert_eq!(text(&audit), TEXT, "{outcome}");
         }
         for run in &bad {
@@ -87,12 +88,12 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
         assert_eq!(bad.len(), lost, "{file}");
         manager.shutdown(Shutdown::Leave).await;
 
-        for info in stage.root().list().unwrap() {
+        for info in bench.view().list().unwrap() {
             let is_bad = bad.iter().any(|run| *run.id() == info.run);
             assert_eq!(info.problem.is_some(), is_bad, "{file}: {info:?}");
             assert_eq!(info.state == "damaged", is_bad, "{file}: {info:?}");
         }
-        assert_eq!(contents(&stage.outside("elsewhere")), elsewhere, "{file}");
+        assert_eq!(contents(&bench.outside("elsewhere")), elsewhere, "{file}");
         for kind in KINDS {
             // An empty file has nothing to keep; the others are where they were, or aside.
             let aside = match file {
@@ -100,12 +101,12 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
                 "logs.jsonl" if is_file(kind) && kind != "empty" => "torn-1",
                 _ => file,
             };
-            let kept = stage.file(kind, aside).symlink_metadata();
+            let kept = bench.file(kind, aside).symlink_metadata();
             let kept = kept.unwrap_or_else(|error| panic!("{file} {kind}: {error}"));
             assert_eq!(kept.is_dir(), kind == "folder", "{file} {kind}");
             assert_eq!(kept.is_symlink(), ["link", "dangling"].contains(&kind));
             assert!(kind != "sparse" || kept.len() == 100 << 20 || file == "lock");
-            let precious = stage.file(kind, aside).join("precious");
+            let precious = bench.file(kind, aside).join("precious");
             assert_eq!(precious.exists(), kind == "folder");
         }
     }
@@ -114,16 +115,16 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
 #[tokio::test]
 async fn a_root_whose_file_is_something_else_is_refused_and_nothing_is_changed() {
     for kind in KINDS {
-        let stage = Stage::new();
-        stage.leave_sealed("run").await;
-        let other = stage.outside("elsewhere");
-        replace(&stage.path().join("root.json"), kind, &other);
-        let before = (kind != "sparse").then(|| contents(&stage.path()));
-        let opened = Manager::open(stage.path(), stage.runtime.clone()).await;
+        let bench = Bench::in_memory();
+        bench.leave_sealed("run").await;
+        let other = bench.outside("elsewhere");
+        replace(&bench.root().join("root.json"), kind, &other);
+        let before = (kind != "sparse").then(|| contents(&bench.root()));
+        let opened = Manager::open(bench.root(), bench.runtime.clone()).await;
         let error = opened.expect_err(kind).chain();
         assert!(error.contains("root.json"), "{error}");
-        assert!(Root::open(stage.path()).is_err());
-        assert!(before.is_none_or(|before| before == contents(&stage.path())));
+        assert!(Root::open(bench.root()).is_err());
+        assert!(before.is_none_or(|before| before == contents(&bench.root())));
     }
 }
 
@@ -151,7 +152,7 @@ fn a_file_without_permission_to_read_is_reported_and_read_when_there_is_one() {
         copy.arg(std::env::current_exe().unwrap()).arg(&program);
         assert!(copy.status().unwrap().success());
         let mut child = Command::new(program);
-        child.args(["--exact", &format!("files::{NAME}")]);
+        child.args(["--exact", &format!("foreign_files::{NAME}")]);
         child.env("TMPDIR", folder.path()).current_dir("/");
         let output = child.uid(NOBODY).gid(NOBODY).output().unwrap();
         let printed = String::from_utf8_lossy(&output.stdout);
@@ -168,26 +169,26 @@ fn a_file_without_permission_to_read_is_reported_and_read_when_there_is_one() {
 
 async fn without_permission() {
     use std::os::unix::fs::PermissionsExt;
-    let stage = Stage::new();
+    let bench = Bench::in_memory();
     let files = ["run.json", "logs.jsonl", "lock"];
     let all: Vec<String> = ["record", "audit", "lock", "good"]
         .map(str::to_owned)
         .to_vec();
-    stage.leave_running(&all).await;
+    bench.leave_running(&all).await;
     let allow = |mode| {
         for (name, file) in all.iter().zip(files) {
             let mode = fs::Permissions::from_mode(mode);
-            fs::set_permissions(stage.file(name, file), mode).unwrap();
+            fs::set_permissions(bench.file(name, file), mode).unwrap();
         }
     };
     allow(0);
-    let before: Vec<_> = stage.root().list().unwrap();
+    let before: Vec<_> = bench.view().list().unwrap();
     for info in &before[..] {
         let good = info.run.as_str() == "good";
         assert_eq!(info.problem.is_none(), good, "{info:?}");
     }
-    let manager = stage.open().await;
-    let runs = stage.recovered(&manager).await;
+    let manager = bench.open_patiently().await;
+    let runs = bench.recovered(&manager).await;
     for run in &runs {
         let good = run.id().as_str() == "good";
         assert_eq!(run.problem().is_none(), good, "{:?}", run.problem());
@@ -200,7 +201,7 @@ async fn without_permission() {
             Verdict::Complete,
             "{outcome}"
         );
-        let audit = stage.file(outcome.run.as_str(), "logs.jsonl");
+        let audit = bench.file(outcome.run.as_str(), "logs.jsonl");
         assert_eq!(text(&audit), TEXT, "{outcome}");
     }
     manager.shutdown(Shutdown::Leave).await;
@@ -211,12 +212,12 @@ async fn without_permission() {
 async fn a_folder_that_was_copied_or_renamed_is_reported_and_its_original_is_not_touched() {
     for sealed in [false, true] {
         for record in [true, false] {
-            let stage = Stage::new();
+            let bench = Bench::in_memory();
             match sealed {
-                true => drop(stage.leave_sealed("original").await),
-                false => stage.leave_running(&["original".into()]).await,
+                true => drop(bench.leave_sealed("original").await),
+                false => bench.leave_running(&["original".into()]).await,
             }
-            let other = Stage::new();
+            let other = Bench::in_memory();
             other.leave_sealed("foreign").await;
             let copy = |from: &Path, to: &Path| {
                 fs::create_dir(to).unwrap();
@@ -227,14 +228,14 @@ async fn a_folder_that_was_copied_or_renamed_is_reported_and_its_original_is_not
                     }
                 }
             };
-            let original = stage.path().join("original");
-            copy(&original, &stage.path().join("copy"));
-            copy(&other.path().join("foreign"), &stage.path().join("foreign"));
+            let original = bench.root().join("original");
+            copy(&original, &bench.root().join("copy"));
+            copy(&other.root().join("foreign"), &bench.root().join("foreign"));
             let before = contents(&original);
-            let foreign = contents(&stage.path().join("foreign"));
+            let foreign = contents(&bench.root().join("foreign"));
 
-            let manager = stage.open().await;
-            let runs = stage.recovered(&manager).await;
+            let manager = bench.open_patiently().await;
+            let runs = bench.recovered(&manager).await;
             let mut of_original = before.clone();
             for run in runs {
                 let problem = run.problem();
@@ -250,9 +251,9 @@ async fn a_folder_that_was_copied_or_renamed_is_reported_and_its_original_is_not
             }
             manager.shutdown(Shutdown::Leave).await;
             assert_eq!(contents(&original), of_original, "{sealed} {record}");
-            assert_eq!(contents(&stage.path().join("foreign")), foreign);
+            assert_eq!(contents(&bench.root().join("foreign")), foreign);
             for name in ["copy", "foreign"] {
-                let info = stage.root().info(&RunId::new(name).unwrap()).unwrap();
+                let info = bench.view().info(&RunId::new(name).unwrap()).unwrap();
                 assert_eq!(info.state, "damaged", "{info:?}");
                 assert!(info.problem.unwrap().contains("in another place"));
             }
@@ -262,13 +263,13 @@ async fn a_folder_that_was_copied_or_renamed_is_reported_and_its_original_is_not
 
 #[tokio::test]
 async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_of_it() {
-    let stage = Stage::new();
-    stage.leave_running(&["good".into()]).await;
-    let elsewhere = Stage::new();
+    let bench = Bench::in_memory();
+    bench.leave_running(&["good".into()]).await;
+    let elsewhere = Bench::in_memory();
     elsewhere.leave_running(&["linked".into()]).await;
-    let outside = contents(&elsewhere.path());
-    let at = |name: &str| stage.path().join(name);
-    symlink(elsewhere.path().join("linked"), at("linked")).unwrap();
+    let outside = contents(&elsewhere.root());
+    let at = |name: &str| bench.root().join(name);
+    symlink(elsewhere.root().join("linked"), at("linked")).unwrap();
     use std::os::unix::ffi::OsStrExt;
     let odd: [&[u8]; 9] = [
         b".hidden",
@@ -282,7 +283,7 @@ async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_o
         b"lost+found",
     ];
     for name in odd {
-        let folder = stage.path().join(std::ffi::OsStr::from_bytes(name));
+        let folder = bench.root().join(std::ffi::OsStr::from_bytes(name));
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("run.json"), "{}").unwrap();
     }
@@ -290,11 +291,11 @@ async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_o
     fs::create_dir(at("empty")).unwrap();
     symlink("/", at(".removed-link")).unwrap();
 
-    let listed = stage.root().list().unwrap();
+    let listed = bench.view().list().unwrap();
     let ids: Vec<_> = listed.iter().map(|info| info.run.as_str()).collect();
     assert_eq!(ids, ["empty", "good"]);
-    let manager = stage.open().await;
-    let runs = stage.recovered(&manager).await;
+    let manager = bench.open_patiently().await;
+    let runs = bench.recovered(&manager).await;
     assert_eq!(runs.len(), 2);
     assert!(runs.iter().all(|run| run.problem().is_none()));
     for outcome in stop(&runs).await {
@@ -303,14 +304,14 @@ async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_o
     let linked = RunId::new("linked").unwrap();
     let got = manager.get(&linked).await;
     assert!(matches!(got, Err(Error::NoSuchRun { .. })), "{got:?}");
-    let taken = manager.start(spec("linked")).await;
+    let taken = manager.start(named("linked")).await;
     assert!(matches!(taken, Err(Error::RunExists { .. })), "{taken:?}");
-    let taken = manager.start(spec("file")).await;
+    let taken = manager.start(named("file")).await;
     assert!(matches!(taken, Err(Error::RunExists { .. })), "{taken:?}");
     manager.shutdown(Shutdown::Leave).await;
-    assert_eq!(contents(&elsewhere.path()), outside);
+    assert_eq!(contents(&elsewhere.root()), outside);
     for name in odd {
-        let record = stage.path().join(std::ffi::OsStr::from_bytes(name));
+        let record = bench.root().join(std::ffi::OsStr::from_bytes(name));
         assert_eq!(fs::read(record.join("run.json")).unwrap(), b"{}");
     }
     assert!(Path::new("/").read_dir().unwrap().count() > 0);
@@ -318,11 +319,11 @@ async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_o
 
 #[tokio::test]
 async fn a_request_to_stop_that_is_none_holds_nothing_up_and_gets_into_no_audit() {
-    let stage = Stage::new();
-    stage.leave_running(&["run".into()]).await;
+    let bench = Bench::in_memory();
+    bench.leave_running(&["run".into()]).await;
     for (at, kind) in KINDS.into_iter().enumerate() {
-        let path = stage.file("run", &format!("stop-{at}.json"));
-        replace(&path, kind, &stage.outside(kind));
+        let path = bench.file("run", &format!("stop-{at}.json"));
+        replace(&path, kind, &bench.outside(kind));
     }
     let stop_of = |signal: &str| {
         let ts = "2026-11-22T18:23:25.491211661Z";
@@ -330,15 +331,15 @@ async fn a_request_to_stop_that_is_none_holds_nothing_up_and_gets_into_no_audit(
     };
     // One record must not be longer than the format allows.
     let long = stop_of(&"X".repeat(17 << 20));
-    fs::write(stage.file("run", "stop-long.json"), long).unwrap();
-    fs::write(stage.file("run", "stop-good.json"), stop_of("SIGTERM")).unwrap();
+    fs::write(bench.file("run", "stop-long.json"), long).unwrap();
+    fs::write(bench.file("run", "stop-good.json"), stop_of("SIGTERM")).unwrap();
     symlink(
-        stage.file("run", "stop-good.json"),
-        stage.file("run", "stop-link.json"),
+        bench.file("run", "stop-good.json"),
+        bench.file("run", "stop-link.json"),
     )
     .unwrap();
-    let manager = stage.open().await;
-    let runs = stage.recovered(&manager).await;
+    let manager = bench.open_patiently().await;
+    let runs = bench.recovered(&manager).await;
     let outcome = stop(&runs).await.remove(0);
     manager.shutdown(Shutdown::Leave).await;
     let audit = outcome.audit.as_ref().unwrap();
@@ -356,16 +357,16 @@ async fn a_request_to_stop_that_is_none_holds_nothing_up_and_gets_into_no_audit(
 /// It is not damaged: another moat has written it, and may read it.
 #[tokio::test]
 async fn a_record_of_a_later_version_is_reported_and_never_changed() {
-    let stage = Stage::new();
-    stage.leave_running(&["later".into(), "good".into()]).await;
-    let path = stage.file("later", "run.json");
+    let bench = Bench::in_memory();
+    bench.leave_running(&["later".into(), "good".into()]).await;
+    let path = bench.file("later", "run.json");
     let later = fs::read_to_string(&path)
         .unwrap()
         .replacen(r#""v":1"#, r#""v":2,"more":[1]"#, 1);
     fs::write(&path, &later).unwrap();
-    let before = contents(&stage.path().join("later"));
-    let manager = stage.open().await;
-    let runs = stage.recovered(&manager).await;
+    let before = contents(&bench.root().join("later"));
+    let manager = bench.open_patiently().await;
+    let runs = bench.recovered(&manager).await;
     for run in &runs {
         let is_later = run.id().as_str() == "later";
         assert_eq!(run.problem().is_some(), is_later, "{:?}", run.problem());
@@ -374,17 +375,17 @@ async fn a_record_of_a_later_version_is_reported_and_never_changed() {
         }
     }
     manager.shutdown(Shutdown::Leave).await;
-    let after = contents(&stage.path().join("later"));
+    let after = contents(&bench.root().join("later"));
     assert_eq!(after[&path], before[&path]);
     assert_eq!(
         after.keys().collect::<Vec<_>>(),
         before.keys().collect::<Vec<_>>()
     );
 
-    let root = stage.path().join("root.json");
+    let root = bench.root().join("root.json");
     let text = fs::read_to_string(&root).unwrap();
     fs::write(&root, text.replacen(r#""v":1"#, r#""v":2"#, 1)).unwrap();
-    let error = Root::open(stage.path()).unwrap_err().chain();
+    let error = Root::open(bench.root()).unwrap_err().chain();
     assert!(error.contains("version 2"), "{error}");
 }
 
@@ -428,12 +429,12 @@ async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
         ("unknown", r#""future":{"a":[1,2,{}]},"#.to_owned()),
     ];
     for file in ["run.json", "logs.jsonl"] {
-        let stage = Stage::new();
+        let bench = Bench::in_memory();
         let names: Vec<_> = odd.iter().map(|(name, _)| (*name).to_owned()).collect();
         let harmed: Vec<_> = names.iter().cloned().chain(["good".into()]).collect();
-        stage.leave_running(&harmed).await;
+        bench.leave_running(&harmed).await;
         for (name, fields) in &odd {
-            let path = stage.file(name, file);
+            let path = bench.file(name, file);
             let text = fs::read_to_string(&path).unwrap();
             // Behind the first field, which stays the first.
             let (head, tail) = match file {
@@ -451,8 +452,8 @@ async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
             };
             fs::write(&path, format!("{head}{fields}{tail}")).unwrap();
         }
-        let manager = stage.open().await;
-        let runs = stage.recovered(&manager).await;
+        let manager = bench.open_patiently().await;
+        let runs = bench.recovered(&manager).await;
         assert_eq!(runs.len(), harmed.len());
         for run in &runs {
             assert_eq!(run.problem(), None, "{file} {}", run.id());
@@ -470,16 +471,16 @@ async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
 
 #[tokio::test(start_paused = true)]
 async fn an_audit_does_not_grow_while_the_engine_cannot_be_reached() {
-    let stage = Stage::new();
-    stage.leave_running(&["run".into()]).await;
+    let bench = Bench::in_memory();
+    bench.leave_running(&["run".into()]).await;
     for _ in 0..200 {
         let gone = RuntimeError::Broken {
             operation: "inspect the container",
             reason: "made for the test".into(),
         };
-        stage.runtime.fault(Call::Inspect, Fault::Error(gone));
+        bench.runtime.fault(Call::Inspect, Fault::Error(gone));
     }
-    let manager = stage.open().await;
+    let manager = bench.open_patiently().await;
     let runs = manager.recovered().await.unwrap();
     stop(&runs).await;
     let resumes = Reader::open(runs[0].audit().unwrap())
@@ -491,13 +492,13 @@ async fn an_audit_does_not_grow_while_the_engine_cannot_be_reached() {
 /// What is in the way is told, and what was asked for is done once it is gone.
 #[tokio::test]
 async fn a_run_whose_file_someone_puts_right_is_taken_over_on_demand() {
-    let stage = Stage::new();
-    stage.leave_running(&["run".into()]).await;
-    let audit = stage.file("run", "logs.jsonl");
-    let other = stage.outside("elsewhere");
+    let bench = Bench::in_memory();
+    bench.leave_running(&["run".into()]).await;
+    let audit = bench.file("run", "logs.jsonl");
+    let other = bench.outside("elsewhere");
     replace(&audit, "folder", &other);
-    let manager = stage.open().await;
-    assert!(stage.recovered(&manager).await[0].problem().is_some());
+    let manager = bench.open_patiently().await;
+    assert!(bench.recovered(&manager).await[0].problem().is_some());
     fs::remove_dir_all(&audit).unwrap();
     fs::rename(&other, &audit).unwrap();
     let run = manager.get(&RunId::new("run").unwrap()).await.unwrap();
