@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use bollard::Docker;
 
@@ -18,11 +19,12 @@ pub fn is_here() -> bool {
 }
 
 /// The program; required with `MOAT_ENGINE=required`.
-pub fn need() -> Need {
-    match crate::engine::is_required() || is_here() {
+pub fn need() -> &'static Need {
+    static NEED: OnceLock<Need> = OnceLock::new();
+    NEED.get_or_init(|| match crate::engine::is_required() || is_here() {
         true => Ok(()),
         false => Err(format!("no static {PROGRAM} (package busybox-static)")),
-    }
+    })
 }
 
 /// Makes the image if the engine does not have it, and returns its name.

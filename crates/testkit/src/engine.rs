@@ -1,6 +1,7 @@
 //! The engine that tests run on.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bollard::Docker;
@@ -15,14 +16,15 @@ pub fn is_required() -> bool {
 }
 
 /// An engine that answers, or is required.
-pub fn need() -> Need {
-    match is_required() || answers() {
+pub fn need() -> &'static Need {
+    static NEED: OnceLock<Need> = OnceLock::new();
+    NEED.get_or_init(|| match is_required() || answers() {
         true => Ok(()),
         false => Err(format!(
             "no Docker engine answered at {} (set MOAT_ENGINE=required to fail instead)",
             address()
         )),
-    }
+    })
 }
 
 /// The address of the engine, as in `DOCKER_HOST`.

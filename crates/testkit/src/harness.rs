@@ -9,19 +9,53 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, FormatSetting};
-pub use libtest_mimic::{Completion, Failed, Trial};
+pub use libtest_mimic::{Completion, Failed};
 
-/// What trials need of the machine: `Ok` if it is there, else the reason for skipping them.
+/// What a trial needs of the machine: `Ok` if it is there, else the reason for skipping the trial.
 pub type Need = Result<(), String>;
 
 /// Skipped trials, by reason.
 static SKIPPED: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
 
+/// A named test, and the reason if it is to be skipped.
+#[derive(Debug)]
+pub struct Trial {
+    inner: libtest_mimic::Trial,
+    skipped: Option<String>,
+}
+
+impl Trial {
+    /// A trial that fails by returning an error or by a panic.
+    pub fn new(name: &str, run: impl FnOnce() -> Result<(), Failed> + Send + 'static) -> Self {
+        Self::skippable(name, || run().map(|()| Completion::Completed))
+    }
+
+    /// A trial that may return [`skip`] while it runs.
+    pub fn skippable(
+        name: &str,
+        run: impl FnOnce() -> Result<Completion, Failed> + Send + 'static,
+    ) -> Self {
+        Self {
+            inner: libtest_mimic::Trial::ignorable_test(name, run),
+            skipped: None,
+        }
+    }
+
+    /// Skips the trial unless `need` is met. A skipped trial has the ignored flag, and runs with
+    /// `--include-ignored`.
+    pub fn needs(mut self, need: &Need) -> Self {
+        if let Err(reason) = need {
+            self.skipped.get_or_insert_with(|| reason.clone());
+        }
+        self
+    }
+}
+
 /// One test target: its arguments and its trials.
 #[derive(Debug)]
 pub struct Harness {
     arguments: Arguments,
-    trials: Vec<Trial>,
+    trials: Vec<libtest_mimic::Trial>,
     notes: Vec<String>,
 }
 
@@ -38,25 +72,18 @@ impl Harness {
         }
     }
 
-    /// Adds trials that run on any machine.
+    /// Adds trials.
     pub fn trials(mut self, trials: impl IntoIterator<Item = Trial>) -> Self {
-        self.trials.extend(trials);
-        self
-    }
-
-    /// Adds trials that are skipped unless `need` is met.
-    ///
-    /// They have the ignored flag then, and run with `--include-ignored`.
-    pub fn trials_if(mut self, need: &Need, trials: impl IntoIterator<Item = Trial>) -> Self {
         for trial in trials {
-            let trial = trial.with_ignored_flag(need.is_err());
-            if let Err(reason) = need
-                && !self.arguments.is_filtered_out(&trial)
-                && self.arguments.is_ignored(&trial)
+            let Trial { inner, skipped } = trial;
+            let inner = inner.with_ignored_flag(skipped.is_some());
+            if let Some(reason) = skipped
+                && !self.arguments.is_filtered_out(&inner)
+                && self.arguments.is_ignored(&inner)
             {
-                count(reason);
+                count(&reason);
             }
-            self.trials.push(trial);
+            self.trials.push(inner);
         }
         self
     }
@@ -122,19 +149,24 @@ pub fn bounded(bound: Duration, trial: impl Future<Output = ()>) -> Result<(), F
     })
 }
 
-/// Lists functions of a module as its trials: `trials! { make: first, second }`.
+/// Lists functions of a module as its trials: `trials! { on_engine: first, second }`.
 ///
-/// The macro defines `pub fn trials() -> Vec<Trial>`. `make` turns the name of a trial and its
-/// function into a [`Trial`].
+/// The macro defines `pub fn trials() -> Vec<Trial>`. `on_engine` turns the name of a trial and its
+/// function into a [`Trial`]. More lists follow after semicolons.
 #[macro_export]
 macro_rules! trials {
-    ($make:path: $($trial:ident),* $(,)?) => {
+    ($($make:path: $($(#[$attribute:meta])* $trial:ident),* $(,)?);* $(;)?) => {
         /// The trials of this module.
         pub fn trials() -> Vec<$crate::harness::Trial> {
-            vec![$($make(
-                $crate::harness::name(concat!(module_path!(), "::", stringify!($trial))),
-                $trial,
-            )),*]
+            let mut trials = Vec::new();
+            $($(
+                $(#[$attribute])*
+                trials.push($make(
+                    $crate::harness::name(concat!(module_path!(), "::", stringify!($trial))),
+                    $trial,
+                ));
+            )*)*
+            trials
         }
     };
 }
