@@ -9,24 +9,24 @@ use moat::{Jsonl, LogSink, RunId, Seal, Stream, Timestamp};
 use serde_json::{Value, json};
 
 /// A golden file, and what it is made of.
-pub(crate) struct Golden {
-    pub(crate) name: &'static str,
-    pub(crate) start: Start,
-    pub(crate) records: Vec<Record>,
+pub struct Golden {
+    pub name: &'static str,
+    pub start: Start,
+    pub records: Vec<Record>,
     /// `None`: it was not sealed.
-    pub(crate) seal: Option<Seal>,
+    pub seal: Option<Seal>,
     /// What a dying writer has left behind the last record.
-    pub(crate) tail: &'static str,
+    pub tail: &'static str,
 }
 
 /// A time in the minute of all golden files.
-pub(crate) fn at(seconds: u64) -> Timestamp {
+pub fn at(seconds: u64) -> Timestamp {
     format!("2026-11-22T18:23:{seconds:02}.491211661Z")
         .parse()
         .unwrap()
 }
 
-pub(crate) fn start(run: &str, settings: Value) -> Start {
+pub fn start(run: &str, settings: Value) -> Start {
     let mut record = json!({
         "run": run,
         "root": "00c0ffee00c0ffee00c0",
@@ -49,7 +49,7 @@ fn merge(into: &mut Value, from: Value) {
     into.extend(from);
 }
 
-pub(crate) fn event(value: Value) -> Record {
+pub fn event(value: Value) -> Record {
     Record::Event(serde_json::from_value(value).unwrap())
 }
 
@@ -71,7 +71,7 @@ fn started() -> Record {
     }))
 }
 
-pub(crate) fn out(stream: Stream, bytes: &[u8]) -> Record {
+pub fn out(stream: Stream, bytes: &[u8]) -> Record {
     Record::Output(Output::new(at(24), stream, bytes))
 }
 
@@ -83,7 +83,7 @@ fn flagged(stream: Stream, bytes: &[u8], partial: bool, lossy: bool) -> Record {
 }
 
 /// A seal whose counts are those of `records`, but for what `more` says.
-pub(crate) fn seal(records: &[Record], more: Value) -> Seal {
+pub fn seal(records: &[Record], more: Value) -> Seal {
     let mut bytes = json!({"stdout": 0, "stderr": 0, "tty": 0});
     let (mut count, mut gaps) = (0, 0);
     for record in records {
@@ -119,7 +119,7 @@ pub(crate) fn seal(records: &[Record], more: Value) -> Seal {
 }
 
 /// All golden files that this library writes.
-pub(crate) fn all() -> Vec<Golden> {
+pub fn all() -> Vec<Golden> {
     vec![complete(), lossy(), gap(), not_created(), unsealed()]
 }
 
@@ -258,29 +258,29 @@ fn unsealed() -> Golden {
 
 impl Golden {
     /// The golden file.
-    pub(crate) fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         path(self.name)
     }
 
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         std::fs::read(self.path()).unwrap()
     }
 }
 
-pub(crate) fn path(name: &str) -> PathBuf {
+pub fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
         .join(format!("{name}.jsonl"))
 }
 
 /// A run's folder in a root, both in memory where there is such a file system.
-pub(crate) struct Place {
+pub struct Place {
     _root: tempfile::TempDir,
-    pub(crate) place: RunPlace,
+    pub place: RunPlace,
 }
 
 impl Place {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let memory = Path::new("/dev/shm");
         let root = if memory.is_dir() {
             tempfile::tempdir_in(memory)
@@ -296,22 +296,22 @@ impl Place {
         }
     }
 
-    pub(crate) fn log(&self) -> PathBuf {
+    pub fn log(&self) -> PathBuf {
         self.file("logs.jsonl")
     }
 
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.place.folder.join(name)
     }
 
-    pub(crate) fn holding(bytes: &[u8]) -> Self {
+    pub fn holding(bytes: &[u8]) -> Self {
         let place = Self::new();
         std::fs::write(place.log(), bytes).unwrap();
         place
     }
 }
 
-pub(crate) fn batch<'a>(records: impl IntoIterator<Item = &'a Record>) -> Batch {
+pub fn batch<'a>(records: impl IntoIterator<Item = &'a Record>) -> Batch {
     let mut batch = Batch::new();
     for record in records {
         match record {
@@ -324,11 +324,11 @@ pub(crate) fn batch<'a>(records: impl IntoIterator<Item = &'a Record>) -> Batch 
 }
 
 /// Opens the log, or fails the test.
-pub(crate) async fn open(sink: &Jsonl, place: &Place, start: &Start) -> Box<dyn RunLog> {
+pub async fn open(sink: &Jsonl, place: &Place, start: &Start) -> Box<dyn RunLog> {
     sink.open(&place.place, start).await.unwrap()
 }
 
 /// Polls once, and drops: what a cancelled caller does. `None`: it was pending.
-pub(crate) fn poll_and_drop<T>(future: impl Future<Output = T>) -> Option<T> {
+pub fn poll_and_drop<T>(future: impl Future<Output = T>) -> Option<T> {
     Box::pin(future).now_or_never()
 }

@@ -10,7 +10,7 @@ use moat::sink::{Durability, Resumed, RunPlace};
 use moat::{Error, Jsonl, LogSink, RunId, Stream};
 use serde_json::json;
 
-use super::golden::{Place, batch, open, out, poll_and_drop, seal, start};
+use crate::golden::{Place, batch, open, out, poll_and_drop, seal, start};
 
 /// Where the part of a test that runs in a process of its own has its run.
 const FOLDER: &str = "MOAT_TEST_FOLDER";
@@ -46,7 +46,7 @@ async fn what_was_appended_survives_sigkill() {
         }
     }
     let place = Place::new();
-    let test = "audit::durability::what_was_appended_survives_sigkill";
+    let test = "durability::what_was_appended_survives_sigkill";
     let mut child = child(test, &place.place.folder, "").spawn().unwrap();
     let mut appended = 0;
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
@@ -101,7 +101,7 @@ async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() 
         return;
     }
     let place = Place::new();
-    let test = "audit::durability::\
+    let test = "durability::\
                 a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later";
     let limit = "trap '' XFSZ; ulimit -f 100;";
     let shown = child(test, &place.place.folder, limit).output().unwrap();

@@ -8,7 +8,7 @@ use moat::sink::{Event, Output, RecordRef, Resumed, RunLog, Torn};
 use moat::{Error, Jsonl, LogSink, Seal, Stream};
 use serde_json::json;
 
-use super::golden::{Golden, Place, all, at, batch, event, open, out, seal, start};
+use crate::golden::{Golden, Place, all, at, batch, event, open, out, seal, start};
 
 async fn resume(sink: &Jsonl, place: &Place) -> (Result<Resumed, Error>, Vec<Record>) {
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -35,14 +35,14 @@ async fn resume(sink: &Jsonl, place: &Place) -> (Result<Resumed, Error>, Vec<Rec
     (resumed, seen)
 }
 
-async fn reopened(place: &Place) -> (Box<dyn RunLog>, Option<Torn>, Vec<Record>) {
+pub async fn reopened(place: &Place) -> (Box<dyn RunLog>, Option<Torn>, Vec<Record>) {
     match resume(&Jsonl::new(), place).await {
         (Ok(Resumed::Open { log, torn }), seen) => (log, torn, seen),
         (other, _) => panic!("{other:?}"),
     }
 }
 
-fn golden(name: &str) -> Golden {
+pub fn golden(name: &str) -> Golden {
     all()
         .into_iter()
         .find(|golden| golden.name == name)
@@ -385,62 +385,6 @@ async fn no_log_is_not_an_error_and_no_folder_is_not_one_either() {
     std::fs::remove_dir(&place.place.folder).unwrap();
     let (resumed, _) = resume(&Jsonl::new(), &place).await;
     assert!(matches!(resumed, Ok(Resumed::Absent)));
-}
-
-#[tokio::test]
-async fn a_log_can_be_followed_while_it_is_written_resumed_and_sealed() {
-    let place = Place::new();
-    let golden = golden("lossy");
-    let mut log = open(&Jsonl::new(), &place, &golden.start).await;
-    let mut reader = Reader::open(place.log()).unwrap();
-    assert!(matches!(
-        reader.next(),
-        Some(Ok(Record::Event(Event::Start(_))))
-    ));
-    let (first, rest) = golden.records.split_at(2);
-    for record in first {
-        assert!(reader.next().is_none() && reader.next().is_none());
-        log.append(batch([record])).await.unwrap();
-        assert_eq!(&reader.next().unwrap().unwrap(), record);
-        let length = place.log().metadata().unwrap().len();
-        assert_eq!(reader.offset(), length);
-    }
-    drop(log);
-
-    // A writer dies in the middle of a line, and the next one cuts that off and goes on.
-    let mut bytes = std::fs::read(place.log()).unwrap();
-    let whole = bytes.len() as u64;
-    bytes.extend_from_slice(b"{\"ts\":\"torn");
-    std::fs::write(place.log(), &bytes).unwrap();
-    assert!(reader.next().is_none());
-    assert_eq!(reader.state(), &LogState::Unsealed { torn: 11 });
-    assert_eq!(reader.offset(), whole);
-    let (mut log, torn, _) = reopened(&place).await;
-    assert_eq!(torn.unwrap().bytes, 11);
-    for record in rest {
-        assert!(reader.next().is_none());
-        log.append(batch([record])).await.unwrap();
-        assert_eq!(&reader.next().unwrap().unwrap(), record);
-    }
-    let seal = log.seal(golden.seal.unwrap()).await.unwrap();
-    let end = reader.next().unwrap().unwrap();
-    assert_eq!(end, Record::Event(Event::End(Box::new(seal.clone()))));
-    assert!(reader.next().is_none() && reader.next().is_none());
-    assert_eq!(reader.state(), &LogState::Sealed(Box::new(seal)));
-}
-
-#[tokio::test]
-async fn a_reader_tells_that_its_file_was_cut_short_of_it() {
-    let golden = golden("unsealed-torn");
-    let place = Place::holding(&golden.bytes());
-    let mut reader = Reader::open(place.log()).unwrap();
-    assert_eq!(reader.by_ref().count(), golden.records.len() + 1);
-    std::fs::write(place.log(), &golden.bytes()[..100]).unwrap();
-    assert!(reader.next().is_none());
-    let LogState::Damaged(damage) = reader.state() else {
-        panic!();
-    };
-    assert!(damage.reason.contains("cut short"), "{damage}");
 }
 
 #[tokio::test]
