@@ -9,9 +9,10 @@
 )]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use moat::sink::audit::{Reader, Record, verify};
-use moat::sink::{Batch, Output, RunPlace, Start};
-use moat::{Jsonl, LogSink, RunId, RunRecord};
+use moat::audit::{Batch, Output, Reader, Record, Start, verify};
+use moat::sink::{Jsonl, RunPlace};
+use moat::spec::RunRecord;
+use moat::{LogSink, RunId};
 
 const LINES: usize = 10_000;
 const TS: &str = "2026-11-22T18:23:25.491211661Z";
@@ -58,8 +59,8 @@ fn audit(criterion: &mut Criterion) {
     let outputs = outputs(&text);
     assert_eq!(outputs.len(), LINES);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("file.jsonl");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file.jsonl");
     std::fs::write(&file, &text).unwrap();
 
     let mut group = criterion.benchmark_group("audit");
@@ -69,8 +70,8 @@ fn audit(criterion: &mut Criterion) {
         bencher.iter_batched(
             || {
                 let run = RunId::generate();
-                let place = RunPlace::new(run.clone(), folder.path().join(run.as_str()));
-                std::fs::create_dir(&place.folder).unwrap();
+                let place = RunPlace::new(run.clone(), dir.path().join(run.as_str()));
+                std::fs::create_dir(&place.dir).unwrap();
                 let log = runtime
                     .block_on(sink.open(&place, &Start::new(record())))
                     .unwrap();
@@ -91,10 +92,10 @@ fn audit(criterion: &mut Criterion) {
     group.finish();
 }
 
-#[cfg(not(feature = "bench"))]
+#[cfg(not(feature = "__bench"))]
 fn parts(_: &mut Criterion) {}
 
-#[cfg(feature = "bench")]
+#[cfg(feature = "__bench")]
 fn parts(criterion: &mut Criterion) {
     use bytes::Bytes;
     use moat::bench::{Intake, encode, lines, observe};
@@ -150,20 +151,20 @@ fn open(_: &mut Criterion) {}
 #[cfg(feature = "testing")]
 fn open(criterion: &mut Criterion) {
     use moat::runtime::scripted::{Script, Scripted};
-    use moat::{Manager, RunSpec, Shutdown};
+    use moat::{Manager, RunSpec, ShutdownMode};
 
     const RUNS: u64 = 1_000;
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     runtime.block_on(async {
         let engine = Scripted::new();
-        let manager = Manager::open(folder.path(), engine.clone()).await.unwrap();
+        let manager = Manager::open(dir.path(), engine.clone()).await.unwrap();
         for _ in 0..RUNS {
             engine.next(Script::new().stdout("a line\n"));
             let run = manager.start(RunSpec::new("none")).await.unwrap();
             run.wait().await.unwrap();
         }
-        manager.shutdown(Shutdown::Stop).await;
+        manager.shutdown(ShutdownMode::Stop).await;
     });
 
     let mut group = criterion.benchmark_group("root");
@@ -171,9 +172,9 @@ fn open(criterion: &mut Criterion) {
     group.bench_function("open", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
-                let manager = Manager::open(folder.path(), Scripted::new()).await.unwrap();
-                assert!(manager.recovered().await.unwrap().is_empty());
-                manager.shutdown(Shutdown::Leave).await;
+                let manager = Manager::open(dir.path(), Scripted::new()).await.unwrap();
+                assert!(manager.wait_recovery().await.unwrap().is_empty());
+                manager.shutdown(ShutdownMode::Leave).await;
             });
         });
     });

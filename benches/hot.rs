@@ -11,8 +11,8 @@
 )]
 
 use bytes::Bytes;
+use moat::audit::verify;
 use moat::bench::{Intake, encode, lines};
-use moat::sink::audit::verify;
 
 const LINES: usize = 100_000;
 
@@ -47,8 +47,8 @@ fn run(name: &str) -> usize {
         }
         "setup" => text().len(),
         _ => {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("logs.jsonl");
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("logs.jsonl");
             let mut audit = START.as_bytes().to_vec();
             encode(&lines(&text()), &mut audit);
             std::fs::write(&path, &audit).unwrap();

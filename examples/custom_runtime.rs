@@ -4,9 +4,11 @@
 
 use std::sync::Arc;
 
-use moat::conformance::{self, Behaviour, Capable, RuntimeStage};
-use moat::runtime::{scripted::Scripted, *};
-use moat::{ContainerId as Id, Error, RootId, RunId, RunSpec, RuntimeError};
+use moat::conformance::{self, Behaviour, RuntimeHarness, Unsupported};
+use moat::runtime::scripted::Scripted;
+use moat::runtime::{RuntimeError, *};
+use moat::spec::{ContainerId as Id, RootId};
+use moat::{Error, RunId, RunSpec};
 
 #[derive(Debug, Clone)]
 struct House<R>(R);
@@ -28,10 +30,10 @@ impl<R: Runtime> Runtime for House<R> {
     /// What is passed on below: no input, and no further processes.
     fn capabilities(&self) -> Capabilities { Capabilities::NONE.with_tap().with_logs() }
 
-    async fn engine(&self) -> Said<Engine> { self.0.engine().await }
+    async fn engine(&self) -> Said<EngineInfo> { self.0.engine().await }
     async fn prepare(&self, spec: &RunSpec) -> Said<()> { self.0.prepare(spec).await }
     async fn create(&self, what: CreateRequest<'_>) -> Said<Created> { self.0.create(what).await }
-    async fn tap(&self, id: &Id, tty: bool) -> Said<OutputStream> { self.0.tap(id, tty).await }
+    async fn attach(&self, id: &Id, tty: bool) -> Said<OutputStream> { self.0.attach(id, tty).await }
     async fn start(&self, id: &Id) -> Said<()> { self.0.start(id).await }
     async fn wait(&self, id: &Id) -> Said<WaitStatus> { self.0.wait(id).await }
     async fn inspect(&self, id: &Id) -> Said<Inspection> { self.0.inspect(id).await }
@@ -42,7 +44,7 @@ impl<R: Runtime> Runtime for House<R> {
     }
     async fn signal(&self, id: &Id, signal: &str) -> Said<()> { self.0.signal(id, signal).await }
     async fn remove(&self, id: &Id, force: bool) -> Said<()> { self.0.remove(id, force).await }
-    async fn find(&self, root: &RootId) -> Said<Vec<Found>> { self.0.find(root).await }
+    async fn find(&self, root: &RootId) -> Said<Vec<OwnedContainer>> { self.0.find(root).await }
     async fn copy_out(&self, id: &Id, path: &str) -> Said<Archive> {
         self.0.copy_out(id, path).await
     }
@@ -55,18 +57,18 @@ impl<R: Runtime> Runtime for House<R> {
 struct Stage(House<Scripted>);
 
 #[async_trait::async_trait]
-impl RuntimeStage for Stage {
-    async fn runtime(&self) -> Capable<Arc<dyn Runtime>> {
+impl RuntimeHarness for Stage {
+    async fn runtime(&self) -> Unsupported<Arc<dyn Runtime>> {
         Ok(Arc::new(self.0.clone()))
     }
 
-    fn spec(&self, behaviour: &Behaviour) -> Capable<RunSpec> {
+    fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
         let image = RunId::generate().to_string();
         self.0.0.image(&image, behaviour.into());
         Ok(RunSpec::new(image))
     }
 
-    fn refused(&self) -> Capable<RunSpec> {
+    fn refused(&self) -> Unsupported<RunSpec> {
         Ok(RunSpec::new("any").privileged(true))
     }
 }

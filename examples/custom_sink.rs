@@ -1,9 +1,9 @@
 //! A sink of your own: runs as rows of a database, here a table in memory. It tries itself by the
 //! conformance suite: `cargo run --example custom_sink --features conformance`.
 
-use moat::conformance;
-use moat::sink::{Batch, Event, Resumed, RunLog, RunPlace, Start, Visit, audit::Record};
-use moat::{Error, LogSink, Result, RunId, Seal};
+use moat::audit::{Batch, Event, Record, Start};
+use moat::sink::{RecordVisitor, Resumed, RunLog, RunPlace};
+use moat::{Error, LogSink, Result, RunId, Seal, conformance};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -27,7 +27,7 @@ impl Table {
 #[async_trait::async_trait]
 impl LogSink for Table {
     async fn open(&self, place: &RunPlace, start: &Start) -> Result<Box<dyn RunLog>> {
-        let (run, path) = (place.run.clone(), place.folder.clone());
+        let (run, path) = (place.run.clone(), place.dir.clone());
         let mut rows = self.rows();
         if rows.contains_key(&run) {
             return Err(Error::RunExists { run, path });
@@ -38,8 +38,8 @@ impl LogSink for Table {
         Ok(Box::new(Lease(self.clone(), run)))
     }
 
-    async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed> {
-        let (run, path, mut rows) = (place.run.clone(), place.folder.clone(), self.rows());
+    async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed> {
+        let (run, path, mut rows) = (place.run.clone(), place.dir.clone(), self.rows());
         let row = match rows.get_mut(&run) {
             None => return Ok(Resumed::Absent),
             Some(row) if row.leased => return Err(Error::Owned { run, path }),

@@ -28,7 +28,7 @@ async fn moat() -> &'static Manager {
     let open = async || -> moat::Result<Manager> {
         let manager = Manager::open(ROOT, Docker::connect().await?).await?;
         // What tests that were killed have left; not what tests that run now have started.
-        for run in manager.recovered().await? {
+        for run in manager.wait_recovery().await? {
             if !run.owned_elsewhere() {
                 run.kill().await?;
             }
@@ -71,7 +71,7 @@ async fn test_that_other_pages_are_not_there(image: &str) {
     let (web, at) = start_web(image).await;
     assert!(get(at, "/secret").starts_with("404"));
     // What the server has logged of it.
-    web.ready(Ready::line("response:404"))
+    web.wait_ready(Ready::line("response:404"))
         .await
         .expect("it is logged");
 }

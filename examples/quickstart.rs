@@ -8,8 +8,11 @@
 use std::process::ExitCode;
 
 use futures::StreamExt;
+use moat::run::Attached;
 use moat::runtime::RuntimeError;
-use moat::{Attached, Choice, Error, Fallback, Manager, Process, Pull, RunSpec, Runtime, Shutdown};
+use moat::runtime::connect::RuntimeKind;
+use moat::spec::Pull;
+use moat::{Error, Fallback, LocalProcess, Manager, RunSpec, Runtime, ShutdownMode};
 
 const SCRIPT: &str = "echo hello, $NAME; echo and to stderr >&2; exit 3";
 
@@ -44,7 +47,7 @@ async fn in_whatever_is_there() -> moat::Result<()> {
     let there = moat::connect(Fallback::Process).await?;
     println!("runtime: {there}");
     let process = RunSpec::command(["sh", "-c", SCRIPT]);
-    if there.choice == Choice::Process {
+    if there.choice == RuntimeKind::Process {
         return run(there.runtime, process).await;
     }
     let container = RunSpec::new("busybox").cmd(["sh", "-c", SCRIPT]);
@@ -55,7 +58,7 @@ async fn in_whatever_is_there() -> moat::Result<()> {
                 "runtime: a local process, without any isolation: {}",
                 error.chain()
             );
-            run(Process::new(), process).await
+            run(LocalProcess::new(), process).await
         }
         other => other,
     }
@@ -83,7 +86,7 @@ async fn run(runtime: impl Runtime, spec: RunSpec) -> moat::Result<()> {
     if let Some(audit) = &outcome.audit {
         println!("audit: {}", audit.display());
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     Ok(())
 }
 

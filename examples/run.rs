@@ -32,9 +32,11 @@ use clap::{Parser, ValueEnum};
 use futures::StreamExt;
 #[cfg(feature = "docker")]
 use moat::Docker;
+use moat::outcome::{StopCause, Stream};
+use moat::run::{AttachOptions, Attached, Attachment, Input};
+use moat::spec::{Backstop, KeepContainer, Mount, Stdin};
 use moat::{
-    AttachOptions, Attached, Attachment, Backstop, Error, Input, KeepContainer, Manager, Mount,
-    Outcome, Process, Run, RunId, RunSpec, Runtime, Shutdown, Stdin, StopCause, Stream, Verdict,
+    Error, LocalProcess, Manager, Outcome, Run, RunId, RunSpec, Runtime, ShutdownMode, Verdict,
 };
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -123,7 +125,7 @@ impl RuntimeArg {
         Ok(match self {
             #[cfg(feature = "docker")]
             Self::Docker => Arc::new(Docker::connect().await?),
-            Self::Process => Arc::new(Process::new()),
+            Self::Process => Arc::new(LocalProcess::new()),
         })
     }
 }
@@ -266,7 +268,7 @@ async fn run(args: &Args) -> moat::Result<u8> {
     let mut interrupts = Interrupts::new()?;
     let manager = Manager::open(&args.root, args.runtime.open().await?).await?;
     let id = args.name.clone().unwrap_or_else(RunId::generate);
-    let mut options = AttachOptions::new().catching_up();
+    let mut options = AttachOptions::new().lossless();
     if args.interactive {
         options = options.with_input();
     }
@@ -285,11 +287,11 @@ async fn run(args: &Args) -> moat::Result<u8> {
         if let Some(audit) = run.audit() {
             say(format_args!("audit: {}", audit.display()));
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         return Ok(0);
     }
     let outcome = watch(&run, output, &mut interrupts).await?;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let code = report(&outcome);
     print_audit(&outcome);
     Ok(code)
@@ -359,7 +361,7 @@ async fn pass_on(input: Option<Input>) {
 /// Puts this terminal in front of the container's.
 #[cfg(feature = "terminal")]
 async fn terminal(args: &Args) -> moat::Result<u8> {
-    use moat::terminal::{Left, Terminal};
+    use moat::terminal::{SessionEnd, Terminal};
 
     let mut terminal = Terminal::open()?;
     if let Some(keys) = &args.detach_keys {
@@ -373,19 +375,19 @@ async fn terminal(args: &Args) -> moat::Result<u8> {
     let id = args.name.clone().unwrap_or_else(RunId::generate);
     let options = AttachOptions::new()
         .with_input()
-        .catching_up()
+        .lossless()
         .window(terminal.size()?);
     let (run, attachment) = manager
         .start_attached(args.spec(id.clone()), options)
         .await?;
-    let left = terminal.sit(attachment).await?;
+    let left = terminal.attach(attachment).await?;
     let code = match left {
-        Left::Ended(outcome) => {
+        SessionEnd::Ended(outcome) => {
             let code = report(&outcome);
             print_audit(&outcome);
             code
         }
-        Left::Signal(number) => {
+        SessionEnd::Signal(number) => {
             let outcome = run.stop(None).await?;
             report(&outcome);
             print_audit(&outcome);
@@ -398,7 +400,7 @@ async fn terminal(args: &Args) -> moat::Result<u8> {
             0
         }
     };
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     Ok(code)
 }
 
@@ -420,7 +422,7 @@ async fn print(mut output: Attachment) -> moat::Result<()> {
                 Stream::Stderr => write(&mut stderr, &chunk.bytes).await,
                 Stream::Stdout | Stream::Tty => write(&mut stdout, &chunk.bytes).await,
             },
-            Attached::Missed { stream, bytes } => {
+            Attached::Lagged { stream, bytes } => {
                 say(format_args!(
                     "run: {bytes} bytes of {stream} came too fast to be shown here"
                 ));

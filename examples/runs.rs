@@ -9,7 +9,7 @@
 //! cargo run --example runs -- exec ID -- CMD...      # a further process in it; exits with its code
 //! cargo run --example runs -- verify ID|PATH         # exits 0 for a sealed, undamaged file alone
 //! cargo run --example runs -- recover                # seals what a crash has left behind
-//! cargo run --example runs -- remove ID              # its container, if kept, and its folder
+//! cargo run --example runs -- remove ID              # its container, if kept, and its dir
 //! ```
 //!
 //! `--root DIR`, before or after the word, says where the runs are, and `--runtime process` that
@@ -33,11 +33,13 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 #[cfg(feature = "docker")]
 use moat::Docker;
-use moat::sink::audit::{self, LogState};
-use moat::{
-    AttachOptions, Attached, Attachment, Error, ExecSpec, Manager, Outcome, Process, Recovery,
-    Root, RunId, RunInfo, Runtime, Shutdown, Stdin, Stream, WindowSize,
-};
+use moat::audit::{self, LogState};
+use moat::manager::RecoveryMode;
+use moat::outcome::Stream;
+use moat::root::RunInfo;
+use moat::run::{AttachOptions, Attached, Attachment};
+use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::{Error, LocalProcess, Manager, Outcome, Root, RunId, Runtime, ShutdownMode};
 use tokio::io::AsyncWriteExt;
 
 /// Exit code: `verify` found no seal, or damage.
@@ -74,7 +76,7 @@ impl RuntimeArg {
         Ok(match self {
             #[cfg(feature = "docker")]
             Self::Docker => Arc::new(Docker::connect().await?),
-            Self::Process => Arc::new(Process::new()),
+            Self::Process => Arc::new(LocalProcess::new()),
         })
     }
 }
@@ -197,7 +199,7 @@ async fn manager(args: &Args) -> moat::Result<Manager> {
     // A root that is not there is not made by asking about it.
     Root::open(&args.root)?;
     Manager::builder(&args.root, args.runtime.open().await?)
-        .recovery(Recovery::OnDemand)
+        .recovery(RecoveryMode::OnDemand)
         .open()
         .await
 }
@@ -227,7 +229,7 @@ fn table(out: &mut impl Write, runs: &[RunInfo]) -> io::Result<()> {
         let settings = info.record.as_ref().map(|record| &record.settings);
         [
             info.run.to_string(),
-            info.state.to_string(),
+            info.status.to_string(),
             code.map_or("-".into(), |code| code.to_string()),
             audit,
             settings.map_or("-".into(), |settings| settings.image.clone()),
@@ -251,7 +253,7 @@ fn table(out: &mut impl Write, runs: &[RunInfo]) -> io::Result<()> {
 async fn wait(args: &Args, id: &RunId) -> moat::Result<u8> {
     let manager = manager(args).await?;
     let outcome = manager.wait(id).await?;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     say(&outcome);
     Ok(code(&outcome))
 }
@@ -259,7 +261,7 @@ async fn wait(args: &Args, id: &RunId) -> moat::Result<u8> {
 async fn stop(args: &Args, id: &RunId) -> moat::Result<u8> {
     let manager = manager(args).await?;
     let outcome = manager.stop(id, None).await?;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     say(&outcome);
     Ok(0)
 }
@@ -287,9 +289,9 @@ fn logs(root: &Path, id: &RunId) -> moat::Result<u8> {
 
 async fn follow(args: &Args, id: &RunId) -> moat::Result<u8> {
     let manager = manager(args).await?;
-    let output = manager.attach(id).await?.catching_up();
+    let output = manager.attach(id).await?.lossless();
     let code = show(output).await?;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     Ok(code)
 }
 
@@ -308,10 +310,10 @@ async fn attach(args: &Args, id: &RunId) -> moat::Result<u8> {
         })
         .await?
     } else {
-        let attachment = manager.attach_with(id, options.catching_up()).await?;
+        let attachment = manager.attach_with(id, options.lossless()).await?;
         look(attachment).await?
     };
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     Ok(code)
 }
 
@@ -339,7 +341,7 @@ async fn exec(args: &Args, id: &RunId) -> moat::Result<u8> {
     if let Some(user) = user {
         spec = spec.user(user);
     }
-    let mut options = AttachOptions::new().catching_up();
+    let mut options = AttachOptions::new().lossless();
     if *interactive {
         options = options.with_input();
     }
@@ -356,7 +358,7 @@ async fn exec(args: &Args, id: &RunId) -> moat::Result<u8> {
         let exec = run.exec(spec).await?;
         look(exec.attach_with(options).await?).await?
     };
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     Ok(code)
 }
 
@@ -387,13 +389,13 @@ async fn sit<F: Future<Output = moat::Result<Attachment>>>(
     left: &str,
     begin: impl FnOnce(WindowSize) -> F,
 ) -> moat::Result<u8> {
-    use moat::terminal::{Left, Terminal};
+    use moat::terminal::{SessionEnd, Terminal};
 
     let terminal = Terminal::open()?;
     let attachment = begin(terminal.size()?).await?;
-    Ok(match terminal.sit(attachment).await? {
-        Left::Ended(outcome) => code(&outcome),
-        Left::Signal(number) => 128 + number as u8,
+    Ok(match terminal.attach(attachment).await? {
+        SessionEnd::Ended(outcome) => code(&outcome),
+        SessionEnd::Signal(number) => 128 + number as u8,
         _ => {
             say(left);
             0
@@ -417,7 +419,7 @@ async fn show(mut output: Attachment) -> moat::Result<u8> {
                     return printed(Err(error));
                 }
             }
-            Attached::Missed { stream, bytes } => {
+            Attached::Lagged { stream, bytes } => {
                 complain(format_args!(
                     "{bytes} bytes of {stream} came too fast to be shown here"
                 ));
@@ -464,7 +466,7 @@ async fn recover(args: &Args) -> moat::Result<u8> {
     let manager = Manager::open(&args.root, args.runtime.open().await?).await?;
     let mut worst = 0;
     let mut waiting: FuturesUnordered<_> = manager
-        .recovered()
+        .wait_recovery()
         .await?
         .into_iter()
         .map(|run| async move { run.wait().await })
@@ -478,14 +480,14 @@ async fn recover(args: &Args) -> moat::Result<u8> {
             }
         }
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     Ok(worst)
 }
 
 async fn remove(args: &Args, id: &RunId) -> moat::Result<u8> {
     let manager = manager(args).await?;
     manager.remove(id).await?;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     Ok(0)
 }
 

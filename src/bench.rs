@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 
+use crate::audit::{Batch, RecordRef};
 use crate::capture::{Lines, Progress};
+use crate::outcome::Stream;
 use crate::runtime::docker::demux::Demux;
 use crate::sink::jsonl::output::OutputText;
-use crate::sink::{Batch, RecordRef};
-use crate::{Stream, Timestamp};
+use crate::timestamp::Timestamp;
 
 /// From an engine's bytes to the records of a batch.
 #[derive(Debug)]

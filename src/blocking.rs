@@ -18,7 +18,7 @@
 //!
 //! # Panics
 //!
-//! All calls that wait, in async code, which they would block: use [`crate::Manager`] there.
+//! All calls that wait, in async code, which they would block: use [`crate::manager::Manager`] there.
 //! Dropping is allowed anywhere.
 
 use std::net::SocketAddr;
@@ -29,10 +29,14 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime as Tokio};
 
-use crate::{
-    Connected, Fallback, ManagerBuilder, Outcome, Ready, Result, RunId, RunSpec, Runtime, Shutdown,
-    State,
-};
+use crate::error::Result;
+use crate::manager::{ManagerBuilder, ShutdownMode};
+use crate::outcome::Outcome;
+use crate::run::ready::Ready;
+use crate::runtime::Runtime;
+use crate::runtime::connect::{Connected, Fallback};
+use crate::spec::{RunId, RunSpec};
+use crate::state::State;
 
 /// Where the waiting is done. A manager's own tasks are on threads of their own.
 static TOKIO: LazyLock<Tokio> = LazyLock::new(|| {
@@ -53,27 +57,27 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
     TOKIO.block_on(future)
 }
 
-/// The runtime that is there: see [`moat::connect`](crate::connect()).
+/// The runtime that is there: see [`moat::connect`](crate::runtime::connect::connect()).
 ///
 /// # Errors
 ///
-/// As for [`moat::connect`](crate::connect()).
+/// As for [`moat::connect`](crate::runtime::connect::connect()).
 pub fn connect(fallback: Fallback) -> Result<Connected> {
-    wait(crate::connect(fallback))
+    wait(crate::runtime::connect::connect(fallback))
 }
 
-/// A [`crate::Manager`] whose calls block.
+/// A [`crate::manager::Manager`] whose calls block.
 #[derive(Debug, Clone)]
-pub struct Manager(crate::Manager);
+pub struct Manager(crate::manager::Manager);
 
 impl Manager {
-    /// Opens a root: see [`crate::Manager::open`].
+    /// Opens a root: see [`crate::manager::Manager::open`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Manager::open`].
+    /// As for [`crate::manager::Manager::open`].
     pub fn open(root: impl Into<PathBuf>, runtime: impl Runtime) -> Result<Self> {
-        Self::open_with(crate::Manager::builder(root, runtime))
+        Self::open_with(crate::manager::Manager::builder(root, runtime))
     }
 
     /// Opens a root with other settings: see [`ManagerBuilder::open`].
@@ -85,20 +89,20 @@ impl Manager {
         wait(builder.open()).map(Self)
     }
 
-    /// Starts a run: see [`crate::Manager::start`].
+    /// Starts a run: see [`crate::manager::Manager::start`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Manager::start`].
+    /// As for [`crate::manager::Manager::start`].
     pub fn start(&self, spec: RunSpec) -> Result<Run> {
         wait(self.0.start(spec)).map(Run)
     }
 
-    /// Starts a run for the length of a scope: see [`crate::Manager::service`].
+    /// Starts a run for the length of a scope: see [`crate::manager::Manager::service`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Manager::service`].
+    /// As for [`crate::manager::Manager::service`].
     pub fn service(
         &self,
         spec: RunSpec,
@@ -109,33 +113,33 @@ impl Manager {
         Ok(Service { service, run })
     }
 
-    /// The handle of a run: see [`crate::Manager::get`].
+    /// The handle of a run: see [`crate::manager::Manager::get`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Manager::get`].
+    /// As for [`crate::manager::Manager::get`].
     pub fn get(&self, id: &RunId) -> Result<Run> {
         wait(self.0.get(id)).map(Run)
     }
 
-    /// The runs that an earlier process has left: see [`crate::Manager::recovered`].
+    /// The runs that an earlier process has left: see [`crate::manager::Manager::wait_recovery`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Manager::recovered`].
-    pub fn recovered(&self) -> Result<Vec<Run>> {
-        wait(self.0.recovered()).map(|runs| runs.into_iter().map(Run).collect())
+    /// As for [`crate::manager::Manager::wait_recovery`].
+    pub fn wait_recovery(&self) -> Result<Vec<Run>> {
+        wait(self.0.wait_recovery()).map(|runs| runs.into_iter().map(Run).collect())
     }
 
-    /// Ends the manager: see [`crate::Manager::shutdown`].
-    pub fn shutdown(&self, how: Shutdown) {
+    /// Ends the manager: see [`crate::manager::Manager::shutdown`].
+    pub fn shutdown(&self, how: ShutdownMode) {
         wait(self.0.shutdown(how));
     }
 }
 
-/// A [`crate::Run`] whose calls block.
+/// A [`crate::run::Run`] whose calls block.
 #[derive(Debug, Clone)]
-pub struct Run(crate::Run);
+pub struct Run(crate::run::Run);
 
 impl Run {
     /// The run's id.
@@ -144,8 +148,8 @@ impl Run {
     }
 
     /// The run's folder.
-    pub fn folder(&self) -> &Path {
-        self.0.folder()
+    pub fn dir(&self) -> &Path {
+        self.0.dir()
     }
 
     /// The audit file; `None` where the sink writes none.
@@ -163,75 +167,75 @@ impl Run {
         self.0.owned_elsewhere()
     }
 
-    /// Waits until it is ready: see [`crate::Run::ready`].
+    /// Waits until it is ready: see [`crate::run::Run::wait_ready`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Run::ready`].
-    pub fn ready(&self, ready: Ready) -> Result<()> {
-        wait(self.0.ready(ready))
+    /// As for [`crate::run::Run::wait_ready`].
+    pub fn wait_ready(&self, ready: Ready) -> Result<()> {
+        wait(self.0.wait_ready(ready))
     }
 
-    /// Where this process reaches a port: see [`crate::Run::port`].
+    /// Where this process reaches a port: see [`crate::run::Run::port`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Run::port`].
+    /// As for [`crate::run::Run::port`].
     pub fn port(&self, port: u16) -> Result<SocketAddr> {
         wait(self.0.port(port))
     }
 
-    /// The container's own address: see [`crate::Run::port_on`].
+    /// The container's own address: see [`crate::run::Run::port_on`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Run::port_on`].
+    /// As for [`crate::run::Run::port_on`].
     pub fn port_on(&self, network: &str, port: u16) -> Result<SocketAddr> {
         wait(self.0.port_on(network, port))
     }
 
-    /// The last lines of its output so far: see [`crate::Run::last_lines`].
+    /// The last lines of its output so far: see [`crate::run::Run::last_lines`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Run::last_lines`].
+    /// As for [`crate::run::Run::last_lines`].
     pub fn last_lines(&self, most: usize) -> Result<Vec<String>> {
         wait(self.0.last_lines(most))
     }
 
-    /// Waits until it has ended and is sealed: see [`crate::Run::wait`].
+    /// Waits until it has ended and is sealed: see [`crate::run::Run::wait`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Run::wait`].
+    /// As for [`crate::run::Run::wait`].
     pub fn wait(&self) -> Result<Outcome> {
         wait(self.0.wait())
     }
 
-    /// Stops it: see [`crate::Run::stop`].
+    /// Stops it: see [`crate::run::Run::stop`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Run::stop`].
+    /// As for [`crate::run::Run::stop`].
     pub fn stop(&self, grace: Option<Duration>) -> Result<Outcome> {
         wait(self.0.stop(grace))
     }
 
-    /// Kills it: see [`crate::Run::kill`].
+    /// Kills it: see [`crate::run::Run::kill`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Run::kill`].
+    /// As for [`crate::run::Run::kill`].
     pub fn kill(&self) -> Result<Outcome> {
         wait(self.0.kill())
     }
 }
 
-/// A [`crate::Service`] whose calls block: dropped, it is stopped.
+/// A [`crate::manager::Service`] whose calls block: dropped, it is stopped.
 #[derive(Debug)]
 #[must_use = "it is stopped when it is dropped"]
 pub struct Service {
-    service: crate::Service,
+    service: crate::manager::Service,
     run: Run,
 }
 
@@ -244,11 +248,11 @@ impl Deref for Service {
 }
 
 impl Service {
-    /// Stops it: see [`crate::Service::stop`].
+    /// Stops it: see [`crate::manager::Service::stop`].
     ///
     /// # Errors
     ///
-    /// As for [`crate::Service::stop`].
+    /// As for [`crate::manager::Service::stop`].
     pub fn stop(self) -> Result<Outcome> {
         wait(self.service.stop())
     }

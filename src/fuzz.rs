@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use futures::executor::block_on;
 
-use crate::capture::{Lines, PIECE};
-use crate::sink::audit::{LOG_FILE, LogState, Reader, Record, Verification};
-use crate::sink::{
-    Batch, Durability, Event, Jsonl, LogSink, Output, RecordRef, Resume, ResumeCause, Resumed,
-    RunPlace,
+use crate::audit::{
+    Batch, Event, LOG_FILE, LogState, Output, Reader, Record, RecordRef, Resume, ResumeCause,
+    Verification,
 };
-use crate::{Ending, Evidence, Exit, PerStream, RunId, Seal, Stream, Timestamp, Verdict};
+use crate::capture::{Lines, PIECE};
+use crate::outcome::{Ending, Evidence, Exit, PerStream, Seal, Stream, Verdict};
+use crate::sink::{Durability, Jsonl, LogSink, Resumed, RunPlace};
+use crate::spec::RunId;
+use crate::timestamp::Timestamp;
 
 /// The input of a target, taken apart from the front.
 struct Input<'a>(&'a [u8]);
@@ -383,23 +385,23 @@ fn agree(file: &[u8]) -> Verification {
 /// and a writer that dies again, anywhere, leaves what can be gone on with.
 ///
 /// The input: two bytes for the place of that death, counted from the end, and a file.
-pub fn reopen(folder: &Path, input: &[u8]) {
+pub fn reopen(dir: &Path, input: &[u8]) {
     let mut input = Input(input);
     let death = input.short();
     let file = input.0;
 
-    let folder = folder.join("run");
-    if folder.exists() {
-        fs::remove_dir_all(&folder).unwrap();
+    let dir = dir.join("run");
+    if dir.exists() {
+        fs::remove_dir_all(&dir).unwrap();
     }
-    fs::create_dir(&folder).unwrap();
-    let path = folder.join(LOG_FILE);
+    fs::create_dir(&dir).unwrap();
+    let path = dir.join(LOG_FILE);
     fs::write(&path, file).unwrap();
     let found = agree(file);
 
-    let torn = folder.join("torn-1");
-    match resume(&folder) {
-        Err(crate::Error::Damaged { .. }) => {
+    let torn = dir.join("torn-1");
+    match resume(&dir) {
+        Err(crate::error::Error::Damaged { .. }) => {
             assert!(matches!(found.state, LogState::Damaged(_)));
             assert!(fs::read(&path).unwrap() == file && !torn.exists());
         }
@@ -426,15 +428,15 @@ pub fn reopen(folder: &Path, input: &[u8]) {
             }
             assert_eq!(agree(&kept).state, LogState::Unsealed { torn: 0 });
             assert_eq!(records, records_of(&kept));
-            go_on(&folder, &kept, records, death, &aside);
+            go_on(&dir, &kept, records, death, &aside);
         }
     }
 }
 
 /// Appends to a file that was reopened, seals it, and dies again.
-fn go_on(folder: &Path, kept: &[u8], mut records: Vec<Record>, death: usize, bytes: &[u8]) {
-    let path = folder.join(LOG_FILE);
-    let Ok((Resumed::Open { mut log, torn }, again)) = resume(folder) else {
+fn go_on(dir: &Path, kept: &[u8], mut records: Vec<Record>, death: usize, bytes: &[u8]) {
+    let path = dir.join(LOG_FILE);
+    let Ok((Resumed::Open { mut log, torn }, again)) = resume(dir) else {
         panic!("what was reopened cannot be reopened");
     };
     assert_eq!((torn, &again), (None, &records));
@@ -489,7 +491,7 @@ fn go_on(folder: &Path, kept: &[u8], mut records: Vec<Record>, death: usize, byt
 
     let length = sealed.len() - death % (sealed.len() - kept.len() + 1);
     fs::write(&path, &sealed[..length]).unwrap();
-    match resume(folder) {
+    match resume(dir) {
         Ok((Resumed::Sealed(_), _)) => assert_eq!(length, sealed.len()),
         Ok((Resumed::Open { .. }, again)) => {
             assert!(length < sealed.len());
@@ -521,11 +523,11 @@ fn records_of(file: &[u8]) -> Vec<Record> {
 }
 
 /// What the sink finds in `folder`, and the records that it shows.
-fn resume(folder: &Path) -> crate::Result<(Resumed, Vec<Record>)> {
+fn resume(dir: &Path) -> crate::error::Result<(Resumed, Vec<Record>)> {
     static SINK: OnceLock<Jsonl> = OnceLock::new();
     let sink = SINK.get_or_init(|| Jsonl::with_durability(Durability::Interval(Duration::MAX)));
-    sink.forget(&folder.join(LOG_FILE));
-    let place = RunPlace::new(RunId::new("run")?, folder);
+    sink.forget(&dir.join(LOG_FILE));
+    let place = RunPlace::new(RunId::new("run")?, dir);
     let (sender, records) = std::sync::mpsc::channel();
     let visit = Box::new(move |record: RecordRef<'_>| {
         let _ = sender.send(match record {
@@ -555,11 +557,11 @@ mod tests {
 
     /// Runs a target over its committed inputs.
     fn replay(target: &str, run: impl Fn(&[u8])) {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-        let folder = folder.join(target);
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+        let dir = dir.join(target);
         // A package has no corpus: it is in the repository.
-        let files = fs::read_dir(&folder)
-            .unwrap_or_else(|error| panic!("no corpus at {}: {error}", folder.display()));
+        let files = fs::read_dir(&dir)
+            .unwrap_or_else(|error| panic!("no corpus at {}: {error}", dir.display()));
         let mut names: Vec<_> = files.map(|file| file.unwrap().path()).collect();
         names.sort();
         assert!(names.len() >= 5, "{} inputs: {names:?}", names.len());
@@ -588,7 +590,7 @@ mod tests {
 
     #[test]
     fn committed_inputs_keep_the_promise_of_reopening() {
-        let folder = crate::disk::image::scratch();
-        replay("reopen", |input| reopen(folder.path(), input));
+        let dir = crate::disk::image::scratch();
+        replay("reopen", |input| reopen(dir.path(), input));
     }
 }

@@ -32,7 +32,7 @@
 //!   without an engine, also of runs that other processes own.
 //! - [`Service`] and [`Ready`]: a container for the length of a test, which is waited for.
 //! - [`Outcome`] and its [`Seal`]: how a run ended, and how sure moat is of what it captured.
-//! - [`sink::audit`]: reading and verifying audit files. [`LogSink`]: sending records elsewhere;
+//! - [`audit`]: reading and verifying audit files. [`LogSink`]: sending records elsewhere;
 //!   [`sink::Fanout`], [`sink::Memory`], [`sink::Tracing`] and [`sink::Console`] do.
 //! - [`Runtime`]: the contract with an engine. [`connect()`] gives the one that is there.
 //!
@@ -54,9 +54,11 @@
 //! engine, prints whole requests, the environment with them, at level `debug`: keep
 //! `bollard=info` in your filter.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(any(test, fuzzing)), deny(clippy::unwrap_used))]
 
-#[cfg(feature = "bench")]
+pub mod audit;
+#[cfg(feature = "__bench")]
 #[doc(hidden)]
 pub mod bench;
 #[cfg(feature = "blocking")]
@@ -66,42 +68,39 @@ mod capture;
 pub mod conformance;
 mod disk;
 mod error;
+pub mod events;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
-mod manager;
-mod outcome;
+pub mod manager;
+mod monitor;
+pub mod outcome;
+pub mod root;
+pub mod run;
 pub mod runtime;
 pub mod sink;
-mod spec;
-mod state;
+pub mod spec;
+pub mod state;
 #[cfg(feature = "terminal")]
 pub mod terminal;
-mod timestamp;
+pub mod timestamp;
+
+pub use async_trait::async_trait;
 
 pub use error::{Error, Result};
-pub use manager::{
-    AttachOptions, Attached, Attachment, Control, Events, Exec, Happening, Input, Kept, Manager,
-    ManagerBuilder, Orphan, Prune, Pruned, Ready, Reap, Reaped, Reaping, Recovery, Root, Run,
-    RunEvent, RunInfo, Service, Shutdown, Signal, Why,
-};
-pub use outcome::{
-    Ending, Evidence, Exit, Outcome, PerStream, Seal, SealState, StopCause, Stream, Verdict,
-};
-pub use runtime::connect::{Choice, Connected, Fallback, connect};
+pub use events::Events;
+pub use manager::{Manager, ManagerBuilder, Service, ShutdownMode};
+pub use outcome::{Ending, Exit, Outcome, Seal, Verdict};
+pub use root::Root;
+pub use run::{Ready, Run};
+pub use runtime::Runtime;
+pub use runtime::connect::{Fallback, connect};
 #[cfg(feature = "docker")]
 pub use runtime::docker::Docker;
 #[cfg(feature = "process")]
-pub use runtime::process::Process;
-pub use runtime::{Runtime, RuntimeError};
-pub use sink::{Jsonl, LogSink};
-pub use spec::{
-    Backstop, ContainerId, Credentials, Device, ExecSpec, Gpus, KeepContainer, LimitAction, Mount,
-    OutputLimit, Port, Protocol, Pull, PullProgress, RootId, RunId, RunRecord, RunSpec, Settings,
-    Stdin, Ulimit, WindowSize,
-};
-pub use state::State;
-pub use timestamp::{ParseTimestampError, Timestamp};
+pub use runtime::process::LocalProcess;
+pub use sink::LogSink;
+pub use spec::{Port, RunId, RunSpec};
 
 /// The pages of `docs/` whose code is to compile.
 #[cfg(all(

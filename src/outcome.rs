@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::runtime::Usage;
-use crate::{ContainerId, Error, RunId, Timestamp};
+use crate::error::Error;
+use crate::spec::{ContainerId, RunId};
+use crate::timestamp::Timestamp;
 
 /// One of a container's streams of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -233,7 +234,7 @@ pub enum StopCause {
     /// A token that was to stop it was cancelled.
     Cancelled,
     /// The manager was shut down with the runs stopped.
-    Shutdown,
+    ShutdownMode,
 }
 
 /// What the audit file says of its own completeness.
@@ -367,7 +368,7 @@ impl Outcome {
     /// # Errors
     ///
     /// [`Error::Failed`].
-    pub fn into_result(self) -> crate::Result<Self> {
+    pub fn into_result(self) -> crate::error::Result<Self> {
         match self.success() {
             true => Ok(self),
             false => Err(Error::Failed {
@@ -452,7 +453,7 @@ impl fmt::Display for StopCause {
             Self::OutputLimit => "its output limit was reached",
             Self::SilenceLimit => "it printed nothing for too long",
             Self::Cancelled => "it was cancelled",
-            Self::Shutdown => "its manager was shut down",
+            Self::ShutdownMode => "its manager was shut down",
         })
     }
 }
@@ -469,6 +470,45 @@ impl fmt::Display for Outcome {
                 seal.bytes.total()
             ),
             SealState::Pending { reason } => write!(f, "; not sealed yet: {reason}"),
+        }
+    }
+}
+
+/// What a container uses, or the most of each that was seen of it.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Memory, in bytes, without the file cache that could be taken back at once.
+    pub memory: u64,
+    /// CPU time since its start, in seconds over all CPUs.
+    pub cpu_seconds: f64,
+    /// Processes and threads.
+    pub pids: u64,
+    /// How many samples this is of.
+    pub samples: u64,
+}
+
+impl Usage {
+    /// One sample.
+    pub fn new(memory: u64, cpu: Duration, pids: u64) -> Self {
+        Self {
+            memory,
+            // Of so few digits that it reads back as it was written.
+            cpu_seconds: cpu.as_micros() as f64 / 1e6,
+            pids,
+            samples: 1,
+        }
+    }
+
+    /// The most of each.
+    #[must_use]
+    pub(crate) fn most(self, other: Self) -> Self {
+        Self {
+            memory: self.memory.max(other.memory),
+            cpu_seconds: self.cpu_seconds.max(other.cpu_seconds),
+            pids: self.pids.max(other.pids),
+            samples: self.samples + other.samples,
         }
     }
 }

@@ -1,6 +1,13 @@
 //! The life of a run, as a pure function of what happened.
 
-use crate::{ContainerId, Ending, Timestamp};
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::outcome::Ending;
+use crate::spec::ContainerId;
+use crate::timestamp::Timestamp;
 
 /// Where a run is in its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,9 +36,101 @@ pub enum State {
     },
 }
 
+/// The status of a run: a [`State`] without its data.
+///
+/// `Display`, `FromStr` and serde use the same words, such as `failed to start`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum RunStatus {
+    /// The run is on disk. The engine may not have been asked for a container yet.
+    Intended,
+    /// The engine has created the container.
+    Created,
+    /// The container is running.
+    Running,
+    /// The container has exited.
+    Exited,
+    /// The container could not be started.
+    #[serde(rename = "failed to start")]
+    FailedToStart,
+    /// The container could not be created.
+    #[serde(rename = "not created")]
+    NotCreated,
+    /// The container was removed externally while it ran.
+    Removed,
+    /// The end of the container could not be observed.
+    Lost,
+    /// The files of the run are damaged.
+    Damaged,
+}
+
+impl RunStatus {
+    const ALL: [Self; 9] = [
+        Self::Intended,
+        Self::Created,
+        Self::Running,
+        Self::Exited,
+        Self::FailedToStart,
+        Self::NotCreated,
+        Self::Removed,
+        Self::Lost,
+        Self::Damaged,
+    ];
+
+    /// The status in words, as `Display` writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Intended => "intended",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Exited => "exited",
+            Self::FailedToStart => "failed to start",
+            Self::NotCreated => "not created",
+            Self::Removed => "removed",
+            Self::Lost => "lost",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+impl fmt::Display for RunStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The error of parsing a [`RunStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot parse {0:?} as the status of a run")]
+pub struct ParseRunStatusError(String);
+
+impl FromStr for RunStatus {
+    type Err = ParseRunStatusError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|status| status.as_str() == text)
+            .ok_or_else(|| ParseRunStatusError(text.to_owned()))
+    }
+}
+
+impl From<&Ending> for RunStatus {
+    fn from(ending: &Ending) -> Self {
+        match ending {
+            Ending::Exited(_) => Self::Exited,
+            Ending::FailedToStart { .. } => Self::FailedToStart,
+            Ending::NotCreated { .. } => Self::NotCreated,
+            Ending::Removed { .. } => Self::Removed,
+            Ending::Lost { .. } => Self::Lost,
+        }
+    }
+}
+
 /// What can happen to a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Event {
+pub(crate) enum Transition {
     /// The engine has made the container.
     Created(ContainerId),
     /// The engine has started the container.
@@ -58,31 +157,24 @@ impl State {
         }
     }
 
-    /// A word for it: `intended`, `created`, `running`, `exited`, `failed to start`,
-    /// `not created`, `removed` or `lost`.
-    pub fn word(&self) -> &'static str {
+    /// The status of the run, without its data.
+    pub fn status(&self) -> RunStatus {
         match self {
-            Self::Intended => "intended",
-            Self::Created { .. } => "created",
-            Self::Running { .. } => "running",
-            Self::Ended { ending, .. } => match ending {
-                Ending::Exited(_) => "exited",
-                Ending::FailedToStart { .. } => "failed to start",
-                Ending::NotCreated { .. } => "not created",
-                Ending::Removed { .. } => "removed",
-                Ending::Lost { .. } => "lost",
-            },
+            Self::Intended => RunStatus::Intended,
+            Self::Created { .. } => RunStatus::Created,
+            Self::Running { .. } => RunStatus::Running,
+            Self::Ended { ending, .. } => RunStatus::from(ending),
         }
     }
 
-    /// The state after `event`. A terminal state stays what it is, and an event that does not
+    /// The state after `transition`. A terminal state stays what it is, and a transition that does not
     /// follow from a state leaves it as it was.
     #[must_use]
-    pub(crate) fn after(self, event: Event) -> Self {
-        match (self, event) {
+    pub(crate) fn after(self, transition: Transition) -> Self {
+        match (self, transition) {
             (ended @ Self::Ended { .. }, _) => ended,
-            (Self::Intended, Event::Created(container)) => Self::Created { container },
-            (Self::Created { container }, Event::Started(started_at)) => Self::Running {
+            (Self::Intended, Transition::Created(container)) => Self::Created { container },
+            (Self::Created { container }, Transition::Started(started_at)) => Self::Running {
                 container,
                 started_at,
             },
@@ -91,12 +183,12 @@ impl State {
                     container,
                     started_at: None,
                 },
-                Event::Started(started_at),
+                Transition::Started(started_at),
             ) => Self::Running {
                 container,
                 started_at,
             },
-            (state, Event::Ended(ending)) => Self::Ended {
+            (state, Transition::Ended(ending)) => Self::Ended {
                 container: state.container().cloned(),
                 ending,
             },
@@ -108,18 +200,18 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Exit;
+    use crate::outcome::Exit;
 
-    fn events() -> Vec<Event> {
+    fn events() -> Vec<Transition> {
         vec![
-            Event::Created(ContainerId::new("c")),
-            Event::Created(ContainerId::new("other")),
-            Event::Started(None),
-            Event::Started(Some(Timestamp::now())),
-            Event::Ended(Ending::Exited(Exit::with_code(7))),
-            Event::Ended(Ending::Exited(Exit::with_code(137))),
-            Event::Ended(Ending::Removed { code: None }),
-            Event::Ended(Ending::Lost {
+            Transition::Created(ContainerId::new("c")),
+            Transition::Created(ContainerId::new("other")),
+            Transition::Started(None),
+            Transition::Started(Some(Timestamp::now())),
+            Transition::Ended(Ending::Exited(Exit::with_code(7))),
+            Transition::Ended(Ending::Exited(Exit::with_code(137))),
+            Transition::Ended(Ending::Removed { code: None }),
+            Transition::Ended(Ending::Lost {
                 reason: "gone".into(),
             }),
         ]
@@ -149,13 +241,28 @@ mod tests {
     #[test]
     fn a_run_is_created_then_started_then_ended_and_keeps_its_container() {
         let state = State::Intended
-            .after(Event::Started(None))
-            .after(Event::Created(ContainerId::new("c")));
-        assert_eq!(state.word(), "created");
-        let state = state.after(Event::Started(None));
-        assert_eq!(state.word(), "running");
-        let state = state.after(Event::Ended(Ending::Exited(Exit::with_code(0))));
-        assert_eq!(state.word(), "exited");
+            .after(Transition::Started(None))
+            .after(Transition::Created(ContainerId::new("c")));
+        assert_eq!(state.status(), RunStatus::Created);
+        let state = state.after(Transition::Started(None));
+        assert_eq!(state.status(), RunStatus::Running);
+        let state = state.after(Transition::Ended(Ending::Exited(Exit::with_code(0))));
+        assert_eq!(state.status(), RunStatus::Exited);
         assert_eq!(state.container(), Some(&ContainerId::new("c")));
+    }
+
+    #[test]
+    fn a_status_is_written_parsed_and_serialized_alike() {
+        for status in RunStatus::ALL {
+            assert_eq!(status.to_string().parse(), Ok(status));
+            let json = serde_json::to_value(status).unwrap();
+            assert_eq!(json, status.as_str());
+            assert_eq!(serde_json::from_value::<RunStatus>(json).unwrap(), status);
+        }
+        let error = "gone".parse::<RunStatus>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot parse \"gone\" as the status of a run"
+        );
     }
 }

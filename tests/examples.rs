@@ -84,7 +84,7 @@ fn main() {
 
 /// A folder with a root in it, and what its runs leave on the engine.
 struct Place {
-    folder: TempDir,
+    dir: TempDir,
     image: OnceLock<String>,
 }
 
@@ -94,7 +94,7 @@ impl Drop for Place {
             return;
         }
         for root in ["root", "moat-runs"] {
-            engine::sweep(&self.folder.path().join(root));
+            engine::sweep(&self.dir.path().join(root));
         }
     }
 }
@@ -111,12 +111,12 @@ impl Drop for Process {
 
 impl Default for Place {
     fn default() -> Self {
-        let folder = tempfile::Builder::new()
+        let dir = tempfile::Builder::new()
             .prefix("moat-test-")
             .tempdir()
             .unwrap();
         Self {
-            folder,
+            dir,
             image: OnceLock::new(),
         }
     }
@@ -142,7 +142,7 @@ impl Place {
     }
 
     fn root(&self) -> PathBuf {
-        self.folder.path().join("root")
+        self.dir.path().join("root")
     }
 
     fn audit(&self, run: &str) -> PathBuf {
@@ -235,10 +235,10 @@ fn in_tests_passes_and_shows_the_output_of_a_service_with_a_failure(place: &Plac
     let image = engine::block_on(async { busybox::provide(&docker).await.unwrap() });
     let mut command = example("in_tests");
     command
-        .current_dir(place.folder.path())
+        .current_dir(place.dir.path())
         .args([&*image, "fail"]);
     let found = output(command);
-    let root = place.folder.path().join("target/in-tests");
+    let root = place.dir.path().join("target/in-tests");
     let id = engine::root_id(&root).unwrap();
     let left = engine::block_on(async { engine::containers(&docker, &id).await.unwrap() });
     engine::sweep(&root);
@@ -257,7 +257,7 @@ fn in_tests_passes_and_shows_the_output_of_a_service_with_a_failure(place: &Plac
         assert!(lines.lines().any(|shown| shown == line), "{stderr}");
     }
     let audit = shown[1].trim().strip_prefix("its audit: ").unwrap();
-    let audit = Audit::read(&place.folder.path().join(audit)).unwrap();
+    let audit = Audit::read(&place.dir.path().join(audit)).unwrap();
     assert_eq!(audit.verdict(), "complete");
     assert!(left.is_empty(), "{left:?}");
 }
@@ -266,7 +266,7 @@ fn in_tests_passes_and_shows_the_output_of_a_service_with_a_failure(place: &Plac
 fn quickstart_says_which_engine_it_has_found(place: &Place) {
     place.image();
     let mut command = example("quickstart");
-    command.current_dir(place.folder.path());
+    command.current_dir(place.dir.path());
     let found = output(command);
     assert_code(&found, 0);
     let stdout = text(&found.stdout);
@@ -281,7 +281,7 @@ fn quickstart_says_which_engine_it_has_found(place: &Place) {
 
 fn quickstart_runs_a_local_process_where_there_is_no_engine_and_says_so(place: &Place) {
     let mut command = example("quickstart");
-    command.current_dir(place.folder.path());
+    command.current_dir(place.dir.path());
     command.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
     let found = output(command);
     assert_code(&found, 0);
@@ -297,7 +297,7 @@ fn quickstart_runs_a_local_process_where_there_is_no_engine_and_says_so(place: &
     assert!(stdout.contains("stdout: hello, stranger\n"), "{stdout}");
     assert!(stdout.contains("exited with code 3; audit complete"));
     let audit = stdout.lines().last().unwrap().strip_prefix("audit: ");
-    Audit::read(&place.folder.path().join(audit.unwrap())).unwrap();
+    Audit::read(&place.dir.path().join(audit.unwrap())).unwrap();
 }
 
 fn run_runs_a_local_process_as_it_runs_a_container(place: &Place) {
@@ -445,7 +445,7 @@ fn a_killed_run_of_a_local_process_harms_no_process_in_a_terminal_of_others(plac
 fn quickstart_says_how_to_get_an_image(place: &Place) {
     place.image();
     let mut command = example("quickstart");
-    command.current_dir(place.folder.path());
+    command.current_dir(place.dir.path());
     command.arg("localhost:1/nothing:here");
     let output = output(command);
     assert_code(&output, 1);
@@ -489,7 +489,7 @@ fn one_changed_byte_is_found_with_moat_and_with_coreutils(place: &Place) {
     let path = place.audit("first");
     assert!(sum(&path));
     let bytes = fs::read(&path).unwrap();
-    let changed = place.folder.path().join("changed.jsonl");
+    let changed = place.dir.path().join("changed.jsonl");
     let code = text(&bytes).find("\"code\":7").unwrap() + 7;
     for at in (0..bytes.len()).step_by(97).chain([code]) {
         let mut copy = bytes.clone();
@@ -505,7 +505,7 @@ fn one_changed_byte_is_found_with_moat_and_with_coreutils(place: &Place) {
 }
 
 fn run_shows_the_options_effects_in_the_container(place: &Place) {
-    let host = place.folder.path().join("host");
+    let host = place.dir.path().join("host");
     fs::create_dir(&host).unwrap();
     fs::write(host.join("file"), "from the host\n").unwrap();
     let volume = format!("{}:/data:ro", host.display());
@@ -541,7 +541,7 @@ fn run_exits_with_125_for_errors(place: &Place) {
     assert_code(&output(place.run(&["--timeout", "soon"], "exit 0")), 125);
     assert_code(&output(place.run(&["--env", "NAME"], "exit 0")), 125);
 
-    let file = place.folder.path().join("file");
+    let file = place.dir.path().join("file");
     fs::write(&file, "").unwrap();
     let mut command = example("run");
     command

@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use moat::runtime::{CreateRequest, Status};
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::sink::{Event, GapReason};
+use moat::audit::{Event, GapReason, LogState, Reader, Record, verify};
+use moat::outcome::{Evidence, StopCause, Stream};
+use moat::runtime::{CreateRequest, RuntimeError, Status};
+use moat::spec::{LimitAction, RootId, Stdin};
 use moat::{
-    Ending, Error, Evidence, Exit, LimitAction, Manager, Outcome, Process, Root, RootId, Run,
-    RunId, RunSpec, Runtime, RuntimeError, Seal, Shutdown, Stdin, StopCause, Stream, Verdict,
+    Ending, Error, Exit, LocalProcess, Manager, Outcome, Root, Run, RunId, RunSpec, Runtime, Seal,
+    ShutdownMode, Verdict,
 };
 
 #[path = "support/deadline.rs"]
@@ -26,27 +27,29 @@ mod deadline;
 use deadline::{eventually, within};
 
 struct Place {
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Place {
     fn new() -> Self {
         Self {
-            folder: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
         }
     }
 
     fn root(&self) -> PathBuf {
-        self.folder.path().join("root")
+        self.dir.path().join("root")
     }
 
     /// The path of a file beside the root.
     fn file(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
+        self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
     async fn open(&self) -> Manager {
-        Manager::open(self.root(), Process::new()).await.unwrap()
+        Manager::open(self.root(), LocalProcess::new())
+            .await
+            .unwrap()
     }
 
     /// Runs a command to its end, and checks what holds for every run.
@@ -57,7 +60,7 @@ impl Place {
             Err(Error::NotStarted { outcome, .. }) => *outcome,
             Err(error) => panic!("{}", error.chain()),
         };
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         check(&outcome);
         outcome
     }
@@ -236,7 +239,7 @@ async fn what_cannot_be_started_is_sealed_with_the_reason() {
             }
             other => panic!("{other:?}"),
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
     }
 }
 
@@ -282,7 +285,7 @@ async fn the_environment_is_the_specs_with_path_and_home_and_nothing_else() {
         .status();
     assert!(written.unwrap().success());
     let spec = RunSpec::command(["mine"])
-        .env("PATH", place.folder.path().to_str().unwrap())
+        .env("PATH", place.dir.path().to_str().unwrap())
         .env("HOME", "/here");
     assert_eq!(
         self::text(&place.run(spec).await, Stream::Stdout),
@@ -558,7 +561,7 @@ async fn a_thousand_short_runs_lose_nothing() {
         found.is_empty().then_some(())
     };
     eventually(20, "the removal of all", left).await;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     assert_eq!(children(), Vec::<String>::new(), "zombies, or guardians");
 }
 
@@ -590,7 +593,7 @@ async fn a_hundred_megabytes_are_captured_whole() {
     let memory = Path::new("/dev/shm");
     let place = match rustix::fs::statvfs(memory) {
         Ok(at) if at.f_bavail * at.f_frsize > 1 << 29 => Place {
-            folder: tempfile::tempdir_in(memory).unwrap(),
+            dir: tempfile::tempdir_in(memory).unwrap(),
         },
         _ => Place::new(),
     };
@@ -610,11 +613,11 @@ async fn shutting_down_stops_what_cannot_be_left_and_seals_it() {
     let run = manager.start(sh(script)).await.unwrap();
     audited(&run, "ready").await;
     let id = run.id().clone();
-    within(20, "the shutdown", manager.shutdown(Shutdown::Leave)).await;
+    within(20, "the shutdown", manager.shutdown(ShutdownMode::Leave)).await;
     let info = Root::open(place.root()).unwrap().info(&id).unwrap();
     let seal = info.seal.unwrap();
     assert_eq!(seal.exit.code(), Some(5));
-    assert_eq!(seal.stopped, Some(StopCause::Shutdown));
+    assert_eq!(seal.stopped, Some(StopCause::ShutdownMode));
     assert_eq!(seal.verdict, Verdict::Complete);
 }
 
@@ -639,7 +642,7 @@ async fn dropping_the_manager_kills_its_processes_and_the_next_opening_seals_the
 /// The next opening says that the run is lost, and has what was captured.
 async fn lost(place: &Place, id: &RunId) -> Outcome {
     let manager = place.open().await;
-    let recovered = within(20, "the recovery", manager.recovered())
+    let recovered = within(20, "the recovery", manager.wait_recovery())
         .await
         .unwrap();
     assert_eq!(recovered.len(), 1);
@@ -655,7 +658,7 @@ async fn lost(place: &Place, id: &RunId) -> Outcome {
     let captured = bytes(&outcome, Stream::Stdout).len() + bytes(&outcome, Stream::Tty).len();
     assert!(captured >= "ready\n".len());
     check(&outcome);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     outcome
 }
 
@@ -670,23 +673,68 @@ impl Drop for Embedder {
 }
 
 const ROLE: &str = "MOAT_TEST_EMBEDDER";
+/// Separates the arguments of the command.
+const SEPARATOR: &str = "\x1f";
 
 impl Embedder {
     /// Starts `script` in a run of the root, and leaves it to itself.
     fn start(root: &Path, script: &str, tty: bool) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
+        let command = Command::new(std::env::current_exe().unwrap());
+        Self::spawn(command, root, &["sh", "-c", script], tty)
+    }
+
+    /// Runs `command` in an embedder that ignores `signals` from its start.
+    fn ignoring(signals: &str, root: &Path, command: &[&str], tty: bool) -> Self {
+        Self::spawn(ignoring(signals), root, command, tty)
+    }
+
+    /// Runs `command` in an embedder that blocks all signals.
+    fn blocking(root: &Path, command: &[&str], tty: bool) -> Self {
+        let mut embedder = Command::new(std::env::current_exe().unwrap());
+        embedder.env("MOAT_TEST_BLOCK", "1");
+        Self::spawn(embedder, root, command, tty)
+    }
+
+    fn spawn(mut embedder: Command, root: &Path, command: &[&str], tty: bool) -> Self {
+        embedder
             .args(["--exact", "an_embedder_that_is_killed", "--nocapture"])
             .env(ROLE, root)
-            .env("MOAT_TEST_SCRIPT", script)
+            .env("MOAT_TEST_COMMAND", command.join(SEPARATOR))
             .env("MOAT_TEST_TTY", if tty { "1" } else { "" })
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         // Of its own, as from a terminal's shell.
-        command.process_group(0);
-        Self(command.spawn().unwrap())
+        embedder.process_group(0);
+        Self(embedder.spawn().unwrap())
     }
+
+    /// Waits for the end, and returns the seal and the output of the run.
+    async fn end(mut self, root: &Path) -> (Seal, String) {
+        let status = eventually(60, "the embedder's end", async || {
+            self.0.try_wait().unwrap()
+        });
+        assert!(status.await.success());
+        let root = Root::open(root).unwrap();
+        let id = RunId::new("first").unwrap();
+        let seal = root.info(&id).unwrap().seal.unwrap();
+        let output = Reader::open(root.audit(&id)).unwrap();
+        let lines = output.filter_map(|record| match record.unwrap() {
+            Record::Output(output) => Some(String::from_utf8_lossy(&output.bytes).into_owned()),
+            _ => None,
+        });
+        (seal, lines.collect::<Vec<_>>().join("\n").replace('\r', ""))
+    }
+}
+
+/// Builds the command of this test binary in a shell that ignores `signals`.
+fn ignoring(signals: &str) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("trap '' {signals}; exec \"$0\" \"$@\"");
+    command
+        .args(["-c", &script])
+        .arg(std::env::current_exe().unwrap());
+    command
 }
 
 /// What such a process does; in this one it does nothing.
@@ -695,12 +743,112 @@ async fn an_embedder_that_is_killed() {
     let Some(root) = std::env::var_os(ROLE) else {
         return;
     };
-    let script = std::env::var("MOAT_TEST_SCRIPT").unwrap();
+    let command = std::env::var("MOAT_TEST_COMMAND").unwrap();
     let tty = !std::env::var("MOAT_TEST_TTY").unwrap().is_empty();
-    let manager = Manager::open(root, Process::new()).await.unwrap();
+    if std::env::var_os("MOAT_TEST_BLOCK").is_some() {
+        // The manager's threads inherit the mask of this one.
+        nix::sys::signal::SigSet::all().thread_block().unwrap();
+    }
+    let manager = Manager::open(root, LocalProcess::new()).await.unwrap();
     let id = RunId::new("first").unwrap();
-    let run = manager.start(sh(&script).tty(tty).id(id)).await.unwrap();
+    let spec = RunSpec::command(command.split(SEPARATOR)).tty(tty).id(id);
+    let run = manager.start(spec).await.unwrap();
     run.wait().await.unwrap();
+    manager.shutdown(ShutdownMode::Leave).await;
+}
+
+/// Signals that a background job or `nohup` ignores, and others. 40 is a real-time signal.
+const IGNORED: &str = "HUP INT QUIT USR1 USR2 ALRM TERM CHLD TSTP WINCH 40";
+
+/// Prints the ignored and blocked signals. A shell in front would unblock them.
+const PRINT_SIGNALS: [&str; 4] = ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"];
+
+/// SIGTTIN and SIGTTOU, which the process runtime does not reset.
+const TERMINAL_SIGNALS: u64 = 0x30_0000;
+
+/// Returns the ignored signals in the output of `PRINT_SIGNALS`. None may be blocked.
+fn ignored_signals(output: &str) -> u64 {
+    let mask = |name: &str| {
+        let mask = output.lines().find_map(|line| line.strip_prefix(name));
+        u64::from_str_radix(mask.unwrap().trim(), 16).unwrap()
+    };
+    assert_eq!(mask("SigBlk:"), 0);
+    // glibc ignores its two internal signals in a spawned process.
+    mask("SigIgn:") & !0x1_8000_0000
+}
+
+#[tokio::test]
+async fn ignored_signals_have_their_default_in_a_process() {
+    for tty in [false, true] {
+        let place = Place::new();
+        let embedder = Embedder::ignoring(IGNORED, &place.root(), &PRINT_SIGNALS, tty);
+        let (seal, output) = embedder.end(&place.root()).await;
+        let ignored = ignored_signals(&output) & !TERMINAL_SIGNALS;
+        assert_eq!(ignored, 0, "{ignored:x}");
+        // With SIGCHLD ignored, the kernel would reap the process and discard its exit code.
+        assert_eq!(seal.exit.code(), Some(0));
+        assert_eq!(seal.verdict, Verdict::Complete);
+    }
+}
+
+/// The documentation of the module gives the reason.
+#[tokio::test]
+async fn ignored_signals_of_terminals_stay_ignored() {
+    for tty in [false, true] {
+        let place = Place::new();
+        let ignored = "TTIN TTOU PIPE";
+        let embedder = Embedder::ignoring(ignored, &place.root(), &PRINT_SIGNALS, tty);
+        let (_, output) = embedder.end(&place.root()).await;
+        assert_eq!(ignored_signals(&output), TERMINAL_SIGNALS);
+    }
+}
+
+#[tokio::test]
+async fn blocked_signals_are_not_blocked_in_a_process() {
+    for tty in [false, true] {
+        let place = Place::new();
+        let embedder = Embedder::blocking(&place.root(), &PRINT_SIGNALS, tty);
+        let (seal, output) = embedder.end(&place.root()).await;
+        assert_eq!(ignored_signals(&output) & !TERMINAL_SIGNALS, 0);
+        assert_eq!(seal.exit.code(), Some(0));
+    }
+}
+
+/// A background job ignores SIGINT and SIGQUIT, and `nohup` ignores SIGHUP.
+#[tokio::test]
+async fn a_stop_works_where_its_signal_is_ignored() {
+    let mut command = ignoring("HUP INT QUIT TERM");
+    command.args([
+        "--exact",
+        "a_stop_signals_the_first_process_and_lets_it_end",
+    ]);
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+}
+
+#[tokio::test]
+async fn an_embedder_still_ignores_its_signals() {
+    let place = Place::new();
+    let script = format!(
+        "echo started >{}; while ! [ -e {} ]; do sleep 0.02; done; exit 6",
+        place.file("started"),
+        place.file("go")
+    );
+    let embedder = Embedder::ignoring(IGNORED, &place.root(), &["sh", "-c", &script], false);
+    line(&place.file("started")).await;
+    let id = embedder.0.id().to_string();
+    for signal in IGNORED.split(' ') {
+        let sent = Command::new("kill").args(["-s", signal, &id]).status();
+        assert!(sent.unwrap().success(), "{signal}");
+    }
+    fs::write(place.file("go"), "").unwrap();
+    let (seal, _) = embedder.end(&place.root()).await;
+    assert_eq!(seal.exit.code(), Some(6));
 }
 
 #[tokio::test]
@@ -746,11 +894,8 @@ async fn an_embedder_that_is_killed_at_any_moment_leaves_nothing_behind() {
         let script = format!("trap '' HUP; echo ready; : {marker}; while :; do sleep 1; done");
         let tty = round % 2 == 1;
         let mut embedder = Embedder::start(&place.root(), &script, tty);
-        let folder = place.root().join("first");
-        eventually(20, "the run's folder", async || {
-            folder.exists().then_some(())
-        })
-        .await;
+        let dir = place.root().join("first");
+        eventually(20, "the run's folder", async || dir.exists().then_some(())).await;
         tokio::time::sleep(Duration::from_micros(u64::from(round) * 400)).await;
         embedder.0.kill().unwrap();
         embedder.0.wait().unwrap();
@@ -759,12 +904,12 @@ async fn an_embedder_that_is_killed_at_any_moment_leaves_nothing_behind() {
         })
         .await;
         let manager = place.open().await;
-        for run in manager.recovered().await.unwrap() {
+        for run in manager.wait_recovery().await.unwrap() {
             let outcome = within(20, "the seal", run.wait()).await.unwrap();
             assert!(outcome.sealed().is_some(), "{outcome}");
             check(&outcome);
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
     }
 }
 
@@ -790,7 +935,7 @@ async fn a_process_of_another_embedder_can_be_followed_and_not_stopped() {
     let id = RunId::new("first").unwrap();
     eventually(20, "the run", async || {
         let info = Root::open(place.root()).ok()?.info(&id).ok()?;
-        (info.state == "running").then_some(())
+        (info.status == moat::state::RunStatus::Running).then_some(())
     })
     .await;
     let manager = place.open().await;
@@ -822,17 +967,17 @@ async fn a_run_of_another_runtime_is_left_alone() {
         .unwrap()
         .id()
         .clone();
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 
     let other = place.open().await;
-    let run = other.recovered().await.unwrap().remove(0);
+    let run = other.wait_recovery().await.unwrap().remove(0);
     assert!(run.problem().unwrap().contains("scripted"));
     let refused = run.wait().await;
     assert!(
         matches!(refused, Err(Error::OtherRuntime { .. })),
         "{refused:?}"
     );
-    other.shutdown(Shutdown::Leave).await;
+    other.shutdown(ShutdownMode::Leave).await;
     let info = Root::open(place.root()).unwrap().info(&id).unwrap();
     assert!(
         info.seal.is_none(),
@@ -847,19 +992,19 @@ async fn a_run_of_another_runtime_is_left_alone() {
 // What follows is of the runtime alone.
 
 struct Direct {
-    runtime: Process,
+    runtime: LocalProcess,
     root: RootId,
 }
 
 impl Direct {
     fn new() -> Self {
         Self {
-            runtime: Process::new(),
+            runtime: LocalProcess::new(),
             root: RootId::generate(),
         }
     }
 
-    async fn create(&self, spec: &RunSpec) -> moat::ContainerId {
+    async fn create(&self, spec: &RunSpec) -> moat::spec::ContainerId {
         let run = RunId::generate();
         let name = format!("name-{run}");
         let request = CreateRequest::new(&name, &self.root, &run, spec);
@@ -900,7 +1045,7 @@ async fn a_process_is_found_from_its_making_to_its_removal() {
         runtime.inspect(&container).await.err(),
         runtime.wait(&container).await.err(),
         runtime.start(&container).await.err(),
-        runtime.tap(&container, false).await.err(),
+        runtime.attach(&container, false).await.err(),
     ] {
         assert!(
             matches!(gone, Some(RuntimeError::NotFound { .. })),
@@ -933,8 +1078,8 @@ async fn a_tap_that_is_dropped_does_not_disturb_the_process() {
         let direct = Direct::new();
         let script = "seq 100000; seq 100000 >&2; exit 8";
         let container = direct.create(&sh(script).tty(tty)).await;
-        let tap = direct.runtime.tap(&container, tty).await.unwrap();
-        let second = direct.runtime.tap(&container, tty).await.err();
+        let tap = direct.runtime.attach(&container, tty).await.unwrap();
+        let second = direct.runtime.attach(&container, tty).await.err();
         assert!(matches!(second, Some(RuntimeError::Conflict { .. })));
         direct.runtime.start(&container).await.unwrap();
         drop(tap);

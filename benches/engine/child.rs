@@ -24,13 +24,13 @@ pub fn measure(command: &mut Command) -> Cost {
 /// The same, of one that was started. What a process has used is read while it is a zombie; its
 /// peak, while it lives.
 pub fn finish(mut child: Child, begin: Instant) -> Cost {
-    let folder = format!("/proc/{}", child.id());
+    let dir = format!("/proc/{}", child.id());
     let mut cost = Cost::default();
     loop {
-        if let Some(peak) = peak(&folder) {
+        if let Some(peak) = peak(&dir) {
             cost.peak = peak;
         }
-        let stat = fs::read_to_string(format!("{folder}/stat")).unwrap();
+        let stat = fs::read_to_string(format!("{dir}/stat")).unwrap();
         let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
         if fields[0] == "Z" {
             // Ticks of 10 ms.
@@ -47,8 +47,8 @@ pub fn finish(mut child: Child, begin: Instant) -> Cost {
     }
 }
 
-fn peak(folder: &str) -> Option<f64> {
-    let status = fs::read_to_string(format!("{folder}/status")).ok()?;
+fn peak(dir: &str) -> Option<f64> {
+    let status = fs::read_to_string(format!("{dir}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM"))?;
     let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib / 1024.0)

@@ -24,7 +24,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use child::{Cost, finish, measure};
-use moat::sink::audit::verify;
+use moat::audit::verify;
 use testkit::{engine, image};
 
 fn main() {
@@ -37,10 +37,10 @@ fn main() {
     let filter = arguments.into_iter().find(|a| !a.starts_with('-'));
     let rounds = std::env::var("MOAT_BENCH_ROUNDS").ok();
     let image = engine::block_on(async { image::provide(&engine::connect()?).await });
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut bench = Bench {
         image: image.unwrap(),
-        folder,
+        dir,
         rounds: rounds.map_or(5, |rounds| rounds.parse().unwrap()),
         serial: 0,
         rows: Vec::new(),
@@ -73,7 +73,7 @@ type Part = (&'static str, fn(&mut Bench));
 
 struct Bench {
     image: String,
-    folder: tempfile::TempDir,
+    dir: tempfile::TempDir,
     rounds: usize,
     serial: usize,
     rows: Vec<Row>,
@@ -117,7 +117,7 @@ impl Bench {
     /// A root of its own.
     fn root(&mut self) -> String {
         self.serial += 1;
-        let root = self.folder.path().join(format!("root-{}", self.serial));
+        let root = self.dir.path().join(format!("root-{}", self.serial));
         root.to_str().unwrap().to_owned()
     }
 
@@ -148,7 +148,7 @@ impl Bench {
     }
 
     fn docker_command(&self, driver: &str, cmd: &str, number: usize) -> Command {
-        let file = File::create(self.folder.path().join(format!("out-{number}"))).unwrap();
+        let file = File::create(self.dir.path().join(format!("out-{number}"))).unwrap();
         let mut command = Command::new("docker");
         command
             .args(["run", "--rm", "--network", "none", "--log-driver", driver])
@@ -274,8 +274,8 @@ fn crowd(bench: &mut Bench) {
     let root = bench.root();
     let mut seen = Vec::new();
     for count in ["1", "1001"] {
-        let folder = format!("{root}-{count}");
-        let numbers = bench.numbers("crowd", &[&folder, count]);
+        let dir = format!("{root}-{count}");
+        let numbers = bench.numbers("crowd", &[&dir, count]);
         seen.push([0, 1, 2].map(|at| numbers[0][at].parse::<f64>().unwrap()));
     }
     for (at, what, goal) in [
@@ -300,8 +300,8 @@ fn open(bench: &mut Bench) {
     let root = bench.root();
     bench.numbers("crowd", &[&root, "1"]);
     let root = Path::new(&root);
-    let folders = fs::read_dir(root).unwrap().flatten();
-    let run = folders
+    let dirs = fs::read_dir(root).unwrap().flatten();
+    let run = dirs
         .map(|entry| entry.path())
         .find(|path| path.is_dir())
         .unwrap();
@@ -310,10 +310,10 @@ fn open(bench: &mut Bench) {
     let audit = fs::read_to_string(run.join("logs.jsonl")).unwrap();
     for number in 1..10_000 {
         let other = format!("{}{number:06}", &id[..20]);
-        let folder = root.join(&other);
-        fs::create_dir(&folder).unwrap();
-        fs::write(folder.join("run.json"), text.replace(&id, &other)).unwrap();
-        fs::write(folder.join("logs.jsonl"), &audit).unwrap();
+        let dir = root.join(&other);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("run.json"), text.replace(&id, &other)).unwrap();
+        fs::write(dir.join("logs.jsonl"), &audit).unwrap();
     }
     let numbers = bench.numbers("open", &[root.to_str().unwrap()]);
     let of = |at: usize| middle(&numbers, at);
@@ -329,9 +329,9 @@ fn open(bench: &mut Bench) {
 }
 
 fn verifying(bench: &mut Bench) {
-    let folder = bench.folder.path().join("audit");
-    fs::create_dir(&folder).unwrap();
-    let file = engine::block_on(parts::audit(&folder));
+    let dir = bench.dir.path().join("audit");
+    fs::create_dir(&dir).unwrap();
+    let file = engine::block_on(parts::audit(&dir));
     let openssl = || {
         let mut command = Command::new("openssl");
         command
@@ -343,7 +343,7 @@ fn verifying(bench: &mut Bench) {
     let ours = || assert!(verify(&file).unwrap().records > 6_000_000);
     let (ours, theirs) = split(parts::turns(7, ours, openssl));
     bench.ratio("verify 1 GB, against openssl", ours, theirs, "s", Some(1.5));
-    fs::remove_dir_all(folder).unwrap();
+    fs::remove_dir_all(dir).unwrap();
 }
 
 fn million(bench: &mut Bench) {
@@ -391,7 +391,7 @@ fn others(bench: &mut Bench, cmd: &str) {
     let program = with_testcontainers();
     let (name, tag) = bench.image.split_once(':').unwrap();
     let (name, tag) = (name.to_owned(), tag.to_owned());
-    let file = bench.folder.path().join("consumed");
+    let file = bench.dir.path().join("consumed");
     let mut costs: [Vec<Cost>; 3] = Default::default();
     let mut fewest = [u64::MAX; 3];
     for _ in 0..LONG_ROUNDS {

@@ -5,9 +5,13 @@ use std::io::{BufWriter, Write};
 use std::time::Instant;
 
 use bytes::Bytes;
+use moat::audit::{Batch, Output, Start};
 use moat::bench::{Intake, encode, lines};
-use moat::sink::{Batch, Output, RunPlace, Start};
-use moat::{Jsonl, LogSink, RunId, RunRecord, Stream, Timestamp};
+use moat::outcome::Stream;
+use moat::sink::{Jsonl, RunPlace};
+use moat::spec::RunRecord;
+use moat::timestamp::Timestamp;
+use moat::{LogSink, RunId};
 
 /// The seconds that each of two takes, `rounds` times, in turn.
 pub fn turns(rounds: usize, mut ours: impl FnMut(), mut theirs: impl FnMut()) -> Vec<(f64, f64)> {
@@ -105,13 +109,13 @@ pub fn intake(rounds: usize) -> Vec<(f64, f64)> {
 }
 
 /// An audit file of about 1 GB.
-pub async fn audit(folder: &std::path::Path) -> std::path::PathBuf {
+pub async fn audit(dir: &std::path::Path) -> std::path::PathBuf {
     let record: RunRecord = serde_json::from_value(serde_json::json!({
         "run": "bench", "root": "0".repeat(20), "created": Timestamp::now(),
         "runtime": "none", "image": "none",
     }))
     .unwrap();
-    let place = RunPlace::new(RunId::new("bench").unwrap(), folder);
+    let place = RunPlace::new(RunId::new("bench").unwrap(), dir);
     let sink = Jsonl::new();
     let mut log = sink.open(&place, &Start::new(record)).await.unwrap();
     let text = text(10_000);

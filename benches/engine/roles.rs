@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::future::join_all;
 use moat::runtime::scripted::{Script, Scripted};
-use moat::{Backstop, Docker, Manager, Run, RunId, RunSpec, Shutdown, Verdict};
+use moat::spec::Backstop;
+use moat::{Docker, Manager, Run, RunId, RunSpec, ShutdownMode, Verdict};
 
 use crate::bare;
 
@@ -73,7 +74,7 @@ async fn moat(arguments: &[String]) {
     let spec = spec(&arguments[1], &arguments[2], &arguments[3..]);
     let run = manager.start(spec).await.unwrap();
     whole(&run).await;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 /// root, image, count, command: prints how many are not complete.
@@ -88,7 +89,7 @@ async fn many(arguments: &[String]) {
         usize::from(seal.verdict != Verdict::Complete)
     });
     println!("{}", join_all(runs).await.iter().sum::<usize>());
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 /// root, image, command: prints the run and its container, and waits to be killed.
@@ -105,7 +106,7 @@ async fn recover(arguments: &[String]) {
     let manager = manager(&arguments[0]).await;
     let run = manager.get(&RunId::new(&arguments[1]).unwrap()).await;
     run.unwrap().wait().await.unwrap();
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 /// root, image, pairs, driver: prints the milliseconds of each, moat and bare calls in turn.
@@ -131,7 +132,7 @@ async fn short(arguments: &[String]) {
         }
         println!("{} {}", times[0], times[1]);
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 /// Create, attach, start, wait, inspect. Removing the container is not in the time.
@@ -185,7 +186,7 @@ async fn seals(arguments: &[String]) {
         let runs = (0..width).map(|_| async {
             let spec = spec(&arguments[1], &arguments[4], &cmd);
             let run = manager.start(spec).await.unwrap();
-            run.ended().await.unwrap();
+            run.wait_exit().await.unwrap();
             let begin = Instant::now();
             whole(&run).await;
             println!("seal {}", begin.elapsed().as_secs_f64() * 1e3);
@@ -207,7 +208,7 @@ async fn seals(arguments: &[String]) {
             println!("sync {time}");
         }
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 /// root, runs: prints this process's memory in KiB, descriptors and threads while they all run.
@@ -232,7 +233,7 @@ async fn crowd(arguments: &[String]) {
     let descriptors = fs::read_dir("/proc/self/fd").unwrap().count();
     println!("{} {descriptors} {}", of("VmRSS"), of("Threads"));
     drop(runs);
-    manager.shutdown(Shutdown::Stop).await;
+    manager.shutdown(ShutdownMode::Stop).await;
 }
 
 /// root: prints the milliseconds until it is usable, until all runs were looked at, and those of
@@ -246,9 +247,9 @@ async fn open(arguments: &[String]) {
             if (round + turn) % 2 == 0 {
                 let manager = Manager::open(root, Scripted::new()).await.unwrap();
                 times[0] = begin.elapsed().as_secs_f64() * 1e3;
-                manager.recovered().await.unwrap();
+                manager.wait_recovery().await.unwrap();
                 times[1] = begin.elapsed().as_secs_f64() * 1e3;
-                manager.shutdown(Shutdown::Leave).await;
+                manager.shutdown(ShutdownMode::Leave).await;
             } else {
                 let mut bytes = 0;
                 for entry in fs::read_dir(root).unwrap() {

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moat::{Ending, Outcome, Root, RunId, RunInfo, RunSpec, StopCause};
+use moat::outcome::StopCause;
+use moat::root::RunInfo;
+use moat::{Ending, Outcome, Root, RunId, RunSpec};
 
 /// The id of the build that a run is of.
 pub const BUILD: &str = "ci.build";
@@ -133,7 +135,7 @@ impl Build {
             Ending::Lost { .. } => true,
             // Also where the engine refused it: whoever resumes may have seen to that.
             ending if ending.never_started() => true,
-            _ => outcome.stopped() == Some(StopCause::Shutdown),
+            _ => outcome.stopped() == Some(StopCause::ShutdownMode),
         };
         ended_with_it && self.left(&outcome.run).is_some()
     }

@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::path::Path;
 
 use futures::StreamExt;
-use moat::sink::Event;
-use moat::sink::audit::{Follow, Record};
-use moat::{PerStream, Stream};
+use moat::audit::{Event, Follow, Record};
+use moat::outcome::{PerStream, Stream};
 
 use crate::mask::Mask;
 

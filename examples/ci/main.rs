@@ -35,7 +35,7 @@ use clap::{Parser, ValueEnum};
 use futures::FutureExt;
 #[cfg(feature = "docker")]
 use moat::Docker;
-use moat::{Manager, Process, Runtime, Shutdown};
+use moat::{LocalProcess, Manager, Runtime, ShutdownMode};
 use tokio::task::unconstrained;
 
 use build::Build;
@@ -95,7 +95,7 @@ impl RuntimeArg {
         Ok(match self {
             #[cfg(feature = "docker")]
             Self::Docker => Arc::new(Docker::connect().await?),
-            Self::Process => Arc::new(Process::new()),
+            Self::Process => Arc::new(LocalProcess::new()),
         })
     }
 }
@@ -161,7 +161,7 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
         // By then all runs are stopped: what is left is to say so.
         signal = &mut signals => (Some(signal), work.await),
         steps = &mut work => {
-            manager.shutdown(Shutdown::Stop).await;
+            manager.shutdown(ShutdownMode::Stop).await;
             // The steps may be at their end before the stop of all runs is.
             (unconstrained(signals).now_or_never(), steps)
         }

@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use moat::{Error, Mount, RunSpec, Runtime};
+use moat::spec::Mount;
+use moat::{Error, RunSpec, Runtime};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -154,14 +155,14 @@ impl Pipeline {
         digest.update(image.unwrap_or_default());
 
         // Relative paths are the file's, wherever the harness was started.
-        let folder = path.parent().unwrap_or(Path::new("."));
+        let dir = path.parent().unwrap_or(Path::new("."));
         let mut steps = Vec::new();
         let mut cells: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for step in &table.steps {
             check_name(&step.name)?;
             let first = steps.len();
             for cell in matrix(step)? {
-                steps.push(step.cell(&cell, &table, image, folder)?);
+                steps.push(step.cell(&cell, &table, image, dir)?);
             }
             if cells
                 .insert(&step.name, (first..steps.len()).collect())
@@ -323,7 +324,7 @@ impl StepTable {
         cell: &Cell<'_>,
         pipeline: &PipelineTable,
         image: Option<&str>,
-        folder: &Path,
+        dir: &Path,
     ) -> Result<Step, Invalid> {
         let invalid = |field: &str, reason: &str| Err(Invalid::step(&self.name, field, reason));
         let fill = |field: &str, text: &str| {
@@ -370,7 +371,7 @@ impl StepTable {
                 .mounts
                 .iter()
                 .map(|text| {
-                    mount(&fill("mounts", text)?, folder)
+                    mount(&fill("mounts", text)?, dir)
                         .map_err(|reason| Invalid::step(&self.name, "mounts", reason))
                 })
                 .collect::<Result<_, _>>()?,
@@ -432,7 +433,7 @@ fn fill(text: &str, cell: &Cell<'_>) -> Result<String, String> {
 }
 
 /// `HOST:CONTAINER[:ro]`, where a host's part without a `/` is a volume.
-fn mount(text: &str, folder: &Path) -> Result<Mount, String> {
+fn mount(text: &str, dir: &Path) -> Result<Mount, String> {
     let (text, read_only) = match text.strip_suffix(":ro") {
         Some(text) => (text, true),
         None => (text, false),
@@ -442,7 +443,7 @@ fn mount(text: &str, folder: &Path) -> Result<Mount, String> {
         .ok_or_else(|| format!("{text:?} is not HOST:CONTAINER[:ro]"))?;
     let target = target.to_owned();
     Ok(if source.contains('/') || source == "." {
-        let source = std::path::absolute(folder.join(source)).map_err(|error| error.to_string())?;
+        let source = std::path::absolute(dir.join(source)).map_err(|error| error.to_string())?;
         Mount::Bind {
             source,
             target,
@@ -494,8 +495,8 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Pipeline, Invalid> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("it.toml");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("it.toml");
         std::fs::write(&path, text).unwrap();
         Pipeline::read(&path, None)
     }

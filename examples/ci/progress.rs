@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use moat::{Attached, Happening, PerStream, Run, RunEvent, RunId};
+use moat::events::{EventKind, RunEvent};
+use moat::outcome::PerStream;
+use moat::run::Attached;
+use moat::{Run, RunId};
 
 use crate::lines::Line;
 use crate::mask::Mask;
@@ -71,16 +74,16 @@ impl Bars {
         let Some(bar) = place.map(|&place| &self.bars[place]) else {
             return;
         };
-        match &event.what {
-            Happening::Waiting => bar.set_message("waits for its turn"),
-            Happening::Pulling { status, .. } => {
+        match &event.kind {
+            EventKind::Waiting => bar.set_message("waits for its turn"),
+            EventKind::Pulling { status, .. } => {
                 bar.set_message(format!("pull: {}", plain(status)))
             }
-            Happening::Started { .. } => {
+            EventKind::Started { .. } => {
                 bar.set_message("");
                 bar.reset_elapsed();
             }
-            Happening::StopRequested { cause, .. } => bar.set_message(format!("stops: {cause}")),
+            EventKind::StopRequested { cause, .. } => bar.set_message(format!("stops: {cause}")),
             _ => {}
         }
     }
@@ -98,7 +101,7 @@ impl Bars {
                         self.bars[place].set_message(line);
                     }
                 }
-                Attached::Missed { stream, .. } => last[stream].torn = true,
+                Attached::Lagged { stream, .. } => last[stream].torn = true,
                 _ => {}
             }
         }

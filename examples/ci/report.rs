@@ -11,9 +11,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use moat::sink::Event;
-use moat::sink::audit::{LogState, verify};
-use moat::{Ending, Outcome, PerStream, RunId, Seal, SealState, Timestamp};
+use moat::audit::{Event, LogState, verify};
+use moat::outcome::{PerStream, SealState};
+use moat::timestamp::Timestamp;
+use moat::{Ending, Outcome, RunId, Seal};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -81,8 +82,8 @@ impl Report {
     ///
     /// Those of writing it. An audit that cannot be read is no error; the report says so.
     pub(crate) fn write(&self, mask: &Mask, to: &Path) -> io::Result<()> {
-        let folder = to.parent().filter(|folder| *folder != Path::new(""));
-        let file = NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))?;
+        let dir = to.parent().filter(|dir| *dir != Path::new(""));
+        let file = NamedTempFile::new_in(dir.unwrap_or(Path::new(".")))?;
         let mut page = Page {
             out: BufWriter::new(file),
             mask,

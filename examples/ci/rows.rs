@@ -4,9 +4,10 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::path::Path;
 
-use moat::sink::audit::{Reader, Record};
-use moat::sink::{Event, Gap, Output, ResumeCause, Stop};
-use moat::{PerStream, Seal, Stream, Timestamp};
+use moat::Seal;
+use moat::audit::{Event, Gap, Output, Reader, Record, ResumeCause, Stop};
+use moat::outcome::{PerStream, Stream};
+use moat::timestamp::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 

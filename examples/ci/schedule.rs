@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use futures::future::join_all;
-use moat::{Error, Manager, Outcome, Run, StopCause};
+use moat::outcome::StopCause;
+use moat::{Error, Manager, Outcome, Run};
 use tokio::sync::watch;
 
 use crate::build::{self, Build, Left};
@@ -68,7 +69,7 @@ impl Schedule<'_> {
 
     /// What a killed process has left in the root, and is not gone on with.
     async fn stop_other_builds(&self) {
-        let Ok(runs) = self.manager.recovered().await else {
+        let Ok(runs) = self.manager.wait_recovery().await else {
             return;
         };
         let Ok(known) = self.manager.list().await else {

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 /// In memory where there is such a file system: each input is synced several times.
-fn folder() -> &'static Path {
+fn dir() -> &'static Path {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let make = || match Path::new("/dev/shm") {
         memory if memory.is_dir() => tempfile::tempdir_in(memory).unwrap(),
@@ -15,4 +15,4 @@ fn folder() -> &'static Path {
     FOLDER.get_or_init(make).path()
 }
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| moat::fuzz::reopen(folder(), input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| moat::fuzz::reopen(dir(), input));

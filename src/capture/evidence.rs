@@ -1,9 +1,10 @@
 //! Whether the tap was whole: its last bytes against the last records of the engine's log.
 
+use super::Progress;
 use super::fidelity::log_records;
-use super::{Progress, lines::Lines};
-use crate::runtime::{Chunk, Fidelity};
-use crate::{PerStream, Stream};
+use super::lines::Lines;
+use crate::outcome::{PerStream, Stream};
+use crate::runtime::{Chunk, LogFidelity};
 
 /// How many of the log's last records are compared.
 pub(crate) const TAIL_RECORDS: u32 = 64;
@@ -30,7 +31,7 @@ impl Tail {
     /// Where it is the whole log, the two must be equal. Otherwise each stream must end with what
     /// the tail has of it, and the tail must not repeat itself: identical lines agree with a tap
     /// that was cut at any of them.
-    pub(crate) fn agrees(&self, progress: &Progress, lines: &Lines, fidelity: Fidelity) -> bool {
+    pub(crate) fn agrees(&self, progress: &Progress, lines: &Lines, fidelity: LogFidelity) -> bool {
         let records: usize = Stream::ALL
             .iter()
             .map(|stream| log_records(&self.bytes[*stream]))
@@ -78,8 +79,8 @@ fn repeats(tail: &[u8]) -> bool {
 mod tests {
     use super::super::fidelity::logged;
     use super::*;
-    use crate::Timestamp;
-    use crate::sink::Batch;
+    use crate::audit::Batch;
+    use crate::timestamp::Timestamp;
 
     fn captured(bytes: &[u8]) -> (Progress, Lines) {
         let mut lines = Lines::default();
@@ -98,13 +99,13 @@ mod tests {
         let mut tail = Tail::default();
         for line in &lines_of_log[from..] {
             let mut bytes = Vec::new();
-            logged(Fidelity::Utf8, 0, line, &mut bytes);
+            logged(LogFidelity::Utf8Lossy, 0, line, &mut bytes);
             tail.push(&Chunk {
                 stream: Stream::Stdout,
                 bytes: bytes.into(),
             });
         }
-        tail.agrees(&progress, &lines, Fidelity::Utf8)
+        tail.agrees(&progress, &lines, LogFidelity::Utf8Lossy)
     }
 
     fn numbered(lines: usize) -> Vec<u8> {

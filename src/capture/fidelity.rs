@@ -1,16 +1,16 @@
 //! What an engine's log makes of the bytes that it keeps.
 
-use crate::runtime::Fidelity;
+use crate::runtime::LogFidelity;
 
-/// The length of the pieces that [`Fidelity::Utf8`] cuts lines into.
+/// The length of the pieces that [`LogFidelity::Utf8Lossy`] cuts lines into.
 const LOG_PIECE: usize = 16 * 1024;
 
 /// Appends to `out` what a log makes of `bytes`, which begin `offset` bytes into a line and end
 /// with the stream, a line, or a whole character.
-pub(super) fn logged(fidelity: Fidelity, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
+pub(super) fn logged(fidelity: LogFidelity, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
     match fidelity {
-        Fidelity::Exact => out.extend_from_slice(bytes),
-        Fidelity::Utf8 => {
+        LogFidelity::Lossless => out.extend_from_slice(bytes),
+        LogFidelity::Utf8Lossy => {
             let mut phase = (offset % LOG_PIECE as u64) as usize;
             for line in bytes.split_inclusive(|byte| *byte == b'\n') {
                 let mut rest = line;
@@ -55,7 +55,7 @@ mod tests {
 
     fn utf8(offset: u64, bytes: &[u8]) -> String {
         let mut out = Vec::new();
-        logged(Fidelity::Utf8, offset, bytes, &mut out);
+        logged(LogFidelity::Utf8Lossy, offset, bytes, &mut out);
         String::from_utf8(out).unwrap()
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::{PerStream, Stream};
+use crate::outcome::{PerStream, Stream};
 
 /// How many bytes wait for one looker-on, with what a piece itself takes.
 const WAITING: usize = 1 << 20;

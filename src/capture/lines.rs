@@ -2,8 +2,9 @@
 
 use memchr::{memchr, memchr_iter, memmem};
 
-use crate::sink::Batch;
-use crate::{PerStream, Stream, Timestamp};
+use crate::audit::Batch;
+use crate::outcome::{PerStream, Stream};
+use crate::timestamp::Timestamp;
 
 /// The most bytes of a line in one record.
 pub(crate) const PIECE: usize = 16 * 1024;
@@ -166,7 +167,7 @@ pub(super) fn boundary(bytes: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::RecordRef;
+    use crate::audit::RecordRef;
     use proptest::prelude::*;
 
     type Seen = Vec<(Stream, Vec<u8>, bool)>;

@@ -11,10 +11,10 @@ mod replay;
 
 pub(crate) use evidence::{TAIL_RECORDS, Tail};
 pub(crate) use hub::{Hub, Piece, Pieces};
-#[cfg(any(test, fuzzing, feature = "bench"))]
+#[cfg(any(test, fuzzing, feature = "__bench"))]
 pub(crate) use lines::Lines;
 #[cfg(any(test, fuzzing))]
 pub(crate) use lines::PIECE;
 pub(crate) use progress::Progress;
-pub(crate) use pulse::{Counts, Pulse};
+pub(crate) use pulse::{CaptureStats, Counts};
 pub(crate) use pump::{Capture, PumpEnd, Reading, Signals, until};

@@ -3,9 +3,10 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::fidelity::{logged, replace};
-use crate::runtime::Fidelity;
-use crate::sink::{Action, Batch, Event, GapReason, RecordRef, Started, Stop};
-use crate::{PerStream, RunRecord, Seal, StopCause, Stream};
+use crate::audit::{Action, Batch, Event, GapReason, RecordRef, Started, Stop};
+use crate::outcome::{PerStream, Seal, StopCause, Stream};
+use crate::runtime::LogFidelity;
+use crate::spec::RunRecord;
 
 /// How many of the last bytes of a stream are kept, to compare an engine's log with.
 const RECENT: usize = 64 * 1024;
@@ -70,10 +71,10 @@ impl Position {
     }
 
     /// What the engine's log makes of printed bytes that come next, after the records.
-    pub(super) fn logged_next(&self, fidelity: Fidelity, bytes: &[u8], out: &mut Vec<u8>) {
+    pub(super) fn logged_next(&self, fidelity: LogFidelity, bytes: &[u8], out: &mut Vec<u8>) {
         match fidelity {
             // Where its pieces end cannot be told any more; what it replaced is replaced.
-            Fidelity::Utf8 if self.replaced => replace(bytes, out),
+            LogFidelity::Utf8Lossy if self.replaced => replace(bytes, out),
             _ => logged(fidelity, self.open, bytes, out),
         }
     }
@@ -81,7 +82,7 @@ impl Position {
     /// What the engine's log has of the recent bytes, and of those that are open in `lines`.
     pub(super) fn logged_recent(
         &self,
-        fidelity: Fidelity,
+        fidelity: LogFidelity,
         (printed, from_log): (&[u8], &[u8]),
     ) -> Vec<u8> {
         let mut recent = self.recent.clone();
@@ -96,12 +97,12 @@ impl Position {
         bytes: &[u8],
         partial: bool,
         lossy: bool,
-        fidelity: Fidelity,
+        fidelity: LogFidelity,
         behind: usize,
     ) {
         // Wherever a log cuts it, ASCII stays what it is; and nobody asks for it where what is
         // behind it is all that is kept.
-        if behind >= RECENT && (fidelity == Fidelity::Exact || bytes.is_ascii()) {
+        if behind >= RECENT && (fidelity == LogFidelity::Lossless || bytes.is_ascii()) {
             self.recent.clear();
             self.replaced |= lossy;
             self.count(bytes.len(), bytes.len(), partial);
@@ -224,12 +225,12 @@ impl Progress {
     }
 
     /// What the engine's log does to the bytes, as far as the log says.
-    pub(super) fn fidelity(&self) -> Fidelity {
+    pub(super) fn fidelity(&self) -> LogFidelity {
         let known = self
             .started
             .as_ref()
             .and_then(|started| started.log.fidelity);
-        known.unwrap_or(Fidelity::Utf8)
+        known.unwrap_or(LogFidelity::Utf8Lossy)
     }
 
     /// What the log says of the run that no other source can say again.
@@ -283,7 +284,7 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Timestamp;
+    use crate::timestamp::Timestamp;
 
     fn output(bytes: &[u8], partial: bool) -> RecordRef<'_> {
         RecordRef::Output {
@@ -314,7 +315,7 @@ mod tests {
         let mut all = Vec::new();
         for n in 0..20_000 {
             let line = format!("{n}");
-            position.observe(line.as_bytes(), false, false, Fidelity::Utf8, 0);
+            position.observe(line.as_bytes(), false, false, LogFidelity::Utf8Lossy, 0);
             all.extend_from_slice(line.as_bytes());
             all.push(b'\n');
             assert!(position.recent.len() <= 2 * RECENT + 10);

@@ -4,12 +4,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-use crate::PerStream;
-use crate::sink::{Batch, Event, Gap, RecordRef};
+use crate::audit::{Batch, Event, Gap, RecordRef};
+use crate::outcome::PerStream;
 
 /// How far a capture has come. The pump writes it, and never waits for who looks at it.
 #[derive(Debug, Default)]
-pub(crate) struct Pulse {
+pub(crate) struct CaptureStats {
     beat: Mutex<Beat>,
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct Counts {
     pub(crate) records: u64,
 }
 
-impl Pulse {
+impl CaptureStats {
     fn beat(&self) -> MutexGuard<'_, Beat> {
         self.beat.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,7 +49,7 @@ impl Pulse {
     }
 
     /// Something was received, or, for some time to come, nothing can be: then nobody knows.
-    pub(super) fn hear(&self, until: Instant) {
+    pub(super) fn mark_activity(&self, until: Instant) {
         self.beat().heard = Some(until);
     }
 

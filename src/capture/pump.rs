@@ -15,11 +15,14 @@ use tokio_util::sync::CancellationToken;
 use super::hub::{Hub, Piece};
 use super::lines::Lines;
 use super::progress::Progress;
-use super::pulse::Pulse;
+use super::pulse::CaptureStats;
 use super::replay::Replay;
-use crate::runtime::{Chunk, Fidelity, OutputStream, RuntimeError};
-use crate::sink::{Batch, Event, Gap, GapReason, RunLog};
-use crate::{Error, PerStream, Stream, Timestamp};
+use crate::audit::{Batch, Event, Gap, GapReason};
+use crate::error::{Error, RuntimeError};
+use crate::outcome::{PerStream, Stream};
+use crate::runtime::{Chunk, LogFidelity, OutputStream};
+use crate::sink::RunLog;
+use crate::timestamp::Timestamp;
 
 /// Where the source is no longer read, until half of it is written.
 const MOST_QUEUED: usize = 2 << 20;
@@ -114,7 +117,7 @@ pub(crate) struct Capture {
     pub(crate) progress: Progress,
     pub(crate) hub: Arc<Hub>,
     /// How far it has come.
-    pulse: Arc<Pulse>,
+    pulse: Arc<CaptureStats>,
     /// The log; `None` after a failure, until it is resumed.
     log: Option<Box<dyn RunLog>>,
     pub(super) lines: Lines,
@@ -168,7 +171,7 @@ impl Capture {
     }
 
     /// How far it has come, for others to look at.
-    pub(crate) fn pulse(&self) -> &Arc<Pulse> {
+    pub(crate) fn pulse(&self) -> &Arc<CaptureStats> {
         &self.pulse
     }
 
@@ -270,7 +273,10 @@ impl Capture {
     }
 
     /// Writes the seal. After an error the log is lost.
-    pub(crate) async fn seal(&mut self, seal: crate::Seal) -> Result<crate::Seal, Error> {
+    pub(crate) async fn seal(
+        &mut self,
+        seal: crate::outcome::Seal,
+    ) -> Result<crate::outcome::Seal, Error> {
         let mut log = self.take_log()?;
         let seal = log.seal(seal).await?;
         self.hub.logged(self.progress.bytes());
@@ -316,12 +322,13 @@ impl Capture {
     pub(crate) async fn replay(
         &mut self,
         source: OutputStream,
-        fidelity: Fidelity,
+        fidelity: LogFidelity,
         reading: Reading,
         signals: &mut Signals,
     ) -> PumpEnd {
         let replay = Replay::new(&self.progress, &mut self.lines, fidelity);
-        self.lines.set_replacing_log(fidelity == Fidelity::Utf8);
+        self.lines
+            .set_replacing_log(fidelity == LogFidelity::Utf8Lossy);
         self.pump(source, Some((replay, reading)), signals).await
     }
 
@@ -380,7 +387,7 @@ impl Capture {
             }
             if queue.paused {
                 // What the container prints meanwhile is not heard.
-                self.pulse.hear(Instant::now() + MOST_BLOCKED);
+                self.pulse.mark_activity(Instant::now() + MOST_BLOCKED);
             }
             // Nobody is held up by a log that is read slowly.
             let blocked = queue
@@ -434,7 +441,7 @@ impl Capture {
                             end = Some(PumpEnd::Broken(error));
                         }
                         Some(Ok(chunk)) => {
-                            self.pulse.hear(last_chunk);
+                            self.pulse.mark_activity(last_chunk);
                             let bytes = match &mut replay {
                                 None => Ok(chunk.bytes),
                                 Some((replay, _)) => replay.push(&chunk),
@@ -634,7 +641,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::Seal;
+    use crate::outcome::Seal;
 
     #[derive(Debug)]
     struct Nowhere;
@@ -669,7 +676,7 @@ mod tests {
                 let stream = Stream::Stdout;
                 Ok(Chunk { stream, bytes })
             });
-            let read = capture.replay(Box::pin(late), Fidelity::Exact, reading, &mut signals);
+            let read = capture.replay(Box::pin(late), LogFidelity::Lossless, reading, &mut signals);
             match read.await {
                 PumpEnd::Silent(after) => silences.push(after.as_secs()),
                 PumpEnd::Eof => break,

@@ -3,10 +3,12 @@
 use bytes::Bytes;
 use memchr::memchr_iter;
 
-use super::{Progress, lines::Lines};
-use crate::runtime::{Chunk, Fidelity};
-use crate::sink::{Batch, GapReason};
-use crate::{PerStream, Stream, Timestamp};
+use super::Progress;
+use super::lines::Lines;
+use crate::audit::{Batch, GapReason};
+use crate::outcome::{PerStream, Stream};
+use crate::runtime::{Chunk, LogFidelity};
+use crate::timestamp::Timestamp;
 
 /// Takes the log of a container from its start, and gives what comes after the position of what is
 /// captured.
@@ -45,14 +47,14 @@ enum SkipState {
 
 impl Replay {
     /// A replay that goes on after what `progress` and the open lines of `lines` have.
-    pub(super) fn new(progress: &Progress, lines: &mut Lines, fidelity: Fidelity) -> Self {
+    pub(super) fn new(progress: &Progress, lines: &mut Lines, fidelity: LogFidelity) -> Self {
         let mut streams = PerStream::<Skip>::default();
         for stream in Stream::ALL {
             // The first part of a character is taken off: the log shows the whole one, or
             // something else.
             let held = match fidelity {
-                Fidelity::Utf8 => lines.take_incomplete(stream),
-                Fidelity::Exact => Vec::new(),
+                LogFidelity::Utf8Lossy => lines.take_incomplete(stream),
+                LogFidelity::Lossless => Vec::new(),
             };
             let position = &progress.streams[stream];
             let skip = &mut streams[stream];
@@ -154,7 +156,7 @@ impl Skip {
 mod tests {
     use super::super::fidelity::logged;
     use super::*;
-    use crate::sink::{RecordRef, Started};
+    use crate::audit::{RecordRef, Started};
     use proptest::prelude::*;
 
     fn rebuilt(batch: &Batch) -> Vec<u8> {
@@ -181,7 +183,7 @@ mod tests {
         output: &[u8],
         first: usize,
         crash: bool,
-        fidelity: Fidelity,
+        fidelity: LogFidelity,
         chunk: usize,
         parts: &[usize],
     ) -> (Vec<u8>, bool) {
@@ -190,7 +192,7 @@ mod tests {
         let mut progress = Progress::default();
         progress.started = Some(Started {
             ts: now,
-            container: crate::ContainerId::new("c"),
+            container: crate::spec::ContainerId::new("c"),
             started_at: None,
             image_digest: None,
             log: crate::runtime::LogConfig {
@@ -215,7 +217,7 @@ mod tests {
             }
             let log = &log[..log.len().min(*part)];
             let mut replay = Replay::new(&progress, &mut lines, fidelity);
-            lines.set_replacing_log(fidelity == Fidelity::Utf8);
+            lines.set_replacing_log(fidelity == LogFidelity::Utf8Lossy);
             let mut batch = Batch::new();
             for part in log.chunks(chunk) {
                 match replay.push(&Chunk {
@@ -263,12 +265,12 @@ mod tests {
             parts in prop::collection::vec(0usize..200_000, 0..3),
         ) {
             let first = first % (output.len() + 1);
-            let (bytes, wrong) = resume(&output, first, crash, Fidelity::Exact, chunk, &parts);
+            let (bytes, wrong) = resume(&output, first, crash, LogFidelity::Lossless, chunk, &parts);
             prop_assert!(!wrong);
             prop_assert!(bytes == output);
 
             // Through a log that replaces, as many lines, and equal where nothing was replaced.
-            let (bytes, wrong) = resume(&output, first, crash, Fidelity::Utf8, chunk, &parts);
+            let (bytes, wrong) = resume(&output, first, crash, LogFidelity::Utf8Lossy, chunk, &parts);
             prop_assert!(!wrong);
             let lines = |bytes: &[u8]| memchr_iter(b'\n', bytes).count();
             prop_assert_eq!(lines(&bytes), lines(&output));
@@ -285,7 +287,7 @@ mod tests {
             parts in prop::collection::vec(0usize..10_000, 0..3),
         ) {
             let first = first % (output.len() + 1);
-            let (bytes, wrong) = resume(&output, first, crash, Fidelity::Utf8, 997, &parts);
+            let (bytes, wrong) = resume(&output, first, crash, LogFidelity::Utf8Lossy, 997, &parts);
             prop_assert!(!wrong);
             prop_assert_eq!(
                 memchr_iter(b'\n', &bytes).count(),
@@ -306,11 +308,11 @@ mod tests {
             bytes: Bytes::from_static(bytes),
         };
 
-        let mut replay = Replay::new(&progress, &mut lines, Fidelity::Exact);
+        let mut replay = Replay::new(&progress, &mut lines, LogFidelity::Lossless);
         assert_eq!(replay.push(&chunk(b"a\nb\n")), Ok(Bytes::new()));
         assert_eq!(replay.finish(&mut lines, &mut batch), [Stream::Stdout]);
 
-        let mut replay = Replay::new(&progress, &mut lines, Fidelity::Exact);
+        let mut replay = Replay::new(&progress, &mut lines, LogFidelity::Lossless);
         assert_eq!(
             replay.push(&chunk(b"a\nX\nc\nd\n")),
             Err(GapReason::LogDiffers)

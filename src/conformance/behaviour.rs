@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::Stream;
+use crate::outcome::Stream;
 
 /// What a container of a trial is to do, for the implementor to put in its own terms.
 ///
 /// It does its steps one after the other, and then ends with [`exit`](field@Self::exit), unless
-/// [`holds`](Self::holds) says that it waits for SIGTERM.
+/// [`waits_for_signal`](Self::waits_for_signal) says that it waits for SIGTERM.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Behaviour {
@@ -20,13 +20,13 @@ pub struct Behaviour {
     pub exit: u8,
     /// Whether it waits for a signal behind its steps: on SIGTERM, at any time, it ends with
     /// [`exit`](field@Self::exit).
-    pub holds: bool,
+    pub waits_for_signal: bool,
     /// Whether it ignores SIGTERM. It has done so before its first step.
-    pub deaf: bool,
+    pub ignores_sigterm: bool,
     /// Whether its output is a terminal's.
     pub tty: bool,
     /// Whether it cannot be started at all: its command is one that is not there.
-    pub missing: bool,
+    pub command_not_found: bool,
 }
 
 /// One thing that a container of a trial does.
@@ -80,12 +80,12 @@ impl Behaviour {
     }
 
     pub(super) fn hold(mut self) -> Self {
-        self.holds = true;
+        self.waits_for_signal = true;
         self
     }
 
     pub(super) fn deaf(mut self) -> Self {
-        self.deaf = true;
+        self.ignores_sigterm = true;
         self
     }
 
@@ -96,7 +96,7 @@ impl Behaviour {
 
     pub(super) fn missing() -> Self {
         Self {
-            missing: true,
+            command_not_found: true,
             ..Self::default()
         }
     }
@@ -115,15 +115,15 @@ impl Behaviour {
     }
 
     /// It as a command line: `sh -c`, with a script for any POSIX shell that has `printf` and
-    /// `sleep`. One that [cannot be started](field@Self::missing) is another command line.
+    /// `sleep`. One that [cannot be started](field@Self::command_not_found) is another command line.
     pub fn shell(&self) -> Vec<String> {
-        if self.missing {
+        if self.command_not_found {
             return vec!["/nonexistent/moat-conformance".into()];
         }
         let mut script = String::new();
-        if self.deaf {
+        if self.ignores_sigterm {
             script.push_str("trap '' TERM\n");
-        } else if self.holds {
+        } else if self.waits_for_signal {
             let _ = writeln!(script, "trap 'exit {}' TERM", self.exit);
         }
         for step in &self.steps {
@@ -151,7 +151,7 @@ impl Behaviour {
                 Step::Echo => script.push_str("cat\n"),
             }
         }
-        if self.holds {
+        if self.waits_for_signal {
             script.push_str("while :; do sleep 0.05; done\n");
         }
         let _ = writeln!(script, "exit {}", self.exit);
@@ -175,13 +175,13 @@ impl From<&Behaviour> for crate::runtime::scripted::Script {
                 Step::Echo => script.echo(),
             };
         }
-        if behaviour.holds {
+        if behaviour.waits_for_signal {
             script = script.until_stopped();
         }
-        if behaviour.deaf {
+        if behaviour.ignores_sigterm {
             script = script.ignore_term();
         }
-        if behaviour.missing {
+        if behaviour.command_not_found {
             script = script.fail_to_start("no such command");
         }
         script

@@ -9,51 +9,52 @@ use futures::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Behaviour, Stop, fail, skip, words};
+use crate::error::RuntimeError;
+use crate::outcome::{PerStream, Stream};
 use crate::runtime::{
-    Capabilities, CreateRequest, Inspection, LogsRequest, OutputStream, Runtime, RuntimeError,
-    Status,
+    Capabilities, CreateRequest, Inspection, LogsRequest, OutputStream, Runtime, Status,
 };
-use crate::{ContainerId, ExecSpec, PerStream, RootId, RunId, RunSpec, Stdin, Stream};
+use crate::spec::{ContainerId, ExecSpec, RootId, RunId, RunSpec, Stdin};
 
 /// What a stage can, or cannot for a reason that a skipped trial says.
-pub type Capable<T> = Result<T, String>;
+pub type Unsupported<T> = Result<T, String>;
 
 /// What one trial of a runtime stands on: each trial has a stage of its own.
 ///
 /// What has a default need not be given; the trials that need it are skipped then.
 #[async_trait]
-pub trait RuntimeStage: Send + Sync + 'static {
+pub trait RuntimeHarness: Send + Sync + 'static {
     /// The runtime. It is called once, and may give one that other stages give too, unless this
     /// one can [`take_down`](Self::take_down) its engine: other trials are under way then.
-    async fn runtime(&self) -> Capable<Arc<dyn Runtime>>;
+    async fn runtime(&self) -> Unsupported<Arc<dyn Runtime>>;
 
     /// A spec whose container does as `behaviour` says; [`Behaviour::shell`] is a way to say it
     /// where there is a shell. Whether it has a terminal is set by the trial.
-    fn spec(&self, behaviour: &Behaviour) -> Capable<RunSpec>;
+    fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec>;
 
     /// A further process that does as `behaviour` says, in a container of [`spec`](Self::spec).
-    fn exec(&self, behaviour: &Behaviour) -> Capable<ExecSpec> {
+    fn exec(&self, behaviour: &Behaviour) -> Unsupported<ExecSpec> {
         let _ = behaviour;
         Err("the stage knows no further process".into())
     }
 
     /// A spec that the runtime must refuse, for something that it cannot do.
-    fn refused(&self) -> Capable<RunSpec> {
+    fn refused(&self) -> Unsupported<RunSpec> {
         Err("the stage knows no spec that the runtime refuses".into())
     }
 
     /// A spec whose image is not there, and must not be pulled.
-    fn no_image(&self) -> Capable<RunSpec> {
+    fn no_image(&self) -> Unsupported<RunSpec> {
         Err("the stage knows no image that is not there".into())
     }
 
     /// Puts the runtime's engine out of reach: what is open breaks, and calls find nobody.
-    async fn take_down(&self) -> Capable<()> {
+    async fn take_down(&self) -> Unsupported<()> {
         Err("the stage cannot put the engine out of reach".into())
     }
 
     /// Makes the runtime's engine silent: it takes calls, and does not answer.
-    async fn silence(&self) -> Capable<()> {
+    async fn silence(&self) -> Unsupported<()> {
         Err("the stage cannot make the engine silent".into())
     }
 
@@ -66,22 +67,22 @@ pub trait RuntimeStage: Send + Sync + 'static {
 /// ```no_run
 /// # #[cfg(feature = "docker")]
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-/// use moat::conformance::{self, Shell};
+/// use moat::conformance::{self, ShellHarness};
 /// use moat::{Docker, RunSpec};
 ///
 /// let docker = Docker::connect().await?;
 /// let spec = RunSpec::new("busybox").network("none");
-/// let trials = conformance::runtime(move || Shell::new(docker.clone(), spec.clone()));
+/// let trials = conformance::runtime(move || ShellHarness::new(docker.clone(), spec.clone()));
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Shell {
+pub struct ShellHarness {
     runtime: Arc<dyn Runtime>,
     spec: RunSpec,
 }
 
-impl Shell {
+impl ShellHarness {
     /// The runtime, and what its containers are: all but the command.
     pub fn new(runtime: impl Runtime, spec: RunSpec) -> Self {
         Self {
@@ -92,16 +93,16 @@ impl Shell {
 }
 
 #[async_trait]
-impl RuntimeStage for Shell {
-    async fn runtime(&self) -> Capable<Arc<dyn Runtime>> {
+impl RuntimeHarness for ShellHarness {
+    async fn runtime(&self) -> Unsupported<Arc<dyn Runtime>> {
         Ok(Arc::clone(&self.runtime))
     }
 
-    fn spec(&self, behaviour: &Behaviour) -> Capable<RunSpec> {
+    fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
         Ok(self.spec.clone().cmd(behaviour.shell()))
     }
 
-    fn exec(&self, behaviour: &Behaviour) -> Capable<ExecSpec> {
+    fn exec(&self, behaviour: &Behaviour) -> Unsupported<ExecSpec> {
         Ok(ExecSpec::new(behaviour.shell()))
     }
 }
@@ -113,14 +114,14 @@ const GLANCE: Duration = Duration::from_millis(20);
 
 /// A runtime, and the containers of one trial.
 pub(super) struct Bench {
-    pub(super) stage: Box<dyn RuntimeStage>,
+    pub(super) stage: Box<dyn RuntimeHarness>,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) root: RootId,
     made: Mutex<Vec<ContainerId>>,
 }
 
 impl Bench {
-    pub(super) async fn new(stage: Box<dyn RuntimeStage>) -> Result<Self, Stop> {
+    pub(super) async fn new(stage: Box<dyn RuntimeHarness>) -> Result<Self, Stop> {
         let runtime = stage.runtime().await.or_else(fail)?;
         Ok(Self {
             stage,
@@ -148,7 +149,7 @@ impl Bench {
     }
 
     pub(super) fn needs_tap(&self) -> Result<(), Stop> {
-        if self.can().tap {
+        if self.can().attach_before_start {
             Ok(())
         } else {
             skip("the runtime has no tap")
@@ -215,7 +216,7 @@ impl Bench {
             return skip(format!("the runtime refuses it: {}", words(&error)));
         }
         let container = self.create(&self.root, &RunId::generate(), &spec).await?;
-        let tap = self.runtime.tap(&container, behaviour.tty).await?;
+        let tap = self.runtime.attach(&container, behaviour.tty).await?;
         self.runtime.start(&container).await?;
         Ok((container, tap))
     }
@@ -262,7 +263,7 @@ impl Bench {
     ) -> Result<(ContainerId, OutputStream), Stop> {
         self.needs_tap()?;
         let container = self.make(behaviour).await?;
-        let tap = self.runtime.tap(&container, behaviour.tty).await?;
+        let tap = self.runtime.attach(&container, behaviour.tty).await?;
         self.runtime.start(&container).await?;
         Ok((container, tap))
     }
@@ -270,7 +271,7 @@ impl Bench {
     /// Starts a container that prints `ready`, and waits until it has: its signals are set then.
     pub(super) async fn ready(&self, behaviour: Behaviour) -> Result<ContainerId, Stop> {
         let behaviour = behaviour.out("ready\n").hold();
-        if !self.can().tap {
+        if !self.can().attach_before_start {
             self.needs_logs()?;
             let container = self.run(&behaviour).await?;
             self.printed(&container, Stream::Stdout).await?;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::bench::{Bench, eventually, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
-use crate::runtime::{Continuity, RuntimeError, Status};
-use crate::{ContainerId, RootId, RunId};
+use crate::error::RuntimeError;
+use crate::runtime::{Continuity, Status};
+use crate::spec::{ContainerId, RootId, RunId};
 
 /// Long enough for what must not happen to be seen.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -69,7 +70,7 @@ pub(crate) mod runtime {
         bench.runtime.validate(&bench.spec(&Behaviour::new())?)?;
         let refused = bench.stage.refused().or_else(skip)?;
         match bench.runtime.validate(&refused) {
-            Err(crate::Error::InvalidSpec { field, .. }) if !field.is_empty() => Ok(()),
+            Err(crate::error::Error::InvalidSpec { field, .. }) if !field.is_empty() => Ok(()),
             Err(error) => fail(format!("it fails in another way: {}", words(&error))),
             Ok(()) => fail("what it cannot do is not refused"),
         }
@@ -141,7 +142,7 @@ pub(crate) mod create {
         bench.create(&bench.root, &run, &spec).await?;
         match bench.request(&bench.root, &run, &spec).await {
             Ok(second) => fail(format!("a second one was made: {second}")),
-            Err(error) => ensure(error.is_fact(), || words(&error)),
+            Err(error) => ensure(error.is_definitive(), || words(&error)),
         }
     }
 }
@@ -363,7 +364,9 @@ pub(crate) mod remove {
         let _ = tokio::time::timeout(A_WHILE, &mut wait).await;
         bench.runtime.remove(&container, true).await?;
         match within("end the wait", wait).await? {
-            Err(error) => ensure(error.is_not_found() || !error.is_fact(), || words(&error)),
+            Err(error) => ensure(error.is_not_found() || !error.is_definitive(), || {
+                words(&error)
+            }),
             Ok(_) => Ok(()),
         }
     }

@@ -9,8 +9,9 @@ pub(crate) mod facts {
 
     use crate::conformance::bench::{Bench, within};
     use crate::conformance::{Behaviour, Stop, ensure, fail, skip, words};
-    use crate::runtime::{CreateRequest, LogsRequest, RuntimeError, Status};
-    use crate::{ContainerId, RunId, RunSpec};
+    use crate::error::RuntimeError;
+    use crate::runtime::{CreateRequest, LogsRequest, Status};
+    use crate::spec::{ContainerId, RunId, RunSpec};
 
     /// Past the bound of each call, for a machine that has much to do.
     const PAST_BOUND: Duration = Duration::from_secs(35);
@@ -35,8 +36,8 @@ pub(crate) mod facts {
                 Box::pin(async { runtime.remove(container, true).await }),
             ),
         ];
-        if bench.can().tap {
-            let tap = async { runtime.tap(container, false).await.map(drop) };
+        if bench.can().attach_before_start {
+            let tap = async { runtime.attach(container, false).await.map(drop) };
             calls.push(("tap", Box::pin(tap)));
         }
         if bench.can().logs {
@@ -100,9 +101,9 @@ pub(crate) mod facts {
         bench.stage.take_down().await.or_else(skip)?;
         for (name, call) in all(bench, &container, &run, &spec) {
             match timeout(PAST_BOUND, call).await {
-                Ok(Err(error)) => {
-                    ensure(!error.is_fact(), || format!("{name}: {}", words(&error)))?
-                }
+                Ok(Err(error)) => ensure(!error.is_definitive(), || {
+                    format!("{name}: {}", words(&error))
+                })?,
                 Ok(Ok(())) => return fail(format!("{name} succeeded")),
                 Err(_) => return fail(format!("{name} did not end")),
             }
@@ -127,7 +128,7 @@ pub(crate) mod facts {
         }
         bench.stage.take_down().await.or_else(skip)?;
         match within("end the wait", wait).await? {
-            Err(error) => ensure(!error.is_fact(), || words(&error)),
+            Err(error) => ensure(!error.is_definitive(), || words(&error)),
             Ok(status) => ensure(status.code.is_none(), || format!("{status:?}")),
         }
     }
@@ -149,7 +150,7 @@ pub(crate) mod facts {
             }
         });
         match end.await? {
-            Err(error) => ensure(!error.is_fact(), || words(&error)),
+            Err(error) => ensure(!error.is_definitive(), || words(&error)),
             Ok(()) => Ok(()),
         }
     }
@@ -164,9 +165,9 @@ pub(crate) mod facts {
         let answers = join_all(calls.into_iter().map(|call| timeout(PAST_BOUND, call))).await;
         for (name, answer) in names.into_iter().zip(answers) {
             match answer {
-                Ok(Err(error)) => {
-                    ensure(!error.is_fact(), || format!("{name}: {}", words(&error)))?
-                }
+                Ok(Err(error)) => ensure(!error.is_definitive(), || {
+                    format!("{name}: {}", words(&error))
+                })?,
                 Ok(Ok(())) => return fail(format!("{name} succeeded")),
                 Err(_) => return fail(format!("{name} did not end within 30 s")),
             }

@@ -8,8 +8,9 @@ use tokio::time::timeout;
 
 use super::bench::{Bench, collect, collect_to, eventually, same, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
-use crate::Stdin;
-use crate::runtime::{InputWriter, RuntimeError, Status};
+use crate::error::RuntimeError;
+use crate::runtime::{InputWriter, Status};
+use crate::spec::Stdin;
 
 async fn write(input: &mut InputWriter, bytes: &[u8]) -> Result<(), Stop> {
     let written = async {
@@ -89,7 +90,7 @@ pub(crate) mod watch {
         let behaviour = Behaviour::new().out("ready\n").echo().tty();
         let (container, mut tap) = bench.with_input(&behaviour, Stdin::Open).await?;
         collect_to(&mut tap, b"\n").await?;
-        let mut watch = match bench.runtime.watch(&container, true).await {
+        let mut watch = match bench.runtime.attach_running(&container, true).await {
             Err(RuntimeError::Unsupported { .. }) => return skip("nobody can look on"),
             watch => watch?,
         };
@@ -114,7 +115,7 @@ pub(crate) mod watch {
 
 pub(crate) mod resize {
     use super::*;
-    use crate::WindowSize;
+    use crate::spec::WindowSize;
 
     pub(crate) async fn a_terminal_that_runs_takes_a_size(bench: &Bench) -> Result<(), Stop> {
         let behaviour = Behaviour::new().hold().tty();
@@ -132,8 +133,8 @@ pub(crate) mod resize {
 
 pub(crate) mod exec {
     use super::*;
-    use crate::ExecSpec;
-    use crate::runtime::Execed;
+    use crate::runtime::StartedExec;
+    use crate::spec::ExecSpec;
 
     fn spec(bench: &Bench, behaviour: &Behaviour) -> Result<ExecSpec, Stop> {
         if !bench.can().exec {
@@ -146,7 +147,7 @@ pub(crate) mod exec {
         let behaviour = Behaviour::new().out("out\n").err("err\n").exit(7);
         let spec = spec(bench, &behaviour)?;
         let container = bench.ready(Behaviour::new()).await?;
-        let Execed { id, output, .. } = bench.runtime.exec(&container, &spec).await?;
+        let StartedExec { id, output, .. } = bench.runtime.exec(&container, &spec).await?;
         let got = collect(output).await?;
         same("stdout", &got.stdout, b"out\n")?;
         same("stderr", &got.stderr, b"err\n")?;

@@ -1,8 +1,8 @@
 //! The contracts of [`Runtime`] and [`LogSink`], one trial for each clause.
 //!
 //! Whoever writes a runtime or a sink proves with it that moat's promise stands on it too:
-//! [`runtime()`] and [`sink()`] give a list of [`Trial`]s. The list is the same for everyone, so no
-//! clause is left out unseen; one that cannot be tried is [`Tried::Skipped`], with the reason.
+//! [`runtime()`] and [`sink()`] give a list of [`Case`]s. The list is the same for everyone, so no
+//! clause is left out unseen; one that cannot be tried is [`CaseResult::Skipped`], with the reason.
 //!
 //! ```
 //! use moat::conformance;
@@ -34,8 +34,8 @@
 //! same. Of the order between streams and of what an engine does after a request whose sender has
 //! gone, nothing is promised, so nothing is tried.
 //!
-//! [`Runtime`]: crate::Runtime
-//! [`LogSink`]: crate::LogSink
+//! [`Runtime`]: crate::runtime::Runtime
+//! [`LogSink`]: crate::sink::LogSink
 
 use std::fmt;
 use std::sync::Arc;
@@ -53,8 +53,8 @@ mod sinks;
 mod streams;
 
 pub use behaviour::{Behaviour, Step};
-pub use bench::{Capable, RuntimeStage, Shell};
-pub use sinks::SinkStage;
+pub use bench::{RuntimeHarness, ShellHarness, Unsupported};
+pub use sinks::SinkHarness;
 
 use bench::Bench;
 use sinks::Shelf;
@@ -63,22 +63,22 @@ use sinks::Shelf;
 const BOUND: Duration = Duration::from_secs(300);
 
 /// One clause of a contract, to be tried on one implementor.
-pub struct Trial {
+pub struct Case {
     name: &'static str,
     clause: &'static str,
     run: Box<dyn FnOnce() -> BoxFuture<'static, Result<(), Stop>> + Send>,
 }
 
-impl fmt::Debug for Trial {
+impl fmt::Debug for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trial")
+        f.debug_struct("Case")
             .field("name", &self.name)
             .field("clause", &self.clause)
             .finish_non_exhaustive()
     }
 }
 
-impl Trial {
+impl Case {
     /// Its name: `tap::it_gives_each_stream_byte_for_byte`. It does not change.
     pub fn name(&self) -> &'static str {
         self.name
@@ -98,11 +98,11 @@ impl Trial {
     /// # Cancel safety
     ///
     /// Dropped before its end, it leaves behind the containers and files that it has made.
-    pub async fn run(self) -> Result<Tried, Failure> {
+    pub async fn run(self) -> Result<CaseResult, Failure> {
         let tried = timeout(BOUND, (self.run)()).await;
         match tried.unwrap_or_else(|_| fail(format!("no end within {} s", BOUND.as_secs()))) {
-            Ok(()) => Ok(Tried::Held),
-            Err(Stop::Skip(reason)) => Ok(Tried::Skipped(reason)),
+            Ok(()) => Ok(CaseResult::Passed),
+            Err(Stop::Skip(reason)) => Ok(CaseResult::Skipped(reason)),
             Err(Stop::Fail(reason)) => Err(Failure {
                 clause: self.clause,
                 reason,
@@ -114,17 +114,17 @@ impl Trial {
 /// What became of a trial that did not fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Tried {
+pub enum CaseResult {
     /// The clause holds, as far as a trial can tell.
-    Held,
+    Passed,
     /// It could not be tried on this implementor, for this reason.
     Skipped(String),
 }
 
-impl fmt::Display for Tried {
+impl fmt::Display for CaseResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Held => f.write_str("holds"),
+            Self::Passed => f.write_str("holds"),
             Self::Skipped(reason) => write!(f, "skipped: {reason}"),
         }
     }
@@ -170,14 +170,14 @@ fn words(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl From<crate::RuntimeError> for Stop {
-    fn from(error: crate::RuntimeError) -> Self {
+impl From<crate::error::RuntimeError> for Stop {
+    fn from(error: crate::error::RuntimeError) -> Self {
         Self::Fail(words(&error))
     }
 }
 
-impl From<crate::Error> for Stop {
-    fn from(error: crate::Error) -> Self {
+impl From<crate::error::Error> for Stop {
+    fn from(error: crate::error::Error) -> Self {
         Self::Fail(words(&error))
     }
 }
@@ -185,7 +185,7 @@ impl From<crate::Error> for Stop {
 /// A list of trials, each named after its function.
 macro_rules! trials {
     ($on:ty, $new:expr; $($path:ident::$module:ident { $($name:ident: $clause:literal),* $(,)? })*) => {
-        vec![$($(Trial {
+        vec![$($(Case {
             name: concat!(stringify!($module), "::", stringify!($name)),
             clause: $clause,
             run: {
@@ -201,10 +201,10 @@ macro_rules! trials {
     };
 }
 
-/// The trials of a [`Runtime`](crate::Runtime), each on a stage of its own, that `stage` gives.
+/// The trials of a [`Runtime`](crate::runtime::Runtime), each on a stage of its own, that `stage` gives.
 ///
 /// They may run at the same time, and leave nothing behind.
-pub fn runtime<S: RuntimeStage>(stage: impl Fn() -> S + Send + Sync + 'static) -> Vec<Trial> {
+pub fn runtime<S: RuntimeHarness>(stage: impl Fn() -> S + Send + Sync + 'static) -> Vec<Case> {
     let new = Arc::new(move || Bench::new(Box::new(stage())));
     trials! {
         Bench, new;
@@ -313,11 +313,11 @@ pub fn runtime<S: RuntimeStage>(stage: impl Fn() -> S + Send + Sync + 'static) -
     }
 }
 
-/// The trials of a [`LogSink`](crate::LogSink), on what `stage` gives: a closure will do.
+/// The trials of a [`LogSink`](crate::sink::LogSink), on what `stage` gives: a closure will do.
 ///
 /// They may run at the same time, and leave nothing behind.
-pub fn sink(stage: impl SinkStage) -> Vec<Trial> {
-    let stage: Arc<dyn SinkStage> = Arc::new(stage);
+pub fn sink(stage: impl SinkHarness) -> Vec<Case> {
+    let stage: Arc<dyn SinkHarness> = Arc::new(stage);
     let new = Arc::new(move || {
         let stage = Arc::clone(&stage);
         async move { Shelf::new(stage) }

@@ -4,20 +4,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Stop, ensure, fail, skip, words};
-use crate::sink::audit::Record;
-use crate::sink::{
-    Action, Batch, Event, Interaction, LogSink, Output, RecordRef, Resumed, RunLog, RunPlace,
-    Start, Visit, Written,
+use crate::audit::{
+    Action, Batch, Event, Interaction, Output, Record, RecordRef, Start, StdinChunk,
 };
-use crate::{
-    Ending, Error, Evidence, Exit, PerStream, RootId, RunId, RunRecord, RunSpec, Seal, Stream,
-    Timestamp, Verdict,
-};
+use crate::error::Error;
+use crate::outcome::{Ending, Evidence, Exit, PerStream, Seal, Stream, Verdict};
+use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
+use crate::spec::{RootId, RunId, RunRecord, RunSpec};
+use crate::timestamp::Timestamp;
 
 /// What the trials of a sink stand on. A closure that gives sinks is one.
 ///
 /// What has a default need not be given; the trials that need it are skipped then.
-pub trait SinkStage: Send + Sync + 'static {
+pub trait SinkHarness: Send + Sync + 'static {
     /// A sink that sees the same logs as each other one that this gives, and shares nothing else
     /// with them, as in another process.
     fn sink(&self) -> Arc<dyn LogSink>;
@@ -43,7 +42,7 @@ pub trait SinkStage: Send + Sync + 'static {
     }
 }
 
-impl<F, S> SinkStage for F
+impl<F, S> SinkHarness for F
 where
     F: Fn() -> S + Send + Sync + 'static,
     S: LogSink,
@@ -55,36 +54,36 @@ where
 
 /// A folder for the logs of one trial.
 pub(crate) struct Shelf {
-    stage: Arc<dyn SinkStage>,
+    stage: Arc<dyn SinkHarness>,
     sink: Arc<dyn LogSink>,
-    folder: PathBuf,
+    dir: PathBuf,
 }
 
 impl Shelf {
-    pub(super) fn new(stage: Arc<dyn SinkStage>) -> Result<Self, Stop> {
+    pub(super) fn new(stage: Arc<dyn SinkHarness>) -> Result<Self, Stop> {
         let name = format!("moat-conformance-{}", RunId::generate());
-        let folder = std::env::temp_dir().join(name);
-        std::fs::create_dir(&folder)
-            .or_else(|error| fail(format!("cannot make {}: {error}", folder.display())))?;
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir(&dir)
+            .or_else(|error| fail(format!("cannot make {}: {error}", dir.display())))?;
         Ok(Self {
             sink: stage.sink(),
             stage,
-            folder,
+            dir,
         })
     }
 
     pub(super) async fn clear(self) {
         // A folder in the system's own folder for what may go.
-        let _ = std::fs::remove_dir_all(&self.folder);
+        let _ = std::fs::remove_dir_all(&self.dir);
     }
 
     /// A place for one more run.
     fn place(&self) -> Result<RunPlace, Stop> {
         let run = RunId::generate();
-        let folder = self.folder.join(run.as_str());
-        std::fs::create_dir(&folder)
-            .or_else(|error| fail(format!("cannot make {}: {error}", folder.display())))?;
-        Ok(RunPlace::new(run, folder))
+        let dir = self.dir.join(run.as_str());
+        std::fs::create_dir(&dir)
+            .or_else(|error| fail(format!("cannot make {}: {error}", dir.display())))?;
+        Ok(RunPlace::new(run, dir))
     }
 
     async fn open(&self, place: &RunPlace) -> Result<(Box<dyn RunLog>, Start), Stop> {
@@ -125,7 +124,7 @@ impl Shelf {
 /// Resumes, and keeps what is shown before the sink returns.
 async fn resume(sink: &dyn LogSink, place: &RunPlace) -> Result<(Resumed, Vec<Record>), Error> {
     let seen = Arc::new(Mutex::new(Some(Vec::new())));
-    let visit: Visit = {
+    let visit: RecordVisitor = {
         let seen = Arc::clone(&seen);
         Box::new(move |record| {
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -296,9 +295,10 @@ pub(crate) mod append {
     use std::task::Poll;
 
     use super::*;
+    use crate::audit::{Gap, GapReason, Resume, ResumeCause, Started, Stop as Stopped};
+    use crate::outcome::StopCause;
     use crate::runtime::LogConfig;
-    use crate::sink::{Gap, GapReason, Resume, ResumeCause, Started, Stop as Stopped};
-    use crate::{ContainerId, StopCause};
+    use crate::spec::ContainerId;
 
     pub(crate) async fn what_was_appended_stays(shelf: &Shelf) -> Result<(), Stop> {
         let (place, all) = shelf.filled(&lines(0..3)).await?;
@@ -343,7 +343,7 @@ pub(crate) mod append {
                 text: "attached".into(),
                 interaction: Some(Interaction::new(Action::Attach, 1)),
             },
-            Event::Stdin(Written::new(*b"typed \xff")),
+            Event::Stdin(StdinChunk::new(*b"typed \xff")),
         ];
         records.extend(events.map(Record::Event));
         let (place, all) = shelf.filled(&records).await?;

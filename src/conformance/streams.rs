@@ -7,8 +7,10 @@ use futures::{StreamExt, stream};
 
 use super::bench::{Bench, collect, collect_to, eventually, same, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
-use crate::runtime::{Archive, LogsRequest, RuntimeError, Status};
-use crate::{Backstop, RunId, Stream};
+use crate::error::RuntimeError;
+use crate::outcome::Stream;
+use crate::runtime::{Archive, LogsRequest, Status};
+use crate::spec::{Backstop, RunId};
 
 const NONE: &[u8] = b"";
 
@@ -34,7 +36,7 @@ pub(crate) mod tap {
     pub(crate) async fn it_resolves_before_the_container_starts(bench: &Bench) -> Result<(), Stop> {
         bench.needs_tap()?;
         let container = bench.make(&Behaviour::new().out("late\n")).await?;
-        let tap = within("answer", bench.runtime.tap(&container, false)).await??;
+        let tap = within("answer", bench.runtime.attach(&container, false)).await??;
         let inspection = bench.runtime.inspect(&container).await?;
         ensure(inspection.status == Status::Created, || {
             format!("the tap made it {:?}", inspection.status)
@@ -138,7 +140,7 @@ pub(crate) mod tap {
     ) -> Result<(), Stop> {
         bench.needs_tap()?;
         let container = bench.make(&Behaviour::missing()).await?;
-        match within("answer", bench.runtime.tap(&container, false)).await? {
+        match within("answer", bench.runtime.attach(&container, false)).await? {
             Ok(_) | Err(RuntimeError::Rejected { .. }) => {}
             Err(error) => return fail(words(&error)),
         }
@@ -306,7 +308,7 @@ pub(crate) mod logs {
                 other => return fail(format!("the log could be read: {other:?}")),
             },
         };
-        ensure(error.is_fact(), || words(&error))
+        ensure(error.is_definitive(), || words(&error))
     }
 }
 

@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 #[cfg(test)]
-use super::journal::{self, Change, Entry};
+use super::journal;
+#[cfg(test)]
+use super::journal::{Change, Entry};
 
 /// An open file that moat writes: what changes it passes here, so that tests can take it down.
 #[derive(Debug)]

@@ -27,9 +27,9 @@ pub(crate) fn scratch() -> tempfile::TempDir {
 }
 
 /// Puts an image into an empty folder.
-pub(crate) fn put(image: &Image, folder: &Path) {
+pub(crate) fn put(image: &Image, dir: &Path) {
     for (path, content) in image {
-        let path = folder.join(path);
+        let path = dir.join(path);
         match content {
             None => fs::create_dir(path).unwrap(),
             Some(bytes) => fs::write(path, bytes).unwrap(),
@@ -38,14 +38,14 @@ pub(crate) fn put(image: &Image, folder: &Path) {
 }
 
 /// The image of what is in a folder.
-pub(crate) fn take(folder: &Path) -> Image {
-    fn add(folder: &Path, below: &Path, image: &mut Image) {
-        for entry in fs::read_dir(folder.join(below)).unwrap() {
+pub(crate) fn take(dir: &Path) -> Image {
+    fn add(dir: &Path, below: &Path, image: &mut Image) {
+        for entry in fs::read_dir(dir.join(below)).unwrap() {
             let entry = entry.unwrap();
             let path = below.join(entry.file_name());
             if entry.file_type().unwrap().is_dir() {
                 image.insert(path.clone(), None);
-                add(folder, &path, image);
+                add(dir, &path, image);
             } else {
                 let bytes = fs::read(entry.path()).unwrap();
                 image.insert(path, Some(bytes.into()));
@@ -53,7 +53,7 @@ pub(crate) fn take(folder: &Path) -> Image {
         }
     }
     let mut image = Image::new();
-    add(folder, Path::new(""), &mut image);
+    add(dir, Path::new(""), &mut image);
     image
 }
 
@@ -129,12 +129,12 @@ impl Medium {
     pub(crate) fn of(image: &Image, sector: usize) -> Self {
         let mut medium = Self {
             sector,
-            nodes: vec![Node::folder()],
+            nodes: vec![Node::dir()],
             files: HashMap::new(),
         };
         for (path, content) in image {
             let node = match content {
-                None => Node::folder(),
+                None => Node::dir(),
                 Some(bytes) => Node::File {
                     live: bytes.to_vec(),
                     synced: bytes.to_vec(),
@@ -142,8 +142,8 @@ impl Medium {
                 },
             };
             let added = medium.add(node);
-            let (folder, name) = medium.place(path);
-            let Node::Folder { live, synced, .. } = &mut medium.nodes[folder] else {
+            let (dir, name) = medium.place(path);
+            let Node::Folder { live, synced, .. } = &mut medium.nodes[dir] else {
                 panic!("{path:?}");
             };
             live.insert(name.clone(), added);
@@ -167,12 +167,12 @@ impl Medium {
 
     /// The folder that a path is in, and its name there.
     fn place(&self, path: &Path) -> (usize, OsString) {
-        let folder = self.find(path.parent().unwrap());
-        (folder, path.file_name().unwrap().to_owned())
+        let dir = self.find(path.parent().unwrap());
+        (dir, path.file_name().unwrap().to_owned())
     }
 
-    fn rename(&mut self, folder: usize, naming: Naming) {
-        let Node::Folder { live, pending, .. } = &mut self.nodes[folder] else {
+    fn rename(&mut self, dir: usize, naming: Naming) {
+        let Node::Folder { live, pending, .. } = &mut self.nodes[dir] else {
             panic!("{naming:?}");
         };
         naming.apply(live);
@@ -180,15 +180,15 @@ impl Medium {
     }
 
     fn set(&mut self, path: &Path, node: usize) {
-        let (folder, name) = self.place(path);
-        self.rename(folder, Naming::Set(name, node));
+        let (dir, name) = self.place(path);
+        self.rename(dir, Naming::Set(name, node));
     }
 
     /// Does what was done.
     pub(crate) fn apply(&mut self, op: &Op) {
         match op {
             Op::CreateFolder(path) => {
-                let node = self.add(Node::folder());
+                let node = self.add(Node::dir());
                 self.set(path, node);
             }
             Op::SyncFolder(path) => {
@@ -218,15 +218,15 @@ impl Medium {
             }
             Op::Change { file, change } => self.change(*file, change),
             Op::Rename { from, to } => {
-                let (folder, name) = self.place(from);
+                let (dir, name) = self.place(from);
                 assert_eq!(from.parent(), to.parent());
                 let naming = Naming::Move(name, self.place(to).1, self.find(from));
-                self.rename(folder, naming);
+                self.rename(dir, naming);
             }
             Op::Link { from, to } => self.set(to, self.find(from)),
             Op::Remove(path) | Op::RemoveFolder(path) => {
-                let (folder, name) = self.place(path);
-                self.rename(folder, Naming::Unset(name));
+                let (dir, name) = self.place(path);
+                self.rename(dir, Naming::Unset(name));
             }
         }
     }
@@ -329,10 +329,10 @@ impl Medium {
                     .collect(),
             })
             .collect();
-        self.folder(0, Path::new(""), &contents)
+        self.dir(0, Path::new(""), &contents)
     }
 
-    fn folder(&self, node: usize, path: &Path, contents: &[Vec<Arc<[u8]>>]) -> BTreeSet<Image> {
+    fn dir(&self, node: usize, path: &Path, contents: &[Vec<Arc<[u8]>>]) -> BTreeSet<Image> {
         let Node::Folder {
             synced, pending, ..
         } = &self.nodes[node]
@@ -360,7 +360,7 @@ impl Medium {
                         .map(|bytes| Image::from([(path.clone(), Some(bytes.clone()))]))
                         .collect(),
                     Node::Folder { .. } => self
-                        .folder(child, &path, contents)
+                        .dir(child, &path, contents)
                         .into_iter()
                         .map(|mut image| {
                             image.insert(path.clone(), None);
@@ -386,7 +386,7 @@ impl Medium {
 }
 
 impl Node {
-    fn folder() -> Self {
+    fn dir() -> Self {
         Self::Folder {
             live: Names::new(),
             synced: Names::new(),
@@ -467,15 +467,15 @@ fn written(base: &[u8], writes: &[Content], sector: usize) -> BTreeSet<Vec<u8>> 
 mod tests {
     use super::*;
     use crate::disk::journal::Journal;
-    use crate::disk::{create_folder, open_new, open_to_write, remove_file, rename, sync_folder};
+    use crate::disk::{create_dir, open_new, open_to_write, remove_file, rename, sync_dir};
     use std::io::Write;
 
     /// What may be left of one file, where `.` is a zero, at each op; `-` is no file.
     fn left(sector: usize, act: impl FnOnce(&Path)) -> Vec<String> {
-        let folder = scratch();
-        let journal = Journal::of(folder.path());
-        let mut medium = Medium::of(&take(folder.path()), sector);
-        act(&folder.path().join("file"));
+        let dir = scratch();
+        let journal = Journal::of(dir.path());
+        let mut medium = Medium::of(&take(dir.path()), sector);
+        act(&dir.path().join("file"));
         let mut all = Vec::new();
         for op in journal.ops() {
             medium.apply(&op);
@@ -489,7 +489,7 @@ mod tests {
                 .collect();
             all.push(Vec::from_iter(images).join(" "));
         }
-        assert_eq!(medium.live(), take(folder.path()));
+        assert_eq!(medium.live(), take(dir.path()));
         all
     }
 
@@ -497,7 +497,7 @@ mod tests {
     fn each_sector_and_each_length_is_there_or_not_until_a_sync() {
         let all = left(2, |path| {
             let file = open_new(path).unwrap();
-            sync_folder(path.parent().unwrap()).unwrap();
+            sync_dir(path.parent().unwrap()).unwrap();
             (&file).write_all(b"abcde").unwrap();
             file.sync_data().unwrap();
             (&file).write_all(b"fg").unwrap();
@@ -524,7 +524,7 @@ mod tests {
             open_new(&other).unwrap().sync_all().unwrap();
             rename(&other, path).unwrap();
             remove_file(path).unwrap();
-            sync_folder(path.parent().unwrap()).unwrap();
+            sync_dir(path.parent().unwrap()).unwrap();
         });
         assert_eq!(all, ["-", "-", " -", " -", "-"]);
     }
@@ -535,7 +535,7 @@ mod tests {
             let file = open_new(path).unwrap();
             (&file).write_all(b"ab").unwrap();
             file.sync_all().unwrap();
-            sync_folder(path.parent().unwrap()).unwrap();
+            sync_dir(path.parent().unwrap()).unwrap();
             let file = open_to_write(path).unwrap();
             file.set_len(1).unwrap();
             file.sync_all().unwrap();
@@ -546,16 +546,16 @@ mod tests {
     #[test]
     fn a_folder_is_lost_with_all_that_is_synced_in_it() {
         let all = left(8, |path| {
-            let folder = path.with_file_name("folder");
-            create_folder(&folder).unwrap();
-            open_new(&folder.join("file")).unwrap();
-            sync_folder(&folder).unwrap();
+            let dir = path.with_file_name("folder");
+            create_dir(&dir).unwrap();
+            open_new(&dir.join("file")).unwrap();
+            sync_dir(&dir).unwrap();
         });
         assert_eq!(all, ["-", "-", "-"]);
         let image = Image::from([("a".into(), None), ("a/b".into(), Some([1, 2].into()))]);
-        let folder = scratch();
-        put(&image, folder.path());
-        assert_eq!(take(folder.path()), image);
+        let dir = scratch();
+        put(&image, dir.path());
+        assert_eq!(take(dir.path()), image);
         let mut medium = Medium::of(&image, 8);
         medium.apply(&Op::CreateFolder("a/c".into()));
         medium.apply(&Op::SyncFolder("a/c".into()));

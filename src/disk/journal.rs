@@ -29,7 +29,7 @@ pub(crate) enum Change {
 
 #[derive(Debug)]
 struct Inner {
-    folder: PathBuf,
+    dir: PathBuf,
     ops: Mutex<Vec<Op>>,
 }
 
@@ -44,9 +44,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Journal(Arc<Inner>);
 
 impl Journal {
-    pub(crate) fn of(folder: &Path) -> Self {
+    pub(crate) fn of(dir: &Path) -> Self {
         let inner = Arc::new(Inner {
-            folder: folder.to_owned(),
+            dir: dir.to_owned(),
             ops: Mutex::default(),
         });
         lock(&JOURNALS).push(Arc::clone(&inner));
@@ -87,10 +87,8 @@ impl Entry {
 
 fn journal_of(path: &Path) -> Option<(Arc<Inner>, PathBuf)> {
     let journals = lock(&JOURNALS);
-    let found = journals
-        .iter()
-        .find(|inner| path.starts_with(&inner.folder))?;
-    let below = path.strip_prefix(&found.folder).ok()?.to_owned();
+    let found = journals.iter().find(|inner| path.starts_with(&inner.dir))?;
+    let below = path.strip_prefix(&found.dir).ok()?.to_owned();
     Some((Arc::clone(found), below))
 }
 
@@ -114,7 +112,7 @@ pub(super) fn note(path: &Path, op: impl FnOnce(PathBuf) -> Op) {
 /// Notes what was done with two names, `to` in the same folder as `from`.
 pub(super) fn note_two(from: &Path, to: &Path, op: impl FnOnce(PathBuf, PathBuf) -> Op) {
     if let Some((journal, from)) = journal_of(from) {
-        let to = to.strip_prefix(&journal.folder).unwrap().to_owned();
+        let to = to.strip_prefix(&journal.dir).unwrap().to_owned();
         lock(&journal.ops).push(op(from, to));
     }
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 mod file;
 #[cfg(test)]
@@ -277,7 +277,7 @@ pub(crate) fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
 }
 
 /// Makes a folder that is not there yet, with mode 0700.
-pub(crate) fn create_folder(path: &Path) -> Result<()> {
+pub(crate) fn create_dir(path: &Path) -> Result<()> {
     create_folder_with(path, 0o700)
 }
 
@@ -293,15 +293,15 @@ fn create_folder_with(path: &Path, mode: u32) -> Result<()> {
 
 /// Makes a folder where it is missing, with mode 0700, and those above it, as the umask says; and
 /// makes their names survive the machine's power failing.
-pub(crate) fn create_folders(path: &Path) -> Result<()> {
+pub(crate) fn create_dirs(path: &Path) -> Result<()> {
     create_folders_with(path, 0o700)
 }
 
 fn create_folders_with(path: &Path, mode: u32) -> Result<()> {
-    let parent = folder_of(path);
+    let parent = parent_dir(path);
     if path.is_dir() {
         // Whoever made it may have died before this. If it is not ours, it may not be allowed.
-        let _ = sync_folder(parent);
+        let _ = sync_dir(parent);
         return Ok(());
     }
     create_folders_with(parent, 0o777)?;
@@ -309,7 +309,7 @@ fn create_folders_with(path: &Path, mode: u32) -> Result<()> {
         Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => {}
         created => created?,
     }
-    match sync_folder(parent) {
+    match sync_dir(parent) {
         // A folder that may be written to, and not be read.
         Err(error) if error.io_kind() == Some(io::ErrorKind::PermissionDenied) => Ok(()),
         synced => synced,
@@ -317,12 +317,12 @@ fn create_folders_with(path: &Path, mode: u32) -> Result<()> {
 }
 
 /// Makes the names in a folder survive the machine's power failing.
-pub(crate) fn sync_folder(path: &Path) -> Result<()> {
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
         .open(path)
-        .and_then(|folder| folder.sync_all())
+        .and_then(|dir| dir.sync_all())
         .map_err(|error| Error::storage("sync", path, error))?;
     #[cfg(test)]
     journal::note(path, journal::Op::SyncFolder);
@@ -353,7 +353,7 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
 }
 
 /// Removes a folder with all that is in it.
-pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
     fs::remove_dir_all(path)?;
     #[cfg(test)]
     journal::note(path, journal::Op::RemoveFolder);
@@ -361,7 +361,7 @@ pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
 }
 
 /// The folder that holds `path`.
-pub(crate) fn folder_of(path: &Path) -> &Path {
+pub(crate) fn parent_dir(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) => Path::new("."),
@@ -379,14 +379,14 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = remove_file(&temporary);
     }
     written?;
-    sync_folder(folder_of(path))
+    sync_dir(parent_dir(path))
 }
 
 /// Removes what writes that were broken off have left for the files in `folder` whose names begin
 /// with `name`. Only for whoever alone writes them.
-pub(crate) fn remove_temporary(folder: &Path, name: &str) {
+pub(crate) fn remove_temporary(dir: &Path, name: &str) {
     let prefix = format!(".{name}");
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(&prefix) {
             let _ = remove_file(&entry.path());
         }
@@ -400,7 +400,7 @@ fn open_temporary(path: &Path) -> Result<(PathBuf, File)> {
         name.push(path.file_name().unwrap_or_default());
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         name.push(format!(".{}-{serial}", std::process::id()));
-        let temporary = folder_of(path).join(name);
+        let temporary = parent_dir(path).join(name);
         match open_new(&temporary) {
             Ok(file) => return Ok((temporary, file)),
             // Left behind by a process of the same id, which died.
@@ -512,24 +512,24 @@ mod tests {
 
     #[test]
     fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run.json");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.json");
         for text in ["one", "another"] {
             write_atomic(&path, text.as_bytes()).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         }
         assert_eq!(mode(&path), 0o600);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 
-        let missing = folder.path().join("missing/run.json");
+        let missing = dir.path().join("missing/run.json");
         let error = write_atomic(&missing, b"x").unwrap_err();
         assert!(error.to_string().starts_with("cannot create "), "{error}");
     }
 
     #[test]
     fn a_link_in_place_of_a_file_is_replaced_and_not_followed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, victim) = (folder.path().join("run.json"), folder.path().join("victim"));
+        let dir = tempfile::tempdir().unwrap();
+        let (path, victim) = (dir.path().join("run.json"), dir.path().join("victim"));
         std::fs::write(&victim, "precious").unwrap();
         symlink(&victim, &path).unwrap();
         write_atomic(&path, b"record").unwrap();
@@ -539,8 +539,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_regular_file_is_refused_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name| folder.path().join(name);
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name| dir.path().join(name);
         std::fs::write(at("file"), "x").unwrap();
         std::fs::create_dir(at("folder")).unwrap();
         symlink("file", at("link")).unwrap();
@@ -573,13 +573,13 @@ mod tests {
     #[test]
     fn what_is_made_is_for_its_owner_alone() {
         let root = tempfile::tempdir().unwrap();
-        let folder = root.path().join("run");
-        create_folder(&folder).unwrap();
-        assert_eq!(mode(&folder), 0o700);
-        assert!(create_folder(&folder).is_err());
-        open_new(&folder.join("file")).unwrap();
-        assert_eq!(mode(&folder.join("file")), 0o600);
-        sync_folder(&folder).unwrap();
-        assert_eq!(folder_of(Path::new("file")), Path::new("."));
+        let dir = root.path().join("run");
+        create_dir(&dir).unwrap();
+        assert_eq!(mode(&dir), 0o700);
+        assert!(create_dir(&dir).is_err());
+        open_new(&dir.join("file")).unwrap();
+        assert_eq!(mode(&dir.join("file")), 0o600);
+        sync_dir(&dir).unwrap();
+        assert_eq!(parent_dir(Path::new("file")), Path::new("."));
     }
 }

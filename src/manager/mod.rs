@@ -1,74 +1,46 @@
-//! The public face: [`Manager`], [`Run`], [`Root`].
+//! The public face: [`Manager`].
 
-mod attach;
-#[cfg(test)]
-mod crash;
-mod direct;
-mod elsewhere;
-mod events;
-mod exec;
-mod exit;
-mod finish;
-mod input;
-mod monitor;
-mod orphans;
+mod builder;
 mod prune;
-mod ready;
-mod recover;
-mod root;
-mod run;
+mod reap;
 mod service;
 mod signals;
-mod sources;
-mod start;
-mod stop;
-mod tasks;
-mod usage;
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::sleep;
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::Instrument;
-
-pub use attach::{AttachOptions, Attached, Attachment};
-pub use events::{Events, Happening, RunEvent};
-pub use exec::Exec;
-pub use input::{Control, Input};
-pub use orphans::{Orphan, Reap, Reaped, Reaping, Why};
-pub use prune::{Kept, Prune, Pruned};
-pub use ready::Ready;
-pub use root::{Root, RunInfo};
-pub use run::Run;
+pub use builder::{ManagerBuilder, RecoveryMode};
+pub use prune::{PruneOptions, PruneReport, SkipReason};
+pub use reap::{Orphan, OrphanReason, ReapAction, ReapOptions, ReapedContainer};
 pub use service::Service;
 pub use signals::Signal;
 
-use crate::capture::Hub;
-use crate::disk::Disk;
-use crate::runtime::Runtime;
-use crate::sink::{Action, Jsonl, LogSink, RunPlace};
-use crate::{Error, Outcome, Result, RunId, RunSpec, Seal, Stdin, StopCause};
-use events::Bulletin;
-use input::{Pipe, Session};
-use monitor::{Inbox, Monitor};
-use root::RunFile;
-use run::{Entry, Status};
-use start::Front;
-use tasks::Tasks;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-/// How many runs are taken over at once.
-const RECOVERIES: usize = 8;
-/// How long `wait` waits for the seal after the end of a run.
-const PENDING_AFTER: Duration = Duration::from_secs(15);
-/// How long a manager that closes waits for what was asked of it before: a sink, or an engine, that
-/// stalls holds it up no longer.
-const LEAVE: Duration = Duration::from_secs(2);
+use tokio::sync::{oneshot, watch};
+use tracing::Instrument;
+
+use crate::audit::Action;
+use crate::error::{Error, Result};
+use crate::events::{EventKind, Events};
+use crate::monitor::context::{Context, Inner};
+use crate::monitor::entry::{Entry, Status};
+use crate::monitor::start::{self, InitialAttach};
+use crate::monitor::{recover, seal};
+use crate::outcome::{Outcome, Seal, StopCause};
+use crate::root::{Root, RunFile, RunInfo};
+use crate::run::Run;
+use crate::run::attach::input::{Input, Session};
+use crate::run::attach::{AttachOptions, Attachment};
+use crate::runtime::Runtime;
+use crate::spec::{RunId, RunSpec, Stdin};
+
+/// What the files of a run say.
+enum OnDisk {
+    /// Its seal, and what is wrong with that.
+    Sealed(Box<(Seal, Option<String>)>),
+    /// `run.json` has no seal; `behind`: the audit has one.
+    Unsealed { behind: bool },
+}
 
 /// Starts runs, watches them, and keeps the promise: every run leaves an audit file.
 ///
@@ -78,274 +50,25 @@ const LEAVE: Duration = Duration::from_secs(2);
 ///
 /// Dropping the last manager and the last [`Run`] stops the capture and releases the runs: their
 /// containers go on, and the next [`open`](Self::open) of the root takes them over. Those of a
-/// [`transient`](crate::runtime::Capabilities::transient) runtime end with it, and are sealed as
+/// [`transient`](crate::runtime::Capabilities::process_bound) runtime end with it, and are sealed as
 /// lost by that opening.
 #[derive(Debug, Clone)]
 pub struct Manager {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Inner {
-    context: Arc<Context>,
-    /// Ends all monitors when the last handle goes.
-    _closes: DropGuard,
-}
-
-/// What all monitors of a manager share.
-#[derive(Debug)]
-pub(crate) struct Context {
-    root: Root,
-    runtime: Arc<dyn Runtime>,
-    sink: Arc<dyn LogSink>,
-    disk: Disk,
-    tasks: Tasks,
-    closing: CancellationToken,
-    /// Of the runs that have a monitor.
-    entries: Mutex<HashMap<RunId, Arc<Entry>>>,
-    recoveries: Semaphore,
-    /// What the scan at the opening has found; `None` until it is done.
-    scanned: watch::Sender<Option<Vec<Arc<Entry>>>>,
-    /// Whether the containers that nobody owned at the opening were removed.
-    swept: watch::Sender<bool>,
-    pending_after: Duration,
-    /// What happens to runs.
-    bulletin: Bulletin,
-    /// How many runs may be under way at once; `None`: any number.
-    places: Option<Arc<Semaphore>>,
-    /// How many shutdowns that stop all runs are under way: while any is, nothing is started.
-    stopping: AtomicUsize,
-    attachments: AtomicU64,
-}
-
-impl Inner {
-    fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-}
-
-impl Context {
-    /// The number of the next attachment, from 1.
-    fn next_attachment(&self) -> u64 {
-        self.attachments.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    fn entries(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Entry>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Does file I/O on the root, on a thread for it.
-    async fn on_disk<T: Send + 'static>(
-        &self,
-        operation: &'static str,
-        job: impl FnOnce(&Root) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let root = self.root.clone();
-        self.disk
-            .run(operation, self.root.path(), move || job(&root))
-            .await
-    }
-
-    /// Resolves when the manager has closed, and what was to be recorded before that has had its
-    /// time.
-    async fn left(&self) {
-        self.closing.cancelled().await;
-        sleep(LEAVE).await;
-    }
-
-    /// A new entry, and the monitor that goes with it.
-    fn monitor(self: &Arc<Self>, place: RunPlace) -> (Arc<Entry>, Monitor) {
-        let (status, receiver) = watch::channel(Status::new());
-        let (stops, requests) = mpsc::unbounded_channel();
-        let (notes, noted) = mpsc::unbounded_channel();
-        let (typed, received) = mpsc::channel(input::TYPED);
-        let hub = Arc::new(Hub::default());
-        let pipe = Arc::<Mutex<Pipe>>::default();
-        let entry = Arc::new(Entry {
-            place: place.clone(),
-            status: receiver,
-            stops,
-            notes,
-            typed,
-            pipe: Arc::clone(&pipe),
-            hub: Arc::clone(&hub),
-        });
-        let inbox = Inbox {
-            stops: requests,
-            notes: noted,
-            typed: Some(received),
-        };
-        let monitor = Monitor::new(Arc::clone(self), place, status, inbox, pipe, hub);
-        (entry, monitor)
-    }
-
-    fn place(&self, id: &RunId) -> RunPlace {
-        RunPlace::new(id.clone(), self.root.folder(id))
-    }
-}
-
-/// What the files of a run say.
-enum Known {
-    /// Its seal, and what is wrong with that.
-    Sealed(Box<(Seal, Option<String>)>),
-    /// `run.json` has no seal; `behind`: the audit has one.
-    Unsealed { behind: bool },
-}
-
-/// Which runs a manager takes over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Recovery {
-    /// All that are not sealed and that no live process owns, from its opening on.
-    #[default]
-    All,
-    /// Those that [`Manager::get`] is called for.
-    OnDemand,
-}
-
 /// What a shutdown does with the runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Shutdown {
+pub enum ShutdownMode {
     /// They go on, and the next opening of the root takes them over. Runs of a
-    /// [`transient`](crate::runtime::Capabilities::transient) runtime cannot, and are stopped.
+    /// [`transient`](crate::runtime::Capabilities::process_bound) runtime cannot, and are stopped.
     Leave,
     /// They are stopped, with the grace of their specs, and sealed.
     Stop,
 }
 
-/// Opens a root, with settings.
-#[derive(Debug)]
-pub struct ManagerBuilder {
-    root: PathBuf,
-    runtime: Arc<dyn Runtime>,
-    sink: Option<Arc<dyn LogSink>>,
-    recovery: Recovery,
-    pending_after: Duration,
-    tasks_on: Option<Handle>,
-    max_concurrent: Option<usize>,
-}
-
-impl ManagerBuilder {
-    /// Where the records go. Default: [`Jsonl`], which writes `logs.jsonl` in the run's folder.
-    pub fn sink(mut self, sink: impl LogSink) -> Self {
-        self.sink = Some(Arc::new(sink));
-        self
-    }
-
-    /// Which runs are taken over. Default: all.
-    pub fn recovery(mut self, recovery: Recovery) -> Self {
-        self.recovery = recovery;
-        self
-    }
-
-    /// How long [`Run::wait`] waits for the seal after the end of a run. Default: 15 s.
-    pub fn pending_after(mut self, bound: Duration) -> Self {
-        self.pending_after = bound;
-        self
-    }
-
-    /// How many containers of new runs may be under way at once: a start beyond that waits until
-    /// one has ended, in the order of the calls. At least 1. Default: any number.
-    ///
-    /// A run that waits is there already: it is listed as `intended`, has its audit file, and can
-    /// be stopped; its image is pulled when its turn comes. One that was taken over runs in any
-    /// case, and counts where there is room.
-    pub fn max_concurrent(mut self, runs: usize) -> Self {
-        self.max_concurrent = Some(runs.clamp(1, Semaphore::MAX_PERMITS));
-        self
-    }
-
-    /// Where the manager's tasks run. Default: two threads of the manager's own, so that nothing
-    /// that the process does elsewhere can hold up a capture: an engine gives up on output that is
-    /// not taken from it in time.
-    ///
-    /// For tests with a paused clock, which has to be that of the tasks.
-    pub fn tasks_on(mut self, runtime: Handle) -> Self {
-        self.tasks_on = Some(runtime);
-        self
-    }
-
-    /// Opens the root, and makes it where it is missing. See [`Manager::open`]. Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Storage`] if the root cannot be made or read; [`Error::Damaged`] if it is not one.
-    pub async fn open(self) -> Result<Manager> {
-        let disk = Disk::new();
-        let path = self.root.clone();
-        let root = disk
-            .run("open", &self.root, move || Root::open_or_create(path))
-            .await?;
-        let closing = CancellationToken::new();
-        let tasks = match self.tasks_on {
-            Some(runtime) => Tasks::on(runtime),
-            None => Tasks::on_own_threads(closing.clone())
-                .map_err(|error| Error::storage("start threads for", &self.root, error))?,
-        };
-        let context = Arc::new(Context {
-            root,
-            runtime: self.runtime,
-            sink: self.sink.unwrap_or_else(|| Arc::new(Jsonl::new())),
-            disk,
-            tasks,
-            closing: closing.clone(),
-            entries: Mutex::default(),
-            recoveries: Semaphore::new(RECOVERIES),
-            scanned: watch::Sender::new(None),
-            swept: watch::Sender::new(self.recovery == Recovery::OnDemand),
-            pending_after: self.pending_after,
-            bulletin: Bulletin::new(),
-            places: self
-                .max_concurrent
-                .map(|runs| Arc::new(Semaphore::new(runs))),
-            stopping: AtomicUsize::new(0),
-            attachments: AtomicU64::new(0),
-        });
-        if self.recovery == Recovery::All {
-            context.tasks.spawn(recover::scan(Arc::clone(&context)));
-        } else {
-            context.scanned.send_replace(Some(Vec::new()));
-        }
-        Ok(Manager {
-            inner: Arc::new(Inner {
-                context,
-                _closes: closing.drop_guard(),
-            }),
-        })
-    }
-}
-
 impl Manager {
-    /// Opens a root with the default settings, and makes it where it is missing.
-    ///
-    /// It returns at once; what a process that died has left behind is taken over in the
-    /// background: a run whose container still runs is watched again, all others are sealed.
-    /// [`recovered`](Self::recovered) waits for that. Recovery starts nothing, and leaves runs of
-    /// other runtimes alone.
-    ///
-    /// The runtime may be shared: an `Arc<dyn Runtime>`, as [`connect`](crate::connect()) gives it.
-    ///
-    /// # Errors
-    ///
-    /// As for [`ManagerBuilder::open`].
-    pub async fn open(root: impl Into<PathBuf>, runtime: impl Runtime) -> Result<Self> {
-        Self::builder(root, runtime).open().await
-    }
-
-    /// Opens a root with other settings.
-    pub fn builder(root: impl Into<PathBuf>, runtime: impl Runtime) -> ManagerBuilder {
-        ManagerBuilder {
-            root: root.into(),
-            runtime: Arc::new(runtime),
-            sink: None,
-            recovery: Recovery::All,
-            pending_after: PENDING_AFTER,
-            tasks_on: None,
-            max_concurrent: None,
-        }
-    }
-
     fn context(&self) -> &Arc<Context> {
         &self.inner.context
     }
@@ -438,7 +161,7 @@ impl Manager {
         if let Some(session) = &session {
             session.starts_with(settings.window);
         }
-        let front = session.as_ref().map(|session| Front {
+        let front = session.as_ref().map(|session| InitialAttach {
             input,
             note: match input {
                 true => session.record(
@@ -453,7 +176,7 @@ impl Manager {
             if entries.contains_key(&id) {
                 return Err(Error::RunExists {
                     run: id,
-                    path: place.folder,
+                    path: place.dir,
                 });
             }
             entries.insert(id, Arc::clone(&entry));
@@ -475,8 +198,8 @@ impl Manager {
                 });
                 Ok((run, attachment))
             }
-            Ok(Err(start::NoStart::Nothing(error))) => Err(error),
-            Ok(Err(start::NoStart::Sealed(source))) => Err(Error::NotStarted {
+            Ok(Err(start::StartError::Nothing(error))) => Err(error),
+            Ok(Err(start::StartError::Sealed(source))) => Err(Error::NotStarted {
                 outcome: Box::new(run.wait().await?),
                 source,
             }),
@@ -508,21 +231,21 @@ impl Manager {
                     read => read?,
                 };
                 let Some(seal) = file.and_then(|file| file.seal) else {
-                    return Ok(Known::Unsealed {
+                    return Ok(OnDisk::Unsealed {
                         behind: root.info(&run)?.seal.is_some(),
                     });
                 };
-                let held = root.held_seal(&run, seal);
+                let held = root.verify_cached_seal(&run, seal);
                 // It may have been removed since.
                 match held.1.is_some() && !root.has(&run) {
                     true => Err(root.no_such_run(&run)),
-                    false => Ok(Known::Sealed(Box::new(held))),
+                    false => Ok(OnDisk::Sealed(Box::new(held))),
                 }
             })
             .await?;
         let behind = match sealed {
-            Known::Unsealed { behind } => behind,
-            Known::Sealed(held) => {
+            OnDisk::Unsealed { behind } => behind,
+            OnDisk::Sealed(held) => {
                 let (seal, problem) = *held;
                 let (_, status) = watch::channel(Status::sealed(seal, problem));
                 return Ok(self.handle(Arc::new(Entry::sealed(context.place(id), status))));
@@ -532,7 +255,7 @@ impl Manager {
         if behind {
             // It is sealed, which is soon written down: nobody is to take it for one that is not.
             let mut status = entry.status.clone();
-            let _ = status.wait_for(|status| status.settled).await;
+            let _ = status.wait_for(|status| status.ownership_known).await;
         }
         Ok(self.handle(entry))
     }
@@ -641,7 +364,7 @@ impl Manager {
                 root.remove(&id)
             })
             .await?;
-        context.bulletin.tell(run.id(), Happening::Removed);
+        context.event_bus.emit(run.id(), EventKind::Removed);
         Ok(())
     }
 
@@ -662,8 +385,9 @@ impl Manager {
                 runtime: record.runtime,
             });
         }
-        if !finish::may_remove(seal, record.settings.keep) {
-            recover::meet(self.runtime(), id, [record.engine_id.as_deref(), None]).await?;
+        if !seal::may_remove(seal, record.settings.keep) {
+            recover::verify_engine_id(self.runtime(), id, [record.engine_id.as_deref(), None])
+                .await?;
         }
         Ok(())
     }
@@ -678,7 +402,7 @@ impl Manager {
     /// # Errors
     ///
     /// [`Error::Closed`] if the manager is shut down before that.
-    pub async fn recovered(&self) -> Result<Vec<Run>> {
+    pub async fn wait_recovery(&self) -> Result<Vec<Run>> {
         let mut scanned = self.context().scanned.subscribe();
         let found = scanned
             .wait_for(Option::is_some)
@@ -691,7 +415,7 @@ impl Manager {
             let run = self.handle(entry);
             let mut status = run.entry.status.clone();
             // A monitor that has left has settled it one way or the other.
-            let _ = status.wait_for(|status| status.settled).await;
+            let _ = status.wait_for(|status| status.ownership_known).await;
             runs.push(run);
         }
         let mut swept = self.context().swept.subscribe();
@@ -713,10 +437,10 @@ impl Manager {
     ///
     /// To stop the runs takes as long as the engine does: it is asked until it answers. Cancel-safe:
     /// dropped in the middle, the manager goes on, and can be shut down again.
-    pub async fn shutdown(&self, how: Shutdown) {
+    pub async fn shutdown(&self, how: ShutdownMode) {
         let context = self.context();
         // What cannot be left is stopped: it would end anyway, without a seal.
-        let stop = how == Shutdown::Stop || context.runtime.capabilities().transient;
+        let stop = how == ShutdownMode::Stop || context.runtime.capabilities().process_bound;
         // Nothing new is started meanwhile.
         let _stopping = stop.then(|| Stopping::of(context));
         if stop {
@@ -726,7 +450,7 @@ impl Manager {
                 async move {
                     if !run.owned_elsewhere() {
                         // It fails only for a run that cannot be taken over.
-                        let _ = run.request(StopCause::Shutdown, None).await;
+                        let _ = run.request(StopCause::ShutdownMode, None).await;
                     }
                 }
             });
@@ -734,7 +458,7 @@ impl Manager {
         }
         context.closing.cancel();
         context.tasks.wait().await;
-        context.bulletin.close();
+        context.event_bus.close();
     }
 }
 
@@ -751,5 +475,12 @@ impl<'a> Stopping<'a> {
 impl Drop for Stopping<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Manager {
+    /// What happens from now on to all runs that this manager has to do with: see [`Events`].
+    pub fn events(&self) -> Events {
+        Events::of(self.context().event_bus.subscribe(), None)
     }
 }

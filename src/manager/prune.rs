@@ -3,23 +3,26 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::Manager;
-use super::root::RunInfo;
-use crate::{Error, Result, RunId, Seal, Timestamp};
+use crate::error::{Error, Result};
+use crate::manager::Manager;
+use crate::outcome::Seal;
+use crate::root::RunInfo;
+use crate::spec::RunId;
+use crate::timestamp::Timestamp;
 
 /// Which runs are old: those that are past any of the bounds. Without a bound, none.
 ///
 /// Only sealed runs are ever removed, and none that a live process owns.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Prune {
+pub struct PruneOptions {
     older_than: Option<Duration>,
     keep: Option<usize>,
     max_bytes: Option<u64>,
-    dry: bool,
+    dry_run: bool,
 }
 
-impl Prune {
+impl PruneOptions {
     /// Without a bound.
     pub fn new() -> Self {
         Self::default()
@@ -47,8 +50,8 @@ impl Prune {
 
     /// Whether to say only what would be removed. Default: no. What cannot be known without trying,
     /// as whether the engine removes a container, is taken to go well.
-    pub fn dry(mut self, dry: bool) -> Self {
-        self.dry = dry;
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
         self
     }
 }
@@ -56,11 +59,11 @@ impl Prune {
 /// What a [`Manager::prune`] has done.
 #[derive(Debug, Default)]
 #[non_exhaustive]
-pub struct Pruned {
+pub struct PruneReport {
     /// The runs that were removed, or would be, oldest first, and the bytes that their files had.
     pub removed: Vec<(RunId, u64)>,
     /// The runs that were kept, and why.
-    pub kept: Vec<(RunId, Kept)>,
+    pub kept: Vec<(RunId, SkipReason)>,
     /// The bytes that the files of the runs that are left have.
     pub bytes_left: u64,
 }
@@ -68,7 +71,7 @@ pub struct Pruned {
 /// Why a run was not removed.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Kept {
+pub enum SkipReason {
     /// It is within all bounds.
     Recent,
     /// Its audit file is not sealed: it may still run, or wait for its recovery.
@@ -96,18 +99,18 @@ impl Manager {
     /// # Errors
     ///
     /// [`Error::Storage`] if the root cannot be read.
-    pub async fn prune(&self, bounds: Prune) -> Result<Pruned> {
+    pub async fn prune(&self, bounds: PruneOptions) -> Result<PruneReport> {
         let looked = self.context().on_disk("list", |root| {
-            let sized = |info: RunInfo| (size(&root.folder(&info.run)), info);
+            let sized = |info: RunInfo| (size(&root.dir(&info.run)), info);
             Ok(root.list()?.into_iter().map(sized).collect::<Vec<_>>())
         });
-        let mut pruned = Pruned::default();
+        let mut pruned = PruneReport::default();
         let mut sealed = Vec::new();
         for (bytes, info) in looked.await? {
             pruned.bytes_left += bytes;
             match (info.problem, info.seal) {
-                (Some(problem), _) => pruned.kept.push((info.run, Kept::Damaged(problem))),
-                (None, None) => pruned.kept.push((info.run, Kept::NotSealed)),
+                (Some(problem), _) => pruned.kept.push((info.run, SkipReason::Damaged(problem))),
+                (None, None) => pruned.kept.push((info.run, SkipReason::NotSealed)),
                 (None, Some(seal)) => sealed.push(Old {
                     run: info.run,
                     seal,
@@ -126,12 +129,12 @@ impl Manager {
                     .max_bytes
                     .is_some_and(|most| pruned.bytes_left > most);
             let removed = match is_old {
-                false => Err(Kept::Recent),
-                true if bounds.dry => self.may_go(&old).await.map_err(Kept::Failed),
+                false => Err(SkipReason::Recent),
+                true if bounds.dry_run => self.may_go(&old).await.map_err(SkipReason::Failed),
                 true => match self.remove(&old.run).await {
                     // Someone else was faster.
                     Err(Error::NoSuchRun { .. }) => Ok(()),
-                    removed => removed.map_err(Kept::Failed),
+                    removed => removed.map_err(SkipReason::Failed),
                 },
             };
             match removed {
@@ -157,7 +160,7 @@ impl Manager {
             return Ok(());
         }
         let run = old.run.clone();
-        let look = move |root: &super::Root| match root.is_owned(&run)? {
+        let look = move |root: &crate::root::Root| match root.is_owned(&run)? {
             true => Err(Error::Owned {
                 path: root.lock_path(&run),
                 run,
@@ -169,9 +172,9 @@ impl Manager {
 }
 
 /// The bytes that the files in a run's folder have: what cannot be read counts for nothing.
-fn size(folder: &Path) -> u64 {
+fn size(dir: &Path) -> u64 {
     let mut bytes = 0;
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         // Of a link, that is the link.
         bytes += match entry.metadata() {
             Ok(file) if file.is_dir() => size(&entry.path()),

@@ -4,11 +4,13 @@ use std::ops::Deref;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use super::Manager;
-use super::ready::Ready;
-use super::run::{Run, last_lines};
-use crate::outcome::LastLines;
-use crate::{Outcome, Result, RunSpec};
+use crate::error::Result;
+use crate::manager::Manager;
+use crate::monitor::entry::last_lines;
+use crate::outcome::{LastLines, Outcome};
+use crate::run::Run;
+use crate::run::ready::Ready;
+use crate::spec::RunSpec;
 
 /// How long a stop at the end of a scope may take beyond its grace.
 const BOUND: Duration = Duration::from_secs(30);
@@ -23,7 +25,7 @@ const LAST_LINES: usize = 20;
 ///
 /// Dropping it asks for the stop, with the grace of the spec, and blocks the thread until the
 /// container is removed, for 30 s beyond the grace at most; the stop goes on in any case. Where the
-/// manager's tasks run [on a runtime of the caller's](super::ManagerBuilder::tasks_on), which the
+/// manager's tasks run [on a runtime of the caller's](crate::manager::ManagerBuilder::runtime_handle), which the
 /// thread may be needed for, it is asked for and not waited for. [`stop`](Self::stop) does it
 /// without blocking.
 ///
@@ -130,7 +132,7 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// Those of [`start`](Self::start), and of [`Run::ready`]: then the run was stopped.
+    /// Those of [`start`](Self::start), and of [`Run::wait_ready`]: then the run was stopped.
     pub async fn service(
         &self,
         spec: RunSpec,
@@ -143,7 +145,7 @@ impl Manager {
             over: false,
         };
         for ready in ready {
-            if let Err(error) = service.ready(ready).await {
+            if let Err(error) = service.wait_ready(ready).await {
                 // What stands in the way of that is in the audit, and this is what is wrong.
                 let _ = service.stop().await;
                 return Err(error);

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Manager, Shutdown};
-use crate::{Error, Result, StopCause};
+use crate::error::{Error, Result};
+use crate::manager::{Manager, ShutdownMode};
+use crate::outcome::StopCause;
 
 /// A signal that asked this process to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,7 @@ impl Signal {
 
 impl Manager {
     /// For binaries: waits for Ctrl-C or SIGTERM, then shuts down with all runs stopped and sealed
-    /// ([`Shutdown::Stop`]), and says which it was. A second signal kills what still runs.
+    /// ([`ShutdownMode::Stop`]), and says which it was. A second signal kills what still runs.
     ///
     /// From this call on, not from the first poll of what it gives, neither signal ends the process
     /// by itself; that stays so. What it gives has to be polled, on a runtime of tokio's with its
@@ -39,7 +40,7 @@ impl Manager {
     ///
     /// ```no_run
     /// # use futures::FutureExt;
-    /// # use moat::{Manager, Shutdown};
+    /// # use moat::{Manager, ShutdownMode};
     /// # use std::pin::pin;
     /// # async fn work(manager: &Manager) -> moat::Result<()> { Ok(()) }
     /// # async fn example(manager: Manager) -> moat::Result<()> {
@@ -49,7 +50,7 @@ impl Manager {
     ///     done = work(&manager) => done,
     /// };
     /// // The work can be at its end, because its runs were stopped, before all runs are.
-    /// manager.shutdown(Shutdown::Stop).await;
+    /// manager.shutdown(ShutdownMode::Stop).await;
     /// if let Some(signal) = signals.now_or_never() {
     ///     std::process::exit(signal.exit_code());
     /// }
@@ -82,7 +83,7 @@ impl Manager {
             };
             let first = next().await;
             tracing::info!(?first, "all runs are stopped");
-            let shutdown = manager.shutdown(Shutdown::Stop);
+            let shutdown = manager.shutdown(ShutdownMode::Stop);
             tokio::pin!(shutdown);
             tokio::select! {
                 () = &mut shutdown => return first,

@@ -4,8 +4,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Runtime, RuntimeError};
-use crate::{Error, Result};
+use super::Runtime;
+use crate::error::{Error, Result, RuntimeError};
 
 /// What to do where no engine answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,7 +22,7 @@ pub enum Fallback {
 /// What [`connect`] has settled on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Choice {
+pub enum RuntimeKind {
     /// Docker.
     Docker,
     /// Podman, by its Docker-compatible socket.
@@ -35,20 +35,20 @@ pub enum Choice {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Connected {
-    /// The runtime, for [`Manager::open`](crate::Manager::open).
+    /// The runtime, for [`Manager::open`](crate::manager::Manager::open).
     pub runtime: Arc<dyn Runtime>,
     /// What it is.
-    pub choice: Choice,
+    pub choice: RuntimeKind,
     /// Its name, version and place, for people: `Docker Engine 27.1.1 at unix:///run/docker.sock`.
     pub chosen: String,
     /// What was tried before it, in order, and why it was not that.
-    pub passed_over: Vec<String>,
+    pub skipped: Vec<String>,
 }
 
 impl fmt::Display for Connected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.chosen)?;
-        for (at, reason) in self.passed_over.iter().enumerate() {
+        for (at, reason) in self.skipped.iter().enumerate() {
             f.write_str(if at == 0 { ", since " } else { "; and " })?;
             f.write_str(reason)?;
         }
@@ -92,10 +92,10 @@ pub async fn connect(fallback: Fallback) -> Result<Connected> {
         Fallback::None => Err(all(errors)),
         #[cfg(feature = "process")]
         Fallback::Process => Ok(Connected {
-            runtime: Arc::new(super::process::Process::new()),
-            choice: Choice::Process,
+            runtime: Arc::new(super::process::LocalProcess::new()),
+            choice: RuntimeKind::Process,
             chosen: "local processes, without any isolation".into(),
-            passed_over: chains(&errors),
+            skipped: chains(&errors),
         }),
     }
 }
@@ -154,14 +154,14 @@ async fn engine() -> Result<Connected, Vec<Error>> {
 #[cfg(feature = "docker")]
 fn connected(docker: super::docker::Docker, errors: &[Error]) -> Connected {
     let choice = match docker.is_podman() {
-        true => Choice::Podman,
-        false => Choice::Docker,
+        true => RuntimeKind::Podman,
+        false => RuntimeKind::Docker,
     };
     Connected {
         chosen: docker.to_string(),
         runtime: Arc::new(docker),
         choice,
-        passed_over: chains(errors),
+        skipped: chains(errors),
     }
 }
 
@@ -175,7 +175,7 @@ fn podman(
     if let Some(host) = host {
         return Ok(host);
     }
-    let user = runtime_dir.map(|folder| format!("{folder}/podman/podman.sock"));
+    let user = runtime_dir.map(|dir| format!("{dir}/podman/podman.sock"));
     let sockets: Vec<_> = user
         .into_iter()
         .chain(["/run/podman/podman.sock".into()])
@@ -225,16 +225,16 @@ mod tests {
     #[test]
     fn what_was_chosen_is_told_with_what_was_tried_before() {
         let mut connected = Connected {
-            runtime: Arc::new(super::super::process::Process::new()),
-            choice: Choice::Process,
+            runtime: Arc::new(super::super::process::LocalProcess::new()),
+            choice: RuntimeKind::Process,
             chosen: "local processes".into(),
-            passed_over: vec!["no Docker".into(), "no Podman".into()],
+            skipped: vec!["no Docker".into(), "no Podman".into()],
         };
         assert_eq!(
             connected.to_string(),
             "local processes, since no Docker; and no Podman"
         );
-        connected.passed_over.clear();
+        connected.skipped.clear();
         assert_eq!(connected.to_string(), "local processes");
     }
 }

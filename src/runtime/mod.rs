@@ -10,9 +10,9 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use tokio::io::AsyncWrite;
 
-use crate::{
-    ContainerId, ExecSpec, Protocol, RootId, RunId, RunSpec, Stream, Timestamp, WindowSize,
-};
+use crate::outcome::{Stream, Usage};
+use crate::spec::{ContainerId, ExecSpec, Protocol, RootId, RunId, RunSpec, WindowSize};
+use crate::timestamp::Timestamp;
 
 pub mod connect;
 #[cfg(feature = "docker")]
@@ -22,6 +22,8 @@ pub mod process;
 #[cfg(feature = "testing")]
 pub mod scripted;
 mod shared;
+
+pub use crate::error::RuntimeError;
 
 /// Bytes that a container printed on one stream, in the order of that stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,17 +93,17 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Asks the engine who it is. It changes nothing, and serves as a probe.
     ///
-    /// An [`id`](Engine::id) stays the same for as long as the engine has its containers, and no
+    /// An [`id`](EngineInfo::id) stays the same for as long as the engine has its containers, and no
     /// other engine has it: a run is taken over by no engine that has another one.
-    async fn engine(&self) -> Result<Engine, RuntimeError>;
+    async fn engine(&self) -> Result<EngineInfo, RuntimeError>;
 
     /// Checks what only this runtime can check of `spec`, without asking the engine.
     ///
     /// # Errors
     ///
-    /// [`crate::Error::InvalidSpec`], which names the field: what this engine cannot do is
+    /// [`crate::error::Error::InvalidSpec`], which names the field: what this engine cannot do is
     /// refused, not ignored.
-    fn validate(&self, spec: &RunSpec) -> crate::Result<()>;
+    fn validate(&self, spec: &RunSpec) -> crate::error::Result<()>;
 
     /// Makes sure that the image is there, by the spec's pull policy, and reports progress through
     /// [`RunSpec::report_pull`]. Fails with [`RuntimeError::Timeout`] after 60 s without progress.
@@ -110,7 +112,7 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Makes the container, and does not start it. A name that is taken is refused, as a fact.
     ///
     /// The engine must neither remove nor restart it by itself, and, unless
-    /// [`Backstop::None`](crate::Backstop::None) was asked for, must keep all of its output until
+    /// [`Backstop::None`](crate::spec::Backstop::None) was asked for, must keep all of its output until
     /// it is removed. It can be found by [`find`](Self::find) from then on.
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError>;
 
@@ -118,17 +120,21 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     ///
     /// It resolves only when the engine has answered, so that nothing that the container prints
     /// after a later [`start`](Self::start) is missed. It is only called where
-    /// [`Capabilities::tap`] is set. The end of the stream proves nothing; it comes within 10 s of
+    /// [`Capabilities::attach_before_start`] is set. The end of the stream proves nothing; it comes timeout 10 s of
     /// the container's end. A connection that breaks ends it too, where the protocol can tell with
     /// an error. Dropping it leaves the container alone. [`RuntimeError::Rejected`]: the engine has
     /// found out already that it could not start the container, which is [`Status::Created`] still.
-    async fn tap(&self, container: &ContainerId, tty: bool) -> Result<OutputStream, RuntimeError>;
+    async fn attach(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+    ) -> Result<OutputStream, RuntimeError>;
 
     /// Connects to the output of a container that runs: to what it prints from now on, as it is
     /// printed. For those who look on alone: nothing says where in the output it begins.
     ///
     /// It resolves when the engine has answered. Default: [`RuntimeError::Unsupported`].
-    async fn watch(
+    async fn attach_running(
         &self,
         container: &ContainerId,
         tty: bool,
@@ -187,9 +193,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Connects to the standard input of a container that was made, and may run.
     ///
     /// On a connection of its own: whatever becomes of it, output goes on. It resolves when the
-    /// engine has answered. Of [`Stdin::Pipe`](crate::Stdin::Pipe) the end of the input arrives in
+    /// engine has answered. Of [`Stdin::Pipe`](crate::spec::Stdin::Pipe) the end of the input arrives in
     /// the container when the writer is shut down or dropped; of
-    /// [`Stdin::Open`](crate::Stdin::Open) nothing does. All bytes arrive as they are, those that
+    /// [`Stdin::Open`](crate::spec::Stdin::Open) nothing does. All bytes arrive as they are, those that
     /// an engine has a use of its own for with them. It is only called where
     /// [`Capabilities::stdin`] is set. Default: [`RuntimeError::Unsupported`].
     async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {
@@ -210,7 +216,11 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// only called where [`Capabilities::exec`] is set. [`RuntimeError::Rejected`]: it was not
     /// started. [`RuntimeError::Conflict`]: the container does not run. Default:
     /// [`RuntimeError::Unsupported`].
-    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Result<Execed, RuntimeError> {
+    async fn exec(
+        &self,
+        container: &ContainerId,
+        spec: &ExecSpec,
+    ) -> Result<StartedExec, RuntimeError> {
         let _ = (container, spec);
         Err(unsupported(
             self.name(),
@@ -249,11 +259,11 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     async fn remove(&self, container: &ContainerId, force: bool) -> Result<(), RuntimeError>;
 
     /// The containers, in every state, that were made for `root`.
-    async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError>;
+    async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError>;
 
     /// The containers, in every state, that were made for any root, with what their labels say.
     /// Default: [`RuntimeError::Unsupported`].
-    async fn find_all(&self) -> Result<Vec<Marked>, RuntimeError> {
+    async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
         Err(RuntimeError::Unsupported {
             runtime: self.name(),
             operation: "find the containers of all roots",
@@ -278,7 +288,7 @@ fn unsupported(runtime: &'static str, operation: &'static str) -> RuntimeError {
 
 /// What [`Runtime::exec`] has started.
 #[non_exhaustive]
-pub struct Execed {
+pub struct StartedExec {
     /// The engine's name for it.
     pub id: ExecId,
     /// What it prints, from its first byte. The end proves nothing.
@@ -287,7 +297,7 @@ pub struct Execed {
     pub input: Option<InputWriter>,
 }
 
-impl Execed {
+impl StartedExec {
     /// A process without input.
     pub fn new(id: ExecId, output: OutputStream) -> Self {
         Self {
@@ -304,7 +314,7 @@ impl Execed {
     }
 }
 
-impl fmt::Debug for Execed {
+impl fmt::Debug for StartedExec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Execed")
             .field("id", &self.id)
@@ -366,7 +376,7 @@ impl ExecInspection {
 #[non_exhaustive]
 pub struct Capabilities {
     /// Output can be connected to before the container starts.
-    pub tap: bool,
+    pub attach_before_start: bool,
     /// The engine keeps the output, and it can be read again.
     pub logs: bool,
     /// A container's standard input can be written to.
@@ -374,49 +384,49 @@ pub struct Capabilities {
     /// A further process can be run in a container.
     pub exec: bool,
     /// Whether, and when, the engine gives up on output that it has not read; `None`: never.
-    pub drain: Option<Drain>,
+    pub drain: Option<DrainLimit>,
     /// Containers end with the process that made them, and no other process finds them.
-    pub transient: bool,
+    pub process_bound: bool,
 }
 
 /// How an engine gives up on output: what it has not read some time after the end of a container
 /// is lost, for its log as for everyone who is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Drain {
+pub struct DrainLimit {
     /// How long after the end it goes on reading.
-    pub within: Duration,
+    pub timeout: Duration,
     /// How many bytes of each stream it takes in any case, however slow its log and its clients
     /// are.
     pub buffer: u64,
 }
 
-impl Drain {
+impl DrainLimit {
     /// An engine that reads for so long, and has a buffer of so many bytes for each stream.
-    pub const fn new(within: Duration, buffer: u64) -> Self {
-        Self { within, buffer }
+    pub const fn new(timeout: Duration, buffer: u64) -> Self {
+        Self { timeout, buffer }
     }
 }
 
 impl Capabilities {
     /// An engine that can do nothing but run: for runtimes to build on.
     pub const NONE: Self = Self {
-        tap: false,
+        attach_before_start: false,
         logs: false,
         stdin: false,
         exec: false,
         drain: None,
-        transient: false,
+        process_bound: false,
     };
 
     /// With the tap.
     pub const fn with_tap(mut self) -> Self {
-        self.tap = true;
+        self.attach_before_start = true;
         self
     }
 
     /// Of an engine that gives up on output.
-    pub const fn with_drain(mut self, drain: Drain) -> Self {
+    pub const fn with_drain(mut self, drain: DrainLimit) -> Self {
         self.drain = Some(drain);
         self
     }
@@ -435,7 +445,7 @@ impl Capabilities {
 
     /// Of containers that end with this process.
     pub const fn with_transience(mut self) -> Self {
-        self.transient = true;
+        self.process_bound = true;
         self
     }
 
@@ -449,7 +459,7 @@ impl Capabilities {
 /// Who an engine is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Engine {
+pub struct EngineInfo {
     /// Its name: `Docker Engine`.
     pub name: String,
     /// Its version.
@@ -460,7 +470,7 @@ pub struct Engine {
     pub id: Option<String>,
 }
 
-impl Engine {
+impl EngineInfo {
     /// An engine of this name and version.
     pub fn new(name: impl Into<String>, version: impl Into<String>) -> Self {
         Self {
@@ -645,19 +655,21 @@ pub struct LogConfig {
     #[serde(default)]
     pub options: BTreeMap<String, String>,
     /// What the log does to the bytes; `None`: it cannot be read again.
-    pub fidelity: Option<Fidelity>,
+    pub fidelity: Option<LogFidelity>,
 }
 
 /// What an engine's log does to the bytes that it keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Fidelity {
+pub enum LogFidelity {
     /// Nothing.
-    Exact,
+    #[serde(rename = "exact")]
+    Lossless,
     /// It cuts lines into pieces of 16,384 bytes, even in mid-character, and replaces each byte of
     /// a piece that is not part of valid UTF-8 by U+FFFD: Docker's `json-file`.
-    Utf8,
+    #[serde(rename = "utf8")]
+    Utf8Lossy,
 }
 
 /// What to read of an engine's log.
@@ -701,7 +713,7 @@ impl LogsRequest {
 
 /// A container that was made for a root.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct OwnedContainer {
     /// The container.
     pub container: ContainerId,
     /// The run that it was made for.
@@ -713,7 +725,7 @@ pub struct Found {
 /// A container that was made for some root, with what its labels say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Marked {
+pub struct LabeledContainer {
     /// The container.
     pub container: ContainerId,
     /// The root that it was made for.
@@ -726,7 +738,7 @@ pub struct Marked {
     pub deadline: Option<Timestamp>,
 }
 
-impl Marked {
+impl LabeledContainer {
     /// A container without a deadline.
     pub fn new(container: ContainerId, root: RootId, run: RunId, status: Status) -> Self {
         Self {
@@ -736,150 +748,5 @@ impl Marked {
             status,
             deadline: None,
         }
-    }
-}
-
-/// What a container uses, or the most of each that was seen of it.
-#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct Usage {
-    /// Memory, in bytes, without the file cache that could be taken back at once.
-    pub memory: u64,
-    /// CPU time since its start, in seconds over all CPUs.
-    pub cpu_seconds: f64,
-    /// Processes and threads.
-    pub pids: u64,
-    /// How many samples this is of.
-    pub samples: u64,
-}
-
-impl Usage {
-    /// One sample.
-    pub fn new(memory: u64, cpu: Duration, pids: u64) -> Self {
-        Self {
-            memory,
-            // Of so few digits that it reads back as it was written.
-            cpu_seconds: cpu.as_micros() as f64 / 1e6,
-            pids,
-            samples: 1,
-        }
-    }
-
-    /// The most of each.
-    #[must_use]
-    pub(crate) fn most(self, other: Self) -> Self {
-        Self {
-            memory: self.memory.max(other.memory),
-            cpu_seconds: self.cpu_seconds.max(other.cpu_seconds),
-            pids: self.pids.max(other.pids),
-            samples: self.samples + other.samples,
-        }
-    }
-}
-
-/// What a runtime says of a call that failed. See [`Runtime`] for which of them are facts.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RuntimeError {
-    /// The engine could not be reached.
-    #[error("cannot reach the engine at {address}: {reason}")]
-    Unavailable {
-        /// The address that was tried.
-        address: String,
-        /// Why not, and what to do about it.
-        reason: String,
-    },
-
-    /// The engine did not answer in time. The request may be carried out all the same.
-    #[error("the engine did not {operation} within {} s", after.as_secs())]
-    Timeout {
-        /// What it was asked for, as a verb: `create the container`.
-        operation: &'static str,
-        /// The bound.
-        after: Duration,
-    },
-
-    /// The connection broke, or what came over it made no sense.
-    #[error("the connection to the engine broke while it was asked to {operation}: {reason}")]
-    Broken {
-        /// What it was asked for, as a verb.
-        operation: &'static str,
-        /// How it broke.
-        reason: String,
-    },
-
-    /// There is no such container.
-    #[error("the engine cannot {operation}: {reason}")]
-    NotFound {
-        /// What it was asked for, as a verb.
-        operation: &'static str,
-        /// The engine's words.
-        reason: String,
-    },
-
-    /// The container is in a state that does not allow it.
-    #[error("the engine cannot {operation}: {reason}")]
-    Conflict {
-        /// What it was asked for, as a verb.
-        operation: &'static str,
-        /// The engine's words.
-        reason: String,
-    },
-
-    /// There is no such image, and none could be pulled.
-    #[error("no image {image}: {reason}")]
-    NoSuchImage {
-        /// The image.
-        image: String,
-        /// Why it is not there, and what to do about it.
-        reason: String,
-    },
-
-    /// The engine refused.
-    #[error("the engine refused to {operation}: {reason}")]
-    Rejected {
-        /// What it was asked for, as a verb.
-        operation: &'static str,
-        /// The engine's words.
-        reason: String,
-    },
-
-    /// The runtime cannot do that.
-    #[error("the {runtime} runtime cannot {operation}")]
-    Unsupported {
-        /// The runtime's name.
-        runtime: &'static str,
-        /// What was asked for, as a verb.
-        operation: &'static str,
-    },
-}
-
-impl RuntimeError {
-    /// Whether the engine has answered, and the answer holds.
-    pub fn is_fact(&self) -> bool {
-        !matches!(
-            self,
-            Self::Unavailable { .. } | Self::Timeout { .. } | Self::Broken { .. }
-        )
-    }
-
-    /// Whether it says that there is no such container.
-    pub fn is_not_found(&self) -> bool {
-        matches!(self, Self::NotFound { .. })
-    }
-
-    /// The same error, with its words changed: for taking out secrets.
-    pub(crate) fn map_reason(mut self, map: impl FnOnce(&str) -> String) -> Self {
-        match &mut self {
-            Self::Unavailable { reason, .. }
-            | Self::Broken { reason, .. }
-            | Self::NotFound { reason, .. }
-            | Self::Conflict { reason, .. }
-            | Self::NoSuchImage { reason, .. }
-            | Self::Rejected { reason, .. } => *reason = map(reason),
-            Self::Timeout { .. } | Self::Unsupported { .. } => {}
-        }
-        self
     }
 }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{
-    Archive, Capabilities, Continuity, CreateRequest, Created, Engine, ExecId, ExecInspection,
-    Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream, Runtime,
-    RuntimeError, Usage, WaitStatus,
+    Archive, Capabilities, Continuity, CreateRequest, Created, EngineInfo, ExecId, ExecInspection,
+    InputWriter, Inspection, LabeledContainer, LogsRequest, OutputStream, OwnedContainer, Runtime,
+    StartedExec, WaitStatus,
 };
-use crate::{ContainerId, ExecSpec, Result, RootId, RunSpec, WindowSize};
+use crate::error::{Result, RuntimeError};
+use crate::outcome::Usage;
+use crate::spec::{ContainerId, ExecSpec, RootId, RunSpec, WindowSize};
 
 #[deny(clippy::missing_trait_methods)]
 #[async_trait]
@@ -26,7 +28,7 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
         (**self).host()
     }
 
-    async fn engine(&self) -> Result<Engine, RuntimeError> {
+    async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
         (**self).engine().await
     }
 
@@ -42,16 +44,20 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
         (**self).create(request).await
     }
 
-    async fn tap(&self, container: &ContainerId, tty: bool) -> Result<OutputStream, RuntimeError> {
-        (**self).tap(container, tty).await
-    }
-
-    async fn watch(
+    async fn attach(
         &self,
         container: &ContainerId,
         tty: bool,
     ) -> Result<OutputStream, RuntimeError> {
-        (**self).watch(container, tty).await
+        (**self).attach(container, tty).await
+    }
+
+    async fn attach_running(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
+        (**self).attach_running(container, tty).await
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {
@@ -90,7 +96,11 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
         (**self).resize(container, size).await
     }
 
-    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Result<Execed, RuntimeError> {
+    async fn exec(
+        &self,
+        container: &ContainerId,
+        spec: &ExecSpec,
+    ) -> Result<StartedExec, RuntimeError> {
         (**self).exec(container, spec).await
     }
 
@@ -110,11 +120,11 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
         (**self).remove(container, force).await
     }
 
-    async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
+    async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError> {
         (**self).find(root).await
     }
 
-    async fn find_all(&self) -> Result<Vec<Marked>, RuntimeError> {
+    async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
         (**self).find_all().await
     }
 

@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use super::printable::{printable, said};
-use super::{Batch, Event, LogSink, RecordRef, Resumed, RunLog, RunPlace, Start, Visit};
-use crate::{Error, Result, RunId, Seal, Stream};
+use crate::audit::{Batch, Event, RecordRef, Start};
+use crate::error::{Error, Result};
+use crate::outcome::{Seal, Stream};
+use crate::sink::printable::{printable, said};
+use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
+use crate::spec::RunId;
 
 /// The lines of many runs on one terminal, each behind its run's name, in a colour of its own.
 ///
@@ -108,7 +111,7 @@ impl LogSink for Console {
         Ok(Box::new(log))
     }
 
-    async fn resume(&self, place: &RunPlace, _visit: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, _visit: RecordVisitor) -> Result<Resumed> {
         Ok(Resumed::Open {
             log: Box::new(self.log(place)),
             torn: None,

@@ -12,8 +12,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::{Batch, Event, LogSink, RecordRef, Resumed, RunLog, RunPlace, Start, Visit};
-use crate::{Error, Result, Seal};
+use crate::audit::{Batch, Event, RecordRef, Start};
+use crate::error::{Error, Result};
+use crate::outcome::Seal;
+use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 
 /// How much waits for a best-effort sink, for each run; past it, the sink is given up for the run.
 const ROOM: usize = 8 << 20;
@@ -234,7 +236,7 @@ async fn carry(
 }
 
 /// A best-effort sink's own log at a resumption.
-enum Found {
+enum OwnedContainer {
     /// It has none.
     Absent,
     /// It has so many records, and goes on; 0: it keeps nothing.
@@ -243,7 +245,7 @@ enum Found {
 
 impl Branch {
     /// What the sink has of a run; `None`: all of it, or it is given up.
-    async fn found(&self, place: &RunPlace) -> Option<Found> {
+    async fn found(&self, place: &RunPlace) -> Option<OwnedContainer> {
         let (answer, answered) = oneshot::channel();
         let look = {
             let (sink, place) = (Arc::clone(&self.sink), place.clone());
@@ -251,18 +253,18 @@ impl Branch {
                 let found = loop {
                     let count = Arc::new(AtomicUsize::new(0));
                     let counted = Arc::clone(&count);
-                    let visit: Visit = Box::new(move |record| {
+                    let visit: RecordVisitor = Box::new(move |record| {
                         counted.fetch_add(usize::from(is_shared(&record)), Ordering::Relaxed);
                     });
                     match sink.resume(&place, visit).await {
                         // Its last items are on their way.
                         Err(Error::Owned { .. }) => sleep(Duration::from_millis(20)).await,
                         Err(error) => break Err(error),
-                        Ok(Resumed::Absent) => break Ok(Some(Found::Absent)),
+                        Ok(Resumed::Absent) => break Ok(Some(OwnedContainer::Absent)),
                         Ok(Resumed::Sealed(_)) => break Ok(None),
                         Ok(Resumed::Open { log, .. }) => {
                             let count = count.load(Ordering::Relaxed) as u64;
-                            break Ok(Some(Found::Open(log, count)));
+                            break Ok(Some(OwnedContainer::Open(log, count)));
                         }
                     }
                 };
@@ -304,11 +306,11 @@ struct Behind {
 }
 
 impl Behind {
-    fn new(branch: &Branch, place: &RunPlace, found: Found) -> Self {
+    fn new(branch: &Branch, place: &RunPlace, found: OwnedContainer) -> Self {
         let (log, has) = match found {
-            Found::Absent => (None, 0),
-            Found::Open(log, 0) => (Some(log), u64::MAX),
-            Found::Open(log, has) => (Some(log), has),
+            OwnedContainer::Absent => (None, 0),
+            OwnedContainer::Open(log, 0) => (Some(log), u64::MAX),
+            OwnedContainer::Open(log, has) => (Some(log), has),
         };
         Self {
             lane: Lane::new(branch, place, log),
@@ -352,7 +354,7 @@ impl LogSink for Fanout {
         }))
     }
 
-    async fn resume(&self, place: &RunPlace, mut visit: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, mut visit: RecordVisitor) -> Result<Resumed> {
         let found = join_all(self.branches.iter().map(|branch| branch.found(place))).await;
         let behind = self
             .branches
@@ -360,7 +362,7 @@ impl LogSink for Fanout {
             .zip(found)
             .filter_map(|(branch, found)| Some(Behind::new(branch, place, found?)));
         let behind = Arc::new(Mutex::new(behind.collect::<Vec<_>>()));
-        let both: Visit = {
+        let both: RecordVisitor = {
             let behind = Arc::clone(&behind);
             let mut number = 0;
             Box::new(move |record| {

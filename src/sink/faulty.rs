@@ -9,8 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
-use crate::{Error, Result, Seal};
+use crate::audit::{Batch, Start};
+use crate::error::{Error, Result};
+use crate::outcome::Seal;
+use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 
 /// A sink that passes each call on to another sink, except for faults that a test injects.
 ///
@@ -23,7 +25,8 @@ use crate::{Error, Result, Seal};
 /// ```
 /// use moat::runtime::scripted::{Script, Scripted};
 /// use moat::sink::{Faulty, Memory, SinkCall, SinkFault};
-/// use moat::{Error, Manager, RunSpec, Stream};
+/// use moat::outcome::Stream;
+/// use moat::{Error, Manager, RunSpec};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> moat::Result<()> {
@@ -284,7 +287,7 @@ impl LogSink for Faulty {
         Ok(self.log(place, log))
     }
 
-    async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed> {
         self.faults.pass(SinkCall::Resume, place).await?;
         Ok(match self.inner.resume(place, visit).await? {
             Resumed::Open { log, torn } => Resumed::Open {

@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::audit::Record;
-use super::{Batch, Event, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
-use crate::{Error, Result, RunId, Seal, Stream};
+use crate::audit::{Batch, Event, Record, Start};
+use crate::error::{Error, Result};
+use crate::outcome::{Seal, Stream};
+use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
+use crate::spec::RunId;
 
 /// A sink that keeps records in memory, for tests. A clone sees the same logs.
 ///
@@ -16,7 +18,7 @@ use crate::{Error, Result, RunId, Seal, Stream};
 /// logs live as long as its last clone. Nothing bounds what it takes.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
-    logs: Arc<Mutex<HashMap<Key, Kept>>>,
+    logs: Arc<Mutex<HashMap<Key, SkipReason>>>,
 }
 
 /// A run, and the number of the further process, if it is the log of one.
@@ -27,7 +29,7 @@ fn key(place: &RunPlace) -> Key {
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct SkipReason {
     records: Vec<Record>,
     seal: Option<Seal>,
     open: bool,
@@ -41,7 +43,7 @@ impl Memory {
         Self::default()
     }
 
-    fn logs(&self) -> MutexGuard<'_, HashMap<Key, Kept>> {
+    fn logs(&self) -> MutexGuard<'_, HashMap<Key, SkipReason>> {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -115,16 +117,16 @@ impl LogSink for Memory {
                 path: PathBuf::from("memory"),
             });
         }
-        let kept = Kept {
+        let kept = SkipReason {
             records: vec![Record::Event(Event::Start(Box::new(start.clone())))],
             open: true,
-            ..Kept::default()
+            ..SkipReason::default()
         };
         logs.insert(key(place), kept);
         Ok(self.log(place))
     }
 
-    async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed> {
         let (records, seal) = {
             let mut logs = self.logs();
             let Some(kept) = logs.get_mut(&key(place)) else {
@@ -169,7 +171,11 @@ struct Log {
 }
 
 impl Log {
-    fn with<T>(&mut self, operation: &'static str, act: impl FnOnce(&mut Kept) -> T) -> Result<T> {
+    fn with<T>(
+        &mut self,
+        operation: &'static str,
+        act: impl FnOnce(&mut SkipReason) -> T,
+    ) -> Result<T> {
         let fail = |reason: &str| Err(Error::sink(operation, &self.key.0, reason));
         let mut logs = self.memory.logs();
         let kept = match logs.get_mut(&self.key) {

@@ -5,32 +5,27 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
-use crate::{Result, RunId, Seal};
+use crate::audit::{Batch, RecordRef, Start, TruncatedTail};
+use crate::error::Result;
+use crate::outcome::Seal;
+use crate::spec::RunId;
 
-pub mod audit;
-mod batch;
 mod console;
-mod events;
 mod fanout;
 #[cfg(feature = "testing")]
 mod faulty;
 pub(crate) mod jsonl;
 mod memory;
 mod printable;
-mod record;
+mod tracing;
 
-pub use batch::{Batch, RecordRef};
+pub use self::tracing::Tracing;
 pub use console::Console;
-pub use events::Tracing;
 pub use fanout::Fanout;
 #[cfg(feature = "testing")]
 pub use faulty::{Faulty, SinkCall, SinkFault};
 pub use jsonl::{Durability, Jsonl};
 pub use memory::Memory;
-pub use record::{
-    Action, Event, Gap, GapReason, Interaction, Output, Resume, ResumeCause, Start, Started, Stop,
-    Written,
-};
 
 /// Where the records of runs go.
 ///
@@ -46,7 +41,7 @@ pub use record::{
 /// one that is there, and none is half there when [`resume`](Self::resume) returns.
 ///
 /// **One writer.** A log that is open cannot be resumed, by this or another process:
-/// [`Error::Owned`](crate::Error::Owned). It is open until its [`RunLog`] is dropped, and what that
+/// [`Error::Owned`](crate::error::Error::Owned). It is open until its [`RunLog`] is dropped, and what that
 /// has begun has come to its end.
 ///
 /// **At most one seal.** After [`RunLog::seal`], `resume` gives the seal, and no log to write to.
@@ -68,7 +63,7 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::RunExists`](crate::Error::RunExists) if there is one, open or not.
+    /// [`Error::RunExists`](crate::error::Error::RunExists) if there is one, open or not.
     async fn open(&self, place: &RunPlace, start: &Start) -> Result<Box<dyn RunLog>>;
 
     /// Reads the log of a run back, and opens it to go on where it ends.
@@ -78,9 +73,9 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`](crate::Error::Damaged) if the log is sealed, and not what was sealed:
+    /// [`Error::Damaged`](crate::error::Error::Damaged) if the log is sealed, and not what was sealed:
     /// nothing is changed then.
-    async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed>;
+    async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed>;
 
     /// The file that holds the run's log, if it is one.
     fn path(&self, place: &RunPlace) -> Option<PathBuf> {
@@ -90,7 +85,7 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
 }
 
 /// What is called for each record of a log that is read back.
-pub type Visit = Box<dyn FnMut(RecordRef<'_>) + Send>;
+pub type RecordVisitor = Box<dyn FnMut(RecordRef<'_>) + Send>;
 
 /// What [`LogSink::resume`] has found.
 #[derive(Debug)]
@@ -103,19 +98,10 @@ pub enum Resumed {
         /// The log, to append to.
         log: Box<dyn RunLog>,
         /// What was cut off at its end, and where it is now.
-        torn: Option<Torn>,
+        torn: Option<TruncatedTail>,
     },
     /// It is sealed: nothing can be added.
     Sealed(Seal),
-}
-
-/// What was not whole at the end of a log.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Torn {
-    /// How many bytes were moved aside.
-    pub bytes: u64,
-    /// The name of the file, beside the log, that they are in now.
-    pub file: String,
 }
 
 /// The log of one run, while it is written.
@@ -142,7 +128,7 @@ pub struct RunPlace {
     /// The run.
     pub run: RunId,
     /// Its folder, which exists.
-    pub folder: PathBuf,
+    pub dir: PathBuf,
     /// The number of a further process in the run's container, which has a log of its own; `None`:
     /// the run itself.
     pub exec: Option<u32>,
@@ -150,10 +136,10 @@ pub struct RunPlace {
 
 impl RunPlace {
     /// The place of `run`, in `folder`.
-    pub fn new(run: RunId, folder: impl AsRef<Path>) -> Self {
+    pub fn new(run: RunId, dir: impl AsRef<Path>) -> Self {
         Self {
             run,
-            folder: folder.as_ref().to_owned(),
+            dir: dir.as_ref().to_owned(),
             exec: None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::Event;
+use crate::audit::Event;
 
 /// `bytes` as text in one line, with all that could move a cursor, change a colour, ring a bell or
 /// turn the direction of writing spelled out: `\x1b`, `\u{202e}`; bytes that are no text, `\xff`.
@@ -67,7 +67,7 @@ fn turns(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::printable;
+    use crate::sink::printable::printable;
 
     #[test]
     fn escape_sequences_are_spelled_out_and_text_is_left_alone() {

@@ -22,7 +22,7 @@ type OnPull = Arc<dyn Fn(PullProgress) + Send + Sync>;
 /// [`new`](Self::new) and [`command`](Self::command).
 ///
 /// Nothing is checked until [`validate`](Self::validate), which
-/// [`Manager::start`](crate::Manager::start) calls first of all. Values of the environment and
+/// [`Manager::start`](crate::manager::Manager::start) calls first of all. Values of the environment and
 /// registry credentials are kept in memory only: they do not reach a file, an error, or the
 /// `Debug` output. The command, the labels and all other settings are recorded verbatim; they may
 /// have 4 MiB in all, as JSON.
@@ -391,7 +391,7 @@ impl RunSpec {
     }
 
     /// The size that the terminal has when the container starts, as far as the engine can do that:
-    /// see [`Manager::start_attached`](crate::Manager::start_attached). Default: the engine's,
+    /// see [`Manager::start_attached`](crate::manager::Manager::start_attached). Default: the engine's,
     /// which with Docker is 0 by 0.
     pub fn window(mut self, size: WindowSize) -> Self {
         self.settings.window = Some(size);
@@ -433,7 +433,7 @@ impl RunSpec {
     /// Samples the memory and the CPU time that the container uses this often while it runs; an
     /// engine forgets both at its end. Default: never. At least 100 ms; a second or more is usual.
     ///
-    /// The most of each is in the seal and in [`Outcome::usage`](crate::Outcome::usage), each
+    /// The most of each is in the seal and in [`Outcome::usage`](crate::outcome::Outcome::usage), each
     /// sample is an event. An engine that cannot tell is asked once, and a run that ends before
     /// the first sample has none. A local process is not sampled: that is refused.
     pub fn sample(mut self, interval: Duration) -> Self {
@@ -442,7 +442,7 @@ impl RunSpec {
     }
 
     /// Stops the run when `token` is cancelled, also before its container is there: see
-    /// [`Run::stop_when`](crate::Run::stop_when). It is not persisted.
+    /// [`Run::stop_when`](crate::run::Run::stop_when). It is not persisted.
     pub fn stop_when(mut self, token: CancellationToken) -> Self {
         self.stop_when = Some(token);
         self

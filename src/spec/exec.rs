@@ -5,11 +5,11 @@ use std::fmt;
 use super::secrets::Secret;
 use super::validate::check_env;
 use super::{Secrets, Settings, Stdin, WindowSize};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// A further process in a container that runs: see [`Run::exec`](crate::Run::exec).
+/// A further process in a container that runs: see [`Run::exec`](crate::run::Run::exec).
 ///
-/// As with a [`RunSpec`](crate::RunSpec), the command is recorded verbatim, and the values of the
+/// As with a [`RunSpec`](crate::spec::RunSpec), the command is recorded verbatim, and the values of the
 /// environment are in no file, no error and no `Debug` output.
 #[derive(Clone)]
 pub struct ExecSpec {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{ContainerId, RootId, RunId, RunSpec, Settings};
-use crate::Timestamp;
+use crate::timestamp::Timestamp;
 
 /// What is persisted of a run: what to run, without secrets, and what recovery needs.
 ///

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The part of a [`RunSpec`](crate::RunSpec) that holds no secrets, and is persisted as it is.
+/// The part of a [`RunSpec`](crate::spec::RunSpec) that holds no secrets, and is persisted as it is.
 ///
 /// The fields are set through the methods of `RunSpec`, which say what each means.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -309,7 +309,7 @@ pub enum Stdin {
     /// At its end from the start.
     #[default]
     None,
-    /// What one writer writes, to its end: shutting the [`Input`](crate::Input) down ends it. An
+    /// What one writer writes, to its end: shutting the [`Input`](crate::run::attach::input::Input) down ends it. An
     /// engine cannot tell a writer that died from one that had finished, so the container sees an
     /// end either way; the audit says which it was. Without a writer the container waits for one.
     ///
@@ -388,8 +388,8 @@ pub enum KeepContainer {
     OnGap,
     /// It stays when the seal has a gap, or the exit is anything but code 0.
     OnFailure,
-    /// It stays until [`Manager::remove`](crate::Manager::remove), or, where the spec has a time
-    /// limit, until a [`reap`](crate::Reap::remove_after) from another root: by default a day past
+    /// It stays until [`Manager::remove`](crate::manager::Manager::remove), or, where the spec has a time
+    /// limit, until a [`reap`](crate::manager::ReapOptions::remove_after) from another root: by default a day past
     /// that. A reaper sees the container alone, and neither its run's policy nor its seal.
     Always,
 }

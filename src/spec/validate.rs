@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Backstop, Gpus, Mount, RunSpec, Settings, Stdin};
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Docker refuses less than 6 MiB.
 const LEAST_MEMORY: u64 = 6 << 20;
@@ -525,7 +525,7 @@ fn word(field: &str, value: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Device, LimitAction, Port, RunSpec};
+    use crate::spec::{Device, LimitAction, Port, RunSpec};
 
     fn refused(spec: RunSpec) -> (String, String) {
         match spec.validate() {
@@ -634,12 +634,12 @@ mod tests {
         let spec = spec()
             .env("TOKEN", "s3cr3t")
             .env("A=s3cr3t", "s3cr3t")
-            .credentials(crate::Credentials::new("me", "s3cr3t"))
+            .credentials(crate::spec::Credentials::new("me", "s3cr3t"))
             .engine_patch(serde_json::json!({"Env": ["X=s3cr3t"]}));
         let (_, reason) = refused(spec.clone());
-        let record = crate::RunRecord::new(
-            crate::RunId::generate(),
-            crate::RootId::generate(),
+        let record = crate::spec::RunRecord::new(
+            crate::spec::RunId::generate(),
+            crate::spec::RootId::generate(),
             "docker",
             &RunSpec {
                 env: spec.env[..1].to_vec(),

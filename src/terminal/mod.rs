@@ -1,8 +1,8 @@
 //! The terminal that this process has, in front of a run that has one too.
 //!
 //! ```no_run
-//! use moat::terminal::{Left, Terminal};
-//! use moat::{AttachOptions, Docker, Manager, RunSpec, Shutdown, Stdin};
+//! use moat::terminal::{SessionEnd, Terminal};
+//! use moat::{AttachOptions, Docker, Manager, RunSpec, ShutdownMode, Stdin};
 //!
 //! # #[tokio::main]
 //! # async fn main() -> moat::Result<()> {
@@ -12,13 +12,13 @@
 //! let options = AttachOptions::new().with_input().window(terminal.size()?);
 //! let (run, attachment) = manager.start_attached(spec, options).await?;
 //!
-//! match terminal.sit(attachment).await? {
-//!     Left::Ended(outcome) => println!("{outcome}"),
-//!     Left::Detached => println!("{} goes on", run.id()),
-//!     Left::Signal(number) => println!("signal {number}; {} goes on", run.id()),
+//! match terminal.attach(attachment).await? {
+//!     SessionEnd::Ended(outcome) => println!("{outcome}"),
+//!     SessionEnd::Detached => println!("{} goes on", run.id()),
+//!     SessionEnd::Signal(number) => println!("signal {number}; {} goes on", run.id()),
 //!     _ => {}
 //! }
-//! manager.shutdown(Shutdown::Leave).await;
+//! manager.shutdown(ShutdownMode::Leave).await;
 //! # Ok(())
 //! # }
 //! ```
@@ -46,7 +46,11 @@ use tokio::time::{Instant, sleep_until};
 use self::keys::Watch;
 pub use self::keys::{DetachKeys, ParseKeysError};
 use self::leftovers::Leftovers;
-use crate::{Attached, Attachment, Control, Error, Input, Outcome, Result, WindowSize};
+use crate::error::{Error, Result};
+use crate::outcome::Outcome;
+use crate::run::attach::input::{AttachHandle, Input};
+use crate::run::attach::{Attached, Attachment};
+use crate::spec::WindowSize;
 
 /// The terminal that a process has, whatever its standard streams are.
 const PATH: &str = "/dev/tty";
@@ -75,7 +79,7 @@ pub struct Terminal {
 /// Why nobody sits in front of a run any more. The terminal is as it was in any case.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Left {
+pub enum SessionEnd {
     /// It has ended.
     Ended(Box<Outcome>),
     /// The detach keys were typed, or the terminal is gone. The run goes on.
@@ -131,7 +135,7 @@ impl Terminal {
     /// returns, is dropped, or panics, and also when the process panics elsewhere in the same
     /// thread; and what a program told it and has not taken back (the alternate screen, the mouse,
     /// bracketed paste, a hidden cursor, a scroll region, colours) is undone. From the first call
-    /// on the process itself has to heed the signals that [`Left::Signal`] names, and SIGTSTP.
+    /// on the process itself has to heed the signals that [`SessionEnd::Signal`] names, and SIGTSTP.
     ///
     /// The keys that detach work whatever the run does. What is typed waits for a program that
     /// takes it slowly; of one that has taken nothing for a second, what is more than 1 MiB ahead is
@@ -148,7 +152,7 @@ impl Terminal {
     /// # Errors
     ///
     /// [`Error::Storage`] if the terminal cannot be used; those of [`Attachment`].
-    pub async fn sit(&self, mut attachment: Attachment) -> Result<Left> {
+    pub async fn attach(&self, mut attachment: Attachment) -> Result<SessionEnd> {
         #[allow(
             deprecated,
             reason = "it asks for a type that keeps its descriptor, which a file does"
@@ -174,9 +178,9 @@ impl Terminal {
         };
         let mut sitting = pin!(async {
             tokio::select! {
-                outcome = ended => Ok(Left::Ended(Box::new(outcome?))),
-                () = pass_on(&tty, input, Watch::new(self.keys.clone())) => Ok(Left::Detached),
-                number = signals.next() => Ok(Left::Signal(number)),
+                outcome = ended => Ok(SessionEnd::Ended(Box::new(outcome?))),
+                () = pass_on(&tty, input, Watch::new(self.keys.clone())) => Ok(SessionEnd::Detached),
+                number = signals.next() => Ok(SessionEnd::Signal(number)),
                 never = self.follow(&mut changes, &control) => match never {},
                 error = self.stop_and_go_on(&mut job, &raw, &control) => Err(error),
             }
@@ -189,7 +193,7 @@ impl Terminal {
     }
 
     /// Tells the run the size, in two steps: a program that fills the screen draws it again.
-    async fn draw_again(&self, control: &Control) {
+    async fn draw_again(&self, control: &AttachHandle) {
         if let Ok(size) = self.size() {
             let other = WindowSize::new(size.columns, size.rows.saturating_sub(1).max(1));
             // It may have ended.
@@ -200,7 +204,7 @@ impl Terminal {
 
     /// Stops this process when it is asked to, with its terminal as it was, and has it raw again
     /// when the process goes on, whatever it was stopped by.
-    async fn stop_and_go_on(&self, job: &mut Job, raw: &Raw, control: &Control) -> Error {
+    async fn stop_and_go_on(&self, job: &mut Job, raw: &Raw, control: &AttachHandle) -> Error {
         loop {
             tokio::select! {
                 Some(()) = job.stop.recv() => {
@@ -222,7 +226,11 @@ impl Terminal {
         }
     }
 
-    async fn follow(&self, changes: &mut Signal, control: &Control) -> std::convert::Infallible {
+    async fn follow(
+        &self,
+        changes: &mut Signal,
+        control: &AttachHandle,
+    ) -> std::convert::Infallible {
         loop {
             if changes.recv().await.is_none() {
                 pending::<()>().await;
@@ -295,11 +303,11 @@ async fn pass_on(tty: &AsyncFd<File>, mut input: Option<Input>, mut watch: Watch
         };
         enum Done {
             Read(io::Result<usize>),
-            Written(io::Result<usize>),
+            StdinChunk(io::Result<usize>),
         }
         let done = tokio::select! {
             read = read => Done::Read(read),
-            written = write => Done::Written(written),
+            written = write => Done::StdinChunk(written),
         };
         match done {
             Done::Read(Ok(0) | Err(_)) => return,
@@ -316,12 +324,12 @@ async fn pass_on(tty: &AsyncFd<File>, mut input: Option<Input>, mut watch: Watch
                 }
                 ahead.truncate(AHEAD);
             }
-            Done::Written(Ok(count)) => {
+            Done::StdinChunk(Ok(count)) => {
                 ahead.drain(..count);
                 taken = Instant::now();
             }
             // The container has ended; the last of its output is on its way.
-            Done::Written(Err(_)) => {
+            Done::StdinChunk(Err(_)) => {
                 input = None;
                 ahead.clear();
             }

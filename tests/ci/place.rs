@@ -15,7 +15,7 @@ use crate::support::audit::Audit;
 use crate::support::{busybox, engine, example};
 
 pub struct Place {
-    folder: TempDir,
+    dir: TempDir,
     image: OnceLock<String>,
 }
 
@@ -29,15 +29,15 @@ impl Drop for Place {
 
 impl Place {
     pub fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("moat-test-").tempdir();
+        let dir = tempfile::Builder::new().prefix("moat-test-").tempdir();
         Self {
-            folder: folder.unwrap(),
+            dir: dir.unwrap(),
             image: OnceLock::new(),
         }
     }
 
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        self.dir.path()
     }
 
     pub fn root(&self) -> PathBuf {
@@ -137,9 +137,9 @@ impl Place {
 
     /// The audit files of all runs that there are so far.
     pub fn runs(&self) -> BTreeMap<String, PathBuf> {
-        let folders = fs::read_dir(self.root()).into_iter().flatten().flatten();
-        let named = folders.filter_map(|folder| {
-            let audit = folder.path().join("logs.jsonl");
+        let dirs = fs::read_dir(self.root()).into_iter().flatten().flatten();
+        let named = dirs.filter_map(|dir| {
+            let audit = dir.path().join("logs.jsonl");
             let text = fs::read_to_string(&audit).ok()?;
             let start: serde_json::Value = serde_json::from_str(text.lines().next()?).ok()?;
             let label = |name| start["labels"][name].as_str().map(str::to_owned);

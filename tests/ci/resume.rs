@@ -69,13 +69,13 @@ pub fn what_a_killed_harness_has_left_is_stopped_by_the_next_build(place: &Place
 }
 
 pub fn what_ended_with_a_killed_harness_is_run_again_and_nothing_else(place: &Place) {
-    let folder = place.path().display();
+    let dir = place.path().display();
     let pipeline = format!(
-        "[[step]]\nname = 'first'\ncommands = ['echo x >> {folder}/first']\n\
+        "[[step]]\nname = 'first'\ncommands = ['echo x >> {dir}/first']\n\
          [[step]]\nname = 'slow'\nneeds = ['first']\n\
-         commands = ['echo x >> {folder}/slow', 'echo begun', \
-         'while ! test -e {folder}/go; do sleep 0.02; done']\n\
-         [[step]]\nname = 'last'\nneeds = ['slow']\ncommands = ['echo x >> {folder}/last']\n"
+         commands = ['echo x >> {dir}/slow', 'echo begun', \
+         'while ! test -e {dir}/go; do sleep 0.02; done']\n\
+         [[step]]\nname = 'last'\nneeds = ['slow']\ncommands = ['echo x >> {dir}/last']\n"
     );
     let process = Process::start(place.process(&pipeline));
     printed(place, "slow 1", "begun");
@@ -93,10 +93,10 @@ pub fn what_ended_with_a_killed_harness_is_run_again_and_nothing_else(place: &Pl
 }
 
 pub fn a_step_that_had_failed_before_is_not_tried_more_often(place: &Place) {
-    let folder = place.path().display();
+    let dir = place.path().display();
     let pipeline = format!(
-        "[[step]]\nname = 'bad'\nretries = 1\ncommands = ['echo x >> {folder}/bad', 'exit 3']\n\
-         [[step]]\nname = 'long'\ncommands = ['while ! test -e {folder}/go; do sleep 0.02; done']\n"
+        "[[step]]\nname = 'bad'\nretries = 1\ncommands = ['echo x >> {dir}/bad', 'exit 3']\n\
+         [[step]]\nname = 'long'\ncommands = ['while ! test -e {dir}/go; do sleep 0.02; done']\n"
     );
     let process = Process::start(place.process(&pipeline));
     sealed(place, "bad 2");
@@ -112,11 +112,11 @@ pub fn a_step_that_had_failed_before_is_not_tried_more_often(place: &Place) {
 
 /// One that waited for its turn, and one that its engine has refused.
 pub fn what_never_came_to_run_is_run_again(place: &Place) {
-    let folder = place.path().display();
+    let dir = place.path().display();
     let pipeline = format!(
         "[[step]]\nname = 'step'\nmatrix = {{ n = ['1', '2'] }}\n\
-         commands = ['echo begun', 'while ! test -e {folder}/go; do sleep 0.02; done']\n\
-         [[step]]\nname = 'refused'\nneeds = ['step']\nexec = ['{folder}/program']\n"
+         commands = ['echo begun', 'while ! test -e {dir}/go; do sleep 0.02; done']\n\
+         [[step]]\nname = 'refused'\nneeds = ['step']\nexec = ['{dir}/program']\n"
     );
     let process = Process::start(place.process_alone(&pipeline));
     let begun = |n| {

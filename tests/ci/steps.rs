@@ -50,8 +50,8 @@ pub fn steps_that_need_nothing_of_each_other_run_at_once(place: &Place) {
     let step = |name| {
         format!(
             "[[step]]\nname = '{name}'\ntimeout = 60\n\
-             commands = ['echo begun', 'while ! test -e {folder}/go; do sleep 0.02; done']\n",
-            folder = place.path().display()
+             commands = ['echo begun', 'while ! test -e {dir}/go; do sleep 0.02; done']\n",
+            dir = place.path().display()
         )
     };
     let process = Process::start(place.process(&[step("a"), step("b")].concat()));
@@ -74,8 +74,8 @@ pub fn steps_that_need_nothing_of_each_other_run_at_once(place: &Place) {
 pub fn no_more_steps_run_at_once_than_there_are_jobs(place: &Place) {
     let pipeline = format!(
         "[[step]]\nname = 'one'\nmatrix = {{ n = ['1', '2', '3'] }}\n\
-         commands = ['mkdir {folder}/lock', 'sleep 0.1', 'rmdir {folder}/lock']\n",
-        folder = place.path().display()
+         commands = ['mkdir {dir}/lock', 'sleep 0.1', 'rmdir {dir}/lock']\n",
+        dir = place.path().display()
     );
     run(place.process_alone(&pipeline), 0);
     assert_eq!(place.audits().len(), 3);

@@ -4,21 +4,25 @@ use std::collections::BTreeSet;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, future::pending, stream};
+use futures::future::pending;
+use futures::{StreamExt, stream};
 use libtest_mimic::Trial;
-use moat::conformance::{self, Behaviour, Capable, RuntimeStage};
+use moat::conformance::{self, Behaviour, RuntimeHarness, Unsupported};
+use moat::outcome::Stream;
 use moat::runtime::{
-    Archive, Capabilities, Chunk, Continuity, CreateRequest, Created, Engine, ExecId,
-    ExecInspection, Execed, Fidelity, Found, InputWriter, Inspection, LogsRequest, OutputStream,
-    Runtime, RuntimeError, Status, WaitStatus,
+    Archive, Capabilities, Chunk, Continuity, CreateRequest, Created, EngineInfo, ExecId,
+    ExecInspection, InputWriter, Inspection, LogFidelity, LogsRequest, OutputStream,
+    OwnedContainer, Runtime, RuntimeError, StartedExec, Status, WaitStatus,
 };
-use moat::{ContainerId, ExecSpec, RootId, RunId, RunSpec, Stream, WindowSize};
+use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
+use moat::{RunId, RunSpec};
 use tokio::io::AsyncWrite;
 
 use crate::scripted;
@@ -152,9 +156,9 @@ impl Runtime for Broken {
         can
     }
 
-    async fn engine(&self) -> Answer<Engine> {
+    async fn engine(&self) -> Answer<EngineInfo> {
         match self.clause {
-            "runtime::the_engine_says_who_it_is" => Ok(Engine::new("", "")),
+            "runtime::the_engine_says_who_it_is" => Ok(EngineInfo::new("", "")),
             _ => self.inner.engine().await,
         }
     }
@@ -190,8 +194,8 @@ impl Runtime for Broken {
         Ok(created)
     }
 
-    async fn tap(&self, container: &ContainerId, tty: bool) -> Answer<OutputStream> {
-        let tap = self.inner.tap(container, tty).await?;
+    async fn attach(&self, container: &ContainerId, tty: bool) -> Answer<OutputStream> {
+        let tap = self.inner.attach(container, tty).await?;
         Ok(match self.clause {
             "tap::of_what_cannot_start_it_is_rejected_at_the_most" => return gone(),
             "tap::it_resolves_before_the_container_starts" => pending().await,
@@ -243,10 +247,10 @@ impl Runtime for Broken {
         })
     }
 
-    async fn watch(&self, container: &ContainerId, tty: bool) -> Answer<OutputStream> {
+    async fn attach_running(&self, container: &ContainerId, tty: bool) -> Answer<OutputStream> {
         match self.clause {
             "watch::it_gives_what_comes" => Ok(stream::empty().boxed()),
-            _ => self.inner.watch(container, tty).await,
+            _ => self.inner.attach_running(container, tty).await,
         }
     }
 
@@ -257,7 +261,7 @@ impl Runtime for Broken {
         }
     }
 
-    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Answer<Execed> {
+    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Answer<StartedExec> {
         let result = self.inner.exec(container, spec).await;
         match (self.clause, result) {
             ("exec::in_one_that_has_ended_it_is_a_conflict", Err(_)) => gone(),
@@ -354,7 +358,7 @@ impl Runtime for Broken {
                 inspection.finished_at = inspection.started_at;
             }
             "logs::without_a_backstop_there_are_none" => {
-                inspection.log.fidelity = Some(Fidelity::Exact);
+                inspection.log.fidelity = Some(LogFidelity::Lossless);
             }
             _ => {}
         }
@@ -416,7 +420,7 @@ impl Runtime for Broken {
         }
     }
 
-    async fn find(&self, root: &RootId) -> Answer<Vec<Found>> {
+    async fn find(&self, root: &RootId) -> Answer<Vec<OwnedContainer>> {
         let mut found = self.inner.find(root).await?;
         match self.clause {
             "create::it_can_be_found_from_then_on" => found.clear(),
@@ -451,8 +455,8 @@ struct Stage {
 }
 
 #[async_trait]
-impl RuntimeStage for Stage {
-    async fn runtime(&self) -> Capable<Arc<dyn Runtime>> {
+impl RuntimeHarness for Stage {
+    async fn runtime(&self) -> Unsupported<Arc<dyn Runtime>> {
         Ok(Arc::new(Broken {
             inner: self.inner.runtime().await?,
             clause: self.clause,
@@ -463,28 +467,28 @@ impl RuntimeStage for Stage {
         }))
     }
 
-    fn spec(&self, behaviour: &Behaviour) -> Capable<RunSpec> {
+    fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
         self.inner.spec(behaviour)
     }
 
     /// Which it does not.
-    fn refused(&self) -> Capable<RunSpec> {
+    fn refused(&self) -> Unsupported<RunSpec> {
         Ok(RunSpec::new("any").privileged(true))
     }
 
-    fn exec(&self, behaviour: &Behaviour) -> Capable<ExecSpec> {
+    fn exec(&self, behaviour: &Behaviour) -> Unsupported<ExecSpec> {
         self.inner.exec(behaviour)
     }
 
-    fn no_image(&self) -> Capable<RunSpec> {
+    fn no_image(&self) -> Unsupported<RunSpec> {
         self.inner.no_image()
     }
 
-    async fn take_down(&self) -> Capable<()> {
+    async fn take_down(&self) -> Unsupported<()> {
         self.inner.take_down().await
     }
 
-    async fn silence(&self) -> Capable<()> {
+    async fn silence(&self) -> Unsupported<()> {
         self.inner.silence().await
     }
 

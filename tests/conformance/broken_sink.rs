@@ -2,16 +2,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 
 use async_trait::async_trait;
 use libtest_mimic::Trial;
-use moat::conformance::{self, SinkStage};
-use moat::sink::audit::Record;
-use moat::sink::{
-    Batch, Event, Memory, Output, RecordRef, Resumed, RunLog, RunPlace, Start, Visit,
-};
-use moat::{Error, LogSink, Result, RunId, Seal, Stream, Timestamp};
+use moat::audit::{Batch, Event, Output, Record, RecordRef, Start};
+use moat::conformance::{self, SinkHarness};
+use moat::outcome::Stream;
+use moat::sink::{Memory, RecordVisitor, Resumed, RunLog, RunPlace};
+use moat::timestamp::Timestamp;
+use moat::{Error, LogSink, Result, RunId, Seal};
 
 /// The sink in memory, but for the clause that is named.
 #[derive(Debug, Clone)]
@@ -39,7 +40,7 @@ impl LogSink for Broken {
     async fn open(&self, place: &RunPlace, start: &Start) -> Result<Box<dyn RunLog>> {
         let is_mixed = self.clause == "open::that_of_a_further_process_is_apart";
         if is_mixed && place.exec.is_some() {
-            let around = RunPlace::new(place.run.clone(), &place.folder);
+            let around = RunPlace::new(place.run.clone(), &place.dir);
             return match self.resume(&around, Box::new(|_| {})).await? {
                 Resumed::Open { log, .. } => Ok(log),
                 other => panic!("{other:?}"),
@@ -47,7 +48,7 @@ impl LogSink for Broken {
         }
         let opened = match self.memory.open(place, start).await {
             Err(Error::RunExists { .. }) if self.clause == "open::a_second_one_is_refused" => {
-                let other = RunPlace::new(RunId::generate(), &place.folder);
+                let other = RunPlace::new(RunId::generate(), &place.dir);
                 self.memory.open(&other, start).await
             }
             opened => opened,
@@ -55,7 +56,7 @@ impl LogSink for Broken {
         Ok(self.log(opened?, false))
     }
 
-    async fn resume(&self, place: &RunPlace, mut visit: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, mut visit: RecordVisitor) -> Result<Resumed> {
         let (clause, torn) = (self.clause, self.torn.load(SeqCst));
         if clause == "open::logs_of_two_runs_are_apart" {
             for run in self.memory.runs() {
@@ -68,7 +69,7 @@ impl LogSink for Broken {
         }
         let mut number = 0;
         let mut half = torn.then(|| Output::new(Timestamp::now(), Stream::Stdout, "lin"));
-        let seen: Visit = Box::new(move |record| {
+        let seen: RecordVisitor = Box::new(move |record| {
             number += 1;
             if let Some(half) = half.take() {
                 visit((&half).into());
@@ -98,7 +99,7 @@ impl LogSink for Broken {
             Resumed::Absent if clause == "resume::of_no_log_is_absent" => {
                 return Err(Error::NoSuchRun {
                     run: place.run.clone(),
-                    root: place.folder.clone(),
+                    root: place.dir.clone(),
                 });
             }
             Resumed::Open { log, torn } => Resumed::Open {
@@ -115,7 +116,7 @@ impl LogSink for Broken {
 
     fn path(&self, place: &RunPlace) -> Option<PathBuf> {
         let lies = self.clause == "open::its_path_leads_to_it";
-        lies.then(|| place.folder.join("nowhere"))
+        lies.then(|| place.dir.join("nowhere"))
     }
 }
 
@@ -193,7 +194,7 @@ impl RunLog for Log {
 
 struct Stage(Broken);
 
-impl SinkStage for Stage {
+impl SinkHarness for Stage {
     fn sink(&self) -> Arc<dyn LogSink> {
         Arc::new(self.0.clone())
     }

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use libtest_mimic::Trial;
-use moat::conformance::{Behaviour, Capable, RuntimeStage, Step};
+use moat::conformance::{Behaviour, RuntimeHarness, Step, Unsupported};
+use moat::outcome::Stream;
 use moat::runtime::Runtime;
-use moat::{Docker, ExecSpec, Pull, RunSpec, Stream};
+use moat::spec::{ExecSpec, Pull};
+use moat::{Docker, RunSpec};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
@@ -27,20 +29,20 @@ pub fn row(row: impl FnOnce() -> Vec<Trial>) -> Vec<Trial> {
 
 /// An engine behind a proxy of the trial's own, which can be taken down.
 pub struct Stage {
-    folder: TempDir,
+    dir: TempDir,
     proxy: OnceCell<Proxy>,
 }
 
 impl Stage {
     pub fn new() -> Self {
         Self {
-            folder: tempfile::tempdir().unwrap(),
+            dir: tempfile::tempdir().unwrap(),
             proxy: OnceCell::new(),
         }
     }
 
     /// `None`: the engine has no socket that a proxy could stand before.
-    fn proxy(&self) -> Capable<&Proxy> {
+    fn proxy(&self) -> Unsupported<&Proxy> {
         self.proxy
             .get()
             .ok_or_else(|| "there is no proxy before an engine without a socket".into())
@@ -56,20 +58,20 @@ fn socket() -> Option<PathBuf> {
 }
 
 /// The test image.
-fn image() -> Capable<String> {
-    static IMAGE: std::sync::OnceLock<Capable<String>> = std::sync::OnceLock::new();
+fn image() -> Unsupported<String> {
+    static IMAGE: std::sync::OnceLock<Unsupported<String>> = std::sync::OnceLock::new();
     IMAGE
         .get_or_init(|| block_on(async { image::provide(&connect()?).await }))
         .clone()
 }
 
 #[async_trait]
-impl RuntimeStage for Stage {
-    async fn runtime(&self) -> Capable<Arc<dyn Runtime>> {
+impl RuntimeHarness for Stage {
+    async fn runtime(&self) -> Unsupported<Arc<dyn Runtime>> {
         let connected = match socket() {
             None => Docker::connect().await,
             Some(socket) => {
-                let proxy = Proxy::before_socket(socket, self.folder.path());
+                let proxy = Proxy::before_socket(socket, self.dir.path());
                 let proxy = proxy.map_err(|error| error.to_string())?;
                 let address = proxy.address();
                 let _ = self.proxy.set(proxy);
@@ -79,37 +81,37 @@ impl RuntimeStage for Stage {
         Ok(Arc::new(connected.map_err(|error| error.to_string())?))
     }
 
-    fn spec(&self, behaviour: &Behaviour) -> Capable<RunSpec> {
+    fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
         // With its entrypoint: Podman does not take that of an import.
         let spec = RunSpec::new(image()?)
             .entrypoint(["/workload"])
             .network("none");
-        if behaviour.missing {
+        if behaviour.command_not_found {
             return Ok(spec.entrypoint(["/nonexistent"]));
         }
         Ok(spec.cmd(words(behaviour)?))
     }
 
-    fn exec(&self, behaviour: &Behaviour) -> Capable<ExecSpec> {
+    fn exec(&self, behaviour: &Behaviour) -> Unsupported<ExecSpec> {
         let program = std::iter::once("/workload".to_owned());
         Ok(ExecSpec::new(program.chain(words(behaviour)?)))
     }
 
-    fn refused(&self) -> Capable<RunSpec> {
+    fn refused(&self) -> Unsupported<RunSpec> {
         let patch = serde_json::json!({"HostConfig": {"AutoRemove": true}});
         Ok(RunSpec::new("any").engine_patch(patch))
     }
 
-    fn no_image(&self) -> Capable<RunSpec> {
+    fn no_image(&self) -> Unsupported<RunSpec> {
         Ok(RunSpec::new("moat-conformance/none:none").pull(Pull::Never))
     }
 
-    async fn take_down(&self) -> Capable<()> {
+    async fn take_down(&self) -> Unsupported<()> {
         self.proxy()?.down();
         Ok(())
     }
 
-    async fn silence(&self) -> Capable<()> {
+    async fn silence(&self) -> Unsupported<()> {
         self.proxy()?.freeze();
         Ok(())
     }
@@ -123,7 +125,7 @@ impl RuntimeStage for Stage {
 }
 
 /// What the workload calls it.
-fn words(behaviour: &Behaviour) -> Capable<Vec<String>> {
+fn words(behaviour: &Behaviour) -> Unsupported<Vec<String>> {
     let mut words = Vec::new();
     let mut step = |text: String, stream: Option<Stream>| {
         words.extend(text.split(' ').map(str::to_owned));
@@ -132,9 +134,9 @@ fn words(behaviour: &Behaviour) -> Capable<Vec<String>> {
         }
         words.push("+".into());
     };
-    if behaviour.deaf {
+    if behaviour.ignores_sigterm {
         step("deaf".into(), None);
-    } else if behaviour.holds {
+    } else if behaviour.waits_for_signal {
         step(format!("on-term {}", behaviour.exit), None);
     }
     for done in &behaviour.steps {
@@ -152,7 +154,7 @@ fn words(behaviour: &Behaviour) -> Capable<Vec<String>> {
             step => return Err(format!("the workload has no word for {step:?}")),
         }
     }
-    if behaviour.holds {
+    if behaviour.waits_for_signal {
         step("hold".into(), None);
     }
     step(format!("exit {}", behaviour.exit), None);

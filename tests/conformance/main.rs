@@ -24,10 +24,12 @@ mod scripted;
 mod sinks;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use moat::conformance::{self, Tried};
+#[cfg(feature = "process")]
+use moat::conformance::ShellHarness;
+use moat::conformance::{self, CaseResult};
 use moat::sink::{Fanout, Jsonl, Memory};
 #[cfg(feature = "process")]
-use moat::{Process, RunSpec, conformance::Shell};
+use moat::{LocalProcess, RunSpec};
 
 /// By which clock a row is tried: a double's takes no time.
 #[derive(Clone, Copy, PartialEq)]
@@ -60,7 +62,9 @@ fn main() {
         row(
             "process",
             Clock::Real,
-            conformance::runtime(|| Shell::new(Process::new(), RunSpec::command(["true"]))),
+            conformance::runtime(|| {
+                ShellHarness::new(LocalProcess::new(), RunSpec::command(["true"]))
+            }),
         ),
         row(
             "jsonl",
@@ -85,12 +89,12 @@ fn main() {
     libtest_mimic::run(&arguments, rows.into_iter().flatten().collect()).exit();
 }
 
-fn row(implementor: &str, clock: Clock, trials: Vec<conformance::Trial>) -> Vec<Trial> {
-    let trial = |trial: conformance::Trial| {
+fn row(implementor: &str, clock: Clock, trials: Vec<conformance::Case>) -> Vec<Trial> {
+    let trial = |trial: conformance::Case| {
         let name = format!("{implementor}::{}", trial.name());
         Trial::ignorable_test(name, move || match run(clock, trial) {
-            Ok(Tried::Held) => Ok(Completion::Completed),
-            Ok(Tried::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+            Ok(CaseResult::Passed) => Ok(Completion::Completed),
+            Ok(CaseResult::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
             Ok(other) => Err(Failed::from(format!("{other:?}"))),
             Err(failure) => Err(Failed::from(failure)),
         })
@@ -98,7 +102,7 @@ fn row(implementor: &str, clock: Clock, trials: Vec<conformance::Trial>) -> Vec<
     trials.into_iter().map(trial).collect()
 }
 
-fn run(clock: Clock, trial: conformance::Trial) -> Result<Tried, conformance::Failure> {
+fn run(clock: Clock, trial: conformance::Case) -> Result<CaseResult, conformance::Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(clock == Clock::Paused)
@@ -111,7 +115,7 @@ fn run(clock: Clock, trial: conformance::Trial) -> Result<Tried, conformance::Fa
 /// the implementor that `broken` gives for it.
 fn red(
     implementor: &str,
-    broken: impl Fn(&'static str) -> Vec<conformance::Trial> + Send + Clone + 'static,
+    broken: impl Fn(&'static str) -> Vec<conformance::Case> + Send + Clone + 'static,
 ) -> Vec<Trial> {
     // What these say of themselves cannot be tried.
     const NEVER_TRIED: [&str; 3] = [

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use moat::conformance::{Behaviour, Capable, RuntimeStage};
+use moat::RunSpec;
+use moat::conformance::{Behaviour, RuntimeHarness, Unsupported};
 use moat::runtime::Runtime;
 use moat::runtime::scripted::{Link, Scripted};
-use moat::{ExecSpec, Pull, RunSpec};
+use moat::spec::{ExecSpec, Pull};
 
 #[derive(Debug)]
 pub struct Stage {
@@ -18,7 +19,7 @@ pub struct Stage {
 impl Stage {
     pub fn new() -> Self {
         let engine = Scripted::new();
-        engine.lack_image("lacking");
+        engine.remove_image("lacking");
         Self {
             engine,
             specs: AtomicU64::new(0),
@@ -27,33 +28,33 @@ impl Stage {
 }
 
 #[async_trait]
-impl RuntimeStage for Stage {
-    async fn runtime(&self) -> Capable<Arc<dyn Runtime>> {
+impl RuntimeHarness for Stage {
+    async fn runtime(&self) -> Unsupported<Arc<dyn Runtime>> {
         Ok(Arc::new(self.engine.clone()))
     }
 
-    fn spec(&self, behaviour: &Behaviour) -> Capable<RunSpec> {
+    fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
         // Each spec has an image of its own, which stands for its script.
         let image = format!("script-{}", self.specs.fetch_add(1, Ordering::Relaxed));
         self.engine.image(&image, behaviour.into());
         Ok(RunSpec::new(image))
     }
 
-    fn exec(&self, behaviour: &Behaviour) -> Capable<ExecSpec> {
+    fn exec(&self, behaviour: &Behaviour) -> Unsupported<ExecSpec> {
         self.engine.next_exec(behaviour.into());
         Ok(ExecSpec::new(["any"]))
     }
 
-    fn no_image(&self) -> Capable<RunSpec> {
+    fn no_image(&self) -> Unsupported<RunSpec> {
         Ok(RunSpec::new("lacking").pull(Pull::Never))
     }
 
-    async fn take_down(&self) -> Capable<()> {
+    async fn take_down(&self) -> Unsupported<()> {
         self.engine.link(Link::Down);
         Ok(())
     }
 
-    async fn silence(&self) -> Capable<()> {
+    async fn silence(&self) -> Unsupported<()> {
         self.engine.link(Link::Silent);
         Ok(())
     }

@@ -5,14 +5,14 @@ use std::io::Write;
 use std::sync::Arc;
 
 use moat::LogSink;
-use moat::conformance::SinkStage;
-use moat::sink::audit::LOG_FILE;
+use moat::audit::LOG_FILE;
+use moat::conformance::SinkHarness;
 use moat::sink::{Memory, RunPlace};
 
 /// A sink whose logs are those of `Jsonl`.
 pub struct OfJsonl<F>(pub F);
 
-impl<S: LogSink, F: Fn() -> S + Send + Sync + 'static> SinkStage for OfJsonl<F> {
+impl<S: LogSink, F: Fn() -> S + Send + Sync + 'static> SinkHarness for OfJsonl<F> {
     fn sink(&self) -> Arc<dyn LogSink> {
         Arc::new(self.0())
     }
@@ -20,27 +20,27 @@ impl<S: LogSink, F: Fn() -> S + Send + Sync + 'static> SinkStage for OfJsonl<F> 
     fn tear(&self, place: &RunPlace) -> Result<(), String> {
         let file = OpenOptions::new()
             .append(true)
-            .open(place.folder.join(LOG_FILE));
+            .open(place.dir.join(LOG_FILE));
         let torn = file.and_then(|mut file| file.write_all(b"{\"ts\":\"2026-01-01T00:0"));
         torn.map_err(|error| error.to_string())
     }
 
     fn damage(&self, place: &RunPlace) -> Result<(), String> {
-        let path = place.folder.join(LOG_FILE);
+        let path = place.dir.join(LOG_FILE);
         let text = fs::read_to_string(&path).map_err(|error| error.to_string())?;
         fs::write(&path, text.replace("line 1", "line 7")).map_err(|error| error.to_string())
     }
 
     fn spoil(&self, place: &RunPlace) -> Result<(), String> {
         // A file that is not at its place any more cannot be sealed.
-        fs::remove_file(place.folder.join(LOG_FILE)).map_err(|error| error.to_string())
+        fs::remove_file(place.dir.join(LOG_FILE)).map_err(|error| error.to_string())
     }
 }
 
 /// The sink in memory.
 pub struct OfMemory(pub Memory);
 
-impl SinkStage for OfMemory {
+impl SinkHarness for OfMemory {
     fn sink(&self) -> Arc<dyn LogSink> {
         Arc::new(self.0.clone())
     }

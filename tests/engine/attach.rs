@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use moat::{AttachOptions, Attached, Attachment, Docker, Manager, RunSpec, Stdin, Stream};
+use moat::outcome::Stream;
+use moat::run::{AttachOptions, Attached, Attachment};
+use moat::spec::Stdin;
+use moat::{Docker, Manager, RunSpec};
 use testkit::deadline::eventually;
 use testkit::sequence;
 use tokio::io::AsyncWriteExt;
@@ -71,7 +74,7 @@ async fn a_reader_after_the_end_gets_all_of_it(stage: &Stage) {
     end(&run).await;
     let watched = Watched::all(run.attach().await.unwrap()).await;
     sequence::check(watched.stdout(), "out", 3000, 64).unwrap();
-    assert_eq!(watched.bytes[&moat::Stream::Stderr], b"end\n");
+    assert_eq!(watched.bytes[&moat::outcome::Stream::Stderr], b"end\n");
 }
 
 /// An engine whose attached client stops reading blocks the container, and everyone who asks.
@@ -127,7 +130,7 @@ async fn an_attachment_ends_after_the_last_byte_and_tells_the_outcome(stage: &St
     let (_run, mut output) = manager
         .start_attached(
             sh(stage, "seq 1 50000; exit 9"),
-            AttachOptions::new().catching_up(),
+            AttachOptions::new().lossless(),
         )
         .await
         .unwrap();
@@ -160,7 +163,7 @@ async fn watch(mut output: Attachment) -> (u64, u64) {
                 assert_eq!(chunk.stream, Stream::Stdout);
                 seen += chunk.bytes.len() as u64;
             }
-            Attached::Missed { bytes, .. } => missed += bytes,
+            Attached::Lagged { bytes, .. } => missed += bytes,
             other => panic!("{other:?}"),
         }
     }
@@ -171,7 +174,7 @@ async fn watch(mut output: Attachment) -> (u64, u64) {
 async fn once(stage: &Stage, eyes: usize) -> Duration {
     // Equal lines are no evidence, so all of them are read again at the end: eyes are to wait.
     let manager = Manager::builder(stage.root(), Docker::connect().await.unwrap())
-        .pending_after(Duration::from_secs(120))
+        .seal_timeout(Duration::from_secs(120))
         .open()
         .await
         .unwrap();

@@ -50,7 +50,7 @@ pub fn role() -> Option<()> {
                 manager.start(spec).await.unwrap()
             }
             None => {
-                manager.recovered().await.unwrap();
+                manager.wait_recovery().await.unwrap();
                 manager.get(&id).await.unwrap()
             }
         };
@@ -59,7 +59,7 @@ pub fn role() -> Option<()> {
         // It reads nothing, and waits: whoever embeds a library does not look after its tasks.
         let _ = match orders.stop {
             Some(grace) => {
-                run.ready(Ready::line("ready")).await.unwrap();
+                run.wait_ready(Ready::line("ready")).await.unwrap();
                 run.stop(Some(Duration::from_secs_f64(grace))).await
             }
             None => run.wait().await,

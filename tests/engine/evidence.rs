@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use moat::{Backstop, Docker, Manager, RunSpec};
+use moat::spec::Backstop;
+use moat::{Docker, Manager, RunSpec};
 use testkit::deadline::eventually;
 use testkit::proxy::{Fault, Proxy};
 use testkit::{engine, sequence};
@@ -62,7 +63,7 @@ async fn a_tap_that_is_cut_is_made_good_from_the_engines_log(stage: &Stage) {
         let replayed = audit.evidence() == "replay";
         assert!(replayed || bytes == 0, "cut after {bytes} bytes");
         drop(run);
-        manager.shutdown(moat::Shutdown::Leave).await;
+        manager.shutdown(moat::ShutdownMode::Leave).await;
         drop(proxy);
         std::fs::remove_file(stage.folder.path().join("proxy.sock")).unwrap();
     }

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use moat::sink::audit::{LogState, verify};
-use moat::{
-    AttachOptions, Ending, Error, ExecSpec, Outcome, Run, RunSpec, Shutdown, Stdin, Stream,
-    Verdict, WindowSize,
-};
+use moat::audit::{LogState, verify};
+use moat::outcome::Stream;
+use moat::run::AttachOptions;
+use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::{Ending, Error, Outcome, Run, RunSpec, ShutdownMode, Verdict};
 use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
 
@@ -33,7 +33,7 @@ async fn running(stage: &Stage) -> (moat::Manager, Run) {
     (manager, run)
 }
 
-async fn outcome(exec: &moat::Exec) -> Outcome {
+async fn outcome(exec: &moat::run::Exec) -> Outcome {
     within(60, "the end of the further process", exec.wait())
         .await
         .unwrap()
@@ -50,7 +50,7 @@ async fn a_further_process_has_its_own_output_code_and_audit(stage: &Stage) {
     let ended = outcome(&exec).await;
     assert_eq!(ended.code(), Some(7));
     assert_eq!(exec.number(), 1);
-    assert_eq!(exec.audit(), Some(run.folder().join("exec-1.jsonl")));
+    assert_eq!(exec.audit(), Some(run.dir().join("exec-1.jsonl")));
     let audit = read(&ended);
     assert_eq!(audit.verdict(), "complete");
     assert_eq!(audit.evidence(), "eof");
@@ -91,7 +91,7 @@ async fn a_further_process_can_be_written_to(stage: &Stage) {
         .await
         .unwrap();
     let mut output = exec
-        .attach_with(AttachOptions::new().with_input().catching_up())
+        .attach_with(AttachOptions::new().with_input().lossless())
         .await
         .unwrap();
     let mut input = output.input().unwrap();
@@ -170,7 +170,7 @@ async fn a_terminal_in_a_further_process_has_its_size(stage: &Stage) {
     run.kill().await.unwrap();
 }
 
-async fn shown(output: &mut moat::Attachment, text: &str) {
+async fn shown(output: &mut moat::run::Attachment, text: &str) {
     let mut watched = Watched::default();
     loop {
         let all = watched.bytes.get(&Stream::Tty).cloned().unwrap_or_default();
@@ -202,14 +202,14 @@ async fn what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening(stage: 
     Watched::default().until(&mut output, "begun").await;
     let (id, path) = (run.id().clone(), exec.audit().unwrap());
     drop((run, exec, output));
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     assert!(matches!(
         verify(&path).unwrap().state,
         LogState::Unsealed { .. }
     ));
 
     let manager = stage.manager().await;
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     assert_lost(&path);
     assert!(std::fs::read_to_string(&path).unwrap().contains("begun"));
     let run = manager.get(&id).await.unwrap();
@@ -221,7 +221,7 @@ async fn what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening(stage: 
     let lines = sealed.split_inclusive(|byte| *byte == b'\n');
     let open: Vec<u8> = lines.take(2).flatten().copied().collect();
     std::fs::write(&path, open).unwrap();
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let manager = stage.manager().await;
     eventually(60, "the seal", async || {
         let state = verify(&path).unwrap().state;
@@ -229,7 +229,7 @@ async fn what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening(stage: 
     })
     .await;
     assert_lost(&path);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 async fn a_further_process_ends_with_its_container(stage: &Stage) {

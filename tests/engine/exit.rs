@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use moat::{Ending, Exit, KeepContainer, State};
+use moat::spec::KeepContainer;
+use moat::state::State;
+use moat::{Ending, Exit};
 use testkit::{engine, sequence};
 
 use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read, seal};
@@ -152,7 +154,7 @@ async fn a_container_that_closes_its_output_early_is_waited_for(stage: &Stage) {
     let spec = stage.gated("echo last + close-stdio + await /gate/go + exit 6");
     let run = manager.start(spec).await.unwrap();
     printed(&run, "last\n").await;
-    let early = tokio::time::timeout(Duration::from_millis(500), run.ended()).await;
+    let early = tokio::time::timeout(Duration::from_millis(500), run.wait_exit()).await;
     assert!(early.is_err(), "{early:?}");
     stage.open_gate("go");
     let outcome = end(&run).await;

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use bollard::query_parameters::ListVolumesOptions;
 use futures::TryStreamExt;
-use moat::{Error, KeepContainer, LimitAction, RunId};
+use moat::spec::{KeepContainer, LimitAction};
+use moat::{Error, RunId};
 use serde_json::json;
 use testkit::deadline::eventually;
 
@@ -71,7 +72,7 @@ async fn a_container_is_kept_when_its_audit_has_a_gap(stage: &Stage) {
     let run = manager.start(spec).await.unwrap();
     let audit = read(&end(&run).await);
     assert_eq!(audit.verdict(), "gap");
-    manager.shutdown(moat::Shutdown::Leave).await;
+    manager.shutdown(moat::ShutdownMode::Leave).await;
     assert_eq!(stage.containers().await.len(), 1);
 }
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use moat::{LimitAction, StopCause};
+use moat::outcome::StopCause;
+use moat::spec::LimitAction;
 use testkit::sequence;
 
 use crate::stage::{Stage, assert_bytes, seal};

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
-use moat::{KeepContainer, Manager, RunSpec};
+use moat::spec::KeepContainer;
+use moat::{Manager, RunSpec};
 use testkit::audit::Audit;
 use testkit::sequence;
 

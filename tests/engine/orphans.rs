@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use moat::Docker;
+use moat::manager::OrphanReason;
 use moat::runtime::Runtime;
-use moat::{Docker, Timestamp, Why};
+use moat::timestamp::Timestamp;
 
 use crate::stage::{Stage, end};
 
@@ -39,15 +41,15 @@ async fn a_container_whose_run_is_gone_is_found_and_removed(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager.start(stage.gated("await /gate/go")).await.unwrap();
     assert!(manager.orphans().await.unwrap().is_empty());
-    let folder = run.folder().to_owned();
+    let folder = run.dir().to_owned();
     drop(run);
-    manager.shutdown(moat::Shutdown::Leave).await;
+    manager.shutdown(moat::ShutdownMode::Leave).await;
     std::fs::remove_dir_all(folder).unwrap();
     let manager = stage.manager().await;
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     let orphans = manager.orphans().await.unwrap();
     assert_eq!(orphans.len(), 1);
-    assert_eq!(orphans[0].why, Why::NoRun);
+    assert_eq!(orphans[0].why, OrphanReason::NoRun);
     manager.remove_orphan(&orphans[0]).await.unwrap();
     stage.is_clean().await;
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use moat::{Docker, Error, Manager, Recovery, Root, Run, RunId, Shutdown, StopCause};
+use moat::manager::RecoveryMode;
+use moat::outcome::StopCause;
+use moat::{Docker, Error, Manager, Root, Run, RunId, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use testkit::sequence;
 
@@ -42,7 +44,7 @@ async fn audited(stage: &Stage, text: &str) {
 }
 
 async fn recovered(manager: &Manager) -> Run {
-    let found = within(60, "the recovery", manager.recovered())
+    let found = within(60, "the recovery", manager.wait_recovery())
         .await
         .unwrap();
     assert!(!found.is_empty());
@@ -150,7 +152,7 @@ async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
         .id(id());
     let run = manager.start(spec).await.unwrap();
     printed(&run, "out 00000050 ").await;
-    within(60, "the shutdown", manager.shutdown(Shutdown::Leave)).await;
+    within(60, "the shutdown", manager.shutdown(ShutdownMode::Leave)).await;
     assert!(matches!(run.wait().await, Err(Error::Closed)));
     drop((run, manager));
     let container = stage.containers().await.remove(0);
@@ -174,12 +176,12 @@ async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
         .await
         .unwrap();
     printed(&run, "ready\n").await;
-    within(60, "the shutdown", manager.shutdown(Shutdown::Stop)).await;
+    within(60, "the shutdown", manager.shutdown(ShutdownMode::Stop)).await;
     drop((run, manager));
     let info = Root::open(stage.root()).unwrap().info(&id()).unwrap();
     let seal = info.seal.unwrap();
     assert_eq!(seal.exit.code(), Some(2));
-    assert_eq!(seal.stopped, Some(StopCause::Shutdown));
+    assert_eq!(seal.stopped, Some(StopCause::ShutdownMode));
 }
 
 /// The limit is a point in time that is written down, not a timer of the process that died.
@@ -215,7 +217,7 @@ async fn another_process_can_wait_read_and_stop_but_not_take_over(stage: &Stage)
     assert!(root.info(&id()).unwrap().owned);
     let docker = Docker::connect().await.unwrap();
     let manager = Manager::builder(stage.root(), docker)
-        .recovery(Recovery::OnDemand)
+        .recovery(RecoveryMode::OnDemand)
         .open()
         .await
         .unwrap();
@@ -283,7 +285,7 @@ async fn a_detached_run_goes_on_and_is_sealed_by_the_next_manager(stage: &Stage)
     let run = manager.start(spec).await.unwrap();
     let id = run.id().clone();
     drop(run);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     stage.open_gate("go");
     let manager = stage.manager().await;
     let outcome = end(&manager.get(&id).await.unwrap()).await;

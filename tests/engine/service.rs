@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
-use moat::{Error, Port, Ready, RunSpec, StopCause};
+use moat::audit::{LogState, verify};
+use moat::outcome::StopCause;
+use moat::{Error, Port, Ready, RunSpec};
 use serde_json::json;
 use testkit::deadline::within;
 use testkit::engine::block_on;
@@ -41,11 +42,11 @@ async fn a_port_is_ready_when_the_container_listens_behind_it(stage: &Stage) {
     let spec = spec.port(Port::tcp(80).address("127.0.0.1"));
     let service = manager.service(spec, []).await.unwrap();
     // The engine listens already, or nobody does: neither is the service.
-    let mut late = service.ready(Ready::port(80).within(SOON)).await;
+    let mut late = service.wait_ready(Ready::port(80).within(SOON)).await;
     for _ in 0..4 {
         // The engine's listener had no time to close what it had taken.
         if late.is_ok() {
-            late = service.ready(Ready::port(80).within(SOON)).await;
+            late = service.wait_ready(Ready::port(80).within(SOON)).await;
         }
     }
     let why = why(late.unwrap_err());
@@ -54,8 +55,11 @@ async fn a_port_is_ready_when_the_container_listens_behind_it(stage: &Stage) {
         "{why}"
     );
     stage.open_gate("go");
-    service.ready(Ready::port(80)).await.unwrap();
-    service.ready(Ready::port_on("bridge", 80)).await.unwrap();
+    service.wait_ready(Ready::port(80)).await.unwrap();
+    service
+        .wait_ready(Ready::port_on("bridge", 80))
+        .await
+        .unwrap();
     for at in [service.port(80).await, service.port_on("bridge", 80).await] {
         let mut stream = TcpStream::connect(at.unwrap()).await.unwrap();
         let mut hello = [0; 6];
@@ -73,11 +77,13 @@ async fn a_line_is_ready_when_it_is_printed(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.gated("on-term 0 + echo begun + await /gate/go + print listening + hold");
     let service = manager.service(spec, [Ready::line("begun")]).await.unwrap();
-    let late = service.ready(Ready::line("listening").within(SOON)).await;
+    let late = service
+        .wait_ready(Ready::line("listening").within(SOON))
+        .await;
     let why = why(late.unwrap_err());
     assert!(why.ends_with("; its last lines:\n  begun"), "{why}");
     stage.open_gate("go");
-    service.ready(Ready::line("listening")).await.unwrap();
+    service.wait_ready(Ready::line("listening")).await.unwrap();
     drop(service);
 
     let spec = stage.spec("echo begun + warn broken + exit 3");
@@ -100,7 +106,7 @@ async fn a_health_check_is_asked_of_the_engine(stage: &Stage) {
         stage.gated("on-term 0 + hold").engine_patch(check)
     };
     let service = manager.service(checked(1000), []).await.unwrap();
-    let late = service.ready(Ready::healthy().within(SOON)).await;
+    let late = service.wait_ready(Ready::healthy().within(SOON)).await;
     let why_late = why(late.unwrap_err());
     assert!(
         why_late.contains("before its health check said so"),
@@ -112,7 +118,7 @@ async fn a_health_check_is_asked_of_the_engine(stage: &Stage) {
     let why_ill = why(ill.unwrap_err());
     assert!(why_ill.contains("its health check failed"), "{why_ill}");
     stage.open_gate("well");
-    service.ready(Ready::healthy()).await.unwrap();
+    service.wait_ready(Ready::healthy()).await.unwrap();
     let unchecked = manager
         .service(stage.spec("on-term 0 + hold"), [Ready::healthy()])
         .await;
@@ -168,7 +174,7 @@ async fn one_manager_serves_tests_whose_runtimes_end(stage: &Stage) {
     stage.open_gate("go");
     let manager = block_on(async move {
         let kept = manager.get(&"kept".parse().unwrap()).await.unwrap();
-        kept.ready(Ready::line("late")).await.unwrap();
+        kept.wait_ready(Ready::line("late")).await.unwrap();
         kept.stop(None).await.unwrap();
         let own = manager.service(up(), [Ready::line("late")]).await.unwrap();
         assert!(own.stop().await.unwrap().sealed().is_some());
@@ -187,7 +193,7 @@ async fn a_service_of_a_killed_test_is_ended_by_the_next_opening(stage: &Stage) 
         "nobody was left to stop it"
     );
     let manager = stage.manager().await;
-    let left = manager.recovered().await.unwrap();
+    let left = manager.wait_recovery().await.unwrap();
     assert_eq!(left.len(), 1);
     for run in left {
         if !run.owned_elsewhere() {

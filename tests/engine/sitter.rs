@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use moat::run::AttachOptions;
 use moat::runtime::scripted::{Script, Scripted};
+use moat::spec::Stdin;
 use moat::terminal::Terminal;
-use moat::{AttachOptions, Manager, RunSpec, Stdin};
+use moat::{Manager, RunSpec};
 
 /// The variable that says which.
 pub const ROLE: &str = "sitter";
@@ -22,7 +24,11 @@ async fn sit(role: &str) {
     const MESS: &str = "\x1b[?1049h\x1b[?25l\x1b[31mmess";
     let folder = tempfile::tempdir().unwrap();
     let runtime = Scripted::new();
-    runtime.next(Script::new().print(moat::Stream::Tty, MESS).until_stopped());
+    runtime.next(
+        Script::new()
+            .print(moat::outcome::Stream::Tty, MESS)
+            .until_stopped(),
+    );
     let manager = Manager::open(folder.path().join("runs"), runtime)
         .await
         .unwrap();
@@ -30,7 +36,7 @@ async fn sit(role: &str) {
     let options = AttachOptions::new().with_input();
     let (_run, attachment) = manager.start_attached(spec, options).await.unwrap();
     let terminal = Terminal::open().unwrap();
-    let sitting = terminal.sit(attachment);
+    let sitting = terminal.attach(attachment);
     tokio::select! {
         left = sitting => panic!("left early: {left:?}"),
         // Until the screen has what is to be undone.

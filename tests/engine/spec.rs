@@ -3,8 +3,9 @@
 use std::fs;
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
-use moat::{Docker, Error, Gpus, KeepContainer, LimitAction, Manager, Mount, RunId, RunSpec};
+use moat::audit::{LogState, verify};
+use moat::spec::{Gpus, KeepContainer, LimitAction, Mount};
+use moat::{Docker, Error, Manager, RunId, RunSpec};
 use serde_json::{Value, json};
 use testkit::sequence;
 
@@ -186,7 +187,7 @@ async fn what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_witho
     let image = |name: &str| {
         RunSpec::new(name)
             .env("TOKEN", SECRET)
-            .pull(moat::Pull::Never)
+            .pull(moat::spec::Pull::Never)
     };
     let cases = vec![
         ("an image with capitals", image("Moat")),

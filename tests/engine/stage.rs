@@ -5,8 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use futures::StreamExt;
-use moat::sink::audit::{LogState, verify};
-use moat::{Attached, Attachment, Docker, Manager, Outcome, Run, RunSpec, Seal, Stream};
+use moat::audit::{LogState, verify};
+use moat::outcome::Stream;
+use moat::run::{Attached, Attachment};
+use moat::{Docker, Manager, Outcome, Run, RunSpec, Seal};
 use tempfile::TempDir;
 use testkit::audit::Audit;
 use testkit::deadline::{eventually, within};
@@ -195,7 +197,7 @@ impl Watched {
                     let all = self.bytes.entry(chunk.stream).or_default();
                     all.extend_from_slice(&chunk.bytes);
                 }
-                Attached::Missed { bytes, .. } => self.missed += bytes,
+                Attached::Lagged { bytes, .. } => self.missed += bytes,
                 other => panic!("{other:?}"),
             },
         }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use moat::runtime::RuntimeError;
-use moat::{Docker, Ending, Error, Manager, Pull, RunId, RunSpec};
+use moat::spec::Pull;
+use moat::state::RunStatus;
+use moat::{Docker, Ending, Error, Manager, RunId, RunSpec};
 
 use crate::evidence::behind_proxy;
 use crate::stage::{Stage, assert_bytes, assert_complete, end, read};
@@ -37,7 +39,10 @@ async fn a_missing_image_fails_the_start_and_leaves_a_sealed_audit(stage: &Stage
     assert_eq!(audit.evidence(), "never_started");
     assert!(audit.streams.is_empty());
     assert!(stage.containers().await.is_empty());
-    assert_eq!(manager.list().await.unwrap()[0].state, "not created");
+    assert_eq!(
+        manager.list().await.unwrap()[0].status,
+        RunStatus::NotCreated
+    );
 }
 
 /// Waiting for the next exit of a container that cannot start never ends.

@@ -1,9 +1,10 @@
 //! Standard input and the size of a terminal.
 
-use moat::{
-    AttachOptions, Attachment, Error, Manager, Recovery, RunSpec, Shutdown, Stdin, Stream,
-    WindowSize,
-};
+use moat::manager::RecoveryMode;
+use moat::outcome::Stream;
+use moat::run::{AttachOptions, Attachment};
+use moat::spec::{Stdin, WindowSize};
+use moat::{Error, Manager, RunSpec, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
 
@@ -33,7 +34,7 @@ pub fn sh(stage: &Stage, script: &str) -> RunSpec {
 }
 
 pub fn with_input() -> AttachOptions {
-    AttachOptions::new().with_input().catching_up()
+    AttachOptions::new().with_input().lossless()
 }
 
 /// Reads until the terminal has shown `text`.
@@ -105,7 +106,7 @@ async fn a_pipe_has_one_writer(stage: &Stage) {
     assert!(matches!(error, Error::NoInput { .. }), "{error}");
     // Nor has one whom another process owns.
     let other = Manager::builder(stage.root(), moat::Docker::connect().await.unwrap())
-        .recovery(Recovery::OnDemand)
+        .recovery(RecoveryMode::OnDemand)
         .open()
         .await
         .unwrap();
@@ -175,11 +176,11 @@ async fn a_recovered_run_is_attached_to_with_its_input(stage: &Stage) {
     Watched::default().until(&mut output, "got one").await;
     let id = run.id().clone();
     drop((run, output));
-    first.shutdown(Shutdown::Leave).await;
+    first.shutdown(ShutdownMode::Leave).await;
 
     let second = stage.manager().await;
     let run = second.get(&id).await.unwrap();
-    second.recovered().await.unwrap();
+    second.wait_recovery().await.unwrap();
     let mut output = run.attach_with(with_input()).await.unwrap();
     let mut input = output.input().unwrap();
     input.write_all(b"two\n").await.unwrap();
@@ -200,7 +201,7 @@ async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stage) {
     .stdin(Stdin::Open);
     let run = owner.start(spec).await.unwrap();
     let other = Manager::builder(stage.root(), moat::Docker::connect().await.unwrap())
-        .recovery(Recovery::OnDemand)
+        .recovery(RecoveryMode::OnDemand)
         .open()
         .await
         .unwrap();
@@ -217,7 +218,7 @@ async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stage) {
     let mut output = theirs.attach_with(with_input().live_only()).await.unwrap();
     // Past its end, the run does not wait for what was left to be recorded.
     eventually(60, "what was left for the owner", async || {
-        let names = std::fs::read_dir(run.folder()).unwrap().map(|entry| {
+        let names = std::fs::read_dir(run.dir()).unwrap().map(|entry| {
             let name = entry.unwrap().file_name();
             name.into_string().unwrap()
         });
@@ -229,7 +230,7 @@ async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stage) {
     let watched = Watched::all(output).await;
     let seen = String::from_utf8_lossy(watched.stdout()).into_owned();
     assert!(seen == "got end\n" || seen.is_empty(), "{seen:?}");
-    other.shutdown(Shutdown::Leave).await;
+    other.shutdown(ShutdownMode::Leave).await;
     let audit = read(&end(&run).await);
     assert_complete(&audit);
     assert_eq!(actions(&audit), ["attach_input", "detach", "attach_input"]);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use moat::StopCause;
+use moat::outcome::StopCause;
 
 use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read, seal};
 

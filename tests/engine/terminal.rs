@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use moat::Root;
+use moat::state::RunStatus;
 use pty_process::blocking::Command;
 use rustix::process::Signal;
 use testkit::audit::Audit;
@@ -115,7 +116,7 @@ async fn a_shell_is_used_left_come_back_to_and_exited(stage: &Stage) {
 
     let root = Root::open(stage.root()).unwrap();
     let info = root.info(&"one".parse().unwrap()).unwrap();
-    assert_eq!(info.state, "running");
+    assert_eq!(info.status, RunStatus::Running);
     assert_eq!(stage.containers().await.len(), 1);
 
     let (mut screen, tries) = come_back(stage, "/ #");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use moat::Happening;
+use moat::events::EventKind;
 use testkit::deadline::within;
 
 use crate::stage::{Stage, end, read};
@@ -20,7 +20,7 @@ async fn what_a_run_uses_is_sampled_and_in_its_seal(stage: &Stage) {
     let run = manager.start(spec).await.unwrap();
     let sampled = within(60, "a sample", async {
         loop {
-            if let Happening::Usage { usage } = events.next().await.unwrap().what {
+            if let EventKind::Usage { usage } = events.next().await.unwrap().kind {
                 return usage;
             }
         }
@@ -36,5 +36,5 @@ async fn what_a_run_uses_is_sampled_and_in_its_seal(stage: &Stage) {
     let container = outcome.sealed().unwrap().container.clone().unwrap();
     stage.is_clean().await;
     let gone = manager.runtime().stats(&container).await.unwrap_err();
-    assert!(gone.is_fact(), "{gone}");
+    assert!(gone.is_definitive(), "{gone}");
 }

@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
-use moat::sink::Event;
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::{Jsonl, LogSink, Stream, Verdict};
+use moat::audit::{Event, LogState, Reader, Record, verify};
+use moat::outcome::Stream;
+use moat::sink::Jsonl;
+use moat::{LogSink, Verdict};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 

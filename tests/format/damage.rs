@@ -1,8 +1,8 @@
 //! Damage to an audit file: changed bytes, added bytes, and cuts.
 
-use moat::sink::Resumed;
-use moat::sink::audit::{LogState, Reader, verify};
-use moat::{Jsonl, LogSink};
+use moat::LogSink;
+use moat::audit::{LogState, Reader, verify};
+use moat::sink::{Jsonl, Resumed};
 use serde_json::json;
 
 use crate::bytes::sealed_text;
@@ -60,7 +60,7 @@ async fn a_changed_byte_anywhere_in_a_sealed_file_is_found_and_nothing_is_change
                 assert_eq!(std::fs::read(place.log()).unwrap(), bytes);
             }
         }
-        assert_eq!(std::fs::read_dir(&place.place.folder).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(&place.place.dir).unwrap().count(), 1);
     }
 }
 
@@ -158,11 +158,11 @@ async fn a_file_cut_anywhere_is_never_sealed_and_goes_on_to_the_same_records() {
 
 fn golden_count() -> (
     std::sync::Arc<std::sync::atomic::AtomicUsize>,
-    moat::sink::Visit,
+    moat::sink::RecordVisitor,
 ) {
     let count = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let seen = count.clone();
-    let visit = move |_: moat::sink::RecordRef<'_>| {
+    let visit = move |_: moat::audit::RecordRef<'_>| {
         seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     };
     (count, Box::new(visit))

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
-use moat::sink::{Durability, Resumed, RunPlace};
-use moat::{Error, Jsonl, LogSink, RunId, Stream};
+use moat::audit::{LogState, verify};
+use moat::outcome::Stream;
+use moat::sink::{Durability, Jsonl, Resumed, RunPlace};
+use moat::{Error, LogSink, RunId};
 use serde_json::json;
 
 use crate::golden::{Place, batch, open, out, poll_and_drop, seal, start};
@@ -47,7 +48,7 @@ async fn what_was_appended_survives_sigkill() {
     }
     let place = Place::new();
     let test = "durability::what_was_appended_survives_sigkill";
-    let mut child = child(test, &place.place.folder, "").spawn().unwrap();
+    let mut child = child(test, &place.place.dir, "").spawn().unwrap();
     let mut appended = 0;
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         if let Some((_, count)) = line.unwrap().split_once("appended ") {
@@ -85,7 +86,7 @@ async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() 
         let text = error.chain();
         assert!(text.starts_with("cannot write "), "{text}");
         assert!(text.contains("logs.jsonl: File too large"), "{text}");
-        let length = place.folder.join("logs.jsonl").metadata().unwrap().len();
+        let length = place.dir.join("logs.jsonl").metadata().unwrap().len();
         for error in [
             log.append(batch([&line])).await.unwrap_err(),
             log.sync().await.unwrap_err(),
@@ -95,7 +96,7 @@ async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() 
             assert!(matches!(error, Error::Storage { .. }), "{text}");
             assert!(text.contains("failed before: File too large"), "{text}");
         }
-        let after = place.folder.join("logs.jsonl").metadata().unwrap().len();
+        let after = place.dir.join("logs.jsonl").metadata().unwrap().len();
         assert_eq!(length, after);
         println!("appended {appended}");
         return;
@@ -104,7 +105,7 @@ async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() 
     let test = "durability::\
                 a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later";
     let limit = "trap '' XFSZ; ulimit -f 100;";
-    let shown = child(test, &place.place.folder, limit).output().unwrap();
+    let shown = child(test, &place.place.dir, limit).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     let appended: usize = shown
         .lines()
@@ -154,7 +155,7 @@ fn on_a_full_disk_nothing_is_changed_unless_what_is_torn_is_safe() {
 
 async fn on_full_disk(root: &Path) {
     let place = RunPlace::new(RunId::new("run").unwrap(), root.join("run"));
-    let file = place.folder.join("logs.jsonl");
+    let file = place.dir.join("logs.jsonl");
     let sink = Jsonl::new();
     let mut log = sink.open(&place, &start("run", json!({}))).await.unwrap();
     let line = out(Stream::Stdout, "0123456789".repeat(100).as_bytes());
@@ -171,7 +172,7 @@ async fn on_full_disk(root: &Path) {
     let error = resumed.unwrap_err();
     assert!(error.chain().contains("No space left"), "{}", error.chain());
     assert!(std::fs::read(&file).unwrap() == before);
-    assert!(!place.folder.join("torn-1").exists());
+    assert!(!place.dir.join("torn-1").exists());
 
     // Room for what is torn, but hardly more.
     let cut = before.len() - 8192;

@@ -1,8 +1,7 @@
 //! Following and reading an audit file while it changes.
 
-use moat::Jsonl;
-use moat::sink::Event;
-use moat::sink::audit::{LogState, Reader, Record};
+use moat::audit::{Event, LogState, Reader, Record};
+use moat::sink::Jsonl;
 
 use crate::golden::{Place, batch, open};
 use crate::resume::{golden, reopened};

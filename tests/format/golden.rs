@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use futures::FutureExt;
-use moat::sink::audit::Record;
-use moat::sink::{Batch, Event, Output, RunLog, RunPlace, Start};
-use moat::{Jsonl, LogSink, RunId, Seal, Stream, Timestamp};
+use moat::audit::{Batch, Event, Output, Record, Start};
+use moat::outcome::Stream;
+use moat::sink::{Jsonl, RunLog, RunPlace};
+use moat::timestamp::Timestamp;
+use moat::{LogSink, RunId, Seal};
 use serde_json::{Value, json};
 
 /// A golden file, and what it is made of.
@@ -301,7 +303,7 @@ impl Place {
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
-        self.place.folder.join(name)
+        self.place.dir.join(name)
     }
 
     pub fn holding(bytes: &[u8]) -> Self {

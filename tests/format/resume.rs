@@ -3,9 +3,10 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::{Arc, Mutex};
 
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::sink::{Event, Output, RecordRef, Resumed, RunLog, Torn};
-use moat::{Error, Jsonl, LogSink, Seal, Stream};
+use moat::audit::{Event, LogState, Output, Reader, Record, RecordRef, TruncatedTail, verify};
+use moat::outcome::Stream;
+use moat::sink::{Jsonl, Resumed, RunLog};
+use moat::{Error, LogSink, Seal};
 use serde_json::json;
 
 use crate::golden::{Golden, Place, all, at, batch, event, open, out, seal, start};
@@ -35,7 +36,7 @@ async fn resume(sink: &Jsonl, place: &Place) -> (Result<Resumed, Error>, Vec<Rec
     (resumed, seen)
 }
 
-pub async fn reopened(place: &Place) -> (Box<dyn RunLog>, Option<Torn>, Vec<Record>) {
+pub async fn reopened(place: &Place) -> (Box<dyn RunLog>, Option<TruncatedTail>, Vec<Record>) {
     match resume(&Jsonl::new(), place).await {
         (Ok(Resumed::Open { log, torn }), seen) => (log, torn, seen),
         (other, _) => panic!("{other:?}"),
@@ -56,7 +57,7 @@ fn sealed(place: &Place) -> Box<Seal> {
     }
 }
 
-fn damage(place: &Place) -> moat::sink::audit::Damage {
+fn damage(place: &Place) -> moat::audit::Damage {
     match verify(place.log()).unwrap().state {
         LogState::Damaged(damage) => damage,
         other => panic!("{other:?}"),
@@ -382,7 +383,7 @@ async fn no_log_is_not_an_error_and_no_folder_is_not_one_either() {
     let place = Place::new();
     let (resumed, _) = resume(&Jsonl::new(), &place).await;
     assert!(matches!(resumed, Ok(Resumed::Absent)));
-    std::fs::remove_dir(&place.place.folder).unwrap();
+    std::fs::remove_dir(&place.place.dir).unwrap();
     let (resumed, _) = resume(&Jsonl::new(), &place).await;
     assert!(matches!(resumed, Ok(Resumed::Absent)));
 }

@@ -8,11 +8,11 @@
 #[allow(dead_code)]
 mod sequence;
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write, self};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{exit, Command};
+use std::process::{Command, exit};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -154,8 +154,8 @@ fn run(step: &Step<'_>) -> io::Result<()> {
             out(text.as_bytes())?;
         }
         "pwd" => {
-            let folder = std::env::current_dir()?;
-            out(format!("{}\n", folder.display()).as_bytes())?;
+            let dir = std::env::current_dir()?;
+            out(format!("{}\n", dir.display()).as_bytes())?;
         }
         "whoami" => {
             let me = std::fs::metadata("/proc/self")?;

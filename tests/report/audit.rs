@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use moat::{RunId, Timestamp};
+use moat::RunId;
+use moat::timestamp::Timestamp;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -105,8 +106,8 @@ impl Audit {
     }
 
     /// Writes it without a seal.
-    pub(crate) fn unsealed(self, folder: &Path) -> Attempt {
-        let audit = folder.join(format!("{}.jsonl", self.run));
+    pub(crate) fn unsealed(self, dir: &Path) -> Attempt {
+        let audit = dir.join(format!("{}.jsonl", self.run));
         std::fs::write(&audit, &self.text).unwrap();
         Attempt {
             run: RunId::new(&self.run).unwrap(),
@@ -117,23 +118,17 @@ impl Audit {
         }
     }
 
-    pub(crate) fn sealed(self, folder: &Path, code: i64) -> Attempt {
+    pub(crate) fn sealed(self, dir: &Path, code: i64) -> Attempt {
         let verdict = if self.gaps > 0 { "gap" } else { "complete" };
         self.ended(
-            folder,
+            dir,
             json!({"state": "exited", "code": code}),
             verdict,
             json!({}),
         )
     }
 
-    pub(crate) fn ended(
-        mut self,
-        folder: &Path,
-        exit: Value,
-        verdict: &str,
-        more: Value,
-    ) -> Attempt {
+    pub(crate) fn ended(mut self, dir: &Path, exit: Value, verdict: &str, more: Value) -> Attempt {
         let mut seal = json!({"ts": self.ts(), "exit": exit, "verdict": verdict, "evidence": "tail",
             "records": self.records, "bytes": self.by_stream(), "gaps": self.gaps, "capture_seconds": 0.01});
         for (key, value) in more.as_object().unwrap() {
@@ -147,7 +142,7 @@ impl Audit {
             write!(hex, "{byte:02x}").unwrap();
         }
         writeln!(self.text, r#","sha256":"{hex}"}}"#).unwrap();
-        self.unsealed(folder)
+        self.unsealed(dir)
     }
 
     fn by_stream(&self) -> Value {

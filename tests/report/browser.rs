@@ -13,8 +13,8 @@ pub(crate) fn is_expected() -> bool {
 }
 
 fn name() -> Option<&'static str> {
-    let folders = std::env::var_os("PATH")?;
-    let there = |name: &&str| std::env::split_paths(&folders).any(|dir| dir.join(name).exists());
+    let dirs = std::env::var_os("PATH")?;
+    let there = |name: &&str| std::env::split_paths(&dirs).any(|dir| dir.join(name).exists());
     NAMES.into_iter().find(there)
 }
 

@@ -59,8 +59,8 @@ pub(crate) fn output_cannot_end_the_data_that_it_is_in() {
         title: HOSTILE.concat(),
         steps: vec![],
     };
-    let folder = tempfile::tempdir().unwrap();
-    let page = folder.path().join("report.html");
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("report.html");
     report.write(&mask, &page).unwrap();
     let tags = |html: &str| html.matches('<').count();
     let without = tags(&fs::read_to_string(&page).unwrap());
@@ -69,7 +69,7 @@ pub(crate) fn output_cannot_end_the_data_that_it_is_in() {
         audit = audit.out(text).event("note", json!({"text": text}));
     }
     let mut attempt = audit.ended(
-        folder.path(),
+        dir.path(),
         json!({"state": "lost", "reason": HOSTILE.concat()}),
         "gap",
         json!({}),
@@ -89,12 +89,12 @@ pub(crate) fn output_cannot_end_the_data_that_it_is_in() {
 
 pub(crate) fn output_reads_back_from_the_page_byte_for_byte() {
     let all: Vec<u8> = (0..=255).filter(|byte| *byte != b'\n').collect();
-    let report = of_one(|folder| {
+    let report = of_one(|dir| {
         let audit = Audit::new("bytes", 0).print("stdout", [&all[..], b"\n"].concat());
         audit
             .print("stderr", "é€😀\n")
             .print("tty", b"\xf0\x9f\n")
-            .sealed(folder, 0)
+            .sealed(dir, 0)
     });
     // Rust's strings hold no lone surrogates, which stand for the bytes that are not UTF-8.
     let data = data(&report.html(), "rows-0-0");
@@ -122,7 +122,7 @@ pub(crate) fn a_secret_is_masked_wherever_it_stands() {
     let key = "-----BEGIN KEY-----\r\nfirst line of it\nab\nlast line of it\n";
     let mask = Mask::new([secret.to_owned(), key.to_owned(), String::new()]);
     let all = format!("{secret} first line of it, last line of it, ab");
-    let report = written(&mask, |folder| {
+    let report = written(&mask, |dir| {
         let audit = Audit::new("secret", 0)
             .out(&all)
             .print("stderr", [b"\xff", all.as_bytes(), b"\n"].concat())
@@ -130,7 +130,7 @@ pub(crate) fn a_secret_is_masked_wherever_it_stands() {
             .event("stdin", json!({"text": secret}))
             .event("gap", json!({"reason": "sink", "detail": all}));
         let mut attempt = audit.ended(
-            folder,
+            dir,
             json!({"state": "lost", "reason": all}),
             "gap",
             json!({}),
@@ -155,7 +155,7 @@ pub(crate) fn a_secret_is_masked_wherever_it_stands() {
 
 pub(crate) fn a_secret_in_two_records_of_a_line_is_masked() {
     let mask = Mask::new(["hunter2-of-the-west".to_owned()]);
-    let report = written(&mask, |folder| {
+    let report = written(&mask, |dir| {
         let audit = Audit::new("split", 0)
             .print("stdout", "token: hunter2")
             .print("stderr", "meanwhile\n")
@@ -164,7 +164,7 @@ pub(crate) fn a_secret_in_two_records_of_a_line_is_masked() {
             .print("stdout", "-of-the-west\n")
             .print("stdout", "prompt> hunter2-of")
             .print("stdout", "-the-west");
-        vec![step("build", Status::Passed, vec![audit.sealed(folder, 0)])]
+        vec![step("build", Status::Passed, vec![audit.sealed(dir, 0)])]
     });
     let rows = rows(&report.html(), "rows-0-0");
     assert_eq!(lines(&rows), ["meanwhile", "token: ***", "prompt> ***"]);
@@ -186,11 +186,11 @@ pub(crate) fn a_secret_at_the_cut_of_a_long_line_is_masked() {
             line.push_str(&"+".repeat(at - line.len()));
             line.push_str(&secret);
             line.push_str(&"+".repeat(LINE_BYTES));
-            let report = written(&mask, |folder| {
+            let report = written(&mask, |dir| {
                 vec![step(
                     "s",
                     Status::Passed,
-                    vec![Audit::new("cut", 0).out(&line).unsealed(folder)],
+                    vec![Audit::new("cut", 0).out(&line).unsealed(dir)],
                 )]
             });
             let rows = rows(&report.html(), "rows-0-0");
@@ -224,13 +224,13 @@ pub(crate) fn overlapping_secrets_leave_no_rest() {
 pub(crate) fn what_is_left_out_is_counted_precisely() {
     let middle = 1_234;
     let total = 2 * SIDE_LINES + middle;
-    let report = of_one(|folder| {
+    let report = of_one(|dir| {
         let audit =
             Audit::new("long", 0).lines((1..SIDE_LINES + 1_000).map(|number| number.to_string()));
         let audit = audit.event("gap", json!({"reason": "sink"}));
         audit
             .lines((SIDE_LINES + 1_000..=total).map(|number| number.to_string()))
-            .unsealed(folder)
+            .unsealed(dir)
     });
     let rows = rows(&report.html(), "rows-0-0");
     let shown = lines(&rows);
@@ -254,9 +254,9 @@ pub(crate) fn what_is_left_out_is_counted_precisely() {
         around[0][4].as_u64().unwrap() + around[2][4].as_u64().unwrap(),
         left
     );
-    let of_100_000 = of_one(|folder| {
+    let of_100_000 = of_one(|dir| {
         let audit = Audit::new("full", 0).lines((0..100_000).map(|number| number.to_string()));
-        audit.unsealed(folder)
+        audit.unsealed(dir)
     });
     assert!(
         !of_100_000.html().contains(r#""left""#),
@@ -266,12 +266,12 @@ pub(crate) fn what_is_left_out_is_counted_precisely() {
 
 pub(crate) fn long_lines_are_cut_and_their_output_is_bounded() {
     let long = "x".repeat(3 * LINE_BYTES / 2);
-    let report = of_one(|folder| {
+    let report = of_one(|dir| {
         let number = 3 * SIDE_BYTES as usize / LINE_BYTES;
         Audit::new("wide", 0)
             .lines((0..number).map(|_| long.clone()))
             .out("the end")
-            .unsealed(folder)
+            .unsealed(dir)
     });
     let html = report.html();
     assert!(
@@ -289,13 +289,13 @@ pub(crate) fn long_lines_are_cut_and_their_output_is_bounded() {
 }
 
 pub(crate) fn a_damaged_and_a_missing_audit_are_told_and_harm_no_other_step() {
-    let report = written(&Mask::new([]), |folder| {
-        let whole = Audit::new("whole", 0).out("hello").sealed(folder, 0);
-        let changed = Audit::new("changed", 0).out("hello").sealed(folder, 1);
+    let report = written(&Mask::new([]), |dir| {
+        let whole = Audit::new("whole", 0).out("hello").sealed(dir, 0);
+        let changed = Audit::new("changed", 0).out("hello").sealed(dir, 1);
         let text = fs::read_to_string(&changed.audit).unwrap();
         fs::write(&changed.audit, text.replace(r#""code":1"#, r#""code":0"#)).unwrap();
-        let open = Audit::new("open", 0).out("hello").unsealed(folder);
-        let missing = attempt("missing", folder.join("nothing.jsonl"));
+        let open = Audit::new("open", 0).out("hello").unsealed(dir);
+        let missing = attempt("missing", dir.join("nothing.jsonl"));
         vec![step(
             "s",
             Status::Failed,
@@ -319,12 +319,12 @@ pub(crate) fn a_damaged_and_a_missing_audit_are_told_and_harm_no_other_step() {
 }
 
 pub(crate) fn a_report_takes_the_place_of_another_only_when_it_is_whole() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let report = Report {
         title: "new".into(),
         steps: vec![],
     };
-    let page = folder.path().join("report.html");
+    let page = dir.path().join("report.html");
     fs::write(&page, "old").unwrap();
     // Who has opened the old one goes on reading it.
     let old = fs::File::open(&page).unwrap();
@@ -332,20 +332,20 @@ pub(crate) fn a_report_takes_the_place_of_another_only_when_it_is_whole() {
     assert_eq!(std::io::read_to_string(old).unwrap(), "old");
     assert!(fs::read_to_string(&page).unwrap().ends_with("</html>\n"));
     assert_eq!(
-        fs::read_dir(folder.path()).unwrap().count(),
+        fs::read_dir(dir.path()).unwrap().count(),
         1,
         "nothing else is left there"
     );
     // A folder cannot be replaced: the report fails as a whole, and leaves nothing.
-    let taken = folder.path().join("taken");
+    let taken = dir.path().join("taken");
     fs::create_dir(&taken).unwrap();
     assert!(report.write(&Mask::new([]), &taken).is_err());
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
 }
 
 pub(crate) fn a_million_lines_are_written_in_bounded_memory() {
-    let folder = tempfile::tempdir().unwrap();
-    let attempt = Audit::new("million", 0).unsealed(folder.path());
+    let dir = tempfile::tempdir().unwrap();
+    let attempt = Audit::new("million", 0).unsealed(dir.path());
     let mut file = fs::OpenOptions::new()
         .append(true)
         .open(&attempt.audit)

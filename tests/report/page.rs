@@ -8,9 +8,9 @@ use crate::audit::{Audit, attempt};
 use crate::browser::{Dom, Row, open};
 use crate::mask::Mask;
 use crate::report::{SIDE_LINES, Status};
-use crate::sample::{Written, of_one, pipeline, step, written};
+use crate::sample::{StdinChunk, of_one, pipeline, step, written};
 
-fn clean(page: &Written, fragment: &str) -> Dom {
+fn clean(page: &StdinChunk, fragment: &str) -> Dom {
     let dom = open(&page.page, fragment);
     assert_eq!(dom.console, Vec::<String>::new());
     dom
@@ -20,8 +20,8 @@ fn texts(rows: &[Row]) -> Vec<&str> {
     rows.iter().map(|row| row.text.as_str()).collect()
 }
 
-fn big() -> Written {
-    of_one(|folder| {
+fn big() -> StdinChunk {
+    of_one(|dir| {
         let audit =
             Audit::new("big", 0)
                 .started()
@@ -30,7 +30,7 @@ fn big() -> Written {
                     99_000 => "the last \x1b[31mnee\x1b[1mdle\x1b[0m is coloured".into(),
                     _ => format!("line {number}"),
                 }));
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     })
 }
 
@@ -86,14 +86,14 @@ pub(crate) fn search_counts_and_marks_what_it_finds_across_colours() {
 }
 
 pub(crate) fn only_matching_lines_and_one_stream_can_be_shown() {
-    let page = of_one(|folder| {
+    let page = of_one(|dir| {
         let audit = Audit::new("both", 0)
             .out("a 1")
             .err("b 1")
             .out("a 2")
             .err("b 2");
         let audit = audit.event("gap", json!({"reason": "sink"})).err("b 3");
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     });
     let rows = |fragment| clean(&page, fragment).rows();
     let gap = "missing: some output; sink";
@@ -122,14 +122,14 @@ pub(crate) fn hostile_output_is_text() {
         "&lt;b&gt; &amp;",
         "<b>bold</b>",
     ];
-    let page = written(&Mask::new([]), |folder| {
+    let page = written(&Mask::new([]), |dir| {
         let audit = hostile
             .iter()
             .fold(Audit::new("hostile", 0), |audit, text| {
                 audit.out(text).event("note", json!({"text": text}))
             });
         let mut attempt = audit.ended(
-            folder,
+            dir,
             json!({"state": "lost", "reason": hostile.concat()}),
             "gap",
             json!({}),
@@ -158,7 +158,7 @@ pub(crate) fn hostile_output_is_text() {
 }
 
 pub(crate) fn bytes_that_are_not_utf8_and_control_characters_are_seen() {
-    let page = of_one(|folder| {
+    let page = of_one(|dir| {
         let audit = Audit::new("bytes", 0)
             .print("stdout", b"a\xff\xfeb\n")
             .print("stdout", b"cut \xf0\x9f\n")
@@ -166,7 +166,7 @@ pub(crate) fn bytes_that_are_not_utf8_and_control_characters_are_seen() {
             .out("pay \u{202e}5 to\u{2028} x")
             .out("an open \x1b]0;title hides nothing")
             .out("\u{10ffff} 😀 é");
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     });
     let dom = clean(&page, "step=build&line=5");
     let rows = dom.rows();
@@ -193,7 +193,7 @@ pub(crate) fn bytes_that_are_not_utf8_and_control_characters_are_seen() {
 }
 
 pub(crate) fn colours_are_followed_and_other_escapes_dropped() {
-    let page = of_one(|folder| {
+    let page = of_one(|dir| {
         let audit = Audit::new("colours", 0)
             .out("\x1b[1;31mred\x1b[0m plain")
             .out("\x1b[2K\x1b]8;;http://example.com\x07link\x1b]8;;\x1b\\ \x1b(Bend\x1b[?25l")
@@ -201,7 +201,7 @@ pub(crate) fn colours_are_followed_and_other_escapes_dropped() {
             .out("\x1b[3;4;2mslanted")
             .out("goes on\x1b[0m")
             .err("not here");
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     });
     let rows = clean(&page, "").rows();
     let body = |row: usize| {
@@ -259,12 +259,12 @@ pub(crate) fn colours_are_followed_and_other_escapes_dropped() {
 }
 
 pub(crate) fn what_a_carriage_return_has_overwritten_is_not_shown_but_found() {
-    let page = of_one(|folder| {
+    let page = of_one(|dir| {
         let audit = Audit::new("progress", 0)
             .print("tty", "a line of a terminal\r\n")
             .print("tty", "\x1b[32m10%\r55%\r100%\x1b[0m done\r\n")
             .print("tty", "20%\r40%\r");
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     });
     let rows = clean(&page, "").rows();
     assert_eq!(
@@ -282,7 +282,7 @@ pub(crate) fn what_a_carriage_return_has_overwritten_is_not_shown_but_found() {
 }
 
 pub(crate) fn gaps_are_in_their_place_and_the_seal_is_at_the_end() {
-    let page = of_one(|folder| {
+    let page = of_one(|dir| {
         let audit = Audit::new("gaps", 0)
             .started()
             .out("before")
@@ -295,7 +295,7 @@ pub(crate) fn gaps_are_in_their_place_and_the_seal_is_at_the_end() {
         let audit = audit
             .event("gap", json!({"reason": "late_drain", "possible": true}))
             .out("after");
-        audit.sealed(folder, 7)
+        audit.sealed(dir, 7)
     });
     let dom = clean(&page, "");
     let rows = dom.rows();
@@ -322,10 +322,10 @@ pub(crate) fn gaps_are_in_their_place_and_the_seal_is_at_the_end() {
 
 pub(crate) fn what_is_left_out_is_said_and_lines_keep_their_numbers() {
     let total = 2 * SIDE_LINES + 900_000;
-    let page = of_one(|folder| {
+    let page = of_one(|dir| {
         Audit::new("million", 0)
             .lines((1..=total).map(|number| format!("line {number}")))
-            .unsealed(folder)
+            .unsealed(dir)
     });
     let dom = clean(&page, &format!("step=build&line={}", SIDE_LINES + 900_001));
     let rows = dom.rows();
@@ -333,7 +333,7 @@ pub(crate) fn what_is_left_out_is_said_and_lines_keep_their_numbers() {
         .iter()
         .position(|row| row.class == "event left")
         .unwrap();
-    let path = page.folder.path().join("million.jsonl");
+    let path = page.dir.path().join("million.jsonl");
     let said = format!(
         "900,000 lines (10.8 MB) left out here: the whole output is in {}",
         path.display()
@@ -403,8 +403,8 @@ pub(crate) fn the_first_failed_step_is_shown_and_each_status_is_named() {
 pub(crate) fn a_report_without_steps_or_audits_opens() {
     let none = written(&Mask::new([]), |_| vec![]);
     assert_eq!(clean(&none, "step=none").text("title"), "a pipeline");
-    let skipped = written(&Mask::new([]), |folder| {
-        let missing = attempt("missing", folder.join("nothing.jsonl"));
+    let skipped = written(&Mask::new([]), |dir| {
+        let missing = attempt("missing", dir.join("nothing.jsonl"));
         vec![
             step("skipped", Status::Skipped, vec![]),
             step("missing", Status::Failed, vec![missing]),
@@ -416,7 +416,7 @@ pub(crate) fn a_report_without_steps_or_audits_opens() {
 }
 
 pub(crate) fn a_script_that_is_not_the_pages_own_does_not_run() {
-    let page = of_one(|folder| Audit::new("run", 0).out("hello").sealed(folder, 0));
+    let page = of_one(|dir| Audit::new("run", 0).out("hello").sealed(dir, 0));
     let html = page.html().replace(
         "</body>",
         "<script>document.title = 'owned'</script><p onclick=\"1\"></p></body>",
@@ -436,9 +436,9 @@ pub(crate) fn a_script_that_is_not_the_pages_own_does_not_run() {
 }
 
 pub(crate) fn keys_go_through_what_was_found() {
-    let page = of_one(|folder| {
+    let page = of_one(|dir| {
         let audit = Audit::new("keys", 0).lines((1..=500).map(|number| format!("line {number}")));
-        audit.sealed(folder, 0)
+        audit.sealed(dir, 0)
     });
     // A script beside the page's own, where its policy is taken away.
     let drive = |keys: &str| {
@@ -448,7 +448,7 @@ pub(crate) fn keys_go_through_what_was_found() {
         );
         let html = page.html().replace("</body>", &script);
         let (before, policy) = html.split_once("<meta http-equiv=").unwrap();
-        let driven = page.folder.path().join("driven.html");
+        let driven = page.dir.path().join("driven.html");
         fs::write(
             &driven,
             [before, policy.split_once('>').unwrap().1].concat(),

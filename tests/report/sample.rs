@@ -10,12 +10,12 @@ use crate::mask::Mask;
 use crate::report::{Attempt, Report, Status, Step};
 
 /// A report in a folder of its own.
-pub(crate) struct Written {
-    pub(crate) folder: TempDir,
+pub(crate) struct StdinChunk {
+    pub(crate) dir: TempDir,
     pub(crate) page: PathBuf,
 }
 
-impl Written {
+impl StdinChunk {
     pub(crate) fn html(&self) -> String {
         std::fs::read_to_string(&self.page).unwrap()
     }
@@ -32,26 +32,26 @@ pub(crate) fn step(name: &str, status: Status, attempts: Vec<Attempt>) -> Step {
 }
 
 /// A report of steps that `steps` makes with audits in a folder.
-pub(crate) fn written(mask: &Mask, steps: impl FnOnce(&Path) -> Vec<Step>) -> Written {
-    let folder = tempfile::tempdir().unwrap();
-    let page = folder.path().join("report.html");
+pub(crate) fn written(mask: &Mask, steps: impl FnOnce(&Path) -> Vec<Step>) -> StdinChunk {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("report.html");
     let report = Report {
         title: "a pipeline".into(),
-        steps: steps(folder.path()),
+        steps: steps(dir.path()),
     };
     report.write(mask, &page).unwrap();
-    Written { folder, page }
+    StdinChunk { dir, page }
 }
 
 /// A report of one step with one attempt.
-pub(crate) fn of_one(attempt: impl FnOnce(&Path) -> Attempt) -> Written {
-    written(&Mask::new([]), |folder| {
-        vec![step("build", Status::Passed, vec![attempt(folder)])]
+pub(crate) fn of_one(attempt: impl FnOnce(&Path) -> Attempt) -> StdinChunk {
+    written(&Mask::new([]), |dir| {
+        vec![step("build", Status::Passed, vec![attempt(dir)])]
     })
 }
 
 /// What a real pipeline could have been: each status, retries, gaps, colours, both streams.
-pub(crate) fn pipeline(folder: &Path) -> Vec<Step> {
+pub(crate) fn pipeline(dir: &Path) -> Vec<Step> {
     let fetch = Audit::new("fetch", 0)
         .later(180)
         .started()
@@ -61,7 +61,7 @@ pub(crate) fn pipeline(folder: &Path) -> Vec<Step> {
         .print("stderr", "Receiving objects:  12% (148/1204)\rReceiving objects:  57% (688/1204)\rReceiving objects: 100% (1204/1204), done.\n")
         .later(730)
         .out("HEAD is now at 1a0116e")
-        .sealed(folder, 0);
+        .sealed(dir, 0);
     let mut lint = Audit::new("lint", 1_500).later(210).started();
     for name in [
         "bytes", "memchr", "serde", "tokio", "hyper", "bollard", "moat",
@@ -74,7 +74,7 @@ pub(crate) fn pipeline(folder: &Path) -> Vec<Step> {
         .later(200)
         .err("\x1b[0m\x1b[1m\x1b[33mwarning\x1b[0m\x1b[0m\x1b[1m: unused variable: `bytes`\x1b[0m")
         .err("\x1b[0m  \x1b[0m\x1b[1m\x1b[38;5;12m--> \x1b[0msrc/lib.rs:12:9")
-        .sealed(folder, 1);
+        .sealed(dir, 1);
     let mut build = Audit::new("build", 1_520).later(350).started();
     for number in 1..=240 {
         build = build.later(24).out(&format!(
@@ -89,7 +89,7 @@ pub(crate) fn pipeline(folder: &Path) -> Vec<Step> {
             "detail": "the engine's log was deleted"}))
         .later(40)
         .out("\x1b[1;32m    Finished\x1b[0m release profile [optimized] in 6.1 s")
-        .sealed(folder, 0);
+        .sealed(dir, 0);
     let flaky = |number: u64, code| {
         Audit::new(&format!("flaky-{number}"), 7_900 + 1_700 * number)
             .later(150)
@@ -102,7 +102,7 @@ pub(crate) fn pipeline(folder: &Path) -> Vec<Step> {
             } else {
                 "\x1b[31mconnection refused\x1b[0m"
             })
-            .sealed(folder, code)
+            .sealed(dir, code)
     };
     let mut test = Audit::new("test", 7_950)
         .later(260)
@@ -129,7 +129,7 @@ pub(crate) fn pipeline(folder: &Path) -> Vec<Step> {
         .err("  left: \x1b[48;5;52m\"a line\"\x1b[0m")
         .err(" right: \x1b[48;2;0;70;20m\"another\"\x1b[0m")
         .out("test result: \x1b[1;31mFAILED\x1b[0m. 408 passed; 4 failed")
-        .ended(folder, json!({"state": "exited", "code": 101}), "complete",
+        .ended(dir, json!({"state": "exited", "code": 101}), "complete",
             json!({"usage": {"memory": 312_000_000, "cpu_seconds": 8.25, "pids": 14, "samples": 9}}));
     let mut soak = Audit::new("soak", 8_000).later(200).started();
     for number in 0..8 {
@@ -144,7 +144,7 @@ pub(crate) fn pipeline(folder: &Path) -> Vec<Step> {
         .later(80)
         .event("gap", json!({"reason": "late_drain", "possible": true}))
         .ended(
-            folder,
+            dir,
             json!({"state": "exited", "code": 143}),
             "gap",
             json!({"stopped": "time_limit"}),
@@ -157,7 +157,7 @@ pub(crate) fn pipeline(folder: &Path) -> Vec<Step> {
         .later(1_200)
         .event("note", json!({"text": "a shutdown was asked for"}))
         .ended(
-            folder,
+            dir,
             json!({"state": "lost", "reason": "the container was gone"}),
             "gap",
             json!({}),

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
+use moat::audit::{LogState, verify};
+use moat::outcome::Stream;
+use moat::run::{AttachOptions, Attached, Attachment};
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Break, Call, Fault, Script};
-use moat::sink::audit::{LogState, verify};
-use moat::{
-    AttachOptions, Attached, Attachment, Error, ExecSpec, Outcome, Run, RunSpec, RuntimeError,
-    Shutdown, Stdin, Stream, WindowSize,
-};
+use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::{Error, Outcome, Run, RunSpec, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
 use tokio::task::unconstrained;
@@ -50,12 +51,12 @@ pub async fn audited(run: &Run) -> (Outcome, PathBuf) {
     (outcome, path)
 }
 
-async fn watch(mut attachment: moat::Attachment) -> (String, u64) {
+async fn watch(mut attachment: moat::run::Attachment) -> (String, u64) {
     let (mut seen, mut missed) = (String::new(), 0);
     while let Some(item) = attachment.next().await {
         match item.unwrap() {
             Attached::Chunk(chunk) => seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap()),
-            Attached::Missed { bytes, .. } => missed += bytes,
+            Attached::Lagged { bytes, .. } => missed += bytes,
             _ => {}
         }
     }
@@ -102,7 +103,7 @@ async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all()
     input.write_all(all.as_bytes()).await.unwrap();
 
     let mut attachment = run.attach().await.unwrap();
-    let mut patient = run.attach().await.unwrap().catching_up();
+    let mut patient = run.attach().await.unwrap().lossless();
     // They see the start of it, and then look away. The file has no line that is not whole: they
     // are at what comes live.
     let mut seen = String::new();
@@ -166,9 +167,9 @@ async fn who_looks_on_live_is_told_that_the_connection_broke() {
         let first = bench.open_on_threads().await;
         let spec = RunSpec::new("any").tty(true).stdin(Stdin::Open);
         let id = first.start(spec).await.unwrap().id().clone();
-        first.shutdown(Shutdown::Leave).await;
+        first.shutdown(ShutdownMode::Leave).await;
         let second = bench.open_on_threads().await;
-        second.recovered().await.unwrap();
+        second.wait_recovery().await.unwrap();
         let run = second.get(&id).await.unwrap();
 
         if let Some(how) = how {
@@ -207,9 +208,9 @@ async fn who_looks_on_live_is_told_what_was_missed_at_the_end() {
     let first = bench.open_on_threads().await;
     let spec = RunSpec::new("any").tty(true).stdin(Stdin::Open);
     let id = first.start(spec).await.unwrap().id().clone();
-    first.shutdown(Shutdown::Leave).await;
+    first.shutdown(ShutdownMode::Leave).await;
     let second = bench.open_on_threads().await;
-    second.recovered().await.unwrap();
+    second.wait_recovery().await.unwrap();
     let run = second.get(&id).await.unwrap();
 
     let options = with_input().live_only();
@@ -226,7 +227,7 @@ async fn who_looks_on_live_is_told_what_was_missed_at_the_end() {
                 assert!(!chunk.bytes.is_empty());
                 seen += chunk.bytes.len() as u64;
             }
-            Attached::Missed { bytes, .. } => missed += bytes,
+            Attached::Lagged { bytes, .. } => missed += bytes,
             other => panic!("{other:?}"),
         }
     }
@@ -246,7 +247,7 @@ async fn nothing_is_done_to_a_run_by_way_of_a_manager_that_has_closed() {
     let mut input = output.input().unwrap();
     let exec = run.exec(ExecSpec::new(["any"]).interactive(true));
     let exec = exec.await.unwrap();
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 
     let error = input.write_all(b"typed\n").await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use moat::audit::GapReason;
+use moat::manager::RecoveryMode;
+use moat::outcome::Stream;
 use moat::runtime::scripted::Script;
-use moat::sink::GapReason;
-use moat::{Backstop, Recovery, Shutdown, Stream, Verdict};
+use moat::spec::Backstop;
+use moat::state::RunStatus;
+use moat::{ShutdownMode, Verdict};
 use testkit::deadline::eventually;
 
 use crate::bench::{Bench, check, seal, sealed, spec};
@@ -25,7 +29,7 @@ async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
         let manager = bench.open().await;
         let run = manager.start(spec()).await.unwrap();
         if whole_folder {
-            std::fs::remove_dir_all(run.folder()).unwrap();
+            std::fs::remove_dir_all(run.dir()).unwrap();
         } else {
             std::fs::remove_file(run.audit().unwrap()).unwrap();
         }
@@ -33,7 +37,7 @@ async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
         check(&outcome);
         assert_eq!(outcome.code(), Some(7));
         assert_eq!(text(&outcome, Stream::Stdout), "one\ntwo\n");
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         assert_eq!(bench.runtime.containers(), 0);
     }
 }
@@ -68,7 +72,7 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
         .next(Script::new().stdout("x\n").until_stopped().exit_on_term(7));
     let manager = bench
         .builder()
-        .pending_after(Duration::from_millis(300))
+        .seal_timeout(Duration::from_millis(300))
         .open()
         .await
         .unwrap();
@@ -86,15 +90,15 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
     // Where the disk is slow, it is told before it is written down.
     eventually(60, "the exit on record", async || {
         let info = manager.root().info(run.id()).unwrap();
-        (info.state == "exited").then_some(())
+        (info.status == RunStatus::Exited).then_some(())
     })
     .await;
 
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let info = manager.root().info(run.id()).unwrap();
-    assert_eq!(info.state, "exited");
+    assert_eq!(info.status, RunStatus::Exited);
     assert!(info.problem.unwrap().contains("a folder"));
-    bench.runtime.remove_by_others(run.id());
+    bench.runtime.remove_externally(run.id());
     std::fs::remove_dir(&audit).unwrap();
     let next = bench.open().await;
     let outcome = next.wait(run.id()).await.unwrap();
@@ -114,7 +118,7 @@ async fn a_sealed_run_whose_record_is_behind_can_be_removed_at_once() {
     std::fs::write(&record, json.to_string()).unwrap();
     let manager = bench
         .builder()
-        .recovery(Recovery::OnDemand)
+        .recovery(RecoveryMode::OnDemand)
         .open()
         .await
         .unwrap();

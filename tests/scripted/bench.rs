@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use moat::audit::{LogState, verify};
 use moat::runtime::scripted::{Script, Scripted};
-use moat::sink::audit::{LogState, verify};
 use moat::{
-    Error, LogSink, Manager, ManagerBuilder, Outcome, Root, Run, RunId, RunSpec, Seal, Shutdown,
+    Error, LogSink, Manager, ManagerBuilder, Outcome, Root, Run, RunId, RunSpec, Seal, ShutdownMode,
 };
 use tempfile::TempDir;
 
@@ -66,7 +66,8 @@ impl Bench {
 
     /// A manager with tasks on the runtime of the test, whose clock may be paused.
     pub fn builder_here(&self) -> ManagerBuilder {
-        self.builder().tasks_on(tokio::runtime::Handle::current())
+        self.builder()
+            .runtime_handle(tokio::runtime::Handle::current())
     }
 
     pub async fn open(&self) -> Manager {
@@ -90,7 +91,7 @@ impl Bench {
             }
             Err(error) => panic!("{}", error.chain()),
         };
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         check(&outcome);
         outcome
     }

@@ -3,7 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use moat::runtime::scripted::{Script, Scripted};
-use moat::{Error, Ready, RunId, Shutdown, State, blocking};
+use moat::state::State;
+use moat::{Error, Ready, RunId, ShutdownMode, blocking};
 
 use crate::bench::named;
 use crate::ready::{SECOND, endless};
@@ -13,7 +14,7 @@ fn a_plain_test_does_without_async() {
     let folder = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
     let manager = blocking::Manager::open(folder.path(), engine.clone()).unwrap();
-    assert!(manager.recovered().unwrap().is_empty());
+    assert!(manager.wait_recovery().unwrap().is_empty());
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
     engine.next(Script::new().stdout("up\n").port(80, at).until_stopped());
@@ -29,13 +30,13 @@ fn a_plain_test_does_without_async() {
     assert!(run.wait().unwrap().sealed().is_some());
     engine.next(endless());
     let run = manager.start(named("other")).unwrap();
-    run.ready(Ready::line("up").within(SECOND / 10))
+    run.wait_ready(Ready::line("up").within(SECOND / 10))
         .unwrap_err();
     assert_eq!(run.stop(None).unwrap().code(), Some(143));
     assert_eq!(run.kill().unwrap().code(), Some(143));
-    assert!(run.audit().unwrap().starts_with(run.folder()));
+    assert!(run.audit().unwrap().starts_with(run.dir()));
     assert!(!run.owned_elsewhere());
-    manager.shutdown(Shutdown::Stop);
+    manager.shutdown(ShutdownMode::Stop);
     assert!(matches!(manager.start(named("late")), Err(Error::Closed)));
 }
 

@@ -12,13 +12,13 @@ use std::time::Duration;
 use fastrand::Rng;
 use futures::StreamExt;
 use futures::future::join_all;
+use moat::audit::{Event, Gap, GapReason, LogState, Reader, Record, verify};
+use moat::outcome::Stream;
+use moat::run::Attached;
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script, Scripted};
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::sink::{Event, Gap, GapReason};
-use moat::{
-    Attached, Ending, Error, KeepContainer, Manager, Outcome, Result, Run, RunId, RunSpec,
-    RuntimeError, Shutdown, Stream, Verdict,
-};
+use moat::spec::KeepContainer;
+use moat::{Ending, Error, Manager, Outcome, Result, Run, RunId, RunSpec, ShutdownMode, Verdict};
 use tokio::time::{Instant, sleep};
 
 const RUNS: usize = 200;
@@ -184,9 +184,9 @@ impl Crowd {
     }
 
     async fn open(&self) -> Manager {
-        let mut builder = Manager::builder(&self.root, self.runtime.clone()).pending_after(NEVER);
+        let mut builder = Manager::builder(&self.root, self.runtime.clone()).seal_timeout(NEVER);
         if self.paused {
-            builder = builder.tasks_on(tokio::runtime::Handle::current());
+            builder = builder.runtime_handle(tokio::runtime::Handle::current());
         }
         builder.open().await.unwrap()
     }
@@ -226,7 +226,7 @@ impl Crowd {
             };
             self.runtime.fault(call, fault);
         }
-        self.runtime.heal();
+        self.runtime.clear_faults();
     }
 
     /// Lets managers follow one another on the root, and overlap.
@@ -237,7 +237,7 @@ impl Crowd {
             managers.0.borrow_mut().push(next);
             sleep(Duration::from_millis(rng.u64(0..300))).await;
             let first = managers.0.borrow_mut().remove(0);
-            first.shutdown(Shutdown::Leave).await;
+            first.shutdown(ShutdownMode::Leave).await;
         }
     }
 
@@ -260,10 +260,10 @@ impl Crowd {
             self.succession(&managers, succession)
         );
         for manager in managers.0.into_inner() {
-            manager.shutdown(Shutdown::Stop).await;
+            manager.shutdown(ShutdownMode::Stop).await;
         }
         let last = self.open().await;
-        last.recovered().await.unwrap();
+        last.wait_recovery().await.unwrap();
         let infos = last.list().await.unwrap();
         let mut kept = 0;
         let by_id: BTreeMap<_, _> = plans.iter().map(|plan| (plan.id.clone(), plan)).collect();
@@ -276,7 +276,7 @@ impl Crowd {
         }
         let left = plans.iter().filter(|plan| !plan.is_removed()).count();
         assert!(infos.len() >= left, "{} of {left} runs", infos.len());
-        last.shutdown(Shutdown::Leave).await;
+        last.shutdown(ShutdownMode::Leave).await;
         assert!(self.runtime.containers() <= kept, "a container is left");
     }
 }
@@ -367,7 +367,7 @@ async fn look(plan: &Plan, run: &Run, slow: bool) -> Result<()> {
                 seen.entry(chunk.stream).or_default().push_str(text);
             }
             // Its file is gone.
-            Attached::Missed { .. } if plan.is_removed() => return Ok(()),
+            Attached::Lagged { .. } if plan.is_removed() => return Ok(()),
             // There is room for all that is printed here.
             missed => panic!("{plan:?}: {missed:?} after {seen:?}"),
         }

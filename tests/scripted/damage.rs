@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::{fmt, fs};
 
-use moat::sink::audit::{LogState, verify};
-use moat::{Error, RunId, Shutdown, Verdict};
+use moat::audit::{LogState, verify};
+use moat::state::RunStatus;
+use moat::{Error, RunId, ShutdownMode, Verdict};
 
 use crate::bench::Bench;
 use crate::left::{TEXT, contents, names, stop, text};
@@ -79,7 +80,7 @@ async fn recover_from(file: &str, harms: Vec<Harm>, judge: impl Fn(&Bench, &Seen
         let (bad, good): (Vec<_>, Vec<_>) =
             runs.into_iter().partition(|run| run.problem().is_some());
         let outcomes = stop(&good).await;
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         let infos = bench.view().list().unwrap();
         assert_eq!(infos.len(), names.len());
         for (at, name) in names.iter().enumerate() {
@@ -97,7 +98,7 @@ async fn recover_from(file: &str, harms: Vec<Harm>, judge: impl Fn(&Bench, &Seen
                 outcome,
             };
             if seen.problem.is_some() {
-                assert_eq!(infos[at].state, "damaged", "{seen:?}");
+                assert_eq!(infos[at].status, RunStatus::Damaged, "{seen:?}");
                 assert!(infos[at].problem.is_some(), "{seen:?}");
                 assert_eq!(fs::read(bench.file(name, file)).unwrap(), seen.bytes);
             }
@@ -223,13 +224,13 @@ async fn a_sealed_audit_that_is_cut_anywhere_is_listed_as_damaged_and_waited_for
         fs::write(&audit, harm.done_to(&whole)).unwrap();
         assert!(!is_sealed(&audit), "{harm:?}");
         let info = root.info(&id).unwrap();
-        assert_eq!(info.state, "damaged", "{harm:?}");
+        assert_eq!(info.status, RunStatus::Damaged, "{harm:?}");
         let run = manager.get(&id).await.unwrap();
         assert_eq!(run.problem(), info.problem, "{harm:?}");
         let waited = run.wait().await;
         assert!(matches!(waited, Err(Error::Damaged { .. })), "{waited:?}");
         // The exit was published once, and is a fact.
-        assert_eq!(run.ended().await.unwrap(), outcome.ending);
+        assert_eq!(run.wait_exit().await.unwrap(), outcome.ending);
     }
     assert!(bench.recovered(&manager).await.is_empty());
     assert_eq!(fs::read(&record).unwrap(), said);
@@ -258,7 +259,7 @@ async fn a_seal_with_any_flipped_bit_in_either_file_is_never_listed_as_another_o
         let info = root.info(&outcome.run).unwrap();
         // Only `verify` reads all of it: what is listed is the seal that was made, or a problem.
         match info.problem {
-            Some(_) => assert_eq!(info.state, "damaged", "{harm:?}"),
+            Some(_) => assert_eq!(info.status, RunStatus::Damaged, "{harm:?}"),
             None => assert_eq!(info.seal.as_ref(), outcome.sealed(), "{harm:?}"),
         }
         told += usize::from(info.problem.is_some());
@@ -303,9 +304,9 @@ async fn a_damaged_seal_is_reported_by_the_opening_and_in_the_list_and_never_cha
         assert!(runs[0].problem().is_some(), "{harm:?}");
         let waited = runs[0].wait().await;
         assert!(matches!(waited, Err(Error::Damaged { .. })), "{waited:?}");
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         let info = bench.view().info(&outcome.run).unwrap();
-        assert_eq!(info.state, "damaged", "{harm:?} {info:?}");
+        assert_eq!(info.status, RunStatus::Damaged, "{harm:?} {info:?}");
         assert!(fs::read(&audit).unwrap() == harmed, "{harm:?}");
         assert_eq!(fs::read_to_string(&record).unwrap(), said, "{harm:?}");
     }
@@ -329,14 +330,14 @@ async fn a_damaged_root_is_refused_by_its_name_or_takes_over_no_run() {
             Ok(manager) if manager.root().id().as_str() == root_id(&whole) => {
                 // Only case, space, or a name that is skipped has changed.
                 bench.recovered(&manager).await;
-                manager.shutdown(Shutdown::Leave).await;
+                manager.shutdown(ShutdownMode::Leave).await;
                 of_run = contents(&bench.root().join("run"));
             }
             Ok(manager) => {
                 let runs = bench.recovered(&manager).await;
                 let problem = runs[0].problem().unwrap();
                 assert!(problem.contains("in another place"), "{problem}");
-                manager.shutdown(Shutdown::Leave).await;
+                manager.shutdown(ShutdownMode::Leave).await;
             }
         }
         assert_eq!(contents(&bench.root().join("run")), of_run, "{harm:?}");

@@ -1,7 +1,9 @@
 //! Events of runs and of a manager.
 
+use moat::events::{EventKind, RunEvent};
+use moat::outcome::StopCause;
 use moat::runtime::scripted::Script;
-use moat::{Events, Happening, RunEvent, Shutdown, StopCause};
+use moat::{Events, ShutdownMode};
 
 use crate::bench::{Bench, sealed, spec};
 
@@ -31,11 +33,11 @@ async fn the_life_of_a_run_is_told_in_order_and_each_event_is_a_line_of_json() {
         .start(&manager, Script::new().stdout("hello\n"), spec())
         .await;
     sealed(&run).await;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let told = all(events).await;
-    let output = |event: &&RunEvent| matches!(event.what, Happening::Output { .. });
-    let counts = &told.iter().rfind(output).unwrap().what;
-    let Happening::Output { bytes, records } = counts else {
+    let output = |event: &&RunEvent| matches!(event.kind, EventKind::Output { .. });
+    let counts = &told.iter().rfind(output).unwrap().kind;
+    let EventKind::Output { bytes, records } = counts else {
         unreachable!()
     };
     assert_eq!((bytes.total(), *records), (6, 1));

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use moat::audit::GapReason;
+use moat::outcome::{Evidence, Stream};
+use moat::run::Attached;
 use moat::runtime::scripted::{Call, Fault, Script, Scripted};
-use moat::sink::GapReason;
-use moat::{Attached, Backstop, Evidence, Manager, RunSpec, Shutdown, Stream, Verdict};
+use moat::spec::Backstop;
+use moat::{Manager, RunSpec, ShutdownMode, Verdict};
 
 use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::records::{broken, gaps, numbered, text};
@@ -131,13 +134,13 @@ async fn an_engine_that_was_restarted_while_nobody_watched_is_a_possible_gap() {
             .next(script.pause(Duration::from_secs(length)));
         let manager = bench.open().await;
         let id = manager.start(spec()).await.unwrap().id().clone();
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         bench.runtime.restart();
         tokio::time::sleep(Duration::from_secs(5)).await;
         for _ in 0..2 {
             let manager = bench.open().await;
-            manager.recovered().await.unwrap();
-            manager.shutdown(Shutdown::Leave).await;
+            manager.wait_recovery().await.unwrap();
+            manager.shutdown(ShutdownMode::Leave).await;
         }
         let manager = bench.open().await;
         let outcome = sealed(&manager.get(&id).await.unwrap()).await;
@@ -199,7 +202,7 @@ async fn a_lost_answer_to_any_one_call_loses_and_doubles_nothing() {
         };
         let verdict = outcome.sealed().map(|seal| seal.verdict);
         assert_eq!(verdict, Some(Verdict::Complete), "{call:?}");
-        let output = memory.output(&outcome.run, moat::Stream::Stdout);
+        let output = memory.output(&outcome.run, moat::outcome::Stream::Stdout);
         assert_eq!(output, TEXT, "{call:?}");
     }
 }

@@ -1,9 +1,11 @@
 //! Exec: more processes in the container of a run.
 
+use moat::audit::{Action, Event, LogState, verify};
+use moat::outcome::Evidence;
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
-use moat::sink::audit::{LogState, verify};
-use moat::sink::{Action, Event};
-use moat::{Ending, Error, Evidence, ExecSpec, Manager, Run, RunSpec, RuntimeError, Verdict};
+use moat::spec::ExecSpec;
+use moat::{Ending, Error, Manager, Run, RunSpec, Verdict};
 use testkit::deadline::eventually;
 use tokio::io::AsyncWriteExt;
 

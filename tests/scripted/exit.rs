@@ -1,8 +1,10 @@
 //! How a run ends, and what becomes of its container.
 
+use moat::audit::GapReason;
+use moat::outcome::Stream;
 use moat::runtime::scripted::Script;
-use moat::sink::GapReason;
-use moat::{Ending, KeepContainer, Shutdown, Stream};
+use moat::spec::KeepContainer;
+use moat::{Ending, ShutdownMode};
 
 use crate::bench::{Bench, check, named, sealed, spec};
 use crate::records::{gaps, text};
@@ -15,7 +17,7 @@ async fn a_container_removed_by_others_is_said_to_be_removed() {
         .next(Script::new().stdout("x\n").until_stopped());
     let manager = bench.open().await;
     let run = manager.start(spec()).await.unwrap();
-    bench.runtime.remove_by_others(run.id());
+    bench.runtime.remove_externally(run.id());
     let outcome = run.wait().await.unwrap();
     assert_eq!(outcome.ending, Ending::Removed { code: Some(137) });
     assert_eq!(text(&outcome, Stream::Stdout), "x\n");
@@ -30,13 +32,13 @@ async fn a_container_that_was_started_again_is_another_execution() {
         .next(Script::new().stdout("first\n").until_stopped());
     let manager = bench.open().await;
     let id = manager.start(spec()).await.unwrap().id().clone();
-    manager.shutdown(Shutdown::Leave).await;
-    bench.runtime.start_by_others(&id);
+    manager.shutdown(ShutdownMode::Leave).await;
+    bench.runtime.start_externally(&id);
     let next = bench.open().await;
     let outcome = next.wait(&id).await.unwrap();
     assert!(matches!(outcome.ending, Ending::Lost { .. }));
     assert_eq!(gaps(&outcome), [GapReason::StartedAgain]);
-    next.shutdown(Shutdown::Leave).await;
+    next.shutdown(ShutdownMode::Leave).await;
     assert_eq!(bench.runtime.containers(), 1, "it is not ours to end");
 }
 

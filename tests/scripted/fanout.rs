@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use moat::audit::Record;
+use moat::outcome::Stream;
 use moat::runtime::scripted::{Script, Scripted};
-use moat::sink::audit::Record;
-use moat::sink::{Fanout, Faulty, Memory, SinkCall, SinkFault};
-use moat::{Error, ExecSpec, Jsonl, Manager, RunId, RunSpec, Stream, Verdict};
+use moat::sink::{Fanout, Faulty, Jsonl, Memory, SinkCall, SinkFault};
+use moat::spec::ExecSpec;
+use moat::{Error, Manager, RunId, RunSpec, Verdict};
 
 use crate::bench::run_into;
 use crate::console::{is_so_in_time, shown};
@@ -100,7 +102,7 @@ async fn catches_up() -> bool {
         .unwrap();
     eventually(|| !behind.output(&id, Stream::Stdout).is_empty());
     drop(run);
-    manager.shutdown(moat::Shutdown::Leave).await;
+    manager.shutdown(moat::ShutdownMode::Leave).await;
 
     let sink = Fanout::new(Jsonl::new())
         .best_effort(behind.clone())

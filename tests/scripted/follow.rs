@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
+use moat::Error;
+use moat::audit::{Follow, Record};
+use moat::outcome::Stream;
 use moat::runtime::scripted::Script;
-use moat::sink::audit::{Follow, Record};
-use moat::{Error, Stream};
 
 use crate::bench::{Bench, spec};
 
@@ -45,7 +46,7 @@ async fn a_live_run_is_followed_to_its_seal_and_an_ended_one_the_same() {
     }
     assert!(matches!(
         records.last(),
-        Some(Record::Event(moat::sink::Event::End(_)))
+        Some(Record::Event(moat::audit::Event::End(_)))
     ));
     let again = followed(manager.root().follow(run.id()).unwrap()).await;
     assert_eq!(again, records);

@@ -6,10 +6,11 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
+use moat::audit::{Event, LogState, Reader, Record, verify};
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault};
-use moat::sink::Event;
-use moat::sink::audit::{LogState, Reader, Record, verify};
-use moat::{Error, Manager, Root, RunId, RuntimeError, Shutdown, Verdict};
+use moat::state::RunStatus;
+use moat::{Error, Manager, Root, RunId, ShutdownMode, Verdict};
 
 use crate::bench::{Bench, named};
 use crate::left::{BOUND, TEXT, contents, names, stop, text};
@@ -86,12 +87,16 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
         // Of the record the audit has a copy; the lock is only a name.
         let lost = if file == "run.json" { 0 } else { 5 };
         assert_eq!(bad.len(), lost, "{file}");
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
 
         for info in bench.view().list().unwrap() {
             let is_bad = bad.iter().any(|run| *run.id() == info.run);
             assert_eq!(info.problem.is_some(), is_bad, "{file}: {info:?}");
-            assert_eq!(info.state == "damaged", is_bad, "{file}: {info:?}");
+            assert_eq!(
+                info.status == RunStatus::Damaged,
+                is_bad,
+                "{file}: {info:?}"
+            );
         }
         assert_eq!(contents(&bench.outside("elsewhere")), elsewhere, "{file}");
         for kind in KINDS {
@@ -204,7 +209,7 @@ async fn without_permission() {
         let audit = bench.file(outcome.run.as_str(), "logs.jsonl");
         assert_eq!(text(&audit), TEXT, "{outcome}");
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 /// A copy of a run's folder is not that run: its container is another one's, and so is its name.
@@ -249,12 +254,12 @@ async fn a_folder_that_was_copied_or_renamed_is_reported_and_its_original_is_not
                 assert!(problem.contains("in another place"), "{problem}");
                 assert!(matches!(run.wait().await, Err(Error::Damaged { .. })));
             }
-            manager.shutdown(Shutdown::Leave).await;
+            manager.shutdown(ShutdownMode::Leave).await;
             assert_eq!(contents(&original), of_original, "{sealed} {record}");
             assert_eq!(contents(&bench.root().join("foreign")), foreign);
             for name in ["copy", "foreign"] {
                 let info = bench.view().info(&RunId::new(name).unwrap()).unwrap();
-                assert_eq!(info.state, "damaged", "{info:?}");
+                assert_eq!(info.status, RunStatus::Damaged, "{info:?}");
                 assert!(info.problem.unwrap().contains("in another place"));
             }
         }
@@ -308,7 +313,7 @@ async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_o
     assert!(matches!(taken, Err(Error::RunExists { .. })), "{taken:?}");
     let taken = manager.start(named("file")).await;
     assert!(matches!(taken, Err(Error::RunExists { .. })), "{taken:?}");
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     assert_eq!(contents(&elsewhere.root()), outside);
     for name in odd {
         let record = bench.root().join(std::ffi::OsStr::from_bytes(name));
@@ -341,7 +346,7 @@ async fn a_request_to_stop_that_is_none_holds_nothing_up_and_gets_into_no_audit(
     let manager = bench.open_patiently().await;
     let runs = bench.recovered(&manager).await;
     let outcome = stop(&runs).await.remove(0);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let audit = outcome.audit.as_ref().unwrap();
     assert!(matches!(verify(audit).unwrap().state, LogState::Sealed(_)));
     assert_eq!(text(audit), TEXT);
@@ -374,7 +379,7 @@ async fn a_record_of_a_later_version_is_reported_and_never_changed() {
             assert!(problem.contains("version 2"), "{problem}");
         }
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let after = contents(&bench.root().join("later"));
     assert_eq!(after[&path], before[&path]);
     assert_eq!(
@@ -465,7 +470,7 @@ async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
             let audit = outcome.audit.as_ref().unwrap();
             assert!(matches!(verify(audit).unwrap().state, LogState::Sealed(_)));
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
     }
 }
 
@@ -481,7 +486,7 @@ async fn an_audit_does_not_grow_while_the_engine_cannot_be_reached() {
         bench.runtime.fault(Call::Inspect, Fault::Error(gone));
     }
     let manager = bench.open_patiently().await;
-    let runs = manager.recovered().await.unwrap();
+    let runs = manager.wait_recovery().await.unwrap();
     stop(&runs).await;
     let resumes = Reader::open(runs[0].audit().unwrap())
         .unwrap()

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use moat::outcome::Stream;
 use moat::runtime::scripted::Script;
-use moat::{Manager, Outcome, Run, Shutdown, Stream};
+use moat::{Manager, Outcome, Run, ShutdownMode};
 
 use crate::bench::{Bench, named};
 use crate::records;
@@ -22,7 +23,7 @@ impl Bench {
     /// A manager that waits long for seals.
     pub async fn open_patiently(&self) -> Manager {
         self.builder_here()
-            .pending_after(BOUND)
+            .seal_timeout(BOUND)
             .open()
             .await
             .unwrap()
@@ -45,7 +46,7 @@ impl Bench {
             })
             .await;
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
     }
 
     /// Leaves a run that has ended and is sealed.
@@ -54,13 +55,13 @@ impl Bench {
         let script = Script::new().stdout(TEXT).exit(7);
         let run = self.start(&manager, script, named(name)).await;
         let outcome = run.wait().await.unwrap();
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         outcome
     }
 
     /// The runs that the manager has recovered.
     pub async fn recovered(&self, manager: &Manager) -> Vec<Run> {
-        let recovered = tokio::time::timeout(BOUND, manager.recovered()).await;
+        let recovered = tokio::time::timeout(BOUND, manager.wait_recovery()).await;
         recovered.expect("the recovery ends").unwrap()
     }
 }

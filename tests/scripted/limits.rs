@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use moat::Verdict;
+use moat::audit::GapReason;
+use moat::outcome::{StopCause, Stream};
 use moat::runtime::scripted::Script;
-use moat::sink::GapReason;
-use moat::{LimitAction, StopCause, Stream, Verdict};
+use moat::spec::LimitAction;
 
 use crate::bench::{Bench, seal, sealed, spec};
 use crate::records::{gaps, numbered, text};

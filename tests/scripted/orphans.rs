@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use moat::manager::{OrphanReason, ReapAction, ReapOptions, ReapedContainer};
 use moat::runtime::scripted::{Call, Script};
-use moat::{Ending, Manager, Reap, Reaped, Reaping, Shutdown, Why};
+use moat::{Ending, Manager, ShutdownMode};
 
 use crate::bench::{Bench, named, sealed, spec};
 
@@ -17,16 +18,19 @@ async fn containers_whose_run_is_gone_are_orphans_and_those_that_are_kept_are_no
     let live = bench
         .start(&manager, Script::new().until_stopped(), named("live"))
         .await;
-    let kept = spec().keep(moat::KeepContainer::Always);
+    let kept = spec().keep(moat::spec::KeepContainer::Always);
     sealed(&bench.start(&manager, Script::new(), kept).await).await;
     assert_eq!(manager.orphans().await.unwrap(), []);
-    manager.shutdown(Shutdown::Leave).await;
-    std::fs::remove_dir_all(gone.folder()).unwrap();
+    manager.shutdown(ShutdownMode::Leave).await;
+    std::fs::remove_dir_all(gone.dir()).unwrap();
     let again = bench.builder_here().open().await.unwrap();
-    again.recovered().await.unwrap();
+    again.wait_recovery().await.unwrap();
     let orphans = again.orphans().await.unwrap();
     assert_eq!(orphans.len(), 1);
-    assert_eq!((&orphans[0].run, orphans[0].why), (gone.id(), Why::NoRun));
+    assert_eq!(
+        (&orphans[0].run, orphans[0].why),
+        (gone.id(), OrphanReason::NoRun)
+    );
     assert_eq!(bench.runtime.containers(), 3);
     again.remove_orphan(&orphans[0]).await.unwrap();
     again.remove_orphan(&orphans[0]).await.unwrap();
@@ -51,29 +55,31 @@ async fn only_what_is_past_its_deadline_by_the_margin_is_reaped_and_its_audit_sa
         .start(&manager, endless(), spec().time_limit(second * 3600))
         .await;
     // Its machine is gone.
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let other = tempfile::tempdir().unwrap();
     let reaper = Manager::builder(other.path().join("root"), bench.runtime.clone())
-        .tasks_on(tokio::runtime::Handle::current())
+        .runtime_handle(tokio::runtime::Handle::current())
         .open()
         .await
         .unwrap();
     assert!(
-        reaper.reap(Reap::new()).await.unwrap().is_empty(),
+        reaper.reap(ReapOptions::new()).await.unwrap().is_empty(),
         "too early"
     );
     // Its deadline: limit, grace, and two minutes for the engine.
-    bench.runtime.age(Duration::from_secs(60 + 1 + 120 + 61));
-    let hasty = Reap::new().stop_after(Duration::ZERO);
-    let dry = reaper.reap(hasty.dry(true)).await.unwrap();
+    bench
+        .runtime
+        .advance_deadlines(Duration::from_secs(60 + 1 + 120 + 61));
+    let hasty = ReapOptions::new().stop_after(Duration::ZERO);
+    let dry = reaper.reap(hasty.dry_run(true)).await.unwrap();
     assert_eq!(dry.len(), 1);
     assert_eq!(bench.runtime.calls(Call::Signal), 0);
-    assert!(reaper.reap(Reap::new()).await.unwrap().is_empty());
+    assert!(reaper.reap(ReapOptions::new()).await.unwrap().is_empty());
     let reaped = reaper.reap(hasty).await.unwrap();
     assert!(matches!(
         reaped[..],
-        [Reaped {
-            what: Reaping::Stopped,
+        [ReapedContainer {
+            what: ReapAction::Stopped,
             ..
         }]
     ));
@@ -89,8 +95,8 @@ async fn only_what_is_past_its_deadline_by_the_margin_is_reaped_and_its_audit_sa
         .unwrap();
     assert!(matches!(
         reaped[..],
-        [Reaped {
-            what: Reaping::Removed,
+        [ReapedContainer {
+            what: ReapAction::Removed,
             ..
         }]
     ));

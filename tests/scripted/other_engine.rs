@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script, Scripted};
-use moat::{Error, KeepContainer, Root, RunId, RuntimeError, Shutdown, Verdict};
+use moat::spec::KeepContainer;
+use moat::{Error, Root, RunId, ShutdownMode, Verdict};
 
 use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::recovery::{let_go, start_up_to};
@@ -22,7 +24,7 @@ fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 
 /// A run that was left, and the manager that its root is opened with against engine `B`.
 async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
-    bench.runtime.identify("A");
+    bench.runtime.set_engine_id("A");
     bench
         .runtime
         .next(Script::new().stdout("a\n").until_stopped());
@@ -34,10 +36,10 @@ async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
         }
         Some(call) => start_up_to(call, bench, &manager, spec().id(id.clone())).await,
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let_go(&Root::open(bench.root()).unwrap().audit(&id));
     let other = Scripted::new();
-    other.identify("B");
+    other.set_engine_id("B");
     let directory = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(bench.root(), directory.path().join("root")).unwrap();
     let other = Bench {
@@ -62,7 +64,7 @@ async fn a_run_of_another_engine_is_left_alone() {
         let before = files(&bench.root().join(id.as_str()));
 
         let manager = other.open().await;
-        let run = manager.recovered().await.unwrap().remove(0);
+        let run = manager.wait_recovery().await.unwrap().remove(0);
         let problem = run.problem().unwrap();
         assert!(problem.contains("engine A") && problem.contains("engine B"));
         let refused = run.wait().await;
@@ -71,7 +73,7 @@ async fn a_run_of_another_engine_is_left_alone() {
                 if engine == "A" && here == "B"),
             "{call:?}: {refused:?}"
         );
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         let after = files(&bench.root().join(id.as_str()));
         assert!(before == after, "{call:?}: its files were touched");
 
@@ -91,9 +93,9 @@ async fn only_an_engine_that_says_so_is_another_one() {
         bench.runtime.fault(Call::Engine, Fault::AnswerLost);
     }
     let manager = bench.open().await;
-    let run = manager.recovered().await.unwrap().remove(0);
+    let run = manager.wait_recovery().await.unwrap().remove(0);
     assert_eq!(run.problem(), None);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let_go(&run.audit().unwrap());
 
     let refuses = RuntimeError::Rejected {
@@ -129,9 +131,9 @@ async fn a_flipped_bit_makes_no_run_another_engines() {
 async fn a_container_that_is_kept_on_another_engine_is_not_left_behind() {
     for keep in [KeepContainer::Always, KeepContainer::Never] {
         let bench = Bench::new();
-        bench.runtime.identify("A");
+        bench.runtime.set_engine_id("A");
         let outcome = bench.run(Script::new(), spec().keep(keep)).await;
-        bench.runtime.identify("B");
+        bench.runtime.set_engine_id("B");
         let manager = bench.open().await;
         let removed = manager.remove(&outcome.run).await;
         match keep {

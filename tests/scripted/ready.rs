@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use moat::runtime::Health;
 use moat::runtime::scripted::Script;
+use moat::runtime::{Health, RuntimeError};
 use moat::sink::Memory;
-use moat::{Error, Manager, Ready, RunSpec, RuntimeError, Service, State};
+use moat::state::State;
+use moat::{Error, Manager, Ready, RunSpec, Service};
 use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -60,13 +61,13 @@ async fn a_line_is_waited_for_in_what_was_printed_and_in_what_comes() {
         .until_stopped();
     let run = bench.start(&manager, script, named("db")).await;
     for text in ["listening on", "end", "first", "listening on 80"] {
-        within(20, text, run.ready(Ready::line(text)))
+        within(20, text, run.wait_ready(Ready::line(text)))
             .await
             .unwrap();
     }
     run.kill().await.unwrap();
     // What it has printed stays printed.
-    run.ready(Ready::line("listening on")).await.unwrap();
+    run.wait_ready(Ready::line("listening on")).await.unwrap();
 }
 
 #[tokio::test]
@@ -78,7 +79,7 @@ async fn a_sink_without_a_file_hides_no_line() {
         .stdout("up\n")
         .until_stopped();
     let run = bench.start(&manager, script, named("db")).await;
-    let ready = run.ready(Ready::line("up"));
+    let ready = run.wait_ready(Ready::line("up"));
     within(20, "the line", ready).await.unwrap();
     run.kill().await.unwrap();
 }
@@ -96,7 +97,9 @@ async fn a_run_that_ends_before_it_is_ready_is_an_error_at_once_with_its_last_li
             .exit(3);
         bench.runtime.next(script);
         let run = manager.start(RunSpec::new("any")).await.unwrap();
-        let error = within(20, "the end", run.ready(ready)).await.unwrap_err();
+        let error = within(20, "the end", run.wait_ready(ready))
+            .await
+            .unwrap_err();
         let (words, code, lines) = not_ready(error);
         assert_eq!((code, lines.len()), (Some(3), 1));
         assert!(
@@ -123,7 +126,9 @@ async fn who_waits_too_long_is_told_what_the_run_has_printed() {
     .await;
     assert_eq!(run.last_lines(1).await.unwrap(), ["two"]);
     let begun = std::time::Instant::now();
-    let late = run.ready(Ready::line("three").within(SECOND / 5)).await;
+    let late = run
+        .wait_ready(Ready::line("three").within(SECOND / 5))
+        .await;
     assert!(begun.elapsed() >= SECOND / 5);
     let (words, code, lines) = not_ready(late.unwrap_err());
     assert_eq!((code, lines.len()), (None, 2));
@@ -170,14 +175,14 @@ async fn a_port_is_ready_when_its_connections_stand() {
         at,
         "the engine is on this machine"
     );
-    within(20, "the port", run.ready(Ready::port(80)))
+    within(20, "the port", run.wait_ready(Ready::port(80)))
         .await
         .unwrap();
 
     let never = proxy(usize::MAX).await;
     bench.runtime.next(endless().port(80, never));
     let other = manager.start(RunSpec::new("any")).await.unwrap();
-    let late = other.ready(Ready::port(80).within(3 * SECOND)).await;
+    let late = other.wait_ready(Ready::port(80).within(3 * SECOND)).await;
     let (words, ..) = not_ready(late.unwrap_err());
     assert!(
         words.contains("the connection was closed at once"),
@@ -186,7 +191,7 @@ async fn a_port_is_ready_when_its_connections_stand() {
 
     for missing in [
         run.port(81).await.map(drop),
-        run.ready(Ready::port(81)).await,
+        run.wait_ready(Ready::port(81)).await,
     ] {
         let error = missing.unwrap_err();
         assert!(
@@ -206,7 +211,7 @@ async fn a_health_check_is_waited_for_and_one_that_failed_or_is_not_there_is_tol
     let manager = bench.open_on_threads().await;
     let healthy = endless().health(SECOND / 5, Health::Healthy);
     let service = start_service(&bench, &manager, healthy).await;
-    within(20, "its health", service.ready(Ready::healthy()))
+    within(20, "its health", service.wait_ready(Ready::healthy()))
         .await
         .unwrap();
     service.stop().await.unwrap();

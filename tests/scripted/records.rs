@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use moat::Outcome;
+use moat::audit::{Action, Event, GapReason, Reader, Record};
+use moat::outcome::Stream;
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::Fault;
-use moat::sink::audit::{Reader, Record};
-use moat::sink::{Action, Event, GapReason};
-use moat::{Outcome, RuntimeError, Stream};
 
 /// The records that are not output, in order.
 pub fn events(path: &Path) -> Vec<Event> {

@@ -3,9 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use moat::audit::Event;
+use moat::manager::RecoveryMode;
+use moat::outcome::Stream;
 use moat::runtime::scripted::{Call, Fault, Script};
-use moat::sink::Event;
-use moat::{Ending, Error, Manager, Recovery, Root, RunId, RunSpec, Shutdown, Stream, Verdict};
+use moat::state::RunStatus;
+use moat::{Ending, Error, Manager, Root, RunId, RunSpec, ShutdownMode, Verdict};
 use testkit::deadline::eventually;
 
 use crate::bench::{Bench, check, seal, sealed, spec};
@@ -51,14 +54,14 @@ async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubl
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(7)).await;
         // Once politely, later not.
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         let_go(&audit);
         let next = bench.open().await;
-        let runs = next.recovered().await.unwrap();
+        let runs = next.wait_recovery().await.unwrap();
         assert_eq!(runs.len(), 1);
-        assert_eq!(runs[0].state().word(), "running");
+        assert_eq!(runs[0].state().status(), RunStatus::Running);
         tokio::time::sleep(Duration::from_secs(2)).await;
-        next.shutdown(Shutdown::Leave).await;
+        next.shutdown(ShutdownMode::Leave).await;
         let_go(&audit);
     }
     let last = bench.open().await;
@@ -69,7 +72,7 @@ async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubl
     assert_eq!(text(&outcome, Stream::Stderr), parts);
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
     check(&outcome);
-    last.shutdown(Shutdown::Leave).await;
+    last.shutdown(ShutdownMode::Leave).await;
     assert_eq!(bench.runtime.containers(), 0);
 }
 
@@ -99,7 +102,7 @@ async fn a_run_that_never_came_to_its_container_is_sealed_as_aborted() {
     let manager = bench.open().await;
     let id = RunId::new("cut").unwrap();
     start_up_to(Call::Create, &bench, &manager, spec().id(id.clone())).await;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 
     // And one that has a folder, and nothing else.
     let bare = RunId::new("bare").unwrap();
@@ -123,7 +126,7 @@ async fn a_container_that_was_not_started_is_removed_by_the_next_opening() {
     let manager = bench.open().await;
     let id = RunId::new("made").unwrap();
     start_up_to(Call::Start, &bench, &manager, spec().id(id.clone())).await;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     assert_eq!(bench.runtime.containers(), 1);
 
     let next = bench.open().await;
@@ -143,7 +146,7 @@ async fn two_managers_on_one_root_have_one_owner_for_each_run() {
     let run = first.start(spec()).await.unwrap();
 
     let second = bench.open().await;
-    let seen = second.recovered().await.unwrap();
+    let seen = second.wait_recovery().await.unwrap();
     assert_eq!(seen.len(), 1);
     assert!(seen[0].owned_elsewhere());
     assert!(matches!(
@@ -179,7 +182,7 @@ async fn a_second_manager_goes_on_when_the_first_one_leaves() {
     let id = first.start(spec()).await.unwrap().id().clone();
     let second = bench.open().await;
     let waiting = second.get(&id).await.unwrap();
-    first.shutdown(Shutdown::Leave).await;
+    first.shutdown(ShutdownMode::Leave).await;
     let outcome = waiting.wait().await.unwrap();
     assert_eq!(text(&outcome, Stream::Stdout), "a\nb\n");
     check(&outcome);
@@ -190,21 +193,24 @@ async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().until_stopped());
     let manager = bench.open().await;
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     let (running, ended) = (RunId::new("a").unwrap(), RunId::new("b").unwrap());
     manager.start(spec().id(running.clone())).await.unwrap();
     bench.runtime.next(Script::new().exit(1));
     sealed(&manager.start(spec().id(ended)).await.unwrap()).await;
     let root = Root::open(bench.root()).unwrap();
     let list = root.list().unwrap();
-    let states: Vec<_> = list.iter().map(|info| (info.state, info.owned)).collect();
-    assert_eq!(states, [("running", true), ("exited", false)]);
-    manager.shutdown(Shutdown::Leave).await;
+    let states: Vec<_> = list.iter().map(|info| (info.status, info.owned)).collect();
+    assert_eq!(
+        states,
+        [(RunStatus::Running, true), (RunStatus::Exited, false)]
+    );
+    manager.shutdown(ShutdownMode::Leave).await;
     assert!(!root.info(&running).unwrap().owned);
 
     let next = bench
         .builder()
-        .recovery(Recovery::OnDemand)
+        .recovery(RecoveryMode::OnDemand)
         .open()
         .await
         .unwrap();
@@ -225,7 +231,7 @@ async fn one_bad_run_stops_no_other_and_garbage_in_its_record_does_not_hide_a_ru
         .next(Script::new().stdout("x\n").until_stopped());
     let manager = bench.open().await;
     let id = manager.start(spec()).await.unwrap().id().clone();
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     std::fs::write(bench.root().join(id.as_str()).join("run.json"), "").unwrap();
     let bad = bench.root().join("bad");
     std::fs::create_dir(&bad).unwrap();
@@ -235,7 +241,7 @@ async fn one_bad_run_stops_no_other_and_garbage_in_its_record_does_not_hide_a_ru
     std::fs::create_dir(&half).unwrap();
 
     let next = bench.open().await;
-    let runs = next.recovered().await.unwrap();
+    let runs = next.wait_recovery().await.unwrap();
     assert_eq!(runs.len(), 2);
     assert!(!half.exists());
     assert!(

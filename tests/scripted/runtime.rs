@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use moat::runtime::scripted::{Break, Call, Fault, Link, Script, Scripted, Source};
-use moat::runtime::{CreateRequest, LogsRequest, OutputStream, Runtime, Status};
-use moat::{ContainerId, RootId, RunId, RunSpec, RuntimeError};
+use moat::runtime::{CreateRequest, LogsRequest, OutputStream, Runtime, RuntimeError, Status};
+use moat::spec::{ContainerId, RootId};
+use moat::{RunId, RunSpec};
 use tokio::time::{Instant, timeout};
 
 const TEXT: &[u8] = b"one\ntwo\nthree\n";
@@ -21,7 +22,7 @@ async fn made(engine: &Scripted, script: Script) -> ContainerId {
 
 async fn stream(engine: &Scripted, container: &ContainerId, source: Source) -> OutputStream {
     match source {
-        Source::Tap => engine.tap(container, false).await,
+        Source::Tap => engine.attach(container, false).await,
         Source::Log => engine.logs(container, LogsRequest::all(false)).await,
         _ => engine.logs(container, LogsRequest::follow(false)).await,
     }

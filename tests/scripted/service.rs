@@ -2,9 +2,10 @@
 
 use std::process::{Command, Output};
 
+use moat::audit::{LogState, verify};
+use moat::outcome::StopCause;
 use moat::runtime::scripted::{Script, Scripted};
-use moat::sink::audit::{LogState, verify};
-use moat::{Manager, Ready, RunId, RunSpec, Shutdown, StopCause, blocking};
+use moat::{Manager, Ready, RunId, RunSpec, ShutdownMode, blocking};
 use testkit::deadline::within;
 use tokio::sync::OnceCell;
 
@@ -144,7 +145,7 @@ fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
         .unwrap()
         .block_on(async {
             let between = manager.get(&RunId::new("between").unwrap()).await.unwrap();
-            within(20, "its output", between.ready(Ready::line("late")))
+            within(20, "its output", between.wait_ready(Ready::line("late")))
                 .await
                 .unwrap();
             between.kill().await.unwrap();
@@ -152,7 +153,7 @@ fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
             let second = manager.service(named("second"), []).await.unwrap();
             let outcome = within(20, "its end", second.stop()).await.unwrap();
             assert!(outcome.sealed().is_some());
-            manager.shutdown(Shutdown::Stop).await;
+            manager.shutdown(ShutdownMode::Stop).await;
         });
     assert_eq!(engine.containers(), 0);
 }
@@ -195,7 +196,7 @@ async fn the_other_test_uses_the_manager_that_the_one_may_have_opened() {
 #[tokio::test]
 async fn the_port_of_a_local_process_is_the_port_itself() {
     let folder = tempfile::tempdir().unwrap();
-    let manager = Manager::open(folder.path(), moat::Process::new())
+    let manager = Manager::open(folder.path(), moat::LocalProcess::new())
         .await
         .unwrap();
     let at = proxy(0).await;

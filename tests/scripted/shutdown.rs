@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use moat::audit::Action;
+use moat::outcome::StopCause;
+use moat::run::{AttachOptions, Attachment};
 use moat::runtime::scripted::{Call, Fault, Link, Script};
-use moat::sink::{Action, Faulty};
-use moat::{
-    AttachOptions, Attachment, Error, ExecSpec, Manager, RunSpec, Shutdown, Stdin, StopCause,
-    WindowSize,
-};
+use moat::sink::Faulty;
+use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::{Error, Manager, RunSpec, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
 
@@ -36,7 +37,7 @@ async fn shut_down_while_the_sink_stalls(manager: &Manager, sink: &Faulty) -> bo
         sink.clear_faults();
     };
     // The shutdown has begun when the sink is well again.
-    let closed = async { tokio::join!(manager.shutdown(Shutdown::Leave), recover) };
+    let closed = async { tokio::join!(manager.shutdown(ShutdownMode::Leave), recover) };
     within(20, "the shutdown", closed).await;
     begin.elapsed() < LEAVE
 }
@@ -59,9 +60,9 @@ async fn what_was_done_to_a_run_before_a_shutdown_is_in_its_audit() {
             let spec = RunSpec::new("any").id(held.clone()).tty(true);
             let mut run = manager.start(spec.stdin(Stdin::Open)).await.unwrap();
             if recovered {
-                manager.shutdown(Shutdown::Leave).await;
+                manager.shutdown(ShutdownMode::Leave).await;
                 manager = open(&bench, &sink).await;
-                manager.recovered().await.unwrap();
+                manager.wait_recovery().await.unwrap();
                 run = manager.get(&held).await.unwrap();
             }
             sink.fault(stalls());
@@ -133,7 +134,7 @@ async fn a_shutdown_does_not_wait_for_a_sink_that_stalls() {
     let run = run.await.unwrap();
     sink.fault(stalls());
     run.attach().await.unwrap().detach();
-    within(10, "the shutdown", manager.shutdown(Shutdown::Leave)).await;
+    within(10, "the shutdown", manager.shutdown(ShutdownMode::Leave)).await;
     assert!(actions(&run.audit().unwrap()).is_empty());
 }
 
@@ -148,7 +149,7 @@ async fn a_stop_before_a_shutdown_reaches_a_run_that_another_one_owns() {
             let run = owner.start(RunSpec::new("any").id(well.clone()));
             let run = run.await.unwrap();
             let other = open(&bench, &sound()).await;
-            other.recovered().await.unwrap();
+            other.wait_recovery().await.unwrap();
             let theirs = other.get(&well).await.unwrap();
             assert!(theirs.owned_elsewhere());
             let before = bench.runtime.calls(Call::Inspect);
@@ -166,7 +167,7 @@ async fn a_stop_before_a_shutdown_reaches_a_run_that_another_one_owns() {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             let answer = async { bench.runtime.link(Link::Up) };
-            let closed = async { tokio::join!(other.shutdown(Shutdown::Leave), answer) };
+            let closed = async { tokio::join!(other.shutdown(ShutdownMode::Leave), answer) };
             let begin = Instant::now();
             within(20, "the shutdown", closed).await;
             if begin.elapsed() >= LEAVE {
@@ -200,7 +201,7 @@ async fn a_stop_of_a_start_that_a_shutdown_cuts_off_has_its_grace() {
             let run = manager.get(&well).await.unwrap();
             assert!(run.stop(None).now_or_never().is_none());
             let begin = Instant::now();
-            manager.shutdown(Shutdown::Leave).await;
+            manager.shutdown(ShutdownMode::Leave).await;
             begin.elapsed() < LEAVE
         };
         let both = async { tokio::join!(start, stop) };

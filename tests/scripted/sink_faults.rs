@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use moat::audit::{Action, Event, Reader, Record};
+use moat::run::{AttachOptions, Attachment, Exec, Input};
 use moat::runtime::scripted::{Call, Link, Script};
-use moat::sink::audit::{Reader, Record};
-use moat::sink::{Action, Event, Faulty, SinkCall, SinkFault};
-use moat::{
-    AttachOptions, Attachment, Error, Exec, ExecSpec, Input, Jsonl, Manager, Outcome, Root, Run,
-    RunId, RunSpec, Runtime, Shutdown, Stdin, WindowSize,
-};
+use moat::sink::{Faulty, Jsonl, SinkCall, SinkFault};
+use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::state::RunStatus;
+use moat::{Error, Manager, Outcome, Root, Run, RunId, RunSpec, Runtime, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
 
@@ -47,7 +47,7 @@ pub async fn open(bench: &Bench, sink: &Faulty) -> Manager {
     bench
         .builder()
         .sink(sink.clone())
-        .pending_after(Duration::from_millis(200))
+        .seal_timeout(Duration::from_millis(200))
         .open()
         .await
         .unwrap()
@@ -64,7 +64,7 @@ async fn leave(bench: &Bench, ids: &[RunId]) {
             .await
             .unwrap();
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 /// Waits for the seal, by the real clock.
@@ -150,14 +150,14 @@ async fn a_run_that_is_removed_by_others_while_it_is_taken_over_is_given_up() {
     let manager = open(&bench, &sink).await;
     let run = manager.get(&held).await.unwrap();
     eventually(20, "the reason", async || run.problem()).await;
-    std::fs::remove_dir_all(run.folder()).unwrap();
+    std::fs::remove_dir_all(run.dir()).unwrap();
     let error = within(20, "the end", run.wait()).await.unwrap_err();
     assert!(
         matches!(error, Error::NoSuchRun { .. }),
         "{}",
         error.chain()
     );
-    bench.runtime.remove_by_others(&held);
+    bench.runtime.remove_externally(&held);
     bench.runtime.script(&held, Script::new());
     sink.clear_faults();
     let next = eventually(20, "the name to be free", async || {
@@ -190,12 +190,12 @@ async fn an_exit_is_written_down_while_a_sink_stalls() {
     assert!(outcome.sealed().is_none(), "{outcome}");
     let root = Root::open(manager.root().path()).unwrap();
     eventually(60, "what other processes see", async || {
-        (root.info(&held).unwrap().state == "exited").then_some(())
+        (root.info(&held).unwrap().status == RunStatus::Exited).then_some(())
     })
     .await;
 
-    manager.shutdown(Shutdown::Leave).await;
-    bench.runtime.remove_by_others(&held);
+    manager.shutdown(ShutdownMode::Leave).await;
+    bench.runtime.remove_externally(&held);
     let next = open(&bench, &sound()).await;
     let outcome = sealed_soon(&next.get(&held).await.unwrap()).await;
     assert_eq!(outcome.code(), Some(7), "{outcome}");

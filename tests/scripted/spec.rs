@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 
+use moat::audit::{LogState, Reader, verify};
 use moat::runtime::scripted::{Call, Script};
-use moat::sink::audit::{LogState, Reader, verify};
-use moat::{Error, RunId, RunRecord, Shutdown};
+use moat::spec::RunRecord;
+use moat::{Error, RunId, ShutdownMode};
 use serde_json::json;
 
 use crate::bench::Bench;
@@ -42,7 +43,7 @@ async fn a_hostile_value_is_refused_by_its_field_before_anything_is_made() {
     for (field, spec) in refused() {
         match manager.start(spec).await {
             Err(error) => assert_refused(field, error),
-            Ok(run) => panic!("{field}: {:?} is taken", record(run.folder()).settings),
+            Ok(run) => panic!("{field}: {:?} is taken", record(run.dir()).settings),
         }
     }
     assert_eq!(contents(&bench.root()), before, "something was made");
@@ -122,17 +123,17 @@ async fn an_odd_value_that_is_taken_makes_a_run_like_any_other() {
             .sealed()
             .unwrap_or_else(|| panic!("{name}: {outcome}"));
         assert!(outcome.success() && seal.gaps == 0, "{name}: {outcome}");
-        let audit = run.folder().join("logs.jsonl");
+        let audit = run.dir().join("logs.jsonl");
         let state = verify(&audit).unwrap().state;
         assert!(matches!(state, LogState::Sealed(_)), "{name}: {state:?}");
-        assert_eq!(run.folder().parent(), Some(&*bench.root()), "{name}");
+        assert_eq!(run.dir().parent(), Some(&*bench.root()), "{name}");
         // What was asked for is what is written down.
-        assert_eq!(record(run.folder()).settings, *spec.settings(), "{name}");
+        assert_eq!(record(run.dir()).settings, *spec.settings(), "{name}");
         assert!(Reader::open(&audit).unwrap().all(|record| record.is_ok()));
         drop(run);
         manager.remove(&outcome.run).await.unwrap();
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 #[tokio::test]
@@ -147,7 +148,7 @@ async fn odd_values_come_back_from_the_disk_as_they_were_and_no_secret_is_there(
         let run = manager.start(spec.clone()).await.unwrap();
         kept.push((name, run.id().clone(), spec));
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     for (path, bytes) in contents(&bench.root()) {
         let found = memchr::memmem::find(&bytes, SECRET.as_bytes());
         assert!(found.is_none(), "a secret is in {}", path.display());
@@ -158,12 +159,12 @@ async fn odd_values_come_back_from_the_disk_as_they_were_and_no_secret_is_there(
     assert_eq!(recovered.len(), kept.len());
     for (name, id, spec) in kept {
         let run = manager.get(&id).await.unwrap();
-        assert_eq!(record(run.folder()).settings, *spec.settings(), "{name}");
+        assert_eq!(record(run.dir()).settings, *spec.settings(), "{name}");
         let stopped = tokio::time::timeout(BOUND, run.stop(None)).await;
         let outcome = stopped.unwrap_or_else(|_| panic!("{name} hangs")).unwrap();
         assert!(outcome.sealed().is_some(), "{name}: {outcome}");
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 fn record(folder: &Path) -> RunRecord {

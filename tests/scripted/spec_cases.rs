@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use moat::{Backstop, Credentials, Gpus, LimitAction, Mount, Port, RunId, RunSpec};
+use moat::spec::{Backstop, Credentials, Gpus, LimitAction, Mount};
+use moat::{Port, RunId, RunSpec};
 use serde_json::{Value, json};
 
 pub const SECRET: &str = "s3cr3t-value";

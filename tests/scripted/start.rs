@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use moat::audit::Event;
+use moat::events::{EventKind, RunEvent};
+use moat::outcome::{Evidence, Stream};
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
-use moat::sink::Event;
-use moat::{
-    Ending, Error, Evidence, Happening, Root, RunEvent, RunId, RuntimeError, Stream, Verdict,
-};
+use moat::{Ending, Error, Root, RunId, Verdict};
 use testkit::deadline::within;
 
 use crate::bench::{Bench, check, named, seal, sealed, spec};
@@ -139,7 +140,7 @@ async fn a_name_is_taken_once_and_a_removed_run_is_gone() {
         manager.start(spec().id(id.clone())).await,
         Err(Error::RunExists { .. })
     ));
-    let folder = run.folder().to_owned();
+    let folder = run.dir().to_owned();
     // Its monitor may still be at the container.
     while let Err(error) = manager.remove(&id).await {
         assert!(matches!(error, Error::Owned { .. }), "{error}");
@@ -166,7 +167,7 @@ async fn starts_beyond_the_room_wait_and_one_that_waits_can_be_stopped() {
     };
     let mut waits = async |name: &str| {
         let is_it = |event: &RunEvent| {
-            event.what == Happening::Waiting && event.run.as_ref().unwrap().as_str() == name
+            event.kind == EventKind::Waiting && event.run.as_ref().unwrap().as_str() == name
         };
         let told = async { while !is_it(&events.next().await.unwrap()) {} };
         within(60, "the wait for a turn", told).await;
@@ -186,9 +187,9 @@ async fn starts_beyond_the_room_wait_and_one_that_waits_can_be_stopped() {
     first.stop(None).await.unwrap();
     let third = third.await.unwrap().unwrap();
     assert_eq!(sealed(&third).await.code(), Some(0));
-    let verified = moat::sink::audit::verify(bench.file("b", "logs.jsonl"));
+    let verified = moat::audit::verify(bench.file("b", "logs.jsonl"));
     assert!(matches!(
         verified.unwrap().state,
-        moat::sink::audit::LogState::Sealed(_)
+        moat::audit::LogState::Sealed(_)
     ));
 }

@@ -1,8 +1,11 @@
 //! Standard input of a run.
 
+use moat::audit::{Action, Event};
+use moat::run::Attachment;
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
-use moat::sink::{Action, Event};
-use moat::{Attachment, Ending, Error, RunSpec, RuntimeError, Shutdown, Stdin, Verdict};
+use moat::spec::Stdin;
+use moat::{Ending, Error, RunSpec, ShutdownMode, Verdict};
 use tokio::io::AsyncWriteExt;
 
 use crate::attach::{all, audited, printed, with_input};
@@ -88,11 +91,11 @@ async fn a_writer_that_died_with_its_process_is_recorded_by_the_next() {
     printed(&mut output, b"half\n").await;
     let id = run.id().clone();
     // As if the process had died: nothing more is told.
-    first.shutdown(Shutdown::Leave).await;
+    first.shutdown(ShutdownMode::Leave).await;
     drop((run, output));
 
     let second = bench.open_on_threads().await;
-    second.recovered().await.unwrap();
+    second.wait_recovery().await.unwrap();
     let run = second.get(&id).await.unwrap();
     let error = run.attach_with(with_input()).await.unwrap_err();
     assert!(matches!(error, Error::NoInput { .. }), "{error}");

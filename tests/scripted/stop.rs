@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use moat::audit::Event;
+use moat::events::EventKind;
+use moat::manager::Signal;
+use moat::outcome::StopCause;
 use moat::runtime::scripted::{Call, Script};
-use moat::sink::Event;
-use moat::{Error, Happening, Shutdown, Signal, State, StopCause};
+use moat::state::State;
+use moat::{Error, ShutdownMode};
 use rustix::process::{getpid, kill_process};
 use testkit::deadline::within;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +41,7 @@ async fn a_stop_outlives_the_process_that_was_asked_for_it() {
             stopped = run.stop(Some(Duration::from_secs_f64(grace))) => panic!("{stopped:?}"),
             () = recorded => {}
         }
-        manager.shutdown(Shutdown::Leave).await;
+        manager.shutdown(ShutdownMode::Leave).await;
         assert_eq!(bench.runtime.calls(Call::Signal), 1);
         tokio::time::sleep(closed).await;
 
@@ -98,7 +102,7 @@ async fn a_stop_sends_the_signal_then_kills_after_the_grace() {
     let begun = tokio::time::Instant::now();
     let stop = run.stop(Some(Duration::from_secs(130)));
     let (_, after) = tokio::join!(stop, async {
-        run.ended().await.unwrap();
+        run.wait_exit().await.unwrap();
         begun.elapsed()
     });
     let outcome = sealed(&run).await;
@@ -115,7 +119,7 @@ async fn a_kill_that_was_asked_of_a_looker_on_goes_on_when_he_becomes_the_owner(
     let id = first.start(spec()).await.unwrap().id().clone();
     let second = bench.open().await;
     let run = second.get(&id).await.unwrap();
-    second.recovered().await.unwrap();
+    second.wait_recovery().await.unwrap();
     assert!(run.owned_elsewhere());
     for _ in 0..100_000 {
         bench.runtime.fault(Call::Signal, broken("send a signal"));
@@ -124,11 +128,11 @@ async fn a_kill_that_was_asked_of_a_looker_on_goes_on_when_he_becomes_the_owner(
         while bench.runtime.calls(Call::Signal) == 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        first.shutdown(Shutdown::Leave).await;
+        first.shutdown(ShutdownMode::Leave).await;
         while run.owned_elsewhere() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        bench.runtime.heal();
+        bench.runtime.clear_faults();
     });
     drop(outcome);
     assert_eq!(sealed(&run).await.code(), Some(137));
@@ -179,18 +183,21 @@ async fn a_signal_stops_all_runs_and_seals_them_and_a_second_one_kills() {
     let mut events = run.events();
     let signals = tokio::spawn(manager.stop_on_signals().unwrap());
     raise(rustix::process::Signal::INT);
-    let first = events.next().await.unwrap().what;
+    let first = events.next().await.unwrap().kind;
     assert!(
         matches!(
             first,
-            Happening::StopRequested {
-                cause: StopCause::Shutdown,
+            EventKind::StopRequested {
+                cause: StopCause::ShutdownMode,
                 ..
             }
         ),
         "{first:?}"
     );
-    assert_eq!(sealed(&quick).await.stopped(), Some(StopCause::Shutdown));
+    assert_eq!(
+        sealed(&quick).await.stopped(),
+        Some(StopCause::ShutdownMode)
+    );
     assert!(matches!(manager.start(spec()).await, Err(Error::Closed)));
     assert!(!signals.is_finished());
     raise(rustix::process::Signal::TERM);
@@ -198,5 +205,5 @@ async fn a_signal_stops_all_runs_and_seals_them_and_a_second_one_kills() {
     assert_eq!((signal, signal.exit_code()), (Signal::Interrupt, 130));
     let outcome = run.wait().await.unwrap();
     assert_eq!(outcome.code(), Some(137));
-    assert_eq!(outcome.stopped(), Some(StopCause::Shutdown));
+    assert_eq!(outcome.stopped(), Some(StopCause::ShutdownMode));
 }

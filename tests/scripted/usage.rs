@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use moat::Shutdown;
+use moat::ShutdownMode;
 use moat::runtime::scripted::{Call, Script};
 
 use crate::bench::{Bench, sealed, spec};
@@ -23,7 +23,7 @@ async fn what_a_run_uses_is_sampled_and_its_peaks_are_in_the_seal() {
     assert_eq!(usage.memory, 1 << 20);
     assert!(usage.samples >= 5, "{usage:?}");
     assert!((20.0..=30.0).contains(&usage.cpu_seconds), "{usage:?}");
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let told = words(&all(events).await);
     let samples = told.iter().filter(|word| *word == "usage").count();
     assert_eq!(samples as u64, usage.samples);

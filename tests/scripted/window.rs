@@ -1,8 +1,10 @@
 //! The size of a terminal.
 
+use moat::audit::Action;
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
-use moat::sink::Action;
-use moat::{Error, ExecSpec, RunSpec, RuntimeError, Stdin, WindowSize};
+use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::{Error, RunSpec};
 
 use crate::attach::{all, audited, with_input};
 use crate::bench::Bench;

@@ -30,12 +30,12 @@ pub async fn provide(docker: &Docker) -> Result<String, String> {
 fn pack() -> std::io::Result<Vec<u8>> {
     let applets = Command::new(PROGRAM).arg("--list").output()?.stdout;
     let mut archive = tar::Builder::new(Vec::new());
-    for folder in ["bin/", "tmp/"] {
+    for dir in ["bin/", "tmp/"] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Directory);
         header.set_size(0);
         header.set_mode(0o1777);
-        archive.append_data(&mut header, folder, std::io::empty())?;
+        archive.append_data(&mut header, dir, std::io::empty())?;
     }
     let file = File::open(PROGRAM)?;
     let mut header = tar::Header::new_gnu();

@@ -43,8 +43,8 @@ pub fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> T {
 }
 
 /// The id of the root in `folder`, if one was made there.
-pub fn root_id(folder: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(folder.join("root.json")).ok()?;
+pub fn root_id(dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(dir.join("root.json")).ok()?;
     let json: serde_json::Value = serde_json::from_str(&text).ok()?;
     ["id", "root"]
         .iter()
@@ -83,8 +83,8 @@ pub async fn remove(docker: &Docker, container: &str) -> Result<(), String> {
 }
 
 /// Removes all containers of the root in `folder`, whatever a test has left behind.
-pub fn sweep(folder: &Path) {
-    let Some(root) = root_id(folder) else { return };
+pub fn sweep(dir: &Path) {
+    let Some(root) = root_id(dir) else { return };
     block_on(async {
         let Ok(docker) = connect() else { return };
         for container in containers(&docker, &root).await.unwrap_or_default() {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 /// Cargo builds the examples with the tests, into a folder beside theirs.
 pub fn program(name: &str) -> PathBuf {
-    let mut folder = std::env::current_exe().unwrap();
-    folder.pop();
-    if folder.ends_with("deps") {
-        folder.pop();
+    let mut dir = std::env::current_exe().unwrap();
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
     }
-    let program = folder.join("examples").join(name);
+    let program = dir.join("examples").join(name);
     assert!(
         program.exists(),
         "{} is missing: `cargo test --test NAME` alone does not build it, `cargo build --examples \

@@ -78,12 +78,12 @@ fn source_hash() -> std::io::Result<String> {
 fn compile(hash: &str) -> Result<PathBuf, String> {
     static COMPILING: Mutex<()> = Mutex::new(());
     let _alone = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let program = folder.join(format!("workload-{hash}"));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = dir.join(format!("workload-{hash}"));
     if program.exists() {
         return Ok(program);
     }
-    let made = folder.join(format!("workload-{hash}-{}", std::process::id()));
+    let made = dir.join(format!("workload-{hash}-{}", std::process::id()));
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(&rustc)
         .args(FLAGS)
@@ -111,12 +111,12 @@ fn pack(program: &Path) -> std::io::Result<Vec<u8>> {
     header.set_size(file.metadata()?.len());
     header.set_mode(0o755);
     archive.append_data(&mut header, "workload", file)?;
-    for (folder, mode) in [("tmp/", 0o1777), ("work/", 0o777)] {
+    for (dir, mode) in [("tmp/", 0o1777), ("work/", 0o777)] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Directory);
         header.set_size(0);
         header.set_mode(mode);
-        archive.append_data(&mut header, folder, std::io::empty())?;
+        archive.append_data(&mut header, dir, std::io::empty())?;
     }
     archive.into_inner()
 }

@@ -71,18 +71,18 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    /// A proxy at `folder/proxy.sock`, before the engine's socket.
-    pub fn listen(folder: &Path) -> io::Result<Self> {
+    /// A proxy at `dir/proxy.sock`, before the engine's socket.
+    pub fn listen(dir: &Path) -> io::Result<Self> {
         let engine = std::env::var("DOCKER_HOST")
             .ok()
             .and_then(|host| Some(PathBuf::from(host.strip_prefix("unix://")?)))
             .unwrap_or_else(|| "/var/run/docker.sock".into());
-        Self::before_socket(engine, folder)
+        Self::before_socket(engine, dir)
     }
 
-    /// A proxy at `folder/proxy.sock`, before the socket of another engine.
-    pub fn before_socket(engine: PathBuf, folder: &Path) -> io::Result<Self> {
-        let socket = folder.join("proxy.sock");
+    /// A proxy at `dir/proxy.sock`, before the socket of another engine.
+    pub fn before_socket(engine: PathBuf, dir: &Path) -> io::Result<Self> {
+        let socket = dir.join("proxy.sock");
         let listener = UnixListener::bind(&socket)?;
         let state = Arc::new(Mutex::new(State::default()));
         let (cuts, _) = watch::channel(0);

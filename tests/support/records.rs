@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use moat::sink::audit::{Reader, Record};
-use moat::sink::{Action, Event};
+use moat::audit::{Action, Event, Reader, Record};
 
 /// The records that are no output, in order.
 pub fn events(path: &Path) -> Vec<Event> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::RuntimeError;
+use crate::error::RuntimeError;
 
 /// The socket of an engine that was installed for the whole machine.
 const SYSTEM_SOCKET: &str = "/var/run/docker.sock";
@@ -50,14 +50,14 @@ impl Environment {
     }
 
     /// The folder of Docker's configuration file.
-    pub(super) fn config_folder(&self) -> Option<PathBuf> {
+    pub(super) fn config_dir(&self) -> Option<PathBuf> {
         let home = || Some(self.home.as_ref()?.join(".docker"));
         self.config.clone().or_else(home)
     }
 
     fn certificates(&self) -> PathBuf {
-        let folder = || self.config_folder().unwrap_or_default();
-        self.cert_path.clone().unwrap_or_else(folder)
+        let dir = || self.config_dir().unwrap_or_default();
+        self.cert_path.clone().unwrap_or_else(dir)
     }
 }
 
@@ -69,7 +69,7 @@ impl Address {
         }
         let mut sockets = vec![PathBuf::from(SYSTEM_SOCKET)];
         let user = environment.runtime_dir.iter();
-        sockets.extend(user.map(|folder| folder.join("docker.sock")));
+        sockets.extend(user.map(|dir| dir.join("docker.sock")));
         let desktop = environment.home.iter();
         sockets.extend(desktop.map(|home| home.join(".docker/run/docker.sock")));
         match sockets.iter().find(|path| path.exists()) {

@@ -2,7 +2,8 @@
 
 use super::create::{self, Log};
 use super::patch;
-use crate::{Error, Mount, Result, RunSpec, Settings};
+use crate::error::{Error, Result};
+use crate::spec::{Mount, RunSpec, Settings};
 
 /// The longest argument, and the longest variable with its name and `=`, that Linux takes, in bytes:
 /// 32 pages of 4 KiB, with a NUL byte at the end. A container with a longer one is started, and

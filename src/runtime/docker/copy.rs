@@ -9,8 +9,9 @@ use tokio::time::timeout;
 
 use super::errors::Failure;
 use super::{BOUND, Docker, checked};
+use crate::error::RuntimeError;
 use crate::runtime::Archive;
-use crate::{ContainerId, RuntimeError};
+use crate::spec::ContainerId;
 
 impl Docker {
     /// A tar archive of what is at `path`. It resolves when its first bytes are there.

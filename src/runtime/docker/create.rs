@@ -9,7 +9,7 @@ use bollard::models::{
 };
 
 use crate::runtime::CreateRequest;
-use crate::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, Settings, Stdin};
+use crate::spec::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, Settings, Stdin};
 
 /// The label with the id of the root.
 pub(super) const ROOT_LABEL: &str = "moat.root";
@@ -272,7 +272,7 @@ fn integer(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{RootId, RunId, WindowSize};
+    use crate::spec::{RootId, RunId, WindowSize};
     use serde_json::{Value, json};
 
     fn json(spec: &RunSpec) -> Value {

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::address::Environment;
-use crate::Credentials;
+use crate::spec::Credentials;
 
 /// The key of Docker Hub in Docker's configuration.
 const HUB: &str = "https://index.docker.io/v1/";
@@ -52,10 +52,10 @@ pub(super) async fn header(image: &str, given: Option<&Credentials>) -> Header {
             trouble: None,
         };
     }
-    let Some(folder) = Environment::read().config_folder() else {
+    let Some(dir) = Environment::read().config_dir() else {
         return Header::default();
     };
-    let found = match look_up(folder.join("config.json"), registry.clone()).await {
+    let found = match look_up(dir.join("config.json"), registry.clone()).await {
         Ok(found) => found,
         Err(trouble) => {
             tracing::warn!(registry, trouble, "no registry credentials");

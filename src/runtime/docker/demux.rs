@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
 
-use crate::Stream;
+use crate::outcome::Stream;
 use crate::runtime::Chunk;
 
 /// The length of a frame's header: type, three zeros, the payload's length in big endian.

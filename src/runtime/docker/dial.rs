@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::address::{Address, Endpoint};
 use super::errors::Unreachable;
 use super::transport::FULL_READ;
-use crate::RuntimeError;
+use crate::error::RuntimeError;
 
 /// Opens connections to one engine.
 #[derive(Debug, Clone)]
@@ -36,8 +36,8 @@ impl Dial {
         Ok(Self {
             #[cfg(feature = "tls")]
             tls: match &address.certificates {
-                Some(folder) => {
-                    let tls = super::tls::Tls::load(folder).map_err(|Unreachable(reason)| {
+                Some(dir) => {
+                    let tls = super::tls::Tls::load(dir).map_err(|Unreachable(reason)| {
                         RuntimeError::Unavailable {
                             address: address.to_string(),
                             reason,

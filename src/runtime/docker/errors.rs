@@ -4,8 +4,8 @@ use std::error::Error as StdError;
 use std::io;
 use std::time::Duration;
 
-use crate::error::chain;
-use crate::{ContainerId, RuntimeError};
+use crate::error::{RuntimeError, chain};
+use crate::spec::ContainerId;
 
 /// The most bytes that are kept of what an engine says of an error.
 const LONGEST: usize = 4 << 10;
@@ -265,7 +265,7 @@ mod tests {
         let inner = io::Error::other(Unreachable("no socket".into()));
         let error = bollard::errors::Error::from(inner);
         let error = Failure::from(error).error("test", "unix:///x");
-        assert!(!error.is_fact());
+        assert!(!error.is_definitive());
         assert_eq!(
             error.to_string(),
             "cannot reach the engine at unix:///x: no socket"
@@ -273,6 +273,6 @@ mod tests {
         let error = bollard::errors::Error::from(io::Error::other("reset"));
         let error = Failure::from(error).error("test", "unix:///x");
         assert!(matches!(error, RuntimeError::Broken { .. }), "{error}");
-        assert!(!error.is_fact());
+        assert!(!error.is_definitive());
     }
 }

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::errors::Failure;
 use super::inspect::senseless;
-use crate::ContainerId;
 use crate::runtime::Continuity;
+use crate::spec::ContainerId;
 
 /// How many events an engine remembers.
 const MOST: usize = 256;

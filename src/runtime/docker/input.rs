@@ -8,8 +8,9 @@ use super::errors::Failure;
 use super::output::Output;
 use super::transport::Call;
 use super::{Docker, accepted, checked, whole};
-use crate::runtime::{ExecId, ExecInspection, Execed, InputWriter};
-use crate::{ContainerId, ExecSpec, RuntimeError, Stdin, WindowSize};
+use crate::error::RuntimeError;
+use crate::runtime::{ExecId, ExecInspection, InputWriter, StartedExec};
+use crate::spec::{ContainerId, ExecSpec, Stdin, WindowSize};
 
 /// Keys that make an engine let go of a terminal, as a part of a query.
 ///
@@ -78,7 +79,7 @@ impl Docker {
         &self,
         container: &ContainerId,
         spec: &ExecSpec,
-    ) -> Result<Execed, RuntimeError> {
+    ) -> Result<StartedExec, RuntimeError> {
         const OPERATION: &str = "run a further process in the container";
         let started = async {
             let set = spec.settings("");
@@ -114,7 +115,7 @@ impl Docker {
                 false => (answer, None),
             };
             let output = Output::new(answer, set.tty, OPERATION, self.address.clone());
-            let mut execed = Execed::new(id, output.boxed());
+            let mut execed = StartedExec::new(id, output.boxed());
             execed.input = input;
             Ok(execed)
         };

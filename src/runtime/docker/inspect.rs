@@ -10,11 +10,13 @@ use serde_json::Value;
 
 use super::create;
 use super::errors::Failure;
+use crate::outcome::Usage;
 use crate::runtime::{
-    Fidelity, Found, Health, Inspection, LogConfig, Marked, PublishedPort, Status, Usage,
-    WaitStatus,
+    Health, Inspection, LabeledContainer, LogConfig, LogFidelity, OwnedContainer, PublishedPort,
+    Status, WaitStatus,
 };
-use crate::{ContainerId, Protocol, RootId, RunId, Timestamp};
+use crate::spec::{ContainerId, Protocol, RootId, RunId};
+use crate::timestamp::Timestamp;
 
 /// What an answer to `GET /info` says that tells the engine from others. Up to Docker 20.10 the
 /// id is the machine's: all its daemons have it, each with a folder of its own.
@@ -170,7 +172,7 @@ pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failur
 }
 
 /// The answer to a listing: each container with the label of its run.
-pub(super) fn found(json: &[u8]) -> Result<Vec<Found>, Failure> {
+pub(super) fn found(json: &[u8]) -> Result<Vec<OwnedContainer>, Failure> {
     let listed: Vec<Listed> = parse(json)?;
     let mut found = Vec::with_capacity(listed.len());
     for container in listed {
@@ -184,7 +186,7 @@ pub(super) fn found(json: &[u8]) -> Result<Vec<Found>, Failure> {
             );
             continue;
         };
-        found.push(Found {
+        found.push(OwnedContainer {
             container: ContainerId::new(container.id),
             run,
             status: status(&container.state)?,
@@ -194,7 +196,7 @@ pub(super) fn found(json: &[u8]) -> Result<Vec<Found>, Failure> {
 }
 
 /// The answer to a listing: those containers whose labels are moat's, with what they say.
-pub(super) fn marked(json: &[u8]) -> Result<Vec<Marked>, Failure> {
+pub(super) fn marked(json: &[u8]) -> Result<Vec<LabeledContainer>, Failure> {
     let listed: Vec<Listed> = parse(json)?;
     let marked = listed.into_iter().filter_map(|container| {
         let label = |name| container.labels.get(name).map(String::as_str);
@@ -205,9 +207,9 @@ pub(super) fn marked(json: &[u8]) -> Result<Vec<Marked>, Failure> {
         // So is a state that is not known.
         let status = status(&container.state).ok()?;
         let container = ContainerId::new(container.id.as_str());
-        Some(Marked {
+        Some(LabeledContainer {
             deadline,
-            ..Marked::new(container, root, run, status)
+            ..LabeledContainer::new(container, root, run, status)
         })
     });
     Ok(marked.collect())
@@ -377,9 +379,9 @@ fn health(word: &str) -> Option<Health> {
 
 fn log(log: Log, podman: bool) -> LogConfig {
     let fidelity = match log.driver.as_str() {
-        "json-file" | "k8s-file" if podman => Some(Fidelity::Exact),
-        "json-file" => Some(Fidelity::Utf8),
-        "local" => Some(Fidelity::Exact),
+        "json-file" | "k8s-file" if podman => Some(LogFidelity::Lossless),
+        "json-file" => Some(LogFidelity::Utf8Lossy),
+        "local" => Some(LogFidelity::Lossless),
         _ => None,
     };
     LogConfig {
@@ -426,7 +428,7 @@ mod tests {
         assert_eq!(seen.stop_signal.as_deref(), Some("SIGINT"));
         assert_eq!(seen.log.driver, "json-file");
         assert_eq!(seen.log.options["max-file"], "1");
-        assert_eq!(seen.log.fidelity, Some(Fidelity::Utf8));
+        assert_eq!(seen.log.fidelity, Some(LogFidelity::Utf8Lossy));
     }
 
     #[test]
@@ -521,9 +523,9 @@ mod tests {
             assert_eq!(status(word).unwrap(), expected, "{word}");
         }
         let error = status("melting").unwrap_err().error("inspect", "x");
-        assert!(!error.is_fact());
+        assert!(!error.is_definitive());
         let time = time("yesterday").unwrap_err().error("inspect", "x");
-        assert!(!time.is_fact());
+        assert!(!time.is_definitive());
     }
 
     #[test]
@@ -533,10 +535,10 @@ mod tests {
             let config = BTreeMap::new();
             log(Log { driver, config }, podman).fidelity
         };
-        assert_eq!(of("json-file", false), Some(Fidelity::Utf8));
-        assert_eq!(of("json-file", true), Some(Fidelity::Exact));
-        assert_eq!(of("k8s-file", true), Some(Fidelity::Exact));
-        assert_eq!(of("local", false), Some(Fidelity::Exact));
+        assert_eq!(of("json-file", false), Some(LogFidelity::Utf8Lossy));
+        assert_eq!(of("json-file", true), Some(LogFidelity::Lossless));
+        assert_eq!(of("k8s-file", true), Some(LogFidelity::Lossless));
+        assert_eq!(of("local", false), Some(LogFidelity::Lossless));
         assert_eq!(of("none", false), None);
         assert_eq!(of("syslog", false), None);
     }
@@ -581,7 +583,7 @@ mod tests {
     fn an_answer_that_makes_no_sense_is_not_quoted() {
         let json = br#"{"State": {"Status": 7}, "Config": "s3cr3t"}"#;
         let error = inspection(json, false).unwrap_err().error("inspect", "x");
-        assert!(!error.is_fact());
+        assert!(!error.is_definitive());
         assert!(!error.to_string().contains("s3cr3t"));
     }
 }

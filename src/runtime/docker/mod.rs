@@ -52,11 +52,13 @@ use self::errors::{Failure, Refusal};
 use self::output::Output;
 use self::transport::{Answer, Call, exchange};
 use super::{
-    Archive, Capabilities, Continuity, CreateRequest, Created, Drain, Engine, ExecId,
-    ExecInspection, Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream,
-    Runtime, RuntimeError, Usage, WaitStatus,
+    Archive, Capabilities, Continuity, CreateRequest, Created, DrainLimit, EngineInfo, ExecId,
+    ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest, OutputStream,
+    OwnedContainer, Runtime, StartedExec, WaitStatus,
 };
-use crate::{ContainerId, ExecSpec, Result, RootId, RunSpec, WindowSize};
+use crate::error::{Result, RuntimeError};
+use crate::outcome::Usage;
+use crate::spec::{ContainerId, ExecSpec, RootId, RunSpec, WindowSize};
 
 /// The bound of each call that has one.
 const BOUND: Duration = Duration::from_secs(30);
@@ -83,7 +85,7 @@ pub struct Docker {
     address: String,
     /// Where the ports that containers publish are reached.
     host: String,
-    engine: Engine,
+    engine: EngineInfo,
     podman: bool,
 }
 
@@ -99,7 +101,7 @@ impl fmt::Debug for Docker {
 /// The engine's name, its version and its address.
 impl fmt::Display for Docker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Engine { name, version, .. } = &self.engine;
+        let EngineInfo { name, version, .. } = &self.engine;
         write!(f, "{name} {version} at {}", self.address)
     }
 }
@@ -190,7 +192,7 @@ impl Docker {
         } else {
             "Docker Engine"
         };
-        let mut engine = Engine::new(name, version.version.unwrap_or_default());
+        let mut engine = EngineInfo::new(name, version.version.unwrap_or_default());
         engine.api = client.client_version().to_string();
         Ok(Self {
             client,
@@ -209,7 +211,7 @@ impl Docker {
     /// `127.0.0.1` is the container, and the host is the gateway of its network, as
     /// `host.docker.internal` names it where the container was started with
     /// `--add-host host.docker.internal:host-gateway`.
-    pub fn published_at(mut self, host: impl Into<String>) -> Self {
+    pub fn with_port_host(mut self, host: impl Into<String>) -> Self {
         self.host = host.into();
         self
     }
@@ -320,21 +322,21 @@ impl Runtime for Docker {
         }
         let can = can.with_exec();
         // The daemon waits for 2 s, and has a pipe of 1,000,000 bytes for each reader.
-        can.with_drain(Drain::new(Duration::from_secs(2), 1_000_000))
+        can.with_drain(DrainLimit::new(Duration::from_secs(2), 1_000_000))
     }
 
     fn host(&self) -> String {
         self.host.clone()
     }
 
-    async fn engine(&self) -> Result<Engine, RuntimeError> {
+    async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
         let asked = within(async {
             let version = self.client.version().await?;
             Ok((version.version.unwrap_or_default(), self.engine_id().await?))
         });
         let (version, id) = asked.await.map_err(self.error("tell its version"))?;
         // It can have been replaced by another version since.
-        Ok(Engine {
+        Ok(EngineInfo {
             version,
             id,
             ..self.engine.clone()
@@ -370,7 +372,11 @@ impl Runtime for Docker {
         })
     }
 
-    async fn tap(&self, container: &ContainerId, tty: bool) -> Result<OutputStream, RuntimeError> {
+    async fn attach(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
         const OPERATION: &str = "attach to the container";
         let answer = async {
             let call = Call::post(self.container_path(container, "/attach")?)
@@ -393,12 +399,12 @@ impl Runtime for Docker {
         Ok(Output::new(answer, tty, OPERATION, self.address.clone()).boxed())
     }
 
-    async fn watch(
+    async fn attach_running(
         &self,
         container: &ContainerId,
         tty: bool,
     ) -> Result<OutputStream, RuntimeError> {
-        self.tap(container, tty).await
+        self.attach(container, tty).await
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {
@@ -487,7 +493,11 @@ impl Runtime for Docker {
             .await
     }
 
-    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Result<Execed, RuntimeError> {
+    async fn exec(
+        &self,
+        container: &ContainerId,
+        spec: &ExecSpec,
+    ) -> Result<StartedExec, RuntimeError> {
         self.start_exec(container, spec).await
     }
 
@@ -538,7 +548,7 @@ impl Runtime for Docker {
         removed.map_err(self.error("remove the container"))
     }
 
-    async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
+    async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError> {
         let found = async {
             let label = format!("{}={root}", create::ROOT_LABEL);
             let filters = serde_json::json!({"label": [label]}).to_string();
@@ -550,7 +560,7 @@ impl Runtime for Docker {
         found.await.map_err(self.error("list the containers"))
     }
 
-    async fn find_all(&self) -> Result<Vec<Marked>, RuntimeError> {
+    async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
         let found = async {
             let filters = serde_json::json!({"label": [create::ROOT_LABEL]}).to_string();
             let call = Call::get(self.path("/containers/json"))

@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::complaint::Complaint;
 use super::demux::{Demux, Fault};
 use super::transport::{Answer, FULL_READ};
-use crate::RuntimeError;
+use crate::error::RuntimeError;
 use crate::runtime::Chunk;
 
 /// How long output that keeps coming is left to gather before it is read again, at rest: an engine

@@ -4,7 +4,7 @@
 use bollard::models::ContainerCreateBody;
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// What moat's promise stands on, and what to use instead.
 const OURS: [(&[&str], &str); 10] = [
@@ -178,7 +178,7 @@ fn covers(kept: &Value, wanted: &Value) -> bool {
 mod tests {
     use super::super::create::{Log, draft};
     use super::*;
-    use crate::RunSpec;
+    use crate::spec::RunSpec;
     use serde_json::json;
 
     fn patched(patch: Value) -> std::result::Result<Value, String> {

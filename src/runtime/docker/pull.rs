@@ -10,9 +10,8 @@ use super::credentials::{self, Header};
 use super::errors::{Failure, Refusal};
 use super::transport::{Call, escaped, exchange};
 use super::{BOUND, Docker, accepted};
-use crate::runtime::RuntimeError;
-use crate::spec::PullProgress;
-use crate::{Pull, RunSpec};
+use crate::error::RuntimeError;
+use crate::spec::{Pull, PullProgress, RunSpec};
 
 const OPERATION: &str = "pull the image";
 /// How long a pull may go on without a report.

@@ -10,8 +10,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Instant;
 
 use super::*;
+use crate::outcome::Stream;
 use crate::runtime::{Chunk, Status};
-use crate::{Credentials, Pull, Stream};
+use crate::spec::{Credentials, Pull};
 
 /// A socket that a test answers on by itself, byte by byte.
 struct Socket {
@@ -21,8 +22,8 @@ struct Socket {
 
 impl Socket {
     fn new() -> (Self, Docker) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("engine.sock");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("engine.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let address = format!("unix://{}", path.display());
         let parsed = Address::parse(&address, &Environment::default()).unwrap();
@@ -32,14 +33,14 @@ impl Socket {
             host: dial.address().host().to_owned(),
             dial,
             address,
-            engine: Engine {
+            engine: EngineInfo {
                 api: "1.41".into(),
-                ..Engine::new("Docker Engine", "20.10")
+                ..EngineInfo::new("Docker Engine", "20.10")
             },
             podman: false,
         };
         let socket = Self {
-            _folder: folder,
+            _folder: dir,
             listener,
         };
         (socket, docker)
@@ -111,7 +112,7 @@ async fn a_tap_resolves_only_when_the_engine_has_answered() {
         request
     };
     let client = async {
-        let tap = docker.tap(&ID, false).await.unwrap();
+        let tap = docker.attach(&ID, false).await.unwrap();
         assert!(answered.load(Ordering::SeqCst), "before the answer");
         all(tap).await
     };
@@ -128,7 +129,7 @@ async fn a_tap_resolves_only_when_the_engine_has_answered() {
 async fn an_engine_that_does_not_upgrade_can_be_tapped_too() {
     let (socket, docker) = Socket::new();
     let answer = "HTTP/1.1 200 OK\r\n\r\n\x01\0\0\0\0\0\0\x02hi\x02\0\0\0\0\0";
-    let (_, tap) = tokio::join!(socket.answer(answer), docker.tap(&ID, false));
+    let (_, tap) = tokio::join!(socket.answer(answer), docker.attach(&ID, false));
     let mut seen = all(tap.unwrap()).await;
     assert_eq!(seen.remove(0).unwrap(), stdout("hi"));
     let error = seen.remove(0).unwrap_err().to_string();
@@ -179,7 +180,7 @@ async fn a_refused_tap_is_told_by_what_the_engine_says() {
     ] {
         let (socket, docker) = Socket::new();
         let answer = json_answer(status, &json!({"message": message}));
-        let (_, tap) = tokio::join!(socket.answer(answer), docker.tap(&ID, false));
+        let (_, tap) = tokio::join!(socket.answer(answer), docker.attach(&ID, false));
         let error = tap.err().unwrap();
         assert!(format!("{error:?}").starts_with(kind), "{error:?}");
         assert!(error.to_string().contains(message));
@@ -196,7 +197,7 @@ async fn an_engine_that_does_not_answer_is_a_timeout_and_no_fact() {
     };
     let client = async {
         let started = Instant::now();
-        let error = docker.tap(&ID, false).await.err().unwrap();
+        let error = docker.attach(&ID, false).await.err().unwrap();
         assert_eq!(started.elapsed().as_secs(), 30);
         error
     };
@@ -205,7 +206,7 @@ async fn an_engine_that_does_not_answer_is_a_timeout_and_no_fact() {
         error = client => error,
     };
     assert!(matches!(error, RuntimeError::Timeout { .. }), "{error}");
-    assert!(!error.is_fact());
+    assert!(!error.is_definitive());
 }
 
 #[tokio::test]
@@ -406,7 +407,7 @@ async fn something_else_that_listens_there_is_no_engine() {
         assert!(
             matches!(
                 error,
-                crate::Error::Runtime(RuntimeError::Unavailable { .. })
+                crate::error::Error::Runtime(RuntimeError::Unavailable { .. })
             ),
             "{error:?}"
         );

@@ -1,9 +1,8 @@
 //! TLS to a remote engine, with the certificates of Docker's own client.
 
-use std::fmt;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -27,9 +26,9 @@ impl fmt::Debug for Tls {
 
 impl Tls {
     /// Reads `ca.pem`, and, where they are there, `cert.pem` and `key.pem`. No other CA is trusted.
-    pub(super) fn load(folder: &Path) -> Result<Self, Unreachable> {
+    pub(super) fn load(dir: &Path) -> Result<Self, Unreachable> {
         let mut roots = RootCertStore::empty();
-        let ca = folder.join("ca.pem");
+        let ca = dir.join("ca.pem");
         for certificate in certificates(&ca)? {
             roots.add(certificate).map_err(|e| bad(&ca, &e))?;
         }
@@ -38,7 +37,7 @@ impl Tls {
             .with_safe_default_protocol_versions()
             .map_err(|e| Unreachable(format!("TLS: {e}")))?
             .with_root_certificates(roots);
-        let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+        let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
         let config = if cert.exists() || key.exists() {
             let chain = certificates(&cert)?;
             let secret = PrivateKeyDer::from_pem_file(&key).map_err(|e| bad(&key, &text(&e)))?;

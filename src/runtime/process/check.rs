@@ -1,11 +1,12 @@
-//! What a local process cannot be told, refused before anything is made.
+//! Validation of a spec for a local process, before anything is created.
 
 use super::signals;
-use crate::{Error, Pull, Result, RunSpec, Settings, Stdin};
+use crate::error::{Error, Result};
+use crate::spec::{Pull, RunSpec, Settings, Stdin};
 
-/// Refuses, by name, each setting that a process cannot have.
+/// Rejects, by field name, each setting that a local process does not support.
 pub(super) fn check(spec: &RunSpec) -> Result<()> {
-    // No `..`: a setting that is added has to be decided upon.
+    // No `..`: a new setting requires a decision here.
     let Settings {
         image,
         cmd,
@@ -54,38 +55,38 @@ pub(super) fn check(spec: &RunSpec) -> Result<()> {
     if !image.is_empty() {
         return Err(Error::invalid(
             "image",
-            "a local process has no image: make the spec with `RunSpec::command`",
+            "a local process has no image; create the spec with `RunSpec::command`",
         ));
     }
     if entrypoint.iter().flatten().chain(cmd).next().is_none() {
         return Err(Error::invalid(
             "cmd",
-            "it is empty, and a local process has no image to take a command from",
+            "a local process needs a command, because it has no image with a default one",
         ));
     }
     if *detached {
         return Err(Error::invalid(
             "detached",
-            "a local process does not outlive the process that has started it",
+            "a local process cannot outlive the process that starts it",
         ));
     }
-    // It has an input that nothing is written to.
+    // The input of a local process is never written.
     if *stdin == Stdin::Pipe {
         return Err(Error::invalid(
             "stdin",
-            "nobody can write to a local process, so its input would never end; use Stdin::None",
+            "the input of a local process cannot be written, so it never ends; use `Stdin::None`",
         ));
     }
     if *record_stdin {
         return Err(Error::invalid(
             "record_stdin",
-            "nobody can write to a local process: there is nothing to record",
+            "the input of a local process cannot be written, so there is nothing to record",
         ));
     }
     if let Some(signal) = stop_signal
         && signals::parse(signal).is_none()
     {
-        let reason = format!("{signal:?} is no signal of this system");
+        let reason = format!("unknown signal {signal:?}");
         return Err(Error::invalid("stop_signal", reason));
     }
     for (field, set) in [
@@ -122,7 +123,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<()> {
         if set {
             return Err(Error::invalid(
                 field,
-                "a local process cannot have it: only a container can",
+                "a local process does not support this setting; only a container does",
             ));
         }
     }
@@ -132,10 +133,10 @@ pub(super) fn check(spec: &RunSpec) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Credentials, Gpus, Port, WindowSize};
+    use crate::spec::{Credentials, Gpus, Port, WindowSize};
 
     #[test]
-    fn what_a_process_cannot_do_is_refused_by_the_name_of_its_field() {
+    fn unsupported_settings_are_rejected_by_field_name() {
         let spec = || RunSpec::command(["true"]);
         let nothing: [&str; 0] = [];
         for (field, bad) in [
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_can_do_is_accepted() {
+    fn supported_settings_are_accepted() {
         let spec = RunSpec::command(["true"])
             .entrypoint(["env"])
             .env("A", "1")
@@ -199,8 +200,8 @@ mod tests {
             .stop_signal("INT")
             .time_limit(std::time::Duration::from_secs(1))
             .silence_limit(std::time::Duration::from_secs(1))
-            .keep(crate::KeepContainer::Always)
-            .backstop(crate::Backstop::None);
+            .keep(crate::spec::KeepContainer::Always)
+            .backstop(crate::spec::Backstop::None);
         spec.validate().unwrap();
         check(&spec).unwrap();
         let nothing: [&str; 0] = [];

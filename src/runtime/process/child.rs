@@ -1,4 +1,4 @@
-//! One child process: from its command to its exit status.
+//! A child process, from its command to its exit status.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,15 +11,19 @@ use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid,
 };
 
+use super::dispositions;
 use super::guardian::Guardian;
-use super::output::Ends;
-use crate::{RunSpec, RuntimeError, Stdin};
+use super::output::ChildEnds;
+use crate::error::RuntimeError;
+use crate::spec::{RunSpec, Stdin};
 
 const OPERATION: &str = "start the process";
-/// How often a session is looked through for what came up meanwhile.
-const SWEEPS: usize = 10;
+/// Maximum scans of a session.
+///
+/// A process that is forked during one scan is found by the next.
+const MAX_SESSION_SCANS: usize = 10;
 
-/// What to start. It holds secrets.
+/// The settings of a process to start. The environment may hold secrets.
 pub(super) struct Plan {
     argv: Vec<String>,
     env: BTreeMap<OsString, OsString>,
@@ -56,87 +60,92 @@ impl Plan {
     pub(super) fn tty(&self) -> bool {
         self.tty
     }
+
+    /// Fails if the working directory cannot be opened.
+    ///
+    /// `spawn` reports a missing directory and a missing program with the same error.
+    fn check_workdir(&self) -> Result<(), RuntimeError> {
+        match self.workdir.as_ref().map(|path| (path, path.read_dir())) {
+            Some((path, Err(error))) if error.kind() != io::ErrorKind::PermissionDenied => {
+                let path = path.display();
+                Err(rejected(format!(
+                    "cannot open the working directory {path}: {error}"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Builds the command of a child that joins the process group `group`.
+    fn command(&self, group: Pid) -> Result<Command, RuntimeError> {
+        let Some((program, arguments)) = self.argv.split_first() else {
+            return Err(rejected("the command is empty".into()));
+        };
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(&self.env)
+            .process_group(group.as_raw_nonzero().get());
+        if let Some(path) = &self.workdir {
+            command.current_dir(path);
+        }
+        dispositions::reset_mask(&mut command)
+            .map_err(|error| rejected(format!("cannot reset the signal mask: {error}")))?;
+        Ok(command)
+    }
 }
 
-/// A process that was started, and has not been reaped.
+/// A started process that is not reaped yet.
 pub(super) struct Child {
     child: std::process::Child,
     guardian: Guardian,
-    /// Held open, and silent.
+    /// The write end of the standard input, held open and never written.
     _stdin: Option<io::PipeWriter>,
-    living: Living,
+    live: LiveChild,
 }
 
-/// What can be signalled of a process until it is reaped.
+/// The identifiers by which a process is signaled until it is reaped.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Living {
+pub(super) struct LiveChild {
     first: Pid,
-    /// The group of its guardian. One with a terminal is in a session of its own instead.
+    /// The guardian's process group.
+    ///
+    /// A child with a terminal leads a separate session instead.
     group: Pid,
     tty: bool,
 }
 
 impl Child {
-    /// Starts it. It is in the guardian's group before it is itself, so that nothing that it ever
-    /// does goes unguarded.
-    pub(super) fn spawn(plan: &Plan, ends: Ends) -> Result<Self, RuntimeError> {
-        let refused = |reason: String| RuntimeError::Rejected {
-            operation: OPERATION,
-            reason,
-        };
-        let Some((program, arguments)) = plan.argv.split_first() else {
-            return Err(refused("there is no command".into()));
-        };
-        // Otherwise it could not be told from a missing program.
-        if let Some(path) = &plan.workdir
-            && let Err(error) = std::fs::read_dir(path)
-            && error.kind() != io::ErrorKind::PermissionDenied
-        {
-            let path = path.display();
-            return Err(refused(format!("its working directory {path}: {error}")));
-        }
+    /// Starts the process.
+    ///
+    /// The child joins the guardian's process group before `exec`, so it is guarded from its first
+    /// instruction on.
+    pub(super) fn spawn(plan: &Plan, ends: ChildEnds) -> Result<Self, RuntimeError> {
+        plan.check_workdir()?;
         let mut guardian = Guardian::spawn(ends.terminal())
-            .map_err(|error| refused(format!("/bin/sh, which guards it: {error}")))?;
-        let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .env_clear()
-            .envs(&plan.env)
-            .process_group(guardian.group().as_raw_nonzero().get());
-        if let Some(path) = &plan.workdir {
-            command.current_dir(path);
-        }
-        let spawned = match ends {
-            Ends::Pipes(stdout, stderr) => {
-                command.stdout(stdout).stderr(stderr);
-                with_stdin(command, plan.stdin)
-            }
-            Ends::Terminal(pts, _) => pty_process::blocking::Command::from(command)
-                .spawn(pts)
-                .map(|child| (child, None))
-                .map_err(|error| match error {
-                    pty_process::Error::Io(error) => error,
-                    error => io::Error::other(error),
-                }),
-        };
+            .map_err(|error| rejected(format!("cannot start the guardian /bin/sh: {error}")))?;
+        let spawned = plan
+            .command(guardian.group())
+            .and_then(|command| spawn_with(command, plan, ends));
         let (child, stdin) = match spawned {
             Ok(spawned) => spawned,
             Err(error) => {
                 guardian.end();
-                return Err(refused(format!("cannot run {program:?}: {error}")));
+                return Err(error);
             }
         };
         let first = Pid::from_child(&child);
         let group = guardian.group();
         if plan.tty {
-            // A guardian that is gone has taken nothing along: the session is its own.
+            // A guardian that died early has not killed this child, which leads a session.
             let _ = guardian.watch(first);
         }
         Ok(Self {
             child,
             guardian,
             _stdin: stdin,
-            living: Living {
+            live: LiveChild {
                 first,
                 group,
                 tty: plan.tty,
@@ -144,34 +153,67 @@ impl Child {
         })
     }
 
-    pub(super) fn living(&self) -> Living {
-        self.living
+    pub(super) fn live(&self) -> LiveChild {
+        self.live
     }
 
-    /// Waits until the first process has ended, and does not reap it: its id stays its own.
+    /// Waits until the first process has exited, without reaping it.
+    ///
+    /// Until it is reaped, its id is not reused.
     pub(super) fn wait(&self) {
-        let id = WaitId::Pid(self.living.first);
+        let id = WaitId::Pid(self.live.first);
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         while let Err(rustix::io::Errno::INTR) = waitid(id.clone(), options) {}
     }
 
-    /// Kills what the first process has left, and reaps it. `None`: something else in this process
-    /// has reaped it, and knows its status.
+    /// Kills the remaining processes and reaps the first one.
+    ///
+    /// Returns `None` if other code in this process has reaped it and holds its status.
     pub(super) fn reap(mut self) -> Option<ExitStatus> {
-        self.living.kill();
+        self.live.kill();
         let status = self.child.wait().ok();
         self.guardian.end();
         status
     }
 }
 
-fn with_stdin(
+fn rejected(reason: String) -> RuntimeError {
+    RuntimeError::Rejected {
+        operation: OPERATION,
+        reason,
+    }
+}
+
+/// Spawns the command with its output on `ends`.
+fn spawn_with(
+    mut command: Command,
+    plan: &Plan,
+    ends: ChildEnds,
+) -> Result<(std::process::Child, Option<io::PipeWriter>), RuntimeError> {
+    let program = command.get_program().to_owned();
+    let spawned = match ends {
+        ChildEnds::Pipes(stdout, stderr) => {
+            command.stdout(stdout).stderr(stderr);
+            spawn_with_stdin(command, plan.stdin)
+        }
+        ChildEnds::Terminal(pts, _) => pty_process::blocking::Command::from(command)
+            .spawn(pts)
+            .map(|child| (child, None))
+            .map_err(|error| match error {
+                pty_process::Error::Io(error) => error,
+                error => io::Error::other(error),
+            }),
+    };
+    spawned.map_err(|error| rejected(format!("cannot run {program:?}: {error}")))
+}
+
+fn spawn_with_stdin(
     mut command: Command,
     stdin: Stdin,
 ) -> io::Result<(std::process::Child, Option<io::PipeWriter>)> {
     match stdin {
         Stdin::None => Ok((command.stdin(Stdio::null()).spawn()?, None)),
-        // `check` refuses a pipe, whose end nobody could send.
+        // `check` refuses `Stdin::Pipe`.
         Stdin::Pipe | Stdin::Open => {
             let (read, write) = io::pipe()?;
             Ok((command.stdin(read).spawn()?, Some(write)))
@@ -179,8 +221,8 @@ fn with_stdin(
     }
 }
 
-impl Living {
-    /// Sends a signal to the first process; SIGKILL to all.
+impl LiveChild {
+    /// Sends a signal to the first process, or SIGKILL to all processes.
     pub(super) fn signal(self, signal: Signal) -> io::Result<()> {
         if signal == Signal::KILL {
             self.kill();
@@ -189,7 +231,7 @@ impl Living {
         Ok(kill_process(self.first, signal)?)
     }
 
-    /// Kills all: the group, and the session of one with a terminal.
+    /// Kills the process group and, with a terminal, the session.
     pub(super) fn kill(self) {
         if self.tty {
             let _ = kill_process_group(self.first, Signal::KILL);
@@ -198,9 +240,11 @@ impl Living {
         let _ = kill_process_group(self.group, Signal::KILL);
     }
 
-    /// Kills what is in the session and not in its leader's group: the jobs of a shell.
+    /// Kills the processes of the session outside the leader's group.
+    ///
+    /// The jobs of a shell are such processes.
     fn kill_session(self) {
-        for _ in 0..SWEEPS {
+        for _ in 0..MAX_SESSION_SCANS {
             let Ok(processes) = std::fs::read_dir("/proc") else {
                 return;
             };
@@ -221,17 +265,17 @@ impl Living {
     }
 }
 
-/// Whether a process is in the session of `leader`, and has not ended.
+/// Returns true if a process is in the session of `leader` and has not exited.
 ///
-/// `getsid` is none for those of another namespace, which rustix does not foresee.
+/// `getsid` returns 0 for a session of another namespace, which rustix does not expect.
 fn is_alive_in(id: Pid, leader: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", id.as_raw_nonzero()));
-    // Before that is the process's name, which can hold anything.
+    // The field before the state is the process's name, which can contain any character.
     let Some((_, fields)) = stat.as_deref().unwrap_or_default().rsplit_once(") ") else {
         return false;
     };
     let mut fields = fields.split(' ');
-    let ended = fields.next().is_none_or(|state| matches!(state, "Z" | "X"));
+    let exited = fields.next().is_none_or(|state| matches!(state, "Z" | "X"));
     let session = fields.nth(2).and_then(|session| session.parse().ok());
-    !ended && session == Some(leader.as_raw_nonzero().get())
+    !exited && session == Some(leader.as_raw_nonzero().get())
 }

@@ -1,4 +1,4 @@
-//! What stands for a container: a process that is made, started, and has ended.
+//! The local counterpart of a container.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -7,31 +7,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::Stream;
 use tokio::sync::{oneshot, watch};
 
-use super::child::{Child, Living, Plan};
-use super::output::{self, Ends};
+use super::child::{Child, LiveChild, Plan};
+use super::output::{self, ChildEnds};
 use super::signals;
-use crate::runtime::{Chunk, CreateRequest, Inspection, LogConfig, RuntimeError, Status};
-use crate::{RootId, RunId, Timestamp};
+use crate::error::RuntimeError;
+use crate::runtime::{Chunk, CreateRequest, Inspection, LogConfig, Status};
+use crate::spec::{RootId, RunId};
+use crate::timestamp::Timestamp;
 
-/// What the thread needs that starts a process and waits for it.
-const STACK: usize = 256 << 10;
+/// Stack size of the thread that starts a process and waits for it.
+const STACK_BYTES: usize = 256 << 10;
 
-/// What others may wait for.
+/// The observable progress of a container.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Life {
+pub(super) struct Lifecycle {
     started_at: Option<Timestamp>,
     end: Option<End>,
-    /// Whether it cannot be started any more: it was, or failed to, or was removed.
+    /// True once the start has succeeded or failed, or the container is removed.
     settled: bool,
 }
 
-impl Life {
+impl Lifecycle {
     pub(super) fn is_over(&self) -> bool {
         self.end.is_some() || (self.settled && self.started_at.is_none())
     }
 }
 
-/// How it ended.
+/// The end of a process: its time, exit code and error.
 #[derive(Debug, Clone)]
 pub(super) struct End {
     at: Timestamp,
@@ -40,7 +42,7 @@ pub(super) struct End {
 }
 
 impl End {
-    /// `None`: it is not known.
+    /// Describes an exit status, or an unknown one.
     fn new(status: Option<ExitStatus>) -> Self {
         let (code, error) = match status.map(|status| (status.code(), status.signal())) {
             Some((Some(code), _)) => (Some(code.into()), None),
@@ -50,7 +52,10 @@ impl End {
             ),
             _ => (
                 None,
-                Some("its exit status was taken by something else in this process".into()),
+                Some(
+                    "the exit status is unknown: other code in this process reaped the child"
+                        .into(),
+                ),
             ),
         };
         Self {
@@ -65,31 +70,31 @@ pub(super) struct Container {
     pub(super) name: String,
     root: RootId,
     run: RunId,
-    life: watch::Sender<Life>,
+    life: watch::Sender<Lifecycle>,
     state: Mutex<State>,
 }
 
 struct State {
     stage: Stage,
-    /// Whether it is killed as soon as it runs.
-    doomed: bool,
+    /// True if the process is killed as soon as it runs.
+    kill_on_start: bool,
 }
 
 enum Stage {
-    Made(Box<Made>),
+    Created(Box<Prepared>),
     Starting,
-    /// Its start failed.
+    /// The start failed.
     Failed,
-    /// Not reaped before this is left: until then its ids are its own.
-    Running(Living),
-    Over,
+    /// The child is reaped only after this stage, so its ids are not reused during it.
+    Running(LiveChild),
+    Ended,
     Removed,
 }
 
-struct Made {
+struct Prepared {
     plan: Plan,
-    /// The child's ends of its output, where it was tapped.
-    ends: Option<Ends>,
+    /// The child's ends of the output, if the output is tapped.
+    ends: Option<ChildEnds>,
 }
 
 fn conflict<T>(operation: &'static str, reason: &str) -> Result<T, RuntimeError> {
@@ -101,7 +106,7 @@ fn conflict<T>(operation: &'static str, reason: &str) -> Result<T, RuntimeError>
 
 impl Container {
     pub(super) fn new(request: &CreateRequest<'_>) -> Self {
-        let made = Made {
+        let prepared = Prepared {
             plan: Plan::new(request.spec),
             ends: None,
         };
@@ -111,8 +116,8 @@ impl Container {
             run: request.run.clone(),
             life: watch::Sender::default(),
             state: Mutex::new(State {
-                stage: Stage::Made(Box::new(made)),
-                doomed: false,
+                stage: Stage::Created(Box::new(prepared)),
+                kill_on_start: false,
             }),
         }
     }
@@ -132,17 +137,17 @@ impl Container {
     pub(super) fn tap(
         &self,
     ) -> Result<impl Stream<Item = Result<Chunk, RuntimeError>> + Send + use<>, RuntimeError> {
-        const OPERATION: &str = "connect to its output";
+        const OPERATION: &str = "connect to the output of the process";
         let mut state = self.state();
-        let Stage::Made(made) = &mut state.stage else {
-            return conflict(OPERATION, "it was started already");
+        let Stage::Created(prepared) = &mut state.stage else {
+            return conflict(OPERATION, "the process is already started");
         };
-        if made.ends.is_some() {
-            return conflict(OPERATION, "its output is connected to already");
+        if prepared.ends.is_some() {
+            return conflict(OPERATION, "the output is already connected");
         }
-        let opened = output::open(made.plan.tty()).and_then(|(ends, sources)| {
+        let opened = output::open(prepared.plan.tty()).and_then(|(ends, sources)| {
             let tap = output::tap(sources, self.life.subscribe())?;
-            made.ends = Some(ends);
+            prepared.ends = Some(ends);
             Ok(tap)
         });
         opened.map_err(|error| RuntimeError::Rejected {
@@ -151,40 +156,40 @@ impl Container {
         })
     }
 
-    /// Has a thread start it, and wait for its end.
+    /// Starts the process on a thread that waits for its end.
     pub(super) fn start(
         self: &Arc<Self>,
     ) -> Result<oneshot::Receiver<Result<(), RuntimeError>>, RuntimeError> {
         const OPERATION: &str = "start the process";
         let mut state = self.state();
-        let made = match std::mem::replace(&mut state.stage, Stage::Starting) {
-            Stage::Made(made) => made,
+        let prepared = match std::mem::replace(&mut state.stage, Stage::Starting) {
+            Stage::Created(prepared) => prepared,
             other => {
                 state.stage = other;
-                return conflict(OPERATION, "it was started already");
+                return conflict(OPERATION, "the process is already started");
             }
         };
         let (reply, started) = oneshot::channel();
         let container = Arc::clone(self);
         let thread = std::thread::Builder::new()
             .name("moat-process".into())
-            .stack_size(STACK)
-            .spawn(move || container.see_through(*made, reply));
+            .stack_size(STACK_BYTES)
+            .spawn(move || container.supervise(*prepared, reply));
         if let Err(error) = thread {
             state.stage = Stage::Failed;
             drop(state);
             self.life.send_modify(|life| life.settled = true);
             return Err(RuntimeError::Rejected {
                 operation: OPERATION,
-                reason: format!("there is no thread for it: {error}"),
+                reason: format!("cannot start a thread: {error}"),
             });
         }
         Ok(started)
     }
 
-    /// Starts it, waits for its end, and kills what it has left.
-    fn see_through(&self, made: Made, reply: oneshot::Sender<Result<(), RuntimeError>>) {
-        let spawned = made.spawn();
+    /// Starts the process, waits for its end and kills the remaining processes.
+    fn supervise(&self, prepared: Prepared, reply: oneshot::Sender<Result<(), RuntimeError>>) {
+        let spawned = prepared.spawn();
         let mut state = self.state();
         let child = match spawned {
             Ok(child) => child,
@@ -196,9 +201,9 @@ impl Container {
                 return;
             }
         };
-        state.stage = Stage::Running(child.living());
-        if state.doomed {
-            child.living().kill();
+        state.stage = Stage::Running(child.live());
+        if state.kill_on_start {
+            child.live().kill();
         }
         drop(state);
         self.life.send_modify(|life| {
@@ -209,18 +214,18 @@ impl Container {
 
         child.wait();
         let mut state = self.state();
-        state.stage = Stage::Over;
+        state.stage = Stage::Ended;
         let end = End::new(child.reap());
         drop(state);
         self.life.send_modify(|life| life.end = Some(end));
     }
 
-    /// Kills it, now or as soon as it runs.
-    pub(super) fn doom(&self) {
+    /// Kills the process now, or as soon as it runs.
+    pub(super) fn kill(&self) {
         let mut state = self.state();
-        state.doomed = true;
-        if let Stage::Running(living) = &state.stage {
-            living.kill();
+        state.kill_on_start = true;
+        if let Stage::Running(live) = &state.stage {
+            live.kill();
         }
     }
 
@@ -229,43 +234,41 @@ impl Container {
         let Some(signal) = signals::parse(name) else {
             return Err(RuntimeError::Rejected {
                 operation: OPERATION,
-                reason: format!("{name:?} is no signal"),
+                reason: format!("unknown signal {name:?}"),
             });
         };
-        // It is not reaped while this is held.
+        // The child is not reaped while the state is locked.
         let state = self.state();
-        let Stage::Running(living) = &state.stage else {
-            return conflict(OPERATION, "it does not run");
+        let Stage::Running(live) = &state.stage else {
+            return conflict(OPERATION, "the process is not running");
         };
-        living
-            .signal(signal)
-            .map_err(|error| RuntimeError::Rejected {
-                operation: OPERATION,
-                reason: error.to_string(),
-            })
+        live.signal(signal).map_err(|error| RuntimeError::Rejected {
+            operation: OPERATION,
+            reason: error.to_string(),
+        })
     }
 
-    /// Waits for its end. `None`: it will have none.
-    pub(super) async fn ended(&self) -> Option<End> {
+    /// Waits for the end of the process. Returns `None` if it never starts.
+    pub(super) async fn wait_end(&self) -> Option<End> {
         let mut life = self.life.subscribe();
-        let life = life.wait_for(Life::is_over).await.ok()?;
+        let life = life.wait_for(Lifecycle::is_over).await.ok()?;
         life.end.clone()
     }
 
-    /// Waits until a start that is under way is through, and what it has started has ended.
-    pub(super) async fn settled(&self) {
+    /// Waits for a pending start, and for the end of a running process.
+    pub(super) async fn wait_stopped(&self) {
         let mut life = self.life.subscribe();
-        let waits = matches!(self.state().stage, Stage::Starting | Stage::Running(_));
-        if waits {
-            let _ = life.wait_for(Life::is_over).await;
+        let active = matches!(self.state().stage, Stage::Starting | Stage::Running(_));
+        if active {
+            let _ = life.wait_for(Lifecycle::is_over).await;
         }
     }
 
-    /// Success means that it does not run, and never will.
+    /// Removes a process that is not running. A removed process never starts.
     pub(super) fn remove(&self) -> Result<(), RuntimeError> {
         let mut state = self.state();
         if matches!(state.stage, Stage::Starting | Stage::Running(_)) {
-            return conflict("remove the process", "it runs");
+            return conflict("remove the process", "the process is running");
         }
         state.stage = Stage::Removed;
         drop(state);
@@ -296,16 +299,16 @@ impl Container {
     }
 }
 
-impl Made {
+impl Prepared {
     fn spawn(self) -> Result<Child, RuntimeError> {
         let ends = match self.ends {
             Some(ends) => ends,
-            // Nobody has asked for its output.
+            // The output is not tapped.
             None => {
                 let opened = output::open(self.plan.tty());
                 let (ends, sources) = opened.map_err(|error| RuntimeError::Rejected {
                     operation: "start the process",
-                    reason: format!("there is nothing to print to: {error}"),
+                    reason: format!("cannot open the output: {error}"),
                 })?;
                 output::drain(sources.into_iter().map(|(_, source)| source).collect());
                 ends

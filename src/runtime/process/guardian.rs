@@ -1,4 +1,4 @@
-//! What kills a process group when this process is no more.
+//! The guardian, which kills a process group after the death of this process.
 
 use std::io::{self, PipeWriter, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -8,18 +8,23 @@ use rustix::process::Pid;
 
 use super::output::Terminal;
 
-/// It waits until the pipe ends, which is when the process at its other end has died, and kills its
-/// own group, itself with it; before that, where it has a terminal, all that belongs to that.
+/// The guardian's script.
 ///
-/// A child with a terminal leaves the group for a session of its own before it is itself, and its
-/// id is not known up to then. But at each moment it is in the group, or has the terminal as its
-/// standard input, or is controlled by it. The guardian holds the terminal's other end, so that no
-/// hang-up takes that away first. `/proc` is Linux's: elsewhere the id of the session has to do.
+/// It reads a pipe until the process at the other end dies, and then kills its process group,
+/// including itself. With a terminal, it first kills every process of the terminal.
 ///
-/// A terminal's number is not its own: each container counts its terminals from 0. So it counts
-/// only together with a session that is known to be one of this terminal.
+/// A child with a terminal leaves the group for a new session before `exec`, and its id is unknown
+/// until `spawn` returns. But at each moment the child is in the group, has the terminal as its
+/// standard input, or is controlled by the terminal. The guardian holds the other end of the
+/// terminal, so that no hang-up detaches the child first. The search needs a Linux `/proc`. On
+/// other systems, the guardian relies on the id of the session.
 ///
-/// It ignores what its group may send to itself (`kill -USR1 0`), and says when it does. In `stat`, what comes before the last parenthesis is the process's name, and can be anything.
+/// A terminal number is not unique: each container numbers its terminals from 0. So a number
+/// counts only in a session that is known to use this terminal.
+///
+/// The guardian ignores signals that its group may send to itself (`kill -USR1 0`), and reports
+/// once it does. In `/proc/PID/stat`, the text before the last parenthesis is the process's name,
+/// which can contain any character.
 const SCRIPT: &str = r#"
 trap '' HUP INT QUIT PIPE ALRM TERM USR1 USR2 TSTP TTIN TTOU
 echo ready >&2
@@ -44,34 +49,34 @@ while [ -n "$terminal" ] && [ $passes -lt 20 ]; do
         fi
         kill -s KILL "$pid" && found=yes
     done
-    # What was forked in the middle of one pass is found by the next.
+    # A process that is forked during one pass is found by the next.
     [ -n "$found" ] || [ $passes -lt 2 ] || break
 done
 kill -s KILL 0
 "#;
 
-/// The leader of a process group, which is guarded from its first process on: they join it.
+/// The leader of a process group, which the child joins.
 ///
-/// Until it is reaped its id is that of no other group, so that it can be used to kill.
+/// Until the guardian is reaped, the id of the group is not reused, so the group can be killed.
 pub(super) struct Guardian {
     child: Child,
-    /// It ends with this process, or when this is dropped.
+    /// The pipe that the guardian reads. It closes on drop, or when this process dies.
     pipe: PipeWriter,
 }
 
 impl Guardian {
     pub(super) fn spawn(terminal: Option<&Terminal>) -> io::Result<Self> {
-        let (ours, pipe) = io::pipe()?;
-        let (mut ready, says_so) = io::pipe()?;
+        let (stdin, pipe) = io::pipe()?;
+        let (mut ready, ready_writer) = io::pipe()?;
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", SCRIPT, "moat-guardian"])
             .env_clear()
             .current_dir("/")
             .process_group(0)
-            .stdin(ours)
+            .stdin(stdin)
             .stdout(Stdio::null())
-            .stderr(says_so);
+            .stderr(ready_writer);
         if let Some(Terminal { path, number, pty }) = terminal {
             command.arg(path).arg(number.to_string());
             command.stdout(pty.try_clone()?);
@@ -88,17 +93,17 @@ impl Guardian {
         Ok(guardian)
     }
 
-    /// The group: that of the guardian.
+    /// Returns the process group of the guardian.
     pub(super) fn group(&self) -> Pid {
         Pid::from_child(&self.child)
     }
 
-    /// Tells it who leads the terminal's session.
+    /// Sends the guardian the id of the terminal's session leader.
     pub(super) fn watch(&mut self, leader: Pid) -> io::Result<()> {
         writeln!(self.pipe, "{}", leader.as_raw_nonzero())
     }
 
-    /// Kills what is left of the group, the guardian with it, and reaps that.
+    /// Kills the remaining processes of the group, and reaps the guardian.
     pub(super) fn end(mut self) {
         let _ = rustix::process::kill_process_group(self.group(), rustix::process::Signal::KILL);
         let _ = self.child.wait();

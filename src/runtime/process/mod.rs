@@ -1,78 +1,100 @@
-//! Local child processes in the place of containers: no engine, no image, and **no isolation**.
+//! Local child processes instead of containers, **without isolation**.
 //!
-//! A run's command is a child of this process, with this process's user, file system, network and
-//! privileges. It can do all that this process can do. What moat does for it is the rest: the same
-//! life, the same audit file, the same outcome as for a container.
+//! There is no engine and no image. The command of a run is a child of this process. It has the
+//! user, file system, network and privileges of this process, and can do everything that this
+//! process can do. A run has the same states, audit file and outcome as with containers.
 //!
 //! ```
-//! use moat::{Manager, Process, RunSpec, Shutdown, Verdict};
+//! use moat::{Manager, Process, RunSpec, ShutdownMode, Verdict};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> moat::Result<()> {
-//! # let folder = tempfile::tempdir().unwrap();
-//! let manager = Manager::open(folder.path().join("runs"), Process::new()).await?;
+//! # let dir = tempfile::tempdir().unwrap();
+//! let manager = Manager::open(dir.path().join("runs"), LocalProcess::new()).await?;
 //! let spec = RunSpec::command(["sh", "-c", "echo a; echo b >&2; exit 7"]);
 //! let outcome = manager.start(spec).await?.wait().await?;
 //! assert_eq!(outcome.code(), Some(7));
 //! assert_eq!(outcome.sealed().map(|seal| seal.verdict), Some(Verdict::Complete));
-//! manager.shutdown(Shutdown::Stop).await;
+//! manager.shutdown(ShutdownMode::Stop).await;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # What a process gets
+//! # Environment of a process
 //!
-//! - **Command**: entrypoint and command, one after the other, of which there must be something.
-//!   It is started directly, without a shell. A name without a `/` is looked for in the `PATH`
-//!   that the process gets.
-//! - **Environment**: what the spec says, and from this process `PATH` and `HOME` alone, unless
-//!   the spec sets them; with a terminal, `TERM=xterm`. It inherits nothing else.
-//! - **Working directory**: the spec's, else that of this process.
-//! - **Standard input**: nothing ([`Stdin::None`](crate::Stdin::None): `/dev/null`), or a pipe that
-//!   stays open and silent ([`Stdin::Open`](crate::Stdin::Open)); with a terminal, the terminal.
-//!   Nobody can write to it: there is no [`Stdin::Pipe`](crate::Stdin::Pipe). Nor are there further
-//!   processes, or other sizes of a terminal.
-//! - **Output**: a pipe for each stream, or a real pseudo-terminal of 80 columns and 24 rows, the
-//!   controlling terminal of a session of its own. A process without one stays in the session of
-//!   this one, in a process group of its own.
+//! - **Command**: the entrypoint followed by the command, which must not both be empty. The program
+//!   is started directly, without a shell. A name without a `/` is looked up in the `PATH` of the
+//!   new process.
+//! - **Environment**: the variables of the spec. `PATH` and `HOME` default to those of this
+//!   process, and `TERM` to `xterm` with a terminal. Nothing else is inherited.
+//! - **Working directory**: that of the spec, or else that of this process.
+//! - **Standard input**: `/dev/null` with [`Stdin::None`](crate::spec::Stdin::None), or a pipe that stays
+//!   open and empty with [`Stdin::Open`](crate::spec::Stdin::Open). With a terminal, it is the terminal.
+//!   The input cannot be written, so [`Stdin::Pipe`](crate::spec::Stdin::Pipe) is rejected. A terminal
+//!   cannot be resized, and `exec` is not supported.
+//! - **Output**: a pipe for each stream, or a pseudo-terminal of 80 columns and 24 rows, which is
+//!   the controlling terminal of a new session. Without a terminal, the process stays in the
+//!   session of this process, in a new process group.
+//! - **Signals**: default dispositions and an empty signal mask, whatever this process ignores or
+//!   blocks. See [below](#signals-that-this-process-ignores).
 //!
-//! All else that a spec can say of a container is refused, by name, when a run is started.
+//! A start rejects, by field name, every other setting that only a container supports.
 //!
-//! # How it ends
+//! # End of a process
 //!
-//! As in a container, the end of the first process is the end of all: what is left of its process
-//! group is killed. A stop sends its signal to the first process; SIGKILL goes to the whole group.
-//! A process that a signal has ended has the code 128 and the signal's number, as with engines, and
-//! the signal's name is the error of the [`Exit`](crate::Exit).
+//! As in a container, the run ends with its first process. The remaining processes of its process
+//! group are killed. A stop sends its signal to the first process, and SIGKILL to the whole group.
+//! A process that is ended by a signal has the exit code 128 plus the signal's number, as with
+//! engines. The error of the [`Exit`](crate::outcome::Exit) names the signal.
 //!
-//! A process leaves its group by making a session or a group of its own: with `setsid`, as daemons
-//! do, or as the job of a shell with job control. **What has left the group is not killed**, but
-//! for what is still in the session of a terminal, on Linux. Where it holds the output open, the
-//! capture ends 2 s after the run, and that is a gap. Nor can be killed what has become another
-//! user's, as with `sudo`, unless this process is root's.
+//! A process leaves the group if it creates a session or another group. Daemons do so with
+//! `setsid`, and shells with job control do so for their jobs. **A process outside the group is not
+//! killed**, except, on Linux, in the session of a terminal. If a process outside the
+//! group holds the output open, the capture ends 2 s after the run and records a gap. A process
+//! that runs as another user, as with `sudo`, can be killed only if this process runs as root.
 //!
-//! # How long it lives
+//! # Lifetime
 //!
-//! No process outlives the last clone of its [`Process`], which its manager holds: dropping it
-//! kills what still runs. When this process is killed, even with SIGKILL, a guardian (`/bin/sh`,
-//! the leader of the process group, which reads from a pipe that ends with this process) kills the
-//! group. What has a terminal is found by that, where there is `/proc`; elsewhere there is a moment,
-//! between the start of such a process and its guardian's knowing of it, when only the hang-up of
-//! the terminal ends it.
+//! A process never outlives the last clone of its [`LocalProcess`], which the manager holds. Dropping
+//! the last clone kills the running processes. If this process is killed, even with SIGKILL, a
+//! guardian kills the group. The guardian is a `/bin/sh` that leads the process group and reads
+//! from a pipe that ends with this process. It finds the processes of a terminal in `/proc`. On
+//! systems without a Linux `/proc`, the guardian learns the id of such a process a moment after the
+//! start. Until then, only the hang-up of the terminal ends the process.
 //!
-//! So [`Shutdown::Leave`](crate::Shutdown) stops the runs of this runtime, too, and a detached run
-//! is refused. A run whose process has died without that is sealed by the next opening of its root
-//! as lost, with what was captured, and a gap: what was in a pipe then is gone with it.
+//! For this reason, [`ShutdownMode::Leave`](crate::manager::Shutdown) stops the runs of this runtime, and a
+//! detached run is rejected. If this process dies, the next open of the root seals the run as lost,
+//! with the captured output and a gap. Bytes that were still in a pipe are lost.
 //!
-//! # What its audit stands on
+//! # Signals that this process ignores
 //!
-//! There is no log behind the tap. But unlike a connection to an engine, a pipe loses nothing, and
-//! its end says that nobody can write to it any more: evidence `eof`. A tap that is given up,
-//! because the sink stalls, is read on and thrown away, and leaves a gap.
+//! A background job of a shell ignores SIGINT and SIGQUIT, and a process under `nohup` ignores
+//! SIGHUP. A child inherits ignored signals, so a stop by such a signal would have no effect.
+//! Before each start, this runtime installs a handler that does nothing for every signal that this
+//! process ignores. `exec` resets the handler to the default in the child. The handler affects this
+//! process:
+//!
+//! - The signal still has no effect, but a blocking system call may fail with `EINTR`.
+//! - Other children of this process start with the default disposition, too.
+//! - If this process ignored SIGCHLD, children that it never waits for stay as zombies.
+//!
+//! Nothing changes for a process that ignores only SIGPIPE, which the standard library resets in
+//! each child. These ignored signals are still inherited:
+//!
+//! - SIGTTIN and SIGTTOU, because a handler would make terminal calls restart forever.
+//! - SIGILL, SIGFPE and SIGSEGV, for which tokio installs no handlers.
+//! - All signals on systems without a Linux `/proc`, which reports the ignored signals.
+//!
+//! # Evidence
+//!
+//! There is no log beside the tap. Unlike a connection to an engine, a pipe loses nothing, and its
+//! end proves that every write end is closed. The evidence is `eof`. If a stalled sink makes moat
+//! abandon the tap, the rest of the output is read and discarded, and the audit has a gap.
 
 mod check;
 mod child;
 mod container;
+mod dispositions;
 mod guardian;
 mod output;
 mod signals;
@@ -88,38 +110,41 @@ use tokio::time::timeout;
 
 use self::container::Container;
 use super::{
-    Archive, Capabilities, Continuity, CreateRequest, Created, Engine, Found, Inspection,
-    LogsRequest, OutputStream, Runtime, RuntimeError, WaitStatus,
+    Archive, Capabilities, Continuity, CreateRequest, Created, EngineInfo, Inspection, LogsRequest,
+    OutputStream, OwnedContainer, Runtime, WaitStatus,
 };
-use crate::{ContainerId, Result, RootId, RunSpec};
+use crate::error::{Result, RuntimeError};
+use crate::spec::{ContainerId, RootId, RunSpec};
 
-/// The bound of each call that has one.
-const BOUND: Duration = Duration::from_secs(30);
+/// Timeout of a start and of a forced removal.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Local child processes in the place of containers. **It isolates nothing**: see the
-/// [module's documentation](self).
+/// A runtime of local child processes instead of containers, **without isolation**.
 ///
-/// A clone is the same runtime. Dropping the last one kills what it has started.
+/// Processes start with default signal dispositions and an empty signal mask. See the
+/// [module's documentation](self) for the environment, the end and the lifetime of a process.
+///
+/// All clones share one runtime. Dropping the last clone kills the running processes.
 #[derive(Clone, Default)]
-pub struct Process {
-    local: Arc<Local>,
+pub struct LocalProcess {
+    shared: Arc<Shared>,
 }
 
-/// What dies with the last clone.
+/// The state that all clones share.
 #[derive(Default)]
-struct Local {
+struct Shared {
     containers: Mutex<HashMap<ContainerId, Arc<Container>>>,
 }
 
-impl Drop for Local {
+impl Drop for Shared {
     fn drop(&mut self) {
         for container in self.containers().values() {
-            container.doom();
+            container.kill();
         }
     }
 }
 
-impl Local {
+impl Shared {
     fn containers(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<Container>>> {
         self.containers
             .lock()
@@ -127,20 +152,20 @@ impl Local {
     }
 }
 
-impl fmt::Debug for Process {
+impl fmt::Debug for LocalProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Process").finish_non_exhaustive()
+        f.debug_struct("LocalProcess").finish_non_exhaustive()
     }
 }
 
-impl Process {
-    /// A runtime that has started nothing yet.
+impl LocalProcess {
+    /// Creates a runtime without processes.
     pub fn new() -> Self {
         Self::default()
     }
 
     fn container(&self, id: &ContainerId) -> Result<Arc<Container>, RuntimeError> {
-        let container = self.local.containers().get(id).cloned();
+        let container = self.shared.containers().get(id).cloned();
         container.ok_or_else(|| missing(id))
     }
 }
@@ -148,7 +173,7 @@ impl Process {
 fn missing(id: &ContainerId) -> RuntimeError {
     RuntimeError::NotFound {
         operation: "find the process",
-        reason: format!("this runtime has not started {id}"),
+        reason: format!("this runtime has no process {id}"),
     }
 }
 
@@ -160,7 +185,7 @@ fn unsupported<T>(operation: &'static str) -> Result<T, RuntimeError> {
 }
 
 #[async_trait]
-impl Runtime for Process {
+impl Runtime for LocalProcess {
     fn name(&self) -> &'static str {
         "process"
     }
@@ -169,9 +194,9 @@ impl Runtime for Process {
         Capabilities::NONE.with_tap().with_transience()
     }
 
-    async fn engine(&self) -> Result<Engine, RuntimeError> {
+    async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
         let system = rustix::system::uname();
-        Ok(Engine::new(
+        Ok(EngineInfo::new(
             system.sysname().to_string_lossy(),
             system.release().to_string_lossy(),
         ))
@@ -188,11 +213,11 @@ impl Runtime for Process {
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
         let id = ulid::Ulid::generate().to_string().to_ascii_lowercase();
         let container = ContainerId::new(format!("process-{id}"));
-        let mut containers = self.local.containers();
+        let mut containers = self.shared.containers();
         if containers.values().any(|other| other.name == request.name) {
             return Err(RuntimeError::Conflict {
                 operation: "create the container",
-                reason: format!("there is one called {}", request.name),
+                reason: format!("the name {} is in use", request.name),
             });
         }
         containers.insert(container.clone(), Arc::new(Container::new(&request)));
@@ -202,27 +227,33 @@ impl Runtime for Process {
         })
     }
 
-    async fn tap(&self, container: &ContainerId, _tty: bool) -> Result<OutputStream, RuntimeError> {
+    async fn attach(
+        &self,
+        container: &ContainerId,
+        _tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
         Ok(self.container(container)?.tap()?.boxed())
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {
-        let started = self.container(container)?.start()?;
-        match timeout(BOUND, started).await {
+        let container = self.container(container)?;
+        dispositions::handle_ignored();
+        let started = container.start()?;
+        match timeout(CALL_TIMEOUT, started).await {
             Ok(Ok(started)) => started,
             Ok(Err(_)) => Err(RuntimeError::Broken {
                 operation: "start the process",
-                reason: "the thread that was to start it is gone".into(),
+                reason: "the thread that starts the process has ended".into(),
             }),
             Err(_) => Err(RuntimeError::Timeout {
                 operation: "start the process",
-                after: BOUND,
+                after: CALL_TIMEOUT,
             }),
         }
     }
 
     async fn wait(&self, container: &ContainerId) -> Result<WaitStatus, RuntimeError> {
-        let end = self.container(container)?.ended().await;
+        let end = self.container(container)?.wait_end().await;
         let end = end.ok_or_else(|| missing(container))?;
         Ok(WaitStatus {
             code: end.code,
@@ -244,7 +275,7 @@ impl Runtime for Process {
         _request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError> {
         self.container(container)?;
-        unsupported("read output again")
+        unsupported("read earlier output")
     }
 
     async fn signal(&self, container: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
@@ -254,25 +285,28 @@ impl Runtime for Process {
     async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError> {
         let container = self.container(id)?;
         if force {
-            container.doom();
-            if timeout(BOUND, container.settled()).await.is_err() {
+            container.kill();
+            if timeout(CALL_TIMEOUT, container.wait_stopped())
+                .await
+                .is_err()
+            {
                 return Err(RuntimeError::Timeout {
                     operation: "kill the process",
-                    after: BOUND,
+                    after: CALL_TIMEOUT,
                 });
             }
         }
         container.remove()?;
-        self.local.containers().remove(id);
+        self.shared.containers().remove(id);
         Ok(())
     }
 
-    async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
-        let containers = self.local.containers();
+    async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError> {
+        let containers = self.shared.containers();
         let found = containers
             .iter()
             .filter(|(_, container)| container.root() == root)
-            .map(|(id, container)| Found {
+            .map(|(id, container)| OwnedContainer {
                 container: id.clone(),
                 run: container.run().clone(),
                 status: container.inspect().status,
@@ -285,7 +319,7 @@ impl Runtime for Process {
         _container: &ContainerId,
         _path: &str,
     ) -> Result<Archive, RuntimeError> {
-        unsupported("copy files: it shares its own with this process")
+        unsupported("copy files, because a process uses the files of this machine")
     }
 
     async fn copy_in(
@@ -294,6 +328,6 @@ impl Runtime for Process {
         _path: &str,
         _archive: Archive,
     ) -> Result<(), RuntimeError> {
-        unsupported("copy files: it shares its own with this process")
+        unsupported("copy files, because a process uses the files of this machine")
     }
 }

@@ -1,4 +1,4 @@
-//! The names of signals.
+//! Names of signals.
 
 use rustix::process::Signal;
 
@@ -33,7 +33,7 @@ const NAMES: &[(&str, Signal)] = &[
     ("SYS", Signal::SYS),
 ];
 
-/// The signal that `name` means: `SIGTERM`, `TERM` or `15`.
+/// Parses a signal such as `SIGTERM`, `TERM` or `15`.
 pub(super) fn parse(name: &str) -> Option<Signal> {
     let bare = name.strip_prefix("SIG").unwrap_or(name);
     let number = name.parse().ok();
@@ -43,7 +43,7 @@ pub(super) fn parse(name: &str) -> Option<Signal> {
         .map(|(_, signal)| *signal)
 }
 
-/// What a signal is called.
+/// Returns the name of a signal number.
 pub(super) fn name(number: i32) -> String {
     match NAMES.iter().find(|(_, signal)| signal.as_raw() == number) {
         Some((name, _)) => format!("SIG{name}"),
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_has_a_name_a_short_one_and_a_number() {
+    fn signals_parse_from_names_and_numbers() {
         for text in ["SIGTERM", "TERM", "15"] {
             assert_eq!(parse(text), Some(Signal::TERM), "{text}");
         }

@@ -7,7 +7,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Break;
-use crate::runtime::{Chunk, OutputStream, RuntimeError};
+use crate::error::RuntimeError;
+use crate::runtime::{Chunk, OutputStream};
 
 /// How the scripted engine is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

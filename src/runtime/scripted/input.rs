@@ -9,7 +9,7 @@ use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 
 use super::Container;
-use crate::Stream;
+use crate::outcome::Stream;
 use crate::runtime::Status;
 
 /// The input of a container.

@@ -9,11 +9,11 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let folder = tempfile::tempdir()?;
+//! # let dir = tempfile::tempdir()?;
 //! let runtime = Scripted::new();
 //! runtime.next(Script::new().stdout("hello\n").stderr("world\n").exit(7));
 //!
-//! let manager = Manager::open(folder.path().join("runs"), runtime).await?;
+//! let manager = Manager::open(dir.path().join("runs"), runtime).await?;
 //! let outcome = manager.start(RunSpec::new("any")).await?.wait().await?;
 //! assert_eq!(outcome.code(), Some(7));
 //! assert_eq!(outcome.sealed().map(|seal| seal.verdict), Some(Verdict::Complete));
@@ -31,7 +31,7 @@
 //!   give a stream that breaks;
 //! - with the engine: [`Scripted::link`] takes it down or makes it silent for every call,
 //!   [`Scripted::drop_connections`] cuts what is open, [`Scripted::restart`] and
-//!   [`Scripted::remove_by_others`] do what its operator and its other clients do.
+//!   [`Scripted::remove_externally`] do what its operator and its other clients do.
 //!
 //! A test of your own code starts like this one: here the tap breaks in the middle of a line, and
 //! all that was printed is audited all the same.
@@ -40,11 +40,11 @@
 //! use std::sync::Arc;
 //! use moat::runtime::scripted::{Break, Call, Fault, Script, Scripted, Source};
 //! use moat::sink::Memory;
-//! use moat::{Manager, RunSpec, Shutdown, Stream, Verdict};
+//! use moat::{Manager, RunSpec, ShutdownMode, Stream, Verdict};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let folder = tempfile::tempdir()?;
+//! # let dir = tempfile::tempdir()?;
 //! let engine = Scripted::new();
 //! // What each container of this image does.
 //! let script = Script::new().stdout("one\ntwo\n").break_at(Source::Tap, 5, Break::Error);
@@ -53,7 +53,7 @@
 //! engine.fault(Call::Inspect, Fault::AnswerLost);
 //!
 //! let memory = Memory::new();
-//! let manager = Manager::builder(folder.path().join("runs"), engine.clone())
+//! let manager = Manager::builder(dir.path().join("runs"), engine.clone())
 //!     .sink(memory.clone())
 //!     .open()
 //!     .await?;
@@ -62,7 +62,7 @@
 //!
 //! assert_eq!(outcome.sealed().map(|seal| seal.verdict), Some(Verdict::Complete));
 //! assert_eq!(memory.output(run.id(), Stream::Stdout), b"one\ntwo\n");
-//! manager.shutdown(Shutdown::Stop).await; // a container goes shortly after its seal
+//! manager.shutdown(ShutdownMode::Stop).await; // a container goes shortly after its seal
 //! assert_eq!(engine.containers(), 0);
 //! # Ok(())
 //! # }
@@ -88,14 +88,16 @@ pub use script::{Break, Script, Source};
 use self::connection::Connections;
 
 use super::{
-    Archive, Capabilities, Chunk, Continuity, CreateRequest, Created, Engine, ExecId,
-    ExecInspection, Execed, Fidelity, Found, Health, InputWriter, Inspection, LogsRequest, Marked,
-    OutputStream, Runtime, RuntimeError, Status, Usage, WaitStatus,
+    Archive, Capabilities, Chunk, Continuity, CreateRequest, Created, EngineInfo, ExecId,
+    ExecInspection, Health, InputWriter, Inspection, LabeledContainer, LogFidelity, LogsRequest,
+    OutputStream, OwnedContainer, Runtime, StartedExec, Status, WaitStatus,
 };
-use crate::{
-    Backstop, ContainerId, ExecSpec, RootId, RunId, RunSpec, Settings, Stdin, Stream, Timestamp,
-    WindowSize,
+use crate::error::RuntimeError;
+use crate::outcome::{Stream, Usage};
+use crate::spec::{
+    Backstop, ContainerId, ExecSpec, RootId, RunId, RunSpec, Settings, Stdin, WindowSize,
 };
+use crate::timestamp::Timestamp;
 
 /// A call of the [`Runtime`] trait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -107,9 +109,9 @@ pub enum Call {
     Prepare,
     /// [`Runtime::create`].
     Create,
-    /// [`Runtime::tap`].
+    /// [`Runtime::attach`].
     Tap,
-    /// [`Runtime::watch`].
+    /// [`Runtime::attach_running`].
     Watch,
     /// [`Runtime::start`].
     Start,
@@ -281,7 +283,7 @@ impl Scripted {
     }
 
     /// There is no such image, and it cannot be pulled.
-    pub fn lack_image(&self, image: impl Into<String>) {
+    pub fn remove_image(&self, image: impl Into<String>) {
         self.world().lacking.insert(image.into());
     }
 
@@ -328,12 +330,12 @@ impl Scripted {
     }
 
     /// Forgets the faults that no call has met yet.
-    pub fn heal(&self) {
+    pub fn clear_faults(&self) {
         self.world().faults.clear();
     }
 
     /// What tells this engine from others, from now on. Default: it does not say.
-    pub fn identify(&self, id: impl Into<String>) {
+    pub fn set_engine_id(&self, id: impl Into<String>) {
         self.world().id = Some(id.into());
     }
 
@@ -364,7 +366,7 @@ impl Scripted {
     }
 
     /// Moves the deadlines of all containers back, as if that much time had passed for them.
-    pub fn age(&self, by: std::time::Duration) {
+    pub fn advance_deadlines(&self, by: std::time::Duration) {
         for container in self.world().containers.values_mut() {
             container.deadline = container
                 .deadline
@@ -373,7 +375,7 @@ impl Scripted {
     }
 
     /// Removes the container of a run by force, as another client of the engine would.
-    pub fn remove_by_others(&self, run: &RunId) {
+    pub fn remove_externally(&self, run: &RunId) {
         let mut world = self.world();
         world.containers.retain(|_, container| {
             if container.run != *run {
@@ -388,7 +390,7 @@ impl Scripted {
     }
 
     /// Starts the container of a run again, as another client of the engine would.
-    pub fn start_by_others(&self, run: &RunId) {
+    pub fn start_externally(&self, run: &RunId) {
         let world = self.world();
         for container in world.containers.values() {
             if container.run == *run {
@@ -532,18 +534,18 @@ impl Runtime for Scripted {
             .with_exec()
     }
 
-    async fn engine(&self) -> Result<Engine, RuntimeError> {
+    async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
         if self.enter(Call::Engine).await?.lost {
             return lost("tell its version");
         }
-        let engine = Engine::new("Scripted", "1");
+        let engine = EngineInfo::new("Scripted", "1");
         Ok(match self.world().id.clone() {
             Some(id) => engine.with_id(id),
             None => engine,
         })
     }
 
-    fn validate(&self, _spec: &RunSpec) -> crate::Result<()> {
+    fn validate(&self, _spec: &RunSpec) -> crate::error::Result<()> {
         Ok(())
     }
 
@@ -593,7 +595,7 @@ impl Runtime for Scripted {
         })
     }
 
-    async fn tap(&self, id: &ContainerId, _tty: bool) -> Result<OutputStream, RuntimeError> {
+    async fn attach(&self, id: &ContainerId, _tty: bool) -> Result<OutputStream, RuntimeError> {
         let ill = self.enter(Call::Tap).await?;
         let container = self.container(id)?;
         if ill.lost {
@@ -603,7 +605,11 @@ impl Runtime for Scripted {
         Ok(self.connections.carry(Self::output(container), cut))
     }
 
-    async fn watch(&self, id: &ContainerId, _tty: bool) -> Result<OutputStream, RuntimeError> {
+    async fn attach_running(
+        &self,
+        id: &ContainerId,
+        _tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
         let ill = self.enter(Call::Watch).await?;
         let container = self.container(id)?;
         if ill.lost {
@@ -685,7 +691,7 @@ impl Runtime for Scripted {
             });
         inspection.image_digest = Some("sha256:scripted".into());
         inspection.log.driver = "scripted".into();
-        inspection.log.fidelity = container.has_log.then_some(Fidelity::Exact);
+        inspection.log.fidelity = container.has_log.then_some(LogFidelity::Lossless);
         Ok(inspection)
     }
 
@@ -771,7 +777,7 @@ impl Runtime for Scripted {
         Ok(())
     }
 
-    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<Execed, RuntimeError> {
+    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<StartedExec, RuntimeError> {
         let ill = self.enter(Call::Exec).await?;
         let around = self.container(id)?;
         if around.status(*around.life.borrow()) != Status::Running {
@@ -803,7 +809,7 @@ impl Runtime for Scripted {
         }
         let cut = ill.cut.or(exec.script.tap);
         let output = self.connections.carry(Self::output(exec.clone()), cut);
-        let execed = Execed::new(name, output);
+        let execed = StartedExec::new(name, output);
         Ok(match exec.stdin {
             Stdin::None => execed,
             stdin => execed.with_input(Box::pin(input::Input::new(exec, stdin == Stdin::Pipe))),
@@ -879,7 +885,7 @@ impl Runtime for Scripted {
         Ok(())
     }
 
-    async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
+    async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError> {
         if self.enter(Call::Find).await?.lost {
             return lost("list the containers");
         }
@@ -888,7 +894,7 @@ impl Runtime for Scripted {
             .containers
             .iter()
             .filter(|(_, container)| container.root == *root)
-            .map(|(id, container)| Found {
+            .map(|(id, container)| OwnedContainer {
                 container: id.clone(),
                 run: container.run.clone(),
                 status: container.status(*container.life.borrow()),
@@ -896,14 +902,14 @@ impl Runtime for Scripted {
             .collect())
     }
 
-    async fn find_all(&self) -> Result<Vec<Marked>, RuntimeError> {
+    async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
         self.enter(Call::FindAll).await?;
         let world = self.world();
         let marked = world.containers.iter().map(|(id, container)| {
             let status = container.status(*container.life.borrow());
-            Marked {
+            LabeledContainer {
                 deadline: container.deadline,
-                ..Marked::new(
+                ..LabeledContainer::new(
                     id.clone(),
                     container.root.clone(),
                     container.run.clone(),

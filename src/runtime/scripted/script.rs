@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::outcome::Stream;
 use crate::runtime::{Health, PublishedPort};
-use crate::{Protocol, Stream};
+use crate::spec::Protocol;
 
 /// What a container of [`Scripted`](super::Scripted) does.
 #[derive(Debug, Clone, Default)]

@@ -13,15 +13,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Durability, Jsonl};
+use crate::audit::{
+    Batch, Event, LogState, Output, Reader, Record, RecordRef, Resume, ResumeCause, Start, verify,
+};
 use crate::disk::image::{Image, Medium, put, scratch, take};
 use crate::disk::journal::{Change, Journal, Op};
-use crate::disk::{create_folder, open_to_write};
-use crate::sink::audit::{LogState, Reader, Record, verify};
-use crate::sink::{
-    Batch, Event, LogSink, Output, RecordRef, Resume, ResumeCause, Resumed, RunLog, RunPlace, Start,
-};
-use crate::{PerStream, RunId, Seal, Stream};
+use crate::disk::{create_dir, open_to_write};
+use crate::outcome::{PerStream, Seal, Stream};
+use crate::sink::jsonl::{Durability, Jsonl};
+use crate::sink::{LogSink, Resumed, RunLog, RunPlace};
+use crate::spec::RunId;
 
 const LOG: &str = "root/run/logs.jsonl";
 const TS: &str = "2026-11-22T18:23:25.491211661Z";
@@ -169,7 +170,7 @@ impl Story {
     }
 
     fn open(&mut self) {
-        create_folder(&self.disk.path().join("root/run")).unwrap();
+        create_dir(&self.disk.path().join("root/run")).unwrap();
         let log = wait(self.sink.open(&place(self.disk.path()), &start()));
         self.log = Some(log.unwrap());
         self.promised(true);
@@ -277,7 +278,7 @@ struct Whole {
 
 /// How many images were reopened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tried {
+struct CaseResult {
     /// That a process left which was killed, at any byte of a write.
     killed: usize,
     /// That a failure of the power left.
@@ -286,7 +287,7 @@ struct Tried {
     again: usize,
 }
 
-impl Tried {
+impl CaseResult {
     /// Not so few that the model has ceased to look.
     fn at_least(self, killed: usize, failed: usize, again: usize) {
         let enough = self.killed >= killed && self.failed >= failed && self.again >= again;
@@ -319,7 +320,7 @@ impl Life {
     /// Reopens every image that a crash may leave.
     ///
     /// `sector` is the size of the sectors, `second` that when the power fails for a second time.
-    fn crash(&self, sector: usize, second: usize) -> Tried {
+    fn crash(&self, sector: usize, second: usize) -> CaseResult {
         let mut killed = Cases::default();
         let mut failed = Cases::default();
         let mut again = Cases::default();
@@ -346,7 +347,7 @@ impl Life {
             self.check(cases, true);
         }
         self.check(&again, false);
-        Tried {
+        CaseResult {
             killed: killed.0.len(),
             failed: failed.0.len(),
             again: again.0.len(),
@@ -613,10 +614,10 @@ impl Whole {
     fn check(&self, image: &Image, case: &Case, whole: bool) {
         let _context = Context { image, case };
         let mut reopened = Reopened::of(image);
-        let folder = place(reopened.disk.path()).folder;
-        if !folder.is_dir() {
+        let dir = place(reopened.disk.path()).dir;
+        if !dir.is_dir() {
             // The manager makes it again.
-            fs::create_dir(&folder).unwrap();
+            fs::create_dir(&dir).unwrap();
         }
         if let Some(Some(bytes)) = image.get(Path::new(LOG))
             && (self.looked_at.lock().unwrap().insert(bytes.clone()) || whole)
@@ -771,7 +772,7 @@ fn a_seal_behind_lost_records_is_refused_and_a_seal_that_is_lost_itself_is_made_
                 put(&image, disk.path());
                 let resumed = wait(Jsonl::new().resume(&place(disk.path()), Box::new(|_| {})));
                 assert!(
-                    matches!(resumed, Err(crate::Error::Damaged { .. })),
+                    matches!(resumed, Err(crate::error::Error::Damaged { .. })),
                     "{from}..{to}: {resumed:?}"
                 );
                 assert_eq!(take(disk.path()), image);

@@ -4,14 +4,13 @@ use std::io;
 
 use sha2::{Digest, Sha256};
 
-use super::output::OutputText;
-use super::witness::Written;
-use crate::Seal;
-use crate::sink::audit::Tally;
-use crate::sink::audit::line::{SEAL_KEY, hex};
-use crate::sink::audit::lines::LONGEST_LINE;
-use crate::sink::audit::scan::Mark;
-use crate::sink::{Event, RecordRef, Start};
+use crate::audit::line::{SEAL_KEY, hex};
+use crate::audit::lines::LONGEST_LINE;
+use crate::audit::scan::Mark;
+use crate::audit::{Event, RecordRef, Start, Tally};
+use crate::outcome::Seal;
+use crate::sink::jsonl::output::OutputText;
+use crate::sink::jsonl::witness::StdinChunk;
 
 /// A `check` record follows the first record that ends so many bytes behind the last one. (In
 /// tests of what a crash leaves, a file is short: all of it is tried.)
@@ -63,8 +62,8 @@ impl Encoder {
     }
 
     /// The file, once all of the buffer is written and cleared.
-    pub(super) fn written(&self) -> Written {
-        Written {
+    pub(super) fn written(&self) -> StdinChunk {
+        StdinChunk {
             length: self.length,
             digest: self.digest.clone(),
         }
@@ -176,8 +175,9 @@ impl Encoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::audit::line::{Line, parse};
-    use crate::{Stream, Timestamp};
+    use crate::audit::line::{Line, parse};
+    use crate::outcome::Stream;
+    use crate::timestamp::Timestamp;
     use proptest::prelude::*;
 
     fn ts() -> Timestamp {

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::encoder::Encoder;
-use self::witness::Witness;
-use self::writer::{Syncer, Writer};
-use super::audit::scan::Mark;
-use super::audit::{LOG_FILE, exec_file};
-use super::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
+use crate::audit::scan::Mark;
+use crate::audit::{Batch, LOG_FILE, Start, exec_file};
 use crate::disk::{self, Disk, File};
-use crate::{Error, Result, RunId, Seal};
+use crate::error::{Error, Result};
+use crate::outcome::Seal;
+use crate::sink::jsonl::encoder::Encoder;
+use crate::sink::jsonl::witness::Witness;
+use crate::sink::jsonl::writer::{Syncer, Writer};
+use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
+use crate::spec::RunId;
 
 #[cfg(test)]
 mod crash;
@@ -103,8 +105,8 @@ impl Default for Jsonl {
 
 fn log_path(place: &RunPlace) -> PathBuf {
     match place.exec {
-        None => place.folder.join(LOG_FILE),
-        Some(number) => place.folder.join(exec_file(number)),
+        None => place.dir.join(LOG_FILE),
+        Some(number) => place.dir.join(exec_file(number)),
     }
 }
 
@@ -121,7 +123,7 @@ impl LogSink for Jsonl {
         Ok(self.log(writer, path))
     }
 
-    async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed> {
         let path = log_path(place);
         let (run, sink, file) = (place.run.clone(), self.clone(), path.clone());
         self.disk
@@ -156,9 +158,9 @@ impl Jsonl {
         writer.start(start)?;
         writer.sync()?;
         // The file's name is in the run's folder, and that one's in the root.
-        let folder = disk::folder_of(path);
-        disk::sync_folder(folder)?;
-        disk::sync_folder(disk::folder_of(folder))?;
+        let dir = disk::parent_dir(path);
+        disk::sync_dir(dir)?;
+        disk::sync_dir(disk::parent_dir(dir))?;
         Ok(writer)
     }
 }

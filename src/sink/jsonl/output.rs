@@ -3,8 +3,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::sink::audit::line::hex;
-use crate::{Stream, Timestamp};
+use crate::audit::line::hex;
+use crate::outcome::Stream;
+use crate::timestamp::Timestamp;
 
 /// What is between the stream and the text.
 const LINE: &[u8] = br#","line":""#;

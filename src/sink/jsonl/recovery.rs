@@ -3,20 +3,26 @@
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::encoder::Encoder;
-use super::writer::Writer;
-use super::{Jsonl, lock};
-use crate::disk::{self, File, folder_of, open_new, open_to_write, sync_folder};
-use crate::sink::audit::Damage;
-use crate::sink::audit::line::{self, Line};
-use crate::sink::audit::lines::{Advance, Lines};
-use crate::sink::audit::scan::{Found, Scan, scan};
-use crate::sink::{RecordRef, Resumed, Torn, Visit};
-use crate::{Error, Result, RunId};
+use crate::audit::line::{self, Line};
+use crate::audit::lines::{Advance, Lines};
+use crate::audit::scan::{OwnedContainer, Scan, scan};
+use crate::audit::{Damage, RecordRef, TruncatedTail};
+use crate::disk::{self, File, open_new, open_to_write, parent_dir, sync_dir};
+use crate::error::{Error, Result};
+use crate::sink::jsonl::encoder::Encoder;
+use crate::sink::jsonl::writer::Writer;
+use crate::sink::jsonl::{Jsonl, lock};
+use crate::sink::{RecordVisitor, Resumed};
+use crate::spec::RunId;
 
 impl Jsonl {
     /// Judges the file at `path`, and opens it to go on if it is not sealed.
-    pub(super) fn recover(&self, run: &RunId, path: PathBuf, visit: Visit) -> Result<Resumed> {
+    pub(super) fn recover(
+        &self,
+        run: &RunId,
+        path: PathBuf,
+        visit: RecordVisitor,
+    ) -> Result<Resumed> {
         let file = match open_to_write(&path) {
             Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Ok(Resumed::Absent);
@@ -34,8 +40,13 @@ impl Jsonl {
         resumed
     }
 
-    fn recover_locked(&self, file: File, path: PathBuf, mut visit: Visit) -> Result<Resumed> {
-        let recovery = Recovery {
+    fn recover_locked(
+        &self,
+        file: File,
+        path: PathBuf,
+        mut visit: RecordVisitor,
+    ) -> Result<Resumed> {
+        let recovery = RecoveryMode {
             file: &file,
             path: &path,
         };
@@ -48,20 +59,22 @@ impl Jsonl {
         }
         let keep = scan.keep;
         match scan.found {
-            Found::Damaged(damage) => Err(Error::Damaged {
+            OwnedContainer::Damaged(damage) => Err(Error::Damaged {
                 path,
                 reason: damage.to_string(),
             }),
-            Found::Sealed(seal) => {
+            OwnedContainer::Sealed(seal) => {
                 recovery.visit(keep.offset, &mut visit)?;
                 recovery.make_stay()?;
                 Ok(Resumed::Sealed(*seal))
             }
-            Found::Unsealed { .. } | Found::Torn(_) if keep.offset == 0 => {
+            OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_)
+                if keep.offset == 0 =>
+            {
                 recovery.move_away(length)?;
                 Ok(Resumed::Absent)
             }
-            Found::Unsealed { .. } | Found::Torn(_) => {
+            OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_) => {
                 let torn = recovery.cut(keep.offset, length)?;
                 recovery.visit(keep.offset, &mut visit)?;
                 recovery.make_stay()?;
@@ -80,12 +93,12 @@ impl Jsonl {
     }
 }
 
-struct Recovery<'a> {
+struct RecoveryMode<'a> {
     file: &'a File,
     path: &'a Path,
 }
 
-impl Recovery<'_> {
+impl RecoveryMode<'_> {
     fn attempt<T>(&self, operation: &'static str, result: io::Result<T>) -> Result<T> {
         result.map_err(|error| Error::storage(operation, self.path, error))
     }
@@ -103,15 +116,19 @@ impl Recovery<'_> {
             reason: "someone has changed it: what is from here on is not what was written".into(),
         };
         found.found = match found.found {
-            Found::Unsealed { .. } | Found::Torn(_) => Found::Torn(damage),
-            Found::Sealed(_) | Found::Damaged(_) => Found::Damaged(damage),
+            OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_) => {
+                OwnedContainer::TruncatedTail(damage)
+            }
+            OwnedContainer::Sealed(_) | OwnedContainer::Damaged(_) => {
+                OwnedContainer::Damaged(damage)
+            }
         };
         found.keep = keep;
         Ok(())
     }
 
     /// Shows the records of the first `length` bytes, which were found to be good.
-    fn visit(&self, length: u64, visit: &mut Visit) -> Result<()> {
+    fn visit(&self, length: u64, visit: &mut RecordVisitor) -> Result<()> {
         let mut input = self.file.as_std();
         self.attempt("seek in", input.rewind())?;
         let mut lines = Lines::new(input.take(length));
@@ -137,13 +154,13 @@ impl Recovery<'_> {
     }
 
     fn sync_names(&self) -> Result<()> {
-        let folder = folder_of(self.path);
-        sync_folder(folder)?;
-        sync_folder(folder_of(folder))
+        let dir = parent_dir(self.path);
+        sync_dir(dir)?;
+        sync_dir(parent_dir(dir))
     }
 
     /// Moves what is behind `keep` aside. Until it is safe there, nothing is changed.
-    fn cut(&self, keep: u64, length: u64) -> Result<Option<Torn>> {
+    fn cut(&self, keep: u64, length: u64) -> Result<Option<TruncatedTail>> {
         if keep == length {
             return Ok(None);
         }
@@ -152,14 +169,14 @@ impl Recovery<'_> {
             aside
                 .sync_all()
                 .map_err(|error| Error::storage("write", &path, error))?;
-            sync_folder(folder_of(&path))
+            sync_dir(parent_dir(&path))
         });
         if let Err(error) = copied {
             let _ = disk::remove_file(&path);
             return Err(error);
         }
         self.attempt("truncate", self.file.set_len(keep))?;
-        Ok(Some(Torn {
+        Ok(Some(TruncatedTail {
             bytes: length - keep,
             file: name,
         }))
@@ -199,7 +216,7 @@ impl Recovery<'_> {
     fn new_file(&self) -> Result<(String, PathBuf, File)> {
         for number in 1u64.. {
             let name = format!("torn-{number}");
-            let path = folder_of(self.path).join(&name);
+            let path = parent_dir(self.path).join(&name);
             match open_new(&path) {
                 Ok(file) => return Ok((name, path, file)),
                 Err(Error::Storage { source, .. })

@@ -15,12 +15,12 @@ const CHUNK: usize = 256 << 10;
 
 /// How long a file was after a write, and the digest of all of it.
 #[derive(Debug, Clone)]
-pub(super) struct Written {
+pub(super) struct StdinChunk {
     pub(super) length: u64,
     pub(super) digest: Sha256,
 }
 
-impl Written {
+impl StdinChunk {
     /// Whether `file` still begins with what was written.
     pub(super) fn is_in(&self, file: &File) -> io::Result<bool> {
         let mut digest = Sha256::new();
@@ -46,19 +46,19 @@ impl Written {
 /// finds what its writer has left, or knows that others have been at it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Witness {
-    left: Arc<Mutex<HashMap<PathBuf, Written>>>,
+    left: Arc<Mutex<HashMap<PathBuf, StdinChunk>>>,
 }
 
 impl Witness {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Written>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, StdinChunk>> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn leave(&self, path: &Path, written: Written) {
+    pub(super) fn leave(&self, path: &Path, written: StdinChunk) {
         self.lock().insert(path.to_owned(), written);
     }
 
-    pub(super) fn recall(&self, path: &Path) -> Option<Written> {
+    pub(super) fn recall(&self, path: &Path) -> Option<StdinChunk> {
         self.lock().get(path).cloned()
     }
 

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Durability;
-use super::encoder::Encoder;
-use super::witness::{Trace, Witness, Written};
+use crate::audit::{Batch, Start, Tally};
 use crate::disk::{self, Disk, File};
-use crate::sink::audit::Tally;
-use crate::sink::{Batch, Start};
-use crate::{Error, Result, Seal};
+use crate::error::{Error, Result};
+use crate::outcome::Seal;
+use crate::sink::jsonl::Durability;
+use crate::sink::jsonl::encoder::Encoder;
+use crate::sink::jsonl::witness::{StdinChunk, Trace, Witness};
 
 /// A buffer that is this full is written before the batch is at its end.
 const FULL: usize = 1 << 20;
@@ -25,7 +25,7 @@ pub(super) struct Writer {
     encoder: Encoder,
     sealed: bool,
     /// What is in the file for certain; after a write that failed there may be more.
-    written: Written,
+    written: StdinChunk,
     /// How the last write has left the file; and whether it was found otherwise since.
     trace: Option<Trace>,
     touched: bool,
@@ -299,8 +299,8 @@ impl Syncer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::Event;
-    use crate::sink::audit::scan::Mark;
+    use crate::audit::Event;
+    use crate::audit::scan::Mark;
     use std::fs;
     use std::os::fd::OwnedFd;
     use std::time::Instant;
@@ -315,7 +315,7 @@ mod tests {
         let mut batch = Batch::new();
         batch.push_event(Event::Note {
             interaction: None,
-            ts: crate::Timestamp::now(),
+            ts: crate::timestamp::Timestamp::now(),
             text: "a note".into(),
         });
         batch

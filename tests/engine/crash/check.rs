@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::{fmt, fs};
 
-use moat::{KeepContainer, Root, RunId};
+use moat::spec::KeepContainer;
+use moat::{Root, RunId};
 use testkit::audit::Audit;
 
 use super::plan::Planned;
@@ -66,7 +67,7 @@ pub fn check(root: &Path, gate: &Path, runs: &[Planned], tally: &mut Tally) {
     }
     for run in runs {
         let id = RunId::new(&run.id).unwrap();
-        let folder = view.folder(&id);
+        let folder = view.dir(&id);
         let began = gate.join(format!("began-{id}")).exists();
         if !folder.exists() {
             // Its process died before it had a folder; then nothing may have been asked for.

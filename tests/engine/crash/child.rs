@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moat::sink::Jsonl;
-use moat::{Docker, Error, Manager, RunId, RunSpec, Shutdown};
+use moat::{Docker, Error, Manager, RunId, RunSpec, ShutdownMode};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use testkit::deadline::eventually;
@@ -87,12 +87,12 @@ async fn obey(orders: Orders) {
             started => assert!(started.is_ok() && !run.missing, "{run:?}: {started:?}"),
         }
     }
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     for info in manager.list().await.unwrap() {
         let run = manager.get(&info.run).await.unwrap();
         while run.wait().await.unwrap().sealed().is_none() {}
     }
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 /// The process. Dropped, it is killed.

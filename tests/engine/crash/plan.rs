@@ -1,6 +1,6 @@
 //! Which runs a round has, and where the processes that own them are killed.
 
-use moat::KeepContainer;
+use moat::spec::KeepContainer;
 use serde::{Deserialize, Serialize};
 use testkit::sequence;
 

@@ -50,7 +50,7 @@ impl Round {
         )
         .await
         .unwrap()
-        .shutdown(moat::Shutdown::Leave)
+        .shutdown(moat::ShutdownMode::Leave)
         .await;
         Self {
             folder,

@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
+use moat::audit::{Batch, Start};
+use moat::outcome::Usage;
 use moat::runtime::{
-    Archive, Capabilities, Continuity, CreateRequest, Created, Engine, ExecId, ExecInspection,
-    Execed, Found, InputWriter, Inspection, LogsRequest, Marked, OutputStream, Runtime,
-    RuntimeError, Usage, WaitStatus,
+    Archive, Capabilities, Continuity, CreateRequest, Created, EngineInfo, ExecId, ExecInspection,
+    InputWriter, Inspection, LabeledContainer, LogsRequest, OutputStream, OwnedContainer, Runtime,
+    RuntimeError, StartedExec, WaitStatus,
 };
-use moat::sink::{Batch, LogSink, Resumed, RunLog, RunPlace, Start, Visit};
-use moat::{ContainerId, ExecSpec, Result, RootId, RunSpec, Seal, WindowSize};
+use moat::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
+use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
+use moat::{Result, RunSpec, Seal};
 use rustix::process::{Signal, getpid, kill_process};
 
 /// The point at which this process is killed.
@@ -116,7 +119,7 @@ impl<T: Runtime> Runtime for Saboteur<T> {
         self.inner.host()
     }
 
-    async fn engine(&self) -> Result<Engine, RuntimeError> {
+    async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
         self.inner.engine().await
     }
 
@@ -132,16 +135,20 @@ impl<T: Runtime> Runtime for Saboteur<T> {
         self.call("create", self.inner.create(request)).await
     }
 
-    async fn tap(&self, container: &ContainerId, tty: bool) -> Result<OutputStream, RuntimeError> {
-        self.call("tap", self.inner.tap(container, tty)).await
-    }
-
-    async fn watch(
+    async fn attach(
         &self,
         container: &ContainerId,
         tty: bool,
     ) -> Result<OutputStream, RuntimeError> {
-        self.inner.watch(container, tty).await
+        self.call("tap", self.inner.attach(container, tty)).await
+    }
+
+    async fn attach_running(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
+        self.inner.attach_running(container, tty).await
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {
@@ -205,7 +212,11 @@ impl<T: Runtime> Runtime for Saboteur<T> {
         self.inner.resize(container, size).await
     }
 
-    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Result<Execed, RuntimeError> {
+    async fn exec(
+        &self,
+        container: &ContainerId,
+        spec: &ExecSpec,
+    ) -> Result<StartedExec, RuntimeError> {
         self.call("exec", self.inner.exec(container, spec)).await
     }
 
@@ -226,11 +237,11 @@ impl<T: Runtime> Runtime for Saboteur<T> {
             .await
     }
 
-    async fn find(&self, root: &RootId) -> Result<Vec<Found>, RuntimeError> {
+    async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError> {
         self.call("find", self.inner.find(root)).await
     }
 
-    async fn find_all(&self) -> Result<Vec<Marked>, RuntimeError> {
+    async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
         self.inner.find_all().await
     }
 
@@ -256,7 +267,7 @@ impl<T: LogSink> LogSink for Saboteur<T> {
         Ok(Box::new(Saboteur::new(log, &self.trap)))
     }
 
-    async fn resume(&self, place: &RunPlace, visit: Visit) -> Result<Resumed> {
+    async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed> {
         let resumed = self.call("resume", self.inner.resume(place, visit)).await?;
         Ok(match resumed {
             Resumed::Open { log, torn } => Resumed::Open {

@@ -7,7 +7,9 @@ use bollard::query_parameters::{
     WaitContainerOptionsBuilder,
 };
 use futures::TryStreamExt;
-use moat::{Docker, Ending, Error, KeepContainer, Manager, Root, RunId, Shutdown};
+use moat::spec::KeepContainer;
+use moat::state::RunStatus;
+use moat::{Docker, Ending, Error, Manager, Root, RunId, ShutdownMode};
 use testkit::proxy::Proxy;
 use testkit::{engine, sequence};
 
@@ -165,7 +167,7 @@ async fn a_renamed_container_is_watched_recovered_and_removed() {
     let renamed = daemon.docker.rename_container(&container, options);
     renamed.await.unwrap();
     drop(run);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     // Not even its id is written down any more.
     let run_json = daemon.root().join("one/run.json");
     let text = std::fs::read_to_string(&run_json).unwrap();
@@ -175,7 +177,7 @@ async fn a_renamed_container_is_watched_recovered_and_removed() {
     std::fs::write(&run_json, json.to_string()).unwrap();
     let manager = daemon.manager().await;
     let run = manager.get(&id).await.unwrap();
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     daemon.open_gate("go");
     let (outcome, audit) = sealed(&run).await;
     assert_eq!(outcome.code(), Some(5));
@@ -201,9 +203,9 @@ async fn a_kept_container_that_others_start_again_changes_nothing() {
     daemon.gate_opens("printed").await;
     daemon.container_ended(&container).await;
     drop(run);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let manager = daemon.manager().await;
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     let again = end(&manager.get(&outcome.run).await.unwrap()).await;
     let audit = read(&again);
     show(&again, &audit);
@@ -266,19 +268,23 @@ async fn a_run_of_another_daemon_is_left_alone() {
     let run = manager.start(spec).await.unwrap();
     printed(&run, "out 00000100 ").await;
     drop(run);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 
     let docker = Docker::connect_to(&other.address()).await.unwrap();
     let elsewhere = Manager::open(daemon.root(), docker).await.unwrap();
-    let run = elsewhere.recovered().await.unwrap().remove(0);
+    let run = elsewhere.wait_recovery().await.unwrap().remove(0);
     let refused = run.wait().await;
     assert!(
         matches!(refused, Err(Error::OtherEngine { .. })),
         "{refused:?}"
     );
-    elsewhere.shutdown(Shutdown::Leave).await;
+    elsewhere.shutdown(ShutdownMode::Leave).await;
     let info = Root::open(daemon.root()).unwrap().info(&id).unwrap();
-    assert_eq!((info.state, &info.seal), ("running", &None), "{info:?}");
+    assert_eq!(
+        (info.status, &info.seal),
+        (RunStatus::Running, &None),
+        "{info:?}"
+    );
 
     let manager = daemon.manager().await;
     let run = manager.get(&id).await.unwrap();

@@ -3,7 +3,8 @@
 use std::fs::{self, File};
 use std::io::Write;
 
-use moat::{RunId, Shutdown, Stream};
+use moat::outcome::Stream;
+use moat::{RunId, ShutdownMode};
 use testkit::sequence;
 
 use super::daemon::{Daemon, Kind};
@@ -55,7 +56,7 @@ async fn unwatched(kind: Kind, damage: Damage) -> Option<testkit::audit::Audit> 
         .unwrap();
     printed(&run, "out 00000200 ").await;
     drop(run);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let container = daemon.container().await;
     damage(&daemon, &container);
     daemon.open_gate("go");
@@ -133,7 +134,7 @@ async fn a_log_that_was_torn_while_nobody_watched_is_a_gap() {
 
 async fn a_full_disk_of_the_daemon_leaves_what_was_received_and_is_a_possible_gap() {
     let audit = watched(SMALL, fill).await;
-    // Torn, or, where the disk ended with a record, short.
+    // TruncatedTail, or, where the disk ended with a record, short.
     let gaps = audit.all("gap");
     let reason = gaps[0]["reason"].as_str().unwrap();
     assert!(
@@ -169,7 +170,7 @@ async fn a_full_disk_of_the_daemon_is_not_taken_for_a_terminals_output() {
         assert!(watched.next(&mut output).await);
     }
     drop((output, run));
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let container = daemon.container().await;
     fill(&daemon, &container);
     daemon.open_gate("go");

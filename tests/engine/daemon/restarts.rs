@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use moat::{Ending, RunId, Shutdown};
+use moat::{Ending, RunId, ShutdownMode};
 use testkit::audit::Audit;
 use testkit::deadline::eventually;
 use testkit::proxy::Proxy;
@@ -188,14 +188,14 @@ async fn what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_over
         .unwrap();
     printed(&run, "out 00000100 ").await;
     drop(run);
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     daemon.open_gate("1");
     daemon.gate_opens("printed").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     restart(&mut daemon, By::Kill).await;
     let manager = daemon.manager().await;
     let run = manager.get(&id).await.unwrap();
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     daemon.open_gate("2");
     let (_, audit) = sealed(&run).await;
     assert_gap(&audit, "engine_restarted", true);
@@ -207,7 +207,7 @@ async fn a_killed_daemon_under_load_loses_no_line_unsaid() {
     let manager = daemon.manager().await;
     let spec = daemon.spec("lines 300000 --burst 500 + await /gate/go");
     let run = manager.start(spec).await.unwrap();
-    let audit = run.folder().join("logs.jsonl");
+    let audit = run.dir().join("logs.jsonl");
     eventually(30, "two megabytes", async || {
         (audit.metadata().ok()?.len() > 2 << 20).then_some(())
     })

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use moat::{Ending, Error, Manager, Run, Shutdown};
+use moat::{Ending, Error, Manager, Run, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use testkit::proxy::{Fault, Proxy};
 
@@ -84,13 +84,13 @@ async fn a_start_at_a_frozen_daemon_fails_and_nothing_runs_unaudited() {
         panic!("a frozen daemon has started a container");
     };
     println!("after {:.0} s: {source}", asked.elapsed().as_secs_f64());
-    assert!(!source.is_fact(), "{source}");
+    assert!(!source.is_definitive(), "{source}");
     assert!(outcome.ending.never_started(), "{outcome}");
     seal(&outcome);
     // What landed late goes with the next opening.
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let manager = daemon.manager().await;
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     daemon.is_clean().await;
     assert!(!daemon.path().join("gate/ran").exists());
 }
@@ -147,9 +147,9 @@ async fn a_create_that_lands_after_its_bound_never_runs() {
         proxy.seen("create")[0].answered.is_some().then_some(())
     })
     .await;
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
     let manager = daemon.manager().await;
-    manager.recovered().await.unwrap();
+    manager.wait_recovery().await.unwrap();
     daemon.is_clean().await;
     assert!(!daemon.path().join("gate/ran").exists());
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use moat::{Docker, Error, Manager, RunId, RunSpec, Shutdown};
+use moat::{Docker, Error, Manager, RunId, RunSpec, ShutdownMode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use testkit::child;
@@ -70,7 +70,7 @@ async fn obey(orders: Orders) {
     let listed = manager.list().await.unwrap();
     assert_eq!(listed.len(), 1, "{listed:?}");
     while run.wait().await.unwrap().sealed().is_none() {}
-    manager.shutdown(Shutdown::Leave).await;
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 async fn a_process_out_of_descriptors_refuses_new_runs_and_loses_nothing_of_the_old(stage: &Stage) {

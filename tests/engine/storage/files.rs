@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
-use moat::{Backstop, Docker, Manager, Run, RunSpec};
+use moat::audit::{LogState, verify};
+use moat::spec::Backstop;
+use moat::state::RunStatus;
+use moat::{Docker, Manager, Run, RunSpec};
 use testkit::deadline::eventually;
 
-use super::truth::{PENDING_AFTER, assert_pending, assert_sealed, assert_whole};
+use super::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
 use crate::stage::Stage;
 
 testkit::trials! {
@@ -66,7 +68,7 @@ pub fn is_possible() -> bool {
 async fn manager(stage: &Stage) -> Manager {
     let docker = Docker::connect().await.unwrap();
     Manager::builder(stage.root(), docker)
-        .pending_after(PENDING_AFTER)
+        .seal_timeout(SEAL_TIMEOUT)
         .open()
         .await
         .unwrap()
@@ -135,7 +137,7 @@ fn replace(path: &Path, text: impl AsRef<[u8]>) {
 async fn a_folder_that_is_removed_meanwhile_is_made_again_with_all_that_was_printed(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
-    fs::remove_dir_all(run.folder()).unwrap();
+    fs::remove_dir_all(run.dir()).unwrap();
     stage.open_gate("more");
     stage.open_gate("end");
     assert_whole(stage, &run, &["out", "err"], 300).await;
@@ -195,14 +197,14 @@ async fn an_audit_that_was_replaced_by_an_edited_copy_is_captured_again(stage: &
 /// What is read back then is a file of whole records, as any.
 #[cfg(feature = "testing")]
 async fn an_audit_that_has_lost_a_line_while_its_disk_refused_is_captured_again(stage: &Stage) {
-    use moat::Jsonl;
+    use moat::sink::Jsonl;
     use moat::sink::{Faulty, SinkCall, SinkFault};
 
     let sink = Faulty::new(Jsonl::new());
     let docker = Docker::connect().await.unwrap();
     let manager = Manager::builder(stage.root(), docker)
         .sink(sink.clone())
-        .pending_after(PENDING_AFTER)
+        .seal_timeout(SEAL_TIMEOUT)
         .open()
         .await
         .unwrap();
@@ -256,7 +258,7 @@ async fn an_edited_audit_that_no_log_stands_behind_is_a_gap(stage: &Stage) {
     assert_eq!(audit.verdict(), "gap");
     let text = String::from_utf8_lossy(audit.stream("stdout")).into_owned();
     assert!(!text.contains("out 00000009 ") || text.contains("out 00000007 "));
-    let aside = fs::read_to_string(run.folder().join("torn-1")).unwrap();
+    let aside = fs::read_to_string(run.dir().join("torn-1")).unwrap();
     assert!(aside.contains("err 00000200 "), "what was there is kept");
 }
 
@@ -315,12 +317,12 @@ async fn an_audit_that_may_not_be_written_any_more_is_waited_for(stage: &Stage) 
 async fn a_folder_that_may_not_be_changed_any_more_loses_nothing(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
-    let immutable = Immutable::make(run.folder());
+    let immutable = Immutable::make(run.dir());
     stage.open_gate("more");
     stage.open_gate("end");
     assert_whole(stage, &run, &["out", "err"], 300).await;
     let listed = manager.list().await.unwrap();
     assert!(listed[0].seal.is_some(), "{listed:?}");
-    assert_eq!(listed[0].state, "exited");
+    assert_eq!(listed[0].status, RunStatus::Exited);
     drop(immutable);
 }

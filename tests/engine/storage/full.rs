@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use moat::{Docker, Error, Manager, Run, RunSpec, Shutdown};
+use moat::{Docker, Error, Manager, Run, RunSpec, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use testkit::sequence;
 
 use super::disk::{Disk, PAGE};
-use super::truth::{PENDING_AFTER, assert_pending, assert_sealed, assert_whole};
+use super::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
 use crate::stage::{Stage, assert_complete, printed};
 
 testkit::trials! {
@@ -25,7 +25,7 @@ const FULL: &str = "No space left";
 async fn manager(stage: &Stage) -> Manager {
     let docker = Docker::connect().await.unwrap();
     Manager::builder(stage.root(), docker)
-        .pending_after(PENDING_AFTER)
+        .seal_timeout(SEAL_TIMEOUT)
         .open()
         .await
         .unwrap()
@@ -165,10 +165,12 @@ async fn a_full_disk_is_waited_for_by_the_next_manager_too(stage: &Stage) {
     disk.fill(4);
     stage.open_gate("full");
     assert_pending(stage, &first, &run, 7, FULL).await;
-    within(10, "the shutdown", first.shutdown(Shutdown::Leave)).await;
+    within(10, "the shutdown", first.shutdown(ShutdownMode::Leave)).await;
 
     let next = manager(stage).await;
-    within(20, "the recovery", next.recovered()).await.unwrap();
+    within(20, "the recovery", next.wait_recovery())
+        .await
+        .unwrap();
     let run = next.get(run.id()).await.unwrap();
     eventually(60, FULL, async || {
         run.problem().filter(|problem| problem.contains(FULL))

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use moat::sink::{Faulty, SinkCall, SinkFault};
-use moat::{Docker, Error, Jsonl, Manager, Run, RunId, RunSpec, Shutdown};
+use moat::sink::{Faulty, Jsonl, SinkCall, SinkFault};
+use moat::state::RunStatus;
+use moat::{Docker, Error, Manager, Run, RunId, RunSpec, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use testkit::sequence;
 
-use super::truth::{PENDING_AFTER, assert_pending, assert_sealed, assert_whole};
+use super::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
 use crate::stage::{Stage, assert_complete, printed};
 
 testkit::trials! {
@@ -38,7 +39,7 @@ async fn manager(stage: &Stage, sink: &Faulty) -> Manager {
     let docker = Docker::connect().await.unwrap();
     Manager::builder(stage.root(), docker)
         .sink(sink.clone())
-        .pending_after(PENDING_AFTER)
+        .seal_timeout(SEAL_TIMEOUT)
         .open()
         .await
         .unwrap()
@@ -111,7 +112,7 @@ async fn a_shutdown_does_not_wait_for_a_sink_that_stalls(stage: &Stage) {
     sink.fault(SinkFault::stall().on(ALL.iter().copied()));
     stage.open_gate("go");
     within(20, "a call of the sink", sink.wait_fault()).await;
-    within(10, "the shutdown", first.shutdown(Shutdown::Leave)).await;
+    within(10, "the shutdown", first.shutdown(ShutdownMode::Leave)).await;
 
     let next = manager(stage, &Faulty::new(Jsonl::new())).await;
     let run = next.get(run.id()).await.unwrap();
@@ -160,17 +161,17 @@ async fn a_sink_that_fails_for_ever_keeps_the_container_and_hangs_nobody(stage: 
     assert_eq!(outcome.code(), Some(9), "{outcome}");
     assert!(outcome.sealed().is_none(), "{outcome}");
     stage.open_gate("go");
-    within(20, "the end", run.ended()).await.unwrap();
+    within(20, "the end", run.wait_exit()).await.unwrap();
     eventually(60, "the reason", async || run.problem()).await;
     assert_eq!(stage.containers().await.len(), 2, "both are kept");
     let listed = first.list().await.unwrap();
     assert!(
         listed
             .iter()
-            .all(|info| info.state == "exited" && info.seal.is_none()),
+            .all(|info| info.status == RunStatus::Exited && info.seal.is_none()),
         "{listed:?}"
     );
-    within(10, "the shutdown", first.shutdown(Shutdown::Stop)).await;
+    within(10, "the shutdown", first.shutdown(ShutdownMode::Stop)).await;
 
     let next = manager(stage, &Faulty::new(Jsonl::new())).await;
     let stopped = next.get(stopped.id()).await.unwrap();

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use moat::sink::audit::{LogState, verify};
-use moat::{Manager, Outcome, Run, SealState};
+use moat::audit::{LogState, verify};
+use moat::outcome::SealState;
+use moat::state::RunStatus;
+use moat::{Manager, Outcome, Run};
 use testkit::audit::Audit;
 use testkit::deadline::{eventually, within};
 use testkit::sequence;
@@ -11,7 +13,7 @@ use testkit::sequence;
 use crate::stage::{Stage, assert_complete, end, read};
 
 /// How long `wait` waits for a seal in these trials.
-pub const PENDING_AFTER: Duration = Duration::from_millis(300);
+pub const SEAL_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Asserts that the run is told to have ended with `code`, by all who can tell, and that it is not
 /// sealed for a reason that has `reason` in it; that its audit does not pass for a sealed one; and
@@ -31,7 +33,7 @@ pub async fn assert_pending(stage: &Stage, manager: &Manager, run: &Run, code: i
     let listed = manager.list().await.unwrap();
     let info = listed.iter().find(|info| info.run == *run.id());
     let info = info.expect("the run is listed");
-    assert_eq!(info.state, "exited", "{info:?}");
+    assert_eq!(info.status, RunStatus::Exited, "{info:?}");
     assert!(info.seal.is_none(), "{info:?}");
     if let Ok(found) = verify(run.audit().unwrap()) {
         assert!(!matches!(found.state, LogState::Sealed(_)), "{found:?}");
@@ -68,7 +70,7 @@ fn assert_files(stage: &Stage, run: &Run) {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect::<Vec<_>>()
     };
-    for name in names(run.folder().to_owned()) {
+    for name in names(run.dir().to_owned()) {
         let known = ["lock", "logs.jsonl", "run.json"].contains(&name.as_str());
         assert!(known || name.starts_with("torn-"), "{name} is left");
     }

@@ -1,0 +1,169 @@
+# The checks of this repository. `just` lists them; `.ci/run` and the GitHub workflow run them.
+#
+# A recipe fails where its tool is missing. `.ci/run` installs the tools, and reports what it skips.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+set ignore-comments
+
+# The minimum supported Rust version.
+msrv := `sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml | head -n 1`
+# Supported platforms that `target` checks from Linux on x86_64.
+targets := "x86_64-unknown-linux-musl aarch64-unknown-linux-gnu x86_64-apple-darwin aarch64-apple-darwin"
+# The image that `image` makes.
+busybox := "moat-ci-busybox"
+
+_list:
+    @just --list --unsorted
+
+# The checks that need neither an engine nor much time
+check: fmt typos clippy features docs
+
+# Formatting, also of the packages that are not members of the workspace
+fmt:
+    cargo fmt --all --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
+    cargo fmt --manifest-path benches/testcontainers/Cargo.toml --check
+
+# Spelling, American (pip install typos, or cargo install typos-cli)
+typos:
+    typos
+
+# Licenses, versions and sources of dependencies (cargo install cargo-deny)
+deny:
+    cargo deny --locked check bans licenses sources
+
+# Security advisories and yanked versions; fetches the advisory database (cargo install cargo-deny)
+advisories:
+    cargo deny --locked check advisories
+
+# Clippy on all code, with the default features, without features, and with all
+clippy:
+    cargo clippy --locked --quiet --package moat --all-targets -- -D warnings
+    cargo clippy --locked --quiet --package moat --all-targets --no-default-features -- -D warnings
+    cargo clippy --locked --quiet --workspace --all-targets --all-features -- -D warnings
+
+# Clippy on the library with each feature alone (cargo install cargo-hack)
+features:
+    # The library alone, because dev-dependencies enable features of shared dependencies.
+    cargo hack clippy --locked --quiet --package moat --lib --each-feature -- -D warnings
+    # Without `docker`, no client of an engine is compiled.
+    tree=$(cargo tree --locked --package moat --edges normal --no-default-features --features process --prefix none); \
+        ! grep -E '^(bollard|hyper) ' <<<"$tree"
+
+# The API documentation
+docs:
+    RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --package moat --all-features --no-deps
+
+# The API documentation as docs.rs builds it (rustup toolchain install nightly)
+docs-rs:
+    RUSTDOCFLAGS='-D warnings --cfg docsrs' cargo +nightly doc --locked --quiet --package moat --lib --all-features --no-deps
+
+# All tests, or those that the arguments name: `just test --test audit_format`
+test *args:
+    cargo test --locked --workspace --all-features {{ args }}
+
+# Tests and quickstart with the default features on a machine without an engine
+test-no-engine:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    # Links to every program on the PATH except engines, because tests start their own daemons.
+    mkdir "$work/programs"
+    for directory in ${PATH//:/ }; do
+        # The first program of a name wins.
+        ln -s "$directory"/* "$work/programs/" 2>/dev/null || true
+    done
+    rm -f "$work"/programs/{docker,containerd,podman,runc}*
+    export PATH=$work/programs DOCKER_HOST=unix:///nonexistent/docker.sock
+    unset MOAT_ENGINE MOAT_CHROMIUM
+    cargo test --locked
+    cargo run --locked --quiet --example quickstart | tee "$work/quickstart"
+    grep -q '^runtime: local processes' "$work/quickstart"
+
+# The contract of a runtime on Podman (as root; apt-get install podman runc jq)
+podman:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    tests/engines/podman "$work" cargo test --locked --quiet --all-features --test conformance -- docker:: \
+        --skip docker::stdin::one_that_is_open_can_be_come_back_to
+
+# An image of busybox for the examples (apt-get install busybox-static)
+image:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    mkdir "$work/bin"
+    cp /bin/busybox "$work/bin/"
+    for name in sh cat echo env printf seq sleep yes true false; do
+        ln -sf busybox "$work/bin/$name"
+    done
+    tar -C "$work" -c . | docker import -c 'ENV PATH=/bin' - {{ busybox }} >/dev/null
+
+# The examples, as a user runs them
+examples: image
+    #!/usr/bin/env bash
+    set -euo pipefail
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    example() { cargo run --locked --quiet --example "$@"; }
+
+    example custom_sink --all-features
+    example custom_runtime --all-features
+    example quickstart -- {{ busybox }}
+
+    status=0
+    example run -- --root "$work/root" --name first --network none {{ busybox }} -- \
+        sh -c 'echo out; echo err >&2; exit 7' >"$work/out" 2>"$work/err" || status=$?
+    audit=$work/root/first/logs.jsonl
+    [[ $status == 7 ]] || { echo "expected exit code 7, got $status" >&2; exit 1; }
+    [[ $(cat "$work/out") == out ]]
+    [[ $(cat "$work/err") == "err"$'\n'"audit: $audit" ]]
+    # The audit file is readable with coreutils and jq alone.
+    [[ $(jq -r 'select(.line).line' "$audit" | sort | xargs) == 'err out' ]]
+    [[ $(head -c -78 "$audit" | sha256sum | cut -d' ' -f1) == $(tail -n 1 "$audit" | jq -r .sha256) ]]
+    example runs -- --root "$work/root" verify first
+    sed 's/"code":7/"code":0/' "$audit" >"$work/changed.jsonl"
+    if example runs -- --root "$work/root" verify "$work/changed.jsonl"; then
+        echo 'verify accepts a changed exit code' >&2
+        exit 1
+    fi
+
+    example ci -- examples/pipelines/demo.toml --image {{ busybox }} --root "$work/builds" --out "$work/reports"
+    [[ -s $work/reports/report.html && -s $work/reports/junit.xml ]]
+
+# Compiles the benchmarks
+bench-compile:
+    cargo bench --locked --quiet --no-run --package moat --all-features
+
+# Instruction counts of the hot loops, compared with benches/callgrind.json (apt-get install valgrind)
+instructions:
+    benches/callgrind
+
+# The package for the registry, compiled from its archive
+package:
+    # In the target directory of all recipes; its own would compile the dependencies once more.
+    CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}" cargo package --locked --quiet --allow-dirty --package moat
+
+# The library with the minimum supported Rust version; installs that toolchain
+msrv:
+    cargo +{{ msrv }} --version 2>/dev/null || rustup toolchain install {{ msrv }} --profile minimal --no-self-update
+    cargo +{{ msrv }} check --locked --quiet --package moat --lib --all-features
+
+# The library for each platform of `targets`
+targets:
+    for target in {{ targets }}; do "{{ just_executable() }}" target "$target"; done
+
+# The library for one platform, such as aarch64-apple-darwin; installs the standard library
+target name:
+    rustup target add {{ name }}
+    # All features but `tls`: ring needs a C compiler for the target.
+    cargo check --locked --quiet --package moat --lib --target {{ name }} --features blocking,conformance,terminal,testing
+
+# Fails if the engine has containers of moat; for a machine where nothing else uses it
+leftovers:
+    docker ps --all --filter label=moat.root
+    test -z "$(docker ps --all --quiet --filter label=moat.root)"

@@ -1,0 +1,173 @@
+//! Records on their way to a sink: the bytes of many lines in one buffer.
+
+use crate::audit::{Event, Output};
+use crate::outcome::{PerStream, Stream};
+use crate::timestamp::Timestamp;
+
+/// Records on their way to a sink, in order.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone)]
+enum Entry {
+    /// Its bytes are those from the end of the output before it.
+    Output {
+        ts: Timestamp,
+        end: usize,
+        stream: Stream,
+        partial: bool,
+        lossy: bool,
+    },
+    /// Events are few: they must not make each line's entry as large as theirs.
+    Event(Box<Event>),
+}
+
+/// One record, borrowed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RecordRef<'a> {
+    /// Output.
+    Output {
+        /// When it was received.
+        ts: Timestamp,
+        /// The stream.
+        stream: Stream,
+        /// A line without its newline, or a part of one.
+        bytes: &'a [u8],
+        /// Whether no newline followed these bytes.
+        partial: bool,
+        /// Whether the engine's log has replaced bytes of it, or may have.
+        lossy: bool,
+    },
+    /// Anything else.
+    Event(&'a Event),
+}
+
+impl<'a> From<&'a Output> for RecordRef<'a> {
+    fn from(output: &'a Output) -> Self {
+        Self::Output {
+            ts: output.ts,
+            stream: output.stream,
+            bytes: &output.bytes,
+            partial: output.partial,
+            lossy: output.lossy,
+        }
+    }
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An empty batch, with room for so many bytes of output.
+    pub(crate) fn with_room(bytes: usize) -> Self {
+        Self {
+            bytes: Vec::with_capacity(bytes),
+            entries: Vec::new(),
+        }
+    }
+
+    /// Adds an event.
+    pub fn push_event(&mut self, event: Event) {
+        self.entries.push(Entry::Event(Box::new(event)));
+    }
+
+    /// Adds a line, or a part of one, whose bytes are `head` and then `tail`.
+    pub(crate) fn push_parts(
+        &mut self,
+        ts: Timestamp,
+        stream: Stream,
+        head: &[u8],
+        tail: &[u8],
+        partial: bool,
+        lossy: bool,
+    ) {
+        self.bytes.extend_from_slice(head);
+        self.bytes.extend_from_slice(tail);
+        self.entries.push(Entry::Output {
+            ts,
+            end: self.bytes.len(),
+            stream,
+            partial,
+            lossy,
+        });
+    }
+
+    /// Adds a record of output.
+    pub fn push_output(&mut self, output: &Output) {
+        self.push_parts(
+            output.ts,
+            output.stream,
+            &output.bytes,
+            &[],
+            output.partial,
+            output.lossy,
+        );
+    }
+
+    /// Whether it holds no record.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The number of records.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Adds a record.
+    pub fn push(&mut self, record: RecordRef<'_>) {
+        match record {
+            RecordRef::Output {
+                ts,
+                stream,
+                bytes,
+                partial,
+                lossy,
+            } => self.push_parts(ts, stream, bytes, &[], partial, lossy),
+            RecordRef::Event(event) => self.push_event(event.clone()),
+        }
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub(crate) fn weight(&self) -> usize {
+        self.bytes.len() + self.entries.len() * size_of::<Entry>()
+    }
+
+    /// The bytes of output, by stream, without newlines.
+    pub(crate) fn output_bytes(&self) -> PerStream<usize> {
+        let mut bytes = PerStream::default();
+        let mut start = 0;
+        for entry in &self.entries {
+            if let Entry::Output { end, stream, .. } = entry {
+                bytes[*stream] += end - std::mem::replace(&mut start, *end);
+            }
+        }
+        bytes
+    }
+
+    /// The records, in order.
+    pub fn iter(&self) -> impl Iterator<Item = RecordRef<'_>> {
+        let mut start = 0;
+        self.entries.iter().map(move |entry| match entry {
+            Entry::Output {
+                ts,
+                end,
+                stream,
+                partial,
+                lossy,
+            } => RecordRef::Output {
+                ts: *ts,
+                stream: *stream,
+                bytes: &self.bytes[std::mem::replace(&mut start, *end)..*end],
+                partial: *partial,
+                lossy: *lossy,
+            },
+            Entry::Event(event) => RecordRef::Event(event),
+        })
+    }
+}

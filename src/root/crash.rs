@@ -1,0 +1,209 @@
+//! What a crash may leave of a root and of a run's `run.json`, at every point of their life.
+//!
+//! As in `sink::jsonl::crash`: what is done to the files is taken down, and every image that a
+//! crash may leave of every beginning of that is opened.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::audit::Start;
+use crate::disk::create_dir;
+use crate::disk::image::{Image, Medium, put, scratch, take};
+use crate::disk::journal::Journal;
+use crate::root::{Root, RunFile};
+use crate::sink::{Jsonl, LogSink, RunPlace};
+use crate::spec::{ContainerId, RootId, RunId, RunRecord, RunSpec};
+
+/// Small enough for a record of a run to have several.
+const SECTOR: usize = 256;
+const ROOT: &str = "made/too/root";
+
+/// What is to be found after a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+struct Promise {
+    /// The root has its id.
+    root: bool,
+    /// The run is there, with this version of its file or a later one; 0: it need not be.
+    version: usize,
+    /// The run may be gone, or is.
+    removing: bool,
+    removed: bool,
+}
+
+struct Story {
+    id: RootId,
+    versions: Vec<RunFile>,
+}
+
+impl Story {
+    fn run() -> RunId {
+        RunId::new("run").unwrap()
+    }
+
+    /// Opens the root of an image, and checks all that is in it.
+    fn check(&self, image: &Image, promise: Promise) {
+        let disk = scratch();
+        put(image, disk.path());
+        let root = Root::open_or_create(disk.path().join(ROOT)).unwrap();
+        assert!(!promise.root || *root.id() == self.id);
+        let runs = root.runs().unwrap();
+        assert!(!runs.is_empty() || promise.version == 0 || promise.removing);
+        assert!(runs.is_empty() || !promise.removed);
+        for info in root.list().unwrap() {
+            assert_eq!(info.problem, None);
+            match root.read_run(&info.run).unwrap() {
+                None => assert_eq!(promise.version, 0),
+                Some(file) => {
+                    let version = self.versions.iter().position(|known| *known == file);
+                    assert!(version.unwrap() + 1 >= promise.version, "{version:?}");
+                }
+            }
+            let last = self.versions.last().unwrap();
+            root.write_run(last).unwrap();
+            assert_eq!(root.read_run(&info.run).unwrap().as_ref(), Some(last));
+        }
+        root.sweep();
+        let left = take(disk.path());
+        assert!(
+            left.keys()
+                .all(|path| !path.to_string_lossy().contains("removed"))
+        );
+    }
+}
+
+#[test]
+fn a_root_opens_and_a_run_has_a_whole_record_after_any_crash() {
+    let disk = scratch();
+    let journal = Journal::of(disk.path());
+    let mut promises = Vec::new();
+    // What holds for a process that is killed, and for a failure of the power.
+    let mut promised = |killed: Promise, failed: Promise| {
+        promises.push((journal.len(), killed, failed));
+    };
+
+    let root = Root::open_or_create(disk.path().join(ROOT)).unwrap();
+    let mut promise = Promise {
+        root: true,
+        ..Promise::default()
+    };
+    promised(promise, promise);
+
+    let spec = RunSpec::new("image");
+    let run = Story::run();
+    let record = RunRecord::new(run.clone(), root.id().clone(), "scripted", &spec);
+    let mut file = RunFile {
+        v: 1,
+        record,
+        ending: None,
+        ending_if_missing: None,
+        seal: None,
+    };
+    let mut versions = vec![file.clone()];
+    create_dir(&root.dir(&run)).unwrap();
+    let lock = root.lock(&run).unwrap();
+    root.write_run(&file).unwrap();
+    promised(
+        Promise {
+            version: 1,
+            ..promise
+        },
+        promise,
+    );
+    let place = RunPlace::new(run.clone(), root.dir(&run));
+    let start = Start::new(file.record.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let log = runtime.block_on(Jsonl::new().open(&place, &start)).unwrap();
+    promise.version = 1;
+    promised(promise, promise);
+    for container in ["4f66ad9a0b2e", "5f66ad9a0b2e"] {
+        file.record.container = Some(ContainerId::new(container));
+        root.write_run(&file).unwrap();
+        versions.push(file.clone());
+        promise.version += 1;
+        promised(promise, promise);
+    }
+    drop((log, lock));
+    promise.removing = true;
+    promised(promise, promise);
+    root.remove(&run).unwrap();
+    promise.removed = true;
+    promised(promise, promise);
+    let ops = journal.ops();
+    drop(journal);
+
+    let story = Story {
+        id: root.id().clone(),
+        versions,
+    };
+    let mut killed = BTreeSet::new();
+    let mut failed = BTreeSet::new();
+    let mut again = Vec::new();
+    let mut medium = Medium::of(&Image::new(), SECTOR);
+    for done in 0..=ops.len() {
+        let held = promises.iter().rfind(|(from, ..)| *from <= done);
+        let (if_killed, if_failed) = held.map_or_else(Default::default, |(_, k, f)| (*k, *f));
+        for medium in medium.killed(ops.get(done)) {
+            killed.insert((medium.live(), if_killed));
+        }
+        for image in medium.failed() {
+            failed.insert((image, if_failed));
+        }
+        if !if_failed.root {
+            again.push(reopenings(&medium));
+        }
+        if let Some(op) = ops.get(done) {
+            medium.apply(op);
+        }
+    }
+    assert_eq!(
+        medium.live(),
+        take(disk.path()),
+        "something was not taken down"
+    );
+    for (image, promise) in killed.iter().chain(&failed) {
+        story.check(image, *promise);
+    }
+    for (id, images) in &again {
+        let story = Story {
+            id: id.clone(),
+            versions: Vec::new(),
+        };
+        for (image, root) in images {
+            let root = *root;
+            story.check(
+                image,
+                Promise {
+                    root,
+                    ..Promise::default()
+                },
+            );
+        }
+    }
+    let again: usize = again.iter().map(|(_, images)| images.len()).sum();
+    let tried = (killed.len(), failed.len(), again);
+    assert!(
+        tried.0 > 3000 && tried.1 > 100 && tried.2 > 120,
+        "{tried:?}"
+    );
+}
+
+/// Opens a root whose maker was killed, and gives the id, and every image that a failure of the
+/// power may leave meanwhile, with whether the id counted by then.
+fn reopenings(left: &Medium) -> (RootId, BTreeMap<Image, bool>) {
+    let disk = scratch();
+    put(&left.live(), disk.path());
+    let journal = Journal::of(disk.path());
+    let root = Root::open_or_create(disk.path().join(ROOT)).unwrap();
+    let mut medium = left.clone();
+    let mut images = BTreeMap::new();
+    let ops = journal.ops();
+    for (done, op) in ops.iter().enumerate() {
+        medium.apply(op);
+        for image in medium.failed() {
+            let counts = done + 1 == ops.len();
+            *images.entry(image).or_default() |= counts;
+        }
+    }
+    (root.id().clone(), images)
+}
