@@ -164,7 +164,7 @@
 //! | `tls` | no | engines that require TLS |
 //! | `blocking` | no | `blocking`: managers, runs and services for code that is not async |
 //! | `terminal` | no | `terminal`: your terminal attached to a run |
-//! | `testing` | no | `runtime::scripted` and a faulty sink, for tests |
+//! | `testing` | no | `runtime::scripted` and `sink::Faulty`, for tests |
 //! | `conformance` | no | `conformance`: contract tests for runtimes and sinks that you write |
 //!
 //! # Tracing
