@@ -231,7 +231,7 @@ pub enum StopCause {
     /// A token that was to stop it was cancelled.
     Cancelled,
     /// The manager was shut down with the runs stopped.
-    ShutdownMode,
+    Shutdown,
 }
 
 /// What the audit file says of its own completeness.
@@ -433,7 +433,7 @@ impl fmt::Display for StopCause {
             Self::OutputLimit => "its output limit was reached",
             Self::SilenceLimit => "it printed nothing for too long",
             Self::Cancelled => "it was cancelled",
-            Self::ShutdownMode => "its manager was shut down",
+            Self::Shutdown => "its manager was shut down",
         })
     }
 }
