@@ -71,7 +71,7 @@ impl Monitor {
                     if !root.has(&run) {
                         return Err(root.no_such_run(&run));
                     }
-                    if root.is_being_made(&run) {
+                    if root.is_being_created(&run) {
                         return Ok(Ownership::Unmade);
                     }
                     match root.lock(&run) {

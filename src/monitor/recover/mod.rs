@@ -61,7 +61,7 @@ impl Unsealed {
             // What cannot be read is for its monitor to say.
             if !matches!(root.read_run(run), Ok(Some(file)) if file.seal.is_some()) {
                 open.runs.push(run.clone());
-            } else if !root.open_execs(run).is_empty() {
+            } else if !root.unsealed_execs(run).is_empty() {
                 open.execs.push(run.clone());
             }
         }
@@ -351,7 +351,7 @@ impl Monitor {
         let (mut is_ours, mut has_met) = (false, false);
         if let Ok(Some(RunFile { record, seal, .. })) = &file {
             let run = self.place.run.clone();
-            let audited = context.on_disk("look at", move |root| Ok(root.audited(&run)));
+            let audited = context.on_disk("look at", move |root| Ok(root.audit_summary(&run)));
             let audited = audited.await?;
             is_ours = seal.is_some() || ours(record) || audited.record.as_ref().is_some_and(ours);
             if !is_ours {
@@ -498,13 +498,7 @@ impl Monitor {
             let file = file?.unwrap_or_else(|| self.unknown());
             return Ok((file, None));
         };
-        let of_audit = || RunFile {
-            v: 1,
-            record: audited.clone(),
-            ending: None,
-            ending_if_missing: None,
-            seal: None,
-        };
+        let of_audit = || RunFile::new(audited.clone());
         let (file, reason) = match file {
             Ok(None) => return Ok((of_audit(), None)),
             Ok(Some(mut file)) => {
