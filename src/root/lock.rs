@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::root::Root;
 use crate::spec::RunId;
 
-/// How long a new run directory without files belongs to the process that may be creating it.
+/// The age up to which a run directory without files belongs to the process that may be creating it.
 const CREATION_GRACE: Duration = Duration::from_secs(2);
 
 /// A process that only checks the lock holds it for less than these retries take.

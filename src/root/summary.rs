@@ -55,10 +55,8 @@ impl AuditSummary {
     /// records were not synced, so they are damage only in a sealed file.
     fn add_head(&mut self, head: &[u8]) -> Option<String> {
         let lines = head.split_inclusive(|byte| *byte == b'\n');
+        let lines = lines.take_while(|line| line.ends_with(b"\n"));
         for (index, text) in lines.enumerate() {
-            if !text.ends_with(b"\n") {
-                break;
-            }
             match line::parse(text) {
                 Ok(Line::Event(Event::Start(start))) if index == 0 => {
                     self.record = Some(start.record);
@@ -74,14 +72,18 @@ impl AuditSummary {
                 }
                 Err(bad) => {
                     let problem = format!("line {} of the audit file: {}", index + 1, bad.reason());
-                    if line::has_zeros(text) {
-                        return Some(problem);
-                    }
-                    self.problem = Some(problem);
-                    break;
+                    return self.add_bad_line(text, problem);
                 }
             }
         }
+        None
+    }
+
+    fn add_bad_line(&mut self, text: &[u8], problem: String) -> Option<String> {
+        if line::has_zeros(text) {
+            return Some(problem);
+        }
+        self.problem = Some(problem);
         None
     }
 
