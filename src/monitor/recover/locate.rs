@@ -412,3 +412,367 @@ impl Monitor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Exit;
+    use crate::spec::{RootId, RunId, RunRecord, RunSpec};
+
+    /// The kind of an engine's answer.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Seen {
+        NoId,
+        NotFound,
+        Rejected,
+        Inconclusive,
+        Created,
+        Running,
+        Exited,
+        Removing,
+    }
+
+    /// The recorded start time, compared with the start time that the engine reports.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Start {
+        NotRecorded,
+        NotReported,
+        Same,
+        Other,
+    }
+
+    /// The ending in `run.json`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Recorded {
+        Nothing,
+        Exit,
+        FailedStart,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    struct Case {
+        seen: Seen,
+        id: IdState,
+        recorded: Recorded,
+        has_ending_if_missing: bool,
+        start: Start,
+        start_ruled_out: bool,
+        process_bound: bool,
+    }
+
+    impl Case {
+        /// Every combination that can occur. Only a missing id is not inspected.
+        fn all() -> Vec<Self> {
+            use {IdState::*, Recorded::*, Seen::*, Start::*};
+            let mut inspections = vec![(NoId, Missing)];
+            for seen in [
+                NotFound,
+                Rejected,
+                Inconclusive,
+                Created,
+                Running,
+                Exited,
+                Removing,
+            ] {
+                inspections.extend([(seen, Unverified), (seen, Verified)]);
+            }
+            let mut cases = Vec::new();
+            for (seen, id) in inspections {
+                for recorded in [Nothing, Exit, FailedStart] {
+                    for start in [NotRecorded, NotReported, Same, Other] {
+                        cases.extend((0..8).map(|bits| Self {
+                            seen,
+                            id,
+                            recorded,
+                            has_ending_if_missing: bits & 1 > 0,
+                            start,
+                            start_ruled_out: bits & 2 > 0,
+                            process_bound: bits & 4 > 0,
+                        }));
+                    }
+                }
+            }
+            cases
+        }
+
+        fn decide(&self, times: [Timestamp; 2]) -> Decision {
+            let spec = RunSpec::new("image");
+            let (run, root) = (RunId::generate(), RootId::generate());
+            let mut file = RunFile::new(RunRecord::new(run, root, "scripted", &spec));
+            file.ending = match self.recorded {
+                Recorded::Nothing => None,
+                Recorded::Exit => Some(Ending::Exited(exit(7))),
+                Recorded::FailedStart => Some(failure("recorded")),
+            };
+            file.ending_if_missing = self.has_ending_if_missing.then(|| failure("if missing"));
+            let (recorded, reported) = match self.start {
+                Start::NotRecorded => (None, Some(times[0])),
+                Start::NotReported => (Some(times[0]), None),
+                Start::Same => (Some(times[0]), Some(times[0])),
+                Start::Other => (Some(times[0]), Some(times[1])),
+            };
+            let found = |status| {
+                let mut inspection = Inspection::new(status);
+                inspection.started_at = reported;
+                inspection.code = Some(3);
+                Inspected::Found(Box::new(inspection))
+            };
+            let inspected = match self.seen {
+                Seen::NoId => Inspected::NoId,
+                Seen::NotFound => Inspected::NotFound,
+                Seen::Rejected => Inspected::Rejected(rejected()),
+                Seen::Inconclusive => Inspected::Inconclusive(inconclusive()),
+                Seen::Created => found(Phase::Created),
+                Seen::Running => found(Phase::Running),
+                Seen::Exited => found(Phase::Ended),
+                Seen::Removing => found(Phase::Removing),
+            };
+            let known = Known {
+                file: &file,
+                started_at: recorded,
+                id: self.id,
+                start_ruled_out: self.start_ruled_out,
+                process_bound: self.process_bound,
+            };
+            decide(&known, inspected)
+        }
+    }
+
+    fn exit(code: i64) -> Exit {
+        Exit {
+            code: Some(code),
+            ..Exit::default()
+        }
+    }
+
+    fn failure(reason: &str) -> Ending {
+        Ending::FailedToStart {
+            reason: reason.into(),
+        }
+    }
+
+    fn rejected() -> RuntimeError {
+        RuntimeError::Conflict {
+            operation: "inspect",
+            reason: "rejected".into(),
+        }
+    }
+
+    fn inconclusive() -> RuntimeError {
+        RuntimeError::Broken {
+            operation: "inspect",
+            reason: "inconclusive".into(),
+        }
+    }
+
+    /// A decision with its data, in words.
+    fn describe(decision: &Decision) -> String {
+        match decision {
+            Decision::Search(IfUnlabeled::NotCreated(it)) => format!("search, or {}", ending(it)),
+            Decision::Search(IfUnlabeled::InspectAgain) => "search, or inspect again".into(),
+            Decision::Search(IfUnlabeled::Fail(it)) => format!("search, or fail: {}", error(it)),
+            Decision::InspectAgain => "inspect again".into(),
+            Decision::RemoveUnstarted(it) => format!("remove: {}", ending(it)),
+            Decision::Fail(it) => format!("fail: {}", error(it)),
+            Decision::Conclude(Conclusion::Running(_)) => "running".into(),
+            Decision::Conclude(Conclusion::Exited(it, _)) => format!("exited: {}", ending(it)),
+            Decision::Conclude(Conclusion::StartedExternally(it, _)) => {
+                format!("started externally: {}", ending(it))
+            }
+            Decision::Conclude(Conclusion::StartedAgain(it, _)) => {
+                format!("started again: {}", ending(it))
+            }
+            Decision::Conclude(Conclusion::Missing(it)) => format!("missing: {}", ending(it)),
+            Decision::Conclude(Conclusion::NotCreated(it)) => {
+                format!("not created: {}", ending(it))
+            }
+            Decision::Conclude(Conclusion::Vanished(it)) => format!("vanished: {}", ending(it)),
+        }
+    }
+
+    fn ending(ending: &Ending) -> &'static str {
+        match ending {
+            Ending::Exited(exit) if exit.code == Some(7) => "recorded exit",
+            Ending::Exited(_) => "observed exit",
+            it if *it == failure("recorded") => "recorded failure",
+            it if *it == failure("if missing") => "ending if missing",
+            it if *it == not_created() => "never created",
+            it if *it == failed_to_start() => "never started",
+            it if *it == started_again() => "second execution",
+            it if *it == ended_with_process() => "ended with its process",
+            Ending::Removed { code: None } => "removed",
+            _ => "another ending",
+        }
+    }
+
+    fn error(error: &RuntimeError) -> &'static str {
+        match error.is_definitive() {
+            true => "definitive",
+            false => "inconclusive",
+        }
+    }
+
+    /// A row applies to the answers in the first column if the condition holds. Each case has
+    /// exactly one row.
+    type Row = (&'static [Seen], fn(&Case) -> bool, &'static str);
+
+    const ROWS: &[Row] = {
+        use {IdState::*, Recorded::*, Seen::*, Start::*};
+        const FOUND: &[Seen] = &[Created, Running, Exited, Removing];
+        &[
+            (
+                &[NoId],
+                |c| c.recorded == Nothing,
+                "search, or never created",
+            ),
+            (&[NoId], |c| c.recorded == Exit, "search, or recorded exit"),
+            (
+                &[NoId],
+                |c| c.recorded == FailedStart,
+                "search, or recorded failure",
+            ),
+            (
+                &[NotFound],
+                |c| c.id == Unverified,
+                "search, or inspect again",
+            ),
+            (
+                &[NotFound],
+                |c| c.id == Verified && c.recorded == Exit,
+                "missing: recorded exit",
+            ),
+            (
+                &[NotFound],
+                |c| c.id == Verified && c.recorded == FailedStart,
+                "missing: recorded failure",
+            ),
+            (
+                &[NotFound],
+                |c| is_unrecorded(c) && c.has_ending_if_missing,
+                "missing: ending if missing",
+            ),
+            (
+                &[NotFound],
+                |c| is_unrecorded(c) && !c.has_ending_if_missing && c.start_ruled_out,
+                "not created: never created",
+            ),
+            (
+                &[NotFound],
+                |c| may_have_run(c) && c.process_bound,
+                "vanished: ended with its process",
+            ),
+            (
+                &[NotFound],
+                |c| may_have_run(c) && !c.process_bound,
+                "vanished: removed",
+            ),
+            (
+                &[Rejected],
+                |c| c.id == Unverified,
+                "search, or fail: definitive",
+            ),
+            (&[Rejected], |c| c.id == Verified, "fail: definitive"),
+            (&[Inconclusive], |_| true, "fail: inconclusive"),
+            (
+                FOUND,
+                |c| c.start == Other && c.recorded == Nothing,
+                "started again: second execution",
+            ),
+            (
+                FOUND,
+                |c| c.start == Other && c.recorded == Exit,
+                "started again: recorded exit",
+            ),
+            (
+                FOUND,
+                |c| c.start == Other && c.recorded == FailedStart,
+                "started again: recorded failure",
+            ),
+            (
+                &[Created],
+                |c| c.start != Other && c.recorded == Nothing,
+                "remove: never started",
+            ),
+            (
+                &[Created],
+                |c| c.start != Other && c.recorded == Exit,
+                "remove: recorded exit",
+            ),
+            (
+                &[Created],
+                |c| c.start != Other && c.recorded == FailedStart,
+                "remove: recorded failure",
+            ),
+            (&[Removing], |c| c.start != Other, "inspect again"),
+            (
+                &[Running, Exited],
+                |c| c.start != Other && c.recorded == FailedStart,
+                "started externally: recorded failure",
+            ),
+            (
+                &[Running],
+                |c| c.start != Other && c.recorded != FailedStart,
+                "running",
+            ),
+            (
+                &[Exited],
+                |c| c.start != Other && c.recorded == Nothing,
+                "exited: observed exit",
+            ),
+            (
+                &[Exited],
+                |c| c.start != Other && c.recorded == Exit,
+                "exited: recorded exit",
+            ),
+        ]
+    };
+
+    fn is_unrecorded(case: &Case) -> bool {
+        case.id == IdState::Verified && case.recorded == Recorded::Nothing
+    }
+
+    fn may_have_run(case: &Case) -> bool {
+        is_unrecorded(case) && !case.has_ending_if_missing && !case.start_ruled_out
+    }
+
+    #[test]
+    fn every_record_and_answer_has_one_decision() {
+        let now = Timestamp::now();
+        let later = now.saturating_add(POLL_INTERVAL);
+        let cases = Case::all();
+        assert_eq!(cases.len(), 15 * 3 * 4 * 8);
+        for case in cases {
+            let rows = ROWS
+                .iter()
+                .filter(|(seen, applies, _)| seen.contains(&case.seen) && applies(&case));
+            let expected: Vec<_> = rows.map(|(.., expected)| *expected).collect();
+            let decision = case.decide([now, later]);
+            assert_eq!(vec![describe(&decision)], expected, "{case:?}");
+        }
+    }
+
+    #[test]
+    fn a_second_search_verifies_the_id() {
+        let states = [IdState::Missing, IdState::Unverified, IdState::Verified];
+        let expected = [IdState::Unverified, IdState::Verified, IdState::Verified];
+        assert_eq!(states.map(IdState::after_search), expected);
+    }
+
+    #[test]
+    fn only_a_restarted_engine_leaves_a_gap() {
+        let gap = |continuity| restart_gap(continuity).map(|gap| gap.map(|gap| gap.reason));
+        let restarted = gap(Ok(Continuity::Broken)).unwrap();
+        assert_eq!(restarted, Some(GapReason::EngineRestarted));
+        assert!(
+            restart_gap(Ok(Continuity::Broken))
+                .unwrap()
+                .unwrap()
+                .possible
+        );
+        for continuity in [Continuity::Unbroken, Continuity::Unknown] {
+            assert_eq!(gap(Ok(continuity)).unwrap(), None);
+        }
+        assert_eq!(gap(Err(rejected())).unwrap(), None);
+        assert!(gap(Err(inconclusive())).is_err());
+    }
+}
