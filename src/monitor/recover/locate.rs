@@ -61,9 +61,9 @@ struct Known<'a> {
 enum IdState {
     /// The files of the run have no id.
     Missing,
-    /// The engine has not confirmed the id. It may come from a damaged file.
+    /// The id may come from a damaged file: a failed inspection is followed by a search by label.
     Unverified,
-    /// A search by label found this id, or no container at all.
+    /// The id was searched by label after a failed inspection, so the next failure holds.
     Verified,
 }
 
