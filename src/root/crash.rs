@@ -23,7 +23,7 @@ const ROOT: &str = "made/too/root";
 struct Promise {
     /// The root has its final id.
     root: bool,
-    /// The run exists with this version of its file or a later one. 0: it may be missing.
+    /// The oldest version of the run's file that may be found. 0: none is required.
     version: usize,
     /// The run may be missing, because its removal has begun.
     removing: bool,

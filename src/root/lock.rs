@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 use crate::root::Root;
 use crate::spec::RunId;
 
-/// The age up to which a run directory without files belongs to the process that may be creating it.
+/// The minimum age of an empty run directory that a scan may claim.
+///
+/// A younger one belongs to the process that may be creating the run.
 const CREATION_GRACE: Duration = Duration::from_secs(2);
 
 /// A process that only checks the lock holds it for less than these retries take.
@@ -137,7 +139,7 @@ mod tests {
         root.lock(&run).unwrap();
     }
 
-    /// A waiter for the lock of a removed run does not get the lock of the next run of that name.
+    /// A waiter never gets the lock of the next run of that name.
     #[test]
     fn the_lock_of_a_removed_run_cannot_be_acquired() {
         let dir = tempfile::tempdir().unwrap();

@@ -121,7 +121,9 @@ impl Root {
         self.path.join(run.as_str())
     }
 
-    /// Returns true if the run exists. A symlink does not count: it leads out of the root.
+    /// Returns true if the run exists.
+    ///
+    /// A symlink does not count, because it leads out of the root.
     pub(crate) fn has(&self, run: &RunId) -> bool {
         let dir = self.dir(run).symlink_metadata();
         dir.is_ok_and(|dir| dir.is_dir())
@@ -303,7 +305,9 @@ impl Root {
         (cached, Some(problem))
     }
 
-    /// Summarizes the audit file of a run. A file that cannot be read gives an empty summary.
+    /// Summarizes the audit file of a run.
+    ///
+    /// The summary of an unreadable file is empty.
     pub(crate) fn audit_summary(&self, run: &RunId) -> AuditSummary {
         let summary = AuditSummary::read(&self.audit(run));
         summary.ok().flatten().unwrap_or_default()

@@ -14,7 +14,7 @@ use crate::spec::{RunId, RunRecord};
 
 const RUN_FILE: &str = "run.json";
 
-/// The contents of `run.json`: the record of a run and, once the run is sealed, its seal.
+/// The contents of `run.json`: the record of a run, and the seal of a sealed run.
 ///
 /// Where `run.json` and the audit file differ, the audit file wins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -115,7 +115,7 @@ impl AuditSummary {
     }
 }
 
-/// Reads the last line with its newline, or the bytes after the last newline if there are any.
+/// Reads the last line: with its newline, or without one if the file ends early.
 fn last_line(file: &mut fs::File, length: u64) -> io::Result<Vec<u8>> {
     let mut wanted = EDGE_BYTES;
     loop {

@@ -42,9 +42,9 @@ impl Root {
         disk::remove_dir(&removed).map_err(|error| Error::storage("remove", removed, error))
     }
 
-    /// Removes temporary files of dead processes from the directory of a run that is sealed, or
-    /// about to be sealed.
+    /// Removes temporary files of dead processes from a run's directory.
     ///
+    /// The run must be sealed, or about to be sealed.
     /// A stop request that another process is writing meanwhile is lost: the run has ended.
     pub(crate) fn sweep_run(&self, run: &RunId) {
         for name in ["run.json.", "stop-", "note-"] {
@@ -52,8 +52,7 @@ impl Root {
         }
     }
 
-    /// Removes temporary files of dead processes from the root, and finishes their removals of
-    /// runs.
+    /// Removes temporary files and partly removed runs of dead processes.
     pub(crate) fn sweep(&self) {
         disk::remove_temporary(self.path(), "root.json.");
         disk::remove_temporary(self.path(), ".root.json.");

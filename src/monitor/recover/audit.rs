@@ -25,7 +25,9 @@ pub(super) enum Audit {
 /// An audit that this task appends to.
 pub(super) struct OpenAudit {
     pub(super) file: RunFile,
-    /// True if `file` is what the owner of the run wrote, so a missing container id is meaningful.
+    /// True if the owner of the run wrote `file`.
+    ///
+    /// Then a missing container id proves that the container was not started.
     pub(super) is_intact: bool,
     pub(super) capture: Capture,
 }

@@ -53,7 +53,9 @@ impl Monitor {
         })
     }
 
-    /// Refuses a run of another engine. Returns true if an id was recorded, and so verified.
+    /// Refuses a run of another engine.
+    ///
+    /// Returns true if an engine id was recorded, and so verified.
     pub(super) async fn verify_engine(&mut self, recorded: [Option<&str>; 2]) -> Result<bool> {
         let engine = verify_engine_id(&*self.context.runtime, &self.place.run, recorded).await?;
         let is_verified = engine.is_some();

@@ -38,7 +38,7 @@ enum Wait {
     Retry(Option<Unwatched>),
 }
 
-/// A container that the record of the run names, and that no task of this manager watches.
+/// A container that the run's record names, and that no task here watches.
 pub(super) struct Unwatched {
     container: ContainerId,
     record: RunRecord,

@@ -61,9 +61,11 @@ struct Known<'a> {
 enum IdState {
     /// The files of the run have no id.
     Missing,
-    /// The id may come from a damaged file: a failed inspection is followed by a search by label.
+    /// The id may come from a damaged file.
+    ///
+    /// A definitive inspection error is followed by a search by label.
     Unverified,
-    /// The id was searched by label after a failed inspection, so the next failure holds.
+    /// A search by label has confirmed the id, so the next definitive error holds.
     Verified,
 }
 
@@ -292,7 +294,9 @@ impl Monitor {
         }
     }
 
-    /// Searches the engine for the container of this run. Returns an ending if the search is over.
+    /// Searches the engine for the container of this run by label.
+    ///
+    /// Returns the ending of the run if the engine has no such container.
     async fn search_by_label(
         &mut self,
         file: &mut RunFile,
@@ -309,8 +313,9 @@ impl Monitor {
         Ok(None)
     }
 
-    /// Removes a container that was not started. Returns `None` after a pause if the container was
-    /// started or removed meanwhile.
+    /// Removes a container that was not started.
+    ///
+    /// Returns `None`, after a pause, if the container was started or removed meanwhile.
     async fn try_remove_unstarted(
         &mut self,
         file: &mut RunFile,
@@ -374,7 +379,7 @@ impl Monitor {
         }
     }
 
-    /// Records the execution of a container that has run: its start, and an engine restart.
+    /// Records the start of a container, and an engine restart since.
     async fn record_execution(
         &mut self,
         file: &mut RunFile,
@@ -612,8 +617,7 @@ mod tests {
         }
     }
 
-    /// A row applies to the answers in the first column if the condition holds. Each case has
-    /// exactly one row.
+    /// The answers, a condition, and the decision. Each case matches one row.
     type Row = (&'static [Seen], fn(&Case) -> bool, &'static str);
 
     const ROWS: &[Row] = {

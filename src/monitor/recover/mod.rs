@@ -30,12 +30,12 @@ use crate::state::Transition;
 pub(crate) use crate::monitor::recover::engine::verify_engine_id;
 pub(crate) use crate::monitor::recover::scan::scan;
 
-/// The interval between checks of a run that another process owns, and of a container that is being
-/// removed.
+/// The interval between checks of a foreign run, or of a disappearing container.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The time after which an attempt releases its recovery permit. A log or an engine that does not
-/// answer must not delay the recovery of other runs.
+/// The time after which an attempt releases its recovery permit.
+///
+/// A log or an engine that does not answer must not delay the recovery of other runs.
 const PERMIT_HOLD_LIMIT: Duration = Duration::from_secs(2);
 
 /// The result of an attempt to recover a run.
@@ -68,7 +68,7 @@ pub(crate) fn take_over(context: &Arc<Context>, id: &RunId) -> Arc<Entry> {
 }
 
 impl Monitor {
-    /// Takes the run over once no live process owns it, and watches it until it is sealed.
+    /// Takes over a run without a live owner, and watches it until it is sealed.
     async fn recover(mut self) {
         let context = Arc::clone(&self.context);
         let sealed = tokio::select! {

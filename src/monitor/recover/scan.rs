@@ -100,7 +100,9 @@ async fn scan_root(context: &Arc<Context>) {
     context.swept.send_replace(true);
 }
 
-/// Lists the containers of the root. Retries until the engine gives a definitive answer.
+/// Lists the containers of the root.
+///
+/// Retries until the engine gives a definitive answer.
 async fn owned_containers(context: &Context) -> Vec<OwnedContainer> {
     let mut backoff = Backoff::new();
     loop {
