@@ -331,7 +331,7 @@ pub(crate) async fn seal_lost(context: &Context, run: &RunId) {
     let id = run.clone();
     let open = context
         .on_disk("look for further processes in", move |root| {
-            Ok(root.open_execs(&id))
+            Ok(root.unsealed_execs(&id))
         })
         .await;
     for number in open.unwrap_or_default() {

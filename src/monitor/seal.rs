@@ -235,7 +235,9 @@ impl Monitor {
     async fn foreign_records(&mut self) -> Result<Vec<(PathBuf, Record)>> {
         let run = self.place.run.clone();
         self.context
-            .on_disk("read the requests in", move |root| Ok(root.left(&run)))
+            .on_disk("read the requests in", move |root| {
+                Ok(root.pending_requests(&run))
+            })
             .await
     }
 
