@@ -467,19 +467,6 @@ impl Monitor {
         removed
     }
 
-    /// Writes `run.json` again, if that can be done now.
-    async fn persist_run_file(&mut self, file: &RunFile) {
-        let (context, known) = (Arc::clone(&self.context), file.clone());
-        let written = context
-            .on_disk("record what is known in", move |root| {
-                root.write_run(&known)
-            })
-            .await;
-        if let Err(error) = written {
-            tracing::warn!(run = %self.place.run, error = %error.chain(), "run.json is behind");
-        }
-    }
-
     /// Finds out whether a container runs whose start failed. Only a fact decides: success of a
     /// removal without force means that it does not run, and never will.
     async fn did_it_start(
