@@ -4,6 +4,7 @@ pub(crate) mod context;
 pub(crate) mod entry;
 pub(crate) mod evidence;
 pub(crate) mod exec;
+mod launch;
 pub(crate) mod output;
 pub(crate) mod recover;
 mod run_file;
