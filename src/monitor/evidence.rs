@@ -14,7 +14,7 @@ use crate::runtime::{DrainLimit, LogFidelity};
 ///
 /// An attach stream has no length, so a proxy that cuts it produces a clean end
 /// too. A tap that ends earlier than this does not prove that it is whole.
-pub(crate) const EOF_TOLERANCE: Duration = Duration::from_secs(1);
+pub(super) const EOF_TOLERANCE: Duration = Duration::from_secs(1);
 
 /// How much earlier than its declared limit an engine may cut off output.
 const DRAIN_MARGIN: Duration = Duration::from_millis(200);

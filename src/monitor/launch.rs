@@ -384,7 +384,7 @@ impl Monitor {
     ///
     /// The ending is persisted first. If this process died between the removal and
     /// the seal, the recovering manager would find no container, and no cause.
-    pub(crate) async fn remove_unstarted(
+    pub(super) async fn remove_unstarted(
         &mut self,
         file: &mut RunFile,
         container: &ContainerId,

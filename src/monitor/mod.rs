@@ -2,7 +2,7 @@
 
 pub(crate) mod context;
 pub(crate) mod entry;
-pub(crate) mod evidence;
+mod evidence;
 pub(crate) mod exec;
 mod launch;
 pub(crate) mod output;

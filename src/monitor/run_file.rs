@@ -16,7 +16,7 @@ use crate::root::RunFile;
 ///
 /// The container may be gone by the time of the seal, and other processes wait
 /// for the ending.
-pub(crate) async fn persist_ending(context: &Context, file: &mut RunFile, ending: &Ending) {
+pub(super) async fn persist_ending(context: &Context, file: &mut RunFile, ending: &Ending) {
     if file.ending.is_some() {
         return;
     }

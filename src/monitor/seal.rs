@@ -1,7 +1,7 @@
 //! The seal of a run: final records, evidence for the output, and the seal.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use tokio::time::{Duration, sleep, timeout};
@@ -25,7 +25,7 @@ use crate::spec::{Backstop, ContainerId, KeepContainer, RunRecord};
 use crate::timestamp::Timestamp;
 
 /// How long after its end a run may be unsealed before the ending is persisted.
-pub(crate) const PERSIST_ENDING_AFTER: Duration = Duration::from_secs(1);
+pub(super) const PERSIST_ENDING_AFTER: Duration = Duration::from_secs(1);
 /// Maximum duration and size of a read of the tail of the engine's log.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_TAIL_BYTES: usize = 8 << 20;
@@ -33,21 +33,21 @@ const MAX_TAIL_BYTES: usize = 8 << 20;
 const MAX_REMOVAL_ATTEMPTS: u32 = 3;
 
 /// Facts of a seal that the records of the log do not hold.
-pub(crate) struct SealFacts {
-    pub(crate) ending: Ending,
-    pub(crate) evidence: Evidence,
-    pub(crate) container: Option<ContainerId>,
-    pub(crate) stopped: Option<StopCause>,
-    pub(crate) usage: Option<Usage>,
+pub(super) struct SealFacts {
+    pub(super) ending: Ending,
+    pub(super) evidence: Evidence,
+    pub(super) container: Option<ContainerId>,
+    pub(super) stopped: Option<StopCause>,
+    pub(super) usage: Option<Usage>,
     /// Time between the end of the container and the seal. Zero for an exec.
-    pub(crate) captured: Duration,
+    pub(super) captured: Duration,
 }
 
 /// Builds the seal of a log, of a run or of an exec. The log adds its digest.
 ///
 /// A gap outranks a lossy line: a reader must learn first that bytes may be
 /// missing.
-pub(crate) fn build_seal(progress: &Progress, facts: SealFacts) -> Seal {
+pub(super) fn build_seal(progress: &Progress, facts: SealFacts) -> Seal {
     let verdict = match progress {
         Progress { gaps: 1.., .. } => Verdict::Gap,
         Progress { lossy: true, .. } => Verdict::Lossy,
@@ -77,7 +77,7 @@ impl Monitor {
     ///
     /// Returns `None` if the manager closes first. The next opening of the root
     /// then seals the run.
-    pub(crate) async fn finish(
+    pub(super) async fn finish(
         &mut self,
         mut file: RunFile,
         mut capture: Capture,
@@ -131,7 +131,7 @@ impl Monitor {
     }
 
     /// Persists the seal, and publishes it.
-    pub(crate) async fn close(&mut self, file: &RunFile, last_lines: Vec<String>) {
+    pub(super) async fn close(&mut self, file: &RunFile, last_lines: Vec<String>) {
         self.persist_seal(file).await;
         self.status.send_modify(|status| {
             status.seal = file.seal.clone();
@@ -225,7 +225,7 @@ impl Monitor {
     }
 
     /// Checks that a log that was read back belongs to this run.
-    pub(crate) fn check_place(&self, record: &RunRecord) -> Result<()> {
+    pub(super) fn check_place(&self, record: &RunRecord) -> Result<()> {
         let path = self.context.sink.path(&self.place);
         let path = path.as_ref().unwrap_or(&self.place.dir);
         self.context.root.check_place(&self.place.run, record, path)
@@ -443,7 +443,7 @@ impl Monitor {
     }
 
     /// Removes the container of a sealed run, as the policy says (invariant 3).
-    pub(crate) async fn remove_by_policy(&mut self, file: &RunFile) {
+    pub(super) async fn remove_by_policy(&mut self, file: &RunFile) {
         let (Some(seal), Some(container)) = (&file.seal, &file.record.container) else {
             return;
         };
@@ -497,8 +497,8 @@ pub(crate) fn may_remove(seal: &Seal, keep: KeepContainer) -> bool {
 
 /// Returns a visitor for a log that is read back, and the progress that it
 /// collects.
-pub(crate) fn reading() -> (Arc<std::sync::Mutex<Progress>>, RecordVisitor) {
-    let progress = Arc::new(std::sync::Mutex::new(Progress::default()));
+pub(super) fn reading() -> (Arc<Mutex<Progress>>, RecordVisitor) {
+    let progress = Arc::new(Mutex::new(Progress::default()));
     let seen = Arc::clone(&progress);
     let visit = Box::new(move |record: RecordRef<'_>| {
         if let Ok(mut progress) = seen.lock() {
@@ -509,7 +509,7 @@ pub(crate) fn reading() -> (Arc<std::sync::Mutex<Progress>>, RecordVisitor) {
 }
 
 /// Takes the progress that a visitor has collected.
-pub(crate) fn read(progress: &std::sync::Mutex<Progress>) -> Progress {
+pub(super) fn read(progress: &Mutex<Progress>) -> Progress {
     progress
         .lock()
         .map(|mut progress| std::mem::take(&mut *progress))

@@ -195,7 +195,7 @@ impl Monitor {
     }
 
     /// Returns the `started` record.
-    pub(crate) async fn started(
+    pub(super) async fn started(
         &mut self,
         container: &ContainerId,
         inspection: Option<Inspection>,
