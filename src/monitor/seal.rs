@@ -317,6 +317,7 @@ impl Monitor {
         }
     }
 
+    /// Collects the facts at the end of the run.
     fn end_facts(&self, file: &RunFile, capture: &Capture, watched: &WatchOutcome) -> EndFacts {
         let ended = &watched.ended;
         let capabilities = self.context.runtime.capabilities();
