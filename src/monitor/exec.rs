@@ -14,7 +14,8 @@ use crate::error::{Error, Result, chain};
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Pipe, close_stdin, lock};
-use crate::monitor::seal::{EARLY, read, reading};
+use crate::monitor::evidence::EOF_TOLERANCE;
+use crate::monitor::seal::{read, reading};
 use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
 use crate::outcome::{Ending, Evidence, Exit, Seal, Verdict};
@@ -199,7 +200,7 @@ impl Monitor {
             match runtime.exec_inspect(id).await {
                 Ok(inspection) if !inspection.running => break inspection.code,
                 // It has closed its output, and goes on; or the connection was cut.
-                Ok(_) => ran_on = eof.elapsed() > EARLY,
+                Ok(_) => ran_on = eof.elapsed() > EOF_TOLERANCE,
                 Err(error) if error.is_definitive() => break None,
                 Err(error) => tracing::warn!(%container, %error, "cannot inspect a process yet"),
             }

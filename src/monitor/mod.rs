@@ -2,9 +2,12 @@
 
 pub(crate) mod context;
 pub(crate) mod entry;
+mod evidence;
 pub(crate) mod exec;
+mod launch;
 pub(crate) mod output;
 pub(crate) mod recover;
+mod run_file;
 pub(crate) mod seal;
 pub(crate) mod start;
 pub(crate) mod stats;
@@ -27,7 +30,8 @@ use crate::events::EventKind;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Entry, Pipe, Status, StopRequest, lock};
 use crate::monitor::output::{PumpOutcome, Source, pump};
-use crate::monitor::seal::{UNSEALED, persist_ending};
+use crate::monitor::run_file::persist_ending;
+use crate::monitor::seal::PERSIST_ENDING_AFTER;
 use crate::monitor::start::StartAck;
 use crate::monitor::stats::sample;
 use crate::monitor::stop::Stopper;
@@ -301,7 +305,7 @@ impl Monitor {
                     seen.ending = seen.ending.redacted(|reason| self.secrets.redact(reason));
                     self.publish(Transition::Ended(seen.ending.clone()));
                     ended = Some((seen, Instant::now()));
-                    unsealed = Some(Instant::now() + UNSEALED);
+                    unsealed = Some(Instant::now() + PERSIST_ENDING_AFTER);
                     exited.cancel();
                 }
                 mut end = &mut pump, if pumped.is_none() => {
