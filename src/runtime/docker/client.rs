@@ -21,15 +21,15 @@ pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A timeout of one year. moat sets the timeouts, not bollard.
 pub(super) const NO_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The first call, and the probe.
+/// The operation of the first call and of the probe, as errors name it.
 const VERSION_OPERATION: &str = "report its version";
 /// The longest part of a foreign response that an error quotes, in words.
 const MAX_QUOTED_WORDS: usize = 30;
 
 /// A client of one engine.
 ///
-/// It calls the engine through bollard and through connections of moat: see the
-/// module's documentation.
+/// Calls use bollard, or connections that moat opens: see the documentation of
+/// [`runtime::docker`](super).
 #[derive(Clone)]
 pub(super) struct Client {
     pub(super) bollard: bollard::Docker,
@@ -161,7 +161,7 @@ fn not_an_engine(failure: Failure) -> Failure {
 
 /// Returns the id if it is safe as a segment of a URL's path.
 ///
-/// Other characters could turn the call into another one.
+/// Other characters could change which call the URL means.
 pub(super) fn path_segment(container: &ContainerId) -> Result<&str, Failure> {
     let id = container.as_str();
     let valid = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);

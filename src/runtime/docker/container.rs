@@ -295,7 +295,7 @@ impl Client {
         found.map_err(self.error("list the containers"))
     }
 
-    /// Lists the containers with a label, whatever their state.
+    /// Lists the containers with a label, in any state.
     async fn list(&self, label: &str) -> Result<Bytes, Failure> {
         let filters = serde_json::json!({"label": [label]}).to_string();
         let call = Call::get(self.path("/containers/json"))

@@ -26,7 +26,7 @@ pub(crate) const ERROR_TEXT: usize = 1 << 10;
 /// Without a terminal, the stream is a sequence of frames. With a terminal, it
 /// is raw bytes. The container's settings decide between the two, never the
 /// bytes. Beyond the chunks that can be popped, the demultiplexer holds at most
-/// 64 KiB, whatever length a frame claims.
+/// 64 KiB, regardless of the length that a frame claims.
 #[derive(Debug)]
 pub(crate) struct Demux {
     state: State,

@@ -85,7 +85,7 @@ impl Refusal {
         self.status == 409 && self.says("already in progress")
     }
 
-    /// Returns true if the log is refused because the container is being removed.
+    /// Returns true if the log is refused due to a removal in progress.
     pub(super) fn is_marked_for_removal(&self) -> bool {
         self.status == 409 && self.says("marked for removal")
     }

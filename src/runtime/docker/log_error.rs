@@ -32,7 +32,7 @@ impl LogErrorFilter {
         all
     }
 
-    /// Ends the log: returns the held bytes, or `Err` if they are an error line.
+    /// Ends the log: returns the held output, or an error line as `Err`.
     pub(super) fn finish(&mut self) -> Result<Bytes, String> {
         let held = self.held.split().freeze();
         match held.strip_prefix(PREFIX) {

@@ -18,14 +18,14 @@
 //!
 //! # Connecting
 //!
-//! [`Docker::connect`] uses `DOCKER_HOST`, else a socket of this machine.
+//! [`Docker::connect`] uses `DOCKER_HOST`, else a local socket.
 //! [`Docker::connect_to`] takes an address, and [`Docker::connect_with`] also takes TLS
-//! certificates. All of them fail if the engine does not respond within 30 s. Afterwards a lost
-//! connection is not an error of the `Docker` value: each call opens a new connection.
+//! certificates. Each of them fails if the engine does not respond within 30 s. A [`Docker`] value
+//! stays valid while the engine restarts: each call opens a new connection.
 //!
 //! # Engines
 //!
-//! Docker Engine has all capabilities. Podman's Docker-compatible socket has no
+//! Docker Engine supports all optional operations of [`Runtime`]. Podman's Docker-compatible socket has no
 //! [`exec`](Runtime::exec): Podman 4.3 does not send the output of an exec.
 //! [`Runtime::capabilities`] reports what a connected engine supports.
 //!
@@ -128,7 +128,7 @@ impl fmt::Display for Docker {
 }
 
 impl Docker {
-    /// Connects to the engine in `DOCKER_HOST`, else to an engine on this machine.
+    /// Connects to the engine in `DOCKER_HOST`, else to a local engine.
     ///
     /// `DOCKER_HOST` is a `unix://`, `tcp://`, `http://` or, with the feature `tls`, `https://`
     /// address. Without `DOCKER_HOST`, the address is the first socket that exists of

@@ -36,7 +36,7 @@ pub(super) struct Output {
     /// Set while reading is paused.
     pause: Option<Pin<Box<Sleep>>>,
     last_read: Option<Instant>,
-    /// The connection's error. It is reported after the data that arrived before it.
+    /// The connection's error, reported after the data before it.
     broken: Option<RuntimeError>,
     operation: &'static str,
     address: String,

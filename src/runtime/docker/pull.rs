@@ -129,7 +129,7 @@ fn no_such_image(image: &str, reason: impl Into<String>) -> RuntimeError {
     }
 }
 
-/// The error of a refused pull, with the reason for missing credentials and a hint.
+/// The error of a refused pull, with a failed credential lookup and a hint.
 fn refused(spec: &RunSpec, refusal: &Refusal, trouble: Option<String>) -> RuntimeError {
     let settings = spec.settings();
     let mut reason = refusal.message.clone();

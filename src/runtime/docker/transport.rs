@@ -115,7 +115,7 @@ enum Source {
 struct Body {
     incoming: Incoming,
     driver: Option<Driver>,
-    /// The connection's error. It is reported after the data that arrived before it.
+    /// The connection's error, reported after the data before it.
     broken: Option<hyper::Error>,
 }
 
@@ -182,8 +182,9 @@ impl Answer {
         matches!(self.source, Source::Raw(..))
     }
 
-    /// Removes a raw connection from the I/O driver until the next
-    /// [`poll_data`](Self::poll_data).
+    /// Removes a raw connection from the I/O driver.
+    ///
+    /// The next [`poll_data`](Self::poll_data) that finds no data adds it again.
     pub(super) fn deregister(&mut self) {
         if let Source::Raw(wire, _) = &mut self.source {
             wire.deregister();
