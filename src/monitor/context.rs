@@ -13,7 +13,7 @@ use crate::capture::Hub;
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::events::EventBus;
-use crate::monitor::entry::{Entry, Pipe, Status, TYPED};
+use crate::monitor::entry::{Entry, Pipe, RunSnapshot, TYPED};
 use crate::monitor::tasks::Tasks;
 use crate::monitor::{Inbox, Monitor};
 use crate::root::Root;
@@ -25,7 +25,7 @@ use crate::spec::RunId;
 /// stalls holds it up no longer.
 const LEAVE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
-pub(crate) struct Inner {
+pub(crate) struct ManagerInner {
     pub(crate) context: Arc<Context>,
     /// Ends all monitors when the last handle goes.
     pub(crate) _closes: DropGuard,
@@ -57,7 +57,7 @@ pub(crate) struct Context {
     pub(crate) attachments: AtomicU64,
 }
 
-impl Inner {
+impl ManagerInner {
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.context
     }
@@ -94,7 +94,7 @@ impl Context {
 
     /// A new entry, and the monitor that goes with it.
     pub(crate) fn monitor(self: &Arc<Self>, place: RunPlace) -> (Arc<Entry>, Monitor) {
-        let (status, receiver) = watch::channel(Status::new());
+        let (snapshot, receiver) = watch::channel(RunSnapshot::new());
         let (stops, requests) = mpsc::unbounded_channel();
         let (notes, noted) = mpsc::unbounded_channel();
         let (typed, received) = mpsc::channel(TYPED);
@@ -102,7 +102,7 @@ impl Context {
         let pipe = Arc::<Mutex<Pipe>>::default();
         let entry = Arc::new(Entry {
             place: place.clone(),
-            status: receiver,
+            snapshot: receiver,
             stops,
             notes,
             typed,
@@ -114,7 +114,7 @@ impl Context {
             notes: noted,
             typed: Some(received),
         };
-        let monitor = Monitor::new(Arc::clone(self), place, status, inbox, pipe, hub);
+        let monitor = Monitor::new(Arc::clone(self), place, snapshot, inbox, pipe, hub);
         (entry, monitor)
     }
 

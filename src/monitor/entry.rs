@@ -22,7 +22,7 @@ pub(crate) const TYPED: usize = 16;
 
 /// What everyone may know of a run. Only its monitor changes it.
 #[derive(Debug, Clone)]
-pub(crate) struct Status {
+pub(crate) struct RunSnapshot {
     pub(crate) state: State,
     pub(crate) seal: Option<Seal>,
     /// What stands in the way of the seal, or of taking the run over.
@@ -37,7 +37,7 @@ pub(crate) struct Status {
     /// Whether its output comes live: else it comes by way of the engine's log.
     pub(crate) tapped: bool,
     /// Why nobody here can see it to its end.
-    pub(crate) given_up: Option<GivenUp>,
+    pub(crate) give_up_reason: Option<GiveUpReason>,
     /// The runtime that the run is of, where that is not the one of this manager.
     pub(crate) other_runtime: Option<String>,
     /// The engine that the run is of, and the one here, where these are two.
@@ -46,7 +46,7 @@ pub(crate) struct Status {
 
 /// Why a run was given up. A manager that closes gives up none: it leaves them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum GivenUp {
+pub(crate) enum GiveUpReason {
     /// There is a problem with its files that stays until a human has been at them.
     Damaged,
     /// Someone has removed it.
@@ -57,7 +57,7 @@ pub(crate) enum GivenUp {
     OtherEngine,
 }
 
-impl Status {
+impl RunSnapshot {
     pub(crate) fn new() -> Self {
         Self {
             state: State::Intended,
@@ -68,7 +68,7 @@ impl Status {
             ownership_known: false,
             elsewhere: false,
             tapped: false,
-            given_up: None,
+            give_up_reason: None,
             other_runtime: None,
             other_engine: None,
         }
@@ -95,7 +95,7 @@ impl Status {
                 ending: seal.exit.clone(),
             },
             seal: Some(seal),
-            given_up: problem.is_some().then_some(GivenUp::Damaged),
+            give_up_reason: problem.is_some().then_some(GiveUpReason::Damaged),
             problem,
             ownership_known: true,
             ..Self::new()
@@ -115,7 +115,7 @@ pub(crate) struct StopRequest {
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) place: RunPlace,
-    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) snapshot: watch::Receiver<RunSnapshot>,
     pub(crate) stops: mpsc::UnboundedSender<StopRequest>,
     /// What is to be recorded of those who sit in front of it.
     pub(crate) notes: mpsc::UnboundedSender<Record>,
@@ -127,12 +127,12 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// Of a run without a monitor.
-    pub(crate) fn sealed(place: RunPlace, status: watch::Receiver<Status>) -> Self {
+    pub(crate) fn sealed(place: RunPlace, snapshot: watch::Receiver<RunSnapshot>) -> Self {
         let hub = Arc::new(Hub::default());
         hub.close();
         Self {
             place,
-            status,
+            snapshot,
             stops: mpsc::unbounded_channel().0,
             notes: mpsc::unbounded_channel().0,
             typed: mpsc::channel(1).0,
@@ -174,8 +174,8 @@ pub(crate) fn last_lines(audit: PathBuf, most: usize) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-pub(crate) fn outcome(context: &Context, place: &RunPlace, status: &Status) -> Outcome {
-    let ending = status
+pub(crate) fn outcome(context: &Context, place: &RunPlace, snapshot: &RunSnapshot) -> Outcome {
+    let ending = snapshot
         .state
         .ending()
         .cloned()
@@ -185,18 +185,18 @@ pub(crate) fn outcome(context: &Context, place: &RunPlace, status: &Status) -> O
     Outcome {
         run: place.run.clone(),
         ending,
-        seal: match &status.seal {
+        seal: match &snapshot.seal {
             Some(seal) => SealState::Sealed(Box::new(seal.clone())),
             None => SealState::Pending {
-                reason: status
+                reason: snapshot
                     .problem
                     .clone()
                     .unwrap_or_else(|| "the capture is not at its end yet".into()),
             },
         },
         audit: context.sink.path(place),
-        last_lines: status.last_lines.clone(),
-        usage: status.usage.or(status
+        last_lines: snapshot.last_lines.clone(),
+        usage: snapshot.usage.or(snapshot
             .seal
             .as_ref()
             .and_then(|seal| seal.usage.as_deref().copied())),

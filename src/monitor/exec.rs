@@ -249,11 +249,11 @@ impl Monitor {
             closing.run_until_cancelled(backoff.pause()).await?;
         };
         let last_lines = capture.progress.last_lines();
-        self.status.send_modify(|status| {
-            status.seal = Some(seal);
-            status.problem = None;
-            status.last_lines = last_lines;
-            status.ownership_known = true;
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.seal = Some(seal);
+            snapshot.problem = None;
+            snapshot.last_lines = last_lines;
+            snapshot.ownership_known = true;
         });
         Some(())
     }

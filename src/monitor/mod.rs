@@ -25,7 +25,7 @@ use crate::capture::{Capture, CaptureStats, Counts, Hub, Progress, Signals, unti
 use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::monitor::context::Context;
-use crate::monitor::entry::{Entry, Pipe, Status, StopRequest, lock};
+use crate::monitor::entry::{Entry, Pipe, RunSnapshot, StopRequest, lock};
 use crate::monitor::output::{PumpOutcome, Source, pump};
 use crate::monitor::seal::{UNSEALED, persist_ending};
 use crate::monitor::start::StartAck;
@@ -58,7 +58,7 @@ pub(crate) struct Inbox {
 pub(crate) struct Monitor {
     pub(crate) context: Arc<Context>,
     pub(crate) place: RunPlace,
-    pub(crate) status: watch::Sender<Status>,
+    pub(crate) snapshot: watch::Sender<RunSnapshot>,
     pub(crate) stops: mpsc::UnboundedReceiver<StopRequest>,
     pub(crate) notes: mpsc::UnboundedReceiver<Record>,
     pub(crate) typed: Option<mpsc::Receiver<Record>>,
@@ -103,7 +103,7 @@ impl Monitor {
     pub(crate) fn new(
         context: Arc<Context>,
         place: RunPlace,
-        status: watch::Sender<Status>,
+        snapshot: watch::Sender<RunSnapshot>,
         inbox: Inbox,
         pipe: Arc<Mutex<Pipe>>,
         hub: Arc<Hub>,
@@ -111,7 +111,7 @@ impl Monitor {
         Self {
             context,
             place,
-            status,
+            snapshot,
             stops: inbox.stops,
             notes: inbox.notes,
             typed: inbox.typed,
@@ -170,11 +170,11 @@ impl Monitor {
     /// Tells everyone of a change.
     pub(crate) fn publish(&self, event: Transition) {
         let mut told = None;
-        self.status.send_modify(|status| {
-            let state = std::mem::replace(&mut status.state, crate::state::State::Intended);
+        self.snapshot.send_modify(|snapshot| {
+            let state = std::mem::replace(&mut snapshot.state, crate::state::State::Intended);
             let after = state.clone().after(event);
             told = (after != state).then(|| happening(&after)).flatten();
-            status.state = after;
+            snapshot.state = after;
         });
         if let Some(told) = told {
             self.emit(told);
@@ -335,8 +335,8 @@ impl Monitor {
                     request = silenced.then_some(StopRequest { cause, grace: None });
                 }
                 usage = &mut sampler, if ended.is_none() => {
-                    let most = self.status.borrow().usage.map_or(usage, |most| most.most(usage));
-                    self.status.send_modify(|status| status.usage = Some(most));
+                    let most = self.snapshot.borrow().usage.map_or(usage, |most| most.most(usage));
+                    self.snapshot.send_modify(|snapshot| snapshot.usage = Some(most));
                     self.emit(EventKind::Usage { usage });
                     sampler.set(sample(Arc::clone(&context), self.place.run.clone(), container.clone(), settings.sample));
                 }
@@ -443,13 +443,13 @@ impl Monitor {
     pub(crate) fn report_blocked(&self, error: &Error) {
         let reason = error.chain();
         tracing::warn!(run = %self.place.run, "{reason}");
-        let told = self.status.borrow().problem.as_ref() == Some(&reason);
+        let told = self.snapshot.borrow().problem.as_ref() == Some(&reason);
         if !told {
             let message = reason.clone();
             self.emit(EventKind::Warning { message });
         }
-        self.status
-            .send_modify(|status| status.problem = Some(reason));
+        self.snapshot
+            .send_modify(|snapshot| snapshot.problem = Some(reason));
     }
 }
 

@@ -99,12 +99,12 @@ impl Monitor {
             // The seal is in the audit file, which wins; the next opening writes it down.
             tracing::warn!(run = %self.place.run, error = %error.chain(), "run.json is behind");
         }
-        self.status.send_modify(|status| {
-            status.seal = file.seal.clone();
-            status.problem = None;
-            status.last_lines = last_lines;
-            status.ownership_known = true;
-            status.elsewhere = false;
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.seal = file.seal.clone();
+            snapshot.problem = None;
+            snapshot.last_lines = last_lines;
+            snapshot.ownership_known = true;
+            snapshot.elsewhere = false;
         });
         if let Some(seal) = &file.seal {
             self.emit(EventKind::from(seal));
@@ -169,7 +169,7 @@ impl Monitor {
                 .as_ref()
                 .and_then(|started| started.image_digest.clone()),
             // Of so few digits that it reads back as it was written.
-            usage: self.status.borrow().usage.map(Box::new),
+            usage: self.snapshot.borrow().usage.map(Box::new),
             capture_seconds: watched.at.elapsed().as_micros() as f64 / 1e6,
             sha256: String::new(),
         };

@@ -331,7 +331,8 @@ impl Monitor {
         };
         let started = self.started(&container, inspection, warnings).await;
         let tapped = matches!(source, Source::Tap(_));
-        self.status.send_modify(|status| status.tapped = tapped);
+        self.snapshot
+            .send_modify(|snapshot| snapshot.tapped = tapped);
         self.publish(Transition::Started(started.started_at));
         // It is written with the output: from here on, nothing may wait for the sink.
         Ok((source, started, input))

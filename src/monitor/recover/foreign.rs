@@ -93,7 +93,8 @@ impl Monitor {
             match looked {
                 Ok(Ownership::Ours(lock, file)) => {
                     self.lock = Some(lock);
-                    self.status.send_modify(|status| status.elsewhere = false);
+                    self.snapshot
+                        .send_modify(|snapshot| snapshot.elsewhere = false);
                     let ours = file.filter(|file| self.is_ours(&file.record).is_ok());
                     return Some((permit, ours.and_then(|file| Unwatched::of(file.record))));
                 }
@@ -105,10 +106,10 @@ impl Monitor {
                         if let Some(seal) = &file.seal {
                             self.publish_foreign(&file.record, RunStatus::Running);
                             self.publish(Transition::Ended(seal.exit.clone()));
-                            self.status.send_modify(|status| {
-                                status.seal = file.seal.clone();
-                                status.problem = None;
-                                status.ownership_known = true;
+                            self.snapshot.send_modify(|snapshot| {
+                                snapshot.seal = file.seal.clone();
+                                snapshot.problem = None;
+                                snapshot.ownership_known = true;
                             });
                             self.emit(EventKind::from(seal));
                             return None;
@@ -119,9 +120,9 @@ impl Monitor {
                         }
                         record = Some(file.record);
                     }
-                    self.status.send_modify(|status| {
-                        status.elsewhere = true;
-                        status.ownership_known = true;
+                    self.snapshot.send_modify(|snapshot| {
+                        snapshot.elsewhere = true;
+                        snapshot.ownership_known = true;
                     });
                 }
                 Ok(Ownership::Unmade) => {}

@@ -20,7 +20,7 @@ use crate::capture::Capture;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::monitor::context::Context;
-use crate::monitor::entry::{Entry, GivenUp, Pipe, lock};
+use crate::monitor::entry::{Entry, GiveUpReason, Pipe, lock};
 use crate::monitor::output::Source;
 use crate::monitor::recover::foreign::LOOK;
 use crate::monitor::seal::{may_remove, read, reading};
@@ -258,7 +258,8 @@ impl Monitor {
         };
         drop(permit);
         let mut open = opened?;
-        self.status.send_modify(|status| status.problem = None);
+        self.snapshot
+            .send_modify(|snapshot| snapshot.problem = None);
         let watched = match taken {
             Located::Ended(watched) => {
                 self.publish(Transition::Ended(watched.ended.ending.clone()));
@@ -315,26 +316,26 @@ impl Monitor {
     }
 
     pub(crate) fn mark_ownership_known(&self) {
-        self.status
-            .send_modify(|status| status.ownership_known = true);
+        self.snapshot
+            .send_modify(|snapshot| snapshot.ownership_known = true);
     }
 
     /// Whether nothing can be done about an error here; that is told.
     pub(crate) fn give_up_if_permanent(&self, error: &Error) -> bool {
-        let given_up = match error {
-            Error::NoSuchRun { .. } => GivenUp::Removed,
-            Error::OtherRuntime { .. } => GivenUp::OtherRuntime,
+        let give_up_reason = match error {
+            Error::NoSuchRun { .. } => GiveUpReason::Removed,
+            Error::OtherRuntime { .. } => GiveUpReason::OtherRuntime,
             Error::OtherEngine { engine, here, .. } => {
                 let engines = Some((engine.clone(), here.clone()));
-                self.status
-                    .send_modify(|status| status.other_engine = engines);
-                GivenUp::OtherEngine
+                self.snapshot
+                    .send_modify(|snapshot| snapshot.other_engine = engines);
+                GiveUpReason::OtherEngine
             }
-            error if error.is_lasting() => GivenUp::Damaged,
+            error if error.is_lasting() => GiveUpReason::Damaged,
             _ => return false,
         };
-        self.status
-            .send_modify(|status| status.given_up = Some(given_up));
+        self.snapshot
+            .send_modify(|snapshot| snapshot.give_up_reason = Some(give_up_reason));
         true
     }
 
@@ -441,8 +442,8 @@ impl Monitor {
             return Ok(());
         }
         let runtime = record.runtime.clone();
-        self.status
-            .send_modify(|status| status.other_runtime = Some(runtime.clone()));
+        self.snapshot
+            .send_modify(|snapshot| snapshot.other_runtime = Some(runtime.clone()));
         Err(Error::OtherRuntime {
             run: self.place.run.clone(),
             runtime,
