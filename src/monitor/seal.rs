@@ -13,7 +13,7 @@ use crate::events::EventKind;
 use crate::monitor::context::Context;
 use crate::monitor::wait::{Backoff, Ended, another};
 use crate::monitor::{Monitor, WatchOutcome};
-use crate::outcome::{Ending, Evidence, Seal, Stream, Verdict};
+use crate::outcome::{Ending, Evidence, Seal, StopCause, Stream, Usage, Verdict};
 use crate::root::RunFile;
 use crate::runtime::{LogFidelity, LogsRequest};
 use crate::sink::{RecordVisitor, Resumed};
@@ -36,6 +36,45 @@ const REMOVALS: u32 = 3;
 struct Remainder {
     evidence: Evidence,
     gaps: Vec<Gap>,
+}
+
+/// Facts of a seal that the records of the log do not hold.
+pub(crate) struct SealFacts {
+    pub(crate) ending: Ending,
+    pub(crate) evidence: Evidence,
+    pub(crate) container: Option<ContainerId>,
+    pub(crate) stopped: Option<StopCause>,
+    pub(crate) usage: Option<Usage>,
+    /// Time between the end of the container and the seal. Zero for an exec.
+    pub(crate) captured: Duration,
+}
+
+/// Builds the seal of a log, of a run or of an exec. The log adds its digest.
+///
+/// A gap outranks a lossy line: a reader must learn first that bytes may be missing.
+pub(crate) fn build_seal(progress: &Progress, facts: SealFacts) -> Seal {
+    let verdict = match progress {
+        Progress { gaps: 1.., .. } => Verdict::Gap,
+        Progress { lossy: true, .. } => Verdict::Lossy,
+        _ => Verdict::Complete,
+    };
+    let started = progress.started.as_ref();
+    Seal {
+        ts: Timestamp::now(),
+        exit: facts.ending,
+        verdict,
+        evidence: facts.evidence,
+        records: progress.records,
+        bytes: progress.bytes(),
+        gaps: progress.gaps,
+        stopped: facts.stopped,
+        container: facts.container,
+        image_digest: started.and_then(|started| started.image_digest.clone()),
+        usage: facts.usage.map(Box::new),
+        // Microseconds have few enough digits that the number reads back as it was written.
+        capture_seconds: facts.captured.as_micros() as f64 / 1e6,
+        sha256: String::new(),
+    }
 }
 
 impl Monitor {
@@ -150,29 +189,15 @@ impl Monitor {
         }
         capture.write(gaps).await?;
         let progress = &capture.progress;
-        let seal = Seal {
-            ts: Timestamp::now(),
-            exit: watched.ended.ending.clone(),
-            verdict: match progress {
-                Progress { gaps: 1.., .. } => Verdict::Gap,
-                Progress { lossy: true, .. } => Verdict::Lossy,
-                _ => Verdict::Complete,
-            },
+        let facts = SealFacts {
+            ending: watched.ended.ending.clone(),
             evidence: rest.evidence,
-            records: progress.records,
-            bytes: progress.bytes(),
-            gaps: progress.gaps,
-            stopped: progress.stopped.or(self.stopper.cause),
             container: file.record.container.clone(),
-            image_digest: progress
-                .started
-                .as_ref()
-                .and_then(|started| started.image_digest.clone()),
-            // Of so few digits that it reads back as it was written.
-            usage: self.snapshot.borrow().usage.map(Box::new),
-            capture_seconds: watched.at.elapsed().as_micros() as f64 / 1e6,
-            sha256: String::new(),
+            stopped: progress.stopped.or(self.stopper.cause),
+            usage: self.snapshot.borrow().usage,
+            captured: watched.at.elapsed(),
         };
+        let seal = build_seal(progress, facts);
         capture.seal(seal).await
     }
 
