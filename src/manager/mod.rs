@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::events::{EventKind, Events};
 use crate::monitor::context::{Context, ManagerInner};
 use crate::monitor::entry::{Entry, RunSnapshot};
+use crate::monitor::policy::is_permanent;
 use crate::monitor::start::{self, InitialAttach};
 use crate::monitor::{recover, seal};
 use crate::outcome::{Outcome, Seal, StopCause};
@@ -227,7 +228,7 @@ impl Manager {
                 }
                 let file = match root.read_run(&run) {
                     // The audit may have what is needed.
-                    Err(error) if error.is_lasting() => None,
+                    Err(error) if is_permanent(&error) => None,
                     read => read?,
                 };
                 let Some(seal) = file.and_then(|file| file.seal) else {

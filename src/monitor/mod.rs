@@ -4,6 +4,7 @@ pub(crate) mod context;
 pub(crate) mod entry;
 pub(crate) mod exec;
 pub(crate) mod output;
+pub(crate) mod policy;
 pub(crate) mod recover;
 pub(crate) mod seal;
 pub(crate) mod start;

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Entry, GiveUpReason, Pipe, lock};
 use crate::monitor::output::Source;
+use crate::monitor::policy::is_permanent;
 use crate::monitor::recover::foreign::LOOK;
 use crate::monitor::seal::{may_remove, read, reading};
 use crate::monitor::wait::{self, Backoff, Ended, another};
@@ -331,7 +332,7 @@ impl Monitor {
                     .send_modify(|snapshot| snapshot.other_engine = engines);
                 GiveUpReason::OtherEngine
             }
-            error if error.is_lasting() => GiveUpReason::Damaged,
+            error if is_permanent(error) => GiveUpReason::Damaged,
             _ => return false,
         };
         self.snapshot
