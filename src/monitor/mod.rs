@@ -3,6 +3,7 @@
 pub(crate) mod context;
 pub(crate) mod entry;
 pub(crate) mod exec;
+mod machine;
 pub(crate) mod output;
 pub(crate) mod policy;
 pub(crate) mod recover;
@@ -12,40 +13,30 @@ pub(crate) mod stats;
 pub(crate) mod stop;
 pub(crate) mod tasks;
 pub(crate) mod wait;
+mod watch;
+
+pub(crate) use watch::WatchOutcome;
 
 use std::any::Any;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch::Sender;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
 
 use crate::audit::{Event as Record, RecordRef, Start};
-use crate::capture::{Capture, CaptureStats, Counts, Hub, Progress, Signals, until};
+use crate::capture::{Capture, CaptureStats, Hub, Progress};
 use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::monitor::context::Context;
-use crate::monitor::entry::{Entry, Pipe, RunSnapshot, StopRequest, lock};
-use crate::monitor::output::{PumpOutcome, Source, pump};
-use crate::monitor::seal::{UNSEALED, persist_ending};
-use crate::monitor::start::StartAck;
-use crate::monitor::stats::sample;
+use crate::monitor::entry::{Entry, Pipe, RunSnapshot, StopRequest};
 use crate::monitor::stop::Stopper;
-use crate::monitor::wait::Ended;
-use crate::outcome::{Ending, StopCause};
 use crate::root::{Lock, RunFile};
 use crate::runtime::EngineInfo;
 use crate::sink::{RunLog, RunPlace};
-use crate::spec::{ContainerId, LimitAction, RunRecord, Secrets, Settings};
+use crate::spec::{ContainerId, RunRecord, Secrets, Settings};
 use crate::state::{State, Transition};
 use crate::timestamp::Timestamp;
-
-/// How often the subscribers are told how much was printed.
-const TELL: Duration = Duration::from_secs(1);
-
-/// How long the start of a run waits until it is recorded, while the run goes on.
-const RECORDED: Duration = Duration::from_secs(2);
 
 /// What a run's handles send to its monitor.
 pub(crate) struct Inbox {
@@ -59,7 +50,7 @@ pub(crate) struct Inbox {
 pub(crate) struct Monitor {
     pub(crate) context: Arc<Context>,
     pub(crate) place: RunPlace,
-    pub(crate) snapshot: watch::Sender<RunSnapshot>,
+    pub(crate) snapshot: Sender<RunSnapshot>,
     pub(crate) stops: mpsc::UnboundedReceiver<StopRequest>,
     pub(crate) notes: mpsc::UnboundedReceiver<Record>,
     pub(crate) typed: Option<mpsc::Receiver<Record>>,
@@ -88,23 +79,11 @@ pub(crate) struct Launch {
     pub(crate) answered: Timestamp,
 }
 
-/// What was seen of a run up to its end.
-pub(crate) struct WatchOutcome {
-    pub(crate) ended: Ended,
-    pub(crate) at: Instant,
-    /// When the tap ended; `None`: there was none.
-    pub(crate) tap_ended: Option<Instant>,
-    /// Whether that was a clean end.
-    pub(crate) eof: bool,
-    /// Records that were not written yet.
-    pub(crate) left: Vec<Record>,
-}
-
 impl Monitor {
     pub(crate) fn new(
         context: Arc<Context>,
         place: RunPlace,
-        snapshot: watch::Sender<RunSnapshot>,
+        snapshot: Sender<RunSnapshot>,
         inbox: Inbox,
         pipe: Arc<Mutex<Pipe>>,
         hub: Arc<Hub>,
@@ -219,184 +198,6 @@ impl Monitor {
         Capture::new(progress, Arc::clone(&self.hub), log, limit)
     }
 
-    /// Watches a container that has started, and captures what it prints, until it has ended.
-    /// Of a `new` one the start is recorded first, and then replied to. `None`: the manager closes,
-    /// and what was asked for before is done, and recorded.
-    pub(crate) async fn watch(
-        &mut self,
-        file: &mut RunFile,
-        capture: &mut Capture,
-        source: Source,
-        started_at: Option<Timestamp>,
-        new: Option<StartAck>,
-    ) -> Option<WatchOutcome> {
-        let context = Arc::clone(&self.context);
-        let Some(container) = file.record.container.clone() else {
-            return Some(WatchOutcome::never(Ending::Lost {
-                reason: "its container is not known".into(),
-            }));
-        };
-        let settings = file.record.settings.clone();
-        let stop_signal = settings.stop_signal.clone().or(self.image_signal.take());
-        let signal = stop_signal.unwrap_or_else(|| "SIGTERM".into());
-        let deadline = file.record.deadline.map(|deadline| {
-            let left = deadline.since(Timestamp::now());
-            Instant::now() + left
-        });
-        let (events, received) = mpsc::unbounded_channel();
-        let mut reply = new.map(|new| {
-            let _ = events.send(Record::Started(Box::new(new.started)));
-            (new.reply, new.input)
-        });
-        let pulse = Arc::clone(capture.pulse());
-        let recorded = CancellationToken::new();
-        let (exited, limit) = (CancellationToken::new(), CancellationToken::new());
-        let mut signals = Signals {
-            events: received,
-            typed: self.typed.take().unwrap_or_else(|| mpsc::channel(1).1),
-            exited: exited.clone(),
-            leaving: context.closing.clone(),
-            limit: limit.clone(),
-            recorded: recorded.clone(),
-        };
-        let exit = wait::wait(&*context.runtime, &container, started_at);
-        let mut pump = Box::pin(pump(
-            &context,
-            capture,
-            source,
-            &container,
-            &settings,
-            &mut signals,
-        ));
-        tokio::pin!(exit);
-        let stop_at_limit = settings
-            .output_limit
-            .is_some_and(|limit| limit.action == LimitAction::Stop);
-
-        let mut ended: Option<(Ended, Instant)> = None;
-        let mut pumped: Option<PumpOutcome> = None;
-        let (mut timed_out, mut limited, mut silenced) = (false, false, false);
-        let silence = settings.silence_limit;
-        let mut silent_at = silence.map(|silence| Instant::now() + silence);
-        let mut counted = Counts::default();
-        let mut ticks = interval_at(Instant::now() + TELL, TELL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let sampler = sample(
-            Arc::clone(&context),
-            self.place.run.clone(),
-            container.clone(),
-            settings.sample,
-        );
-        tokio::pin!(sampler);
-        let mut unsealed = None;
-        let unrecorded = sleep(RECORDED);
-        tokio::pin!(unrecorded);
-        let over = loop {
-            let mut request = None;
-            let mut replied = false;
-            tokio::select! {
-                () = context.closing.cancelled() => break None,
-                () = recorded.cancelled(), if reply.is_some() => replied = true,
-                () = &mut unrecorded, if reply.is_some() => replied = true,
-                mut seen = &mut exit, if ended.is_none() => {
-                    seen.ending = seen.ending.redacted(|reason| self.secrets.redact(reason));
-                    self.publish(Transition::Ended(seen.ending.clone()));
-                    ended = Some((seen, Instant::now()));
-                    unsealed = Some(Instant::now() + UNSEALED);
-                    exited.cancel();
-                }
-                mut end = &mut pump, if pumped.is_none() => {
-                    // A container may run for long yet: it is told now that its log waits.
-                    if let Some(error) = end.failed.take() {
-                        self.report_blocked(&error);
-                    }
-                    pumped = Some(end);
-                }
-                // Its log is slow, or stalls.
-                () = until(unsealed), if unsealed.is_some() => {
-                    unsealed = None;
-                    if let Some((ended, _)) = &ended {
-                        persist_ending(&context, file, &ended.ending).await;
-                    }
-                }
-                Some(asked) = self.stops.recv(), if ended.is_none() => request = Some(asked),
-                Some(note) = self.notes.recv(), if ended.is_none() => {
-                    let _ = events.send(note);
-                }
-                () = self.stopper.proceed(), if ended.is_none() => {}
-                () = until(deadline), if ended.is_none() && !timed_out => {
-                    timed_out = true;
-                    request = Some(StopRequest { cause: StopCause::TimeLimit, grace: None });
-                }
-                () = until(silent_at), if ended.is_none() && pumped.is_none() && !silenced => {
-                    let heard = pulse.heard().zip(silence).map(|(heard, limit)| heard + limit);
-                    silent_at = silent_at.max(heard);
-                    silenced = silent_at.is_some_and(|at| at <= Instant::now());
-                    let cause = StopCause::SilenceLimit;
-                    request = silenced.then_some(StopRequest { cause, grace: None });
-                }
-                usage = &mut sampler, if ended.is_none() => {
-                    let most = self.snapshot.borrow().usage.map_or(usage, |most| most.most(usage));
-                    self.snapshot.send_modify(|snapshot| snapshot.usage = Some(most));
-                    self.emit(EventKind::Usage { usage });
-                    sampler.set(sample(Arc::clone(&context), self.place.run.clone(), container.clone(), settings.sample));
-                }
-                _ = ticks.tick() => {
-                    self.tell_counts(&pulse, &mut counted);
-                }
-                () = limit.cancelled(), if ended.is_none() && stop_at_limit && !limited => {
-                    limited = true;
-                    request = Some(StopRequest { cause: StopCause::OutputLimit, grace: None });
-                }
-            }
-            if let Some(request) = request {
-                let _ = events.send(self.stop(&container, request, &signal, &settings));
-            }
-            if (replied || pumped.is_some())
-                && let Some((reply, input)) = reply.take()
-                && let Err(Ok(Some(_))) = reply.send(Ok(input))
-            {
-                // Nobody waits for it any more, and with it goes a pipe's input.
-                *lock(&self.pipe) = Pipe::Ended;
-                let _ = events.send(Record::note(
-                    "the writer of the input has gone before the start",
-                ));
-            }
-            match (ended.take(), pumped.take()) {
-                (Some(ended), Some(pumped)) => break Some((ended, pumped)),
-                (not_yet, nor) => (ended, pumped) = (not_yet, nor),
-            }
-        };
-        let Some(((ended, at), pumped)) = over else {
-            let mut stops = Vec::new();
-            while ended.is_none()
-                && let Ok(request) = self.stops.try_recv()
-            {
-                stops.push(self.stop(&container, request, &signal, &settings));
-            }
-            let pump = async {
-                if pumped.is_none() {
-                    pump.await;
-                }
-            };
-            tokio::join!(pump, self.stopper.asked());
-            let mut left = signals.queued();
-            left.append(&mut stops);
-            self.flush_on_shutdown(capture, left).await;
-            return None;
-        };
-        drop(pump);
-        self.tell_counts(&pulse, &mut counted);
-        self.permit = None;
-        Some(WatchOutcome {
-            ended,
-            at,
-            tap_ended: pumped.tap_ended,
-            eof: pumped.eof,
-            left: signals.queued(),
-        })
-    }
-
     /// Begins a stop, and says what is to be recorded of it.
     pub(crate) fn stop(
         &mut self,
@@ -429,17 +230,6 @@ impl Monitor {
         }
     }
 
-    /// Tells the subscribers how much was printed, if that has changed, and what is missing.
-    fn tell_counts(&self, pulse: &CaptureStats, counted: &mut Counts) {
-        let counts = pulse.counts();
-        if counts != *counted {
-            let Counts { bytes, records } = counts;
-            self.emit(EventKind::Output { bytes, records });
-            *counted = counts;
-        }
-        self.tell_gaps(pulse);
-    }
-
     /// Says what keeps the run from being sealed.
     pub(crate) fn report_blocked(&self, error: &Error) {
         let reason = error.chain();
@@ -468,28 +258,4 @@ fn happening(state: &State) -> Option<EventKind> {
             ending: ending.clone(),
         },
     })
-}
-
-impl WatchOutcome {
-    /// Of a container that never ran.
-    pub(crate) fn never(ending: Ending) -> Self {
-        Self::untapped(Ended {
-            ending,
-            interrupted: false,
-            engine_restarted: false,
-            started_again: false,
-            inspection: None,
-        })
-    }
-
-    /// Of a container that ended without a tap.
-    pub(crate) fn untapped(ended: Ended) -> Self {
-        Self {
-            ended,
-            at: Instant::now(),
-            tap_ended: None,
-            eof: false,
-            left: Vec::new(),
-        }
-    }
 }

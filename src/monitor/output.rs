@@ -19,7 +19,7 @@ pub(crate) enum Source {
 }
 
 /// How the pumping of all sources ended.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct PumpOutcome {
     /// When the tap ended.
     pub(crate) tap_ended: Option<Instant>,
