@@ -1,32 +1,37 @@
 //! The monitor's part of a further process in a container.
 
+use std::future::pending;
+use std::iter;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use crate::audit::{Event as Record, Gap, GapReason, Resume, ResumeCause};
-use crate::capture::{Capture, Hub, PumpEnd, Signals};
+use crate::audit::{Event, Gap, GapReason, Resume, ResumeCause, Started};
+use crate::capture::{Capture, Hub, PumpEnd};
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Pipe, close_stdin, lock};
-use crate::monitor::seal::{EARLY, read, reading};
+use crate::monitor::machine::{ExitReport, Machine, Setup};
+use crate::monitor::output::PumpOutcome;
+use crate::monitor::seal::{EARLY, SealFacts, build_seal, read, reading};
 use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
-use crate::outcome::{Ending, Evidence, Exit, Seal, Verdict};
-use crate::runtime::{ExecId, InputWriter, StartedExec};
+use crate::monitor::watch::{Target, Watched};
+use crate::outcome::{Ending, Evidence, Exit, Seal};
+use crate::runtime::{ExecId, InputWriter, OutputStream, Runtime, StartedExec};
 use crate::sink::{Resumed, RunPlace};
-use crate::spec::{ContainerId, ExecSpec, RunId, Stdin};
+use crate::spec::{ContainerId, ExecSpec, RunId, Secrets, Stdin};
 use crate::state::Transition;
-use crate::timestamp::Timestamp;
 
 /// How long the end of a process may be unknown after its output has come to its end, and its
 /// container has ended, too.
-const KNOWN_AFTER: Duration = Duration::from_secs(5);
+const EXIT_CODE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The writing end of a further process's input while nobody has it.
 ///
@@ -61,6 +66,12 @@ struct ExecOutcome {
     ending: Ending,
     evidence: Evidence,
     gap: Option<Gap>,
+}
+
+impl ExitReport for ExecOutcome {
+    fn ending(&self) -> &Ending {
+        &self.ending
+    }
 }
 
 impl Monitor {
@@ -107,128 +118,88 @@ impl Monitor {
                 let ending = Ending::failed_to_start(&error);
                 self.publish(Transition::Ended(ending.clone()));
                 let _ = reply.send(Err(StartError::Sealed(error)));
-                let rest = ExecOutcome {
+                let outcome = ExecOutcome {
                     ending,
                     evidence: Evidence::NeverStarted,
                     gap: None,
                 };
-                return self.seal_exec(capture, rest, Vec::new()).await;
+                return self.seal_exec(capture, outcome, Vec::new()).await;
             }
         };
-        let (events, received) = mpsc::unbounded_channel();
         let started = self.started(&container, None, Vec::new()).await;
-        // It is written with the output: from here on, nothing may wait for the sink.
-        let _ = events.send(Record::Started(Box::new(started)));
         self.publish(Transition::Started(None));
-        let begun = ExecStarted {
+        let exec = ExecStarted {
             id: id.clone(),
             input: Arc::new(StdinSlot {
                 writer: Mutex::new(input),
                 mode,
             }),
         };
-        if reply.send(Ok(begun)).is_err() {
-            // Nobody waits for it any more, and its input has gone with it.
+        if reply.send(Ok(exec)).is_err() {
+            // The caller is gone, and the input with it.
             *lock(&self.pipe) = Pipe::Ended;
         }
-
-        let mut signals = Signals {
-            events: received,
-            typed: self.typed.take().unwrap_or_else(|| mpsc::channel(1).1),
-            exited: CancellationToken::new(),
-            leaving: closing.clone(),
-            limit: CancellationToken::new(),
-            recorded: CancellationToken::new(),
-        };
-        let end = match capture.needs_log() {
-            true => PumpEnd::Stalled,
-            false => {
-                let tap = capture.tap(output, &mut signals);
-                tokio::pin!(tap);
-                loop {
-                    tokio::select! {
-                        end = &mut tap => break end,
-                        Some(note) = self.notes.recv() => {
-                            let _ = events.send(note);
-                        }
-                    }
-                }
-            }
-        };
-        let ended = self.how_it_ended(&container, &id, end);
-        let Some(rest) = closing.run_until_cancelled(ended).await else {
-            self.flush_on_shutdown(&mut capture, signals.queued()).await;
-            return None;
-        };
-        self.publish(Transition::Ended(rest.ending.clone()));
-        let mut left = signals.queued();
-        while let Ok(note) = self.notes.try_recv() {
-            left.push(note);
-        }
-        self.seal_exec(capture, rest, left).await
+        let (outcome, unwritten) = self
+            .capture_exec(&container, id, output, started, &mut capture)
+            .await?;
+        self.seal_exec(capture, outcome, unwritten).await
     }
 
-    async fn how_it_ended(
+    /// Watches a started exec with the machine of a run.
+    ///
+    /// Returns the records that are not written yet, or `None` if the manager closes.
+    async fn capture_exec(
         &mut self,
         container: &ContainerId,
-        id: &ExecId,
-        end: PumpEnd,
-    ) -> ExecOutcome {
-        let lost = |reason: String| ExecOutcome {
-            ending: Ending::Lost { reason },
-            evidence: Evidence::None,
-            gap: Some(Gap::new(GapReason::NoBackstop)),
-        };
-        match end {
-            PumpEnd::Eof => {}
-            PumpEnd::Broken(error) => {
-                let error = error.map_reason(|reason| self.secrets.redact(reason));
-                return lost(format!("the connection was lost: {error}"));
-            }
-            PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Left => {
-                return lost("its log took nothing".into());
-            }
-            PumpEnd::Sink(error) => return lost(format!("its log failed: {}", error.chain())),
-        }
+        id: ExecId,
+        output: OutputStream,
+        started: Started,
+        capture: &mut Capture,
+    ) -> Option<(ExecOutcome, Vec<Event>)> {
+        let settings = capture.progress.record.as_ref();
+        let settings = settings.map(|record| record.settings.clone());
+        let settings = settings.unwrap_or_default();
+        let (mut target, mut signals) = Target::new(self, capture, container, &settings, None);
+        // It is written with the output: from here on, nothing may wait for the sink.
+        target.record(Event::Started(Box::new(started)));
+        let (tap_ended, tap_end) = oneshot::channel();
+        let mut tap = Box::pin(async {
+            let end = match capture.needs_log() {
+                true => PumpEnd::Stalled,
+                false => capture.tap(output, &mut signals).await,
+            };
+            let _ = tap_ended.send(end);
+            PumpOutcome::default()
+        });
         let runtime = Arc::clone(&self.context.runtime);
-        let mut backoff = Backoff::new();
-        let mut container_ended = None;
-        let eof = tokio::time::Instant::now();
-        let mut ran_on = false;
-        let code = loop {
-            match runtime.exec_inspect(id).await {
-                Ok(inspection) if !inspection.running => break inspection.code,
-                // It has closed its output, and goes on; or the connection was cut.
-                Ok(_) => ran_on = eof.elapsed() > EARLY,
-                Err(error) if error.is_definitive() => break None,
-                Err(error) => tracing::warn!(%container, %error, "cannot inspect a process yet"),
+        let closing = self.context.closing.clone();
+        let secrets = self.secrets.clone();
+        let exit = pin!(async {
+            match tap_end.await {
+                Ok(end) if !closing.is_cancelled() => match broken_exec(end, &secrets) {
+                    Some(outcome) => outcome,
+                    None => wait_exec(&*runtime, container, &id).await,
+                },
+                // The watch ends because the manager closes. The next opening seals the log.
+                _ => pending().await,
             }
-            let now = tokio::time::Instant::now();
-            match runtime.inspect(container).await {
-                Ok(inspection) if inspection.code.is_none() => container_ended = None,
-                Err(error) if !error.is_definitive() => {}
-                _ if *container_ended.get_or_insert(now) + KNOWN_AFTER < now => break None,
-                _ => {}
+        });
+        let machine = Machine::new(Instant::now(), Setup::default());
+        let watched = self
+            .watch_with(machine, &mut target, exit, tap.as_mut())
+            .await;
+        drop(tap);
+        let mut unwritten = signals.queued();
+        match watched {
+            Watched::Done { exit, .. } => {
+                unwritten.extend(iter::from_fn(|| self.notes.try_recv().ok()));
+                Some((exit, unwritten))
             }
-            backoff.pause().await;
-        };
-        match code {
-            // A process may close its output long before it ends; but so ends, too, a connection
-            // that was cut, and there is nothing to compare it with.
-            Some(code) if ran_on => ExecOutcome {
-                ending: Ending::Exited(Exit::with_code(code)),
-                evidence: Evidence::None,
-                gap: Some(Gap::possible(GapReason::NoBackstop)),
-            },
-            Some(code) => ExecOutcome {
-                ending: Ending::Exited(Exit::with_code(code)),
-                evidence: Evidence::Eof,
-                gap: None,
-            },
-            None => ExecOutcome {
-                gap: Some(Gap::possible(GapReason::NoBackstop)),
-                ..lost("its container ended before the engine told its exit code".into())
-            },
+            Watched::Closing(stops) => {
+                unwritten.extend(stops);
+                self.flush_on_shutdown(capture, unwritten).await;
+                None
+            }
         }
     }
 
@@ -236,12 +207,15 @@ impl Monitor {
     async fn seal_exec(
         &mut self,
         mut capture: Capture,
-        mut rest: ExecOutcome,
-        mut left: Vec<Record>,
+        mut outcome: ExecOutcome,
+        mut left: Vec<Event>,
     ) -> Option<()> {
         let mut backoff = Backoff::new();
         let seal = loop {
-            match self.try_seal_exec(&mut capture, &mut rest, &mut left).await {
+            match self
+                .try_seal_exec(&mut capture, &mut outcome, &mut left)
+                .await
+            {
                 Ok(seal) => break seal,
                 Err(error) => self.report_blocked(&error),
             }
@@ -261,8 +235,8 @@ impl Monitor {
     async fn try_seal_exec(
         &mut self,
         capture: &mut Capture,
-        rest: &mut ExecOutcome,
-        left: &mut Vec<Record>,
+        outcome: &mut ExecOutcome,
+        left: &mut Vec<Event>,
     ) -> Result<Seal> {
         if capture.needs_log() {
             let (progress, visit) = reading();
@@ -270,11 +244,11 @@ impl Monitor {
                 Resumed::Sealed(seal) => return Ok(seal),
                 Resumed::Open { log, torn } => {
                     capture.resume(read(&progress), log);
-                    let mut records = vec![Record::Resume(Resume::new(ResumeCause::Sink, torn))];
+                    let mut records = vec![Event::Resume(Resume::new(ResumeCause::Sink, torn))];
                     records.extend(capture.unwritten());
                     capture.write(records).await?;
-                    rest.evidence = Evidence::None;
-                    rest.gap.get_or_insert(Gap::new(GapReason::Sink));
+                    outcome.evidence = Evidence::None;
+                    outcome.gap.get_or_insert(Gap::new(GapReason::Sink));
                 }
                 Resumed::Absent => {
                     return Err(Error::Damaged {
@@ -284,45 +258,102 @@ impl Monitor {
                 }
             }
         }
-        seal_exec(capture, rest, left).await
+        seal_exec(capture, outcome, left).await
+    }
+}
+
+impl ExecOutcome {
+    /// The outcome of an exec of which nothing is known after `reason`.
+    fn lost(reason: String) -> Self {
+        Self {
+            ending: Ending::Lost { reason },
+            evidence: Evidence::None,
+            gap: Some(Gap::new(GapReason::NoBackstop)),
+        }
+    }
+}
+
+/// The outcome of an exec whose output did not end cleanly: it cannot be read again.
+fn broken_exec(end: PumpEnd, secrets: &Secrets) -> Option<ExecOutcome> {
+    let reason = match end {
+        PumpEnd::Eof => return None,
+        PumpEnd::Broken(error) => {
+            let error = error.map_reason(|reason| secrets.redact(reason));
+            format!("the connection was lost: {error}")
+        }
+        PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Left => "its log took nothing".into(),
+        PumpEnd::Sink(error) => format!("its log failed: {}", error.chain()),
+    };
+    Some(ExecOutcome::lost(reason))
+}
+
+/// Waits until an exec has ended whose output has ended cleanly.
+async fn wait_exec(runtime: &dyn Runtime, container: &ContainerId, id: &ExecId) -> ExecOutcome {
+    let mut backoff = Backoff::new();
+    let mut container_ended = None;
+    let eof = Instant::now();
+    let mut outlived_output = false;
+    let code = loop {
+        match runtime.exec_inspect(id).await {
+            Ok(inspection) if !inspection.running => break inspection.code,
+            // It has closed its output and still runs; or the connection was cut.
+            Ok(_) => outlived_output = eof.elapsed() > EARLY,
+            Err(error) if error.is_definitive() => break None,
+            Err(error) => tracing::warn!(%container, %error, "cannot inspect an exec yet"),
+        }
+        let now = Instant::now();
+        match runtime.inspect(container).await {
+            Ok(inspection) if inspection.code.is_none() => container_ended = None,
+            Err(error) if !error.is_definitive() => {}
+            _ if *container_ended.get_or_insert(now) + EXIT_CODE_TIMEOUT < now => break None,
+            _ => {}
+        }
+        backoff.pause().await;
+    };
+    match code {
+        // A process may close its output long before it ends. A connection that was cut looks the
+        // same, and there is no log to compare the capture with.
+        Some(code) if outlived_output => ExecOutcome {
+            ending: Ending::Exited(Exit::with_code(code)),
+            evidence: Evidence::None,
+            gap: Some(Gap::possible(GapReason::NoBackstop)),
+        },
+        Some(code) => ExecOutcome {
+            ending: Ending::Exited(Exit::with_code(code)),
+            evidence: Evidence::Eof,
+            gap: None,
+        },
+        None => ExecOutcome {
+            gap: Some(Gap::possible(GapReason::NoBackstop)),
+            ..ExecOutcome::lost("its container ended before the engine told its exit code".into())
+        },
     }
 }
 
 async fn seal_exec(
     capture: &mut Capture,
-    rest: &mut ExecOutcome,
-    left: &mut Vec<Record>,
+    outcome: &mut ExecOutcome,
+    left: &mut Vec<Event>,
 ) -> Result<Seal> {
     let mut records = left.clone();
-    if let Some(gap) = &rest.gap
+    if let Some(gap) = &outcome.gap
         && !capture.progress.has_gap(gap.reason, None)
     {
-        records.push(Record::Gap(gap.clone()));
+        records.push(Event::Gap(gap.clone()));
     }
     capture.finish_lines().await?;
     capture.write(records).await?;
     left.clear();
-    let progress = &capture.progress;
-    let container = progress.record.as_ref();
-    let container = container.and_then(|record| record.container.clone());
-    let seal = Seal {
-        ts: Timestamp::now(),
-        exit: rest.ending.clone(),
-        verdict: match progress.gaps {
-            0 => Verdict::Complete,
-            _ => Verdict::Gap,
-        },
-        evidence: rest.evidence,
-        records: progress.records,
-        bytes: progress.bytes(),
-        gaps: progress.gaps,
+    let record = capture.progress.record.as_ref();
+    let facts = SealFacts {
+        ending: outcome.ending.clone(),
+        evidence: outcome.evidence,
+        container: record.and_then(|record| record.container.clone()),
         stopped: None,
-        container,
-        image_digest: None,
         usage: None,
-        capture_seconds: 0.0,
-        sha256: String::new(),
+        captured: Duration::ZERO,
     };
+    let seal = build_seal(&capture.progress, facts);
     capture.seal(seal).await
 }
 
@@ -354,7 +385,7 @@ async fn seal_one(context: &Context, place: &RunPlace) -> Result<()> {
     let progress = read(&progress);
     let began = progress.started.is_some();
     let mut capture = Capture::new(progress, Arc::new(Hub::default()), log, None);
-    let mut rest = ExecOutcome {
+    let mut outcome = ExecOutcome {
         ending: Ending::Lost {
             reason: "the process that ran it has gone, and its connection with it".into(),
         },
@@ -365,7 +396,7 @@ async fn seal_one(context: &Context, place: &RunPlace) -> Result<()> {
             false => Gap::possible(GapReason::NoBackstop),
         }),
     };
-    let mut left = vec![Record::Resume(Resume::new(ResumeCause::Reopened, torn))];
-    seal_exec(&mut capture, &mut rest, &mut left).await?;
+    let mut left = vec![Event::Resume(Resume::new(ResumeCause::Reopened, torn))];
+    seal_exec(&mut capture, &mut outcome, &mut left).await?;
     Ok(())
 }

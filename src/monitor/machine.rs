@@ -74,8 +74,8 @@ pub(super) struct Silence {
     at: Instant,
 }
 
-/// What a machine starts with.
-#[derive(Debug)]
+/// What a machine starts with. The default, of an exec, has no limits.
+#[derive(Debug, Default)]
 pub(super) struct Setup {
     pub(super) limits: Limits,
     pub(super) silence_limit: Option<Duration>,
@@ -505,5 +505,387 @@ impl Effect {
     /// A stop by a limit, with the grace of the spec.
     fn stop(cause: StopCause) -> Self {
         Self::Stop(StopRequest { cause, grace: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Exit;
+
+    impl ExitReport for Ending {
+        fn ending(&self) -> &Ending {
+            self
+        }
+    }
+
+    type Case = (&'static str, fn(Instant) -> Machine<Ending>);
+
+    const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+    const TIME_LIMIT: Duration = Duration::from_secs(600);
+
+    fn ending() -> Ending {
+        Ending::Exited(Exit::with_code(7))
+    }
+
+    fn running(now: Instant) -> Machine<Ending> {
+        let setup = Setup {
+            limits: Limits {
+                time_limit_at: Some(now + TIME_LIMIT),
+                stop_at_output_limit: true,
+            },
+            silence_limit: Some(SILENCE_LIMIT),
+            acknowledge_start: true,
+            publish_counts: true,
+        };
+        Machine::new(now, setup)
+    }
+
+    /// A recovered run, or an exec: the start is acknowledged, and there is no limit.
+    fn unlimited(now: Instant) -> Machine<Ending> {
+        let setup = Setup {
+            limits: Limits::default(),
+            silence_limit: None,
+            acknowledge_start: false,
+            publish_counts: false,
+        };
+        Machine::new(now, setup)
+    }
+
+    fn after(
+        mut machine: Machine<Ending>,
+        now: Instant,
+        inputs: impl IntoIterator<Item = Input<Ending>>,
+    ) -> Machine<Ending> {
+        for input in inputs {
+            machine.on(now, input);
+        }
+        machine
+    }
+
+    fn drained(now: Instant) -> Machine<Ending> {
+        after(
+            running(now),
+            now,
+            [Input::OutputEnded(PumpOutcome::default())],
+        )
+    }
+
+    fn exited(now: Instant) -> Machine<Ending> {
+        after(running(now), now, [Input::Exited(ending())])
+    }
+
+    const PHASES: [Case; 9] = [
+        ("running", running),
+        ("running, no limits", unlimited),
+        ("drained", drained),
+        ("drained, no limits", |now| {
+            let end = Input::OutputEnded(PumpOutcome::default());
+            after(unlimited(now), now, [end])
+        }),
+        ("exited", exited),
+        ("exited, persisted", |now| {
+            after(exited(now), now, [Input::Recorded, Input::SealOverdue])
+        }),
+        ("done", |now| {
+            after(drained(now), now, [Input::Exited(ending())])
+        }),
+        ("closing, running", |now| {
+            after(running(now), now, [Input::Closing])
+        }),
+        ("closing, exited", |now| {
+            after(exited(now), now, [Input::Closing])
+        }),
+    ];
+
+    /// Every input, at a time when all timers have expired.
+    fn inputs() -> Vec<Input<Ending>> {
+        let failed = PumpOutcome {
+            failed: Some(Error::Stalled),
+            ..PumpOutcome::default()
+        };
+        vec![
+            Input::Exited(ending()),
+            Input::OutputEnded(failed),
+            Input::Recorded,
+            Input::AcknowledgeDue,
+            Input::OutputLimit,
+            Input::Stop(StopRequest {
+                cause: StopCause::Requested,
+                grace: None,
+            }),
+            Input::Note(Event::note("a note")),
+            Input::Usage(Usage::default()),
+            Input::Closing,
+            Input::TimeLimit,
+            Input::Silent { last_output: None },
+            Input::SealOverdue,
+            Input::CountsDue,
+        ]
+    }
+
+    /// The input's name. A new variant does not compile until it is in [`inputs`], too.
+    fn input_name(input: &Input<Ending>) -> &'static str {
+        match input {
+            Input::Exited(_) => "exited",
+            Input::OutputEnded(_) => "output ended",
+            Input::Recorded => "recorded",
+            Input::AcknowledgeDue => "acknowledge due",
+            Input::OutputLimit => "output limit",
+            Input::Stop(_) => "stop",
+            Input::Note(_) => "note",
+            Input::Usage(_) => "usage",
+            Input::Closing => "closing",
+            Input::TimeLimit => "time limit",
+            Input::Silent { .. } => "silent",
+            Input::SealOverdue => "seal overdue",
+            Input::CountsDue => "counts due",
+        }
+    }
+
+    fn effect_name(effect: &Effect) -> String {
+        match effect {
+            Effect::PublishEnding(ending) => {
+                assert_eq!(*ending, self::ending());
+                "publish ending".into()
+            }
+            Effect::LimitSilentOutput => "limit silent output".into(),
+            Effect::ReportBlocked(Error::Stalled) => "report blocked".into(),
+            Effect::ReportBlocked(error) => panic!("another error: {error}"),
+            Effect::AcknowledgeStart => "acknowledge".into(),
+            Effect::Stop(request) => {
+                assert_eq!(request.grace, None);
+                format!("stop {:?}", request.cause)
+            }
+            Effect::Record(_) => "record".into(),
+            Effect::PersistEnding(ending) => {
+                assert_eq!(*ending, self::ending());
+                "persist ending".into()
+            }
+            Effect::PublishUsage(_) => "publish usage".into(),
+            Effect::PublishCounts => "publish counts".into(),
+            Effect::ReleasePermit => "release permit".into(),
+        }
+    }
+
+    /// The phase, and what it still waits for.
+    fn phase(machine: &Machine<Ending>) -> String {
+        let name = match &machine.phase {
+            Phase::Running { .. } => "running",
+            Phase::Drained { .. } => "drained",
+            Phase::Exited { .. } => "exited",
+            Phase::Done { .. } => "done",
+            Phase::Closing { .. } => "closing",
+        };
+        let (timers, sources) = (machine.timers(), machine.sources());
+        let waits = [
+            ("container", sources.container),
+            ("output", sources.output),
+            ("recorded", sources.recorded),
+            ("output limit", sources.output_limit),
+            ("acknowledge", timers.acknowledge.is_some()),
+            ("time limit", timers.time_limit.is_some()),
+            ("silence", timers.silence.is_some()),
+            ("seal", timers.seal_overdue.is_some()),
+            ("counts", timers.counts.is_some()),
+        ];
+        let waits = waits.iter().filter(|(_, armed)| *armed);
+        let waits: Vec<_> = waits.map(|(name, _)| *name).collect();
+        format!("{name} [{}]", waits.join(", "))
+    }
+
+    fn table() -> String {
+        let now = Instant::now();
+        let mut table = String::new();
+        for (name, make) in PHASES {
+            table += &format!("{name}: {}\n", phase(&make(now)));
+            for input in inputs() {
+                let mut machine = make(now);
+                let before = phase(&machine);
+                let row = input_name(&input);
+                let effects = machine.on(now + TIME_LIMIT, input);
+                let effects: Vec<_> = effects.iter().map(effect_name).collect();
+                let after = phase(&machine);
+                let next = if after == before { "" } else { &after };
+                if !effects.is_empty() || !next.is_empty() {
+                    let row = format!("  {row}: {} -> {next}", effects.join(", "));
+                    table += row.replace(":  ->", ": ->").trim_end_matches(" -> ");
+                    table.push('\n');
+                }
+            }
+        }
+        table
+    }
+
+    /// An input that is not listed under a phase changes nothing in it.
+    const TABLE: &str = "\
+running: running [container, output, recorded, output limit, acknowledge, time limit, silence, counts]
+  exited: publish ending, limit silent output -> exited [output, recorded, acknowledge, seal, counts]
+  output ended: report blocked, acknowledge -> drained [container, output limit, time limit, counts]
+  recorded: acknowledge -> running [container, output, output limit, time limit, silence, counts]
+  acknowledge due: acknowledge -> running [container, output, output limit, time limit, silence, counts]
+  output limit: stop OutputLimit -> running [container, output, recorded, acknowledge, time limit, silence, counts]
+  stop: stop Requested
+  note: record
+  usage: publish usage
+  closing: -> closing [container, output]
+  time limit: stop TimeLimit -> running [container, output, recorded, output limit, acknowledge, silence, counts]
+  silent: stop SilenceLimit -> running [container, output, recorded, output limit, acknowledge, time limit, counts]
+  counts due: publish counts
+running, no limits: running [container, output]
+  exited: publish ending, limit silent output -> exited [output, seal]
+  output ended: report blocked -> drained [container]
+  stop: stop Requested
+  note: record
+  usage: publish usage
+  closing: -> closing [container, output]
+  counts due: publish counts
+drained: drained [container, output limit, time limit, counts]
+  exited: publish ending, publish counts, release permit -> done []
+  output limit: stop OutputLimit -> drained [container, time limit, counts]
+  stop: stop Requested
+  note: record
+  usage: publish usage
+  closing: -> closing [container]
+  time limit: stop TimeLimit -> drained [container, output limit, counts]
+  counts due: publish counts
+drained, no limits: drained [container]
+  exited: publish ending, publish counts, release permit -> done []
+  stop: stop Requested
+  note: record
+  usage: publish usage
+  closing: -> closing [container]
+  counts due: publish counts
+exited: exited [output, recorded, acknowledge, seal, counts]
+  output ended: report blocked, acknowledge, publish counts, release permit -> done []
+  recorded: acknowledge -> exited [output, seal, counts]
+  acknowledge due: acknowledge -> exited [output, seal, counts]
+  note: record
+  closing: -> closing [output]
+  seal overdue: persist ending -> exited [output, recorded, acknowledge, counts]
+  counts due: publish counts
+exited, persisted: exited [output, counts]
+  output ended: report blocked, publish counts, release permit -> done []
+  note: record
+  closing: -> closing [output]
+  counts due: publish counts
+done: done []
+  note: record
+closing, running: closing [container, output]
+  output ended: -> closing [container]
+  stop: stop Requested
+  note: record
+closing, exited: closing [output]
+  output ended: -> closing []
+  note: record
+";
+
+    #[test]
+    fn every_input_has_its_effects_in_every_phase() {
+        let table = table();
+        let actual: Vec<_> = table.lines().collect();
+        let expected: Vec<_> = TABLE.lines().collect();
+        assert_eq!(actual, expected, "the table is now:\n{table}");
+    }
+
+    #[test]
+    fn output_moves_the_silence_limit() {
+        let start = Instant::now();
+        let mut machine = running(start);
+        let silence = |machine: &Machine<_>| machine.timers().silence;
+        assert_eq!(silence(&machine), Some(start + SILENCE_LIMIT));
+
+        let last = start + Duration::from_secs(20);
+        let heard = Input::Silent {
+            last_output: Some(last),
+        };
+        assert!(machine.on(start + SILENCE_LIMIT, heard).is_empty());
+        assert_eq!(silence(&machine), Some(last + SILENCE_LIMIT));
+
+        // Output before the watch began does not shorten the limit.
+        let before = start.checked_sub(Duration::from_secs(9));
+        let heard = Input::Silent {
+            last_output: before,
+        };
+        assert!(machine.on(start + SILENCE_LIMIT, heard).is_empty());
+        assert_eq!(silence(&machine), Some(last + SILENCE_LIMIT));
+
+        let heard = Input::Silent {
+            last_output: Some(last),
+        };
+        let effects = machine.on(last + SILENCE_LIMIT, heard);
+        assert!(
+            matches!(&effects[..], [Effect::Stop(stop)] if stop.cause == StopCause::SilenceLimit)
+        );
+        assert_eq!(silence(&machine), None);
+    }
+
+    #[test]
+    fn a_limit_asks_for_one_stop() {
+        let now = Instant::now();
+        for make in [running, drained] {
+            let mut machine = make(now);
+            assert_eq!(machine.on(now, Input::TimeLimit).len(), 1);
+            assert_eq!(machine.on(now, Input::OutputLimit).len(), 1);
+            assert!(machine.on(now, Input::TimeLimit).is_empty());
+            assert!(machine.on(now, Input::OutputLimit).is_empty());
+        }
+    }
+
+    #[test]
+    fn limits_survive_the_end_of_the_output() {
+        let now = Instant::now();
+        let mut machine = running(now);
+        machine.on(now, Input::TimeLimit);
+        let mut machine = after(machine, now, [Input::OutputEnded(PumpOutcome::default())]);
+        assert_eq!(machine.timers().time_limit, None);
+        assert_eq!(machine.on(now, Input::OutputLimit).len(), 1);
+    }
+
+    #[test]
+    fn a_start_is_acknowledged_once() {
+        let now = Instant::now();
+        for input in [Input::Recorded, Input::AcknowledgeDue] {
+            let mut machine = after(running(now), now, [input]);
+            assert!(machine.on(now, Input::Recorded).is_empty());
+            machine.on(now, Input::Exited(ending()));
+            let effects = machine.on(now, Input::OutputEnded(PumpOutcome::default()));
+            let names: Vec<_> = effects.iter().map(effect_name).collect();
+            assert_eq!(names, ["publish counts", "release permit"]);
+        }
+    }
+
+    #[test]
+    fn the_first_timer_to_expire_is_next() {
+        let now = Instant::now();
+        let next = |machine: &Machine<_>| machine.timers().next();
+        let counts = now + COUNTS_INTERVAL;
+        let mut machine = running(now);
+        assert_eq!(next(&machine), Some((counts, Timer::Counts)));
+
+        machine.on(now + SILENCE_LIMIT, Input::CountsDue);
+        let acknowledge = now + START_RECORD_TIMEOUT;
+        assert_eq!(next(&machine), Some((acknowledge, Timer::Acknowledge)));
+
+        machine.on(now, Input::Recorded);
+        assert_eq!(next(&machine), Some((now + SILENCE_LIMIT, Timer::Silence)));
+
+        machine.on(now, Input::Exited(ending()));
+        assert_eq!(next(&machine), Some((now + UNSEALED, Timer::SealOverdue)));
+        assert_eq!(next(&unlimited(now)), None);
+    }
+
+    #[test]
+    fn the_end_keeps_the_time_of_the_exit() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(3);
+        let machine = after(
+            exited(now),
+            later,
+            [Input::OutputEnded(PumpOutcome::default())],
+        );
+        assert!(matches!(machine.into_phase(), Phase::Done { at, .. } if at == now));
+        let machine = after(drained(now), later, [Input::Exited(ending())]);
+        assert!(matches!(machine.into_phase(), Phase::Done { at, .. } if at == later));
     }
 }
