@@ -199,9 +199,9 @@ async fn a_terminal_is_given_its_size_and_each_change_is_recorded_once() {
 #[tokio::test]
 async fn a_container_without_a_terminal_has_no_size() {
     let error = RunSpec::new("any").window(WindowSize::new(1, 1)).validate();
-    assert!(matches!(error, Err(Error::InvalidSpec { .. })));
+    assert!(error.is_err());
     let error = pipe().tty(true).validate();
-    assert!(matches!(error, Err(Error::InvalidSpec { .. })));
+    assert!(error.is_err());
 }
 
 /// Of a run that was taken over, what a terminal shows comes by a connection of its own.

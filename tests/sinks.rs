@@ -51,11 +51,11 @@ impl LogSink for Bad {
 }
 
 fn broken(run: &RunId) -> Error {
-    Error::Sink {
-        operation: "keep",
-        run: run.clone(),
-        source: io::Error::other("it is broken").into(),
-    }
+    Error::from(
+        moat::sink::SinkError::new(io::Error::other("it is broken"))
+            .operation("keep")
+            .run(run),
+    )
 }
 
 #[derive(Debug)]
@@ -160,7 +160,7 @@ async fn an_error_of_the_required_sink_is_the_fan_outs() {
     let manager = Manager::builder(dir.path(), Scripted::new()).sink(sink);
     let manager = manager.open().await.unwrap();
     let error = manager.start(RunSpec::new("any")).await.unwrap_err();
-    assert!(matches!(error, Error::Sink { .. }), "{error:?}");
+    assert!(matches!(error, Error::Sink(_)), "{error:?}");
 }
 
 /// Also one that was not there before, and one that has a first part.

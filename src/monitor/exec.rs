@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::audit::{Event, Gap, GapReason, Resume, ResumeCause, Started};
 use crate::capture::{Capture, Hub, PumpEnd};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Pipe, close_stdin, lock};
@@ -115,7 +115,7 @@ impl Monitor {
             Ok(execed) => execed,
             Err(error) => {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
-                let ending = Ending::failed_to_start(&error);
+                let ending = Ending::failed_to_start(chain(&error));
                 self.publish(Transition::Ended(ending.clone()));
                 let _ = reply.send(Err(StartError::Sealed(error)));
                 let outcome = ExecOutcome {

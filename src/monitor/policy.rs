@@ -9,7 +9,7 @@ use crate::error::Error;
 pub(crate) fn is_permanent(error: &Error) -> bool {
     match error {
         Error::Damaged { .. }
-        | Error::InvalidSpec { .. }
+        | Error::InvalidSpec(_)
         | Error::NoSuchRun { .. }
         | Error::OtherRuntime { .. }
         | Error::OtherEngine { .. } => true,

@@ -222,7 +222,9 @@ pub async fn a_bad_variable_is_refused_before_the_engine_can_echo_it(stage: &Sta
             .start(stage.spec("exit 0").env(name, SECRET))
             .await
             .unwrap_err();
-        assert!(matches!(&error, Error::InvalidSpec { field, .. } if field == "env"));
+        assert!(
+            matches!(&error, Error::InvalidSpec(moat::spec::InvalidSpec { field, .. }) if field == "env")
+        );
         assert!(!format!("{} {error:?}", error.chain()).contains(SECRET));
     }
     assert!(

@@ -65,7 +65,7 @@ pub async fn a_patch_that_undoes_a_promise_is_refused_before_anything_is_made(st
         let spec = stage.spec("exit 0").engine_patch(patch.clone());
         let error = manager.start(spec).await.unwrap_err();
         let text = format!("{} {error:?}", error.chain());
-        let Error::InvalidSpec { field, reason } = error else {
+        let Error::InvalidSpec(moat::spec::InvalidSpec { field, reason, .. }) = error else {
             panic!("{patch}: {text}");
         };
         assert_eq!(field, "engine_patch", "{text}");
@@ -251,7 +251,7 @@ pub async fn what_no_process_can_be_given_is_refused_and_the_longest_arrives(sta
             "{}",
             text.len()
         );
-        let named = matches!(&error, Error::InvalidSpec { field: named, .. } if named == field);
+        let named = matches!(&error, Error::InvalidSpec(moat::spec::InvalidSpec { field: named, .. }) if named == field);
         assert!(named, "{text}");
     }
     nothing_is_there(stage, &manager).await;

@@ -398,12 +398,14 @@ fn refused() -> Vec<(&'static str, RunSpec)> {
 }
 
 /// The message of a refusal, which must not be one of a secret, of megabytes, or of two lines.
-fn assert_refused(field: &str, error: Error) {
+fn assert_refused(field: &str, error: impl Into<Error>) {
+    let error = error.into();
     let texts = [error.chain(), format!("{error:?}")];
-    let Error::InvalidSpec {
+    let Error::InvalidSpec(moat::spec::InvalidSpec {
         field: named,
         reason,
-    } = error
+        ..
+    }) = error
     else {
         panic!("{field}: {}", texts[0]);
     };
