@@ -17,9 +17,10 @@ use crate::error::{Error, Result, chain};
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Pipe, close_stdin, lock};
+use crate::monitor::evidence::EOF_TOLERANCE;
 use crate::monitor::machine::{ExitReport, Machine, Setup};
 use crate::monitor::output::PumpOutcome;
-use crate::monitor::seal::{EARLY, SealFacts, build_seal, read, reading};
+use crate::monitor::seal::{SealFacts, build_seal, read, reading};
 use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
 use crate::monitor::watch::{Target, Watched};
@@ -297,7 +298,7 @@ async fn wait_exec(runtime: &dyn Runtime, container: &ContainerId, id: &ExecId) 
         match runtime.exec_inspect(id).await {
             Ok(inspection) if !inspection.running => break inspection.code,
             // It has closed its output and still runs; or the connection was cut.
-            Ok(_) => outlived_output = eof.elapsed() > EARLY,
+            Ok(_) => outlived_output = eof.elapsed() > EOF_TOLERANCE,
             Err(error) if error.is_definitive() => break None,
             Err(error) => tracing::warn!(%container, %error, "cannot inspect an exec yet"),
         }

@@ -11,7 +11,7 @@ use crate::audit::Event;
 use crate::error::Error;
 use crate::monitor::entry::StopRequest;
 use crate::monitor::output::PumpOutcome;
-use crate::monitor::seal::UNSEALED;
+use crate::monitor::seal::PERSIST_ENDING_AFTER;
 use crate::outcome::{Ending, StopCause, Usage};
 
 /// Interval between two events with the output counts.
@@ -368,7 +368,7 @@ impl<X: ExitReport> Phase<X> {
                 Self::Exited {
                     exit,
                     at: now,
-                    persist_at: Some(now + UNSEALED),
+                    persist_at: Some(now + PERSIST_ENDING_AFTER),
                     acknowledge_by,
                 }
             }
@@ -871,7 +871,10 @@ closing, exited: closing [output]
         assert_eq!(next(&machine), Some((now + SILENCE_LIMIT, Timer::Silence)));
 
         machine.on(now, Input::Exited(ending()));
-        assert_eq!(next(&machine), Some((now + UNSEALED, Timer::SealOverdue)));
+        assert_eq!(
+            next(&machine),
+            Some((now + PERSIST_ENDING_AFTER, Timer::SealOverdue))
+        );
         assert_eq!(next(&unlimited(now)), None);
     }
 

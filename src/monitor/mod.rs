@@ -2,11 +2,14 @@
 
 pub(crate) mod context;
 pub(crate) mod entry;
+mod evidence;
 pub(crate) mod exec;
+mod launch;
 mod machine;
 pub(crate) mod output;
 pub(crate) mod policy;
 pub(crate) mod recover;
+mod run_file;
 pub(crate) mod seal;
 pub(crate) mod start;
 pub(crate) mod stats;

@@ -5,7 +5,7 @@ use tokio::time::{Instant, sleep};
 use crate::capture::{Capture, PumpEnd, Reading, Signals};
 use crate::error::{Error, RuntimeError};
 use crate::monitor::context::Context;
-use crate::monitor::seal::EARLY;
+use crate::monitor::evidence::EOF_TOLERANCE;
 use crate::monitor::wait::Backoff;
 use crate::runtime::{LogsRequest, OutputStream};
 use crate::spec::{Backstop, ContainerId, Settings};
@@ -62,7 +62,7 @@ pub(crate) async fn pump(
                     // tap of an engine that is killed, or that a proxy cuts.
                     tokio::select! {
                         () = over() => return pumped,
-                        () = sleep(EARLY) => {}
+                        () = sleep(EOF_TOLERANCE) => {}
                     }
                 }
                 PumpEnd::Broken(error) => tracing::warn!(%container, %error, "the tap broke"),

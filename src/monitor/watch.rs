@@ -15,7 +15,7 @@ use crate::monitor::Monitor;
 use crate::monitor::entry::{Pipe, StopRequest, lock};
 use crate::monitor::machine::{Effect, ExitReport, Input, Limits, Machine, Phase, Setup, Timer};
 use crate::monitor::output::{PumpOutcome, Source, pump};
-use crate::monitor::seal::persist_ending;
+use crate::monitor::run_file::persist_ending;
 use crate::monitor::start::{StartAck, StartError};
 use crate::monitor::stats::sample;
 use crate::monitor::wait::{self, Ended};
