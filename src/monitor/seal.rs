@@ -133,12 +133,12 @@ impl Monitor {
     /// Persists the seal, and publishes it.
     pub(super) async fn close(&mut self, file: &RunFile, last_lines: Vec<String>) {
         self.persist_seal(file).await;
-        self.snapshot.send_modify(|status| {
-            status.seal = file.seal.clone();
-            status.problem = None;
-            status.last_lines = last_lines;
-            status.ownership_known = true;
-            status.elsewhere = false;
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.seal = file.seal.clone();
+            snapshot.problem = None;
+            snapshot.last_lines = last_lines;
+            snapshot.ownership_known = true;
+            snapshot.elsewhere = false;
         });
         if let Some(seal) = &file.seal {
             self.emit(EventKind::from(seal));
