@@ -88,9 +88,9 @@ impl Monitor {
         tokio::select! {
             biased;
             result = watched.catch_unwind() => {
-                let _ = self.unless_it_panicked(result);
+                let _ = self.report_panic(result);
             }
-            () = context.left() => {}
+            () = context.shutdown_grace_elapsed() => {}
         }
         self.hub.close();
     }

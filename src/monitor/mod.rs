@@ -1,4 +1,4 @@
-//! The one task per run: the only waiter on its container, the only writer of its state.
+//! The task of a run: the only waiter on its container, and the only writer of its state.
 
 pub(crate) mod context;
 pub(crate) mod entry;
@@ -27,7 +27,7 @@ use tokio::sync::watch::Sender;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
-use crate::audit::{Event as Record, RecordRef, Start};
+use crate::audit::{Event, RecordRef, Start};
 use crate::capture::{Capture, CaptureStats, Hub, Progress};
 use crate::error::{Error, Result};
 use crate::events::EventKind;
@@ -41,44 +41,45 @@ use crate::spec::{ContainerId, RunRecord, Secrets, Settings};
 use crate::state::{State, Transition};
 use crate::timestamp::Timestamp;
 
-/// What a run's handles send to its monitor.
+/// Messages from the handles of a run to its monitor.
 pub(crate) struct Inbox {
     pub(crate) stops: mpsc::UnboundedReceiver<StopRequest>,
-    pub(crate) notes: mpsc::UnboundedReceiver<Record>,
-    /// Records of input, until the watch takes it.
-    pub(crate) typed: Option<mpsc::Receiver<Record>>,
+    pub(crate) notes: mpsc::UnboundedReceiver<Event>,
+    /// Records of input, until the watch takes the receiver.
+    pub(crate) typed: Option<mpsc::Receiver<Event>>,
 }
 
-/// The task of one run.
+/// The owner of one run, or of one exec.
 pub(crate) struct Monitor {
     pub(crate) context: Arc<Context>,
     pub(crate) place: RunPlace,
     pub(crate) snapshot: Sender<RunSnapshot>,
     pub(crate) stops: mpsc::UnboundedReceiver<StopRequest>,
-    pub(crate) notes: mpsc::UnboundedReceiver<Record>,
-    pub(crate) typed: Option<mpsc::Receiver<Record>>,
+    pub(crate) notes: mpsc::UnboundedReceiver<Event>,
+    pub(crate) typed: Option<mpsc::Receiver<Event>>,
     pub(crate) pipe: Arc<Mutex<Pipe>>,
     pub(crate) hub: Arc<Hub>,
-    /// When the engine was asked to start the container, and when it had answered.
     pub(crate) launched: Option<Launch>,
-    /// Held while this task owns the run.
+    /// Held while this monitor owns the run.
     pub(crate) lock: Option<Lock>,
     pub(crate) stopper: Stopper,
-    /// What must be taken out of what the engine says.
+    /// Secrets of the spec, redacted from the engine's messages.
     pub(crate) secrets: Secrets,
-    /// Who has the container.
+    /// The engine that has the container.
     pub(crate) engine: Option<EngineInfo>,
-    /// What asks the container to stop, where the spec does not say.
+    /// The image's stop signal, used if the spec has none.
     pub(crate) image_signal: Option<String>,
-    /// Held while its container may run, where so many may be at once.
+    /// Held while the container may run, if the number of running containers is limited.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
-/// When a container was started, by the clocks of this machine.
+/// The time of a container's start, by the clocks of this machine.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Launch {
     pub(crate) at: Instant,
+    /// When the engine was asked to start the container.
     pub(crate) asked: Timestamp,
+    /// When the engine had answered.
     pub(crate) answered: Timestamp,
 }
 
@@ -110,38 +111,39 @@ impl Monitor {
         }
     }
 
-    /// What all that the run's task logs is in: its field `run` is the run's id, and `exec` the
-    /// number of a further process.
+    /// The span of all messages of the monitor, with the id of the run and the number of the exec.
     pub(crate) fn span(&self) -> tracing::Span {
         tracing::error_span!("run", run = %self.place.run, exec = self.place.exec)
     }
 
-    /// A sink or a runtime of the caller's own can panic. The run is then as if its owner had
-    /// died: whoever asks for it next takes it over.
-    pub(crate) fn unless_it_panicked<T>(
+    /// Logs the panic of a task.
+    ///
+    /// A custom sink or runtime can panic. The run is then left as if its owner had died, and the
+    /// next manager that opens it recovers it.
+    pub(crate) fn report_panic<T>(
         &self,
         result: Result<Option<T>, Box<dyn Any + Send>>,
     ) -> Option<T> {
         result.unwrap_or_else(|_| {
-            tracing::error!(run = %self.place.run, "its monitor panicked");
+            tracing::error!(run = %self.place.run, "the monitor of the run panicked");
             None
         })
     }
 
-    /// Gives the run up: sealed, in which case its container is removed by policy, or not.
-    pub(crate) async fn leave(mut self, sealed: Option<RunFile>) {
+    /// Releases the run. The container of a `sealed` run is removed first, if its policy says so.
+    pub(crate) async fn release(mut self, sealed: Option<RunFile>) {
         self.hub.close();
         if let Some(file) = sealed {
             self.remove_by_policy(&file).await;
         }
-        self.forget();
-        // Who subscribes from here on sees that nothing more will come.
+        self.remove_entry();
+        // A later subscriber sees that no event follows.
         self.stops.close();
         self.emit(EventKind::Released);
     }
 
-    /// Frees the run's name: what asks for it from here on finds what is on the disk.
-    pub(crate) fn forget(&mut self) {
+    /// Frees the run's id. Later calls find the run on the disk.
+    pub(crate) fn remove_entry(&mut self) {
         self.lock = None;
         let mut entries = self.context.entries();
         let ours = |entry: &Arc<Entry>| Arc::ptr_eq(&entry.hub, &self.hub);
@@ -150,35 +152,35 @@ impl Monitor {
         }
     }
 
-    /// Tells everyone of a change.
+    /// Applies a transition, and publishes the new state and its event.
     pub(crate) fn publish(&self, event: Transition) {
-        let mut told = None;
+        let mut kind = None;
         self.snapshot.send_modify(|snapshot| {
-            let state = std::mem::replace(&mut snapshot.state, crate::state::State::Intended);
+            let state = std::mem::replace(&mut snapshot.state, State::Intended);
             let after = state.clone().after(event);
-            told = (after != state).then(|| happening(&after)).flatten();
+            kind = (after != state).then(|| event_kind(&after)).flatten();
             snapshot.state = after;
         });
-        if let Some(told) = told {
-            self.emit(told);
+        if let Some(kind) = kind {
+            self.emit(kind);
         }
     }
 
-    /// Tells the subscribers, who are told of runs: the end of a further process is not the run's.
+    /// Emits an event of the run. An exec emits none: its end is not the end of the run.
     pub(crate) fn emit(&self, kind: EventKind) {
         if self.place.exec.is_none() {
             self.context.event_bus.emit(&self.place.run, kind);
         }
     }
 
-    /// Tells the subscribers of what was recorded as missing.
-    pub(crate) fn tell_gaps(&self, pulse: &CaptureStats) {
-        for gap in pulse.take_gaps() {
+    /// Emits the gaps that were recorded since the last call.
+    pub(crate) fn emit_gaps(&self, stats: &CaptureStats) {
+        for gap in stats.take_gaps() {
             self.emit(EventKind::Gap { gap });
         }
     }
 
-    /// Makes the run's log, with its first record, and says how far it has come.
+    /// Creates the run's log with its first record.
     pub(crate) async fn open_log(
         &mut self,
         record: &RunRecord,
@@ -186,11 +188,11 @@ impl Monitor {
         let start = Start::new(record.clone());
         let log = self.context.sink.open(&self.place, &start).await?;
         let mut progress = Progress::default();
-        progress.observe(RecordRef::Event(&Record::Start(Box::new(start))));
+        progress.observe(RecordRef::Event(&Event::Start(Box::new(start))));
         Ok((progress, log))
     }
 
-    /// The capture of the run, which goes on after `progress`.
+    /// Returns a capture that continues a log after `progress`.
     pub(crate) fn capture(
         &self,
         file: &RunFile,
@@ -201,27 +203,27 @@ impl Monitor {
         Capture::new(progress, Arc::clone(&self.hub), log, limit)
     }
 
-    /// Begins a stop, and says what is to be recorded of it.
+    /// Begins a stop, and returns its record.
     pub(crate) fn stop(
         &mut self,
         container: &ContainerId,
         request: StopRequest,
         signal: &str,
         settings: &Settings,
-    ) -> Record {
+    ) -> Event {
         let (runtime, grace) = (&self.context.runtime, settings.stop_grace);
         let stop = self
             .stopper
             .request(runtime, container, request, signal, grace);
         self.emit(EventKind::from(&stop));
-        Record::Stop(stop)
+        Event::Stop(stop)
     }
 
-    /// Records what was to be recorded when the manager closes, if there is a log.
+    /// Writes pending records to an open log because the manager closes.
     pub(crate) async fn flush_on_shutdown(
         &mut self,
         capture: &mut Capture,
-        mut records: Vec<Record>,
+        mut records: Vec<Event>,
     ) {
         while let Ok(note) = self.notes.try_recv() {
             records.push(note);
@@ -233,12 +235,12 @@ impl Monitor {
         }
     }
 
-    /// Says what keeps the run from being sealed.
+    /// Reports why the run cannot be sealed or recovered now.
     pub(crate) fn report_blocked(&self, error: &Error) {
         let reason = error.chain();
         tracing::warn!(run = %self.place.run, "{reason}");
-        let told = self.snapshot.borrow().problem.as_ref() == Some(&reason);
-        if !told {
+        let reported = self.snapshot.borrow().problem.as_ref() == Some(&reason);
+        if !reported {
             let message = reason.clone();
             self.emit(EventKind::Warning { message });
         }
@@ -247,8 +249,8 @@ impl Monitor {
     }
 }
 
-/// What is told of a run that has come to be in `state`.
-fn happening(state: &State) -> Option<EventKind> {
+/// The event of a run that has entered `state`.
+fn event_kind(state: &State) -> Option<EventKind> {
     Some(match state {
         State::Intended => return None,
         State::Created { container } => EventKind::Created {

@@ -90,7 +90,7 @@ impl Monitor {
                 Ok(seal) => break seal,
                 Err(error) => {
                     self.report_blocked(&error);
-                    self.tell_gaps(capture.pulse());
+                    self.emit_gaps(capture.pulse());
                     persist_ending(&self.context, &mut file, &watched.ended.ending).await;
                     let closing = &self.context.closing;
                     closing.run_until_cancelled(backoff.pause()).await?;
@@ -98,7 +98,7 @@ impl Monitor {
             }
         };
         file.seal = Some(seal);
-        self.tell_gaps(capture.pulse());
+        self.emit_gaps(capture.pulse());
         self.close(&file, capture.progress.last_lines()).await;
         Some(file)
     }

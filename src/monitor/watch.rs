@@ -307,7 +307,7 @@ impl Monitor {
                         output.await;
                     }
                 };
-                tokio::join!(output, self.stopper.asked());
+                tokio::join!(output, self.stopper.proceed_until_signaled());
                 Watched::Closing(stops)
             }
         }
@@ -360,7 +360,7 @@ impl Monitor {
             self.emit(EventKind::Output { bytes, records });
             target.published_counts = counts;
         }
-        self.tell_gaps(&target.stats);
+        self.emit_gaps(&target.stats);
     }
 }
 

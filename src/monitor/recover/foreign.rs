@@ -176,7 +176,7 @@ impl Stopper {
                     {
                         self.stop_unwatched(context, unwatched, request).await;
                     }
-                    self.asked().await;
+                    self.proceed_until_signaled().await;
                     return None;
                 }
                 () = self.proceed() => {}

@@ -197,10 +197,10 @@ impl Monitor {
         let sealed = tokio::select! {
             biased;
             sealed = AssertUnwindSafe(self.take_over_and_watch()).catch_unwind() => sealed,
-            () = context.left() => Ok(None),
+            () = context.shutdown_grace_elapsed() => Ok(None),
         };
-        let sealed = self.unless_it_panicked(sealed);
-        self.leave(sealed).await;
+        let sealed = self.report_panic(sealed);
+        self.release(sealed).await;
     }
 
     async fn take_over_and_watch(&mut self) -> Option<RunFile> {
@@ -275,7 +275,7 @@ impl Monitor {
                 let (file, capture) = (&mut open.file, &mut open.capture);
                 if let Some(container) = &file.record.container {
                     for stop in &capture.progress.stops {
-                        self.stopper.carry_on(&context.runtime, container, stop);
+                        self.stopper.resume(&context.runtime, container, stop);
                     }
                 }
                 self.watch(file, capture, source, started_at, None).await?

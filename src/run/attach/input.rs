@@ -349,7 +349,7 @@ impl Run {
             let left = tokio::select! {
                 biased;
                 left = leave => left,
-                () = context.left() => Err(Error::Closed),
+                () = context.shutdown_grace_elapsed() => Err(Error::Closed),
             };
             if let Err(error) = left {
                 tracing::warn!(%run, error = %error.chain(), "no note was left");
