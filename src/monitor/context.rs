@@ -49,7 +49,7 @@ pub(crate) struct Context {
     pub(crate) recoveries: Semaphore,
     /// Runs that the scan at the opening has found; `None` until the scan is done.
     pub(crate) scanned: watch::Sender<Option<Vec<Arc<Entry>>>>,
-    /// Whether the orphans of the opening are removed.
+    /// Becomes true once the orphans that the opening found are removed.
     pub(crate) swept: watch::Sender<bool>,
     pub(crate) seal_timeout: Duration,
     pub(crate) event_bus: EventBus,

@@ -30,11 +30,11 @@ pub(crate) struct RunSnapshot {
     pub(crate) last_lines: Vec<String>,
     /// Peak of the sampled resource usage.
     pub(crate) usage: Option<Usage>,
-    /// Whether it is known if this manager owns the run.
+    /// Set once this manager owns the run, another one does, or recovery has failed.
     pub(crate) ownership_known: bool,
-    /// Whether another manager owns the run.
+    /// Set while another manager owns the run.
     pub(crate) elsewhere: bool,
-    /// Whether output comes from a live tap. If not, it comes from the engine's log.
+    /// Set if output comes from a live tap, and not from the engine's log.
     pub(crate) tapped: bool,
     /// Why this manager has given up the run.
     pub(crate) give_up_reason: Option<GiveUpReason>,

@@ -1,4 +1,4 @@
-//! The monitor's part of a further process in a container.
+//! The monitor of an exec: one more command in a run's container, with its own log.
 
 use std::future::pending;
 use std::iter;
@@ -30,14 +30,13 @@ use crate::sink::{Resumed, RunPlace};
 use crate::spec::{ContainerId, ExecSpec, RunId, Secrets, Stdin};
 use crate::state::Transition;
 
-/// How long the end of a process may be unknown after its output has come to its end, and its
-/// container has ended, too.
+/// Longest wait for the exit code after the output and the container have ended.
 const EXIT_CODE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The writing end of a further process's input while nobody has it.
+/// The standard input of an exec while no attachment has it.
 ///
-/// Where nobody ever asks for a pipe, the process sees its end all the same: it would wait for it
-/// for as long as its container runs.
+/// Dropping the slot closes a pipe. Otherwise, a process that reads its input to the end would
+/// wait for as long as its container runs.
 pub(crate) struct StdinSlot {
     pub(crate) writer: Mutex<Option<InputWriter>>,
     mode: Stdin,
@@ -54,7 +53,7 @@ impl Drop for StdinSlot {
     }
 }
 
-/// What is known once it runs.
+/// A started exec.
 pub(crate) struct ExecStarted {
     pub(crate) id: ExecId,
     pub(crate) input: Arc<StdinSlot>,
@@ -62,7 +61,7 @@ pub(crate) struct ExecStarted {
 
 pub(crate) type Reply = oneshot::Sender<Result<ExecStarted, StartError>>;
 
-/// How a further process ended, and what was captured of it.
+/// The ending of an exec, and the evidence for its capture.
 struct ExecOutcome {
     ending: Ending,
     evidence: Evidence,
@@ -76,6 +75,7 @@ impl ExitReport for ExecOutcome {
 }
 
 impl Monitor {
+    /// Starts an exec, and watches it until its log is sealed or the manager closes.
     pub(crate) async fn run_exec(
         mut self,
         container: ContainerId,
@@ -84,10 +84,10 @@ impl Monitor {
         reply: Reply,
     ) {
         let context = Arc::clone(&self.context);
-        let watched = AssertUnwindSafe(self.watch_exec(container, spec, capture, reply));
+        let task = AssertUnwindSafe(self.start_and_watch_exec(container, spec, capture, reply));
         tokio::select! {
             biased;
-            result = watched.catch_unwind() => {
+            result = task.catch_unwind() => {
                 let _ = self.report_panic(result);
             }
             () = context.shutdown_grace_elapsed() => {}
@@ -95,8 +95,8 @@ impl Monitor {
         self.hub.close();
     }
 
-    /// Sees it to its seal. `None`: the manager closes, and the next opening seals it.
-    async fn watch_exec(
+    /// Returns `None` if the manager closes first. The next opening then seals the log.
+    async fn start_and_watch_exec(
         &mut self,
         container: ContainerId,
         spec: ExecSpec,
@@ -107,13 +107,13 @@ impl Monitor {
         let mode = spec.stdin();
         let context = Arc::clone(&self.context);
         let closing = &context.closing;
-        let execed = closing.run_until_cancelled(context.runtime.exec(&container, &spec));
-        let execed = execed.await?;
+        let started = closing.run_until_cancelled(context.runtime.exec(&container, &spec));
+        let started = started.await?;
         drop(spec);
         let StartedExec {
             id, output, input, ..
-        } = match execed {
-            Ok(execed) => execed,
+        } = match started {
+            Ok(started) => started,
             Err(error) => {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
                 let ending = Ending::failed_to_start(chain(&error));
@@ -161,7 +161,7 @@ impl Monitor {
         let settings = settings.map(|record| record.settings.clone());
         let settings = settings.unwrap_or_default();
         let (mut target, mut signals) = Target::new(self, capture, container, &settings, None);
-        // It is written with the output: from here on, nothing may wait for the sink.
+        // Written with the output: from here on, a slow sink must not delay the tap.
         target.record(Event::Started(Box::new(started)));
         let (tap_ended, tap_end) = oneshot::channel();
         let mut tap = Box::pin(async {
@@ -204,17 +204,17 @@ impl Monitor {
         }
     }
 
-    /// Seals the log of a further process: tries until it succeeds, or the manager closes.
+    /// Retries until the log is sealed. Returns `None` if the manager closes first.
     async fn seal_exec(
         &mut self,
         mut capture: Capture,
         mut outcome: ExecOutcome,
-        mut left: Vec<Event>,
+        mut unwritten: Vec<Event>,
     ) -> Option<()> {
         let mut backoff = Backoff::new();
         let seal = loop {
             match self
-                .try_seal_exec(&mut capture, &mut outcome, &mut left)
+                .try_seal_exec(&mut capture, &mut outcome, &mut unwritten)
                 .await
             {
                 Ok(seal) => break seal,
@@ -237,7 +237,7 @@ impl Monitor {
         &mut self,
         capture: &mut Capture,
         outcome: &mut ExecOutcome,
-        left: &mut Vec<Event>,
+        unwritten: &mut Vec<Event>,
     ) -> Result<Seal> {
         if capture.needs_log() {
             let (progress, visit) = reading();
@@ -254,17 +254,17 @@ impl Monitor {
                 Resumed::Absent => {
                     return Err(Error::Damaged {
                         path: self.place.dir.clone(),
-                        reason: "the log of a further process is not there any more".into(),
+                        reason: "the log of the exec is missing".into(),
                     });
                 }
             }
         }
-        seal_exec(capture, outcome, left).await
+        seal_exec(capture, outcome, unwritten).await
     }
 }
 
 impl ExecOutcome {
-    /// The outcome of an exec of which nothing is known after `reason`.
+    /// The outcome of an exec that cannot be observed any longer.
     fn lost(reason: String) -> Self {
         Self {
             ending: Ending::Lost { reason },
@@ -274,7 +274,9 @@ impl ExecOutcome {
     }
 }
 
-/// The outcome of an exec whose output did not end cleanly: it cannot be read again.
+/// Returns the outcome of an exec whose output did not end cleanly.
+///
+/// The engine keeps no log of an exec, so the output cannot be read again.
 fn broken_exec(end: PumpEnd, secrets: &Secrets) -> Option<ExecOutcome> {
     let reason = match end {
         PumpEnd::Eof => return None,
@@ -282,13 +284,15 @@ fn broken_exec(end: PumpEnd, secrets: &Secrets) -> Option<ExecOutcome> {
             let error = error.map_reason(|reason| secrets.redact(reason));
             format!("the connection was lost: {error}")
         }
-        PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Left => "its log took nothing".into(),
+        PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Left => {
+            "the sink of its log stalled".into()
+        }
         PumpEnd::Sink(error) => format!("its log failed: {}", error.chain()),
     };
     Some(ExecOutcome::lost(reason))
 }
 
-/// Waits until an exec has ended whose output has ended cleanly.
+/// Waits for the end of an exec whose output has ended cleanly.
 async fn wait_exec(runtime: &dyn Runtime, container: &ContainerId, id: &ExecId) -> ExecOutcome {
     let mut backoff = Backoff::new();
     let mut container_ended = None;
@@ -297,10 +301,10 @@ async fn wait_exec(runtime: &dyn Runtime, container: &ContainerId, id: &ExecId) 
     let code = loop {
         match runtime.exec_inspect(id).await {
             Ok(inspection) if !inspection.running => break inspection.code,
-            // It has closed its output and still runs; or the connection was cut.
+            // The process has closed its output and still runs, or the connection was cut.
             Ok(_) => outlived_output = eof.elapsed() > EOF_TOLERANCE,
             Err(error) if error.is_definitive() => break None,
-            Err(error) => tracing::warn!(%container, %error, "cannot inspect an exec yet"),
+            Err(error) => tracing::warn!(%container, %error, "cannot inspect the exec: retrying"),
         }
         let now = Instant::now();
         match runtime.inspect(container).await {
@@ -326,17 +330,20 @@ async fn wait_exec(runtime: &dyn Runtime, container: &ContainerId, id: &ExecId) 
         },
         None => ExecOutcome {
             gap: Some(Gap::possible(GapReason::NoBackstop)),
-            ..ExecOutcome::lost("its container ended before the engine told its exit code".into())
+            ..ExecOutcome::lost(
+                "its container ended before the engine reported its exit code".into(),
+            )
         },
     }
 }
 
+/// Writes the last records and the seal of an exec's log.
 async fn seal_exec(
     capture: &mut Capture,
     outcome: &mut ExecOutcome,
-    left: &mut Vec<Event>,
+    unwritten: &mut Vec<Event>,
 ) -> Result<Seal> {
-    let mut records = left.clone();
+    let mut records = unwritten.clone();
     if let Some(gap) = &outcome.gap
         && !capture.progress.has_gap(gap.reason, None)
     {
@@ -344,7 +351,7 @@ async fn seal_exec(
     }
     capture.finish_lines().await?;
     capture.write(records).await?;
-    left.clear();
+    unwritten.clear();
     let record = capture.progress.record.as_ref();
     let facts = SealFacts {
         ending: outcome.ending.clone(),
@@ -358,21 +365,21 @@ async fn seal_exec(
     capture.seal(seal).await
 }
 
-/// Seals the logs of further processes whose owner has gone: what became of them nobody knows.
+/// Seals the logs of execs whose owner has died. The endings of these execs are unknown.
 pub(crate) async fn seal_lost(context: &Context, run: &RunId) {
     let id = run.clone();
     let open = context
-        .on_disk("look for further processes in", move |root| {
+        .on_disk("list the execs of a run in", move |root| {
             Ok(root.open_execs(&id))
         })
         .await;
     for number in open.unwrap_or_default() {
         let place = context.place(run).of_exec(number);
         match seal_one(context, &place).await {
-            // Its process lives: it is that one's to seal.
+            // A live owner seals its log.
             Ok(()) | Err(Error::Owned { .. }) => {}
             Err(error) => {
-                tracing::warn!(%run, number, error = %error.chain(), "cannot seal a log");
+                tracing::warn!(%run, number, error = %error.chain(), "cannot seal the log of an exec");
             }
         }
     }
@@ -384,20 +391,20 @@ async fn seal_one(context: &Context, place: &RunPlace) -> Result<()> {
         return Ok(());
     };
     let progress = read(&progress);
-    let began = progress.started.is_some();
+    let started = progress.started.is_some();
     let mut capture = Capture::new(progress, Arc::new(Hub::default()), log, None);
     let mut outcome = ExecOutcome {
         ending: Ending::Lost {
-            reason: "the process that ran it has gone, and its connection with it".into(),
+            reason: "its owner died, and the connection was lost".into(),
         },
         evidence: Evidence::None,
-        gap: Some(match began {
+        gap: Some(match started {
             true => Gap::new(GapReason::NoBackstop),
-            // It may never have been started.
+            // The exec may never have started.
             false => Gap::possible(GapReason::NoBackstop),
         }),
     };
-    let mut left = vec![Event::Resume(Resume::new(ResumeCause::Reopened, torn))];
-    seal_exec(&mut capture, &mut outcome, &mut left).await?;
+    let mut unwritten = vec![Event::Resume(Resume::new(ResumeCause::Reopened, torn))];
+    seal_exec(&mut capture, &mut outcome, &mut unwritten).await?;
     Ok(())
 }

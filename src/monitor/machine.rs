@@ -1,7 +1,7 @@
-//! The pure state machine of a watched container: an input in, effects out.
+//! The pure state machine of a watched container.
 //!
-//! It does no I/O and reads no clock: [`watch`](super::watch) turns what happens into inputs, and
-//! applies the effects in order. A run and an exec use the same machine.
+//! The machine does no I/O and reads no clock. The loop in [`watch`](super::watch) feeds it inputs
+//! and applies the effects that it returns, in order. Runs and execs use the same machine.
 
 use std::time::Duration;
 
@@ -20,28 +20,30 @@ const COUNTS_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for the `started` record before the start is acknowledged without it.
 const START_RECORD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The end of a process, with its proof.
+/// The report of an end, of a container or of an exec.
 pub(super) trait ExitReport {
     fn ending(&self) -> &Ending;
 }
 
-/// Where a watched container stands, with exactly the data of that phase.
+/// The phase of a watch, with exactly the data that the phase needs.
+///
+/// In the watch of an exec, the container stands for the process of the exec.
 #[derive(Debug)]
 pub(super) enum Phase<X> {
     /// The container runs, and its output is captured.
     Running {
         limits: Limits,
         silence: Option<Silence>,
-        /// When a start that is not acknowledged yet is acknowledged at the latest.
+        /// Deadline for the acknowledgment of the start; `None` once it is acknowledged.
         acknowledge_by: Option<Instant>,
     },
-    /// The container runs. Its output has ended, so the start is acknowledged.
+    /// The container runs, but its output has ended. The start is acknowledged.
     Drained { limits: Limits, output: PumpOutcome },
-    /// The container has ended. Its output has not.
+    /// The container has ended, but its output has not.
     Exited {
         exit: X,
         at: Instant,
-        /// When the ending goes to `run.json`, because the seal is overdue.
+        /// When the seal is overdue and `run.json` gets the ending; `None` once it has.
         persist_at: Option<Instant>,
         acknowledge_by: Option<Instant>,
     },
@@ -51,18 +53,18 @@ pub(super) enum Phase<X> {
         at: Instant,
         output: PumpOutcome,
     },
-    /// The manager closes. The container may outlive it.
+    /// The manager closes. The container may still run.
     Closing {
         container_runs: bool,
         output_open: bool,
     },
 }
 
-/// Limits of a running container. Each one asks for one stop at most, and is then disarmed.
+/// Armed limits of a running container. A limit requests one stop and is then disarmed.
 #[derive(Debug, Default)]
 pub(super) struct Limits {
     pub(super) time_limit_at: Option<Instant>,
-    /// Whether the output limit stops the container. If not, it only cuts the log.
+    /// Unset if the output limit only truncates the log.
     pub(super) stop_at_output_limit: bool,
 }
 
@@ -70,47 +72,47 @@ pub(super) struct Limits {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Silence {
     limit: Duration,
-    /// When the limit expires, unless there was output since.
+    /// When the limit expires, unless the container has written output meanwhile.
     at: Instant,
 }
 
-/// What a machine starts with. The default, of an exec, has no limits.
+/// The initial data of a machine. The default is for an exec: no limits, no events.
 #[derive(Debug, Default)]
 pub(super) struct Setup {
     pub(super) limits: Limits,
     pub(super) silence_limit: Option<Duration>,
-    /// Whether a caller waits for the start to be recorded.
+    /// Set if a caller waits until the start is recorded.
     pub(super) acknowledge_start: bool,
-    /// Whether subscribers get the output counts.
+    /// Set if the output counts are published.
     pub(super) publish_counts: bool,
 }
 
-/// An occurrence that the machine decides about.
+/// An event that the machine reacts to.
 #[derive(Debug)]
 pub(super) enum Input<X> {
     /// The container has ended.
     Exited(X),
     /// All sources of output have ended.
     OutputEnded(PumpOutcome),
-    /// The first records are written, or cannot be.
+    /// The first write to the log has ended, with success or not.
     Recorded,
     /// The output has reached its limit.
     OutputLimit,
-    /// A handle asks for a stop.
+    /// A handle requests a stop.
     Stop(StopRequest),
     /// A handle has a record for the log.
     Note(Event),
-    /// A sample of the resource usage.
+    /// The resource usage was sampled.
     Usage(Usage),
     /// The manager closes.
     Closing,
-    /// The start is not recorded in time.
+    /// The start was not recorded in time.
     AcknowledgeDue,
-    /// The container has run for as long as it may.
+    /// The time limit has expired.
     TimeLimit,
-    /// The silence limit may have expired: it has, unless there was output since.
+    /// The silence limit has expired, unless `last_output` postpones it.
     Silent { last_output: Option<Instant> },
-    /// The run is not sealed in time after its end.
+    /// The run was not sealed in time after its end.
     SealOverdue,
     /// The output counts are to be published.
     CountsDue,
@@ -126,18 +128,18 @@ pub(super) enum Timer {
     Counts,
 }
 
-/// An action for the watch loop.
+/// An action of the watch loop.
 #[derive(Debug)]
 pub(super) enum Effect {
     /// Publishes the ending.
     PublishEnding(Ending),
-    /// Tells the capture that the container has ended, so that a silent source is given up.
+    /// Makes the capture give up a source that stays silent after the exit.
     LimitSilentOutput,
-    /// Reports why the log cannot be written now.
+    /// Reports that the log is blocked.
     ReportBlocked(Error),
     /// Replies to the caller that waits for the start.
     AcknowledgeStart,
-    /// Begins a stop, and records it.
+    /// Begins a stop and records it.
     Stop(StopRequest),
     /// Queues a record for the log.
     Record(Event),
@@ -167,7 +169,7 @@ pub(super) struct Timers {
 /// Sources that the loop waits for in the current phase.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sources {
-    /// The end of the container; stops, notes, samples and the stop in progress end with it.
+    /// The container's end. Until then, also stops, notes, samples and the stop in progress.
     pub(super) container: bool,
     pub(super) output: bool,
     /// The first write to the log.
@@ -175,7 +177,7 @@ pub(super) struct Sources {
     pub(super) output_limit: bool,
 }
 
-/// A watched container.
+/// The state machine of one watched container.
 #[derive(Debug)]
 pub(super) struct Machine<X> {
     phase: Phase<X>,
@@ -198,7 +200,7 @@ impl<X: ExitReport> Machine<X> {
         }
     }
 
-    /// Takes an input, and returns what the loop must do.
+    /// Applies an input, and returns the effects.
     pub(super) fn on(&mut self, now: Instant, input: Input<X>) -> Effects {
         let mut effects = Effects::new();
         if matches!(input, Input::CountsDue) {
@@ -307,7 +309,7 @@ impl Timers {
 }
 
 impl<X: ExitReport> Phase<X> {
-    /// Stands in while a phase is replaced.
+    /// A placeholder while a phase is replaced.
     const CLOSED: Self = Self::Closing {
         container_runs: false,
         output_open: false,
@@ -383,7 +385,7 @@ impl<X: ExitReport> Phase<X> {
 
     fn on_output_end(self, mut output: PumpOutcome, effects: &mut Effects) -> Self {
         if matches!(self, Self::Running { .. } | Self::Exited { .. }) {
-            // The container may run for long yet: that its log is blocked is reported now.
+            // Reported now, and not at the seal: the container may run for a long time.
             effects.extend(output.failed.take().map(Effect::ReportBlocked));
         }
         match self {
@@ -668,7 +670,7 @@ mod tests {
         }
     }
 
-    /// The phase, and what it still waits for.
+    /// The phase, its open sources and its armed timers.
     fn phase(machine: &Machine<Ending>) -> String {
         let name = match &machine.phase {
             Phase::Running { .. } => "running",

@@ -1,4 +1,4 @@
-//! The watch loop: from what happens to a container to inputs, and from effects to actions.
+//! The watch loop: feeds the state machine of a container, and applies its effects.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -26,13 +26,13 @@ use crate::spec::{ContainerId, LimitAction, Settings};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
 
-/// The end of a run, as its monitor has seen it.
+/// The end of a run, as its monitor has observed it.
 pub(crate) struct WatchOutcome {
     pub(crate) ended: Ended,
     pub(crate) at: Instant,
-    /// When the tap ended; `None`: there was none.
+    /// When the tap ended; `None` without a tap.
     pub(crate) tap_ended: Option<Instant>,
-    /// Whether that was a clean end.
+    /// Set if the tap ended cleanly.
     pub(crate) eof: bool,
     /// Records that are not written yet.
     pub(crate) left: Vec<Event>,
@@ -91,7 +91,7 @@ struct StartReply {
     input: Option<InputWriter>,
 }
 
-/// How a watch ended.
+/// The end of a watch.
 pub(super) enum Watched<X> {
     /// The container and its output have ended.
     Done {
@@ -104,7 +104,7 @@ pub(super) enum Watched<X> {
 }
 
 impl<'a> Target<'a> {
-    /// A target, and the signals of the pump that it is connected with.
+    /// Returns a target, and the signals that connect its pump.
     pub(super) fn new(
         monitor: &mut Monitor,
         capture: &Capture,
@@ -151,7 +151,7 @@ impl<'a> Target<'a> {
             // The caller is gone, and the only writer of the pipe with it.
             *lock(&monitor.pipe) = Pipe::Ended;
             self.record(Event::note(
-                "the writer of the input has gone before the start",
+                "the writer of the input was dropped before the start",
             ));
         }
     }
@@ -186,7 +186,7 @@ impl Monitor {
         let context = Arc::clone(&self.context);
         let Some(container) = file.record.container.clone() else {
             return Some(WatchOutcome::never(Ending::Lost {
-                reason: "its container is not known".into(),
+                reason: "its container is unknown".into(),
             }));
         };
         let settings = file.record.settings.clone();
@@ -206,7 +206,7 @@ impl Monitor {
             ended.ending = ended.ending.redacted(|reason| secrets.redact(reason));
             ended
         });
-        // Boxed: the future of a run lives as long as the run, and is to be small.
+        // Boxed, because the future of each run stays in memory until the run ends.
         let mut output = Box::pin(pump(
             &context,
             capture,
@@ -281,7 +281,7 @@ impl Monitor {
         self.leave_watch(machine, target, output).await
     }
 
-    /// Ends a watch. If the manager closes, stops that were requested before are sent.
+    /// Ends a watch. If the manager closes, pending stops are sent first.
     async fn leave_watch<X: ExitReport>(
         &mut self,
         mut machine: Machine<X>,
@@ -289,8 +289,27 @@ impl Monitor {
         output: Pin<&mut impl Future<Output = PumpOutcome>>,
     ) -> Watched<X> {
         let sources = machine.sources();
+        let stops = self.take_stops(&mut machine, target);
+        if let Phase::Done { exit, at, output } = machine.into_phase() {
+            return Watched::Done { exit, at, output };
+        }
+        let output = async {
+            if sources.output {
+                output.await;
+            }
+        };
+        tokio::join!(output, self.stopper.proceed_until_signaled());
+        Watched::Closing(stops)
+    }
+
+    /// Begins the stops that were requested before the manager closes. Returns their records.
+    fn take_stops<X: ExitReport>(
+        &mut self,
+        machine: &mut Machine<X>,
+        target: &Target<'_>,
+    ) -> Vec<Event> {
         let mut stops = Vec::new();
-        while sources.container
+        while machine.sources().container
             && let Ok(request) = self.stops.try_recv()
         {
             for effect in machine.on(Instant::now(), Input::Stop(request)) {
@@ -299,18 +318,7 @@ impl Monitor {
                 }
             }
         }
-        match machine.into_phase() {
-            Phase::Done { exit, at, output } => Watched::Done { exit, at, output },
-            _ => {
-                let output = async {
-                    if sources.output {
-                        output.await;
-                    }
-                };
-                tokio::join!(output, self.stopper.proceed_until_signaled());
-                Watched::Closing(stops)
-            }
-        }
+        stops
     }
 
     async fn apply(&mut self, effect: Effect, target: &mut Target<'_>) {
