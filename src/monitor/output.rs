@@ -1,5 +1,7 @@
 //! The sources of a run's output while its container runs.
 
+use std::ops::ControlFlow;
+
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -41,39 +43,58 @@ pub(crate) async fn pump(
     settings: &Settings,
     signals: &mut Signals,
 ) -> PumpOutcome {
-    let mut outcome = PumpOutcome::default();
     if capture.needs_log() {
-        return outcome;
+        return PumpOutcome::default();
     }
-    let exited = signals.exited.clone();
-    match source {
-        Source::None => return outcome,
-        Source::Tap(stream) => {
-            let end = capture.tap(stream, signals).await;
-            outcome.tap_ended = capture.source_ended();
-            match end {
-                PumpEnd::Eof => {
-                    outcome.eof = true;
-                    // A container may close its output long before it ends. The tap of an engine
-                    // that is killed, or that a proxy cuts, ends in the same way.
-                    tokio::select! {
-                        () = exited_or_closing(context, &exited) => return outcome,
-                        () = sleep(EOF_TOLERANCE) => {}
-                    }
-                }
-                PumpEnd::Broken(error) => tracing::warn!(%container, %error, "the tap broke"),
-                PumpEnd::Silent(_) => tracing::warn!(%container, "the tap did not end"),
-                end => return outcome.failed(end),
-            }
-        }
-        Source::Follow => {}
-    }
+    let outcome = match source {
+        Source::None => return PumpOutcome::default(),
+        Source::Follow => PumpOutcome::default(),
+        Source::Tap(stream) => match tap(context, capture, stream, container, signals).await {
+            ControlFlow::Continue(outcome) => outcome,
+            ControlFlow::Break(outcome) => return outcome,
+        },
+    };
     if !context.runtime.capabilities().logs || settings.backstop == Backstop::None {
         return outcome;
     }
     match follow(context, capture, container, settings.tty, signals).await {
         Some(end) => outcome.failed(end),
         None => outcome,
+    }
+}
+
+/// Captures the tap. Breaks if the engine's log must not be followed after it.
+async fn tap(
+    context: &Context,
+    capture: &mut Capture,
+    stream: OutputStream,
+    container: &ContainerId,
+    signals: &mut Signals,
+) -> ControlFlow<PumpOutcome, PumpOutcome> {
+    let end = capture.tap(stream, signals).await;
+    let mut outcome = PumpOutcome {
+        tap_ended: capture.source_ended(),
+        ..PumpOutcome::default()
+    };
+    match end {
+        PumpEnd::Eof => {
+            outcome.eof = true;
+            // A container may close its output long before it ends. The tap of an engine that is
+            // killed, or that a proxy cuts, ends in the same way.
+            tokio::select! {
+                () = exited_or_closing(context, &signals.exited) => ControlFlow::Break(outcome),
+                () = sleep(EOF_TOLERANCE) => ControlFlow::Continue(outcome),
+            }
+        }
+        PumpEnd::Broken(error) => {
+            tracing::warn!(%container, %error, "the tap broke");
+            ControlFlow::Continue(outcome)
+        }
+        PumpEnd::Silent(_) => {
+            tracing::warn!(%container, "the tap did not end");
+            ControlFlow::Continue(outcome)
+        }
+        end => ControlFlow::Break(outcome.failed(end)),
     }
 }
 
