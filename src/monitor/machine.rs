@@ -881,16 +881,26 @@ closing, exited: closing [output]
     }
 
     #[test]
-    fn the_end_keeps_the_time_of_the_exit() {
+    fn the_end_keeps_the_exit_and_the_output() {
         let now = Instant::now();
         let later = now + Duration::from_secs(3);
-        let machine = after(
-            exited(now),
-            later,
-            [Input::OutputEnded(PumpOutcome::default())],
-        );
-        assert!(matches!(machine.into_phase(), Phase::Done { at, .. } if at == now));
-        let machine = after(drained(now), later, [Input::Exited(ending())]);
-        assert!(matches!(machine.into_phase(), Phase::Done { at, .. } if at == later));
+        let output = || {
+            Input::OutputEnded(PumpOutcome {
+                tap_ended: Some(now),
+                eof: true,
+                failed: None,
+            })
+        };
+        let exit = || Input::Exited(ending());
+        for (inputs, expected_at) in [([exit(), output()], now), ([output(), exit()], later)] {
+            let [first, second] = inputs;
+            let machine = after(running(now), now, [first]);
+            let machine = after(machine, later, [second]);
+            let Phase::Done { exit, at, output } = machine.into_phase() else {
+                panic!("the watch is not done");
+            };
+            assert_eq!((exit, at), (ending(), expected_at));
+            assert_eq!((output.tap_ended, output.eof), (Some(now), true));
+        }
     }
 }

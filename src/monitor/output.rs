@@ -120,9 +120,9 @@ async fn follow(
                 // The log is read from its start: bytes past the output limit come again.
                 capture.forget_dropped();
                 let replay = capture.replay(stream, fidelity, Reading::Preview, signals);
-                match replay.await {
-                    PumpEnd::Eof | PumpEnd::Silent(_) | PumpEnd::Broken(_) => {}
-                    end => return Some(end),
+                let end = replay.await;
+                if !matches!(end, PumpEnd::Eof | PumpEnd::Silent(_) | PumpEnd::Broken(_)) {
+                    return Some(end);
                 }
             }
             Ok(None) => return None,
