@@ -1,4 +1,5 @@
-//! What the facts at the end of a run prove about its captured output.
+//! Evidence: conclusions about the captured output from the facts at the end of a
+//! run.
 //!
 //! Everything here is pure. The monitor collects the facts, does the I/O that
 //! a [`Decision`] asks for, and passes the result back.
@@ -10,16 +11,16 @@ use crate::monitor::Launch;
 use crate::outcome::{Ending, Evidence, PerStream, Stream};
 use crate::runtime::{DrainLimit, LogFidelity};
 
-/// How long before its container a whole tap may end.
+/// Maximum time between the end of a whole tap and the end of its container.
 ///
 /// An attach stream has no length, so a proxy that cuts it produces a clean end
 /// too. A tap that ends earlier than this does not prove that it is whole.
 pub(super) const EOF_TOLERANCE: Duration = Duration::from_secs(1);
 
-/// How much earlier than its declared limit an engine may cut off output.
+/// Margin by which an engine may cut off output before its declared limit.
 const DRAIN_MARGIN: Duration = Duration::from_millis(200);
 
-/// How a run ended, as far as evidence depends on it.
+/// The kind of an ending, as far as evidence depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EndingKind {
     NeverStarted,
@@ -188,7 +189,7 @@ impl From<MissingOutput> for Gap {
     }
 }
 
-/// How a replay of the engine's log ended.
+/// The end of a replay of the engine's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ReplayEnd {
     /// The log was read to its end.
@@ -510,16 +511,26 @@ mod tests {
         )
     }
 
-    type Applies = Box<dyn Fn(&EndFacts) -> bool>;
+    type Predicate = fn(&EndFacts) -> bool;
+
+    struct Rule {
+        name: String,
+        applies: Box<dyn Fn(&EndFacts) -> bool>,
+        expected: Decision,
+    }
 
     /// The rules, of which exactly one applies to each combination of facts.
-    fn rules() -> Vec<(String, Applies, Option<Decision>)> {
+    fn rules() -> Vec<Rule> {
         use Decision::Settled;
-        let mut rules: Vec<(String, Applies, Option<Decision>)> = Vec::new();
-        let mut rule = |name: &str, applies: Applies, expected: Option<Decision>| {
-            rules.push((name.to_owned(), applies, expected));
+        let mut rules = Vec::new();
+        let mut rule = |name: &str, applies: Box<dyn Fn(&EndFacts) -> bool>, expected| {
+            rules.push(Rule {
+                name: name.to_owned(),
+                applies,
+                expected,
+            });
         };
-        let whole = |evidence| Some(Settled(finding(evidence, None)));
+        let whole = |evidence| Settled(finding(evidence, None));
 
         rule(
             "container never started",
@@ -528,7 +539,7 @@ mod tests {
         );
 
         // The tap is the only source, for one of five reasons.
-        let tap_alone: [(&str, fn(&EndFacts) -> bool, GapReason); 5] = [
+        let tap_alone: [(&str, Predicate, GapReason); 5] = [
             (
                 "container removed",
                 |f| f.ending == EndingKind::Removed,
@@ -564,19 +575,19 @@ mod tests {
             rule(
                 &format!("{name}, tap clean but early or lost"),
                 Box::new(move |f| when(f) && !is_whole(f) && ends_cleanly(f)),
-                Some(Settled(unproven(reason, true))),
+                Settled(unproven(reason, true)),
             );
             rule(
                 &format!("{name}, tap broken"),
                 Box::new(move |f| when(f) && !is_whole(f) && !ends_cleanly(f)),
-                Some(Settled(unproven(reason, false))),
+                Settled(unproven(reason, false)),
             );
         }
 
         rule(
             "log unknown",
             Box::new(|f| log_counts(f) && f.log == EngineLog::Unknown),
-            Some(Decision::InspectLog),
+            Decision::InspectLog,
         );
         let counted = |f: &EndFacts| f.limit_reached && !f.resumed;
         rule(
@@ -592,17 +603,17 @@ mod tests {
             rule(
                 &format!("tap whole, {fidelity:?}"),
                 Box::new(move |f| readable(f) && is_whole(f) && !counted(f) && !f.interrupted),
-                Some(Decision::CompareTail(fidelity)),
+                Decision::CompareTail(fidelity),
             );
             rule(
                 &format!("tap whole, interrupted, {fidelity:?}"),
                 Box::new(move |f| readable(f) && is_whole(f) && !counted(f) && f.interrupted),
-                Some(Decision::Replay(fidelity)),
+                Decision::Replay(fidelity),
             );
             rule(
                 &format!("tap not whole, {fidelity:?}"),
                 Box::new(move |f| readable(f) && !is_whole(f)),
-                Some(Decision::Replay(fidelity)),
+                Decision::Replay(fidelity),
             );
         }
         rules
@@ -613,16 +624,16 @@ mod tests {
         let rules = rules();
         let mut used = vec![0; rules.len()];
         for_each_combination(|facts| {
-            let mut applying = (0..rules.len()).filter(|at| (rules[*at].1)(facts));
+            let mut applying = (0..rules.len()).filter(|at| (rules[*at].applies)(facts));
             let (Some(at), None) = (applying.next(), applying.next()) else {
                 panic!("not exactly one rule applies to {facts:?}");
             };
-            let (name, _, expected) = &rules[at];
-            assert_eq!(Some(decide(facts)), *expected, "{name}: {facts:?}");
+            let Rule { name, expected, .. } = &rules[at];
+            assert_eq!(decide(facts), *expected, "{name}: {facts:?}");
             used[at] += 1;
         });
-        for (at, (name, ..)) in rules.iter().enumerate() {
-            assert!(used[at] > 0, "no combination reaches {name}");
+        for (rule, used) in rules.iter().zip(used) {
+            assert!(used > 0, "no combination reaches {}", rule.name);
         }
     }
 

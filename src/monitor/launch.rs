@@ -45,9 +45,9 @@ enum LaunchError {
     Ended(Ending, RuntimeError),
 }
 
-/// What every stage works on.
+/// The state that every stage works on.
 ///
-/// The file and the capture are borrowed: they outlive a launch that is cancelled.
+/// The file and the capture are borrowed, because they outlive a canceled launch.
 struct Launching<'a> {
     monitor: &'a mut Monitor,
     context: Arc<Context>,

@@ -24,7 +24,7 @@ use crate::sink::{RecordVisitor, Resumed};
 use crate::spec::{Backstop, ContainerId, KeepContainer, RunRecord};
 use crate::timestamp::Timestamp;
 
-/// How long after its end a run may be unsealed before the ending is persisted.
+/// Time from the end of a run until its ending is persisted without a seal.
 pub(super) const PERSIST_ENDING_AFTER: Duration = Duration::from_secs(1);
 /// Maximum duration and size of a read of the tail of the engine's log.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -254,7 +254,8 @@ impl Monitor {
             .await
     }
 
-    /// Captures output that the tap did not deliver, or proves that there is none.
+    /// Captures output that the tap did not deliver, or proves that the tap
+    /// delivered everything.
     async fn find_evidence(
         &mut self,
         file: &RunFile,
@@ -316,6 +317,7 @@ impl Monitor {
         }
     }
 
+    /// Collects the facts at the end of the run.
     fn end_facts(&self, file: &RunFile, capture: &Capture, watched: &WatchOutcome) -> EndFacts {
         let ended = &watched.ended;
         let capabilities = self.context.runtime.capabilities();

@@ -20,7 +20,7 @@ use crate::spec::{ContainerId, RunRecord, RunSpec};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
 
-/// Why a run did not start.
+/// The cause of a start that failed.
 #[derive(Debug)]
 pub(crate) enum StartError {
     /// No run exists: nothing was created, or it was removed again.
@@ -239,7 +239,7 @@ impl Monitor {
         Event::Stop(stop)
     }
 
-    /// Begins a stop of a run whose launch was cancelled. Its container may run
+    /// Begins a stop of a run whose launch was canceled. Its container may run
     /// already.
     fn stop_launched(&mut self, file: &RunFile, request: StopRequest) -> Event {
         let Some(container) = &file.record.container else {

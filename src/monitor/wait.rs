@@ -10,13 +10,13 @@ use crate::runtime::{Continuity, Inspection, Runtime, Status, WaitStatus};
 use crate::spec::ContainerId;
 use crate::timestamp::Timestamp;
 
-/// How often a running container is inspected during the wait.
+/// Interval between inspections of a running container during the wait.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// First and longest pause between attempts.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// How a container ended, and how the end was observed.
+/// The end of a container, as the wait observed it.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) ending: Ending,
@@ -74,18 +74,8 @@ pub(super) async fn wait(
         match runtime.inspect(container).await {
             Ok(now) => {
                 seen.check_continuity(runtime, container).await;
-                if another(started_at, &now) {
-                    let exit = Exit {
-                        code: seen.code(),
-                        error: seen.answer.take().and_then(|answer| answer.error),
-                        started_at,
-                        ..Exit::default()
-                    };
-                    return seen.ended(Ending::Exited(exit), true, Some(now));
-                }
-                if now.status == Status::Ended {
-                    let exit = exit(&now, seen.answer.as_ref());
-                    return seen.ended(Ending::Exited(exit), false, Some(now));
+                if let Some((ending, started_again)) = seen.ending(started_at, &now) {
+                    return seen.ended(ending, started_again, Some(now));
                 }
                 // The container is being removed, or the wait returned early.
             }
@@ -102,7 +92,7 @@ pub(super) async fn wait(
     }
 }
 
-/// What a wait has observed so far.
+/// The observations of a wait.
 #[derive(Debug, Default)]
 struct Observations {
     interrupted: bool,
@@ -138,6 +128,23 @@ impl Observations {
         }
     }
 
+    /// Returns the ending that an inspection shows, and true if another execution
+    /// has started since.
+    fn ending(&self, started_at: Option<Timestamp>, now: &Inspection) -> Option<(Ending, bool)> {
+        if another(started_at, now) {
+            // The inspection describes the other execution.
+            let exit = Exit {
+                code: self.code(),
+                error: self.answer.as_ref().and_then(|answer| answer.error.clone()),
+                started_at,
+                ..Exit::default()
+            };
+            return Some((Ending::Exited(exit), true));
+        }
+        let ended = now.status == Status::Ended;
+        ended.then(|| (Ending::Exited(exit(now, self.answer.as_ref())), false))
+    }
+
     fn ended(self, ending: Ending, started_again: bool, inspection: Option<Inspection>) -> Ended {
         Ended {
             ending,
@@ -168,7 +175,7 @@ pub(super) fn exit(inspection: &Inspection, answer: Option<&WaitStatus>) -> Exit
     }
 }
 
-/// Why a wait returned.
+/// The event that ended one wait.
 enum Wakeup {
     Answer(WaitStatus),
     /// A probe found that the container has ended, and the wait had not returned.
@@ -192,5 +199,58 @@ async fn wait_or_probe(
                 _ => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeout() -> RuntimeError {
+        RuntimeError::Timeout {
+            operation: "inspect",
+            after: PROBE_INTERVAL,
+        }
+    }
+
+    fn answer(code: Option<i64>) -> Option<WaitStatus> {
+        Some(WaitStatus { code, error: None })
+    }
+
+    #[test]
+    fn a_failure_after_an_exit_code_loses_no_output() {
+        let rejected = RuntimeError::Rejected {
+            operation: "inspect",
+            reason: String::new(),
+        };
+        let rows = [
+            (None, timeout(), true),
+            (answer(None), timeout(), true),
+            (answer(Some(0)), timeout(), false),
+            (None, rejected, false),
+        ];
+        for (answer, error, unreachable) in rows {
+            let mut seen = Observations {
+                answer,
+                ..Observations::default()
+            };
+            seen.failure(&error);
+            assert!(seen.interrupted);
+            assert_eq!(seen.unreachable, unreachable, "{seen:?}");
+            let ended = seen.ended(Ending::Removed { code: None }, false, None);
+            assert_eq!(ended.engine_restarted, unreachable);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn backoff_doubles_up_to_its_maximum() {
+        let mut backoff = Backoff::new();
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            let before = Instant::now();
+            backoff.pause().await;
+            pauses.push(before.elapsed().as_millis());
+        }
+        assert_eq!(pauses, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
     }
 }
