@@ -9,7 +9,6 @@ pub use sink::SinkError;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk;
 use crate::outcome::{LastLines, Outcome};
 use crate::spec::{InvalidSpec, RunId};
 
@@ -193,21 +192,6 @@ impl Error {
         match self {
             Self::Storage { source, .. } => Some(source.kind()),
             _ => None,
-        }
-    }
-
-    /// Whether it stays until a human has been at the files.
-    pub(crate) fn is_lasting(&self) -> bool {
-        match self {
-            Self::Damaged { .. }
-            | Self::InvalidSpec(_)
-            | Self::NoSuchRun { .. }
-            | Self::OtherRuntime { .. }
-            | Self::OtherEngine { .. } => true,
-            Self::Storage { source, .. } => {
-                disk::is_irregular(source) || source.kind() == io::ErrorKind::Unsupported
-            }
-            _ => false,
         }
     }
 

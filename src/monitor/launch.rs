@@ -253,7 +253,9 @@ impl Attached<'_> {
         let inspection = inspect_started(&context, file, &container).await;
         let started = monitor.started(&container, inspection, warnings).await;
         let tapped = matches!(self.source, Source::Tap(_));
-        monitor.status.send_modify(|status| status.tapped = tapped);
+        monitor
+            .snapshot
+            .send_modify(|snapshot| snapshot.tapped = tapped);
         monitor.publish(Transition::Started(started.started_at));
         Ok(Running {
             source: self.source,

@@ -90,7 +90,7 @@ impl Monitor {
                 Ok(seal) => break seal,
                 Err(error) => {
                     self.report_blocked(&error);
-                    self.tell_gaps(capture.pulse());
+                    self.emit_gaps(capture.pulse());
                     persist_ending(&self.context, &mut file, &watched.ended.ending).await;
                     let closing = &self.context.closing;
                     closing.run_until_cancelled(backoff.pause()).await?;
@@ -98,7 +98,7 @@ impl Monitor {
             }
         };
         file.seal = Some(seal);
-        self.tell_gaps(capture.pulse());
+        self.emit_gaps(capture.pulse());
         self.close(&file, capture.progress.last_lines()).await;
         Some(file)
     }
@@ -133,12 +133,12 @@ impl Monitor {
     /// Persists the seal, and publishes it.
     pub(super) async fn close(&mut self, file: &RunFile, last_lines: Vec<String>) {
         self.persist_seal(file).await;
-        self.status.send_modify(|status| {
-            status.seal = file.seal.clone();
-            status.problem = None;
-            status.last_lines = last_lines;
-            status.ownership_known = true;
-            status.elsewhere = false;
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.seal = file.seal.clone();
+            snapshot.problem = None;
+            snapshot.last_lines = last_lines;
+            snapshot.ownership_known = true;
+            snapshot.elsewhere = false;
         });
         if let Some(seal) = &file.seal {
             self.emit(EventKind::from(seal));
@@ -170,7 +170,7 @@ impl Monitor {
             evidence: finding.evidence,
             container: file.record.container.clone(),
             stopped: progress.stopped.or(self.stopper.cause),
-            usage: self.status.borrow().usage,
+            usage: self.snapshot.borrow().usage,
             captured: watched.at.elapsed(),
         };
         let seal = build_seal(progress, facts);

@@ -61,10 +61,10 @@ impl Monitor {
         let file = tokio::select! {
             biased;
             file = watched.catch_unwind() => file,
-            () = context.left() => Ok(None),
+            () = context.shutdown_grace_elapsed() => Ok(None),
         };
-        let file = self.unless_it_panicked(file);
-        self.leave(file).await;
+        let file = self.report_panic(file);
+        self.release(file).await;
     }
 
     /// Returns the sealed run, or `None` if there is no run or the manager closes.
@@ -83,7 +83,7 @@ impl Monitor {
             Ok(intended) => intended,
             Err(error) => {
                 // From now on the name refers to the next run that takes it.
-                self.forget();
+                self.remove_entry();
                 let _ = reply.send(Err(StartError::Nothing(error)));
                 return None;
             }
@@ -162,7 +162,10 @@ impl Monitor {
             stops.push(self.stop_launched(file, request));
         }
         let mut stopper = std::mem::take(&mut self.stopper);
-        tokio::join!(stopper.asked(), self.flush_on_shutdown(capture, stops));
+        tokio::join!(
+            stopper.proceed_until_signaled(),
+            self.flush_on_shutdown(capture, stops)
+        );
     }
 
     /// Creates everything that must exist before the first request to the engine

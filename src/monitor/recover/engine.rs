@@ -45,8 +45,8 @@ impl Monitor {
             return Ok(());
         }
         let runtime = record.runtime.clone();
-        self.status
-            .send_modify(|status| status.other_runtime = Some(runtime.clone()));
+        self.snapshot
+            .send_modify(|snapshot| snapshot.other_runtime = Some(runtime.clone()));
         Err(Error::OtherRuntime {
             run: self.place.run.clone(),
             runtime,

@@ -129,7 +129,8 @@ impl Monitor {
         match ownership {
             Ok(Ownership::Acquired(lock, file)) => {
                 self.lock = Some(lock);
-                self.status.send_modify(|status| status.elsewhere = false);
+                self.snapshot
+                    .send_modify(|snapshot| snapshot.elsewhere = false);
                 let file = file.filter(|file| self.verify_runtime(&file.record).is_ok());
                 Wait::Done(file.and_then(|file| Unwatched::new(file.record)))
             }
@@ -165,9 +166,9 @@ impl Monitor {
                 unwatched = Unwatched::new(file.record);
             }
         }
-        self.status.send_modify(|status| {
-            status.elsewhere = true;
-            status.ownership_known = true;
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.elsewhere = true;
+            snapshot.ownership_known = true;
         });
         Wait::Retry(unwatched)
     }
@@ -175,10 +176,10 @@ impl Monitor {
     fn publish_foreign_seal(&self, record: &RunRecord, seal: &Seal) {
         self.publish_foreign_status(record, RunStatus::Running);
         self.publish(Transition::Ended(seal.exit.clone()));
-        self.status.send_modify(|status| {
-            status.seal = Some(seal.clone());
-            status.problem = None;
-            status.ownership_known = true;
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.seal = Some(seal.clone());
+            snapshot.problem = None;
+            snapshot.ownership_known = true;
         });
         self.emit(EventKind::from(seal));
     }
@@ -223,7 +224,7 @@ impl Stopper {
         {
             self.forward_stop(context, unwatched, request).await;
         }
-        self.asked().await;
+        self.proceed_until_signaled().await;
         None
     }
 

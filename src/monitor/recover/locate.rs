@@ -516,7 +516,7 @@ mod tests {
                 Start::Same => (Some(times[0]), Some(times[0])),
                 Start::Other => (Some(times[0]), Some(times[1])),
             };
-            let found = |status| {
+            let found = |snapshot| {
                 let mut inspection = Inspection::new(status);
                 inspection.started_at = reported;
                 inspection.code = Some(3);

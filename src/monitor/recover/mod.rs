@@ -17,7 +17,8 @@ use tracing::Instrument;
 
 use crate::error::{Error, Result};
 use crate::monitor::context::Context;
-use crate::monitor::entry::{Entry, GivenUp};
+use crate::monitor::entry::{Entry, GiveUpReason};
+use crate::monitor::policy::is_permanent;
 use crate::monitor::recover::audit::{Audit, OpenAudit};
 use crate::monitor::recover::foreign::Unwatched;
 use crate::monitor::recover::locate::Located;
@@ -74,10 +75,10 @@ impl Monitor {
         let sealed = tokio::select! {
             biased;
             sealed = AssertUnwindSafe(self.recover_and_watch()).catch_unwind() => sealed,
-            () = context.left() => Ok(None),
+            () = context.shutdown_grace_elapsed() => Ok(None),
         };
-        let sealed = self.unless_it_panicked(sealed);
-        self.leave(sealed).await;
+        let sealed = self.report_panic(sealed);
+        self.release(sealed).await;
     }
 
     async fn recover_and_watch(&mut self) -> Option<RunFile> {
@@ -197,7 +198,8 @@ impl Monitor {
 
     /// Watches the container until it has exited, and seals the run.
     async fn watch_recovered(&mut self, mut open: OpenAudit, located: Located) -> Option<RunFile> {
-        self.status.send_modify(|status| status.problem = None);
+        self.snapshot
+            .send_modify(|snapshot| snapshot.problem = None);
         let watched = match located {
             Located::Ended(watched) => {
                 self.publish(Transition::Ended(watched.ended.ending.clone()));
@@ -223,33 +225,32 @@ impl Monitor {
             return;
         };
         for stop in &open.capture.progress.stops {
-            self.stopper
-                .carry_on(&self.context.runtime, container, stop);
+            self.stopper.resume(&self.context.runtime, container, stop);
         }
     }
 
     /// Records that the owner of the run is known, or that the run cannot be recovered.
     fn mark_ownership_known(&self) {
-        self.status
-            .send_modify(|status| status.ownership_known = true);
+        self.snapshot
+            .send_modify(|snapshot| snapshot.ownership_known = true);
     }
 
     /// Gives the run up if no retry can succeed. Returns true if it did.
     fn give_up_if_permanent(&self, error: &Error) -> bool {
         let given_up = match error {
-            Error::NoSuchRun { .. } => GivenUp::Removed,
-            Error::OtherRuntime { .. } => GivenUp::OtherRuntime,
+            Error::NoSuchRun { .. } => GiveUpReason::Removed,
+            Error::OtherRuntime { .. } => GiveUpReason::OtherRuntime,
             Error::OtherEngine { engine, here, .. } => {
                 let engines = Some((engine.clone(), here.clone()));
-                self.status
-                    .send_modify(|status| status.other_engine = engines);
-                GivenUp::OtherEngine
+                self.snapshot
+                    .send_modify(|snapshot| snapshot.other_engine = engines);
+                GiveUpReason::OtherEngine
             }
-            error if error.is_lasting() => GivenUp::Damaged,
+            error if is_permanent(error) => GiveUpReason::Damaged,
             _ => return false,
         };
-        self.status
-            .send_modify(|status| status.given_up = Some(given_up));
+        self.snapshot
+            .send_modify(|snapshot| snapshot.give_up_reason = Some(given_up));
         true
     }
 }

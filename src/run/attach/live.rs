@@ -81,13 +81,13 @@ impl Session {
         let hub = Hub::default();
         let (_, pieces) = hub.subscribe_live();
         let (ended, end) = oneshot::channel();
-        let mut status = run.entry.status.clone();
+        let mut snapshot = run.entry.snapshot.clone();
         let closing = context.closing.clone();
         // Always read, whoever looks on: a connection that is not read stops the container.
         context.tasks.spawn(async move {
             let over = async {
-                let over = status
-                    .wait_for(|status| status.state.ending().is_some())
+                let over = snapshot
+                    .wait_for(|snapshot| snapshot.state.ending().is_some())
                     .await;
                 drop(over);
                 sleep(DRAIN).await;
