@@ -20,7 +20,7 @@ use crate::monitor::wait::Backoff;
 use crate::monitor::{Launch, Monitor, WatchOutcome};
 use crate::outcome::Ending;
 use crate::root::RunFile;
-use crate::runtime::{CreateRequest, Created, InputWriter, Inspection, Status as Phase};
+use crate::runtime::{ContainerStatus, CreateRequest, Created, InputWriter, Inspection};
 use crate::spec::{ContainerId, RunRecord, RunSpec};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
@@ -493,7 +493,7 @@ impl Monitor {
         let mut backoff = Backoff::new();
         loop {
             match runtime.inspect(container).await {
-                Ok(inspection) if inspection.status != Phase::Created => {
+                Ok(inspection) if inspection.status != ContainerStatus::Created => {
                     if file.ending_if_missing.take().is_some() {
                         self.persist_run_file(file).await;
                     }

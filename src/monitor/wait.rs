@@ -6,7 +6,7 @@ use tokio::time::{Instant, interval_at, sleep};
 
 use crate::error::RuntimeError;
 use crate::outcome::{Ending, Exit};
-use crate::runtime::{Continuity, Inspection, Runtime, Status, WaitStatus};
+use crate::runtime::{ContainerStatus, Continuity, Inspection, Runtime, WaitStatus};
 use crate::spec::ContainerId;
 use crate::timestamp::Timestamp;
 
@@ -100,7 +100,7 @@ pub(crate) async fn wait(
                 };
                 return ended(Ending::Exited(exit), true, Some(now));
             }
-            Ok(now) if now.status == Status::Ended => {
+            Ok(now) if now.status == ContainerStatus::Ended => {
                 let exit = exit(&now, told.as_ref());
                 return ended(Ending::Exited(exit), false, Some(now));
             }
@@ -158,7 +158,7 @@ async fn wait_or_probe(
         tokio::select! {
             status = &mut wait => return status.map(Heard::Waited),
             _ = probes.tick() => match runtime.inspect(container).await {
-                Ok(inspection) if inspection.status == Status::Ended => return Ok(Heard::Probed),
+                Ok(inspection) if inspection.status == ContainerStatus::Ended => return Ok(Heard::Probed),
                 Err(error) if error.is_not_found() => return Err(error),
                 // It runs, or the engine does not answer: the wait goes on.
                 _ => {}

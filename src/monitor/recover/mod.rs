@@ -29,7 +29,7 @@ use crate::monitor::{Monitor, WatchOutcome, exec};
 use crate::outcome::Ending;
 use crate::root::{Root, RunFile};
 use crate::runtime::{
-    Continuity, EngineInfo, Inspection, OwnedContainer, Runtime, Status as Phase,
+    ContainerStatus, Continuity, EngineInfo, Inspection, OwnedContainer, Runtime,
 };
 use crate::sink::Resumed;
 use crate::spec::{Backstop, ContainerId, RunId, RunRecord, Settings, Stdin};
@@ -159,12 +159,12 @@ async fn sweep(context: &Arc<Context>, found: OwnedContainer) {
         })
         .await;
     let remove = match known {
-        Ok(Some(None)) => found.status == Phase::Created,
+        Ok(Some(None)) => found.status == ContainerStatus::Created,
         Ok(Some(Some(RunFile {
             record,
             seal: Some(seal),
             ..
-        }))) => found.status == Phase::Created || may_remove(&seal, record.settings.keep),
+        }))) => found.status == ContainerStatus::Created || may_remove(&seal, record.settings.keep),
         _ => false,
     };
     if remove {
@@ -662,7 +662,10 @@ impl Monitor {
                     inspection: Some(inspection),
                 }));
             }
-            if matches!(inspection.status, Phase::Running | Phase::Ended) {
+            if matches!(
+                inspection.status,
+                ContainerStatus::Running | ContainerStatus::Ended
+            ) {
                 // A start that was under way when its sender died has come first.
                 file.ending_if_missing = None;
                 if let Some(ending) = &file.ending
@@ -678,7 +681,7 @@ impl Monitor {
                 }
             }
             match inspection.status {
-                Phase::Created => {
+                ContainerStatus::Created => {
                     let ending = Ending::FailedToStart {
                         reason: "the process that started the run ended before its container was \
                                  started"
@@ -694,8 +697,8 @@ impl Monitor {
                         Err(error) => return Err(error.into()),
                     }
                 }
-                Phase::Removing => sleep(LOOK).await,
-                Phase::Running => {
+                ContainerStatus::Removing => sleep(LOOK).await,
+                ContainerStatus::Running => {
                     let now = inspection.started_at;
                     self.record_started(capture, &container, inspection).await?;
                     self.record_restart(capture, &container).await?;
@@ -705,7 +708,7 @@ impl Monitor {
                     };
                     return Ok(Located::Running(source, started_at.or(now)));
                 }
-                Phase::Ended => {
+                ContainerStatus::Ended => {
                     let exit = wait::exit(&inspection, None);
                     self.record_started(capture, &container, inspection.clone())
                         .await?;

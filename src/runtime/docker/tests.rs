@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::outcome::Stream;
-use crate::runtime::{Chunk, Status};
+use crate::runtime::{Chunk, ContainerStatus};
 use crate::spec::{Credentials, Pull};
 
 /// A socket that a test answers on by itself, byte by byte.
@@ -229,7 +229,7 @@ async fn states_that_only_podman_has_are_understood() {
     let answer = json_answer(200, &json!({"State": {"Status": "stopped", "ExitCode": 3}}));
     let (_, seen) = tokio::join!(socket.answer(answer), docker.inspect(&ID));
     let seen = seen.unwrap();
-    assert_eq!((seen.status, seen.code), (Status::Ended, Some(3)));
+    assert_eq!((seen.status, seen.code), (ContainerStatus::Ended, Some(3)));
 }
 
 #[tokio::test]

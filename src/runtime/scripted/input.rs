@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Container;
 use crate::outcome::Stream;
-use crate::runtime::Status;
+use crate::runtime::ContainerStatus;
 
 /// The input of a container.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl AsyncWrite for Input {
     ) -> Poll<io::Result<usize>> {
         let container = &self.container;
         let life = *container.life.borrow();
-        if container.status(life) == Status::Ended {
+        if container.status(life) == ContainerStatus::Ended {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         if let (true, Some((started, _))) = (container.script.echoes, life.started) {

@@ -89,9 +89,9 @@ pub use script::{Break, Script, Source};
 use self::connection::Connections;
 
 use super::{
-    Archive, Capabilities, Chunk, Continuity, CreateRequest, Created, EngineInfo, ExecId,
-    ExecInspection, Health, InputWriter, Inspection, LabeledContainer, LogFidelity, LogsRequest,
-    OutputStream, OwnedContainer, Runtime, StartedExec, Status, WaitStatus,
+    Archive, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest, Created, EngineInfo,
+    ExecId, ExecInspection, Health, InputWriter, Inspection, LabeledContainer, LogFidelity,
+    LogsRequest, OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus,
 };
 use crate::error::RuntimeError;
 use crate::outcome::{Stream, Usage};
@@ -256,11 +256,11 @@ impl Container {
         }
     }
 
-    fn status(&self, life: Life) -> Status {
+    fn status(&self, life: Life) -> ContainerStatus {
         match (life.started, self.end(life)) {
-            (None, _) => Status::Created,
-            (_, Some((end, _))) if end <= Instant::now() => Status::Ended,
-            _ => Status::Running,
+            (None, _) => ContainerStatus::Created,
+            (_, Some((end, _))) if end <= Instant::now() => ContainerStatus::Ended,
+            _ => ContainerStatus::Running,
         }
     }
 
@@ -675,13 +675,13 @@ impl Runtime for Scripted {
         let life = *container.life.borrow();
         let mut inspection = Inspection::new(container.status(life));
         inspection.started_at = life.started.map(|(_, wall)| wall);
-        if inspection.status == Status::Ended
+        if inspection.status == ContainerStatus::Ended
             && let (Some((started, wall)), Some((end, code))) = (life.started, container.end(life))
         {
             inspection.code = Some(code);
             inspection.finished_at = Some(wall.saturating_add(end - started));
         }
-        if inspection.status == Status::Running {
+        if inspection.status == ContainerStatus::Running {
             inspection.ports = container.script.ports.clone();
         }
         inspection.health = container
@@ -782,7 +782,7 @@ impl Runtime for Scripted {
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<StartedExec, RuntimeError> {
         let ill = self.enter(Call::Exec).await?;
         let around = self.container(id)?;
-        if around.status(*around.life.borrow()) != Status::Running {
+        if around.status(*around.life.borrow()) != ContainerStatus::Running {
             return Err(RuntimeError::Conflict {
                 operation: "run a further process in the container",
                 reason: "it is not running".into(),
@@ -825,7 +825,7 @@ impl Runtime for Scripted {
         let exec = self.exec_of(id)?;
         let life = *exec.life.borrow();
         Ok(match (exec.status(life), exec.end(life)) {
-            (Status::Ended, end) => ExecInspection::ended(end.map(|(_, code)| code)),
+            (ContainerStatus::Ended, end) => ExecInspection::ended(end.map(|(_, code)| code)),
             _ => ExecInspection::RUNNING,
         })
     }
@@ -843,7 +843,7 @@ impl Runtime for Scripted {
     async fn signal(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
         let ill = self.enter(Call::Signal).await?;
         let container = self.container(id)?;
-        if container.status(*container.life.borrow()) != Status::Running {
+        if container.status(*container.life.borrow()) != ContainerStatus::Running {
             return Err(RuntimeError::Conflict {
                 operation: "send a signal to the container",
                 reason: "it is not running".into(),
@@ -868,7 +868,7 @@ impl Runtime for Scripted {
     async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError> {
         let ill = self.enter(Call::Remove).await?;
         let container = self.container(id)?;
-        if !force && container.status(*container.life.borrow()) == Status::Running {
+        if !force && container.status(*container.life.borrow()) == ContainerStatus::Running {
             return Err(RuntimeError::Conflict {
                 operation: "remove the container",
                 reason: "it is running".into(),
@@ -927,7 +927,7 @@ impl Runtime for Scripted {
         let container = self.container(id)?;
         let life = *container.life.borrow();
         match (life.started, container.status(life)) {
-            (Some((started, _)), Status::Running) => Ok(Usage::new(
+            (Some((started, _)), ContainerStatus::Running) => Ok(Usage::new(
                 container.script.memory,
                 started.elapsed().mul_f64(container.script.cpus),
                 1,
