@@ -230,8 +230,8 @@ pub enum StopCause {
     SilenceLimit,
     /// A token that was to stop it was cancelled.
     Cancelled,
-    /// The manager was shut down with the runs stopped.
-    ShutdownMode,
+    /// The manager was shut down, which stopped its runs.
+    Shutdown,
 }
 
 /// What the audit file says of its own completeness.
@@ -433,7 +433,7 @@ impl fmt::Display for StopCause {
             Self::OutputLimit => "its output limit was reached",
             Self::SilenceLimit => "it printed nothing for too long",
             Self::Cancelled => "it was cancelled",
-            Self::ShutdownMode => "its manager was shut down",
+            Self::Shutdown => "its manager was shut down",
         })
     }
 }
@@ -500,6 +500,26 @@ impl Usage {
             cpu_seconds: self.cpu_seconds.max(other.cpu_seconds),
             pids: self.pids.max(other.pids),
             samples: self.samples + other.samples,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_causes_have_their_names_in_the_file_format() {
+        for (cause, name) in [
+            (StopCause::Requested, "requested"),
+            (StopCause::Killed, "killed"),
+            (StopCause::TimeLimit, "time_limit"),
+            (StopCause::OutputLimit, "output_limit"),
+            (StopCause::SilenceLimit, "silence_limit"),
+            (StopCause::Cancelled, "cancelled"),
+            (StopCause::Shutdown, "shutdown"),
+        ] {
+            assert_eq!(serde_json::to_value(cause).unwrap(), name);
         }
     }
 }

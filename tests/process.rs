@@ -619,7 +619,7 @@ async fn shutting_down_stops_what_cannot_be_left_and_seals_it() {
     let info = Root::open(place.root()).unwrap().info(&id).unwrap();
     let seal = info.seal.unwrap();
     assert_eq!(seal.exit.code(), Some(5));
-    assert_eq!(seal.stopped, Some(StopCause::ShutdownMode));
+    assert_eq!(seal.stopped, Some(StopCause::Shutdown));
     assert_eq!(seal.verdict, Verdict::Complete);
 }
 

@@ -450,7 +450,7 @@ impl Manager {
                 async move {
                     if !run.owned_elsewhere() {
                         // It fails only for a run that cannot be taken over.
-                        let _ = run.request(StopCause::ShutdownMode, None).await;
+                        let _ = run.request(StopCause::Shutdown, None).await;
                     }
                 }
             });
