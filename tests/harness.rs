@@ -648,10 +648,7 @@ async fn a_signal_stops_all_runs_and_seals_them_and_a_second_one_kills() {
         ),
         "{first:?}"
     );
-    assert_eq!(
-        sealed(&quick).await.stopped(),
-        Some(StopCause::Shutdown)
-    );
+    assert_eq!(sealed(&quick).await.stopped(), Some(StopCause::Shutdown));
     assert!(matches!(
         bench.manager.start(spec()).await,
         Err(Error::Closed)

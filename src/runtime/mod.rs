@@ -87,7 +87,7 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec>;
 
     /// Makes sure that the image is there, by the spec's pull policy, and reports progress through
-    /// [`RunSpec::report_pull`]. Fails with [`RuntimeError::Timeout`] after 60 s without progress.
+    /// [`RuntimeView::report_pull`](crate::spec::RuntimeView::report_pull). Fails with [`RuntimeError::Timeout`] after 60 s without progress.
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError>;
 
     /// Makes the container, and does not start it. A name that is taken is refused, as a fact.

@@ -1,4 +1,4 @@
-//! The types that a runtime takes and gives.
+//! Arguments and results of the [`Runtime`] methods.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,41 +13,45 @@ use tokio::io::AsyncWrite;
 use super::Runtime;
 use crate::error::RuntimeError;
 use crate::outcome::Stream;
-use crate::spec::{ContainerId, Protocol, RootId, RunId, RunSpec};
+use crate::spec::{ContainerId, Protocol, RootId, RunId, RunSpec, RuntimeView};
 use crate::timestamp::Timestamp;
 
-/// Bytes that a container printed on one stream, in the order of that stream.
+/// Output of a container on one stream, in the order of that stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
     /// The stream.
     pub stream: Stream,
-    /// The bytes: never empty, cut anywhere.
+    /// The bytes: never empty. A chunk may end in the middle of a line or a character.
     pub bytes: Bytes,
 }
 
-/// A container's output: `None` is a clean end, an error is a broken connection or broken framing.
+/// A container's output.
+///
+/// `None` is a clean end. An error is a broken connection or invalid framing.
 pub type OutputStream = BoxStream<'static, Result<Chunk, RuntimeError>>;
 
-/// A process's standard input. Shutting it down ends the input where it has an end; dropping it
-/// closes the connection. A write waits until the engine takes the bytes.
+/// A writer to a process's standard input.
+///
+/// Shutdown ends the input if the input can end. Drop closes the connection. A write waits until
+/// the engine accepts the bytes.
 pub type InputWriter = std::pin::Pin<Box<dyn AsyncWrite + Send>>;
 
 /// The bytes of a tar archive.
 pub type Archive = BoxStream<'static, Result<Bytes, RuntimeError>>;
 
-/// What [`Runtime::exec`] has started.
+/// An exec that [`Runtime::exec`] started.
 #[non_exhaustive]
 pub struct StartedExec {
-    /// The engine's name for it.
+    /// The engine's id of the exec.
     pub id: ExecId,
-    /// What it prints, from its first byte. The end proves nothing.
+    /// The output from the first byte. The end of the stream proves nothing.
     pub output: OutputStream,
-    /// Its standard input, where the spec asks for one.
+    /// The standard input, if the spec asks for one.
     pub input: Option<InputWriter>,
 }
 
 impl StartedExec {
-    /// A process without input.
+    /// Creates an exec without input.
     pub fn new(id: ExecId, output: OutputStream) -> Self {
         Self {
             id,
@@ -56,7 +60,7 @@ impl StartedExec {
         }
     }
 
-    /// The same, with this input.
+    /// Sets the standard input.
     pub fn with_input(mut self, input: InputWriter) -> Self {
         self.input = Some(input);
         self
@@ -65,24 +69,24 @@ impl StartedExec {
 
 impl fmt::Debug for StartedExec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Execed")
+        f.debug_struct("StartedExec")
             .field("id", &self.id)
             .field("input", &self.input.is_some())
             .finish_non_exhaustive()
     }
 }
 
-/// The engine's name for a process that [`Runtime::exec`] has started.
+/// The engine's id of an exec.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ExecId(String);
 
 impl ExecId {
-    /// The name as the engine gave it.
+    /// Wraps an id of the engine.
     pub fn new(id: impl Into<String>) -> Self {
         Self(id.into())
     }
 
-    /// The name.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -94,24 +98,24 @@ impl fmt::Display for ExecId {
     }
 }
 
-/// What an engine knows of a process that [`Runtime::exec`] has started.
+/// The state of an exec, as the engine reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExecInspection {
-    /// Whether it runs.
+    /// True while the process runs.
     pub running: bool,
-    /// Its exit code; `None` while it runs, and where the engine does not know it.
+    /// The exit code; `None` while the process runs, and if the engine does not know it.
     pub code: Option<i64>,
 }
 
 impl ExecInspection {
-    /// One that runs.
+    /// The state of a running exec.
     pub const RUNNING: Self = Self {
         running: true,
         code: None,
     };
 
-    /// One that has ended, with this code if that is known.
+    /// Returns the state of an exec that ended.
     pub const fn ended(code: Option<i64>) -> Self {
         Self {
             running: false,
@@ -120,45 +124,26 @@ impl ExecInspection {
     }
 }
 
-/// What an engine can do.
+/// The optional features of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// Output can be connected to before the container starts.
+    /// [`Runtime::attach`] connects to the output before the container starts.
     pub attach_before_start: bool,
-    /// The engine keeps the output, and it can be read again.
+    /// The engine keeps the output, and the output can be read again.
     pub logs: bool,
-    /// A container's standard input can be written to.
+    /// A container's standard input can be written.
     pub stdin: bool,
-    /// A further process can be run in a container.
+    /// Execs can run in a container.
     pub exec: bool,
-    /// Whether, and when, the engine gives up on output that it has not read; `None`: never.
+    /// The limit past which the engine discards output; `None`: the engine reads all output.
     pub drain: Option<DrainLimit>,
-    /// Containers end with the process that made them, and no other process finds them.
+    /// Containers end with the process that created them, and no other process finds them.
     pub process_bound: bool,
 }
 
-/// How an engine gives up on output: what it has not read some time after the end of a container
-/// is lost, for its log as for everyone who is connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DrainLimit {
-    /// How long after the end it goes on reading.
-    pub timeout: Duration,
-    /// How many bytes of each stream it takes in any case, however slow its log and its clients
-    /// are.
-    pub buffer: u64,
-}
-
-impl DrainLimit {
-    /// An engine that reads for so long, and has a buffer of so many bytes for each stream.
-    pub const fn new(timeout: Duration, buffer: u64) -> Self {
-        Self { timeout, buffer }
-    }
-}
-
 impl Capabilities {
-    /// An engine that can do nothing but run: for runtimes to build on.
+    /// An engine without optional features.
     pub const NONE: Self = Self {
         attach_before_start: false,
         logs: false,
@@ -168,59 +153,79 @@ impl Capabilities {
         process_bound: false,
     };
 
-    /// With the tap.
-    pub const fn with_tap(mut self) -> Self {
+    /// Sets [`attach_before_start`](Self::attach_before_start).
+    pub const fn with_attach_before_start(mut self) -> Self {
         self.attach_before_start = true;
         self
     }
 
-    /// Of an engine that gives up on output.
-    pub const fn with_drain(mut self, drain: DrainLimit) -> Self {
-        self.drain = Some(drain);
+    /// Sets [`logs`](Self::logs).
+    pub const fn with_logs(mut self) -> Self {
+        self.logs = true;
         self
     }
 
-    /// With input that can be written to.
+    /// Sets [`stdin`](Self::stdin).
     pub const fn with_stdin(mut self) -> Self {
         self.stdin = true;
         self
     }
 
-    /// With further processes.
+    /// Sets [`exec`](Self::exec).
     pub const fn with_exec(mut self) -> Self {
         self.exec = true;
         self
     }
 
-    /// Of containers that end with this process.
-    pub const fn with_transience(mut self) -> Self {
-        self.process_bound = true;
+    /// Sets [`drain`](Self::drain).
+    pub const fn with_drain(mut self, drain: DrainLimit) -> Self {
+        self.drain = Some(drain);
         self
     }
 
-    /// With a log that can be read again.
-    pub const fn with_logs(mut self) -> Self {
-        self.logs = true;
+    /// Sets [`process_bound`](Self::process_bound).
+    pub const fn with_process_bound(mut self) -> Self {
+        self.process_bound = true;
         self
     }
 }
 
-/// Who an engine is.
+/// The output that an engine reads after the end of a container.
+///
+/// Output past this limit is lost for the engine's log and for every client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainLimit {
+    /// The time after the container's end during which the engine reads output.
+    pub timeout: Duration,
+    /// The bytes of each stream that the engine always reads, even if its log and its clients are
+    /// slow.
+    pub buffer: u64,
+}
+
+impl DrainLimit {
+    /// Creates a limit from the timeout and the buffer size of each stream, in bytes.
+    pub const fn new(timeout: Duration, buffer: u64) -> Self {
+        Self { timeout, buffer }
+    }
+}
+
+/// The name, version and identity of an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct EngineInfo {
-    /// Its name: `Docker Engine`.
+    /// The engine's name: `Docker Engine`.
     pub name: String,
-    /// Its version.
+    /// The engine's version.
     pub version: String,
-    /// The version of the API that is spoken with it.
+    /// The version of the API in use.
     pub api: String,
-    /// What tells it from all other engines; `None`: it does not say.
+    /// The id that distinguishes this engine from all others; `None`: the engine reports none.
     pub id: Option<String>,
 }
 
 impl EngineInfo {
-    /// An engine of this name and version.
+    /// Creates the description of an engine without an id.
     pub fn new(name: impl Into<String>, version: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -230,32 +235,32 @@ impl EngineInfo {
         }
     }
 
-    /// With what tells it from all other engines.
+    /// Sets the id.
     pub fn with_id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());
         self
     }
 }
 
-/// What [`Runtime::create`] is asked for.
+/// The arguments of [`Runtime::create`].
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct CreateRequest<'a> {
     /// The container's name.
     pub name: &'a str,
-    /// The root that it is for; to be kept with it, in a label.
+    /// The root of the run. The runtime keeps it in a label of the container.
     pub root: &'a RootId,
-    /// The run that it is for; to be kept with it, in a label.
+    /// The run. The runtime keeps it in a label of the container.
     pub run: &'a RunId,
-    /// What to run.
+    /// The spec of the run.
     pub spec: &'a RunSpec,
-    /// When whoever made the container will have ended it, at the latest; to be kept with it, in
-    /// a label. `None`: never.
+    /// The latest time at which the manager ends the container; `None`: never. The runtime keeps
+    /// it in a label of the container.
     pub deadline: Option<Timestamp>,
 }
 
 impl<'a> CreateRequest<'a> {
-    /// A request for the container of one run.
+    /// Creates a request without a deadline.
     pub fn new(name: &'a str, root: &'a RootId, run: &'a RunId, spec: &'a RunSpec) -> Self {
         Self {
             name,
@@ -266,115 +271,138 @@ impl<'a> CreateRequest<'a> {
         }
     }
 
-    /// With a deadline to be kept with the container.
+    /// Sets the deadline.
     pub fn deadline(mut self, deadline: Option<Timestamp>) -> Self {
         self.deadline = deadline;
         self
     }
+
+    /// Returns the environment, the credentials and the patch of the spec.
+    pub fn view(&self) -> RuntimeView<'a> {
+        RuntimeView::new(self.spec)
+    }
 }
 
-/// What [`Runtime::create`] has made.
+/// A container that [`Runtime::create`] created.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Created {
     /// The container.
     pub container: ContainerId,
-    /// What the engine warned of.
+    /// The engine's warnings.
     pub warnings: Vec<String>,
 }
 
-/// What [`Runtime::wait`] heard of the end.
+impl Created {
+    /// Creates a result without warnings.
+    pub fn new(container: ContainerId) -> Self {
+        Self {
+            container,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Sets the engine's warnings.
+    pub fn with_warnings(mut self, warnings: Vec<String>) -> Self {
+        self.warnings = warnings;
+        self
+    }
+}
+
+/// The end of a container, as [`Runtime::wait`] reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct WaitStatus {
-    /// The exit code; `None`: the engine went away, or does not know.
+    /// The exit code; `None`: the engine does not know it.
     pub code: Option<i64>,
-    /// The engine's own error, if it has one.
+    /// The engine's error, if it reports one.
     pub error: Option<String>,
 }
 
-/// Where a container is in its life.
+impl WaitStatus {
+    /// Creates a status without an error.
+    pub fn new(code: Option<i64>) -> Self {
+        Self { code, error: None }
+    }
+
+    /// Sets the engine's error.
+    pub fn with_error(mut self, error: Option<String>) -> Self {
+        self.error = error;
+        self
+    }
+}
+
+/// The phase of a container's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ContainerStatus {
-    /// It was made, and never started; or a start failed.
+    /// The container was created and never started, or its start failed.
     Created,
-    /// It runs, is paused, or is being restarted.
+    /// The container runs, is paused, or restarts.
     Running,
-    /// It ran, and has ended.
+    /// The container ran and ended.
     Ended,
-    /// It is being removed, and will not be found any more.
+    /// The engine is removing the container.
     Removing,
 }
 
-/// Whether an engine has run without a break since it started a container.
+impl fmt::Display for ContainerStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Ended => "ended",
+            Self::Removing => "removing",
+        })
+    }
+}
+
+/// The answer to [`Runtime::continuity`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Continuity {
-    /// It has, or containers print to something that does not end with it.
+    /// The engine did not restart, or a restart of the engine loses no output.
     Unbroken,
-    /// It was restarted.
+    /// The engine restarted.
     Broken,
-    /// It does not tell.
+    /// The engine does not report restarts.
     Unknown,
 }
 
-/// What an engine knows of a container.
+/// The state of a container, as the engine reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Inspection {
-    /// Where it is in its life.
+    /// The phase of the container's life.
     pub status: ContainerStatus,
-    /// When it was last started; `None`: never.
+    /// The time of the last start; `None`: never started.
     pub started_at: Option<Timestamp>,
-    /// When it last ended; `None`: never.
+    /// The time of the last end; `None`: never ended.
     pub finished_at: Option<Timestamp>,
-    /// The exit code; `None` while it runs, and where the engine does not know it.
+    /// The exit code; `None` while the container runs, and if the engine does not know it.
     pub code: Option<i64>,
-    /// Whether it was killed for want of memory.
+    /// True if the kernel killed the container because it was out of memory.
     pub oom_killed: bool,
-    /// The engine's own error, if it has one.
+    /// The engine's error, if it reports one.
     pub error: Option<String>,
     /// The digest of the image.
     pub image_digest: Option<String>,
-    /// The signal that the image asks to be stopped with.
+    /// The stop signal that the image sets.
     pub stop_signal: Option<String>,
-    /// How the engine keeps its output, with the engine's defaults merged in.
+    /// The configuration of the engine's log, with the engine's defaults merged in.
     pub log: LogConfig,
-    /// The ports that the engine's host offers for it while it runs, as far as the runtime tells.
+    /// The published ports while the container runs, as far as the runtime reports them.
     pub ports: Vec<PublishedPort>,
-    /// Whether it has no network of its own: its ports are those of the engine's host.
+    /// True if the container shares the network of the engine's host, and with it the ports.
     pub on_host_network: bool,
-    /// Its own addresses, by the name of the network, as far as the runtime tells.
+    /// The container's addresses by network name, as far as the runtime reports them.
     pub addresses: BTreeMap<String, IpAddr>,
-    /// What its health check says; `None`: it has none, or the runtime does not tell.
+    /// The result of the health check; `None`: there is none, or the runtime does not report it.
     pub health: Option<Health>,
 }
 
-/// A port of a container, and where the engine's host offers it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PublishedPort {
-    /// The port in the container.
-    pub container: u16,
-    /// The transport.
-    pub protocol: Protocol,
-    /// The address and the port of the engine's host. An unspecified address is any of that host's:
-    /// [`Runtime::host`] is one.
-    pub at: SocketAddr,
-}
-
-/// What an engine's health check says of a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Health {
-    /// Nothing yet.
-    Starting,
-    /// It is healthy.
-    Healthy,
-    /// It has failed as often as it may.
-    Unhealthy,
-}
-
 impl Inspection {
-    /// An inspection that knows the status alone.
+    /// Creates an inspection that has only a status.
     pub fn new(status: ContainerStatus) -> Self {
         Self {
             status,
@@ -394,47 +422,95 @@ impl Inspection {
     }
 }
 
-/// How an engine keeps a container's output.
+/// A port of a container, and its address on the engine's host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PublishedPort {
+    /// The port in the container.
+    pub container: u16,
+    /// The transport.
+    pub protocol: Protocol,
+    /// The address and port on the engine's host. An unspecified address stands for every address
+    /// of that host, such as [`Runtime::host`].
+    pub at: SocketAddr,
+}
+
+impl PublishedPort {
+    /// Creates a published port.
+    pub const fn new(container: u16, protocol: Protocol, at: SocketAddr) -> Self {
+        Self {
+            container,
+            protocol,
+            at,
+        }
+    }
+}
+
+/// The result of an engine's health check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Health {
+    /// No check has finished yet.
+    Starting,
+    /// The last check passed.
+    Healthy,
+    /// As many checks in a row failed as the container's limit allows.
+    Unhealthy,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        })
+    }
+}
+
+/// The configuration of an engine's log of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct LogConfig {
-    /// The driver's name, in the engine's words: `json-file`.
+    /// The driver's name, as the engine spells it: `json-file`.
     pub driver: String,
-    /// Its options.
+    /// The driver's options.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
-    /// What the log does to the bytes; `None`: it cannot be read again.
+    /// The log's effect on the bytes; `None`: the log cannot be read again.
     pub fidelity: Option<LogFidelity>,
 }
 
-/// What an engine's log does to the bytes that it keeps.
+/// The effect of an engine's log on the bytes that it keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LogFidelity {
-    /// Nothing.
+    /// The log keeps every byte.
     #[serde(rename = "exact")]
     Lossless,
-    /// It cuts lines into pieces of 16,384 bytes, even in mid-character, and replaces each byte of
-    /// a piece that is not part of valid UTF-8 by U+FFFD: Docker's `json-file`.
+    /// The log replaces invalid UTF-8, as Docker's `json-file` does.
+    ///
+    /// It cuts lines into pieces of 16,384 bytes, even within a character. It replaces each byte
+    /// of a piece that is not valid UTF-8 by U+FFFD.
     #[serde(rename = "utf8")]
     Utf8Lossy,
 }
 
-/// What to read of an engine's log.
+/// The part of an engine's log that [`Runtime::logs`] reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct LogsRequest {
-    /// Whether the container has a terminal.
+    /// True if the container has a terminal.
     pub tty: bool,
-    /// Whether to go on with what comes until the container ends. Such a stream may lose its end.
+    /// True to continue with live output until the container ends. Such a stream may lose its end.
     pub follow: bool,
-    /// Only the last records of the engine's log, so many; `None`: all.
+    /// The number of records at the end of the log to read; `None`: all.
     pub tail: Option<u32>,
 }
 
 impl LogsRequest {
-    /// The whole log, to its end.
+    /// Reads the whole log.
     pub fn all(tty: bool) -> Self {
         Self {
             tty,
@@ -443,7 +519,7 @@ impl LogsRequest {
         }
     }
 
-    /// The whole log, and what comes.
+    /// Reads the whole log, then live output.
     pub fn follow(tty: bool) -> Self {
         Self {
             follow: true,
@@ -451,7 +527,7 @@ impl LogsRequest {
         }
     }
 
-    /// The last records.
+    /// Reads the last `records` records.
     pub fn tail(tty: bool, records: u32) -> Self {
         Self {
             tail: Some(records),
@@ -460,35 +536,47 @@ impl LogsRequest {
     }
 }
 
-/// A container that was made for a root.
+/// A container of one root.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OwnedContainer {
     /// The container.
     pub container: ContainerId,
-    /// The run that it was made for.
+    /// The run that the container was created for.
     pub run: RunId,
-    /// Where it is in its life.
+    /// The phase of the container's life.
     pub status: ContainerStatus,
 }
 
-/// A container that was made for some root, with what its labels say.
+impl OwnedContainer {
+    /// Creates an entry of [`Runtime::find`].
+    pub fn new(container: ContainerId, run: RunId, status: ContainerStatus) -> Self {
+        Self {
+            container,
+            run,
+            status,
+        }
+    }
+}
+
+/// A container of any root, with the content of its labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LabeledContainer {
     /// The container.
     pub container: ContainerId,
-    /// The root that it was made for.
+    /// The root that the container was created for.
     pub root: RootId,
-    /// The run that it was made for.
+    /// The run that the container was created for.
     pub run: RunId,
-    /// Where it is in its life.
+    /// The phase of the container's life.
     pub status: ContainerStatus,
-    /// When whoever made it will have ended it; `None`: it has no deadline.
+    /// The time at which the container's manager ends it; `None`: no deadline.
     pub deadline: Option<Timestamp>,
 }
 
 impl LabeledContainer {
-    /// A container without a deadline.
+    /// Creates an entry of [`Runtime::find_all`] without a deadline.
     pub fn new(container: ContainerId, root: RootId, run: RunId, status: ContainerStatus) -> Self {
         Self {
             container,

@@ -280,11 +280,7 @@ impl RunSpec {
 
     /// Adds a resource limit, as `setrlimit` has it: `ulimit("nofile", 1024, 4096)`.
     pub fn ulimit(mut self, name: impl Into<String>, soft: i64, hard: i64) -> Self {
-        self.settings.ulimits.push(Ulimit {
-            name: name.into(),
-            soft,
-            hard,
-        });
+        self.settings.ulimits.push(Ulimit::new(name, soft, hard));
         self
     }
 
@@ -297,11 +293,9 @@ impl RunSpec {
     /// Adds a device of the host, at the same path, to read, write and make nodes of.
     pub fn device(mut self, path: impl Into<String>) -> Self {
         let path = path.into();
-        self.settings.devices.push(Device {
-            host: path.clone(),
-            container: path,
-            permissions: "rwm".into(),
-        });
+        self.settings
+            .devices
+            .push(Device::new(path.clone(), path, "rwm"));
         self
     }
 
@@ -450,7 +444,7 @@ impl RunSpec {
 
     /// Limits the output, in bytes over all streams. Default: no limit.
     pub fn output_limit(mut self, bytes: u64, action: LimitAction) -> Self {
-        self.settings.output_limit = Some(OutputLimit { bytes, action });
+        self.settings.output_limit = Some(OutputLimit::new(bytes, action));
         self
     }
 
@@ -516,8 +510,7 @@ impl RunSpec {
         &self.settings
     }
 
-    /// The environment, names and values: for runtimes alone, since values are secrets.
-    pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(super) fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
         self.env.iter().map(|(k, v)| (k.as_str(), v.0.as_str()))
     }
 
@@ -533,16 +526,6 @@ impl RunSpec {
         self.stop_when.as_ref()
     }
 
-    /// The registry credentials that were given: for runtimes alone.
-    pub fn registry_credentials(&self) -> Option<&Credentials> {
-        self.credentials.as_ref()
-    }
-
-    /// The patch of the engine's create request: for runtimes alone.
-    pub fn patch(&self) -> Option<&serde_json::Value> {
-        self.patch.as_ref()
-    }
-
     /// Has the progress of a pull reported to one more.
     pub(crate) fn also_on_pull(
         mut self,
@@ -555,13 +538,6 @@ impl RunSpec {
                 asked(progress);
             }
         })
-    }
-
-    /// Reports the progress of a pull to whoever asked for it: for runtimes.
-    pub fn report_pull(&self, progress: PullProgress) {
-        if let Some(on_pull) = &self.on_pull {
-            on_pull(progress);
-        }
     }
 
     /// What must be taken out of anything that an engine says.

@@ -9,6 +9,7 @@ mod record;
 mod secrets;
 mod settings;
 mod validate;
+mod view;
 
 pub use builder::{Credentials, PullProgress, RunSpec};
 pub use exec::ExecSpec;
@@ -21,3 +22,4 @@ pub use settings::{
     Backstop, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit, Port, Protocol, Pull,
     Settings, Stdin, Ulimit, WindowSize,
 };
+pub use view::RuntimeView;

@@ -178,7 +178,7 @@ impl Runtime for Broken {
     }
 
     async fn create(&self, request: CreateRequest<'_>) -> Answer<Created> {
-        for (_, value) in request.spec.environment() {
+        for (_, value) in request.view().environment() {
             self.secret.lock().unwrap().push_str(value);
         }
         self.roots.lock().unwrap().insert(request.root.to_string());
@@ -321,10 +321,7 @@ impl Runtime for Broken {
             }
             "tap::dropped_it_leaves_the_container_alone" if self.dropped.load(SeqCst) => {
                 // As of a container that has written to nobody.
-                Ok(WaitStatus {
-                    code: Some(141),
-                    ..status
-                })
+                Ok(WaitStatus::new(Some(141)).with_error(status.error))
             }
             "remove::its_waiters_are_not_left_waiting" => match self.status(container).await {
                 None => pending().await,

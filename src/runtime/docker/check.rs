@@ -2,8 +2,7 @@
 
 use super::create::{self, Log};
 use super::patch;
-use crate::spec::InvalidSpec;
-use crate::spec::{Mount, RunSpec, Settings};
+use crate::spec::{InvalidSpec, Mount, RunSpec, RuntimeView, Settings};
 
 /// The longest argument, and the longest variable with its name and `=`, that Linux takes, in bytes:
 /// 32 pages of 4 KiB, with a NUL byte at the end. A container with a longer one is started, and
@@ -22,7 +21,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     arguments(spec)?;
     sizes(settings)?;
     network(settings)?;
-    if let Some(patch) = spec.patch() {
+    if let Some(patch) = RuntimeView::new(spec).patch() {
         let log = Log::of(settings.backstop);
         patch::apply(create::draft(spec, log), patch)?;
     }
@@ -34,7 +33,7 @@ fn arguments(spec: &RunSpec) -> Result<(), InvalidSpec> {
     let cmd = settings.cmd.iter().map(|text| ("cmd", text.len()));
     let entrypoint = settings.entrypoint.iter().flatten();
     let entrypoint = entrypoint.map(|text| ("entrypoint", text.len()));
-    let env = spec.environment();
+    let env = RuntimeView::new(spec).environment();
     let env = env.map(|(name, value)| ("env", name.len() + 1 + value.len()));
     for (field, length) in cmd.chain(entrypoint).chain(env) {
         if length > LONGEST_ARGUMENT {

@@ -291,7 +291,7 @@ impl Docker {
 
     async fn create_once(&self, request: &CreateRequest<'_>, log: Log) -> Result<Created, Failure> {
         let mut body = create::body(request, log);
-        if let Some(patch) = request.spec.patch() {
+        if let Some(patch) = request.view().patch() {
             body = patch::apply(body, patch)
                 .map_err(|error| Failure::Refused(Refusal::new(400, &error.to_string())))?;
         }
@@ -314,7 +314,10 @@ impl Runtime for Docker {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let can = Capabilities::NONE.with_tap().with_logs().with_stdin();
+        let can = Capabilities::NONE
+            .with_attach_before_start()
+            .with_logs()
+            .with_stdin();
         if self.podman {
             // A process of its own for each container reads until there is no more. What a further
             // process prints does not come: seen with 4.3.

@@ -11,7 +11,7 @@ use super::errors::{Failure, Refusal};
 use super::transport::{Call, escaped, exchange};
 use super::{BOUND, Docker, accepted};
 use crate::error::RuntimeError;
-use crate::spec::{Pull, PullProgress, RunSpec};
+use crate::spec::{Pull, PullProgress, RunSpec, RuntimeView};
 
 const OPERATION: &str = "pull the image";
 /// How long a pull may go on without a report.
@@ -70,7 +70,7 @@ impl Docker {
             ));
         }
         let Header { value, trouble } =
-            credentials::header(image, spec.registry_credentials()).await;
+            credentials::header(image, RuntimeView::new(spec).credentials()).await;
         let pulled = self.pull(spec, value).await;
         let Err(failure) = pulled else {
             if self.has_image(image).await? {
@@ -164,7 +164,7 @@ fn report(spec: &RunSpec, line: &[u8]) -> Result<(), Failure> {
         progress.layer = report.id;
         progress.current = detail.current;
         progress.total = detail.total;
-        spec.report_pull(progress);
+        RuntimeView::new(spec).report_pull(progress);
     }
     Ok(())
 }

@@ -530,7 +530,7 @@ impl Runtime for Scripted {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities::NONE
-            .with_tap()
+            .with_attach_before_start()
             .with_logs()
             .with_stdin()
             .with_exec()
