@@ -1,4 +1,4 @@
-//! The adapter to one engine: the [`Runtime`] trait, and the runtimes that come with moat.
+//! The adapter to a container engine: the [`Runtime`] trait and its implementations.
 
 use std::fmt;
 
@@ -25,31 +25,33 @@ pub use self::types::{
 };
 pub use crate::error::RuntimeError;
 
-/// The adapter to one engine. It knows nothing of runs, files or policy.
+/// The adapter to one engine. It has no knowledge of runs, files or policies.
 ///
-/// # The contract
+/// # Contract
 ///
-/// Everything that moat promises stands on these clauses.
+/// The guarantees of moat depend on these clauses.
 ///
-/// **Errors are facts or they are not.** [`RuntimeError::NotFound`], [`Conflict`], [`NoSuchImage`],
-/// [`Rejected`] and [`Unsupported`] mean that the engine has answered, and that the answer holds.
-/// [`Unavailable`], [`Timeout`] and [`Broken`] say nothing about the container: a request may have
-/// been carried out all the same, even later. A runtime never turns one kind into the other.
+/// **Errors are definitive or inconclusive.** [`RuntimeError::NotFound`], [`Conflict`],
+/// [`NoSuchImage`], [`Rejected`] and [`Unsupported`] are definitive: the engine answered, and the
+/// answer is final. [`Unavailable`], [`Timeout`] and [`Broken`] are inconclusive: the engine may
+/// have carried out the request, or may do so later. A runtime never reports one kind as the other.
 ///
-/// **Every call is bounded in time**, by 30 s unless its own documentation says otherwise; `wait`,
-/// and the streams, are not. Past its bound a call fails with [`Timeout`].
+/// **Every call has a timeout**, 30 s unless its documentation states another. `wait` and the
+/// streams have none. A call fails with [`Timeout`] when its timeout expires.
 ///
-/// **Every future is cancel-safe** in that dropping it leaks nothing. A request that has been sent
-/// may be carried out all the same.
+/// **Every future is cancel-safe**: dropping it leaks nothing. The engine may still carry out a
+/// request that was sent.
 ///
-/// **Order and completeness.** A stream gives each of the container's streams byte by byte, none
-/// twice, none skipped before the point where it ends. Between streams the order is that of
-/// receipt. Whether output comes as [`Stream::Tty`] follows from `tty` alone, never from the bytes.
+/// **Output is ordered and complete.** A stream yields the bytes of each of the container's streams
+/// in order, without duplicates, and without a gap before its end. Between streams, the order is
+/// the order of receipt. Output is [`Stream::Tty`](crate::outcome::Stream::Tty) if and only if
+/// `tty` is true. The bytes do not matter.
 ///
-/// **No secrets.** Values of the environment and credentials are in no error and no log.
+/// **Secrets do not leak.** No error and no log contains a value of the environment or a
+/// credential.
 ///
-/// `moat::conformance::runtime` has a trial for each of these clauses, and for those of the calls,
-/// with the feature `conformance`.
+/// `moat::conformance::runtime` (feature `conformance`) has a test case for each clause and each
+/// method.
 ///
 /// [`Conflict`]: RuntimeError::Conflict
 /// [`NoSuchImage`]: RuntimeError::NoSuchImage
@@ -60,201 +62,221 @@ pub use crate::error::RuntimeError;
 /// [`Broken`]: RuntimeError::Broken
 #[async_trait]
 pub trait Runtime: fmt::Debug + Send + Sync + 'static {
-    /// The runtime's name: `docker`. It is recorded with each run.
+    /// Returns the runtime's name, such as `docker`. Each run records it.
     fn name(&self) -> &'static str;
 
-    /// What the engine can do. It does not change.
+    /// Returns the optional features of the engine, which never change.
     fn capabilities(&self) -> Capabilities;
 
-    /// The host, by name or address, at which this process reaches the ports that containers
-    /// publish on all addresses of the engine's host. Default: `127.0.0.1`.
+    /// Returns the host name or address of the engine's host.
+    ///
+    /// This process reaches the ports that containers publish on all addresses at this host.
+    /// Default: `127.0.0.1`.
     fn host(&self) -> String {
         "127.0.0.1".into()
     }
 
-    /// Asks the engine who it is. It changes nothing, and serves as a probe.
+    /// Queries the engine's version and identity. The call changes nothing and serves as a probe.
     ///
-    /// An [`id`](EngineInfo::id) stays the same for as long as the engine has its containers, and no
-    /// other engine has it: a run is taken over by no engine that has another one.
+    /// An [`id`](EngineInfo::id) stays the same for as long as the engine has its containers, and
+    /// is unique to the engine. A manager does not recover a run with an engine of another id.
     async fn engine(&self) -> Result<EngineInfo, RuntimeError>;
 
-    /// Checks what only this runtime can check of `spec`, without asking the engine.
+    /// Checks the parts of `spec` that depend on this runtime, without a request to the engine.
+    ///
+    /// [`RuntimeView::new`](crate::spec::RuntimeView::new) gives access to the secrets of `spec`.
     ///
     /// # Errors
     ///
-    /// [`InvalidSpec`], which names the field: what this engine cannot do is
-    /// refused, not ignored.
+    /// [`InvalidSpec`], which names the field. A runtime refuses a setting that its engine does
+    /// not support, and never ignores one.
     fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec>;
 
-    /// Makes sure that the image is there, by the spec's pull policy, and reports progress through
-    /// [`RuntimeView::report_pull`](crate::spec::RuntimeView::report_pull). Fails with [`RuntimeError::Timeout`] after 60 s without progress.
+    /// Provides the image according to the pull policy of `spec`.
+    ///
+    /// A pull reports its progress through
+    /// [`RuntimeView::report_pull`](crate::spec::RuntimeView::report_pull). It fails with
+    /// [`RuntimeError::Timeout`] after 60 s without progress.
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError>;
 
-    /// Makes the container, and does not start it. A name that is taken is refused, as a fact.
+    /// Creates the container without starting it.
     ///
-    /// The engine must neither remove nor restart it by itself, and, unless
-    /// [`Backstop::None`](crate::spec::Backstop::None) was asked for, must keep all of its output until
-    /// it is removed. It can be found by [`find`](Self::find) from then on.
+    /// [`find`](Self::find) returns the container from then on. The engine must neither remove nor
+    /// restart the container by itself. It must keep all output until the removal, unless the spec
+    /// has [`Backstop::None`](crate::spec::Backstop::None).
+    ///
+    /// A name in use is a definitive error.
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError>;
 
-    /// Connects to the output of a container that has not started.
+    /// Attaches to the output of a container that has not started.
     ///
-    /// It resolves only when the engine has answered, so that nothing that the container prints
-    /// after a later [`start`](Self::start) is missed. It is only called where
-    /// [`Capabilities::attach_before_start`] is set. The end of the stream proves nothing; it comes timeout 10 s of
-    /// the container's end. A connection that breaks ends it too, where the protocol can tell with
-    /// an error. Dropping it leaves the container alone. [`RuntimeError::Rejected`]: the engine has
-    /// found out already that it could not start the container, which is [`ContainerStatus::Created`] still.
+    /// The call returns after the engine has attached, so that the stream has all output after a
+    /// later [`start`](Self::start). moat calls it only with
+    /// [`Capabilities::attach_before_start`].
+    ///
+    /// The stream ends within 10 s of the container's end, and its end proves nothing. A broken
+    /// connection also ends the stream, with an error if the protocol can detect the break.
+    /// Dropping the stream does not affect the container.
+    ///
+    /// [`RuntimeError::Rejected`]: the engine found out that it cannot start the container, which
+    /// stays [`ContainerStatus::Created`].
     async fn attach(
         &self,
         container: &ContainerId,
         tty: bool,
     ) -> Result<OutputStream, RuntimeError>;
 
-    /// Connects to the output of a container that runs: to what it prints from now on, as it is
-    /// printed. For those who look on alone: nothing says where in the output it begins.
+    /// Attaches to the live output of a running container.
     ///
-    /// It resolves when the engine has answered. Default: [`RuntimeError::Unsupported`].
+    /// The call returns after the engine has attached. The position of the first byte in the
+    /// output is unknown, so moat never records this stream. Default:
+    /// [`RuntimeError::Unsupported`].
     async fn attach_running(
         &self,
         container: &ContainerId,
         tty: bool,
     ) -> Result<OutputStream, RuntimeError> {
         let _ = (container, tty);
-        Err(unsupported(self.name(), "look on at a container that runs"))
+        Err(unsupported(self.name(), "attach to a running container"))
     }
 
-    /// Starts the container. [`RuntimeError::Rejected`]: the engine could not, and it does not run:
-    /// it is [`ContainerStatus::Created`] still.
+    /// Starts the container.
+    ///
+    /// [`RuntimeError::Rejected`]: the engine could not start the container, which stays
+    /// [`ContainerStatus::Created`].
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError>;
 
-    /// Waits until a container that was started no longer runs.
+    /// Waits for the end of a container that was started.
     ///
-    /// Unbounded in time; at once for one that has ended, and no longer than until the container
-    /// is removed. Any exit code is an answer, and no error. An answer says that the engine spoke of an end; the caller confirms it
-    /// by [`inspect`](Self::inspect). An error says nothing about the container, but for
-    /// [`RuntimeError::NotFound`].
+    /// The call has no timeout. It returns at once for a container that ended, and at the latest
+    /// when the container is removed. Every exit code is a success of the call.
+    ///
+    /// The caller confirms the result with [`inspect`](Self::inspect). An error other than
+    /// [`RuntimeError::NotFound`] is no information about the container.
     async fn wait(&self, container: &ContainerId) -> Result<WaitStatus, RuntimeError>;
 
-    /// What the engine knows of the container. [`RuntimeError::NotFound`]: it is gone, a fact.
+    /// Returns the state of the container.
+    ///
+    /// [`RuntimeError::NotFound`]: the container does not exist any more. This is definitive.
     async fn inspect(&self, container: &ContainerId) -> Result<Inspection, RuntimeError>;
 
-    /// Whether the engine has run without a break since it started the container.
+    /// Reports whether the engine restarted since it started the container.
     ///
-    /// What an engine has taken of a container's output and not passed on dies with it, and
-    /// neither its log nor a tap shows that. It is asked when the engine was out of reach while
-    /// the container ran, and when a run is taken over. Default: [`Continuity::Unknown`].
+    /// A restart loses the output that the engine has read but not written, and neither the log
+    /// nor an attachment shows the loss. moat calls this on recovery, and after the engine was
+    /// unreachable while the container ran. Default: [`Continuity::Unknown`].
     async fn continuity(&self, container: &ContainerId) -> Result<Continuity, RuntimeError> {
         let _ = container;
         Ok(Continuity::Unknown)
     }
 
-    /// What the container uses now, while it runs. Default: [`RuntimeError::Unsupported`].
+    /// Samples the resource usage of a running container.
     ///
-    /// [`RuntimeError::Conflict`] or [`RuntimeError::NotFound`]: it does not run any more.
+    /// [`RuntimeError::Conflict`] or [`RuntimeError::NotFound`]: the container does not run any
+    /// more. Default: [`RuntimeError::Unsupported`].
     async fn stats(&self, container: &ContainerId) -> Result<Usage, RuntimeError> {
         let _ = container;
-        Err(RuntimeError::Unsupported {
-            runtime: self.name(),
-            operation: "tell what a container uses",
-        })
+        Err(unsupported(self.name(), "sample a container's usage"))
     }
 
-    /// Reads what the engine has kept of the container's output, from its start.
+    /// Reads the engine's log of the container from its start. The log can be read any number of
+    /// times.
     ///
-    /// It resolves when the engine has answered. Without `follow` it ends where the log ends, also
-    /// while the container runs, and at once for one that has not started. It can be read again
-    /// and again. Where there is no log, as without a backstop, the refusal is a fact.
+    /// The call returns after the engine has answered. Without
+    /// [`follow`](LogsRequest::follow), the stream ends at the end of the log, even if the
+    /// container runs. For a container that has not started, it ends at once.
+    ///
+    /// If there is no log, for example without a backstop, the error is definitive.
     async fn logs(
         &self,
         container: &ContainerId,
         request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError>;
 
-    /// Connects to the standard input of a container that was made, and may run.
+    /// Attaches to the standard input of a container that was created or runs.
     ///
-    /// On a connection of its own: whatever becomes of it, output goes on. It resolves when the
-    /// engine has answered. Of [`Stdin::Pipe`](crate::spec::Stdin::Pipe) the end of the input arrives in
-    /// the container when the writer is shut down or dropped; of
-    /// [`Stdin::Open`](crate::spec::Stdin::Open) nothing does. All bytes arrive as they are, those that
-    /// an engine has a use of its own for with them. It is only called where
-    /// [`Capabilities::stdin`] is set. Default: [`RuntimeError::Unsupported`].
+    /// The call returns after the engine has attached. The input uses a separate connection, so
+    /// that a failure does not affect the output. The container receives all bytes unchanged,
+    /// including bytes that the engine would otherwise interpret.
+    ///
+    /// For [`Stdin::Pipe`](crate::spec::Stdin::Pipe), shutdown or drop of the writer ends the
+    /// container's input. For [`Stdin::Open`](crate::spec::Stdin::Open), it does not.
+    ///
+    /// moat calls this only with [`Capabilities::stdin`]. Default: [`RuntimeError::Unsupported`].
     async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {
         let _ = container;
-        Err(unsupported(self.name(), "write to a container's input"))
+        Err(unsupported(self.name(), "attach to a container's input"))
     }
 
-    /// Sets the size of the terminal of a container that runs. Default:
-    /// [`RuntimeError::Unsupported`].
+    /// Resizes the terminal of a running container.
+    ///
+    /// Default: [`RuntimeError::Unsupported`].
     async fn resize(&self, container: &ContainerId, size: WindowSize) -> Result<(), RuntimeError> {
         let _ = (container, size);
         Err(unsupported(self.name(), "resize a container's terminal"))
     }
 
-    /// Runs a further process in a container that runs.
+    /// Runs an exec in a running container.
     ///
-    /// It resolves when the engine has answered, with all of the process's output to come. It is
-    /// only called where [`Capabilities::exec`] is set. [`RuntimeError::Rejected`]: it was not
-    /// started. [`RuntimeError::Conflict`]: the container does not run. Default:
-    /// [`RuntimeError::Unsupported`].
+    /// The call returns after the engine has answered, and the stream has all output of the
+    /// process. moat calls this only with [`Capabilities::exec`].
+    ///
+    /// [`RuntimeError::Rejected`]: the process did not start. [`RuntimeError::Conflict`]: the
+    /// container does not run. Default: [`RuntimeError::Unsupported`].
     async fn exec(
         &self,
         container: &ContainerId,
         spec: &ExecSpec,
     ) -> Result<StartedExec, RuntimeError> {
         let _ = (container, spec);
-        Err(unsupported(
-            self.name(),
-            "run a further process in a container",
-        ))
+        Err(unsupported(self.name(), "run an exec"))
     }
 
-    /// What the engine knows of a process that [`exec`](Self::exec) has started.
-    /// [`RuntimeError::NotFound`]: it does not know it any more. Default:
+    /// Returns the state of an exec.
+    ///
+    /// [`RuntimeError::NotFound`]: the engine has no such exec any more. Default:
     /// [`RuntimeError::Unsupported`].
     async fn exec_inspect(&self, exec: &ExecId) -> Result<ExecInspection, RuntimeError> {
         let _ = exec;
-        Err(unsupported(
-            self.name(),
-            "run a further process in a container",
-        ))
+        Err(unsupported(self.name(), "inspect an exec"))
     }
 
-    /// Sets the size of the terminal of a process that [`exec`](Self::exec) has started. Default:
-    /// [`RuntimeError::Unsupported`].
+    /// Resizes the terminal of an exec.
+    ///
+    /// Default: [`RuntimeError::Unsupported`].
     async fn exec_resize(&self, exec: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
         let _ = (exec, size);
-        Err(unsupported(self.name(), "resize a process's terminal"))
+        Err(unsupported(self.name(), "resize an exec's terminal"))
     }
 
-    /// Sends a signal, by name (`SIGTERM`), to the container's first process.
+    /// Sends a signal, named as in `SIGTERM`, to the container's first process.
     ///
-    /// [`RuntimeError::Conflict`]: it does not run.
+    /// [`RuntimeError::Conflict`]: the container does not run.
     async fn signal(&self, container: &ContainerId, signal: &str) -> Result<(), RuntimeError>;
 
-    /// Removes the container, with its anonymous volumes.
+    /// Removes the container and its anonymous volumes.
     ///
-    /// Without `force`, [`RuntimeError::Conflict`] is the answer for a container that runs, as a
-    /// fact: success means that it does not run, and never will. [`RuntimeError::NotFound`]: there
-    /// is none.
+    /// Without `force`, a running container is a definitive [`RuntimeError::Conflict`]. Success
+    /// means that the container does not run and never will. [`RuntimeError::NotFound`]: the
+    /// container does not exist.
     async fn remove(&self, container: &ContainerId, force: bool) -> Result<(), RuntimeError>;
 
-    /// The containers, in every state, that were made for `root`.
+    /// Returns the containers of `root`, in every state.
     async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError>;
 
-    /// The containers, in every state, that were made for any root, with what their labels say.
+    /// Returns the containers of all roots, in every state, with the content of their labels.
+    ///
     /// Default: [`RuntimeError::Unsupported`].
     async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
-        Err(RuntimeError::Unsupported {
-            runtime: self.name(),
-            operation: "find the containers of all roots",
-        })
+        Err(unsupported(self.name(), "list the containers of all roots"))
     }
 
-    /// A tar archive of the file or folder at `path` in the container, which may have ended.
+    /// Returns a tar archive of the file or directory at `path` in the container.
+    ///
+    /// The container may have ended.
     async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError>;
 
-    /// Unpacks a tar archive into the folder at `path` in the container. Unbounded in time.
+    /// Unpacks a tar archive into the directory at `path` in the container. Without a timeout.
     async fn copy_in(
         &self,
         container: &ContainerId,
