@@ -25,7 +25,7 @@ impl Stream {
     /// All streams.
     pub const ALL: [Self; 3] = [Self::Stdout, Self::Stderr, Self::Tty];
 
-    /// Returns the stream's name in the audit file: `stdout`, `stderr` or `tty`.
+    /// Returns the name in the audit file: `stdout`, `stderr` or `tty`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
@@ -179,7 +179,7 @@ impl fmt::Display for Ending {
 pub struct Exit {
     /// The exit code; `None` if the engine does not know it.
     pub code: Option<i64>,
-    /// True if the engine reports that the container was killed because it was out of memory.
+    /// True if the container was killed because it was out of memory.
     pub oom_killed: bool,
     /// The engine's error, if it reports one.
     pub error: Option<String>,
@@ -243,9 +243,13 @@ pub enum StopCause {
 pub enum Verdict {
     /// The file has every byte of every stream.
     Complete,
-    /// The file has every line. In lines marked `lossy`, the engine's log replaced bytes.
+    /// The file has every line.
+    ///
+    /// In lines marked `lossy`, the engine's log replaced bytes.
     Lossy,
-    /// Output is or may be missing. The `gap` records name the range and the reason.
+    /// Output is or may be missing.
+    ///
+    /// The `gap` records name the range and the reason.
     Gap,
 }
 
@@ -278,7 +282,7 @@ impl fmt::Display for Verdict {
 pub enum Evidence {
     /// The container never ran, so there was no output.
     NeverStarted,
-    /// The attachment ended, and the tail of the engine's log matches its output.
+    /// The attachment ended, and the tail of the engine's log matches it.
     Tail,
     /// The engine's log was read from start to end after the exit.
     Replay,
@@ -316,13 +320,13 @@ pub struct Seal {
     /// The digest of the image that the engine used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
-    /// Seconds from the engine's report of the end until the capture was complete.
+    /// Seconds from the engine's report of the end to the end of the capture.
     #[serde(default)]
     pub capture_seconds: f64,
     /// The maximum of the samples of resource usage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Box<Usage>>,
-    /// The SHA-256 digest, in hexadecimal, of all bytes of the file before this field.
+    /// The SHA-256 digest, in hexadecimal, of the file before this field.
     #[serde(default)]
     pub sha256: String,
 }
@@ -339,11 +343,13 @@ pub struct Outcome {
     pub seal: SealState,
     /// The audit file; `None` if the sink writes none.
     pub audit: Option<PathBuf>,
-    /// The last lines of the output: at most 20 lines and 4 KiB, with invalid UTF-8 replaced.
-    /// Empty if this manager did not capture them.
+    /// The last lines of the output, with invalid UTF-8 replaced.
+    ///
+    /// At most 20 lines and 4 KiB. Empty if this manager did not capture them.
     pub last_lines: Vec<String>,
-    /// The maximum of the samples of resource usage; `None`: the spec does not sample, or there
-    /// is no sample.
+    /// The maximum of the samples of resource usage.
+    ///
+    /// `None`: the spec does not sample, or there is no sample.
     pub usage: Option<Usage>,
 }
 
@@ -371,7 +377,9 @@ impl Outcome {
         self.ending.success()
     }
 
-    /// Returns the reason for which moat stopped the run. `None` until the file is sealed.
+    /// Returns the reason for which moat stopped the run.
+    ///
+    /// `None` until the file is sealed.
     pub fn stopped(&self) -> Option<StopCause> {
         self.sealed().and_then(|seal| seal.stopped)
     }
@@ -484,7 +492,7 @@ impl fmt::Display for Outcome {
 #[serde(default)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Memory in bytes, without the file cache that the kernel can reclaim at once.
+    /// Memory in bytes, without the reclaimable file cache.
     pub memory: u64,
     /// CPU time since the start, in seconds over all CPUs.
     pub cpu_seconds: f64,

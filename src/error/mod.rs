@@ -54,7 +54,9 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// The run's audit file has no final seal yet. Stop the run, or wait for its end.
+    /// The run's audit file has no final seal yet.
+    ///
+    /// Stop the run, or wait for its end.
     #[error("run {run} is not sealed yet; stop it, or wait for its end")]
     NotSealed {
         /// The run.
@@ -62,9 +64,7 @@ pub enum Error {
     },
 
     /// The run belongs to another runtime. Open the root with that runtime.
-    #[error(
-        "cannot open run {run}: it belongs to the runtime {runtime}; open its root with that runtime"
-    )]
+    #[error("cannot open run {run}: it belongs to the runtime {runtime}; use that runtime")]
     OtherRuntime {
         /// The run.
         run: RunId,
@@ -124,8 +124,9 @@ pub enum Error {
         outcome: Box<Outcome>,
     },
 
-    /// The run did not become ready: see [`Run::wait_ready`](crate::run::Run::wait_ready).
+    /// The run did not become ready.
     ///
+    /// See [`Run::wait_ready`](crate::run::Run::wait_ready).
     /// The message ends with the last lines of the output, each on its own line.
     #[error("run {run} is not ready: {reason}{}", LastLines(last_lines))]
     NotReady {
@@ -135,7 +136,7 @@ pub enum Error {
         reason: String,
         /// The outcome of the run, if the run ended first.
         outcome: Option<Box<Outcome>>,
-        /// The last lines of the output so far: at most 20, with invalid UTF-8 replaced.
+        /// The last lines of the output so far: see [`Outcome::last_lines`].
         last_lines: Vec<String>,
         /// The audit file; `None` if the sink writes none.
         audit: Option<PathBuf>,
@@ -156,7 +157,9 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// A sealed audit file or the record of a run is damaged. moat never changes such a file.
+    /// A sealed audit file or the record of a run is damaged.
+    ///
+    /// moat never changes such a file.
     #[error("cannot read {}: the file is damaged: {reason}", path.display())]
     Damaged {
         /// The file.
@@ -169,8 +172,9 @@ pub enum Error {
     #[error(transparent)]
     Sink(#[from] SinkError),
 
-    /// The sink accepted no record for 2 s. moat reads the missed output from the engine's log
-    /// later.
+    /// The sink accepted no record for 2 s.
+    ///
+    /// moat reads the missed output from the engine's log later.
     #[error("cannot write the log: the sink accepted no record for 2 s")]
     Stalled,
 
@@ -180,7 +184,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// Creates an error of a file operation. `operation` is a verb, such as `write`.
+    /// Creates an error of a file operation.
+    ///
+    /// `operation` is a verb, such as `write`.
     pub(crate) fn storage(
         operation: &'static str,
         path: impl AsRef<Path>,

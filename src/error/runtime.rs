@@ -26,8 +26,9 @@ pub enum RuntimeError {
         after: Duration,
     },
 
-    /// The connection broke, or the answer was invalid. The engine may have carried out the
-    /// request.
+    /// The connection broke, or the answer was invalid.
+    ///
+    /// The engine may have carried out the request.
     #[error("cannot {operation}: the connection to the engine broke: {reason}")]
     Broken {
         /// The operation, as a verb phrase.

@@ -13,7 +13,7 @@ pub enum Fallback {
     /// [`connect`] fails.
     #[default]
     None,
-    /// [`connect`] returns a runtime that starts local processes, **without any isolation**.
+    /// [`connect`] returns local processes, **without any isolation**.
     #[cfg(feature = "process")]
     Process,
 }
@@ -30,7 +30,9 @@ pub enum RuntimeKind {
     Process,
 }
 
-/// The runtime that [`connect`] chose. Its `Display` names the runtime and the reason.
+/// The runtime that [`connect`] chose.
+///
+/// Its `Display` names the runtime and the reason.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Connected {
@@ -38,9 +40,9 @@ pub struct Connected {
     pub runtime: Arc<dyn Runtime>,
     /// The kind of the runtime.
     pub choice: RuntimeKind,
-    /// The name, version and address: `Docker Engine 27.1.1 at unix:///run/docker.sock`.
+    /// The name, version and address: `Docker Engine 27.1.1 at tcp://db:2375`.
     pub chosen: String,
-    /// The engines that were tried before, in order, each with the reason for the failure.
+    /// The errors of the engines that were tried before, in order.
     pub skipped: Vec<String>,
 }
 
@@ -76,8 +78,8 @@ impl fmt::Display for Connected {
 ///
 /// # Errors
 ///
-/// [`Error::Runtime`], usually with [`RuntimeError::Unavailable`], which names the engines that were
-/// tried. The timeout for each engine is 30 s.
+/// [`Error::Runtime`], usually with [`RuntimeError::Unavailable`], which names the engines that
+/// were tried. The timeout for each engine is 30 s.
 ///
 /// # Cancel safety
 ///

@@ -76,14 +76,17 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         "127.0.0.1".into()
     }
 
-    /// Queries the engine's version and identity. The call changes nothing and serves as a probe.
+    /// Queries the engine's version and identity.
+    ///
+    /// The call changes nothing and serves as a probe.
     ///
     /// An [`id`](EngineInfo::id) stays the same for as long as the engine has its containers, and
     /// is unique to the engine. A manager does not recover a run with an engine of another id.
     async fn engine(&self) -> Result<EngineInfo, RuntimeError>;
 
-    /// Checks the parts of `spec` that depend on this runtime, without a request to the engine.
+    /// Checks the parts of `spec` that depend on this runtime.
     ///
+    /// The check makes no request to the engine.
     /// [`RuntimeView::new`](crate::spec::RuntimeView::new) gives access to the secrets of `spec`.
     ///
     /// # Errors
@@ -179,8 +182,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         Err(unsupported(self.name(), "sample a container's usage"))
     }
 
-    /// Reads the engine's log of the container from its start. The log can be read any number of
-    /// times.
+    /// Reads the engine's log of the container from its start.
+    ///
+    /// The log can be read any number of times.
     ///
     /// The call returns after the engine has answered. Without
     /// [`follow`](LogsRequest::follow), the stream ends at the end of the log, even if the
@@ -264,19 +268,22 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Returns the containers of `root`, in every state.
     async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError>;
 
-    /// Returns the containers of all roots, in every state, with the content of their labels.
+    /// Returns the containers of all roots, in every state.
     ///
+    /// Each entry has the content of the container's labels.
     /// Default: [`RuntimeError::Unsupported`].
     async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
         Err(unsupported(self.name(), "list the containers of all roots"))
     }
 
-    /// Returns a tar archive of the file or directory at `path` in the container.
+    /// Returns a tar archive of the file or directory at `path`.
     ///
     /// The container may have ended.
     async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError>;
 
-    /// Unpacks a tar archive into the directory at `path` in the container. Without a timeout.
+    /// Unpacks a tar archive into the directory at `path` in the container.
+    ///
+    /// This call has no timeout.
     async fn copy_in(
         &self,
         container: &ContainerId,

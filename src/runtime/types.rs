@@ -21,7 +21,9 @@ use crate::timestamp::Timestamp;
 pub struct Chunk {
     /// The stream.
     pub stream: Stream,
-    /// The bytes: never empty. A chunk may end in the middle of a line or a character.
+    /// The bytes: never empty.
+    ///
+    /// A chunk may end in the middle of a line or a character.
     pub bytes: Bytes,
 }
 
@@ -104,7 +106,9 @@ impl fmt::Display for ExecId {
 pub struct ExecInspection {
     /// True while the process runs.
     pub running: bool,
-    /// The exit code; `None` while the process runs, and if the engine does not know it.
+    /// The exit code.
+    ///
+    /// `None` while the process runs, and if the engine does not know it.
     pub code: Option<i64>,
 }
 
@@ -136,9 +140,13 @@ pub struct Capabilities {
     pub stdin: bool,
     /// Execs can run in a container.
     pub exec: bool,
-    /// The limit past which the engine discards output; `None`: the engine reads all output.
+    /// The limit past which the engine discards output.
+    ///
+    /// `None`: the engine reads all output.
     pub drain: Option<DrainLimit>,
-    /// Containers end with the process that created them, and no other process finds them.
+    /// Containers end with the process that created them.
+    ///
+    /// No other process finds them.
     pub process_bound: bool,
 }
 
@@ -198,13 +206,14 @@ impl Capabilities {
 pub struct DrainLimit {
     /// The time after the container's end during which the engine reads output.
     pub timeout: Duration,
-    /// The bytes of each stream that the engine always reads, even if its log and its clients are
-    /// slow.
+    /// The bytes of each stream that the engine always reads.
+    ///
+    /// It reads them even if its log and its clients are slow.
     pub buffer: u64,
 }
 
 impl DrainLimit {
-    /// Creates a limit from the timeout and the buffer size of each stream, in bytes.
+    /// Creates a limit. `buffer` is in bytes per stream.
     pub const fn new(timeout: Duration, buffer: u64) -> Self {
         Self { timeout, buffer }
     }
@@ -220,7 +229,9 @@ pub struct EngineInfo {
     pub version: String,
     /// The version of the API in use.
     pub api: String,
-    /// The id that distinguishes this engine from all others; `None`: the engine reports none.
+    /// The id that distinguishes this engine from all others.
+    ///
+    /// `None`: the engine reports none.
     pub id: Option<String>,
 }
 
@@ -254,8 +265,9 @@ pub struct CreateRequest<'a> {
     pub run: &'a RunId,
     /// The spec of the run.
     pub spec: &'a RunSpec,
-    /// The latest time at which the manager ends the container; `None`: never. The runtime keeps
-    /// it in a label of the container.
+    /// The latest time at which the manager ends the container.
+    ///
+    /// `None`: never. The runtime keeps it in a label of the container.
     pub deadline: Option<Timestamp>,
 }
 
@@ -379,7 +391,9 @@ pub struct Inspection {
     pub started_at: Option<Timestamp>,
     /// The time of the last end; `None`: never ended.
     pub finished_at: Option<Timestamp>,
-    /// The exit code; `None` while the container runs, and if the engine does not know it.
+    /// The exit code.
+    ///
+    /// `None` while the container runs, and if the engine does not know it.
     pub code: Option<i64>,
     /// True if the kernel killed the container because it was out of memory.
     pub oom_killed: bool,
@@ -389,15 +403,17 @@ pub struct Inspection {
     pub image_digest: Option<String>,
     /// The stop signal that the image sets.
     pub stop_signal: Option<String>,
-    /// The configuration of the engine's log, with the engine's defaults merged in.
+    /// The configuration of the engine's log, including the engine's defaults.
     pub log: LogConfig,
-    /// The published ports while the container runs, as far as the runtime reports them.
+    /// The ports of a running container, if the runtime reports them.
     pub ports: Vec<PublishedPort>,
-    /// True if the container shares the network of the engine's host, and with it the ports.
+    /// True if the container shares the network of the engine's host.
     pub on_host_network: bool,
-    /// The container's addresses by network name, as far as the runtime reports them.
+    /// The addresses by network name, if the runtime reports them.
     pub addresses: BTreeMap<String, IpAddr>,
-    /// The result of the health check; `None`: there is none, or the runtime does not report it.
+    /// The result of the health check.
+    ///
+    /// `None`: there is none, or the runtime does not report it.
     pub health: Option<Health>,
 }
 
@@ -430,8 +446,9 @@ pub struct PublishedPort {
     pub container: u16,
     /// The transport.
     pub protocol: Protocol,
-    /// The address and port on the engine's host. An unspecified address stands for every address
-    /// of that host, such as [`Runtime::host`].
+    /// The address and port on the engine's host.
+    ///
+    /// An unspecified address stands for every address of that host, such as [`Runtime::host`].
     pub at: SocketAddr,
 }
 
@@ -503,7 +520,9 @@ pub enum LogFidelity {
 pub struct LogsRequest {
     /// True if the container has a terminal.
     pub tty: bool,
-    /// True to continue with live output until the container ends. Such a stream may lose its end.
+    /// True to continue with live output until the container ends.
+    ///
+    /// Such a stream may lose its end.
     pub follow: bool,
     /// The number of records at the end of the log to read; `None`: all.
     pub tail: Option<u32>,

@@ -1,5 +1,6 @@
-//! What to run ([`RunSpec`]), and what is persisted of it ([`RunRecord`]): two types, so that no
-//! secret can reach a file by mistake.
+//! The specification of a run ([`RunSpec`]) and its record in files ([`RunRecord`]).
+//!
+//! These are two types, so that no secret reaches a file by mistake.
 
 mod builder;
 mod exec;

@@ -20,7 +20,9 @@ pub struct Settings {
     pub image: String,
     /// The command and its arguments; empty: the image's own.
     pub cmd: Vec<String>,
-    /// The entrypoint; `None`: the image's own. An empty list disables the image's entrypoint.
+    /// The entrypoint.
+    ///
+    /// `None`: the image's own. An empty list disables the image's entrypoint.
     pub entrypoint: Option<Vec<String>>,
     /// The working directory in the container.
     pub workdir: Option<String>,
@@ -30,7 +32,7 @@ pub struct Settings {
     pub hostname: Option<String>,
     /// Bind mounts, named volumes and tmpfs.
     pub mounts: Vec<Mount>,
-    /// The network mode: `bridge`, `host`, `none`, `container:<id>` or a network's name.
+    /// The network mode: see [`RunSpec::network`].
     pub network: Option<String>,
     /// Additional names of the container on its network.
     pub network_aliases: Vec<String>,
@@ -60,7 +62,7 @@ pub struct Settings {
     pub cap_add: Vec<String>,
     /// Capabilities to drop.
     pub cap_drop: Vec<String>,
-    /// Security options in the engine's syntax: `no-new-privileges`, `seccomp=...`.
+    /// Security options in the engine's syntax: `no-new-privileges`.
     pub security_opt: Vec<String>,
     /// True if the container has the host's privileges.
     pub privileged: bool,
@@ -81,7 +83,9 @@ pub struct Settings {
     /// True if the audit records the container's standard input.
     #[serde(skip_serializing_if = "is_false")]
     pub record_stdin: bool,
-    /// The terminal's size when the container starts; `None`: the engine's default.
+    /// The terminal's size when the container starts.
+    ///
+    /// `None`: the engine's default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowSize>,
     /// The stop signal; `None`: the image's own, else `SIGTERM`.
@@ -178,7 +182,9 @@ pub enum Mount {
         /// True if the container cannot write to it.
         read_only: bool,
     },
-    /// A named volume. The engine creates a missing volume, and moat never removes one.
+    /// A named volume.
+    ///
+    /// The engine creates a missing volume, and moat never removes one.
     Volume {
         /// The volume's name.
         name: String,
@@ -191,7 +197,9 @@ pub enum Mount {
     Tmpfs {
         /// An absolute path in the container.
         target: String,
-        /// The maximum size, in bytes; `None`: the engine's default, half of the memory.
+        /// The maximum size, in bytes.
+        ///
+        /// `None`: the engine's default, half of the memory.
         size: Option<u64>,
         /// True if the container cannot write to it.
         read_only: bool,
@@ -300,12 +308,12 @@ pub struct Device {
     pub host: String,
     /// The path in the container.
     pub container: String,
-    /// The permitted operations: one or more of `r` (read), `w` (write), `m` (`mknod`).
+    /// The permissions: one or more of `r` (read), `w` (write), `m` (`mknod`).
     pub permissions: String,
 }
 
 impl Device {
-    /// Creates a device from its path on the host, its path in the container, and its permissions.
+    /// Creates a device.
     pub fn new(
         host: impl Into<String>,
         container: impl Into<String>,
@@ -350,9 +358,10 @@ pub enum Stdin {
     ///
     /// [`Input`]: crate::run::attach::input::Input
     Pipe,
-    /// The input is open for the container's whole life, and any number of writers share it.
+    /// The input is open for the container's whole life.
     ///
-    /// The input has no end, so a program that reads to the end of its input never finishes.
+    /// Any number of writers share it. It has no end, so a program that reads to the end of its
+    /// input never finishes.
     Open,
 }
 
@@ -434,11 +443,13 @@ pub enum KeepContainer {
     OnGap,
     /// Keeps the container if the seal has a gap, or if the exit code is not 0.
     OnFailure,
-    /// Keeps the container until [`Manager::remove`](crate::manager::Manager::remove).
+    /// Keeps the container until [`Manager::remove`].
     ///
     /// If the spec has a time limit, a [`reap`](crate::manager::ReapOptions::remove_after) from
     /// another root also removes the container, by default a day after the limit. A reaper sees
     /// only the container, and neither the policy nor the seal of its run.
+    ///
+    /// [`Manager::remove`]: crate::manager::Manager::remove
     Always,
 }
 

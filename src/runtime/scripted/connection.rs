@@ -18,7 +18,9 @@ pub enum Link {
     /// The engine answers.
     #[default]
     Up,
-    /// The engine does not listen. Each call fails with [`RuntimeError::Unavailable`].
+    /// The engine does not listen.
+    ///
+    /// Each call fails with [`RuntimeError::Unavailable`].
     Down,
     /// The engine accepts requests, but neither carries them out nor answers.
     ///
@@ -108,7 +110,7 @@ impl Connections {
         }
     }
 
-    /// Returns `stream` over a connection that can drop, and that breaks at `cut`.
+    /// Returns `stream` over a connection that can drop and breaks at `cut`.
     pub(super) fn carry(&self, stream: OutputStream, cut: Option<(u64, Break)>) -> OutputStream {
         let state = self.state.subscribe();
         let drops = state.borrow().drops;

@@ -93,7 +93,7 @@ impl Container {
         }
     }
 
-    /// Returns the time and the exit code of the end, which may be in the future.
+    /// Returns the time and the exit code of the end, possibly in the future.
     pub(super) fn end(&self, life: Life) -> Option<(Instant, i64)> {
         let (started, _) = life.started?;
         let planned = (!self.script.until_stopped)
@@ -145,7 +145,7 @@ impl Container {
         self.life.send_modify(|life| life.end(code));
     }
 
-    /// Marks the container as removed, and kills it if it has started or if `always_ends`.
+    /// Removes the container, and ends it if it started or if `always_ends`.
     pub(super) fn remove(&self, always_ends: bool) {
         self.life.send_modify(|life| {
             life.removed = true;

@@ -33,7 +33,9 @@ impl Scripted {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the script of the containers of `image`. A script of [`next`](Self::next) precedes it.
+    /// Sets the script of the containers of `image`.
+    ///
+    /// A script of [`next`](Self::next) precedes it.
     pub fn image(&self, image: impl Into<String>, script: Script) {
         self.world().image_scripts.insert(image.into(), script);
     }
@@ -55,7 +57,9 @@ impl Scripted {
         self.world().next_exec_scripts.push_back(script);
     }
 
-    /// Sets the script of the container of `run`. It precedes all other scripts.
+    /// Sets the script of the container of `run`.
+    ///
+    /// It precedes all other scripts.
     pub fn script(&self, run: &RunId, script: Script) {
         self.world().run_scripts.insert(run.clone(), script);
     }
@@ -81,7 +85,9 @@ impl Scripted {
         self.world().engine_id = Some(id.into());
     }
 
-    /// Sets the state of the link. [`Link::Down`] also breaks all open connections.
+    /// Sets the state of the link.
+    ///
+    /// [`Link::Down`] also breaks all open connections.
     pub fn link(&self, link: Link) {
         self.connections.set(link);
     }
@@ -118,7 +124,7 @@ impl Scripted {
         }
     }
 
-    /// Removes the container of `run` with force, as another client of the engine would.
+    /// Removes the container of `run` with force, as another client would.
     pub fn remove_externally(&self, run: &RunId) {
         self.world().containers.retain(|_, container| {
             let is_other = container.run != *run;
@@ -129,7 +135,7 @@ impl Scripted {
         });
     }
 
-    /// Starts the container of `run` again, as another client of the engine would.
+    /// Starts the container of `run` again, as another client would.
     pub fn start_externally(&self, run: &RunId) {
         let world = self.world();
         for container in world.containers.values() {
@@ -139,7 +145,7 @@ impl Scripted {
         }
     }
 
-    /// Counts a call, waits until the engine answers, and returns the call's fault.
+    /// Counts a call, waits until the engine answers, and returns the fault.
     pub(super) async fn enter(&self, call: Call) -> Result<PendingFault, RuntimeError> {
         let fault = self.world().count(call);
         let limit = (call != Call::Wait).then_some(CALL_TIMEOUT);

@@ -12,7 +12,7 @@ pub enum Fault {
     AnswerLost,
     /// The call takes no effect and is never answered.
     Hang,
-    /// The call takes effect, and the stream that it returns breaks after this number of bytes.
+    /// The call takes effect, and its stream breaks after this many bytes.
     ///
     /// A call without a stream ignores this fault.
     Stream(u64, Break),

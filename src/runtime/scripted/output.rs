@@ -67,7 +67,7 @@ impl Playback {
         None
     }
 
-    /// Waits for input to echo or for the end, if the container echoes its input.
+    /// Waits for input or the end, if the container echoes its input.
     async fn wait_echo(&mut self) -> Option<()> {
         let Self {
             container,
@@ -97,7 +97,7 @@ impl Playback {
     }
 }
 
-/// Returns the lines that the engine's log has now, out of its first `max_bytes` bytes.
+/// Returns the current lines in the first `max_bytes` bytes of the log.
 pub(super) fn log_lines(container: &Container, max_bytes: u64) -> Vec<Chunk> {
     let life = *container.life.borrow();
     let Some((started, _)) = life.started else {
@@ -122,7 +122,7 @@ pub(super) fn log_lines(container: &Container, max_bytes: u64) -> Vec<Chunk> {
     lines
 }
 
-/// Returns the part of `bytes` that fits into `room`, and reduces `room` by its length.
+/// Truncates `bytes` to `room`, and reduces `room` by the remaining length.
 pub(super) fn truncate(bytes: &Bytes, room: &mut u64) -> Bytes {
     let taken = (bytes.len() as u64).min(*room);
     *room -= taken;

@@ -95,7 +95,7 @@ impl Script {
         self
     }
 
-    /// Echoes the input to standard output, and exits at the end of the input or by a signal.
+    /// Echoes the input to standard output until its end or a signal.
     pub fn echo(mut self) -> Self {
         self.echoes = true;
         self.until_stopped = true;
@@ -114,7 +114,9 @@ impl Script {
         self
     }
 
-    /// Sets the usage while the container runs: memory in bytes, and CPUs. Default: 0.
+    /// Sets the usage while the container runs: memory in bytes, and CPUs.
+    ///
+    /// Default: 0.
     pub fn uses(mut self, memory: u64, cpus: f64) -> Self {
         self.memory = memory;
         self.cpus = cpus;
@@ -130,8 +132,9 @@ impl Script {
         self
     }
 
-    /// Adds a health check, which reports `result` once `after` has passed since the start, and
-    /// [`Health::Starting`] before. Default: no health check.
+    /// Adds a health check, which reports `result` from `after` the start on.
+    ///
+    /// Before, it reports [`Health::Starting`]. Default: no health check.
     pub fn health(mut self, after: Duration, result: Health) -> Self {
         self.health = Some((after, result));
         self
@@ -158,7 +161,7 @@ impl Script {
         self
     }
 
-    /// Ends the attachment cleanly after `bytes` bytes, as a proxy that cuts it does.
+    /// Ends the attachment cleanly after `bytes` bytes, as a proxy may do.
     pub fn cut_tap_after(self, bytes: u64) -> Self {
         self.break_at(Source::Tap, bytes, Break::End)
     }

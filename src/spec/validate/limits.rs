@@ -7,7 +7,9 @@ use crate::spec::{Backstop, Gpus, InvalidSpec, Settings};
 
 /// The least memory limit, in bytes. Docker refuses less.
 const MIN_MEMORY_BYTES: u64 = 6 << 20;
-/// The longest duration of a policy, 100 years. A longer one cannot be told apart from no limit.
+/// The longest duration of a policy, 100 years.
+///
+/// A longer one is as good as no limit.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600 * 100);
 
 impl Settings {

@@ -1,6 +1,6 @@
 //! Checks that refuse a spec before anything is created, naming the field.
 
-/// Returns an [`InvalidSpec`](super::InvalidSpec) for a field, with a formatted reason.
+/// Returns an `InvalidSpec` for a field, with a formatted reason.
 macro_rules! refuse {
     ($field:expr, $($reason:tt)*) => {
         return Err($crate::spec::InvalidSpec::new($field, format!($($reason)*)))
@@ -19,10 +19,13 @@ use serde_json::Value;
 pub(super) use self::process::check_env;
 use super::{InvalidSpec, RunSpec, Settings};
 
-/// The largest record of a run as JSON, in bytes. The record is one line of the audit, and a line
-/// has at most 16 MiB.
+/// The largest record of a run as JSON, in bytes.
+///
+/// The record is one line of the audit, and a line has at most 16 MiB.
 const MAX_RECORD_BYTES: usize = 4 << 20;
-/// The deepest nesting of a patch. No engine has a setting that is a tenth as deep.
+/// The deepest nesting of a patch.
+///
+/// No engine has a setting that is a tenth as deep.
 const MAX_PATCH_DEPTH: usize = 100;
 
 impl RunSpec {

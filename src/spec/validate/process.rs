@@ -174,7 +174,9 @@ fn is_platform_part(part: &str) -> bool {
     !part.is_empty() && part.chars().all(ok)
 }
 
-/// Returns true if `signal` has the form of a signal. The engine knows which names exist.
+/// Returns true if `signal` has the form of a signal.
+///
+/// The engine knows which names exist.
 fn is_signal(signal: &str) -> bool {
     if signal.bytes().all(|b| b.is_ascii_digit()) {
         return signal
