@@ -10,6 +10,7 @@ use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, WindowSiz
 pub mod connect;
 #[cfg(feature = "docker")]
 pub mod docker;
+mod log;
 #[cfg(feature = "process")]
 pub mod process;
 #[cfg(feature = "testing")]
@@ -17,11 +18,11 @@ pub mod scripted;
 mod shared;
 mod types;
 
+pub use self::log::{LogConfig, LogFidelity, LogsRequest};
 pub use self::types::{
     Archive, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest, Created, DrainLimit,
     EngineInfo, ExecId, ExecInspection, Health, InputWriter, Inspection, LabeledContainer,
-    LogConfig, LogFidelity, LogsRequest, OutputStream, OwnedContainer, PublishedPort, StartedExec,
-    WaitStatus,
+    OutputStream, OwnedContainer, PublishedPort, StartedExec, WaitStatus,
 };
 pub use crate::error::RuntimeError;
 

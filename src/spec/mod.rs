@@ -6,17 +6,19 @@ mod builder;
 mod exec;
 mod id;
 mod invalid;
+mod pull;
 mod record;
 mod secrets;
 mod settings;
 mod validate;
 mod view;
 
-pub use builder::{Credentials, PullProgress, RunSpec};
+pub use builder::RunSpec;
 pub use exec::ExecSpec;
 pub(crate) use id::ROOT_FILE;
 pub use id::{ContainerId, RootId, RunId};
 pub use invalid::InvalidSpec;
+pub use pull::{Credentials, PullProgress};
 pub use record::RunRecord;
 pub(crate) use secrets::Secrets;
 pub use settings::{
