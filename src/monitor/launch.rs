@@ -23,7 +23,7 @@ use crate::monitor::wait::Backoff;
 use crate::monitor::{Launch, Monitor};
 use crate::outcome::Ending;
 use crate::root::RunFile;
-use crate::runtime::{CreateRequest, InputWriter, Inspection, Status as Phase};
+use crate::runtime::{ContainerStatus, CreateRequest, InputWriter, Inspection};
 use crate::spec::{ContainerId, RunSpec};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
@@ -416,7 +416,7 @@ impl Monitor {
         let mut backoff = Backoff::new();
         loop {
             match runtime.inspect(container).await {
-                Ok(inspection) if inspection.status != Phase::Created => {
+                Ok(inspection) if inspection.status != ContainerStatus::Created => {
                     if file.ending_if_missing.take().is_some() {
                         self.persist_run_file(file).await;
                     }

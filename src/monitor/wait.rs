@@ -6,7 +6,7 @@ use tokio::time::{Instant, interval_at, sleep};
 
 use crate::error::RuntimeError;
 use crate::outcome::{Ending, Exit};
-use crate::runtime::{Continuity, Inspection, Runtime, Status, WaitStatus};
+use crate::runtime::{ContainerStatus, Continuity, Inspection, Runtime, WaitStatus};
 use crate::spec::ContainerId;
 use crate::timestamp::Timestamp;
 
@@ -141,7 +141,7 @@ impl Observations {
             };
             return Some((Ending::Exited(exit), true));
         }
-        let ended = now.status == Status::Ended;
+        let ended = now.status == ContainerStatus::Ended;
         ended.then(|| (Ending::Exited(exit(now, self.answer.as_ref())), false))
     }
 
@@ -193,7 +193,7 @@ async fn wait_or_probe(
         tokio::select! {
             answer = &mut wait => return answer.map(Wakeup::Answer),
             _ = probes.tick() => match runtime.inspect(container).await {
-                Ok(inspection) if inspection.status == Status::Ended => return Ok(Wakeup::Probe),
+                Ok(inspection) if inspection.status == ContainerStatus::Ended => return Ok(Wakeup::Probe),
                 Err(error) if error.is_not_found() => return Err(error),
                 // The container runs, or the engine does not answer.
                 _ => {}

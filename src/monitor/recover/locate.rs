@@ -15,7 +15,7 @@ use crate::monitor::wait::{self, Ended, another};
 use crate::monitor::{Monitor, WatchOutcome};
 use crate::outcome::Ending;
 use crate::root::RunFile;
-use crate::runtime::{Continuity, Inspection, Status as Phase};
+use crate::runtime::{ContainerStatus, Continuity, Inspection};
 use crate::spec::{Backstop, ContainerId};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
@@ -174,13 +174,17 @@ fn decide_found(known: &Known<'_>, inspection: Box<Inspection>) -> Decision {
         return Decision::Conclude(Conclusion::StartedAgain(ending, inspection));
     }
     match (inspection.status, &known.file.ending) {
-        (Phase::Created, _) => Decision::RemoveUnstarted(known.ending_or(failed_to_start())),
-        (Phase::Removing, _) => Decision::InspectAgain,
-        (Phase::Running | Phase::Ended, Some(ending)) if ending.never_started() => {
+        (ContainerStatus::Created, _) => {
+            Decision::RemoveUnstarted(known.ending_or(failed_to_start()))
+        }
+        (ContainerStatus::Removing, _) => Decision::InspectAgain,
+        (ContainerStatus::Running | ContainerStatus::Ended, Some(ending))
+            if ending.never_started() =>
+        {
             Decision::Conclude(Conclusion::StartedExternally(ending.clone(), inspection))
         }
-        (Phase::Running, _) => Decision::Conclude(Conclusion::Running(inspection)),
-        (Phase::Ended, _) => {
+        (ContainerStatus::Running, _) => Decision::Conclude(Conclusion::Running(inspection)),
+        (ContainerStatus::Ended, _) => {
             let exit = Ending::Exited(wait::exit(&inspection, None));
             Decision::Conclude(Conclusion::Exited(known.ending_or(exit), inspection))
         }
@@ -527,10 +531,10 @@ mod tests {
                 Seen::NotFound => Inspected::NotFound,
                 Seen::Rejected => Inspected::Rejected(rejected()),
                 Seen::Inconclusive => Inspected::Inconclusive(inconclusive()),
-                Seen::Created => found(Phase::Created),
-                Seen::Running => found(Phase::Running),
-                Seen::Exited => found(Phase::Ended),
-                Seen::Removing => found(Phase::Removing),
+                Seen::Created => found(ContainerStatus::Created),
+                Seen::Running => found(ContainerStatus::Running),
+                Seen::Exited => found(ContainerStatus::Ended),
+                Seen::Removing => found(ContainerStatus::Removing),
             };
             let known = Known {
                 file: &file,

@@ -11,7 +11,7 @@ use crate::monitor::recover::take_over;
 use crate::monitor::seal::may_remove;
 use crate::monitor::wait::Backoff;
 use crate::root::{Root, RunFile};
-use crate::runtime::{OwnedContainer, Status as Phase};
+use crate::runtime::{ContainerStatus, OwnedContainer};
 use crate::spec::RunId;
 
 /// Below this number of runs, a further thread costs more than it saves.
@@ -140,9 +140,9 @@ async fn remove_orphan(context: &Arc<Context>, orphan: OwnedContainer) {
         })
         .await;
     let remove = match run {
-        Ok(OrphanRun::Missing) => orphan.status == Phase::Created,
+        Ok(OrphanRun::Missing) => orphan.status == ContainerStatus::Created,
         Ok(OrphanRun::Sealed(file)) => {
-            orphan.status == Phase::Created
+            orphan.status == ContainerStatus::Created
                 || file
                     .seal
                     .is_some_and(|seal| may_remove(&seal, file.record.settings.keep))

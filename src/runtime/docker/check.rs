@@ -2,7 +2,7 @@
 
 use super::create::{self, Log};
 use super::patch;
-use crate::spec::{InvalidSpec, Mount, RunSpec, Settings};
+use crate::spec::{InvalidSpec, Mount, RunSpec, RuntimeView, Settings};
 
 /// The longest argument, or variable with its name and `=`, that Linux accepts.
 ///
@@ -23,7 +23,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     arguments(spec)?;
     sizes(settings)?;
     network(settings)?;
-    if let Some(patch) = spec.patch() {
+    if let Some(patch) = RuntimeView::new(spec).patch() {
         let log = Log::of(settings.backstop);
         patch::apply(create::draft(spec, log), patch)?;
     }
@@ -35,7 +35,8 @@ fn arguments(spec: &RunSpec) -> Result<(), InvalidSpec> {
     let cmd = settings.cmd.iter().map(|text| ("cmd", text.len()));
     let entrypoint = settings.entrypoint.iter().flatten();
     let entrypoint = entrypoint.map(|text| ("entrypoint", text.len()));
-    let env = spec.environment();
+    let view = RuntimeView::new(spec);
+    let env = view.environment();
     let env = env.map(|(name, value)| ("env", name.len() + 1 + value.len()));
     for (field, length) in cmd.chain(entrypoint).chain(env) {
         if length > MAX_ARGUMENT_BYTES {

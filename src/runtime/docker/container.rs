@@ -58,7 +58,7 @@ impl Client {
         log: Log,
     ) -> Result<Created, Failure> {
         let mut body = create::body(request, log);
-        if let Some(patch) = request.spec.patch() {
+        if let Some(patch) = request.view().patch() {
             body = patch::apply(body, patch)
                 .map_err(|error| Failure::Refused(Refusal::new(400, &error.to_string())))?;
         }

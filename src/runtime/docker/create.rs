@@ -9,7 +9,7 @@ use bollard::models::{
 };
 
 use crate::runtime::CreateRequest;
-use crate::spec::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, Settings, Stdin};
+use crate::spec::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, RuntimeView, Settings, Stdin};
 
 /// The label with the root's id.
 pub(super) const ROOT_LABEL: &str = "moat.root";
@@ -85,7 +85,7 @@ pub(super) fn body(request: &CreateRequest<'_>, log: Log) -> ContainerCreateBody
 /// The body for a spec, without moat's labels and the patch.
 pub(super) fn draft(spec: &RunSpec, log: Log) -> ContainerCreateBody {
     let set = spec.settings();
-    let env: Vec<_> = spec
+    let env: Vec<_> = RuntimeView::new(spec)
         .environment()
         .map(|(k, v)| format!("{k}={v}"))
         .collect();

@@ -69,7 +69,7 @@ impl Refusal {
 
     /// Returns true if the container does not exist.
     ///
-    /// Status 404 alone is not enough: engines also use it for an unknown path,
+    /// ContainerStatus 404 alone is not enough: engines also use it for an unknown path,
     /// a missing file and, in some versions, a missing executable.
     pub(super) fn is_no_container(&self) -> bool {
         self.status == 404 && self.says("no such container") && !self.says("no such container:path")

@@ -14,8 +14,8 @@ use super::create;
 use super::errors::Failure;
 use crate::outcome::Usage;
 use crate::runtime::{
-    Health, Inspection, LabeledContainer, LogConfig, LogFidelity, OwnedContainer, PublishedPort,
-    Status, WaitStatus,
+    ContainerStatus, Health, Inspection, LabeledContainer, LogConfig, LogFidelity, OwnedContainer,
+    PublishedPort, WaitStatus,
 };
 use crate::spec::{ContainerId, Protocol, RootId, RunId};
 use crate::timestamp::Timestamp;
@@ -153,10 +153,10 @@ pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failur
         started_at: time(&state.started_at)?,
         finished_at: time(&state.finished_at)?,
         code: match status {
-            Status::Running => None,
+            ContainerStatus::Running => None,
             // A failed start leaves its exit code; otherwise the code is 0.
-            Status::Created => Some(state.exit_code).filter(|&code| code != 0),
-            Status::Ended | Status::Removing => Some(state.exit_code),
+            ContainerStatus::Created => Some(state.exit_code).filter(|&code| code != 0),
+            ContainerStatus::Ended | ContainerStatus::Removing => Some(state.exit_code),
         },
         oom_killed: state.oom_killed,
         error: text(state.error),
@@ -311,12 +311,12 @@ pub(super) fn wait_status(json: &[u8]) -> Result<Option<WaitStatus>, Failure> {
 }
 
 /// Converts a state name of Docker or Podman.
-fn status(name: &str) -> Result<Status, Failure> {
+fn status(name: &str) -> Result<ContainerStatus, Failure> {
     match name.to_ascii_lowercase().as_str() {
-        "created" | "configured" | "initialized" => Ok(Status::Created),
-        "running" | "paused" | "restarting" | "stopping" => Ok(Status::Running),
-        "exited" | "dead" | "stopped" => Ok(Status::Ended),
-        "removing" => Ok(Status::Removing),
+        "created" | "configured" | "initialized" => Ok(ContainerStatus::Created),
+        "running" | "paused" | "restarting" | "stopping" => Ok(ContainerStatus::Running),
+        "exited" | "dead" | "stopped" => Ok(ContainerStatus::Ended),
+        "removing" => Ok(ContainerStatus::Removing),
         _ => Err(Failure::Broken(format!(
             "{name:?} is not a known container state"
         ))),
@@ -420,7 +420,7 @@ mod tests {
         let seen = inspect(json!({"Status": "created", "ExitCode": 0, "Error": "",
             "OOMKilled": false, "StartedAt": "0001-01-01T00:00:00Z",
             "FinishedAt": "0001-01-01T00:00:00Z"}));
-        assert_eq!(seen.status, Status::Created);
+        assert_eq!(seen.status, ContainerStatus::Created);
         assert_eq!((seen.started_at, seen.finished_at), (None, None));
         assert_eq!(seen.code, None);
         assert_eq!(seen.error, None);
@@ -434,7 +434,7 @@ mod tests {
     #[test]
     fn a_failed_start_has_a_code() {
         let seen = inspect(json!({"Status": "created", "ExitCode": 127, "Error": "no such file"}));
-        assert_eq!(seen.status, Status::Created);
+        assert_eq!(seen.status, ContainerStatus::Created);
         assert_eq!(seen.code, Some(127));
         assert_eq!(seen.error.as_deref(), Some("no such file"));
     }
@@ -443,7 +443,7 @@ mod tests {
     fn a_running_container_has_no_code() {
         let seen = inspect(json!({"Status": "running", "ExitCode": 0,
             "StartedAt": "2026-11-22T18:23:25.491211661Z"}));
-        assert_eq!((seen.status, seen.code), (Status::Running, None));
+        assert_eq!((seen.status, seen.code), (ContainerStatus::Running, None));
         assert!(seen.started_at.is_some());
     }
 
@@ -453,7 +453,10 @@ mod tests {
             json!({"Status": "exited", "ExitCode": 137, "OOMKilled": true,
             "FinishedAt": "2026-11-22T18:23:25.5+01:00"}),
         );
-        assert_eq!((seen.status, seen.code), (Status::Ended, Some(137)));
+        assert_eq!(
+            (seen.status, seen.code),
+            (ContainerStatus::Ended, Some(137))
+        );
         assert!(seen.oom_killed);
         assert_eq!(
             seen.finished_at.unwrap().to_string(),
@@ -511,14 +514,14 @@ mod tests {
     #[test]
     fn an_unknown_state_is_inconclusive() {
         for (name, expected) in [
-            ("configured", Status::Created),
-            ("initialized", Status::Created),
-            ("paused", Status::Running),
-            ("restarting", Status::Running),
-            ("stopping", Status::Running),
-            ("stopped", Status::Ended),
-            ("removing", Status::Removing),
-            ("dead", Status::Ended),
+            ("configured", ContainerStatus::Created),
+            ("initialized", ContainerStatus::Created),
+            ("paused", ContainerStatus::Running),
+            ("restarting", ContainerStatus::Running),
+            ("stopping", ContainerStatus::Running),
+            ("stopped", ContainerStatus::Ended),
+            ("removing", ContainerStatus::Removing),
+            ("dead", ContainerStatus::Ended),
         ] {
             assert_eq!(status(name).unwrap(), expected, "{name}");
         }
@@ -576,7 +579,7 @@ mod tests {
         let owned = owned(json.to_string().as_bytes()).unwrap();
         let ids: Vec<_> = owned.iter().map(|c| c.container.as_str()).collect();
         assert_eq!(ids, ["a", "d"]);
-        assert_eq!(owned[1].status, Status::Ended);
+        assert_eq!(owned[1].status, ContainerStatus::Ended);
     }
 
     #[test]

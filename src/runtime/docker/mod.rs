@@ -213,7 +213,10 @@ impl Runtime for Docker {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let common = Capabilities::NONE.with_tap().with_logs().with_stdin();
+        let common = Capabilities::NONE
+            .with_attach_before_start()
+            .with_logs()
+            .with_stdin();
         if self.client.podman {
             // Each container has a separate monitor process, which reads until the end of the
             // output: there is no drain limit. Podman 4.3 does not send the output of an exec.

@@ -12,7 +12,7 @@ use super::credentials::{self, Header};
 use super::errors::{Failure, Refusal};
 use super::transport::exchange;
 use crate::error::RuntimeError;
-use crate::spec::{Pull, PullProgress, RunSpec};
+use crate::spec::{Pull, PullProgress, RunSpec, RuntimeView};
 
 const OPERATION: &str = "pull the image";
 /// The longest time without a progress report.
@@ -64,7 +64,7 @@ impl Client {
                           give the image's name";
             return Err(no_such_image(image, reason));
         }
-        let header = credentials::header(image, spec.registry_credentials()).await;
+        let header = credentials::header(image, RuntimeView::new(spec).credentials()).await;
         let Header { value, trouble } = header;
         let pulled = self.pull(spec, value).await;
         pulled.map_err(|failure| match &failure {
@@ -167,7 +167,7 @@ fn report(spec: &RunSpec, line: &[u8]) -> Result<(), Failure> {
         progress.layer = report.id;
         progress.current = detail.current;
         progress.total = detail.total;
-        spec.report_pull(progress);
+        RuntimeView::new(spec).report_pull(progress);
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use super::client::{NO_TIMEOUT, path_segment};
 use super::dial::Dial;
 use super::*;
 use crate::outcome::Stream;
-use crate::runtime::{Chunk, Status};
+use crate::runtime::{Chunk, ContainerStatus};
 use crate::spec::{Credentials, Pull};
 
 /// A socket on which a test responds, byte by byte.
@@ -237,7 +237,7 @@ async fn podmans_states_are_understood() {
     let answer = json_response(200, &json!({"State": {"Status": "stopped", "ExitCode": 3}}));
     let (_, seen) = tokio::join!(socket.respond(answer), docker.inspect(&ID));
     let seen = seen.unwrap();
-    assert_eq!((seen.status, seen.code), (Status::Ended, Some(3)));
+    assert_eq!((seen.status, seen.code), (ContainerStatus::Ended, Some(3)));
 }
 
 #[tokio::test]
