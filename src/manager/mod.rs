@@ -29,8 +29,8 @@ use crate::monitor::{recover, seal};
 use crate::outcome::{Outcome, Seal, StopCause};
 use crate::root::{Root, RunFile, RunInfo};
 use crate::run::Run;
-use crate::run::attach::input::{Input, Session};
-use crate::run::attach::{AttachOptions, Attachment};
+use crate::run::attach::session::Session;
+use crate::run::attach::{AttachOptions, Attachment, Input};
 use crate::runtime::Runtime;
 use crate::spec::{RunId, RunSpec, Stdin};
 

@@ -15,8 +15,8 @@ use crate::monitor::exec::{ExecStarted, StdinSlot};
 use crate::monitor::start::StartError;
 use crate::outcome::Outcome;
 use crate::run::Run;
-use crate::run::attach::input::{Input, Session};
-use crate::run::attach::{AttachOptions, Attachment};
+use crate::run::attach::session::Session;
+use crate::run::attach::{AttachOptions, Attachment, Input};
 use crate::runtime::ExecId;
 use crate::spec::{ExecSpec, RunRecord, Stdin};
 use crate::timestamp::Timestamp;
@@ -149,7 +149,7 @@ impl Run {
             }
             .into());
         }
-        self.is_placed().await;
+        self.wait_ownership().await;
         if self.is_over() {
             return Err(Error::Ended {
                 run: self.id().clone(),

@@ -193,6 +193,23 @@ impl Run {
         self.request(StopCause::Killed, Some(Duration::ZERO)).await
     }
 
+    /// Waits until it is known which process owns the run.
+    pub(crate) async fn wait_ownership(&self) {
+        let mut status = self.entry.status.clone();
+        let known = status.wait_for(|status| {
+            status.ownership_known
+                || !matches!(status.state, State::Intended | State::Created { .. })
+        });
+        // An error means that the monitor has left, so the ownership no longer changes.
+        let _ = known.await;
+    }
+
+    /// Returns true if no event can happen to the run that would be recorded.
+    pub(crate) fn is_over(&self) -> bool {
+        let status = self.entry.status.borrow();
+        status.state.ending().is_some() || status.seal.is_some()
+    }
+
     /// Waits until this manager has nothing more to do with it: it is sealed, and its container is
     /// removed by policy, or it was left, or given up.
     pub(crate) async fn released(&self) {

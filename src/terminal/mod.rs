@@ -48,8 +48,7 @@ pub use self::keys::{DetachKeys, ParseKeysError};
 use self::leftovers::Leftovers;
 use crate::error::{Error, Result};
 use crate::outcome::Outcome;
-use crate::run::attach::input::{AttachHandle, Input};
-use crate::run::attach::{Attached, Attachment};
+use crate::run::attach::{AttachHandle, Attached, Attachment, Input};
 use crate::spec::WindowSize;
 
 /// The terminal that a process has, whatever its standard streams are.
