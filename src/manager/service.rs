@@ -34,7 +34,7 @@ const LAST_LINES: usize = 20;
 ///
 /// [a runtime of the caller]: crate::manager::ManagerBuilder::runtime_handle
 #[derive(Debug)]
-#[must_use = "it is stopped when it is dropped"]
+#[must_use = "dropping a service stops its run"]
 pub struct Service {
     run: Run,
     grace: Duration,
