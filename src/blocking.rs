@@ -57,7 +57,9 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
     TOKIO.block_on(future)
 }
 
-/// Connects to a runtime: see [`moat::connect`](crate::runtime::connect::connect()).
+/// Connects to a runtime.
+///
+/// See [`moat::connect`](crate::runtime::connect::connect()).
 ///
 /// # Errors
 ///
@@ -98,7 +100,7 @@ impl Manager {
         wait(self.0.start(spec)).map(Run)
     }
 
-    /// Starts a run that stops at the end of a scope: see [`crate::manager::Manager::service`].
+    /// Starts a service: see [`crate::manager::Manager::service`].
     ///
     /// # Errors
     ///
@@ -122,7 +124,7 @@ impl Manager {
         wait(self.0.get(id)).map(Run)
     }
 
-    /// Waits for recovery and returns the runs: see [`crate::manager::Manager::wait_recovery`].
+    /// Waits for recovery: see [`crate::manager::Manager::wait_recovery`].
     ///
     /// # Errors
     ///
@@ -194,7 +196,7 @@ impl Run {
         wait(self.0.port_on(network, port))
     }
 
-    /// Returns the last lines of the output so far: see [`crate::run::Run::last_lines`].
+    /// Returns the last lines of output: see [`crate::run::Run::last_lines`].
     ///
     /// # Errors
     ///

@@ -65,17 +65,17 @@ impl ManagerBuilder {
         self
     }
 
-    /// Sets the timeout of [`Run::wait`](crate::run::Run::wait) for the seal. Default: 15 s.
+    /// Sets the timeout for the seal after the end of a run. Default: 15 s.
     ///
-    /// The timeout starts when the run has ended.
+    /// See [`Run::wait`](crate::run::Run::wait).
     pub fn seal_timeout(mut self, timeout: Duration) -> Self {
         self.seal_timeout = timeout;
         self
     }
 
-    /// Limits the number of new runs that are active at once. Minimum: 1. Default: no limit.
+    /// Limits the number of concurrent new runs. Default: no limit.
     ///
-    /// A start beyond the limit waits until a run has ended, in the order of the calls.
+    /// The minimum is 1. A start beyond the limit waits until a run has ended, in the order of the calls.
     ///
     /// A waiting run is listed as `intended`, has its audit file, and can be stopped. Its
     /// image is pulled after the wait. Recovered runs never wait. They count towards the
@@ -85,9 +85,9 @@ impl ManagerBuilder {
         self
     }
 
-    /// Sets the tokio runtime for the manager's tasks. Default: two threads of the manager.
+    /// Sets the tokio runtime for the manager's tasks.
     ///
-    /// With the default, other work of the process cannot delay the capture. That matters
+    /// By default, the manager has two threads for its tasks. Then other work of the process cannot delay the capture. That matters
     /// because an engine drops output that is not read in time.
     ///
     /// Use this in tests with a paused clock, which must be the clock of the tasks.

@@ -121,7 +121,7 @@ impl Manager {
         Ok(self.launch(spec, None).await?.0)
     }
 
-    /// Starts a run with an attachment that exists before the container's process starts.
+    /// Starts a run and attaches to it before the container's process starts.
     ///
     /// The attachment has the output, and the input if `options` request it.
     ///
@@ -281,7 +281,7 @@ impl Manager {
         self.get(id).await?.attach().await
     }
 
-    /// Subscribes to the events of all runs of this manager, from now on: see [`Events`].
+    /// Subscribes to the events of all runs, from now on: see [`Events`].
     pub fn events(&self) -> Events {
         Events::of(self.context().event_bus.subscribe(), None)
     }

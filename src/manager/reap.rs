@@ -28,7 +28,9 @@ pub struct Orphan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OrphanReason {
-    /// The run is not in the root: it was removed, or the root was restored from a copy.
+    /// The run is not in the root.
+    ///
+    /// It was removed, or the root was restored from a copy.
     NoRun,
     /// The run is sealed, and the removal of the container failed.
     Left,
@@ -79,9 +81,9 @@ impl ReapOptions {
         self
     }
 
-    /// Sets how long after its deadline a container is removed, whatever its run's policy.
+    /// Sets how long after its deadline a container is removed.
     ///
-    /// Removal deletes the output that the engine has kept. If the root is opened again, the
+    /// The policy of the run is ignored. Removal deletes the output that the engine has kept. If the root is opened again, the
     /// run is sealed as `removed`, with a gap.
     ///
     /// Default: 1 day. Minimum: 1 minute.
@@ -143,7 +145,7 @@ impl ReapOptions {
         Ok(reaped)
     }
 
-    /// Returns what is due for a container that is `overdue` past its deadline.
+    /// Returns the action due for a container that is `overdue` past its deadline.
     ///
     /// `overdue` is zero before the deadline.
     fn due(&self, status: Status, overdue: Duration) -> Option<Due> {
@@ -159,7 +161,7 @@ impl ReapOptions {
     }
 }
 
-/// What is due for a container past its deadline.
+/// The action due for a container past its deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Due {
     Kill,

@@ -17,9 +17,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The number of output lines printed if the thread panics.
 const LAST_LINES: usize = 20;
 
-/// A run that stops at the end of a scope, such as a test. Created by [`Manager::service`].
+/// A run that stops at the end of a scope, such as a test.
 ///
-/// Dropping a service stops its run and removes the container.
+/// Created by [`Manager::service`]. Dropping a service stops its run and removes the
+/// container.
 ///
 /// If the thread is panicking, as in a failing test, the drop prints the last lines of the
 /// run and the path of its audit file to stderr. `cargo test` shows them with the failure.
@@ -121,7 +122,7 @@ fn report(run: &Run, outcome: Option<Result<Outcome>>) {
 }
 
 impl Manager {
-    /// Starts a run that stops when the [`Service`] is dropped, and waits until it is ready.
+    /// Starts a run that stops on drop, and waits until it is ready.
     ///
     /// The readiness checks run in order, one after the other.
     ///

@@ -310,7 +310,7 @@ impl Run {
         Attachment::open(self.clone(), options).await
     }
 
-    /// Follows the records of the audit file, or returns `None` if the sink writes no file.
+    /// Follows the records of the audit file, if the sink writes one.
     ///
     /// [`Follow`] selects the first record and the streams. [`attach`](Self::attach)
     /// delivers output sooner, and only output.

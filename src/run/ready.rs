@@ -18,9 +18,10 @@ use crate::spec::Protocol;
 
 /// The interval between checks of a port or a health check.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a connection must stay open. Docker's proxy accepts a connection before it
-/// knows whether a process listens in the container. If none does, it closes the
-/// connection, usually within a millisecond.
+/// The time that a connection must stay open.
+///
+/// Docker's proxy accepts a connection before it knows whether a process listens in the
+/// container. If none does, it closes the connection, usually within a millisecond.
 const MIN_CONNECTION_TIME: Duration = Duration::from_millis(200);
 /// The number of output lines in an error.
 const LAST_LINES: usize = 20;
@@ -99,7 +100,7 @@ impl Ready {
     }
 }
 
-/// Completes the phrases "timed out after 5 s, before ..." and "it exited before ...".
+/// Completes "timed out after 5 s, before ..." and "it exited before ...".
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -125,7 +126,7 @@ impl Run {
         Ok(self.context().runtime.inspect(&container).await?)
     }
 
-    /// Returns the address at which this process reaches TCP port `port` of the container.
+    /// Returns the address of the container's TCP port `port` for this process.
     ///
     /// The run must be running, and the port published with
     /// [`RunSpec::port`](crate::spec::RunSpec::port). The address is a port on the engine's

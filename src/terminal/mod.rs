@@ -55,13 +55,15 @@ use crate::spec::WindowSize;
 const PATH: &str = "/dev/tty";
 /// The most bytes of typed input that wait for the container.
 const MAX_PENDING_BYTES: usize = 1 << 20;
-/// How long the container accepts no input before typed input past the limit is dropped.
+/// The time without accepted input before typed input past the limit is dropped.
+///
 /// The terminal must be read on, because the detach keys may come next.
 const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The timeout for input typed before the detach keys.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
-/// The attempts to restore a terminal that accepts no output, and the pause between them.
+/// The most attempts to restore a terminal that accepts no output.
 const MAX_RESTORE_ATTEMPTS: u32 = 100;
+/// The pause between attempts to restore a terminal.
 const RESTORE_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// The signals that end a session, and by default the process.
 const END_SIGNALS: [SignalKind; 4] = [
@@ -87,10 +89,9 @@ pub enum SessionEnd {
     Ended(Box<Outcome>),
     /// The detach keys were typed, or the terminal is gone. The run continues.
     Detached,
-    /// The process received this signal: SIGTERM, SIGHUP, SIGINT or SIGQUIT. The run
-    /// continues.
+    /// The process received SIGTERM, SIGHUP, SIGINT or SIGQUIT: this number.
     ///
-    /// The signal did not terminate the process, so the caller must handle it.
+    /// The run continues. The signal did not terminate the process, so the caller must handle it.
     Signal(i32),
 }
 
@@ -224,8 +225,9 @@ impl Terminal {
         }
     }
 
-    /// Stops this process on SIGTSTP with the terminal restored, and returns to raw mode when
-    /// the process continues.
+    /// Stops this process on SIGTSTP, with the terminal restored.
+    ///
+    /// Returns to raw mode when the process continues.
     async fn handle_job_signals(
         &self,
         job: &mut JobSignals,
@@ -275,8 +277,9 @@ fn failed(operation: &'static str, error: io::Error) -> Error {
     Error::storage(operation, PATH, error)
 }
 
-/// Opens the terminal with a separate file description, so that non-blocking mode does not
-/// affect other users of the terminal.
+/// Opens the terminal with a separate file description.
+///
+/// Non-blocking mode then does not affect other users of the terminal.
 fn open_device() -> Result<File> {
     OpenOptions::new()
         .read(true)

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 /// The most parameter bytes of a control sequence that are kept.
 const MAX_PARAMETER_BYTES: usize = 64;
 
-/// Private modes that are off by default and affect the next program: cursor keys, reverse
-/// video, origin, the mouse and focus modes, keypad, bracketed paste, synchronized output.
+/// Private modes that are off by default and affect the next program.
+///
+/// Cursor keys, reverse video, origin, the mouse and focus modes, keypad, bracketed paste, synchronized output.
 const OFF_BY_DEFAULT: [u16; 16] = [
     1, 5, 6, 9, 66, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 2004, 2026,
 ];
@@ -15,8 +16,7 @@ const ON_BY_DEFAULT: [u16; 2] = [7, 25];
 /// The modes of the alternate screen.
 const SCREENS: [u16; 3] = [47, 1047, 1049];
 
-/// Tracks the modes that a program sets, to restore them if the program dies or the
-/// session detaches.
+/// Tracks the modes that a program sets, to restore them after the session.
 ///
 /// Only changed modes are restored: leaving an alternate screen that was never entered
 /// moves the cursor.

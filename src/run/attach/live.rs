@@ -19,8 +19,7 @@ use crate::run::attach::session::Session;
 use crate::runtime::{OutputStream, Runtime, Status as Phase};
 use crate::spec::ContainerId;
 
-/// The timeout for the last output after the container's end, and for the container's
-/// end after the last output.
+/// The timeout between the container's end and the last output, in either order.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The interval between inspections of the container after the last output.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -151,7 +150,7 @@ impl Relay {
     }
 }
 
-/// Returns an error if the container is still running after a clean end of its output.
+/// Returns an error if the container is running after the end of its output.
 async fn premature_end(runtime: &dyn Runtime, container: &ContainerId) -> Option<RuntimeError> {
     let end = Instant::now();
     loop {

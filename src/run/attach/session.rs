@@ -47,8 +47,9 @@ impl Session {
         })
     }
 
-    /// Marks the session as attached from the start of the run, with a terminal of this
-    /// size. The start of the run records the session.
+    /// Marks the session as attached from the start of the run.
+    ///
+    /// The start of the run records the session and sets the terminal size.
     pub(crate) fn starts_with(&self, size: Option<WindowSize>) {
         *lock(&self.window) = size;
         self.start_recorded.store(true, Ordering::Relaxed);

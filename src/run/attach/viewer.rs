@@ -33,8 +33,7 @@ pub(super) enum Stage {
     Skip,
     /// The audit file. At its end, live output is subscribed to.
     History,
-    /// The part of the audit file written between the end of `History` and the
-    /// subscription.
+    /// The audit file between the end of `History` and the subscription.
     Seam(Subscription),
     /// Live output.
     Live(Subscription),
@@ -225,8 +224,7 @@ fn read_batch(reader: &mut Reader) -> Result<Vec<(Stream, Vec<u8>)>> {
     Ok(batch)
 }
 
-/// Returns true if the output missing before a live piece is to be read from the
-/// audit file.
+/// Returns true if output missing before a live piece is in the audit file.
 ///
 /// If no piece was dropped, another owner of the run has written the missing output.
 /// If pieces were dropped, only a lossless attachment reads them back.
