@@ -166,7 +166,7 @@ impl Manager {
         let (entry, monitor) = context.monitor(context.place(&id));
         let run = self.handle(Arc::clone(&entry));
         let pending = match attach {
-            Some(options) => Some(PendingAttachment::new(&run, &spec.settings(), options)?),
+            Some(options) => Some(PendingAttachment::new(&run, spec.settings(), options)?),
             None => None,
         };
         self.register(id, entry)?;
