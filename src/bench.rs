@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::audit::{Batch, RecordRef};
-use crate::capture::{Lines, Progress};
+use crate::capture::{LineAssembler, Progress};
 use crate::outcome::Stream;
 use crate::runtime::docker::demux::Demux;
 use crate::sink::jsonl::output::OutputText;
@@ -13,7 +13,7 @@ use crate::timestamp::Timestamp;
 #[derive(Debug)]
 pub struct Intake {
     demux: Demux,
-    lines: Lines,
+    lines: LineAssembler,
     ts: Timestamp,
 }
 
@@ -23,7 +23,7 @@ impl Intake {
     pub fn new() -> Self {
         Self {
             demux: Demux::new(false),
-            lines: Lines::default(),
+            lines: LineAssembler::default(),
             ts: Timestamp::now(),
         }
     }
@@ -44,7 +44,7 @@ impl Intake {
 /// A batch of the lines of `text`, all received at once.
 pub fn lines(text: &[u8]) -> Batch {
     let mut batch = Batch::new();
-    Lines::default().push(Timestamp::now(), Stream::Stdout, text, &mut batch);
+    LineAssembler::default().push(Timestamp::now(), Stream::Stdout, text, &mut batch);
     batch
 }
 

@@ -14,7 +14,7 @@ use crate::audit::{
     Batch, Event, LOG_FILE, LogState, Output, Reader, Record, RecordRef, Resume, ResumeCause,
     Verification,
 };
-use crate::capture::{Lines, PIECE};
+use crate::capture::{LineAssembler, MAX_RECORD_BYTES};
 use crate::outcome::{Ending, Evidence, Exit, PerStream, Seal, Stream, Verdict};
 use crate::sink::{Durability, Jsonl, LogSink, Resumed, RunPlace};
 use crate::spec::RunId;
@@ -161,7 +161,7 @@ pub fn demux(input: &[u8]) {
 /// follows: as many bytes as the next byte says; those, repeated as often as two more say; or a
 /// line's end.
 pub fn lines(input: &[u8]) {
-    const MOST: usize = 4 * PIECE;
+    const MOST: usize = 4 * MAX_RECORD_BYTES;
     type Record = (Stream, Vec<u8>, bool, bool);
 
     let mut input = Input(input);
@@ -174,7 +174,7 @@ pub fn lines(input: &[u8]) {
             0 => b"\n".to_vec(),
             1 => {
                 let unit = usize::from(head >> 4 & 3) + 1;
-                let times = input.short() % (2 * PIECE + 2);
+                let times = input.short() % (2 * MAX_RECORD_BYTES + 2);
                 input.take(unit).repeat(times)
             }
             _ => {
@@ -192,12 +192,12 @@ pub fn lines(input: &[u8]) {
 
     let ts = Timestamp::now();
     let assemble = |pieces: &mut dyn Iterator<Item = (Stream, &[u8])>, replacing: bool| {
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         lines.set_replacing_log(replacing);
         let mut batch = Batch::new();
         for (stream, bytes) in pieces {
             lines.push(ts, stream, bytes, &mut batch);
-            assert!(lines.open(stream).len() <= PIECE, "too much is held");
+            assert!(lines.open(stream).len() <= MAX_RECORD_BYTES, "too much is held");
         }
         lines.finish(ts, &mut batch);
         assert!(Stream::ALL.iter().all(|one| lines.open(*one).is_empty()));
@@ -222,7 +222,7 @@ pub fn lines(input: &[u8]) {
         let of: Vec<_> = cut.iter().filter(|record| record.0 == stream).collect();
         let mut joined = Vec::new();
         for (_, line, partial, lossy) in &of {
-            assert!(line.len() <= PIECE && !line.contains(&b'\n'));
+            assert!(line.len() <= MAX_RECORD_BYTES && !line.contains(&b'\n'));
             assert!(!lossy, "what was printed is marked as replaced");
             assert!(!(*partial && line.is_empty()), "a part of nothing");
             joined.extend_from_slice(line);
@@ -236,7 +236,7 @@ pub fn lines(input: &[u8]) {
         let at_once = assemble(&mut [(stream, &bytes[..])].into_iter(), false);
         assert!(at_once.iter().eq(of.iter().copied()), "chunks show");
         // Bytes one by one, as long as they are few.
-        let few = 1 + bytes.len() / PIECE * 97;
+        let few = 1 + bytes.len() / MAX_RECORD_BYTES * 97;
         let mut chunks = bytes.chunks(few).map(|few| (stream, few));
         assert!(assemble(&mut chunks, false) == at_once, "chunks show");
         // From a log that replaces, the same records, and those marked that may be changed.

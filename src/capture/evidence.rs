@@ -2,7 +2,7 @@
 
 use super::Progress;
 use super::fidelity::log_records;
-use super::lines::Lines;
+use super::lines::LineAssembler;
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, LogFidelity};
 
@@ -31,7 +31,7 @@ impl Tail {
     /// Where it is the whole log, the two must be equal. Otherwise each stream must end with what
     /// the tail has of it, and the tail must not repeat itself: identical lines agree with a tap
     /// that was cut at any of them.
-    pub(crate) fn agrees(&self, progress: &Progress, lines: &Lines, fidelity: LogFidelity) -> bool {
+    pub(crate) fn agrees(&self, progress: &Progress, lines: &LineAssembler, fidelity: LogFidelity) -> bool {
         let records: usize = Stream::ALL
             .iter()
             .map(|stream| log_records(&self.bytes[*stream]))
@@ -82,8 +82,8 @@ mod tests {
     use crate::audit::Batch;
     use crate::timestamp::Timestamp;
 
-    fn captured(bytes: &[u8]) -> (Progress, Lines) {
-        let mut lines = Lines::default();
+    fn captured(bytes: &[u8]) -> (Progress, LineAssembler) {
+        let mut lines = LineAssembler::default();
         let mut progress = Progress::default();
         let mut batch = Batch::new();
         lines.push(Timestamp::now(), Stream::Stdout, bytes, &mut batch);

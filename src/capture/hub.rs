@@ -11,26 +11,26 @@ use tokio::sync::mpsc;
 use crate::outcome::{PerStream, Stream};
 
 /// How many bytes wait for one looker-on, with what a piece itself takes.
-const WAITING: usize = 1 << 20;
-const PIECE: usize = 128;
+const MAX_PENDING_BYTES: usize = 1 << 20;
+const CHUNK_OVERHEAD_BYTES: usize = 128;
 
 /// A part of a stream, and where in the stream it is.
 #[derive(Debug, Clone)]
-pub(crate) struct Piece {
+pub(crate) struct LiveChunk {
     pub(crate) stream: Stream,
     /// The number of bytes of the stream before it.
     pub(crate) offset: u64,
     pub(crate) bytes: Bytes,
 }
 
-impl Piece {
+impl LiveChunk {
     pub(crate) fn end(&self) -> u64 {
         self.offset + self.bytes.len() as u64
     }
 
     /// How much it takes while it waits.
     fn cost(&self) -> usize {
-        self.bytes.len() + PIECE
+        self.bytes.len() + CHUNK_OVERHEAD_BYTES
     }
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Hub {
 #[derive(Debug, Default)]
 struct Inner {
     /// What was received and is not in the log yet.
-    pending: VecDeque<Piece>,
+    pending: VecDeque<LiveChunk>,
     watchers: Vec<Watcher>,
     /// How many bytes of each stream were received.
     received: PerStream<u64>,
@@ -55,7 +55,7 @@ struct Inner {
 }
 
 impl Inner {
-    fn watch(&mut self) -> Option<Pieces> {
+    fn watch(&mut self) -> Option<LiveReceiver> {
         if self.closed {
             return None;
         }
@@ -67,7 +67,7 @@ impl Inner {
             waiting: Arc::clone(&waiting),
             behind: Arc::clone(&behind),
         });
-        Some(Pieces {
+        Some(LiveReceiver {
             receiver,
             waiting,
             behind,
@@ -77,16 +77,16 @@ impl Inner {
 
 #[derive(Debug)]
 struct Watcher {
-    sender: mpsc::UnboundedSender<Piece>,
+    sender: mpsc::UnboundedSender<LiveChunk>,
     waiting: Arc<AtomicUsize>,
     behind: Arc<AtomicBool>,
 }
 
 impl Watcher {
     /// `false`: it has gone. One that is behind gets nothing.
-    fn show(&self, piece: &Piece) -> bool {
+    fn show(&self, piece: &LiveChunk) -> bool {
         let waiting = self.waiting.load(Ordering::Relaxed);
-        if waiting > 0 && waiting + piece.cost() > WAITING {
+        if waiting > 0 && waiting + piece.cost() > MAX_PENDING_BYTES {
             self.behind.store(true, Ordering::Relaxed);
             return !self.sender.is_closed();
         }
@@ -97,21 +97,21 @@ impl Watcher {
 
 /// What comes, for one looker-on.
 #[derive(Debug)]
-pub(crate) struct Pieces {
-    receiver: mpsc::UnboundedReceiver<Piece>,
+pub(crate) struct LiveReceiver {
+    receiver: mpsc::UnboundedReceiver<LiveChunk>,
     waiting: Arc<AtomicUsize>,
     behind: Arc<AtomicBool>,
 }
 
-impl Pieces {
+impl LiveReceiver {
     /// Whether pieces were withheld because too many were waiting. Where none were, what is
     /// missing before a piece is in the log: another owner of the run has written it.
-    pub(crate) fn fell_behind(&self) -> bool {
+    pub(crate) fn has_lagged(&self) -> bool {
         self.behind.load(Ordering::Relaxed)
     }
 
     /// The next piece; `None` after the end. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Option<Piece> {
+    pub(crate) async fn next(&mut self) -> Option<LiveChunk> {
         let piece = self.receiver.recv().await?;
         self.waiting.fetch_sub(piece.cost(), Ordering::Relaxed);
         Some(piece)
@@ -124,7 +124,7 @@ impl Hub {
     }
 
     /// Shows a piece to everyone who keeps up; the others find out from the next one.
-    pub(super) fn publish(&self, piece: Piece) {
+    pub(super) fn publish(&self, piece: LiveChunk) {
         let mut inner = self.lock();
         inner.watchers.retain(|watcher| watcher.show(&piece));
         inner.received[piece.stream] = piece.end();
@@ -132,9 +132,9 @@ impl Hub {
     }
 
     /// Shows bytes that go to no log; `false`: nobody looks on any more.
-    pub(crate) fn pass_on(&self, stream: Stream, bytes: Bytes) -> bool {
+    pub(crate) fn publish_ephemeral(&self, stream: Stream, bytes: Bytes) -> bool {
         let offset = self.lock().received[stream];
-        self.publish(Piece {
+        self.publish(LiveChunk {
             stream,
             offset,
             bytes,
@@ -145,25 +145,25 @@ impl Hub {
     }
 
     /// So much was received before.
-    pub(super) fn goes_on_after(&self, bytes: PerStream<u64>) {
+    pub(super) fn start_at(&self, bytes: PerStream<u64>) {
         self.lock().received = bytes;
     }
 
     /// A receiver of what comes, `None` after the end, and how much of each stream came before.
-    pub(crate) fn subscribe_live(&self) -> (PerStream<u64>, Option<Pieces>) {
+    pub(crate) fn subscribe_live(&self) -> (PerStream<u64>, Option<LiveReceiver>) {
         let mut inner = self.lock();
         (inner.received, inner.watch())
     }
 
     /// Forgets what is in the log now.
-    pub(super) fn logged(&self, bytes: PerStream<u64>) {
+    pub(super) fn mark_logged(&self, bytes: PerStream<u64>) {
         self.lock()
             .pending
             .retain(|piece| piece.end() > bytes[piece.stream]);
     }
 
     /// What is not in the log yet, and a receiver of what comes; `None` after the end.
-    pub(crate) fn subscribe(&self) -> (Vec<Piece>, Option<Pieces>) {
+    pub(crate) fn subscribe(&self) -> (Vec<LiveChunk>, Option<LiveReceiver>) {
         let mut inner = self.lock();
         let pending = inner.pending.iter().cloned().collect();
         (pending, inner.watch())
@@ -181,8 +181,8 @@ impl Hub {
 mod tests {
     use super::*;
 
-    fn piece(offset: u64, bytes: &'static [u8]) -> Piece {
-        Piece {
+    fn piece(offset: u64, bytes: &'static [u8]) -> LiveChunk {
+        LiveChunk {
             stream: Stream::Stdout,
             offset,
             bytes: Bytes::from_static(bytes),
@@ -194,7 +194,7 @@ mod tests {
         let hub = Hub::default();
         hub.publish(piece(0, b"one\n"));
         hub.publish(piece(4, b"two"));
-        hub.logged(PerStream {
+        hub.mark_logged(PerStream {
             stdout: 4,
             ..PerStream::default()
         });
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn one_who_wants_what_comes_is_told_how_much_was_before() {
         let hub = Hub::default();
-        hub.goes_on_after(PerStream {
+        hub.start_at(PerStream {
             stderr: 9,
             ..PerStream::default()
         });
@@ -229,12 +229,12 @@ mod tests {
         let (_, receiver) = hub.subscribe();
         for n in 0..100_000 {
             hub.publish(piece(n, b"x"));
-            hub.logged(PerStream {
+            hub.mark_logged(PerStream {
                 stdout: n + 1,
                 ..PerStream::default()
             });
         }
-        assert!(receiver.unwrap().receiver.len() * PIECE <= WAITING);
+        assert!(receiver.unwrap().receiver.len() * CHUNK_OVERHEAD_BYTES <= MAX_PENDING_BYTES);
         assert!(hub.lock().pending.is_empty());
     }
 }

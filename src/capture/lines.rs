@@ -7,15 +7,15 @@ use crate::outcome::{PerStream, Stream};
 use crate::timestamp::Timestamp;
 
 /// The most bytes of a line in one record.
-pub(crate) const PIECE: usize = 16 * 1024;
+pub(crate) const MAX_RECORD_BYTES: usize = 16 * 1024;
 
 /// What stands for a byte that an engine's log could not keep.
 const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
 
 /// Assembles the lines of a container's streams.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
-    /// The bytes of each stream's open line that are in no record yet: at most `PIECE`.
+pub(crate) struct LineAssembler {
+    /// The bytes of each stream's open line that are in no record yet: at most `MAX_RECORD_BYTES`.
     open: PerStream<Vec<u8>>,
     /// How many of those, the first ones, came as they were printed, and not from such a log.
     printed: PerStream<usize>,
@@ -23,7 +23,7 @@ pub(crate) struct Lines {
     replaced: bool,
 }
 
-impl Lines {
+impl LineAssembler {
     /// Says whether what comes now is from a log that replaces what is not UTF-8: then a record
     /// with U+FFFD in it is marked, since nobody can tell what it was.
     pub(crate) fn set_replacing_log(&mut self, replaced: bool) {
@@ -85,7 +85,7 @@ impl Lines {
         let mut from = 0;
         for end in memchr_iter(b'\n', bytes) {
             let line = &bytes[from..end];
-            if line.len() > PIECE {
+            if line.len() > MAX_RECORD_BYTES {
                 break;
             }
             let lossy = self.replaced && memmem::find(line, REPLACEMENT).is_some();
@@ -109,14 +109,14 @@ impl Lines {
         while !bytes.is_empty() {
             let open = &mut self.open[stream];
             // One byte more than a piece: only that shows that the line is longer than one.
-            let take = bytes.len().min(PIECE + 1 - open.len());
+            let take = bytes.len().min(MAX_RECORD_BYTES + 1 - open.len());
             open.extend_from_slice(&bytes[..take]);
             if !self.replaced {
                 self.printed[stream] = open.len();
             }
             bytes = &bytes[take..];
-            if open.len() > PIECE {
-                let cut = boundary(&open[..PIECE]);
+            if open.len() > MAX_RECORD_BYTES {
+                let cut = boundary(&open[..MAX_RECORD_BYTES]);
                 let rest = open.split_off(cut);
                 let printed = self.printed[stream].saturating_sub(cut);
                 self.emit(ts, stream, &[], true, batch);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     fn assemble(bytes: &[u8], cuts: &[usize]) -> Seen {
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         let mut batch = Batch::new();
         let mut start = 0;
         let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
@@ -201,7 +201,7 @@ mod tests {
                 &bytes[start..cut],
                 &mut batch,
             );
-            assert!(lines.open[Stream::Stdout].len() <= PIECE);
+            assert!(lines.open[Stream::Stdout].len() <= MAX_RECORD_BYTES);
             start = cut;
         }
         lines.finish(Timestamp::now(), &mut batch);
@@ -219,15 +219,15 @@ mod tests {
         bytes
     }
 
-    /// Lines of every length around a piece, of characters of every width, some of them broken.
+    /// LineAssembler of every length around a piece, of characters of every width, some of them broken.
     fn output() -> impl Strategy<Value = Vec<u8>> {
         let line = (
             prop_oneof![Just("x"), Just("é"), Just("€"), Just("🦀")],
             prop_oneof![
                 0usize..40,
-                (PIECE / 4 - 3)..(PIECE / 4 + 3),
-                (PIECE - 5)..(PIECE + 5),
-                Just(2 * PIECE + 1)
+                (MAX_RECORD_BYTES / 4 - 3)..(MAX_RECORD_BYTES / 4 + 3),
+                (MAX_RECORD_BYTES - 5)..(MAX_RECORD_BYTES + 5),
+                Just(2 * MAX_RECORD_BYTES + 1)
             ],
             prop::collection::vec(any::<u8>(), 0..4),
             any::<bool>(),
@@ -254,7 +254,7 @@ mod tests {
             prop_assert_eq!(&bytes_of(&whole), &bytes);
             prop_assert_eq!(&assemble(&bytes, &cuts), &whole);
             for (_, line, _) in &whole {
-                prop_assert!(line.len() <= PIECE);
+                prop_assert!(line.len() <= MAX_RECORD_BYTES);
             }
             if std::str::from_utf8(&bytes).is_ok() {
                 for (_, line, _) in &whole {
@@ -266,17 +266,17 @@ mod tests {
 
     #[test]
     fn a_line_of_exactly_one_piece_is_one_record() {
-        let mut bytes = vec![b'x'; PIECE];
+        let mut bytes = vec![b'x'; MAX_RECORD_BYTES];
         bytes.push(b'\n');
         assert_eq!(
-            assemble(&bytes, &[1, PIECE]),
-            [(Stream::Stdout, vec![b'x'; PIECE], false)]
+            assemble(&bytes, &[1, MAX_RECORD_BYTES]),
+            [(Stream::Stdout, vec![b'x'; MAX_RECORD_BYTES], false)]
         );
     }
 
     #[test]
     fn streams_do_not_mix() {
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         let mut batch = Batch::new();
         let now = Timestamp::now();
         lines.push(now, Stream::Stdout, b"o1", &mut batch);
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn a_replaced_byte_marks_its_record_only_where_the_source_replaces() {
         let lossy = |replaced: bool| {
-            let mut lines = Lines::default();
+            let mut lines = LineAssembler::default();
             let mut batch = Batch::new();
             lines.set_replacing_log(replaced);
             lines.push(

@@ -36,7 +36,7 @@ pub(crate) struct Progress {
     /// The last thing that became of the writing end of a pipe, and the process that it was.
     pub(crate) input: Option<(Action, u32)>,
     /// How many records there are of what was done in front of it, and of input.
-    pub(crate) done: u64,
+    pub(crate) interactions: u64,
     /// All that the log says of stops.
     pub(crate) stops: Vec<Stop>,
     /// How far each stream has come.
@@ -171,7 +171,7 @@ impl Progress {
 
     fn observe_counts(&mut self, record: RecordRef<'_>, behind: usize) {
         if let RecordRef::Event(Event::Note { .. } | Event::Stdin(_)) = record {
-            self.done += 1;
+            self.interactions += 1;
         }
         match record {
             RecordRef::Output {
@@ -234,14 +234,14 @@ impl Progress {
     }
 
     /// What the log says of the run that no other source can say again.
-    pub(super) fn said(&self) -> Vec<Event> {
+    pub(super) fn lifecycle(&self) -> Vec<Event> {
         let started = self.started.clone().map(Box::new).map(Event::Started);
         let stops = self.stops.iter().cloned().map(Event::Stop);
         started.into_iter().chain(stops).collect()
     }
 
     /// Whether the log says this of the start, or of a stop.
-    pub(crate) fn has(&self, event: &Event) -> bool {
+    pub(crate) fn contains(&self, event: &Event) -> bool {
         match event {
             Event::Started(_) => self.started.is_some(),
             Event::Stop(stop) => self.stops.contains(stop),

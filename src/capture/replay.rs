@@ -4,7 +4,7 @@ use bytes::Bytes;
 use memchr::memchr_iter;
 
 use super::Progress;
-use super::lines::Lines;
+use super::lines::LineAssembler;
 use crate::audit::{Batch, GapReason};
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, LogFidelity};
@@ -47,7 +47,7 @@ enum SkipState {
 
 impl Replay {
     /// A replay that goes on after what `progress` and the open lines of `lines` have.
-    pub(super) fn new(progress: &Progress, lines: &mut Lines, fidelity: LogFidelity) -> Self {
+    pub(super) fn new(progress: &Progress, lines: &mut LineAssembler, fidelity: LogFidelity) -> Self {
         let mut streams = PerStream::<Skip>::default();
         for stream in Stream::ALL {
             // The first part of a character is taken off: the log shows the whole one, or
@@ -99,7 +99,7 @@ impl Replay {
 
     /// Ends the replay: the streams whose position the log did not reach. What was held back of
     /// a stream that the log did not go on with is given back to `lines`.
-    pub(super) fn finish(self, lines: &mut Lines, batch: &mut Batch) -> Vec<Stream> {
+    pub(super) fn finish(self, lines: &mut LineAssembler, batch: &mut Batch) -> Vec<Stream> {
         let mut shorter = Vec::new();
         // It was printed like this.
         lines.set_replacing_log(false);
@@ -188,7 +188,7 @@ mod tests {
         parts: &[usize],
     ) -> (Vec<u8>, bool) {
         let now = Timestamp::now();
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         let mut progress = Progress::default();
         progress.started = Some(Started {
             ts: now,
@@ -213,7 +213,7 @@ mod tests {
         let mut wrong = false;
         for (n, part) in parts.iter().chain([&usize::MAX]).enumerate() {
             if crash {
-                lines = Lines::default();
+                lines = LineAssembler::default();
             }
             let log = &log[..log.len().min(*part)];
             let mut replay = Replay::new(&progress, &mut lines, fidelity);
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_log_that_is_shorter_or_differs_is_found() {
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         let mut progress = Progress::default();
         let mut batch = Batch::new();
         lines.push(Timestamp::now(), Stream::Stdout, b"a\nb\nc\n", &mut batch);

@@ -134,9 +134,9 @@ impl Monitor {
 
         let mut signals = Signals {
             events: received,
-            typed: self.typed.take().unwrap_or_else(|| mpsc::channel(1).1),
+            stdin_records: self.typed.take().unwrap_or_else(|| mpsc::channel(1).1),
             exited: CancellationToken::new(),
-            leaving: closing.clone(),
+            shutdown: closing.clone(),
             limit: CancellationToken::new(),
             recorded: CancellationToken::new(),
         };
@@ -157,11 +157,11 @@ impl Monitor {
         };
         let ended = self.how_it_ended(&container, &id, end);
         let Some(rest) = closing.run_until_cancelled(ended).await else {
-            self.flush_on_shutdown(&mut capture, signals.queued()).await;
+            self.flush_on_shutdown(&mut capture, signals.drain()).await;
             return None;
         };
         self.publish(Transition::Ended(rest.ending.clone()));
-        let mut left = signals.queued();
+        let mut left = signals.drain();
         while let Ok(note) = self.notes.try_recv() {
             left.push(note);
         }
@@ -185,7 +185,7 @@ impl Monitor {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
                 return lost(format!("the connection was lost: {error}"));
             }
-            PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Left => {
+            PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Shutdown => {
                 return lost("its log took nothing".into());
             }
             PumpEnd::Sink(error) => return lost(format!("its log failed: {}", error.chain())),

@@ -247,14 +247,14 @@ impl Monitor {
             let _ = events.send(Record::Started(Box::new(new.started)));
             (new.reply, new.input)
         });
-        let pulse = Arc::clone(capture.pulse());
+        let pulse = Arc::clone(capture.stats());
         let recorded = CancellationToken::new();
         let (exited, limit) = (CancellationToken::new(), CancellationToken::new());
         let mut signals = Signals {
             events: received,
-            typed: self.typed.take().unwrap_or_else(|| mpsc::channel(1).1),
+            stdin_records: self.typed.take().unwrap_or_else(|| mpsc::channel(1).1),
             exited: exited.clone(),
-            leaving: context.closing.clone(),
+            shutdown: context.closing.clone(),
             limit: limit.clone(),
             recorded: recorded.clone(),
         };
@@ -328,7 +328,7 @@ impl Monitor {
                     request = Some(StopRequest { cause: StopCause::TimeLimit, grace: None });
                 }
                 () = until(silent_at), if ended.is_none() && pumped.is_none() && !silenced => {
-                    let heard = pulse.heard().zip(silence).map(|(heard, limit)| heard + limit);
+                    let heard = pulse.last_activity().zip(silence).map(|(heard, limit)| heard + limit);
                     silent_at = silent_at.max(heard);
                     silenced = silent_at.is_some_and(|at| at <= Instant::now());
                     let cause = StopCause::SilenceLimit;
@@ -379,7 +379,7 @@ impl Monitor {
                 }
             };
             tokio::join!(pump, self.stopper.asked());
-            let mut left = signals.queued();
+            let mut left = signals.drain();
             left.append(&mut stops);
             self.flush_on_shutdown(capture, left).await;
             return None;
@@ -392,7 +392,7 @@ impl Monitor {
             at,
             tap_ended: pumped.tap_ended,
             eof: pumped.eof,
-            left: signals.queued(),
+            left: signals.drain(),
         })
     }
 

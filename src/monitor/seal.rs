@@ -69,7 +69,7 @@ impl Monitor {
                 Ok(seal) => break seal,
                 Err(error) => {
                     self.report_blocked(&error);
-                    self.tell_gaps(capture.pulse());
+                    self.tell_gaps(capture.stats());
                     persist_ending(&self.context, &mut file, &ending).await;
                     let closing = &self.context.closing;
                     closing.run_until_cancelled(backoff.pause()).await?;
@@ -77,7 +77,7 @@ impl Monitor {
             }
         };
         file.seal = Some(seal);
-        self.tell_gaps(capture.pulse());
+        self.tell_gaps(capture.stats());
         self.close(&file, capture.progress.last_lines()).await;
         Some(file)
     }
@@ -129,7 +129,7 @@ impl Monitor {
         let requests = self.foreign_records().await?;
         left.extend(requests.iter().map(|(_, record)| record.clone()));
         // An earlier try may have come so far.
-        left.retain(|record| !capture.progress.has(record));
+        left.retain(|record| !capture.progress.contains(record));
         capture.write(left).await?;
         watched.left.clear();
         let recorded = requests.into_iter().map(|(path, _)| path).collect();
@@ -450,7 +450,7 @@ impl Monitor {
         fidelity: LogFidelity,
         whole_tap: bool,
     ) -> Result<()> {
-        let mut signals = Signals::after_the_end();
+        let mut signals = Signals::after_exit();
         let request = LogsRequest::all(tty);
         let stream = self.context.runtime.logs(container, request).await?;
         let end = capture
@@ -466,7 +466,7 @@ impl Monitor {
             .into()),
             PumpEnd::Stalled => Err(Error::Stalled),
             PumpEnd::Sink(error) => Err(error),
-            PumpEnd::Left => Err(Error::Closed),
+            PumpEnd::Shutdown => Err(Error::Closed),
         }
     }
 

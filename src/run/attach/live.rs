@@ -6,7 +6,7 @@ use futures::StreamExt;
 use tokio::sync::oneshot;
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::capture::{Hub, Piece, Pieces};
+use crate::capture::{Hub, LiveChunk, LiveReceiver};
 use crate::error::{Result, RuntimeError};
 use crate::outcome::Stream;
 use crate::run::attach::input::Session;
@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// A connection to the output of a container that runs.
 pub(crate) struct LiveOutput {
-    pieces: Pieces,
+    pieces: LiveReceiver,
     /// `None`: it was told.
     end: Option<oneshot::Receiver<End>>,
     broken: Option<RuntimeError>,
@@ -41,7 +41,7 @@ impl LiveOutput {
     /// # Errors
     ///
     /// The connection ended before the container did: nobody knows what was missed.
-    pub(crate) async fn next(&mut self) -> Result<Option<Piece>> {
+    pub(crate) async fn next(&mut self) -> Result<Option<LiveChunk>> {
         if let Some(piece) = self.pieces.next().await {
             return Ok(Some(piece));
         }
@@ -49,7 +49,7 @@ impl LiveOutput {
             && let Ok(End { received, broken }) = end.await
         {
             self.broken = broken;
-            return Ok(Some(Piece {
+            return Ok(Some(LiveChunk {
                 stream: Stream::Tty,
                 offset: received,
                 bytes: Bytes::new(),
@@ -96,7 +96,7 @@ impl Session {
                 loop {
                     match stream.next().await {
                         Some(Ok(chunk)) => {
-                            if !hub.pass_on(chunk.stream, chunk.bytes) {
+                            if !hub.publish_ephemeral(chunk.stream, chunk.bytes) {
                                 return None;
                             }
                         }

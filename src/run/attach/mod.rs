@@ -17,7 +17,7 @@ use futures::future::BoxFuture;
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::audit::{Action, Reader, Record};
-use crate::capture::{Piece, Pieces};
+use crate::capture::{LiveChunk, LiveReceiver};
 use crate::error::{Error, Result};
 use crate::monitor::entry::{Pipe, lock};
 use crate::outcome::{Outcome, PerStream, Stream};
@@ -369,7 +369,7 @@ struct Viewer {
     seen: PerStream<u64>,
     /// What comes from the engine, past the file.
     direct: Option<LiveOutput>,
-    live: Option<(VecDeque<Piece>, Option<Pieces>)>,
+    live: Option<(VecDeque<LiveChunk>, Option<LiveReceiver>)>,
     stage: Stage,
     out: Vec<Attached>,
 }
@@ -491,19 +491,19 @@ impl Viewer {
     /// Whether what is missing before a live piece is to be read from the file.
     fn is_in_file(&self) -> bool {
         let withheld = match &self.live {
-            Some((_, Some(pieces))) => pieces.fell_behind(),
+            Some((_, Some(pieces))) => pieces.has_lagged(),
             _ => false,
         };
         self.lossless || !withheld && self.file().is_some()
     }
 
-    fn put_back(&mut self, piece: Piece) {
+    fn put_back(&mut self, piece: LiveChunk) {
         if let Some((pending, _)) = &mut self.live {
             pending.push_front(piece);
         }
     }
 
-    fn show(&mut self, piece: Piece) {
+    fn show(&mut self, piece: LiveChunk) {
         let seen = self.seen[piece.stream];
         let end = piece.end();
         if end <= seen {
@@ -576,7 +576,7 @@ impl Viewer {
             let offset = self.in_file[stream];
             self.in_file[stream] += bytes.len() as u64;
             let bytes = bytes.into();
-            self.show(Piece {
+            self.show(LiveChunk {
                 stream,
                 offset,
                 bytes,

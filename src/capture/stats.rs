@@ -35,7 +35,7 @@ impl CaptureStats {
     }
 
     /// When something was last received; also what is past the limit.
-    pub(crate) fn heard(&self) -> Option<Instant> {
+    pub(crate) fn last_activity(&self) -> Option<Instant> {
         self.beat().heard
     }
 
@@ -53,12 +53,12 @@ impl CaptureStats {
         self.beat().heard = Some(until);
     }
 
-    pub(super) fn received(&self, bytes: PerStream<u64>) {
+    pub(super) fn set_received(&self, bytes: PerStream<u64>) {
         self.beat().counts.bytes = bytes;
     }
 
     /// What is on its way to the log, of which `records` are output in all.
-    pub(super) fn recorded(&self, batch: &Batch, records: u64) {
+    pub(super) fn record_batch(&self, batch: &Batch, records: u64) {
         let mut beat = self.beat();
         beat.counts.records = records;
         for record in batch.iter() {
