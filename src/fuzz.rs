@@ -197,7 +197,10 @@ pub fn lines(input: &[u8]) {
         let mut batch = Batch::new();
         for (stream, bytes) in pieces {
             lines.push(ts, stream, bytes, &mut batch);
-            assert!(lines.open(stream).len() <= MAX_RECORD_BYTES, "too much is held");
+            assert!(
+                lines.open(stream).len() <= MAX_RECORD_BYTES,
+                "too much is held"
+            );
         }
         lines.finish(ts, &mut batch);
         assert!(Stream::ALL.iter().all(|one| lines.open(*one).is_empty()));

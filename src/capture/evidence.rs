@@ -31,7 +31,12 @@ impl Tail {
     /// Where it is the whole log, the two must be equal. Otherwise each stream must end with what
     /// the tail has of it, and the tail must not repeat itself: identical lines agree with a tap
     /// that was cut at any of them.
-    pub(crate) fn agrees(&self, progress: &Progress, lines: &LineAssembler, fidelity: LogFidelity) -> bool {
+    pub(crate) fn agrees(
+        &self,
+        progress: &Progress,
+        lines: &LineAssembler,
+        fidelity: LogFidelity,
+    ) -> bool {
         let records: usize = Stream::ALL
             .iter()
             .map(|stream| log_records(&self.bytes[*stream]))

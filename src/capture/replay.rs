@@ -47,7 +47,11 @@ enum SkipState {
 
 impl Replay {
     /// A replay that goes on after what `progress` and the open lines of `lines` have.
-    pub(super) fn new(progress: &Progress, lines: &mut LineAssembler, fidelity: LogFidelity) -> Self {
+    pub(super) fn new(
+        progress: &Progress,
+        lines: &mut LineAssembler,
+        fidelity: LogFidelity,
+    ) -> Self {
         let mut streams = PerStream::<Skip>::default();
         for stream in Stream::ALL {
             // The first part of a character is taken off: the log shows the whole one, or
