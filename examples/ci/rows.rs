@@ -178,11 +178,9 @@ pub(crate) fn told(event: &Event) -> Option<(Timestamp, &'static str, String)> {
 
 fn missing(gap: &Gap) -> String {
     let stream = gap.stream.map_or("output", |stream| stream.as_str());
-    let what = match (gap.lines, gap.bytes) {
-        (Some(lines), Some(bytes)) => format!("{lines} lines, {bytes} bytes of {stream}"),
-        (Some(lines), None) => format!("{lines} lines of {stream}"),
-        (None, Some(bytes)) => format!("{bytes} bytes of {stream}"),
-        (None, None) => format!("some {stream}"),
+    let what = match gap.bytes {
+        Some(bytes) => format!("{bytes} bytes of {stream}"),
+        None => format!("some {stream}"),
     };
     let possibly = if gap.possible { "possibly " } else { "" };
     let mut text = format!("{possibly}missing: {what}; {}", name(&gap.reason));

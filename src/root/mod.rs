@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::line::{self, Line};
-use crate::audit::lines::LONGEST_LINE;
+use crate::audit::line_reader::MAX_LINE_BYTES;
 use crate::audit::scan::{ends_as_seal, newline_lost};
 use crate::audit::{Event, Follow, LOG_FILE, LogState, exec_file, exec_number, verify};
 use crate::disk;
@@ -24,7 +24,7 @@ use crate::state::RunStatus;
 /// How the folders begin of runs that are being removed: no run's id does.
 const REMOVED: &str = ".removed-";
 /// No file of ours is larger, but for the audit: its first record is not, either.
-const LONGEST_RECORD: u64 = LONGEST_LINE as u64;
+const LONGEST_RECORD: u64 = MAX_LINE_BYTES as u64;
 /// How much of each end of an audit file is looked at to tell where a run is.
 const GLANCE: u64 = 64 * 1024;
 /// How long a folder without a file of a run's may be that of a run that is being made.
@@ -579,7 +579,7 @@ fn last_line(file: &mut fs::File, length: u64) -> io::Result<Vec<u8>> {
         let whole = bytes.len() - usize::from(bytes.ends_with(b"\n"));
         match memchr::memrchr(b'\n', &bytes[..whole]) {
             Some(newline) => return Ok(bytes.split_off(newline + 1)),
-            None if from == 0 || wanted > LONGEST_LINE as u64 => return Ok(bytes),
+            None if from == 0 || wanted > MAX_LINE_BYTES as u64 => return Ok(bytes),
             None => wanted *= 4,
         }
     }

@@ -85,8 +85,11 @@ pub(crate) fn pipeline(dir: &Path) -> Vec<Step> {
     }
     let build = build
         .event("stop", json!({"cause": "requested", "signal": "SIGWINCH"}))
-        .event("gap", json!({"stream": "stdout", "reason": "log_unreadable", "possible": false, "bytes": 1234, "lines": 56,
-            "detail": "the engine's log was deleted"}))
+        .event(
+            "gap",
+            json!({"stream": "stdout", "reason": "log_unreadable", "possible": false, "bytes": 1234,
+            "detail": "the engine's log was deleted"}),
+        )
         .later(40)
         .out("\x1b[1;32m    Finished\x1b[0m release profile [optimized] in 6.1 s")
         .sealed(dir, 0);
