@@ -5,8 +5,9 @@ use std::thread;
 
 use sha2::{Digest, Sha256};
 
-/// The file size from which a thread pays off: the digest takes longer than everything else that
-/// is done to a line.
+/// The file size from which the digest runs on a thread.
+///
+/// The digest takes longer than everything else that is done to a line.
 const THREAD_THRESHOLD_BYTES: u64 = if cfg!(test) { 64 << 10 } else { 4 << 20 };
 /// The number of buffers that wait for the thread.
 const QUEUED_BUFFERS: usize = 2;

@@ -45,7 +45,7 @@ fn flag<'a>(rest: &'a [u8], flag: &[u8]) -> (bool, &'a [u8]) {
     }
 }
 
-/// Decodes the rest of a JSON string, and returns it with the bytes after its quote.
+/// Decodes the rest of a JSON string. Also returns the bytes after its quote.
 fn text(rest: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
     let mut decoded = Vec::new();
     let mut from = 0;

@@ -14,11 +14,13 @@ use crate::outcome::Stream;
 
 /// The interval at which a growing file is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// The limits of one read for an async stream: records, and approximate bytes of output.
+/// The limits of one read for an async stream: records and bytes of output.
 const READ_RECORDS: usize = 512;
 const READ_BYTES: usize = 1 << 20;
 
-/// Options for following an audit file. By default all records are followed, from the first.
+/// Options for following an audit file.
+///
+/// By default all records are followed, from the first.
 ///
 /// Any process may follow any file: a follower never blocks the writer. The records end after the
 /// seal. Without a seal the follower waits, also if the writer has died: the next manager that
@@ -60,28 +62,34 @@ impl Follow {
         }
     }
 
-    /// Starts at record `number` of the file, which is the number of records to skip. The `start`
-    /// record is number 0. A reader that has seen `number` records continues there.
+    /// Starts at record `number` of the file, which is the number of records to skip.
+    ///
+    /// The `start` record is number 0. A reader that has seen `number` records continues there.
     pub fn from_record(mut self, number: u64) -> Self {
         self.from = StartAt::Record(number);
         self
     }
 
-    /// Starts at the last `lines` output records that the file has now, of the requested stream. A
-    /// record is a line, or up to 16 KiB of a longer line. These records are held in memory.
+    /// Starts at the last `lines` output records of the requested stream.
+    ///
+    /// These are the last records at the time of the call, and they are held in memory. A record is
+    /// a line, or up to 16 KiB of a longer line. Later records follow.
     pub fn last(mut self, lines: usize) -> Self {
         self.from = StartAt::Last(lines);
         self
     }
 
-    /// Returns the output of one stream only. Records other than output are always returned.
+    /// Returns the output of one stream only.
+    ///
+    /// Records other than output are always returned.
     pub fn stream(mut self, stream: Stream) -> Self {
         self.stream = Some(stream);
         self
     }
 
-    /// Sets whether to wait for more records if the file has no seal. The default is true.
-    /// Otherwise the records end after the last whole record.
+    /// Sets whether to wait for more records if the file has no seal.
+    ///
+    /// The default is true. Otherwise the records end after the last whole record.
     pub fn wait(mut self, wait: bool) -> Self {
         self.wait = wait;
         self
@@ -99,7 +107,9 @@ impl Follow {
         Records::open(self)
     }
 
-    /// Returns the records as an async stream with the items of [`records`](Self::records).
+    /// Returns the records as an async stream.
+    ///
+    /// The items are those of [`records`](Self::records).
     ///
     /// A dedicated thread reads the file, some records ahead. Dropping the stream ends the thread.
     pub fn into_stream(self) -> BoxStream<'static, Result<Record>> {
@@ -196,7 +206,7 @@ impl Records {
         Ok(records)
     }
 
-    /// Reads to the current end, and holds the last `lines` output records and those between.
+    /// Reads to the current end, and holds the records from the last `lines` on.
     fn skip_to_last(&mut self, lines: usize) -> Result<()> {
         let mut held = 0;
         while let Some(record) = self.reader.next().transpose()? {

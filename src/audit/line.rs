@@ -66,7 +66,9 @@ impl LineError {
     }
 }
 
-/// Text that is borrowed if its JSON has no escapes. (serde never borrows an `Option<Cow<str>>`.)
+/// Text that is borrowed if its JSON has no escapes.
+///
+/// (serde never borrows an `Option<Cow<str>>`.)
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -197,8 +199,9 @@ pub(crate) fn begins_as_seal(line: &[u8]) -> bool {
     line.starts_with(SEAL_HEAD)
 }
 
-/// Returns true if a line has zero bytes. No record does; a power loss leaves zeros in place of
-/// lost data.
+/// Returns true if a line has zero bytes.
+///
+/// No record does; a power loss leaves zeros in place of lost data.
 pub(crate) fn has_zeros(line: &[u8]) -> bool {
     memchr::memchr(0, line).is_some()
 }

@@ -100,7 +100,9 @@ impl<R: Read> LineReader<R> {
         }
     }
 
-    /// Skips the rest of a line that is too long. Returns false if the line has no end yet.
+    /// Skips the rest of a line that is too long.
+    ///
+    /// Returns false if the line has no end yet.
     fn skip(&mut self) -> io::Result<bool> {
         self.digest = None;
         loop {

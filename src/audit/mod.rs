@@ -158,7 +158,7 @@ pub struct Damage {
     pub line: u64,
     /// The offset of that line in the file, in bytes.
     pub offset: u64,
-    /// How the damage was detected, as text.
+    /// The reason, as text.
     pub reason: String,
 }
 

@@ -66,8 +66,9 @@ pub struct Interaction {
     pub action: Action,
     /// The id of the process that holds the attachment.
     pub pid: u32,
-    /// The number of the attachment in that process, counted from 1; 0 if another process found
-    /// the action.
+    /// The number of the attachment in that process, counted from 1.
+    ///
+    /// It is 0 if another process found the action.
     pub attachment: u64,
 }
 
@@ -97,7 +98,9 @@ pub enum Action {
     Resize,
     /// End the standard input.
     InputEnd,
-    /// Disconnect without ending the standard input. The container still sees the end of its input.
+    /// Disconnect without ending the standard input.
+    ///
+    /// The container still sees the end of its input.
     InputLost,
     /// Start an exec in the container.
     Exec,
@@ -206,7 +209,9 @@ pub struct Started {
     pub ts: Timestamp,
     /// The engine's id of the container.
     pub container: ContainerId,
-    /// The start time by the engine's clock. A different time later means another execution.
+    /// The start time by the engine's clock.
+    ///
+    /// A different time later means another execution.
     pub started_at: Option<Timestamp>,
     /// The digest of the image, as the engine resolved it.
     pub image_digest: Option<String>,
@@ -338,12 +343,17 @@ pub enum GapReason {
     LogUnreadable,
     /// The container was removed externally before its log could be read.
     Removed,
-    /// The container was started again externally: later output belongs to another execution.
+    /// The container was started again externally.
+    ///
+    /// Later output belongs to another execution.
     StartedAgain,
-    /// The output had not ended when the engine's timeout for reading it after the exit elapsed.
+    /// The engine stopped reading the output before its end.
+    ///
+    /// An engine reads output only for a limited time after the exit.
     LateDrain,
-    /// The engine was or may have been restarted since it started the container. Output that it
-    /// had read and not yet delivered is lost.
+    /// The engine was or may have been restarted since it started the container.
+    ///
+    /// Output that it had read and not yet delivered is lost.
     EngineRestarted,
     /// The run's output limit was reached.
     OutputLimit,

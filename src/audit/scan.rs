@@ -35,7 +35,9 @@ pub(crate) enum Finding {
     Sealed(Box<Seal>),
     /// The file is not sealed. `torn` bytes follow its last newline.
     Unsealed { torn: u64 },
-    /// The file is damaged and was never sealed: a writer may move everything after `keep` aside.
+    /// The file is damaged and was never sealed.
+    ///
+    /// A writer may move everything after `keep` aside.
     Repairable(Damage),
     /// The file is a damaged seal or of another version: no writer may change it.
     Damaged(Damage),
@@ -64,8 +66,10 @@ struct Scanner<R> {
     /// The end of the last `check` record.
     last_check: Mark,
     seal: Option<Box<Seal>>,
-    /// The flaw of the last whole line, if it is of an unknown type and ends as only a seal does.
-    /// A bad line after it changes nothing: moved aside, it would leave that line last.
+    /// The flaw of the last whole line, if that line is a damaged seal.
+    ///
+    /// The line is of an unknown type and ends as only a seal does. A bad line after it changes
+    /// nothing: moved aside, it would leave the damaged seal last.
     damaged_seal: Option<Box<Flaw>>,
 }
 
@@ -229,7 +233,9 @@ impl<R: Read> Scanner<R> {
         })
     }
 
-    /// A digest that does not match: any byte since the last matching digest may be damaged.
+    /// A digest that does not match.
+    ///
+    /// Any byte since the last matching digest may be damaged.
     fn since_last_check(&mut self, record: &str) -> Box<Flaw> {
         Box::new(Flaw {
             damage: Damage {
@@ -291,14 +297,17 @@ impl<R: Read> Scanner<R> {
 /// The length of a `check` record, which ends as a seal does.
 const CHECK_LENGTH: usize = r#"{"type":"check""#.len() + SEAL_TAIL;
 
-/// Returns true if a whole line of unknown type can only have been a seal. A line with zeros can
-/// also have been a `check` record and the lines before it.
+/// Returns true if a whole line of unknown type can only have been a seal.
+///
+/// A line with zeros can also have been a `check` record and the lines before it.
 pub(crate) fn ends_as_seal(line: &[u8]) -> bool {
     line.len() != CHECK_LENGTH && line::split_seal(line).is_some() && !line::has_zeros(line)
 }
 
-/// Returns true if the bytes after the last newline are a seal whose newline has changed. No crash
-/// of a writer leaves that: it leaves a prefix of the line, or zeros in place of its rest.
+/// Returns true if `tail` is a seal whose newline has changed.
+///
+/// `tail` are the bytes after the last newline. No crash of a writer leaves such a tail: a crash
+/// leaves a prefix of the line, or zeros in place of its rest.
 pub(crate) fn newline_lost(tail: &[u8]) -> bool {
     if tail.len() <= SEAL_TAIL || tail.len() == CHECK_LENGTH || tail.ends_with(&[0]) {
         return false;

@@ -23,8 +23,9 @@ pub struct Verification {
     pub gaps: u64,
     /// The number of `check` records, all of which match.
     pub checks: u64,
-    /// The offset at which the last `check` record ends. In an unsealed file, everything before
-    /// this offset is proven unchanged.
+    /// The offset at which the last `check` record ends.
+    ///
+    /// In an unsealed file, everything before this offset is proven unchanged.
     pub checked: u64,
     /// The number of whole lines.
     pub lines: u64,

@@ -1,4 +1,4 @@
-//! The pump: moves one source of output to the log, within bounds of memory and time.
+//! The pump: moves one source of output to the log, in bounded memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest silence of a log that was silent before.
 const MAX_SILENCE_TIMEOUT: Duration = Duration::from_secs(320);
 
-/// How a pump ended.
+/// The end of a pump.
 #[derive(Debug)]
 pub(crate) enum PumpEnd {
     /// The source reached its end.
@@ -75,13 +75,15 @@ pub(crate) struct Capture {
     lost: bool,
     /// The start and stop records, written or not: no other source can repeat them.
     lifecycle: Vec<Event>,
-    /// The notes and standard input that a pump received and that are not in the log yet. The
-    /// capture holds the only copy.
+    /// The received notes and standard input that are not in the log yet.
+    ///
+    /// The capture holds the only copy.
     in_flight: VecDeque<Event>,
     /// The number of such records in the log when `in_flight` was last trimmed.
     acknowledged: u64,
-    /// How long the engine's log may be silent in a final read. A busy engine, or one with a torn
-    /// log, needs time, and each new request makes it start over.
+    /// The silence timeout of a final read of the engine's log.
+    ///
+    /// A busy engine, or one with a torn log, needs time, and each new request makes it start over.
     log_silence_timeout: Duration,
 }
 
@@ -122,7 +124,7 @@ impl Capture {
         self.source_ended
     }
 
-    /// Replaces a failed log by the resumed one, and the progress by that of its records.
+    /// Replaces a failed log, and the progress by that of the resumed log.
     pub(crate) fn resume(&mut self, progress: Progress, log: Box<dyn RunLog>) {
         let has_less = |stream| progress.streams[stream].bytes < self.received(stream);
         self.lost |= Stream::ALL.into_iter().any(has_less);
@@ -264,7 +266,7 @@ impl Capture {
         self.pump(source, None, signals).await
     }
 
-    /// Pumps the engine's log, read from its start, into the log, without captured output.
+    /// Pumps the engine's log into the log, without the captured output.
     pub(crate) async fn replay(
         &mut self,
         source: OutputStream,
@@ -352,7 +354,9 @@ impl Capture {
         Source::new(stream, replay, received, exited, silence_timeout)
     }
 
-    /// Starts the next write if it is due. Batches without a whole line are not written.
+    /// Starts the next write if it is due.
+    ///
+    /// Batches without a whole line are not written.
     fn start_write(
         &mut self,
         writes: &mut WriteScheduler,
@@ -418,7 +422,9 @@ impl Capture {
         }
     }
 
-    /// Handles an elapsed timer. Returns the end of a pump that cannot write what is queued.
+    /// Handles an elapsed timer.
+    ///
+    /// Returns the end of a pump that cannot write what is queued.
     fn on_timer(&mut self, timer: Option<Timer>, source: &mut Source) -> Option<PumpEnd> {
         match timer {
             // The next iteration starts the write.
@@ -483,8 +489,9 @@ impl Capture {
         self.append(batch).await
     }
 
-    /// The gap of a log that is shorter than the capture, or differs from it. Only a final read
-    /// proves a gap, and each gap is recorded once.
+    /// The gap of a log that is shorter than the capture, or differs from it.
+    ///
+    /// Only a final read proves a gap, and each gap is recorded once.
     fn gap(&self, stream: Stream, reason: GapReason, reading: Option<Reading>) -> Option<Event> {
         match reading {
             Some(Reading::Final { whole_tap }) if !self.progress.has_gap(reason, Some(stream)) => {

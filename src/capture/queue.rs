@@ -15,7 +15,7 @@ use crate::outcome::Stream;
 use crate::sink::RunLog;
 use crate::timestamp::Timestamp;
 
-/// The queue size at which the source is paused, until half of the queue is written.
+/// The queue size that pauses the source, until half of it is written.
 const PAUSE_BYTES: usize = 2 << 20;
 /// The longest pause of a source: after it, the sink counts as stalled.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,13 +25,15 @@ const MAX_ENTRIES_FOR_STDIN: usize = 64;
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 /// The approximate size of a write.
 const BATCH_BYTES: usize = 256 << 10;
-/// The interval between writes smaller than a batch. Each write wakes a thread, which costs more
-/// than the write itself. Output after a silence is written at once.
+/// The interval between writes smaller than a batch.
+///
+/// Each write wakes a thread, which costs more than the write itself. Output after a silence is
+/// written at once.
 const WRITE_INTERVAL: Duration = Duration::from_millis(10);
 
 type AppendFuture = BoxFuture<'static, Result<Box<dyn RunLog>, Error>>;
 
-/// The write scheduler: at most one write in flight, and a queue of what comes after it.
+/// The write scheduler: a queue, and at most one write in flight.
 #[derive(Default)]
 pub(super) struct WriteScheduler {
     queue: Queue,
@@ -49,7 +51,9 @@ impl WriteScheduler {
         self.queue.paused_since.is_some()
     }
 
-    /// Returns true if the queue has room for a record of input, which can wait without loss.
+    /// Returns true if the queue has room for a record of standard input.
+    ///
+    /// Standard input can wait without loss.
     pub(super) fn has_room_for_stdin(&self) -> bool {
         self.queue.entries.len() < MAX_ENTRIES_FOR_STDIN
     }
@@ -89,8 +93,9 @@ impl WriteScheduler {
         }));
     }
 
-    /// Waits for the write in flight, and returns the log. Without one it waits forever.
-    /// Cancel-safe.
+    /// Waits for the write in flight, and returns the log.
+    ///
+    /// Without one it waits forever. Cancel-safe.
     pub(super) async fn finished(&mut self) -> Result<Box<dyn RunLog>, Error> {
         let Some(write) = &mut self.in_flight else {
             return pending().await;

@@ -1,4 +1,4 @@
-//! The channel pair between a pump and the monitor that runs it.
+//! Signals between a pump and the monitor that runs it.
 
 use std::future::pending;
 
@@ -17,7 +17,9 @@ pub(crate) struct Signals {
     pub(crate) stdin_records: mpsc::Receiver<Event>,
     /// Cancelled by the monitor once the container has exited.
     pub(crate) exited: CancellationToken,
-    /// Cancelled by the manager on shutdown: the pump writes its queue and reads no more.
+    /// Cancelled by the manager on shutdown.
+    ///
+    /// The pump then writes its queue, and reads no more.
     pub(crate) shutdown: CancellationToken,
     /// Cancelled by the pump when the output limit is reached.
     pub(crate) limit: CancellationToken,

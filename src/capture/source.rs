@@ -20,7 +20,7 @@ pub(crate) enum Reading {
     Preview,
     /// The log of a container that has exited.
     Final {
-        /// Whether the tap reached its end: then bytes are only possibly missing.
+        /// True if the tap reached its end: then bytes are only possibly missing.
         whole_tap: bool,
     },
 }
@@ -29,7 +29,7 @@ pub(crate) enum Reading {
 pub(super) struct Source {
     stream: Fuse<OutputStream>,
     replay: Option<(Replay, Reading)>,
-    /// The bytes of each stream received so far, from this source and from earlier ones.
+    /// The bytes of each stream received so far, also from earlier sources.
     pub(super) received: PerStream<u64>,
     last_read: Instant,
     /// Silence counts only after the container has exited.
@@ -78,8 +78,9 @@ impl Source {
         self.replay.as_ref().map(|(_, reading)| *reading)
     }
 
-    /// The part of `chunk` that is not captured yet. An error is a log that differs from the
-    /// capture, reported once per stream.
+    /// The part of `chunk` that is not captured yet.
+    ///
+    /// An error is a log that differs from the capture, reported once per stream.
     pub(super) fn unseen(&mut self, chunk: Chunk) -> Result<Chunk, (Stream, GapReason)> {
         let stream = chunk.stream;
         let bytes = match &mut self.replay {
@@ -104,7 +105,9 @@ impl Source {
         self.silence_timeout
     }
 
-    /// When the source counts as silent; `None` before the exit, and after the source's end.
+    /// When the source counts as silent.
+    ///
+    /// `None` before the exit, and after the source's end.
     pub(super) fn silence_deadline(&self) -> Option<Instant> {
         (self.exited && !self.has_ended()).then(|| self.last_read + self.silence_timeout)
     }
@@ -123,8 +126,9 @@ impl Source {
         self.end.take()
     }
 
-    /// The replay, and the purpose that its result has after `end`. Only a log that was read to
-    /// its end can be too short.
+    /// The replay, and the purpose that its result has after `end`.
+    ///
+    /// Only a log that was read to its end can be too short.
     pub(super) fn into_replay(self, end: &PumpEnd) -> Option<(Replay, Reading)> {
         let (replay, reading) = self.replay?;
         match end {

@@ -1,4 +1,4 @@
-//! How far a capture has come, for its monitor to look at while the pump runs.
+//! Statistics of a capture, for the monitor to read while a pump runs.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,63 +7,66 @@ use tokio::time::Instant;
 use crate::audit::{Batch, Event, Gap, RecordRef};
 use crate::outcome::PerStream;
 
-/// How far a capture has come. The pump writes it, and never waits for who looks at it.
+/// Statistics of a capture. The pump writes them, and never waits for a reader.
 #[derive(Debug, Default)]
 pub(crate) struct CaptureStats {
-    beat: Mutex<Beat>,
+    inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
-struct Beat {
-    heard: Option<Instant>,
+struct Inner {
+    last_activity: Option<Instant>,
     counts: Counts,
     gaps: Vec<Gap>,
 }
 
-/// How much output there was.
+/// The amount of output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// Bytes that were received, and are not past the limit.
+    /// The number of bytes received, up to the output limit.
     pub(crate) bytes: PerStream<u64>,
-    /// Records of output that went to the log.
+    /// The number of output records that went to the log.
     pub(crate) records: u64,
 }
 
 impl CaptureStats {
-    fn beat(&self) -> MutexGuard<'_, Beat> {
-        self.beat.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When something was last received; also what is past the limit.
+    /// When output was last received, including output past the limit.
     pub(crate) fn last_activity(&self) -> Option<Instant> {
-        self.beat().heard
+        self.lock().last_activity
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        self.beat().counts
+        self.lock().counts
     }
 
-    /// The gaps that were recorded since this was last asked for.
+    /// Takes the gaps recorded since the last call.
     pub(crate) fn take_gaps(&self) -> Vec<Gap> {
-        std::mem::take(&mut self.beat().gaps)
+        std::mem::take(&mut self.lock().gaps)
     }
 
-    /// Something was received, or, for some time to come, nothing can be: then nobody knows.
+    /// Marks output as received now.
+    ///
+    /// A later `until` marks a time during which the source is not read, so that its output cannot
+    /// be seen.
     pub(super) fn mark_activity(&self, until: Instant) {
-        self.beat().heard = Some(until);
+        self.lock().last_activity = Some(until);
     }
 
     pub(super) fn set_received(&self, bytes: PerStream<u64>) {
-        self.beat().counts.bytes = bytes;
+        self.lock().counts.bytes = bytes;
     }
 
-    /// What is on its way to the log, of which `records` are output in all.
+    /// Counts a batch on its way to the log, and sets the total of records.
     pub(super) fn record_batch(&self, batch: &Batch, records: u64) {
-        let mut beat = self.beat();
-        beat.counts.records = records;
+        let mut inner = self.lock();
+        inner.counts.records = records;
         for record in batch.iter() {
             if let RecordRef::Event(Event::Gap(gap)) = record {
-                beat.gaps.push(gap.clone());
+                inner.gaps.push(gap.clone());
             }
         }
     }

@@ -9,7 +9,9 @@ use super::journal;
 #[cfg(test)]
 use super::journal::{Change, FileJournal};
 
-/// A file open for writing. All changes pass through this type, so that tests can record them.
+/// A file open for writing.
+///
+/// All changes pass through this type, so that tests can record them.
 #[derive(Debug)]
 pub(crate) struct File {
     inner: fs::File,

@@ -1,4 +1,4 @@
-//! The file operations that moat uses: private modes, no links followed, durable names.
+//! The file operations: private modes, no links followed, durable names.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -11,7 +11,9 @@ use super::File;
 use super::journal;
 use crate::error::{Error, Result};
 
-/// Creates a file for reading and writing, with mode 0600. An existing file is an error.
+/// Creates a file for reading and writing, with mode 0600.
+///
+/// An existing file is an error.
 pub(crate) fn open_new(path: &Path) -> Result<File> {
     OpenOptions::new()
         .read(true)
@@ -34,7 +36,9 @@ pub(crate) fn open_to_write(path: &Path) -> Result<File> {
 #[error("not a regular file: {0}")]
 struct NotRegular(&'static str);
 
-/// Returns true if the path was not a regular file. A retry fails until it is replaced.
+/// Returns true if the path was not a regular file.
+///
+/// A retry fails until it is replaced.
 pub(crate) fn is_irregular(error: &io::Error) -> bool {
     error
         .get_ref()
@@ -97,7 +101,9 @@ fn create_dir_with(path: &Path, mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// Creates a directory with mode 0700 if it is missing, and its missing parents by the umask.
+/// Creates a directory with mode 0700, if it is missing.
+///
+/// Missing parents are created by the umask.
 ///
 /// The new names survive a power loss.
 pub(crate) fn create_dirs(path: &Path) -> Result<()> {
@@ -189,8 +195,10 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_dir(parent_dir(path))
 }
 
-/// Removes the temporary files of interrupted writes to files in `dir` whose names begin with
-/// `name`. No other process may be writing these files.
+/// Removes the temporary files of interrupted writes.
+///
+/// These are the files in `dir` for targets whose names begin with `name`. No other process may be
+/// writing these targets.
 pub(crate) fn remove_temporary(dir: &Path, name: &str) {
     let prefix = format!(".{name}");
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::journal::{Change, Op};
 
-/// The contents of a directory tree, by path: the bytes of a file, or `None` for a directory.
+/// The contents of a directory tree: file bytes, or `None` for a directory.
 pub(crate) type Image = BTreeMap<PathBuf, Option<Arc<[u8]>>>;
 
 /// A temporary directory, in memory where such a file system exists.
@@ -57,7 +57,7 @@ pub(crate) fn take(dir: &Path) -> Image {
     image
 }
 
-/// A medium with a directory: its visible state, and the state that survives a power loss.
+/// A medium: its visible state, and the state that survives a power loss.
 #[derive(Debug, Clone)]
 pub(crate) struct Medium {
     sector: usize,
@@ -296,8 +296,10 @@ impl Medium {
         image
     }
 
-    /// The possible states after a process is killed during `op`: the earlier operations, and any
-    /// prefix of a write. The results are media, because a power loss may follow.
+    /// The possible states after a process is killed during `op`.
+    ///
+    /// These are the earlier operations, and any prefix of a write. The results are media, because
+    /// a power loss may follow.
     pub(crate) fn killed(&self, op: Option<&Op>) -> Vec<Medium> {
         let mut left = vec![self.clone()];
         if let Some(Op::Change {
@@ -405,7 +407,7 @@ impl Node {
     }
 }
 
-/// The possible contents of a file that was synced as `synced` and has `pending` changes.
+/// The possible contents of a synced file with `pending` changes.
 fn contents(synced: &[u8], pending: &[ContentChange], sector: usize) -> BTreeSet<Vec<u8>> {
     let mut all = BTreeSet::from([synced.to_vec()]);
     let mut rest = pending;
@@ -480,7 +482,9 @@ mod tests {
     use crate::disk::{create_dir, open_new, open_to_write, remove_file, rename, sync_dir};
     use std::io::Write;
 
-    /// The possible contents of one file after each operation: `.` is a zero, `-` no file.
+    /// The possible contents of a file after each operation.
+    ///
+    /// `.` is a zero, `-` is no file.
     fn left(sector: usize, act: impl FnOnce(&Path)) -> Vec<String> {
         let dir = scratch();
         let journal = Journal::of(dir.path());

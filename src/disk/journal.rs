@@ -5,7 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// One operation. Paths are relative to the journal's directory, and a file is its inode.
+/// One operation.
+///
+/// Paths are relative to the journal's directory, and a file is its inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
     CreateDir(PathBuf),

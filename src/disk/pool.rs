@@ -33,8 +33,9 @@ struct Pool {
     wake: Condvar,
 }
 
-/// The jobs of a pool. While it has a job, the pool has a thread: a thread exits only when both
-/// queues are empty.
+/// The jobs of a pool.
+///
+/// While it has a job, the pool has a thread: a thread exits only when both queues are empty.
 #[derive(Default)]
 struct Queue {
     ready: VecDeque<Job>,

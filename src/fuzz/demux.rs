@@ -4,7 +4,7 @@ use crate::fuzz::Input;
 use crate::outcome::Stream;
 use crate::runtime::docker::demux::{CHUNK, Demux, ERROR_TEXT, Fault, HEADER};
 
-/// The demultiplexer's output: runs of bytes of one stream, then the fault that ended it.
+/// The output of the demultiplexer: runs of one stream, then a fault.
 #[derive(Debug, Default, PartialEq)]
 struct Demuxed {
     runs: Vec<(Stream, Vec<u8>)>,
@@ -66,13 +66,7 @@ pub fn demux(input: &[u8]) {
     assert_eq!(demux.pop(), None, "output after the end");
 }
 
-fn push_in_parts(
-    demux: &mut Demux,
-    actual: &mut Demuxed,
-    splits: &[u8],
-    bytes: &[u8],
-    tty: bool,
-) {
+fn push_in_parts(demux: &mut Demux, actual: &mut Demuxed, splits: &[u8], bytes: &[u8], tty: bool) {
     let (mut rest, mut pushed) = (Input(bytes), 0);
     for split in splits.iter().map(Some).chain([None]) {
         // Parts of single bytes and of thousands. Bit 6 requests a flush.

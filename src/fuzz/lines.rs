@@ -27,7 +27,10 @@ struct OutputRecord {
 /// often as the next two bytes say; others are as many bytes as the next byte says.
 pub fn lines(input: &[u8]) {
     let chunks = parse(input);
-    let mixed = assemble(chunks.iter().map(|(stream, bytes)| (*stream, &bytes[..])), false);
+    let mixed = assemble(
+        chunks.iter().map(|(stream, bytes)| (*stream, &bytes[..])),
+        false,
+    );
     for stream in Stream::ALL {
         let of_stream = chunks.iter().filter(|chunk| chunk.0 == stream);
         let bytes: Vec<u8> = of_stream.flat_map(|(_, bytes)| bytes.clone()).collect();
@@ -35,7 +38,10 @@ pub fn lines(input: &[u8]) {
         assert_rejoins(&records, &bytes);
 
         let at_once = assemble([(stream, &bytes[..])].into_iter(), false);
-        assert!(at_once.iter().eq(records), "records depend on other streams");
+        assert!(
+            at_once.iter().eq(records),
+            "records depend on other streams"
+        );
         assert_independent_of_chunks(stream, &bytes, at_once);
     }
 }
@@ -105,7 +111,10 @@ fn assert_rejoins(records: &[&OutputRecord], bytes: &[u8]) {
         let line = &record.line;
         assert!(line.len() <= MAX_RECORD_BYTES && !line.contains(&b'\n'));
         assert!(!record.lossy, "unchanged bytes are marked as lossy");
-        assert!(!(record.partial && line.is_empty()), "an empty partial record");
+        assert!(
+            !(record.partial && line.is_empty()),
+            "an empty partial record"
+        );
         joined.extend_from_slice(line);
         joined.extend((!record.partial).then_some(b'\n'));
     }

@@ -150,7 +150,9 @@ fn append_and_seal(dir: &Path, records: &mut Vec<Record>, partial: bool, bytes: 
     records.push(Record::Event(Event::End(seal)));
 }
 
-/// The records that the sink was given: without its own `check` records and unknown ones.
+/// The records that the sink was given.
+///
+/// That excludes its own `check` records, and records of unknown types.
 fn written(records: Vec<Record>) -> Vec<Record> {
     let is_written = |record: &Record| {
         !matches!(
