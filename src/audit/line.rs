@@ -17,7 +17,7 @@ const SEAL_HEAD: &[u8] = br#"{"type":"end""#;
 pub(crate) const SEAL_KEY: &str = r#","sha256":""#;
 
 /// The number of bytes after the digested bytes of a sealed file.
-pub(crate) const SEAL_TAIL: usize = SEAL_KEY.len() + 64 + "\"}\n".len();
+pub(super) const SEAL_TAIL: usize = SEAL_KEY.len() + 64 + "\"}\n".len();
 
 /// A parsed record, borrowed from its line where possible.
 #[derive(Debug)]
@@ -195,7 +195,7 @@ pub(crate) fn split_seal(line: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// Returns true if a whole line is a seal, or was one before it was damaged.
-pub(crate) fn begins_as_seal(line: &[u8]) -> bool {
+pub(super) fn begins_as_seal(line: &[u8]) -> bool {
     line.starts_with(SEAL_HEAD)
 }
 

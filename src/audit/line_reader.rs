@@ -64,7 +64,7 @@ impl<R: Read> LineReader<R> {
     }
 
     /// Creates a reader with a digest of the bytes read.
-    pub(crate) fn digesting(input: R) -> Self {
+    pub(super) fn digesting(input: R) -> Self {
         Self {
             digest: Some(RunningDigest::new()),
             ..Self::new(input)
@@ -168,32 +168,32 @@ impl<R: Read> LineReader<R> {
     }
 
     /// The bytes after the last newline, once the end is reached.
-    pub(crate) fn tail(&self) -> &[u8] {
+    pub(super) fn tail(&self) -> &[u8] {
         &self.buffer[self.end..self.filled]
     }
 
     /// The offset of the current line's start.
-    pub(crate) fn offset(&self) -> u64 {
+    pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
     /// The offset of the current line's end.
-    pub(crate) fn end_offset(&self) -> u64 {
+    pub(super) fn end_offset(&self) -> u64 {
         self.offset + (self.end - self.start) as u64
     }
 
     /// The number of the current whole line, counted from 1.
-    pub(crate) fn number(&self) -> u64 {
+    pub(super) fn number(&self) -> u64 {
         self.number
     }
 
     /// The number of the line at [`LineReader::offset`], whole or not.
-    pub(crate) fn number_here(&self) -> u64 {
+    pub(super) fn number_here(&self) -> u64 {
         self.number + u64::from(self.line().is_empty())
     }
 
     /// The digest of every byte before the current line.
-    pub(crate) fn digest_before(&mut self) -> Sha256 {
+    pub(super) fn digest_before(&mut self) -> Sha256 {
         self.hash(self.start);
         self.digest
             .as_ref()
@@ -202,19 +202,19 @@ impl<R: Read> LineReader<R> {
     }
 
     /// The digest of every byte up to the end of the current line.
-    pub(crate) fn digest_with(&mut self) -> Sha256 {
+    pub(super) fn digest_with(&mut self) -> Sha256 {
         let mut digest = self.digest_before();
         digest.update(&self.buffer[self.start..self.end]);
         digest
     }
 
     /// The input.
-    pub(crate) fn input(&self) -> &R {
+    pub(super) fn input(&self) -> &R {
         &self.input
     }
 
     /// Seeks back to the start of the tail, which may change before it is read again.
-    pub(crate) fn rewind(&mut self) -> io::Result<()>
+    pub(super) fn rewind(&mut self) -> io::Result<()>
     where
         R: io::Seek,
     {

@@ -44,7 +44,7 @@ impl LineAssembler {
     }
 
     /// Removes and returns a possibly incomplete character at the end of the open line.
-    pub(crate) fn take_incomplete(&mut self, stream: Stream) -> Vec<u8> {
+    pub(super) fn take_incomplete(&mut self, stream: Stream) -> Vec<u8> {
         let open = &mut self.open[stream];
         if self.printed[stream] < open.len() {
             return Vec::new();

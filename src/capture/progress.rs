@@ -36,23 +36,23 @@ pub(crate) struct Progress {
     /// The last action on the standard input, and the id of its process.
     pub(crate) input: Option<(Action, u32)>,
     /// The number of notes and of records of standard input.
-    pub(crate) interactions: u64,
+    pub(super) interactions: u64,
     /// The recorded stops.
     pub(crate) stops: Vec<Stop>,
     /// The position in each stream.
-    pub(crate) streams: PerStream<Position>,
+    pub(super) streams: PerStream<Position>,
     last_lines: VecDeque<String>,
 }
 
 /// A position in one stream.
 #[derive(Debug, Default)]
-pub(crate) struct Position {
+pub(super) struct Position {
     /// The number of complete lines.
-    pub(crate) lines: u64,
+    pub(super) lines: u64,
     /// The number of bytes, including newlines.
-    pub(crate) bytes: u64,
+    pub(super) bytes: u64,
     /// The number of bytes of the open line that are in records.
-    pub(crate) open: u64,
+    pub(super) open: u64,
     /// The length of those bytes in the engine's log.
     pub(super) open_logged: u64,
     /// The length of all bytes in the engine's log.

@@ -88,3 +88,60 @@ pub(crate) async fn until(deadline: Option<Instant>) {
         None => pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn interest(stdin: bool, shutdown: bool, exit: bool) -> Interest {
+        Interest {
+            stdin,
+            shutdown,
+            exit,
+        }
+    }
+
+    fn text(signal: Option<Signal>) -> String {
+        match signal {
+            Some(Signal::Record(Event::Note { text, .. })) => text,
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn records_come_first_and_only_wanted_signals() {
+        let (events, received) = mpsc::unbounded_channel();
+        let (stdin, stdin_records) = mpsc::channel(1);
+        let mut signals = Signals {
+            events: received,
+            stdin_records,
+            ..Signals::after_exit()
+        };
+        signals.shutdown.cancel();
+        stdin.try_send(Event::note("input")).unwrap();
+        events.send(Event::note("event")).unwrap();
+
+        let all = interest(true, true, true);
+        let none = interest(false, false, false);
+        let now = |signals: &mut Signals, interest| text(signals.next(interest).now_or_never());
+        assert_eq!(now(&mut signals, none), "event");
+        assert_eq!(now(&mut signals, none), "None");
+        assert_eq!(
+            now(&mut signals, interest(false, true, true)),
+            "Some(Shutdown)"
+        );
+        assert_eq!(
+            now(&mut signals, interest(false, false, true)),
+            "Some(Exited)"
+        );
+        assert_eq!(now(&mut signals, all), "input");
+        assert_eq!(now(&mut signals, all), "Some(Shutdown)");
+
+        // Closed channels wake nothing.
+        drop((events, stdin));
+        assert_eq!(now(&mut signals, none), "None");
+        assert!(signals.drain().is_empty());
+    }
+}

@@ -137,3 +137,73 @@ impl Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+    use crate::capture::lines::LineAssembler;
+    use crate::capture::progress::Progress;
+    use crate::runtime::LogFidelity;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn source(replay: Option<Reading>, exited: bool) -> Source {
+        let mut lines = LineAssembler::default();
+        let replay = replay.map(|reading| {
+            let fidelity = LogFidelity::Lossless;
+            let replay = Replay::new(&Progress::default(), &mut lines, fidelity);
+            (replay, reading)
+        });
+        let stream = Box::pin(stream::pending());
+        Source::new(stream, replay, PerStream::default(), exited, TIMEOUT)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_counts_from_the_exit_to_the_end() {
+        let mut source = source(None, false);
+        assert!(source.awaits_exit());
+        assert_eq!(source.silence_deadline(), None);
+
+        tokio::time::advance(Duration::from_secs(60)).await;
+        source.mark_exited();
+        assert!(!source.awaits_exit());
+        assert_eq!(source.silence_deadline(), Some(Instant::now() + TIMEOUT));
+
+        source.end(PumpEnd::Silent(TIMEOUT));
+        assert_eq!(source.silence_deadline(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_opened_after_the_exit_counts_from_its_start() {
+        let source = source(None, true);
+        assert!(!source.awaits_exit());
+        assert_eq!(source.silence_deadline(), Some(Instant::now() + TIMEOUT));
+    }
+
+    #[tokio::test]
+    async fn only_a_complete_final_read_proves_a_gap() {
+        let last = Reading::Final { whole_tap: true };
+        let broken = PumpEnd::Broken(RuntimeError::Broken {
+            operation: "read the log",
+            reason: "gone".into(),
+        });
+        for (reading, end, expected) in [
+            (Some(last), PumpEnd::Eof, Some(last)),
+            (Some(last), PumpEnd::Silent(TIMEOUT), Some(Reading::Preview)),
+            (Some(last), PumpEnd::Shutdown, Some(Reading::Preview)),
+            (Some(last), broken, Some(Reading::Preview)),
+            (Some(Reading::Preview), PumpEnd::Eof, Some(Reading::Preview)),
+            (None, PumpEnd::Eof, None),
+        ] {
+            let mut source = source(reading, true);
+            assert!(!source.has_ended());
+            source.end(end);
+            assert!(source.has_ended());
+            let end = source.take_end().unwrap();
+            let reading = source.into_replay(&end).map(|(_, reading)| reading);
+            assert_eq!(reading, expected, "{end:?}");
+        }
+    }
+}

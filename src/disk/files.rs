@@ -38,7 +38,7 @@ struct NotRegular(&'static str);
 
 /// Returns true if the path was not a regular file.
 ///
-/// A retry fails until it is replaced.
+/// A retry fails until the path is replaced.
 pub(crate) fn is_irregular(error: &io::Error) -> bool {
     error
         .get_ref()
