@@ -255,7 +255,9 @@ async fn what_a_process_cannot_have_is_refused_before_anything_is_made() {
         ("detached", sh("true").detached(true)),
     ] {
         match manager.start(spec).await {
-            Err(Error::InvalidSpec { field: named, .. }) => assert_eq!(named, field),
+            Err(Error::InvalidSpec(moat::spec::InvalidSpec { field: named, .. })) => {
+                assert_eq!(named, field)
+            }
             other => panic!("{field}: {other:?}"),
         }
     }

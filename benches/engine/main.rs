@@ -14,11 +14,6 @@
 
 mod bare;
 mod child;
-#[path = "../../tests/support/engine.rs"]
-#[allow(dead_code)]
-mod engine;
-#[path = "../../tests/support/image.rs"]
-mod image;
 mod parts;
 mod roles;
 
@@ -30,6 +25,7 @@ use std::time::Instant;
 
 use child::{Cost, finish, measure};
 use moat::audit::verify;
+use testkit::{engine, image};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

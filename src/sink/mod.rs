@@ -12,14 +12,19 @@ use crate::spec::RunId;
 
 mod console;
 mod fanout;
+#[cfg(feature = "testing")]
+mod faulty;
 pub(crate) mod jsonl;
 mod memory;
 mod printable;
 mod tracing;
 
 pub use self::tracing::Tracing;
+pub use crate::error::SinkError;
 pub use console::Console;
 pub use fanout::Fanout;
+#[cfg(feature = "testing")]
+pub use faulty::{Faulty, SinkCall, SinkFault};
 pub use jsonl::{Durability, Jsonl};
 pub use memory::Memory;
 

@@ -1,16 +1,17 @@
-//! A process that embeds moat and is killed: this test's own program, started once more.
+//! A process that embeds moat and is killed: this program, started again.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use moat::{Docker, Manager, Ready, RunId, RunSpec};
+use testkit::child;
 
 use crate::stage::Stage;
 
 /// Says that this process is an embedder, and what it is to do.
-const ROLE: &str = "MOAT_TEST_EMBEDDER";
+const ROLE: &str = "embedder";
 
 /// What the embedder is told, as JSON in [`ROLE`].
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -29,7 +30,7 @@ struct Orders {
 
 /// Does what an embedder does, if this process is one. It is never done: it is killed.
 pub fn role() -> Option<()> {
-    let orders: Orders = serde_json::from_str(&std::env::var(ROLE).ok()?).unwrap();
+    let orders: Orders = child::orders(ROLE)?;
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async move {
         let docker = Docker::connect().await.unwrap();
@@ -111,8 +112,7 @@ impl Embedder {
     }
 
     fn spawn(orders: &Orders) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .env(ROLE, serde_json::to_string(orders).unwrap())
+        let mut child = child::command(ROLE, orders)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

@@ -1,14 +1,22 @@
-//! Many runs at once. The long forms are those of `MOAT_SOAK=1`.
+//! Many runs at once. `MOAT_SOAK=1` selects the long forms.
 
 use std::sync::Arc;
 
 use futures::StreamExt;
 use moat::spec::KeepContainer;
 use moat::{Manager, RunSpec};
+use testkit::audit::Audit;
+use testkit::sequence;
 
 use crate::stage::{Stage, end, read};
-use crate::support::audit::Audit;
-use crate::support::sequence;
+
+testkit::trials! {
+    crate::on_engine:
+        fifty_runs_at_once_are_all_complete,
+        short_runs_lose_nothing,
+        many_runs_of_many_lines_lose_and_double_nothing,
+        the_order_of_a_stream_holds_in_every_run,
+}
 
 /// Whether the long forms are asked for.
 pub fn is_soak() -> bool {
@@ -67,7 +75,7 @@ async fn many(
     );
 }
 
-pub async fn fifty_runs_at_once_are_all_complete(stage: &Stage) {
+async fn fifty_runs_at_once_are_all_complete(stage: &Stage) {
     let manager = stage.manager().await;
     many(
         &manager,
@@ -85,7 +93,7 @@ pub async fn fifty_runs_at_once_are_all_complete(stage: &Stage) {
 }
 
 /// Of a run that is over before anyone has attached, nothing is left to see.
-pub async fn short_runs_lose_nothing(stage: &Stage) {
+async fn short_runs_lose_nothing(stage: &Stage) {
     let manager = stage.manager().await;
     let count = quick_or_soak(50, 1000);
     many(
@@ -102,7 +110,7 @@ pub async fn short_runs_lose_nothing(stage: &Stage) {
 /// Engines under load lose the end of a log that is followed. They also cut off the end of a burst
 /// that they could not hand on within 2 s: in the long form, which has bursts that large, what was
 /// captured is then a first part of what was printed, and a gap says so.
-pub async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
+async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
     let manager = stage.manager().await;
     let (count, lines) = (quick_or_soak(16, 160), quick_or_soak(2000, 20_000));
     let steps = format!("lines {lines}");
@@ -125,7 +133,7 @@ pub async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
 }
 
 /// One line on each stream: which came first is not for anyone to say.
-pub async fn the_order_of_a_stream_holds_in_every_run(stage: &Stage) {
+async fn the_order_of_a_stream_holds_in_every_run(stage: &Stage) {
     let manager = stage.manager().await;
     let count = quick_or_soak(12, 60);
     let steps = "echo one + warn eins + echo two + warn zwei";

@@ -1,15 +1,31 @@
-//! The embedding process dies, or leaves; the runs go on, and the next one picks them up.
+//! Runs whose process leaves or is killed.
 
 use std::time::Duration;
 
 use moat::manager::RecoveryMode;
 use moat::outcome::StopCause;
 use moat::{Docker, Error, Manager, Root, Run, RunId, ShutdownMode};
+use testkit::deadline::{eventually, within};
+use testkit::sequence;
 
 use crate::embedder::Embedder;
 use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read, seal};
-use crate::support::deadline::{eventually, within};
-use crate::support::sequence;
+
+testkit::trials! {
+    crate::on_engine:
+        a_killed_embedder_loses_and_doubles_no_line,
+        a_killed_embedder_loses_and_doubles_no_identical_line,
+        embedders_killed_one_after_the_other_lose_nothing,
+        a_run_that_ends_while_nobody_looks_is_sealed_by_the_next_manager,
+        a_terminal_run_of_a_killed_embedder_is_whole,
+        a_manager_that_leaves_does_not_touch_its_runs,
+        a_manager_that_stops_its_runs_seals_them,
+        a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open,
+        a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over,
+        another_process_can_wait_read_and_stop_but_not_take_over,
+        a_container_started_again_by_others_is_another_execution,
+        a_detached_run_goes_on_and_is_sealed_by_the_next_manager,
+}
 
 const RUN: &str = "nightly";
 
@@ -50,7 +66,7 @@ async fn container_ended(stage: &Stage) {
 }
 
 /// Invariant 4: killed in the middle of the output, with the container printing all the while.
-pub async fn a_killed_embedder_loses_and_doubles_no_line(stage: &Stage) {
+async fn a_killed_embedder_loses_and_doubles_no_line(stage: &Stage) {
     let steps = "lines 1500 --stream both --burst 10 --delay-ms 4 + await /gate/go \
                  + lines 1500 --from 1501 --stream both --burst 10 --delay-ms 4 + exit 7";
     let embedder = Embedder::start(stage, RUN, steps);
@@ -69,7 +85,7 @@ pub async fn a_killed_embedder_loses_and_doubles_no_line(stage: &Stage) {
     stage.is_clean().await;
 }
 
-pub async fn a_killed_embedder_loses_and_doubles_no_identical_line(stage: &Stage) {
+async fn a_killed_embedder_loses_and_doubles_no_identical_line(stage: &Stage) {
     let steps = "yes same 300 + await /gate/go + yes same 300";
     let embedder = Embedder::start(stage, RUN, steps);
     audited(stage, "same").await;
@@ -81,7 +97,7 @@ pub async fn a_killed_embedder_loses_and_doubles_no_identical_line(stage: &Stage
     assert_complete(&audit);
 }
 
-pub async fn embedders_killed_one_after_the_other_lose_nothing(stage: &Stage) {
+async fn embedders_killed_one_after_the_other_lose_nothing(stage: &Stage) {
     let steps = "lines 100 + await /gate/1 + lines 100 --from 101 + await /gate/2 \
                  + lines 100 --from 201 + await /gate/3 + lines 100 --from 301 + await /gate/end";
     Embedder::start(stage, RUN, steps).kill();
@@ -98,7 +114,7 @@ pub async fn embedders_killed_one_after_the_other_lose_nothing(stage: &Stage) {
     stage.is_clean().await;
 }
 
-pub async fn a_run_that_ends_while_nobody_looks_is_sealed_by_the_next_manager(stage: &Stage) {
+async fn a_run_that_ends_while_nobody_looks_is_sealed_by_the_next_manager(stage: &Stage) {
     let steps = "lines 100 + await /gate/go + lines 100 --from 101 + exit 3";
     Embedder::start(stage, RUN, steps).kill();
     stage.open_gate("go");
@@ -113,7 +129,7 @@ pub async fn a_run_that_ends_while_nobody_looks_is_sealed_by_the_next_manager(st
 }
 
 /// Replayed with time stamps, a terminal's output would have them in the middle of its lines.
-pub async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
+async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
     let steps = "lines 100 + print half + await /gate/go + echo -whole";
     let embedder = Embedder::start_tty(stage, RUN, steps);
     audited(stage, "out 00000100 ").await;
@@ -129,7 +145,7 @@ pub async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
 }
 
 /// A manager that closes must not take its runs down with it.
-pub async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
+async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage
         .gated("lines 50 + await /gate/go + lines 50 --from 51")
@@ -153,7 +169,7 @@ pub async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
     assert_complete(&audit);
 }
 
-pub async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
+async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
         .start(stage.spec("trap --exit 2").id(id()))
@@ -169,7 +185,7 @@ pub async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
 }
 
 /// The limit is a point in time that is written down, not a timer of the process that died.
-pub async fn a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open(stage: &Stage) {
+async fn a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open(stage: &Stage) {
     Embedder::start_limited(stage, RUN, "trap --exit 2", 5.0).kill();
     tokio::time::sleep(Duration::from_millis(5200)).await;
     let manager = stage.manager().await;
@@ -179,7 +195,7 @@ pub async fn a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open(st
 }
 
 /// A container that ignores the signal does not run on because who was asked to stop it died.
-pub async fn a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over(stage: &Stage) {
+async fn a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over(stage: &Stage) {
     let embedder = Embedder::start_and_stop(stage, RUN, "deaf + echo ready + sleep 600", 8.0);
     audited(stage, r#""type":"stop""#).await;
     embedder.kill();
@@ -194,7 +210,7 @@ pub async fn a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_o
 }
 
 /// Invariant 5: the owner alone waits for the container; everyone else watches the owner.
-pub async fn another_process_can_wait_read_and_stop_but_not_take_over(stage: &Stage) {
+async fn another_process_can_wait_read_and_stop_but_not_take_over(stage: &Stage) {
     let embedder = Embedder::start(stage, RUN, "lines 100 + trap --exit 2");
     audited(stage, "ready").await;
     let root = Root::open(stage.root()).unwrap();
@@ -226,7 +242,7 @@ pub async fn another_process_can_wait_read_and_stop_but_not_take_over(stage: &St
 }
 
 /// What a container prints when it is started again belongs to another execution.
-pub async fn a_container_started_again_by_others_is_another_execution(stage: &Stage) {
+async fn a_container_started_again_by_others_is_another_execution(stage: &Stage) {
     let embedder = Embedder::start(stage, RUN, "lines 100 + await /gate/go");
     // By which the next execution is told from it.
     audited(stage, r#""type":"started""#).await;
@@ -259,4 +275,22 @@ pub async fn a_container_started_again_by_others_is_another_execution(stage: &St
     );
     let twice = sequence::lines("out", 100, 64).repeat(2);
     assert!(twice.starts_with(audit.stream("stdout")));
+}
+
+async fn a_detached_run_goes_on_and_is_sealed_by_the_next_manager(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = stage
+        .gated("lines 100 + await /gate/go + lines 100 --from 101 + exit 2")
+        .detached(true);
+    let run = manager.start(spec).await.unwrap();
+    let id = run.id().clone();
+    drop(run);
+    manager.shutdown(ShutdownMode::Leave).await;
+    stage.open_gate("go");
+    let manager = stage.manager().await;
+    let outcome = end(&manager.get(&id).await.unwrap()).await;
+    assert_eq!(outcome.code(), Some(2));
+    let audit = read(&outcome);
+    sequence::check(audit.stream("stdout"), "out", 200, 64).unwrap();
+    assert_complete(&audit);
 }

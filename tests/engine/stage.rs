@@ -1,4 +1,4 @@
-//! What each trial has to itself: a folder, a root in it, and what it leaves on the engine.
+//! What each trial has to itself: a directory, a root in it, and containers on the engine.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,10 +10,9 @@ use moat::outcome::Stream;
 use moat::run::{Attached, Attachment};
 use moat::{Docker, Manager, Outcome, Run, RunSpec, Seal};
 use tempfile::TempDir;
-
-use crate::support::audit::Audit;
-use crate::support::deadline::{eventually, within};
-use crate::support::{engine, image};
+use testkit::audit::Audit;
+use testkit::deadline::{eventually, within};
+use testkit::{engine, image};
 
 /// One trial's folder and engine. Dropped, it removes the containers of its roots, also when the
 /// trial has failed.
@@ -228,4 +227,31 @@ fn memmem(bytes: &[u8], part: &[u8]) -> bool {
 pub async fn printed(run: &Run, text: &str) {
     let mut output = run.attach().await.unwrap();
     Watched::default().until(&mut output, text).await;
+}
+
+/// Asserts that the audit says that nothing is missing, or that the engine may have given up on
+/// output: that is what it says of a large one whose end was read late. Whether anything is missing
+/// is for who knows the bytes.
+#[track_caller]
+pub fn assert_nothing_missed(audit: &Audit) {
+    let gaps = audit.all("gap");
+    let late = gaps
+        .iter()
+        .all(|gap| gap["reason"] == "late_drain" && gap["possible"] == true);
+    let verdict = if gaps.is_empty() { "complete" } else { "gap" };
+    assert!(
+        late && audit.verdict() == verdict,
+        "{}\n{:?}",
+        audit.end,
+        audit.events
+    );
+}
+
+/// The actions that an audit has on record, in order.
+pub fn actions(audit: &Audit) -> Vec<String> {
+    audit
+        .all("note")
+        .iter()
+        .filter_map(|note| note["action"].as_str().map(Into::into))
+        .collect()
 }

@@ -1,0 +1,144 @@
+//! A second reader of the audit file, written from `docs/audit-format.md` without moat's code.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// Length of `,"sha256":"<64 hex>"}` and the newline that end a sealed file.
+const SEAL_TAIL: usize = 78;
+
+/// A sealed audit file whose counts and digest are right.
+#[derive(Debug)]
+pub struct Audit {
+    /// The bytes of each stream, as they were printed.
+    pub streams: BTreeMap<String, Vec<u8>>,
+    /// The records that are not output, in order.
+    pub events: Vec<Value>,
+    /// True if an output record is marked as changed by the engine's log.
+    pub lossy: bool,
+    /// The last record.
+    pub end: Value,
+}
+
+impl Audit {
+    /// Reads a sealed file and checks everything that its format promises.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, is not sealed, or breaks its format.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let bytes = std::fs::read(path)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        Self::parse(&bytes).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.last() != Some(&b'\n') {
+            return Err("its last byte is not a newline".into());
+        }
+        let mut audit = Self {
+            streams: BTreeMap::new(),
+            events: Vec::new(),
+            lossy: false,
+            end: Value::Null,
+        };
+        let mut records = 0_u64;
+        for (at, line) in bytes[..bytes.len() - 1]
+            .split(|&byte| byte == b'\n')
+            .enumerate()
+        {
+            let record: Value = serde_json::from_slice(line)
+                .map_err(|error| format!("line {} is not JSON: {error}", at + 1))?;
+            if !audit.end.is_null() {
+                return Err(format!("line {} is after `end`", at + 1));
+            }
+            let kind = record.get("type").and_then(Value::as_str);
+            if (at == 0) != (kind == Some("start")) {
+                return Err(format!("line {} is a {kind:?}", at + 1));
+            }
+            match kind {
+                None => {
+                    audit
+                        .output(&record)
+                        .ok_or(format!("line {} is not an output record", at + 1))?;
+                    records += 1;
+                }
+                Some("end") => audit.end = record,
+                Some(_) => audit.events.push(record),
+            }
+        }
+        if audit.end.is_null() {
+            return Err("it is not sealed".into());
+        }
+        audit.compare("records", records)?;
+        for stream in ["stdout", "stderr", "tty"] {
+            let counted = audit.end["bytes"][stream].as_u64();
+            let found = audit.stream(stream).len() as u64;
+            if counted != Some(found) {
+                return Err(format!(
+                    "`end` says {counted:?} bytes of {stream}, there are {found}"
+                ));
+            }
+        }
+        let digest = Sha256::digest(&bytes[..bytes.len() - SEAL_TAIL]);
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        if audit.end["sha256"] != digest {
+            return Err(format!(
+                "`end` says {}, the digest is {digest}",
+                audit.end["sha256"]
+            ));
+        }
+        Ok(audit)
+    }
+
+    fn output(&mut self, record: &Value) -> Option<()> {
+        record.get("ts")?.as_str()?;
+        let bytes = match (record.get("line"), record.get("b64")) {
+            (Some(line), None) => line.as_str()?.as_bytes().to_vec(),
+            (None, Some(b64)) => BASE64_STANDARD.decode(b64.as_str()?).ok()?,
+            _ => return None,
+        };
+        let stream = record.get("stream")?.as_str()?;
+        let all = self.streams.entry(stream.to_owned()).or_default();
+        all.extend_from_slice(&bytes);
+        if record.get("partial").and_then(Value::as_bool) != Some(true) {
+            all.push(b'\n');
+        }
+        self.lossy |= record.get("lossy").and_then(Value::as_bool) == Some(true);
+        Some(())
+    }
+
+    fn compare(&self, field: &str, found: u64) -> Result<(), String> {
+        match self.end[field].as_u64() {
+            Some(counted) if counted == found => Ok(()),
+            counted => Err(format!("`end` says {counted:?} {field}, there are {found}")),
+        }
+    }
+
+    /// The bytes of a stream; empty if it has none.
+    pub fn stream(&self, name: &str) -> &[u8] {
+        self.streams.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// All records of a type.
+    pub fn all(&self, kind: &str) -> Vec<&Value> {
+        self.events
+            .iter()
+            .filter(|event| event["type"] == kind)
+            .collect()
+    }
+
+    /// The verdict in the seal: `complete` or `gap`.
+    pub fn verdict(&self) -> &str {
+        self.end["verdict"].as_str().unwrap_or_default()
+    }
+
+    /// The evidence in the seal.
+    pub fn evidence(&self) -> &str {
+        self.end["evidence"].as_str().unwrap_or_default()
+    }
+}

@@ -1,0 +1,39 @@
+//! Waiting for a fact, with a bound.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+/// Polls `fact` until it is `Some`.
+///
+/// # Panics
+///
+/// After `seconds`.
+pub async fn eventually<T>(
+    seconds: u64,
+    what: &str,
+    mut fact: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = fact().await {
+            return value;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(seconds),
+            "no {what} after {seconds} s"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits for the value of `future`.
+///
+/// # Panics
+///
+/// After `seconds`.
+pub async fn within<T>(seconds: u64, what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(Duration::from_secs(seconds), future).await {
+        Ok(value) => value,
+        Err(_) => panic!("no {what} after {seconds} s"),
+    }
+}

@@ -1,0 +1,140 @@
+//! The test image: the workload, compiled by the `rustc` of this machine and imported into the
+//! engine. Nothing is downloaded.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use bollard::Docker;
+use bollard::query_parameters::CreateImageOptionsBuilder;
+use futures::TryStreamExt;
+use sha2::{Digest, Sha256};
+
+const WORKLOAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/workload.rs");
+const SEQUENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sequence.rs");
+const FLAGS: &[&str] = &[
+    "--edition=2024",
+    "-O",
+    "-Ctarget-feature=+crt-static",
+    "-Cstrip=symbols",
+];
+
+/// Makes the image if the engine does not have it, and returns its name.
+///
+/// With `MOAT_TEST_IMAGE`, the image of that name is used. Its entrypoint must be the workload,
+/// which must also be at `/workload`.
+///
+/// # Errors
+///
+/// If the workload does not compile, or the engine refuses the image.
+pub async fn provide(docker: &Docker) -> Result<String, String> {
+    if let Ok(name) = std::env::var("MOAT_TEST_IMAGE") {
+        return Ok(name);
+    }
+    let hash = source_hash().map_err(|error| format!("cannot read the workload: {error}"))?;
+    let name = format!("moat-test:{hash}");
+    if docker.inspect_image(&name).await.is_ok() {
+        return Ok(name);
+    }
+    let program = compile(&hash)?;
+    let archive = pack(&program).map_err(|error| format!("cannot pack the workload: {error}"))?;
+    let changes = [r#"ENTRYPOINT ["/workload"]"#, "ENV PATH=/"];
+    import(docker, &name, archive, &changes).await?;
+    Ok(name)
+}
+
+/// Makes an image of a file system.
+///
+/// # Errors
+///
+/// If the engine refuses it.
+pub async fn import(
+    docker: &Docker,
+    name: &str,
+    archive: Vec<u8>,
+    changes: &[&str],
+) -> Result<(), String> {
+    let options = CreateImageOptionsBuilder::new()
+        .from_src("-")
+        // With its tag: Podman ignores a tag that is given apart from the name.
+        .repo(name)
+        .changes(changes.iter().map(|&change| change.to_owned()).collect())
+        .build();
+    docker
+        .create_image(
+            Some(options),
+            Some(bollard::body_full(archive.into())),
+            None,
+        )
+        .try_collect::<Vec<_>>()
+        .await
+        .map_err(|error| format!("cannot import the image {name}: {error}"))?;
+    Ok(())
+}
+
+fn source_hash() -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    for path in [WORKLOAD, SEQUENCE] {
+        hash.update(fs::read(path)?);
+    }
+    hash.update(FLAGS.join(" "));
+    let hash = hash.finalize();
+    Ok(hash[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Compiles the workload, unless this source was compiled before.
+fn compile(hash: &str) -> Result<PathBuf, String> {
+    static COMPILING: Mutex<()> = Mutex::new(());
+    let _alone = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = directory().map_err(|error| format!("cannot keep the workload: {error}"))?;
+    let program = directory.join(format!("workload-{hash}"));
+    if program.exists() {
+        return Ok(program);
+    }
+    let made = directory.join(format!("workload-{hash}-{}", std::process::id()));
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(&rustc)
+        .args(FLAGS)
+        .arg(WORKLOAD)
+        .arg("-o")
+        .arg(&made)
+        .output()
+        .map_err(|error| format!("cannot run {}: {error}", rustc.display()))?;
+    if !output.status.success() {
+        return Err(format!(
+            "the workload does not compile to a static program here; give an image that has it \
+             in MOAT_TEST_IMAGE\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        ));
+    }
+    // If another process did the same, the programs are equal.
+    fs::rename(&made, &program).map_err(|error| format!("cannot keep the workload: {error}"))?;
+    Ok(program)
+}
+
+/// `target/tmp`: tests and benchmarks run in `target/PROFILE/deps`.
+fn directory() -> std::io::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let target = program.ancestors().nth(3).unwrap_or(Path::new("/tmp"));
+    let directory = target.join("tmp");
+    fs::create_dir_all(&directory)?;
+    Ok(directory)
+}
+
+fn pack(program: &Path) -> std::io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let file = File::open(program)?;
+    let mut header = tar::Header::new_gnu();
+    header.set_size(file.metadata()?.len());
+    header.set_mode(0o755);
+    archive.append_data(&mut header, "workload", file)?;
+    for (directory, mode) in [("tmp/", 0o1777), ("work/", 0o777)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_size(0);
+        header.set_mode(mode);
+        archive.append_data(&mut header, directory, std::io::empty())?;
+    }
+    archive.into_inner()
+}

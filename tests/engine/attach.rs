@@ -1,0 +1,239 @@
+//! Attachments: what a subscriber sees.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use moat::outcome::Stream;
+use moat::run::{AttachOptions, Attached, Attachment};
+use moat::spec::Stdin;
+use moat::{Docker, Manager, RunSpec};
+use testkit::deadline::eventually;
+use testkit::sequence;
+use tokio::io::AsyncWriteExt;
+
+use crate::output::assert_all_or_cut;
+use crate::stage::{
+    Stage, Watched, assert_bytes, assert_complete, assert_nothing_missed, end, printed, read,
+};
+use crate::stdin::{sh, with_input};
+
+testkit::trials! {
+    crate::on_engine:
+        a_late_reader_gets_the_past_and_the_rest_without_loss_or_doubles,
+        readers_that_come_at_any_time_see_the_same_bytes,
+        a_reader_after_the_end_gets_all_of_it,
+        a_reader_that_does_not_read_harms_neither_container_nor_audit,;
+    crate::on_busybox:
+        one_who_wants_what_comes_gets_nothing_of_what_was,
+        an_attachment_ends_after_the_last_byte_and_tells_the_outcome,
+        twenty_eyes_of_which_one_is_blind_slow_nothing_down,
+}
+
+/// An engine that is asked for the past and the rest at once loses what falls between them.
+async fn a_late_reader_gets_the_past_and_the_rest_without_loss_or_doubles(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = stage.gated("lines 500 + await /gate/go + lines 500 --from 501");
+    let run = manager.start(spec).await.unwrap();
+    let first = tokio::spawn(Watched::all(run.attach().await.unwrap()));
+    printed(&run, "out 00000500 ").await;
+    let late = tokio::spawn(Watched::all(run.attach().await.unwrap()));
+    stage.open_gate("go");
+    for watched in [first.await.unwrap(), late.await.unwrap()] {
+        sequence::check(watched.stdout(), "out", 1000, 64).unwrap();
+        assert_eq!(watched.missed, 0);
+    }
+    sequence::check(read(&end(&run).await).stream("stdout"), "out", 1000, 64).unwrap();
+}
+
+async fn readers_that_come_at_any_time_see_the_same_bytes(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = stage.spec("lines 2000 --burst 10 --delay-ms 2");
+    let run = manager.start(spec).await.unwrap();
+    let readers: Vec<_> = (0..20)
+        .map(|at| {
+            let run = run.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(at * 25)).await;
+                Watched::all(run.attach().await.unwrap()).await
+            })
+        })
+        .collect();
+    for reader in readers {
+        let watched = reader.await.unwrap();
+        sequence::check(watched.stdout(), "out", 2000, 64).unwrap();
+    }
+    assert_complete(&read(&end(&run).await));
+}
+
+async fn a_reader_after_the_end_gets_all_of_it(stage: &Stage) {
+    let manager = stage.manager().await;
+    let run = manager
+        .start(stage.spec("lines 3000 + warn end"))
+        .await
+        .unwrap();
+    end(&run).await;
+    let watched = Watched::all(run.attach().await.unwrap()).await;
+    sequence::check(watched.stdout(), "out", 3000, 64).unwrap();
+    assert_eq!(watched.bytes[&moat::outcome::Stream::Stderr], b"end\n");
+}
+
+/// An engine whose attached client stops reading blocks the container, and everyone who asks.
+async fn a_reader_that_does_not_read_harms_neither_container_nor_audit(stage: &Stage) {
+    const LINES: u64 = 200_000;
+    let manager = stage.manager().await;
+    let run = manager
+        .start(stage.spec(&format!("lines {LINES} --burst 50")))
+        .await
+        .unwrap();
+    let mut idle = run.attach().await.unwrap();
+    let mut watched = Watched::default();
+    assert!(watched.next(&mut idle).await);
+    let outcome = end(&run).await;
+    let audit = read(&outcome);
+    assert_all_or_cut(&audit, &sequence::lines("out", LINES, 64));
+    // Whatever it is given in the end, it knows how much it has not seen.
+    while watched.next(&mut idle).await {}
+    let seen = watched.stdout().len() as u64;
+    assert_eq!(seen + watched.missed, audit.stream("stdout").len() as u64);
+}
+
+async fn one_who_wants_what_comes_gets_nothing_of_what_was(stage: &Stage) {
+    let manager = stage.manager().await;
+    let script = "seq 1 1000; echo first >&2; read line; seq 1001 2000";
+    let (run, mut output) = manager
+        .start_attached(sh(stage, script).stdin(Stdin::Open), with_input())
+        .await
+        .unwrap();
+    let mut watched = Watched::default();
+    watched.until(&mut output, "1000\n").await;
+    eventually(60, "all of it in the file", async || {
+        let file = std::fs::read_to_string(run.audit().unwrap()).unwrap();
+        file.contains(r#""line":"first""#).then_some(())
+    })
+    .await;
+    let mut live = run
+        .attach_with(AttachOptions::new().live_only())
+        .await
+        .unwrap();
+    // What comes is what comes after it was first asked.
+    assert!(futures::poll!(live.next()).is_pending());
+    output.input().unwrap().write_all(b"\n").await.unwrap();
+    let live = Watched::all(live).await;
+    let expected: String = (1001..=2000).map(|n| format!("{n}\n")).collect();
+    assert_bytes(live.stdout(), expected.as_bytes());
+    assert_eq!((live.missed, live.bytes.len()), (0, 1));
+    assert_complete(&read(&end(&run).await));
+}
+
+async fn an_attachment_ends_after_the_last_byte_and_tells_the_outcome(stage: &Stage) {
+    let manager = stage.manager().await;
+    let (_run, mut output) = manager
+        .start_attached(
+            sh(stage, "seq 1 50000; exit 9"),
+            AttachOptions::new().lossless(),
+        )
+        .await
+        .unwrap();
+    let mut watched = Watched::default();
+    while watched.next(&mut output).await {}
+    let expected: String = (1..=50_000).map(|n| format!("{n}\n")).collect();
+    assert_bytes(watched.stdout(), expected.as_bytes());
+    assert_eq!(output.outcome().await.unwrap().code(), Some(9));
+}
+
+const EYES: usize = 20;
+
+/// Of 100 bytes each, with their newlines.
+const LINES: u64 = 300_000;
+
+fn chatty(stage: &Stage) -> RunSpec {
+    let script = format!("yes {} | head -n {LINES}", "x".repeat(99));
+    RunSpec::new(&stage.image)
+        .cmd(["sh", "-c", &script])
+        .network("none")
+}
+
+/// How many bytes one saw, and was told that it missed.
+async fn watch(mut output: Attachment) -> (u64, u64) {
+    use futures::StreamExt;
+    let (mut seen, mut missed) = (0, 0);
+    while let Some(item) = output.next().await {
+        match item.unwrap() {
+            Attached::Chunk(chunk) => {
+                assert_eq!(chunk.stream, Stream::Stdout);
+                seen += chunk.bytes.len() as u64;
+            }
+            Attached::Lagged { bytes, .. } => missed += bytes,
+            other => panic!("{other:?}"),
+        }
+    }
+    (seen, missed)
+}
+
+/// One run with so many eyes on it, of which one never reads: how long the container took.
+async fn once(stage: &Stage, eyes: usize) -> Duration {
+    // Equal lines are no evidence, so all of them are read again at the end: eyes are to wait.
+    let manager = Manager::builder(stage.root(), Docker::connect().await.unwrap())
+        .seal_timeout(Duration::from_secs(120))
+        .open()
+        .await
+        .unwrap();
+    let (run, first) = manager
+        .start_attached(chatty(stage), AttachOptions::new())
+        .await
+        .unwrap();
+    let mut blind = None;
+    let mut watching = Vec::new();
+    if eyes > 0 {
+        blind = Some(first);
+        for _ in 1..eyes {
+            watching.push(tokio::spawn(watch(run.attach().await.unwrap())));
+        }
+    } else {
+        drop(first);
+    }
+    let outcome = end(&run).await;
+    let audit = read(&outcome);
+    assert_nothing_missed(&audit);
+    let total = audit.stream("stdout").len() as u64;
+    assert_eq!(audit.end["records"].as_u64(), Some(LINES));
+    for eye in watching {
+        let (seen, missed) = eye.await.unwrap();
+        assert_eq!(seen + missed, total);
+    }
+    drop(blind);
+    let exit = outcome.ending;
+    let moat::Ending::Exited(exit) = exit else {
+        panic!("{exit}");
+    };
+    exit.finished_at.unwrap().since(exit.started_at.unwrap())
+}
+
+/// The figure is asserted in the long form alone: a machine that does other things as well says
+/// nothing in one try.
+async fn twenty_eyes_of_which_one_is_blind_slow_nothing_down(stage: &Stage) {
+    let soak = std::env::var_os("MOAT_SOAK").is_some();
+    let rounds = if soak { 7 } else { 1 };
+    let (mut alone, mut watched) = (Vec::new(), Vec::new());
+    let begin = Instant::now();
+    for _ in 0..rounds {
+        alone.push(once(stage, 0).await);
+        watched.push(once(stage, EYES).await);
+        eprintln!(
+            "{:?} alone, {:?} with {EYES} eyes",
+            alone.last(),
+            watched.last()
+        );
+    }
+    alone.sort();
+    watched.sort();
+    let (without, with) = (alone[rounds / 2], watched[rounds / 2]);
+    eprintln!(
+        "{LINES} lines, median of {rounds}: {without:?} alone, {with:?} with {EYES} eyes; alone \
+         {alone:?}, watched {watched:?}; {:?} in all",
+        begin.elapsed()
+    );
+    if soak {
+        assert!(with.as_secs_f64() < without.as_secs_f64() * 1.1);
+    }
+}

@@ -1,0 +1,145 @@
+//! A process that embeds moat and is killed: this program, started again.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moat::sink::Jsonl;
+use moat::{Docker, Error, Manager, RunId, RunSpec, ShutdownMode};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use serde::{Deserialize, Serialize};
+use testkit::deadline::eventually;
+use testkit::{child, engine};
+
+use super::plan::{Deadly, Planned};
+use super::saboteur::{Saboteur, Trap};
+
+/// Says that this process is such a one, and what it is to do.
+const ROLE: &str = "crash";
+
+/// What the process is told, as JSON in [`ROLE`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Orders {
+    pub root: PathBuf,
+    pub gate: PathBuf,
+    pub image: String,
+    /// The engine's address; `None`: the default.
+    pub address: Option<String>,
+    /// The runs to start; none: look after what is there.
+    pub runs: Vec<Planned>,
+    pub death: Option<Deadly>,
+}
+
+/// Does what it is told, if this process is one that is told. It ends by itself only when all
+/// runs of the root are sealed.
+pub fn role() -> Option<()> {
+    let orders = child::orders(ROLE)?;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(obey(orders));
+    Some(())
+}
+
+async fn obey(orders: Orders) {
+    let docker = match &orders.address {
+        Some(address) => Docker::connect_to(address).await.unwrap(),
+        None => Docker::connect().await.unwrap(),
+    };
+    let mut trap = None;
+    match orders.death {
+        Some(Deadly::TruncatedTail(bytes)) => {
+            let limit = Rlimit {
+                current: Some(bytes),
+                maximum: Some(bytes),
+            };
+            setrlimit(Resource::Fsize, limit).unwrap();
+        }
+        Some(Deadly::Point {
+            name,
+            nth,
+            after_ms,
+        }) => trap = Some(Trap::new(&name, nth, after_ms, &orders.gate)),
+        Some(Deadly::Moment(_)) | None => {}
+    }
+    let trap = Arc::new(trap);
+    let manager = Manager::builder(&orders.root, Saboteur::new(docker, &trap))
+        .sink(Saboteur::new(Jsonl::new(), &trap))
+        .open()
+        .await
+        .unwrap();
+    let starts = orders.runs.iter().map(|run| {
+        let mut spec = RunSpec::new(&orders.image)
+            .id(RunId::new(&run.id).unwrap())
+            .cmd(run.command())
+            .tty(run.tty)
+            .keep(run.keep)
+            .network("none")
+            .bind(&orders.gate, "/gate");
+        if run.missing {
+            spec = spec.entrypoint(run.command());
+        }
+        manager.start(spec)
+    });
+    let started = futures::future::join_all(starts).await;
+    for (run, started) in orders.runs.iter().zip(started) {
+        match started {
+            Err(Error::NotStarted { .. }) if run.missing => {}
+            started => assert!(started.is_ok() && !run.missing, "{run:?}: {started:?}"),
+        }
+    }
+    manager.wait_recovery().await.unwrap();
+    for info in manager.list().await.unwrap() {
+        let run = manager.get(&info.run).await.unwrap();
+        while run.wait().await.unwrap().sealed().is_none() {}
+    }
+    manager.shutdown(ShutdownMode::Leave).await;
+}
+
+/// The process. Dropped, it is killed.
+pub struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    pub fn start(orders: &Orders) -> Self {
+        let child = child::command(ROLE, orders)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// Kills it with SIGKILL. `false`: it had ended already.
+    pub fn kill(mut self) -> bool {
+        let lived = self.0.try_wait().unwrap().is_none();
+        self.0.kill().unwrap();
+        lived
+    }
+
+    /// Waits for its end, which must come.
+    pub async fn ended(&mut self) -> ExitStatus {
+        eventually(90, "the end of the process", async || {
+            self.0.try_wait().unwrap()
+        })
+        .await
+    }
+}
+
+/// Waits until the engine has no more than `kept` containers of `root`, for at most `bound`, and
+/// says how many it has.
+pub async fn cleaned(docker: &bollard::Docker, root: &Path, kept: usize, bound: Duration) -> usize {
+    let id = engine::root_id(root).unwrap_or_default();
+    let begin = Instant::now();
+    loop {
+        let left = engine::containers(docker, &id).await.unwrap().len();
+        if left <= kept || begin.elapsed() >= bound {
+            return left;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

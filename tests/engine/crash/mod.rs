@@ -1,0 +1,135 @@
+//! What is left when a process that embeds moat is killed, at every step and at any moment: each run
+//! sealed, each line once and in order, and no container or file too many.
+//!
+//! `MOAT_KILLS` and `MOAT_SEED` set the length and the course of the long form, `soak`, which runs
+//! with `--include-ignored`.
+
+use testkit::engine;
+use testkit::harness::{Failed, Trial};
+
+mod campaign;
+mod check;
+pub mod child;
+mod plan;
+mod round;
+mod saboteur;
+
+use check::Tally;
+use plan::{Deadly, Plan, Planned};
+use round::Round;
+
+/// A seed that gives the kills in CI the same course each time.
+const SEED: u64 = 20_261_124;
+const KILLS: u32 = 60;
+const SOAK_KILLS: u32 = 1_000;
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for point in plan::START {
+        trials.push(killed("process_is_killed", point, vec![Deadly::at(point)]));
+    }
+    for &(start, point, times) in plan::RECOVERY {
+        let mut deaths = vec![Deadly::at(start)];
+        deaths.resize(1 + times, Deadly::at(point));
+        let run = match point.ends_with("follow") || point == "after wait" {
+            true => Planned::lasting(),
+            false => Planned::plain(),
+        };
+        let runs = vec![run];
+        let point = format!("{point}, started until {start}");
+        trials.push(trial("recovery_is_killed", &point, Plan { runs, deaths }));
+    }
+    for point in ["during start", "before remove", "after remove"] {
+        let plan = Plan {
+            runs: vec![Planned {
+                missing: true,
+                ..Planned::plain()
+            }],
+            deaths: vec![Deadly::at(point)],
+        };
+        trials.push(trial(
+            "process_is_killed",
+            &format!("{point} that fails"),
+            plan,
+        ));
+    }
+    for &bytes in plan::TORN {
+        let point = format!("in_a_write_at_byte_{bytes}");
+        trials.push(killed(
+            "process_is_killed",
+            &point,
+            vec![Deadly::TruncatedTail(bytes)],
+        ));
+    }
+    trials.push(on_engine(
+        "a_create_that_reaches_the_engine_after_its_sender_was_killed_leaves_no_container",
+        || clean(&block_on(Round::killed_while_under_way("create"))),
+    ));
+    trials.push(on_engine(
+        "a_start_that_reaches_the_engine_after_its_sender_was_killed_runs_nothing_unaudited",
+        || clean(&block_on(Round::killed_while_under_way("start"))),
+    ));
+    trials.push(on_engine(
+        "kills_at_any_moment_lose_and_double_nothing",
+        || clean(&campaign::play(SEED, KILLS)),
+    ));
+    let soak = on_engine("soak", || {
+        let seed = number("MOAT_SEED", SEED)?;
+        let kills = number("MOAT_KILLS", u64::from(SOAK_KILLS))?;
+        clean(&campaign::play(seed, kills.try_into()?))
+    });
+    trials.push(soak.needs(&Err("the long form runs with `--include-ignored`".into())));
+    trials
+}
+
+fn on_engine(name: &str, run: impl FnOnce() -> Result<(), Failed> + Send + 'static) -> Trial {
+    Trial::new(&format!("crash::{name}"), run).needs(engine::need())
+}
+
+/// A trial in which each process is killed at its point, which it must reach.
+fn killed(who: &str, point: &str, deaths: Vec<Deadly>) -> Trial {
+    let runs = vec![Planned::plain()];
+    trial(who, point, Plan { runs, deaths })
+}
+
+fn trial(who: &str, point: &str, plan: Plan) -> Trial {
+    let point = point.replace(", ", " ").replace(' ', "_");
+    on_engine(
+        &format!("a_run_is_sealed_when_its_{who}::{point}"),
+        move || {
+            let play = || block_on(async { Round::new().await.play(&plan).await });
+            let (mut tally, mut tries) = (play(), 1);
+            // Where that one question gets no answer, all of the engine's log is read instead.
+            while tally.kills == 0 && plan.dies_at("after evidence") && tries < 5 {
+                (tally, tries) = (play(), tries + 1);
+            }
+            if tally.kills as usize != plan.deaths.len() {
+                return Err(format!("{} of {} were killed", tally.kills, plan.deaths.len()).into());
+            }
+            clean(&tally)
+        },
+    )
+}
+
+/// Runs `future` to its end.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(future)
+}
+
+/// Nothing is lost, doubled, unsealed, untrue or left behind.
+fn clean(tally: &Tally) -> Result<(), Failed> {
+    match tally.problems.as_slice() {
+        [] => Ok(()),
+        problems => Err(format!("{tally}\n{}", problems.join("\n")).into()),
+    }
+}
+
+fn number(variable: &str, default: u64) -> Result<u64, Failed> {
+    match std::env::var(variable) {
+        Ok(text) => Ok(text
+            .parse()
+            .map_err(|error| format!("{variable}={text}: {error}"))?),
+        Err(_) => Ok(default),
+    }
+}

@@ -1,0 +1,199 @@
+//! One root. The process that starts its runs is killed, and so are the processes that recover them,
+//! until one is left alone.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use testkit::deadline::eventually;
+use testkit::proxy::{Fault, Proxy};
+use testkit::{engine, image};
+
+use super::check::{self, Tally, check};
+use super::child::{Orders, Process, cleaned};
+use super::plan::{Deadly, Plan, Planned};
+
+/// How long a request is under way whose sender is killed meanwhile.
+const UNDER_WAY: Duration = Duration::from_secs(5);
+
+/// The folder of a round, and the engine. Dropped, it removes the containers of its root, also
+/// when the trial has failed.
+pub struct Round {
+    dir: TempDir,
+    docker: bollard::Docker,
+    image: String,
+    address: Option<String>,
+    /// Through which the process that starts the runs reaches the engine.
+    proxy: Option<Proxy>,
+}
+
+impl Drop for Round {
+    fn drop(&mut self) {
+        engine::sweep(&self.root());
+    }
+}
+
+impl Round {
+    pub async fn new() -> Self {
+        let docker = engine::connect().unwrap();
+        let image = image::provide(&docker).await.unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("moat-crash-")
+            .tempdir()
+            .unwrap();
+        fs::create_dir(dir.path().join("gate")).unwrap();
+        // Made once and for all: what is killed later is killed while it starts its runs.
+        moat::Manager::open(
+            dir.path().join("root"),
+            moat::Docker::connect().await.unwrap(),
+        )
+        .await
+        .unwrap()
+        .shutdown(moat::ShutdownMode::Leave)
+        .await;
+        Self {
+            dir,
+            docker,
+            image,
+            address: None,
+            proxy: None,
+        }
+    }
+
+    /// Has whoever starts the runs go through a proxy, which sees what becomes of a request whose
+    /// sender is dead.
+    fn watch(&mut self) -> &Proxy {
+        let proxy = Proxy::listen(self.dir.path()).unwrap();
+        self.address = Some(proxy.address());
+        self.proxy.insert(proxy)
+    }
+
+    /// Waits until the engine has carried out each request for a container.
+    async fn settled(&self) {
+        let Some(proxy) = &self.proxy else { return };
+        eventually(60, "the answer to a create", async || {
+            let seen = proxy.seen("create");
+            seen.iter()
+                .all(|seen| seen.answered.is_some())
+                .then_some(())
+        })
+        .await;
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    fn orders(&self, runs: &[Planned], death: Option<Deadly>) -> Orders {
+        Orders {
+            root: self.root(),
+            gate: self.dir.path().join("gate"),
+            image: self.image.clone(),
+            address: self.address.clone(),
+            runs: runs.to_vec(),
+            death,
+        }
+    }
+
+    /// Plays the plan to its end, and says what is left.
+    pub async fn play(&mut self, plan: &Plan) -> Tally {
+        if plan.may_outlive() {
+            self.watch();
+        }
+        let mut kills = 0;
+        let mut runs = plan.runs.as_slice();
+        for death in &plan.deaths {
+            kills += u32::from(self.die(&self.orders(runs, Some(death.clone()))).await);
+            runs = &[];
+            // Who takes them over talks to the engine itself.
+            self.address = None;
+        }
+        fs::write(self.dir.path().join("gate/go"), "").unwrap();
+        self.judge(&plan.runs, kills).await
+    }
+
+    /// Starts a process and sees it die. `false`: it had come to its end before.
+    async fn die(&self, orders: &Orders) -> bool {
+        let mut process = Process::start(orders);
+        match orders.death {
+            Some(Deadly::Moment(after)) => {
+                let moment = Duration::from_millis(after);
+                // A kill at a moment is what the trial is about.
+                let _ = tokio::time::timeout(moment, process.ended()).await;
+                process.kill()
+            }
+            _ => {
+                use std::os::unix::process::ExitStatusExt;
+                let status = process.ended().await;
+                assert!(
+                    status.success() || status.signal().is_some(),
+                    "{status}: {orders:?}"
+                );
+                status.signal().is_some()
+            }
+        }
+    }
+
+    /// Leaves one process alone, which seals what there is, and compares with what was printed.
+    async fn judge(&self, runs: &[Planned], kills: u32) -> Tally {
+        let mut tally = Tally {
+            kills,
+            ..Tally::default()
+        };
+        let kept = || {
+            let kept = runs.iter().filter(|run| check::is_kept(&self.root(), run));
+            kept.count()
+        };
+        // A request whose sender was killed may still have been under way: what it has made is
+        // for whoever opens the root next.
+        for _ in 0..3 {
+            self.settled().await;
+            let status = Process::start(&self.orders(&[], None)).ended().await;
+            if !status.success() {
+                tally.problem(format!("the last one to open the root ended with {status}"));
+            }
+            self.settled().await;
+            let bound = Duration::from_secs(60);
+            if cleaned(&self.docker, &self.root(), kept(), bound).await == kept() {
+                break;
+            }
+        }
+        let left = cleaned(&self.docker, &self.root(), kept(), Duration::ZERO).await;
+        if left != kept() {
+            tally.left_behind += 1;
+            tally.problem(format!(
+                "{left} containers are left, {} were to be kept",
+                kept()
+            ));
+        }
+        check(
+            &self.root(),
+            &self.dir.path().join("gate"),
+            runs,
+            &mut tally,
+        );
+        tally
+    }
+
+    /// Kills the process that starts a run while its request for `operation` is under way: it
+    /// reaches the engine when its sender is dead, and another one has taken the run over.
+    pub async fn killed_while_under_way(operation: &str) -> Tally {
+        let mut round = Self::new().await;
+        round.watch().fault(operation, Fault::Late(UNDER_WAY));
+        let run = Planned::plain();
+        let process = Process::start(&round.orders(std::slice::from_ref(&run), None));
+        let seen = |round: &Self| round.proxy.as_ref().unwrap().seen(operation);
+        eventually(60, "the request", async || seen(&round).pop()).await;
+        assert!(process.kill(), "the process had ended");
+        round.address = None;
+        let mut first = Process::start(&round.orders(&[], None));
+        let status = first.ended().await;
+        assert!(status.success(), "{status}");
+        eventually(60, "the answer to the request", async || {
+            seen(&round).iter().find_map(|seen| seen.answered)
+        })
+        .await;
+        round.judge(&[run], 1).await
+    }
+}

@@ -1,0 +1,303 @@
+//! Changes by others to containers: stops, kills, removals, pauses, restarts.
+
+use std::time::Duration;
+
+use bollard::query_parameters::{
+    KillContainerOptionsBuilder, RenameContainerOptionsBuilder, StopContainerOptionsBuilder,
+    WaitContainerOptionsBuilder,
+};
+use futures::TryStreamExt;
+use moat::spec::KeepContainer;
+use moat::state::RunStatus;
+use moat::{Docker, Ending, Error, Manager, Root, RunId, ShutdownMode};
+use testkit::proxy::Proxy;
+use testkit::{engine, sequence};
+
+use super::daemon::{Daemon, kill};
+use super::truth::{assert_says, sealed, show};
+use crate::stage::{assert_bytes, assert_complete, end, printed, read};
+
+testkit::trials! {
+    crate::daemon::on_daemon:
+        a_killed_shim_ends_the_run_with_the_engines_own_code_and_all_that_was_printed,
+        a_stop_by_others_is_the_containers_own_end,
+        a_kill_by_others_is_code_137_and_complete,
+        a_removal_by_others_in_the_middle_of_output_is_said,
+        a_pause_by_others_is_no_end_and_loses_nothing,
+        a_stop_ends_a_container_that_others_have_paused,
+        a_renamed_container_is_watched_recovered_and_removed,
+        a_kept_container_that_others_start_again_changes_nothing,
+        a_container_that_others_start_again_before_its_log_is_read_is_never_complete,
+        a_run_of_another_daemon_is_left_alone,
+}
+
+/// The container goes with its process. Whatever code the engine makes up for it, what was
+/// printed until then is known.
+async fn a_killed_shim_ends_the_run_with_the_engines_own_code_and_all_that_was_printed() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let spec = daemon.spec("lines 300 + sleep 600");
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "out 00000300 ").await;
+    for shim in daemon.shims() {
+        kill("KILL", shim);
+    }
+    let (outcome, audit) = sealed(&run).await;
+    assert!(matches!(outcome.ending, Ending::Exited(_)), "{outcome}");
+    assert_ne!(outcome.code(), Some(0), "{outcome}");
+    assert_eq!(assert_says(&audit, 300), 0);
+}
+
+async fn a_stop_by_others_is_the_containers_own_end() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let run = manager
+        .start(daemon.spec("lines 100 + trap --exit 3"))
+        .await
+        .unwrap();
+    printed(&run, "ready\n").await;
+    let options = StopContainerOptionsBuilder::new().t(30).build();
+    let container = daemon.container().await;
+    let stopped = daemon.docker.stop_container(&container, Some(options));
+    stopped.await.unwrap();
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(3));
+    assert_complete(&audit);
+    assert!(audit.all("stop").is_empty(), "moat did not ask for it");
+    let mut expected = sequence::lines("out", 100, 64);
+    expected.extend_from_slice(b"ready\ncaught SIGTERM\n");
+    assert_bytes(audit.stream("stdout"), &expected);
+}
+
+async fn a_kill_by_others_is_code_137_and_complete() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let run = manager
+        .start(daemon.spec("lines 100 + sleep 600"))
+        .await
+        .unwrap();
+    printed(&run, "out 00000100 ").await;
+    let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
+    let container = daemon.container().await;
+    let killed = daemon.docker.kill_container(&container, Some(options));
+    killed.await.unwrap();
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(137));
+    assert_complete(&audit);
+    assert_eq!(assert_says(&audit, 100), 0);
+    daemon.is_clean().await;
+}
+
+/// The file is open to the end; the log that would confirm it is gone.
+async fn a_removal_by_others_in_the_middle_of_output_is_said() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let run = manager
+        .start(daemon.spec("lines 100000 --burst 10 --delay-ms 5"))
+        .await
+        .unwrap();
+    printed(&run, "out 00000500 ").await;
+    let container = daemon.container().await;
+    engine::remove(&daemon.docker, &container).await.unwrap();
+    let (outcome, audit) = sealed(&run).await;
+    assert!(
+        matches!(outcome.ending, Ending::Removed { .. }),
+        "{outcome}"
+    );
+    assert!(["eof", "none"].contains(&audit.evidence()));
+    let all = sequence::lines("out", 100_000, 64);
+    assert!(all.starts_with(audit.stream("stdout")));
+}
+
+async fn a_pause_by_others_is_no_end_and_loses_nothing() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let run = manager
+        .start(daemon.spec(
+            "lines 200 --burst 10 --delay-ms 10 + await /gate/go + lines 200 --from 201 + exit 5",
+        ))
+        .await
+        .unwrap();
+    printed(&run, "out 00000100 ").await;
+    let container = daemon.container().await;
+    daemon.docker.pause_container(&container).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(run.state().ending().is_none(), "{:?}", run.state());
+    daemon.open_gate("go");
+    daemon.docker.unpause_container(&container).await.unwrap();
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(5));
+    assert_complete(&audit);
+    assert_eq!(assert_says(&audit, 400), 0);
+}
+
+/// A signal does not reach what is frozen; SIGKILL must.
+async fn a_stop_ends_a_container_that_others_have_paused() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let run = manager
+        .start(daemon.spec("lines 100 + sleep 600"))
+        .await
+        .unwrap();
+    printed(&run, "out 00000100 ").await;
+    let container = daemon.container().await;
+    daemon.docker.pause_container(&container).await.unwrap();
+    let outcome = run.stop(Some(Duration::from_secs(1))).await.unwrap();
+    assert!(outcome.sealed().is_some(), "{outcome}");
+    let audit = read(&outcome);
+    show(&outcome, &audit);
+    assert_eq!(outcome.code(), Some(137));
+    assert_complete(&audit);
+    assert_eq!(assert_says(&audit, 100), 0);
+}
+
+/// A name is anyone's to change.
+async fn a_renamed_container_is_watched_recovered_and_removed() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let id = RunId::new("one").unwrap();
+    let steps = "lines 100 + await /gate/go + lines 100 --from 101 + exit 5";
+    let run = manager
+        .start(daemon.spec(steps).id(id.clone()))
+        .await
+        .unwrap();
+    printed(&run, "out 00000100 ").await;
+    let container = daemon.container().await;
+    let options = RenameContainerOptionsBuilder::new().name("mine").build();
+    let renamed = daemon.docker.rename_container(&container, options);
+    renamed.await.unwrap();
+    drop(run);
+    manager.shutdown(ShutdownMode::Leave).await;
+    // Not even its id is written down any more.
+    let run_json = daemon.root().join("one/run.json");
+    let text = std::fs::read_to_string(&run_json).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let had = json.as_object_mut().unwrap().remove("container");
+    assert_eq!(had.unwrap(), container.as_str());
+    std::fs::write(&run_json, json.to_string()).unwrap();
+    let manager = daemon.manager().await;
+    let run = manager.get(&id).await.unwrap();
+    manager.wait_recovery().await.unwrap();
+    daemon.open_gate("go");
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(5));
+    assert_complete(&audit);
+    assert_eq!(assert_says(&audit, 200), 0);
+    daemon.is_clean().await;
+}
+
+/// Its audit is sealed: what it prints now is nobody's.
+async fn a_kept_container_that_others_start_again_changes_nothing() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let spec = daemon
+        .spec("lines 100 + write /gate/printed x")
+        .keep(KeepContainer::Always);
+    let run = manager.start(spec).await.unwrap();
+    let outcome = end(&run).await;
+    let before = std::fs::read(outcome.audit.as_ref().unwrap()).unwrap();
+    std::fs::remove_file(daemon.path().join("gate/printed")).unwrap();
+    let container = daemon.container().await;
+    let started = daemon.docker.start_container(&container, None);
+    started.await.unwrap();
+    daemon.gate_opens("printed").await;
+    daemon.container_ended(&container).await;
+    drop(run);
+    manager.shutdown(ShutdownMode::Leave).await;
+    let manager = daemon.manager().await;
+    manager.wait_recovery().await.unwrap();
+    let again = end(&manager.get(&outcome.run).await.unwrap()).await;
+    let audit = read(&again);
+    show(&again, &audit);
+    assert_eq!(
+        std::fs::read(again.audit.as_ref().unwrap()).unwrap(),
+        before
+    );
+    assert_complete(&audit);
+}
+
+/// Between the end of the container and the reading of its log, which has two executions then.
+async fn a_container_that_others_start_again_before_its_log_is_read_is_never_complete() {
+    let daemon = Daemon::new().await;
+    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let manager = daemon.manager_at(&proxy.address()).await;
+    let spec = daemon.spec("lines 100 + await /gate/go + lines 100 --from 101");
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "out 00000100 ").await;
+    // There is nothing to seal by but the whole log.
+    proxy.cut();
+    let container = daemon.container().await;
+    let address = daemon.address();
+    let mut again = false;
+    proxy.before("logs", move || {
+        let (address, container) = (address.clone(), container.clone());
+        again = again || engine::block_on(start_if_ended(address, container));
+    });
+    daemon.open_gate("go");
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(0));
+    // Where the tap's end was taken for the container's, it may have had all of the first one.
+    let gaps = audit.all("gap");
+    assert!(gaps.iter().any(|gap| gap["reason"] == "started_again"));
+    let twice = sequence::lines("out", 200, 64).repeat(2);
+    assert!(twice.starts_with(audit.stream("stdout")));
+}
+
+/// Starts a container again that has ended, and waits for its second end.
+async fn start_if_ended(address: String, container: String) -> bool {
+    let version = bollard::API_DEFAULT_VERSION;
+    let docker = bollard::Docker::connect_with_unix(&address, 60, version).unwrap();
+    let found = docker.inspect_container(&container, None).await.unwrap();
+    if found.state.unwrap().running == Some(true) {
+        return false;
+    }
+    docker.start_container(&container, None).await.unwrap();
+    let options = WaitContainerOptionsBuilder::new().build();
+    let wait = docker.wait_container(&container, Some(options));
+    wait.try_collect::<Vec<_>>().await.unwrap();
+    true
+}
+
+/// What one daemon does not find lives on another one.
+async fn a_run_of_another_daemon_is_left_alone() {
+    let (daemon, other) = (Daemon::new().await, Daemon::new().await);
+    let manager = daemon.manager().await;
+    let id = RunId::new("one").unwrap();
+    let steps = "lines 100 + await /gate/go + lines 100 --from 101 + exit 5";
+    let spec = daemon.spec(steps).id(id.clone());
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "out 00000100 ").await;
+    drop(run);
+    manager.shutdown(ShutdownMode::Leave).await;
+
+    let docker = Docker::connect_to(&other.address()).await.unwrap();
+    let elsewhere = Manager::open(daemon.root(), docker).await.unwrap();
+    let run = elsewhere.wait_recovery().await.unwrap().remove(0);
+    let refused = run.wait().await;
+    assert!(
+        matches!(refused, Err(Error::OtherEngine { .. })),
+        "{refused:?}"
+    );
+    elsewhere.shutdown(ShutdownMode::Leave).await;
+    let info = Root::open(daemon.root()).unwrap().info(&id).unwrap();
+    assert_eq!(
+        (info.status, &info.seal),
+        (RunStatus::Running, &None),
+        "{info:?}"
+    );
+
+    let manager = daemon.manager().await;
+    let run = manager.get(&id).await.unwrap();
+    daemon.open_gate("go");
+    let outcome = end(&run).await;
+    let audit = read(&outcome);
+    show(&outcome, &audit);
+    assert_eq!(outcome.code(), Some(5));
+    assert_complete(&audit);
+    assert_eq!(assert_says(&audit, 200), 0);
+    assert_eq!(
+        audit.all("resume").len(),
+        1,
+        "it was resumed elsewhere, too"
+    );
+}

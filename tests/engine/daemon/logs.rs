@@ -1,0 +1,189 @@
+//! Damage to the log of the daemon.
+
+use std::fs::{self, File};
+use std::io::Write;
+
+use moat::outcome::Stream;
+use moat::{RunId, ShutdownMode};
+use testkit::sequence;
+
+use super::daemon::{Daemon, Kind};
+use super::truth::{assert_gap, assert_says, sealed};
+use crate::stage::{Watched, assert_bytes, assert_complete, printed};
+
+testkit::trials! {
+    crate::daemon::on_daemon:
+        a_deleted_log_leaves_what_was_received_and_is_a_possible_gap,
+        a_log_that_was_deleted_while_nobody_watched_is_a_gap,
+        a_truncated_log_leaves_what_was_received_and_is_complete,
+        a_log_that_was_truncated_while_nobody_watched_is_a_gap,
+        a_torn_log_leaves_what_was_received_and_is_complete,
+        a_log_that_was_torn_while_nobody_watched_is_a_gap,
+        a_full_disk_of_the_daemon_leaves_what_was_received_and_is_a_possible_gap,
+        a_full_disk_of_the_daemon_while_nobody_watched_is_a_gap,
+        a_full_disk_of_the_daemon_is_not_taken_for_a_terminals_output,
+}
+
+const STEPS: &str = "lines 200 + await /gate/go + lines 200 --from 201 + exit 5";
+
+/// What happens to the file between the two halves of the output.
+type Damage = fn(&Daemon, &str);
+
+/// With a tap, which is not touched by it.
+async fn watched(kind: Kind, damage: Damage) -> testkit::audit::Audit {
+    let daemon = Daemon::of(kind).await;
+    let manager = daemon.manager().await;
+    let run = manager.start(daemon.spec(STEPS)).await.unwrap();
+    printed(&run, "out 00000200 ").await;
+    damage(&daemon, &daemon.container().await);
+    daemon.open_gate("go");
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(5), "{}", audit.end);
+    // Whatever the log says, what was received is there.
+    assert_bytes(audit.stream("stdout"), &sequence::lines("out", 400, 64));
+    audit
+}
+
+/// Without: the log alone has the second half. `None`: what was left of the disk took whole records,
+/// as once in a hundred times: the daemon lost the others, and its log does not show it.
+async fn unwatched(kind: Kind, damage: Damage) -> Option<testkit::audit::Audit> {
+    let daemon = Daemon::of(kind).await;
+    let manager = daemon.manager().await;
+    let id = RunId::new("one").unwrap();
+    let run = manager
+        .start(daemon.spec(STEPS).id(id.clone()))
+        .await
+        .unwrap();
+    printed(&run, "out 00000200 ").await;
+    drop(run);
+    manager.shutdown(ShutdownMode::Leave).await;
+    let container = daemon.container().await;
+    damage(&daemon, &container);
+    daemon.open_gate("go");
+    daemon.container_ended(&container).await;
+    if kind.disk.is_some()
+        && fs::read(daemon.log_of(&container))
+            .unwrap()
+            .ends_with(b"\n")
+    {
+        return None;
+    }
+    let manager = daemon.manager().await;
+    let run = manager.get(&id).await.unwrap();
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(5), "{}", audit.end);
+    assert_says(&audit, 400);
+    assert_eq!(audit.verdict(), "gap", "{}", audit.end);
+    Some(audit)
+}
+
+fn delete(daemon: &Daemon, container: &str) {
+    fs::remove_file(daemon.log_of(container)).unwrap();
+}
+
+fn truncate(daemon: &Daemon, container: &str) {
+    let log = File::options().write(true).open(daemon.log_of(container));
+    log.unwrap().set_len(0).unwrap();
+}
+
+/// In the middle of a record, as a disk that was full leaves it.
+fn tear(daemon: &Daemon, container: &str) {
+    let log = File::options().write(true).open(daemon.log_of(container));
+    let log = log.unwrap();
+    let length = log.metadata().unwrap().len();
+    log.set_len(length - 30).unwrap();
+}
+
+/// Fills the disk to the last byte.
+fn fill(daemon: &Daemon, _: &str) {
+    let mut file = File::create(daemon.path().join("data/full")).unwrap();
+    let full = (0..64 << 8).any(|_| file.write_all(&[b'x'; 4096]).is_err());
+    assert!(full, "this is not the small disk");
+}
+
+const SMALL: Kind = Kind {
+    live_restore: false,
+    disk: Some("32m"),
+};
+
+async fn a_deleted_log_leaves_what_was_received_and_is_a_possible_gap() {
+    let audit = watched(Kind::default(), delete).await;
+    assert_gap(&audit, "log_shorter", true);
+}
+
+async fn a_log_that_was_deleted_while_nobody_watched_is_a_gap() {
+    unwatched(Kind::default(), delete).await.unwrap();
+}
+
+/// The end of the log agrees with what was received: all of it was.
+async fn a_truncated_log_leaves_what_was_received_and_is_complete() {
+    assert_complete(&watched(Kind::default(), truncate).await);
+}
+
+async fn a_log_that_was_truncated_while_nobody_watched_is_a_gap() {
+    unwatched(Kind::default(), truncate).await.unwrap();
+}
+
+async fn a_torn_log_leaves_what_was_received_and_is_complete() {
+    assert_complete(&watched(Kind::default(), tear).await);
+}
+
+async fn a_log_that_was_torn_while_nobody_watched_is_a_gap() {
+    unwatched(Kind::default(), tear).await.unwrap();
+}
+
+async fn a_full_disk_of_the_daemon_leaves_what_was_received_and_is_a_possible_gap() {
+    let audit = watched(SMALL, fill).await;
+    // TruncatedTail, or, where the disk ended with a record, short.
+    let gaps = audit.all("gap");
+    let reason = gaps[0]["reason"].as_str().unwrap();
+    assert!(
+        ["log_unreadable", "log_shorter"].contains(&reason),
+        "{gaps:?}"
+    );
+    assert_gap(&audit, reason, true);
+}
+
+async fn a_full_disk_of_the_daemon_while_nobody_watched_is_a_gap() {
+    let audit = loop {
+        if let Some(audit) = unwatched(SMALL, fill).await {
+            break audit;
+        }
+    };
+    assert_gap(&audit, "log_unreadable", false);
+}
+
+/// There the daemon's error comes as if the container had printed it.
+async fn a_full_disk_of_the_daemon_is_not_taken_for_a_terminals_output() {
+    let daemon = Daemon::of(SMALL).await;
+    let manager = daemon.manager().await;
+    let id = RunId::new("one").unwrap();
+    let spec = daemon.spec(STEPS).id(id.clone()).tty(true);
+    let run = manager.start(spec).await.unwrap();
+    let mut output = run.attach().await.unwrap();
+    let mut watched = Watched::default();
+    let tty = |watched: &Watched| {
+        let bytes = watched.bytes.get(&Stream::Tty).cloned();
+        String::from_utf8(bytes.unwrap_or_default()).unwrap()
+    };
+    while !tty(&watched).contains("out 00000200 ") {
+        assert!(watched.next(&mut output).await);
+    }
+    drop((output, run));
+    manager.shutdown(ShutdownMode::Leave).await;
+    let container = daemon.container().await;
+    fill(&daemon, &container);
+    daemon.open_gate("go");
+    daemon.container_ended(&container).await;
+    let torn = !fs::read(daemon.log_of(&container))
+        .unwrap()
+        .ends_with(b"\n");
+    let manager = daemon.manager().await;
+    let (_, audit) = sealed(&manager.get(&id).await.unwrap()).await;
+    if torn {
+        assert_gap(&audit, "log_unreadable", false);
+    }
+    let all = String::from_utf8(sequence::lines("out", 400, 64)).unwrap();
+    let all = all.replace('\n', "\r\n").into_bytes();
+    assert!(all.starts_with(audit.stream("tty")));
+}

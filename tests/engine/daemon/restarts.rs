@@ -1,0 +1,238 @@
+//! Restarts of the daemon.
+
+use std::time::Duration;
+
+use moat::{Ending, RunId, ShutdownMode};
+use testkit::audit::Audit;
+use testkit::deadline::eventually;
+use testkit::proxy::Proxy;
+use testkit::sequence;
+
+use super::daemon::{Daemon, Kind};
+use super::truth::{assert_gap, assert_says, sealed};
+use crate::stage::{assert_bytes, assert_complete, printed};
+
+testkit::trials! {
+    crate::daemon::on_daemon:
+        a_graceful_restart_during_output_waits_for_the_container_and_loses_nothing,
+        a_killed_daemon_during_output_is_a_possible_gap,
+        a_graceful_restart_with_live_restore_during_output_is_a_possible_gap,
+        a_killed_daemon_with_live_restore_during_output_is_a_possible_gap,
+        a_graceful_restart_during_silence_stops_the_container_and_loses_nothing,
+        a_killed_daemon_during_silence_loses_nothing_that_was_printed,
+        a_graceful_restart_with_live_restore_during_silence_loses_no_line,
+        a_killed_daemon_with_live_restore_during_silence_loses_no_line,
+        what_died_in_a_daemons_memory_is_never_passed_over,
+        what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_over,
+        a_killed_daemon_under_load_loses_no_line_unsaid,
+        a_container_that_ends_while_its_daemon_is_down_keeps_its_exit_code,
+}
+
+const LIVE: Kind = Kind {
+    live_restore: true,
+    disk: None,
+};
+
+/// How the daemon ends.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    Term,
+    Kill,
+}
+
+async fn restart(daemon: &mut Daemon, by: By) {
+    restart_and(daemon, by, |_| {}).await;
+}
+
+/// The same, with something to do while the daemon ends, or is gone.
+async fn restart_and(daemon: &mut Daemon, by: By, then: impl FnOnce(&Daemon)) {
+    match by {
+        By::Term => daemon.terminate(then).await,
+        By::Kill => {
+            daemon.kill().await;
+            then(daemon);
+        }
+    }
+    daemon.start().await;
+}
+
+/// A daemon that is asked to end waits for its containers, and for what they print, and tells who
+/// waits. At times it is gone before it has told: then nothing shows that it was not killed.
+fn assert_waited_for(audit: &Audit) {
+    match audit.all("gap").len() {
+        0 => assert_complete(audit),
+        _ => assert_gap(audit, "engine_restarted", true),
+    }
+    assert!(audit.all("gap").len() <= 1, "{:?}", audit.all("gap"));
+}
+
+/// In the middle of 3,000 lines, all of which are printed, and half of them later.
+async fn during_output(kind: Kind, by: By) {
+    let mut daemon = Daemon::of(kind).await;
+    let manager = daemon.manager().await;
+    let steps = "lines 1500 --burst 10 --delay-ms 5 + await /gate/go \
+                 + lines 1500 --from 1501 --burst 10 --delay-ms 5 + exit 5";
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
+    printed(&run, "out 00000500 ").await;
+    restart_and(&mut daemon, by, |daemon| daemon.open_gate("go")).await;
+    let (outcome, audit) = sealed(&run).await;
+    let missing = assert_says(&audit, 3000);
+    assert_eq!(outcome.code(), Some(5), "{}", audit.end);
+    if by == By::Term && !kind.live_restore {
+        assert_eq!(missing, 0);
+        assert_eq!(audit.evidence(), "replay");
+        assert_waited_for(&audit);
+    } else {
+        assert_gap(&audit, "engine_restarted", true);
+    }
+}
+
+async fn a_graceful_restart_during_output_waits_for_the_container_and_loses_nothing() {
+    during_output(Kind::default(), By::Term).await;
+}
+
+async fn a_killed_daemon_during_output_is_a_possible_gap() {
+    during_output(Kind::default(), By::Kill).await;
+}
+
+async fn a_graceful_restart_with_live_restore_during_output_is_a_possible_gap() {
+    during_output(LIVE, By::Term).await;
+}
+
+async fn a_killed_daemon_with_live_restore_during_output_is_a_possible_gap() {
+    during_output(LIVE, By::Kill).await;
+}
+
+/// While the container waits for a signal, or at a gate.
+async fn during_silence(kind: Kind, by: By) {
+    let mut daemon = Daemon::of(kind).await;
+    let manager = daemon.manager().await;
+    let steps = match kind.live_restore {
+        true => "lines 200 + await /gate/go + lines 200 --from 201 + exit 3",
+        false => "lines 200 + trap --exit 3",
+    };
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
+    let last = ["ready\n", "out 00000200 "][usize::from(kind.live_restore)];
+    printed(&run, last).await;
+    // What the tap has, the log may not have yet.
+    let log = daemon.log_of(&daemon.container().await);
+    eventually(60, "the daemon's log", async || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.contains(last.trim_end()).then_some(())
+    })
+    .await;
+    restart(&mut daemon, by).await;
+    daemon.open_gate("go");
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(3), "{}", audit.end);
+    let mut expected = sequence::lines("out", if kind.live_restore { 400 } else { 200 }, 64);
+    if !kind.live_restore {
+        expected.extend_from_slice(b"ready\ncaught SIGTERM\n");
+    }
+    assert_bytes(audit.stream("stdout"), &expected);
+    if by == By::Term && !kind.live_restore {
+        assert_waited_for(&audit);
+    } else {
+        assert_gap(&audit, "engine_restarted", true);
+    }
+}
+
+async fn a_graceful_restart_during_silence_stops_the_container_and_loses_nothing() {
+    during_silence(Kind::default(), By::Term).await;
+}
+
+/// The one that comes stops the containers that it finds.
+async fn a_killed_daemon_during_silence_loses_nothing_that_was_printed() {
+    during_silence(Kind::default(), By::Kill).await;
+}
+
+async fn a_graceful_restart_with_live_restore_during_silence_loses_no_line() {
+    during_silence(LIVE, By::Term).await;
+}
+
+async fn a_killed_daemon_with_live_restore_during_silence_loses_no_line() {
+    during_silence(LIVE, By::Kill).await;
+}
+
+/// What a daemon has taken from a container, and not written to its log, dies with it. The log
+/// that the next one goes on with does not show it.
+async fn what_died_in_a_daemons_memory_is_never_passed_over() {
+    let mut daemon = Daemon::of(LIVE).await;
+    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let manager = daemon.manager_at(&proxy.address()).await;
+    let steps = "lines 100 + await /gate/1 + print half + write /gate/printed x \
+                 + await /gate/2 + echo -whole + lines 100 --from 101";
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
+    printed(&run, "out 00000100 ").await;
+    // From here on there is the log alone, which does not get half a line.
+    proxy.cut();
+    daemon.open_gate("1");
+    daemon.gate_opens("printed").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    restart(&mut daemon, By::Kill).await;
+    daemon.open_gate("2");
+    let (_, audit) = sealed(&run).await;
+    assert_gap(&audit, "engine_restarted", true);
+}
+
+/// The same, where nobody watched meanwhile.
+async fn what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_over() {
+    let mut daemon = Daemon::of(LIVE).await;
+    let manager = daemon.manager().await;
+    let steps = "lines 100 + await /gate/1 + print half + write /gate/printed x \
+                 + await /gate/2 + echo -whole + lines 100 --from 101";
+    let id = RunId::new("one").unwrap();
+    let run = manager
+        .start(daemon.spec(steps).id(id.clone()))
+        .await
+        .unwrap();
+    printed(&run, "out 00000100 ").await;
+    drop(run);
+    manager.shutdown(ShutdownMode::Leave).await;
+    daemon.open_gate("1");
+    daemon.gate_opens("printed").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    restart(&mut daemon, By::Kill).await;
+    let manager = daemon.manager().await;
+    let run = manager.get(&id).await.unwrap();
+    manager.wait_recovery().await.unwrap();
+    daemon.open_gate("2");
+    let (_, audit) = sealed(&run).await;
+    assert_gap(&audit, "engine_restarted", true);
+}
+
+/// A megabyte is on its way through the daemon when it is killed.
+async fn a_killed_daemon_under_load_loses_no_line_unsaid() {
+    let mut daemon = Daemon::of(LIVE).await;
+    let manager = daemon.manager().await;
+    let spec = daemon.spec("lines 300000 --burst 500 + await /gate/go");
+    let run = manager.start(spec).await.unwrap();
+    let audit = run.dir().join("logs.jsonl");
+    eventually(30, "two megabytes", async || {
+        (audit.metadata().ok()?.len() > 2 << 20).then_some(())
+    })
+    .await;
+    restart(&mut daemon, By::Kill).await;
+    daemon.open_gate("go");
+    let (_, audit) = sealed(&run).await;
+    assert_says(&audit, 300_000);
+    assert_eq!(audit.verdict(), "gap", "{}", audit.end);
+}
+
+/// Invariant 10: the next daemon knows what became of the container, and until then nobody does.
+async fn a_container_that_ends_while_its_daemon_is_down_keeps_its_exit_code() {
+    let mut daemon = Daemon::of(LIVE).await;
+    let manager = daemon.manager().await;
+    let steps = "lines 100 + await /gate/go + lines 100 --from 101 + write /gate/done x + exit 5";
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
+    printed(&run, "out 00000100 ").await;
+    daemon.kill().await;
+    daemon.open_gate("go");
+    daemon.gate_opens("done").await;
+    assert!(run.state().ending().is_none(), "{:?}", run.state());
+    daemon.start().await;
+    let (outcome, audit) = sealed(&run).await;
+    assert!(matches!(outcome.ending, Ending::Exited(_)), "{outcome}");
+    assert_says(&audit, 200);
+    assert_gap(&audit, "engine_restarted", true);
+}

@@ -1,0 +1,256 @@
+//! A daemon or a connection that is slow, frozen or gone.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use moat::{Ending, Error, Manager, Run, ShutdownMode};
+use testkit::deadline::{eventually, within};
+use testkit::proxy::{Fault, Proxy};
+
+use super::daemon::{Daemon, kill};
+use super::truth::{assert_says, sealed, show};
+use crate::stage::{assert_complete, printed, read, seal};
+
+testkit::trials! {
+    crate::daemon::on_daemon:
+        a_frozen_daemon_is_no_end_and_loses_nothing,
+        a_stop_reaches_a_container_of_a_frozen_daemon_when_that_goes_on,
+        a_start_at_a_frozen_daemon_fails_and_nothing_runs_unaudited,
+        a_start_at_a_daemon_that_is_frozen_for_a_while_succeeds_late,
+        a_create_that_lands_after_its_bound_never_runs,
+        a_start_that_lands_after_its_bound_is_watched,
+        a_socket_that_is_gone_for_a_while_changes_nothing,
+        a_slow_connection_loses_nothing,
+        a_frozen_connection_is_no_end_and_loses_nothing,
+        a_wait_that_is_never_answered_does_not_hang_the_run,
+}
+
+/// Longer than the bound of a call.
+const LONG: Duration = Duration::from_secs(32);
+
+/// The container's process is none of the daemon's: it goes on, until its pipe is full.
+async fn a_frozen_daemon_is_no_end_and_loses_nothing() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let steps = "lines 1500 --burst 10 --delay-ms 5 + await /gate/go \
+                 + lines 2500 --from 1501 --burst 10 --delay-ms 5 + exit 5";
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
+    printed(&run, "out 00000500 ").await;
+    daemon.freeze();
+    daemon.open_gate("go");
+    tokio::time::sleep(LONG).await;
+    assert!(run.state().ending().is_none(), "{:?}", run.state());
+    daemon.thaw();
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(5));
+    assert_eq!(assert_says(&audit, 4000), 0);
+    assert_complete(&audit);
+}
+
+async fn a_stop_reaches_a_container_of_a_frozen_daemon_when_that_goes_on() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let run = manager
+        .start(daemon.spec("lines 100 + trap --exit 3"))
+        .await
+        .unwrap();
+    printed(&run, "ready\n").await;
+    daemon.freeze();
+    let stop = run.stop(Some(Duration::from_secs(60)));
+    let (outcome, ()) = tokio::join!(stop, async {
+        tokio::time::sleep(LONG).await;
+        assert!(run.state().ending().is_none(), "{:?}", run.state());
+        daemon.thaw();
+    });
+    let outcome = outcome.unwrap();
+    let audit = read(&outcome);
+    show(&outcome, &audit);
+    assert_eq!(outcome.code(), Some(3));
+    assert_complete(&audit);
+}
+
+/// The request may be carried out all the same: what comes of it is removed, or never runs.
+async fn a_start_at_a_frozen_daemon_fails_and_nothing_runs_unaudited() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    daemon.freeze();
+    let asked = Instant::now();
+    let started = manager.start(daemon.spec("write /gate/ran x + sleep 600"));
+    let (started, ()) = tokio::join!(within(120, "the start", started), async {
+        tokio::time::sleep(LONG * 2).await;
+        daemon.thaw();
+    });
+    let Err(Error::NotStarted { outcome, source }) = started else {
+        panic!("a frozen daemon has started a container");
+    };
+    println!("after {:.0} s: {source}", asked.elapsed().as_secs_f64());
+    assert!(!source.is_definitive(), "{source}");
+    assert!(outcome.ending.never_started(), "{outcome}");
+    seal(&outcome);
+    // What landed late goes with the next opening.
+    manager.shutdown(ShutdownMode::Leave).await;
+    let manager = daemon.manager().await;
+    manager.wait_recovery().await.unwrap();
+    daemon.is_clean().await;
+    assert!(!daemon.path().join("gate/ran").exists());
+}
+
+/// A short freeze is only slow.
+async fn a_start_at_a_daemon_that_is_frozen_for_a_while_succeeds_late() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    daemon.freeze();
+    let started = manager.start(daemon.spec("lines 100 + exit 5"));
+    let (run, ()) = tokio::join!(started, async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        daemon.thaw();
+    });
+    let (outcome, audit) = sealed(&run.unwrap()).await;
+    assert_eq!(outcome.code(), Some(5));
+    assert_eq!(assert_says(&audit, 100), 0);
+    assert_complete(&audit);
+}
+
+/// Freezes the daemon when a request is about to reach it, and thaws it when its bound has passed.
+async fn frozen_at(operation: &str) -> (Daemon, Proxy, Manager, Result<Run, Error>) {
+    let daemon = Daemon::new().await;
+    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let manager = daemon.manager_at(&proxy.address()).await;
+    let (came, mut has_come) = tokio::sync::mpsc::unbounded_channel();
+    let pid = daemon.pid();
+    proxy.before(operation, move || {
+        kill("STOP", pid);
+        let _ = came.send(());
+    });
+    let started = manager.start(daemon.spec("lines 100 + write /gate/ran x + exit 5"));
+    let (started, ()) = tokio::join!(within(120, "the start", started), async {
+        has_come.recv().await.unwrap();
+        tokio::time::sleep(LONG).await;
+        daemon.thaw();
+    });
+    (daemon, proxy, manager, started)
+}
+
+/// Only the one who asked for it would start it.
+async fn a_create_that_lands_after_its_bound_never_runs() {
+    let (daemon, proxy, manager, started) = frozen_at("create").await;
+    let Err(Error::NotStarted { outcome, source }) = started else {
+        panic!("it was started");
+    };
+    println!("{source}");
+    assert!(
+        matches!(outcome.ending, Ending::NotCreated { .. }),
+        "{outcome}"
+    );
+    assert_eq!(read(&outcome).evidence(), "never_started");
+    eventually(60, "the answer that came too late", async || {
+        proxy.seen("create")[0].answered.is_some().then_some(())
+    })
+    .await;
+    manager.shutdown(ShutdownMode::Leave).await;
+    let manager = daemon.manager().await;
+    manager.wait_recovery().await.unwrap();
+    daemon.is_clean().await;
+    assert!(!daemon.path().join("gate/ran").exists());
+}
+
+/// Invariant 10: that the start was not answered does not mean that it did not happen.
+async fn a_start_that_lands_after_its_bound_is_watched() {
+    let (daemon, _proxy, _manager, started) = frozen_at("start").await;
+    // When the daemon goes on, it may do something else first: then nothing runs.
+    if let Err(Error::NotStarted { outcome, .. }) = &started {
+        assert!(outcome.ending.never_started(), "{outcome}");
+        daemon.is_clean().await;
+        assert!(!daemon.path().join("gate/ran").exists());
+        return;
+    }
+    let (outcome, audit) = sealed(&started.unwrap()).await;
+    assert_eq!(outcome.code(), Some(5));
+    assert_eq!(assert_says(&audit, 100), 0);
+    assert_complete(&audit);
+}
+
+/// Invariant 10. Connections that are open stay open; no new ones come about.
+async fn a_socket_that_is_gone_for_a_while_changes_nothing() {
+    let daemon = Daemon::new().await;
+    let manager = daemon.manager().await;
+    let steps = "lines 200 + await /gate/go + lines 200 --from 201 + write /gate/done x + exit 5";
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
+    printed(&run, "out 00000200 ").await;
+    let aside = daemon.path().join("aside.sock");
+    fs::rename(daemon.socket(), &aside).unwrap();
+    daemon.open_gate("go");
+    daemon.gate_opens("done").await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // What the engine has told of the end is not confirmed yet.
+    let ending = run.state().ending().cloned();
+    assert!(ending.is_none(), "{ending:?}");
+    fs::rename(&aside, daemon.socket()).unwrap();
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(5));
+    assert_eq!(assert_says(&audit, 400), 0);
+    assert_complete(&audit);
+}
+
+/// As over a bad line: 20 kB a second, and a fifth of a second late.
+async fn a_slow_connection_loses_nothing() {
+    let daemon = Daemon::new().await;
+    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let slow = Fault::Slow {
+        per_second: 20_000,
+        late: Duration::from_millis(200),
+    };
+    for operation in ["attach", "start", "wait", "json", "logs", "create"] {
+        proxy.fault(operation, slow.clone());
+    }
+    let manager = daemon.manager_at(&proxy.address()).await;
+    let run = manager
+        .start(daemon.spec("lines 2000 + exit 5"))
+        .await
+        .unwrap();
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(5));
+    assert_eq!(assert_says(&audit, 2000), 0);
+    assert_complete(&audit);
+}
+
+/// Nothing comes through, and nothing breaks: neither side is told.
+async fn a_frozen_connection_is_no_end_and_loses_nothing() {
+    let daemon = Daemon::new().await;
+    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let manager = daemon.manager_at(&proxy.address()).await;
+    let steps = "lines 200 + await /gate/go + lines 200 --from 201 + exit 5";
+    let run = manager.start(daemon.spec(steps)).await.unwrap();
+    printed(&run, "out 00000200 ").await;
+    proxy.freeze();
+    daemon.open_gate("go");
+    daemon.container_ended(&daemon.container().await).await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert!(run.state().ending().is_none(), "{:?}", run.state());
+    proxy.thaw();
+    let (outcome, audit) = sealed(&run).await;
+    assert_eq!(outcome.code(), Some(5));
+    assert_eq!(assert_says(&audit, 400), 0);
+    assert_complete(&audit);
+}
+
+/// What never breaks and never answers is given up, by a bound, and asked again.
+async fn a_wait_that_is_never_answered_does_not_hang_the_run() {
+    let daemon = Daemon::new().await;
+    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    proxy.fault("wait", Fault::Hang);
+    let manager = daemon.manager_at(&proxy.address()).await;
+    let run = manager
+        .start(daemon.spec("lines 100 + exit 5"))
+        .await
+        .unwrap();
+    let (outcome, audit) = sealed(&run).await;
+    assert!(matches!(outcome.ending, Ending::Exited(_)), "{outcome}");
+    assert_eq!(outcome.code(), Some(5));
+    assert_eq!(assert_says(&audit, 100), 0);
+    assert_complete(&audit);
+    eventually(90, "the removal", async || {
+        (!proxy.seen("DELETE").is_empty()).then_some(())
+    })
+    .await;
+}

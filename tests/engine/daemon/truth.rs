@@ -1,0 +1,89 @@
+//! Whether an audit says the truth about what a container is known to have printed.
+
+use moat::{Outcome, Run};
+use testkit::audit::Audit;
+use testkit::sequence;
+
+use crate::stage::{end, read};
+
+/// Asserts that stdout has lines of 1 to `count`, each at most once, whole and in order; and that
+/// an audit that has not all of them says so. Returns how many are missing.
+#[track_caller]
+pub fn assert_says(audit: &Audit, count: u64) -> u64 {
+    let mut last = 0;
+    let mut found = 0;
+    let stdout = audit.stream("stdout");
+    for line in stdout.split_inclusive(|&byte| byte == b'\n') {
+        let text = String::from_utf8_lossy(line);
+        let number = text.split(' ').nth(1).and_then(|text| text.parse().ok());
+        let whole =
+            number.filter(|&number| text == format!("{}\n", sequence::line("out", number, 64)));
+        match whole {
+            Some(number) => {
+                assert!(number > last, "line {number} comes after line {last}");
+                (last, found) = (number, found + 1);
+            }
+            // Of a line, a part can be missing, where that is said.
+            None => assert_eq!(audit.verdict(), "gap", "{text:?} after line {last}"),
+        }
+    }
+    assert!(last <= count);
+    let missing = count - found;
+    if missing > 0 {
+        assert_eq!(
+            audit.verdict(),
+            "gap",
+            "{missing} lines are missing: {}",
+            audit.end
+        );
+    }
+    missing
+}
+
+/// Asserts that there is a gap for this reason, and whether it is only possible.
+#[track_caller]
+pub fn assert_gap(audit: &Audit, reason: &str, possible: bool) {
+    assert_eq!(audit.verdict(), "gap", "{}", audit.end);
+    let gaps = audit.all("gap");
+    assert!(
+        gaps.iter()
+            .any(|gap| gap["reason"] == reason && gap["possible"] == possible),
+        "no gap {reason:?}, possible: {possible}: {gaps:?}"
+    );
+}
+
+/// Sees a run to its seal, and says what the fault came to.
+pub async fn sealed(run: &Run) -> (Outcome, Audit) {
+    let outcome = end(run).await;
+    let audit = read(&outcome);
+    show(&outcome, &audit);
+    (outcome, audit)
+}
+
+/// Says what a fault came to, for those who want to know: `--nocapture`.
+pub fn show(outcome: &Outcome, audit: &Audit) {
+    let gaps: Vec<_> = audit
+        .all("gap")
+        .iter()
+        .map(|gap| {
+            let only = if gap["possible"] == true {
+                "possible "
+            } else {
+                ""
+            };
+            format!("{only}{}", gap["reason"].as_str().unwrap_or_default())
+        })
+        .collect();
+    let lines = audit
+        .stream("stdout")
+        .iter()
+        .filter(|&&b| b == b'\n')
+        .count();
+    println!(
+        "{}: {}; evidence {}; gaps {gaps:?}; {lines} lines; captured {:.1} s after the end",
+        std::thread::current().name().unwrap_or_default(),
+        outcome.ending,
+        audit.evidence(),
+        audit.end["capture_seconds"].as_f64().unwrap_or_default(),
+    );
+}

@@ -1,0 +1,218 @@
+//! What proves that an audit is complete, and what is a gap.
+
+use std::time::Duration;
+
+use moat::spec::Backstop;
+use moat::{Docker, Manager, RunSpec};
+use testkit::deadline::eventually;
+use testkit::proxy::{Fault, Proxy};
+use testkit::{engine, sequence};
+
+use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read};
+
+testkit::trials! {
+    crate::on_engine:
+        nothing_is_lost_when_the_answer_to_attach_comes_late,
+        a_tap_that_is_cut_is_made_good_from_the_engines_log,
+        a_tap_that_is_cut_among_identical_lines_neither_loses_nor_doubles_one,
+        a_tap_that_goes_silent_is_made_good_after_its_deadline,
+        a_cut_tap_without_a_readable_log_is_a_gap,
+        a_log_that_cannot_be_read_is_no_proof_of_completeness,
+        a_cut_tap_without_a_backstop_is_a_gap,
+        a_lost_connection_to_the_engine_loses_nothing,
+        a_runtime_that_its_user_blocks_never_passes_a_loss_for_complete,
+}
+
+/// A manager that reaches the engine through a proxy.
+pub async fn behind_proxy(stage: &Stage) -> (Proxy, Manager) {
+    let proxy = Proxy::listen(stage.dir.path()).unwrap();
+    let docker = Docker::connect_to(&proxy.address()).await.unwrap();
+    let manager = Manager::open(stage.root(), docker).await.unwrap();
+    (proxy, manager)
+}
+
+/// A container that is started when attach was only asked for prints before anyone listens.
+async fn nothing_is_lost_when_the_answer_to_attach_comes_late(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("attach", Fault::Late(Duration::from_secs(1)));
+    let run = manager.start(stage.spec("lines 50")).await.unwrap();
+    let audit = read(&end(&run).await);
+    sequence::check(audit.stream("stdout"), "out", 50, 64).unwrap();
+    assert_complete(&audit);
+    let (attach, start) = (&proxy.seen("attach")[0], &proxy.seen("start")[0]);
+    assert!(
+        attach.answered.unwrap() <= start.asked,
+        "started before the answer"
+    );
+}
+
+/// The end of an attach stream looks the same when a proxy has cut it.
+async fn a_tap_that_is_cut_is_made_good_from_the_engines_log(stage: &Stage) {
+    for bytes in [0, 1, 100, 5000, 20_000] {
+        let (proxy, manager) = behind_proxy(stage).await;
+        proxy.fault("attach", Fault::CutAfter(bytes));
+        let run = manager
+            .start(stage.spec("lines 400 --stream both"))
+            .await
+            .unwrap();
+        let audit = read(&end(&run).await);
+        sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
+        sequence::check(audit.stream("stderr"), "err", 400, 64).unwrap();
+        assert_complete(&audit);
+        // Cut at once, it may end as one that has nothing more to say, and be followed by the log.
+        let replayed = audit.evidence() == "replay";
+        assert!(replayed || bytes == 0, "cut after {bytes} bytes");
+        drop(run);
+        manager.shutdown(moat::ShutdownMode::Leave).await;
+        drop(proxy);
+        std::fs::remove_file(stage.dir.path().join("proxy.sock")).unwrap();
+    }
+}
+
+/// Where all lines are the same, their number alone tells what is missing.
+async fn a_tap_that_is_cut_among_identical_lines_neither_loses_nor_doubles_one(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("attach", Fault::CutAfter(3001));
+    let run = manager.start(stage.spec("yes same 5000")).await.unwrap();
+    let audit = read(&end(&run).await);
+    assert_bytes(audit.stream("stdout"), "same\n".repeat(5000).as_bytes());
+    assert_complete(&audit);
+    assert_eq!(audit.evidence(), "replay");
+}
+
+/// Attached to a container that has ended, an engine never ends the stream.
+async fn a_tap_that_goes_silent_is_made_good_after_its_deadline(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("attach", Fault::SilentAfter(3000));
+    let run = manager
+        .start(stage.spec("lines 400 + exit 3"))
+        .await
+        .unwrap();
+    let outcome = end(&run).await;
+    assert_eq!(outcome.code(), Some(3));
+    let audit = read(&outcome);
+    sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
+    assert_complete(&audit);
+    assert_eq!(audit.evidence(), "replay");
+}
+
+/// Invariant 7.
+async fn a_cut_tap_without_a_readable_log_is_a_gap(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("attach", Fault::CutAfter(3000));
+    proxy.fault("logs", Fault::Refuse(501));
+    let run = manager.start(stage.spec("lines 400")).await.unwrap();
+    let audit = read(&end(&run).await);
+    let all = sequence::lines("out", 400, 64);
+    assert!(all.starts_with(audit.stream("stdout")));
+    assert_eq!(audit.verdict(), "gap");
+    assert!(
+        audit
+            .all("gap")
+            .iter()
+            .any(|gap| gap["reason"] == "log_unreadable")
+    );
+}
+
+/// Invariant 7: the tap came to its end, which proves nothing.
+async fn a_log_that_cannot_be_read_is_no_proof_of_completeness(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("logs", Fault::Refuse(501));
+    let run = manager.start(stage.spec("lines 400")).await.unwrap();
+    let audit = read(&end(&run).await);
+    sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
+    assert!(
+        !["tail", "replay"].contains(&audit.evidence()),
+        "{}",
+        audit.end
+    );
+}
+
+/// What nothing stands behind is gone for good, and said to be.
+async fn a_cut_tap_without_a_backstop_is_a_gap(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    let spec = stage
+        .gated("lines 100 + await /gate/go + lines 100 --from 101 + sleep 10")
+        .backstop(Backstop::None);
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "out 00000100 ").await;
+    proxy.cut();
+    stage.open_gate("go");
+    let audit = read(&end(&run).await);
+    let all = sequence::lines("out", 200, 64);
+    let found = audit.stream("stdout");
+    assert!(found.len() >= 100 * 65 && all.starts_with(found));
+    assert_eq!(audit.verdict(), "gap");
+    assert!(
+        audit
+            .all("gap")
+            .iter()
+            .any(|gap| gap["reason"] == "no_backstop")
+    );
+}
+
+/// Invariant 10: an engine that cannot be reached is not a container that has ended.
+async fn a_lost_connection_to_the_engine_loses_nothing(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    let spec = stage.gated("lines 200 + await /gate/go + lines 200 --from 201 + exit 5");
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "out 00000200 ").await;
+    proxy.down();
+    stage.open_gate("go");
+    // The container ends behind moat's back.
+    eventually(30, "the end of the container", async || {
+        let container = stage.containers().await.remove(0);
+        let found = stage
+            .docker
+            .inspect_container(&container, None)
+            .await
+            .unwrap();
+        (!found.state?.running?).then_some(())
+    })
+    .await;
+    assert!(run.state().ending().is_none(), "{:?}", run.state());
+    proxy.up();
+    let outcome = end(&run).await;
+    assert_eq!(outcome.code(), Some(5));
+    let audit = read(&outcome);
+    sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
+    assert_complete(&audit);
+}
+
+/// An engine gives up on output that nobody reads 2 s after the exit, in its log as well as in
+/// its streams: what both have then agrees, and is not all.
+async fn a_runtime_that_its_user_blocks_never_passes_a_loss_for_complete(stage: &Stage) {
+    // Some of these end with output left in the pipe behind a connection that is full.
+    let counts: Vec<u64> = (0..12).map(|step| 19_400 + step * 100).collect();
+    let (image, root) = (stage.image.clone(), stage.root());
+    let gate = stage.dir.path().join("gate");
+    let expected = counts.clone();
+    let outcomes = engine::block_on(async move {
+        let docker = Docker::connect().await.unwrap();
+        let manager = Manager::open(root, docker).await.unwrap();
+        let mut runs = Vec::new();
+        for lines in counts {
+            let steps = format!("await /gate/go + lines {lines} --burst 50");
+            let spec = RunSpec::new(&image).cmd(steps.split(' ')).network("none");
+            runs.push(manager.start(spec.bind(&gate, "/gate")).await.unwrap());
+        }
+        std::fs::write(gate.join("go"), "").unwrap();
+        // The only thread of this runtime.
+        std::thread::sleep(Duration::from_secs(8));
+        futures::future::join_all(runs.iter().map(end)).await
+    });
+    let mut lies = Vec::new();
+    for (outcome, lines) in outcomes.iter().zip(expected) {
+        let audit = read(outcome);
+        let checked = sequence::check(audit.stream("stdout"), "out", lines, 64);
+        if let (Err(missing), true) = (checked, audit.verdict() != "gap") {
+            lies.push(format!("{missing}\n{}", audit.end));
+        }
+    }
+    assert!(
+        lies.is_empty(),
+        "{} of 12:\n{}",
+        lies.len(),
+        lies.join("\n")
+    );
+}

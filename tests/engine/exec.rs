@@ -1,0 +1,256 @@
+//! Exec: more processes in the container of a run.
+
+use std::path::Path;
+
+use moat::audit::{LogState, verify};
+use moat::outcome::Stream;
+use moat::run::AttachOptions;
+use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::{Ending, Error, Outcome, Run, RunSpec, ShutdownMode, Verdict};
+use testkit::deadline::{eventually, within};
+use tokio::io::AsyncWriteExt;
+
+use crate::stage::{Stage, Watched, actions, assert_bytes, end, read};
+
+testkit::trials! {
+    crate::on_busybox:
+        a_further_process_has_its_own_output_code_and_audit,
+        a_further_process_whose_input_nobody_takes_sees_its_end,
+        a_further_process_can_be_written_to,
+        a_further_process_that_cannot_start_leaves_a_sealed_audit,
+        a_terminal_in_a_further_process_has_its_size,
+        what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening,
+        a_further_process_ends_with_its_container,
+}
+
+async fn running(stage: &Stage) -> (moat::Manager, Run) {
+    let manager = stage.manager().await;
+    let spec = RunSpec::new(&stage.image)
+        .cmd(["sleep", "600"])
+        .init(false)
+        .network("none");
+    let run = manager.start(spec).await.unwrap();
+    (manager, run)
+}
+
+async fn outcome(exec: &moat::run::Exec) -> Outcome {
+    within(60, "the end of the further process", exec.wait())
+        .await
+        .unwrap()
+}
+
+async fn a_further_process_has_its_own_output_code_and_audit(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    let spec = ExecSpec::new(["sh", "-c", "echo $GREETING; pwd >&2; exit 7"])
+        .env("GREETING", "s3cr3t")
+        .workdir("/tmp");
+    let exec = run.exec(spec).await.unwrap();
+    let watched = Watched::all(exec.attach().await.unwrap()).await;
+    assert_bytes(watched.stdout(), b"s3cr3t\n");
+    let ended = outcome(&exec).await;
+    assert_eq!(ended.code(), Some(7));
+    assert_eq!(exec.number(), 1);
+    assert_eq!(exec.audit(), Some(run.dir().join("exec-1.jsonl")));
+    let audit = read(&ended);
+    assert_eq!(audit.verdict(), "complete");
+    assert_eq!(audit.evidence(), "eof");
+    assert_eq!(audit.stream("stderr"), b"/tmp\n");
+    let start = std::fs::read_to_string(exec.audit().unwrap()).unwrap();
+    let start = start.lines().next().unwrap().to_owned();
+    assert!(
+        start.contains(r#""exec":1"#) && !start.contains("s3cr3t"),
+        "{start}"
+    );
+
+    let second = run.exec(ExecSpec::new(["true"])).await.unwrap();
+    assert_eq!(outcome(&second).await.code(), Some(0));
+    assert_eq!(second.number(), 2);
+    run.kill().await.unwrap();
+    let audit = read(&end(&run).await);
+    assert_eq!(actions(&audit), ["exec", "exec"]);
+    let error = run.exec(ExecSpec::new(["true"])).await.unwrap_err();
+    assert!(matches!(error, Error::Ended { .. }), "{error}");
+}
+
+async fn a_further_process_whose_input_nobody_takes_sees_its_end(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    let exec = run
+        .exec(ExecSpec::new(["cat"]).interactive(true))
+        .await
+        .unwrap();
+    let output = exec.attach().await.unwrap();
+    drop(exec);
+    let ended = within(30, "the end of the further process", output.outcome()).await;
+    assert_eq!(ended.unwrap().code(), Some(0));
+}
+
+async fn a_further_process_can_be_written_to(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    let exec = run
+        .exec(ExecSpec::new(["cat"]).interactive(true))
+        .await
+        .unwrap();
+    let mut output = exec
+        .attach_with(AttachOptions::new().with_input().lossless())
+        .await
+        .unwrap();
+    let mut input = output.input().unwrap();
+    let bytes = b"all of it\n".repeat(300_000);
+    let expected = bytes.clone();
+    let write = async move {
+        input.write_all(&bytes).await.unwrap();
+        input.shutdown().await.unwrap();
+    };
+    let ((), watched) = tokio::join!(write, Watched::all(output));
+    assert_bytes(watched.stdout(), &expected);
+    let ended = outcome(&exec).await;
+    assert_eq!(ended.code(), Some(0));
+    assert_eq!(actions(&read(&ended)), ["attach_input", "input_end"]);
+
+    // One that is dropped ends it too, and is recorded.
+    let exec = run
+        .exec(ExecSpec::new(["cat"]).interactive(true))
+        .await
+        .unwrap();
+    let options = AttachOptions::new().with_input();
+    drop(exec.attach_with(options).await.unwrap());
+    let error = exec.attach_with(options).await.unwrap_err();
+    assert!(matches!(error, Error::NoInput { .. }), "{error}");
+    let ended = outcome(&exec).await;
+    assert_eq!(ended.code(), Some(0));
+    assert!(actions(&read(&ended)).contains(&"input_lost".into()));
+    run.kill().await.unwrap();
+}
+
+async fn a_further_process_that_cannot_start_leaves_a_sealed_audit(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    let spec = ExecSpec::new(["true"]).user("nobody-of-this-name");
+    match run.exec(spec).await {
+        Err(Error::NotStarted { outcome, .. }) => {
+            read(&outcome);
+            assert!(outcome.ending.never_started(), "{outcome}");
+        }
+        // Some engines say it in the output, and by the code.
+        Ok(exec) => assert!(outcome(&exec).await.code() > Some(0)),
+        Err(error) => panic!("{error}"),
+    }
+    let exec = run.exec(ExecSpec::new(["/no/such/program"])).await;
+    let ended = match exec {
+        Ok(exec) => outcome(&exec).await,
+        Err(Error::NotStarted { outcome, .. }) => *outcome,
+        Err(error) => panic!("{error}"),
+    };
+    read(&ended);
+    assert!(ended.code() != Some(0), "{ended}");
+    run.kill().await.unwrap();
+}
+
+async fn a_terminal_in_a_further_process_has_its_size(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    let spec = ExecSpec::new(["sh"]).tty(true).interactive(true);
+    assert_eq!(spec.stdin(), Stdin::Open);
+    let exec = run.exec(spec).await.unwrap();
+    let options = AttachOptions::new()
+        .with_input()
+        .window(WindowSize::new(70, 30));
+    let mut output = exec.attach_with(options).await.unwrap();
+    let mut input = output.input().unwrap();
+    input.write_all(b"stty size; echo do''ne\n").await.unwrap();
+    shown(&mut output, "30 70").await;
+    drop((input, output));
+    // Left, and come back to.
+    let mut output = exec.attach_with(options).await.unwrap();
+    output
+        .input()
+        .unwrap()
+        .write_all(b"exit 4\n")
+        .await
+        .unwrap();
+    assert_eq!(outcome(&exec).await.code(), Some(4));
+    run.kill().await.unwrap();
+}
+
+async fn shown(output: &mut moat::run::Attachment, text: &str) {
+    let mut watched = Watched::default();
+    loop {
+        let all = watched.bytes.get(&Stream::Tty).cloned().unwrap_or_default();
+        let all = String::from_utf8_lossy(&all).into_owned();
+        if all.contains(text) {
+            return;
+        }
+        assert!(watched.next(output).await, "{all:?} has no {text:?}");
+    }
+}
+
+/// A log of a further process whose owner left: a gap, and an end that nobody knows.
+fn assert_lost(path: &Path) {
+    let found = verify(path).unwrap();
+    let LogState::Sealed(seal) = found.state else {
+        panic!("{found:?}");
+    };
+    assert_eq!(seal.verdict, Verdict::Gap);
+    assert!(matches!(seal.exit, Ending::Lost { .. }), "{}", seal.exit);
+}
+
+async fn what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening(stage: &Stage) {
+    let (manager, run) = running(stage).await;
+    let exec = run
+        .exec(ExecSpec::new(["sh", "-c", "echo begun; sleep 600"]))
+        .await
+        .unwrap();
+    let mut output = exec.attach().await.unwrap();
+    Watched::default().until(&mut output, "begun").await;
+    let (id, path) = (run.id().clone(), exec.audit().unwrap());
+    drop((run, exec, output));
+    manager.shutdown(ShutdownMode::Leave).await;
+    assert!(matches!(
+        verify(&path).unwrap().state,
+        LogState::Unsealed { .. }
+    ));
+
+    let manager = stage.manager().await;
+    manager.wait_recovery().await.unwrap();
+    assert_lost(&path);
+    assert!(std::fs::read_to_string(&path).unwrap().contains("begun"));
+    let run = manager.get(&id).await.unwrap();
+    run.kill().await.unwrap();
+    end(&run).await;
+
+    // Also when the run itself was sealed meanwhile.
+    let sealed = std::fs::read(&path).unwrap();
+    let lines = sealed.split_inclusive(|byte| *byte == b'\n');
+    let open: Vec<u8> = lines.take(2).flatten().copied().collect();
+    std::fs::write(&path, open).unwrap();
+    manager.shutdown(ShutdownMode::Leave).await;
+    let manager = stage.manager().await;
+    eventually(60, "the seal", async || {
+        let state = verify(&path).unwrap().state;
+        matches!(state, LogState::Sealed(_)).then_some(())
+    })
+    .await;
+    assert_lost(&path);
+    manager.shutdown(ShutdownMode::Leave).await;
+}
+
+async fn a_further_process_ends_with_its_container(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    let exec = run
+        .exec(ExecSpec::new(["sh", "-c", "echo begun; exec sleep 600"]))
+        .await
+        .unwrap();
+    // An engine that is killed under a start says so as it does of any that fails.
+    let mut output = exec.attach().await.unwrap();
+    Watched::default().until(&mut output, "begun").await;
+    run.kill().await.unwrap();
+    let ended = outcome(&exec).await;
+    let audit = read(&ended);
+    match ended.code() {
+        // An engine may be late to tell of the end: then it may have come after that of the output.
+        Some(code) => assert!(
+            code == 137 && ["complete", "gap"].contains(&audit.verdict()),
+            "{ended}"
+        ),
+        // The container was removed before it could be asked.
+        None => assert_eq!(audit.verdict(), "gap"),
+    }
+}

@@ -1,0 +1,205 @@
+//! Services of tests: waiting until they are ready, and the end of their scope.
+
+use std::time::Duration;
+
+use moat::audit::{LogState, verify};
+use moat::outcome::StopCause;
+use moat::{Error, Port, Ready, RunSpec};
+use serde_json::json;
+use testkit::deadline::within;
+use testkit::engine::block_on;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::embedder::Embedder;
+use crate::stage::Stage;
+
+testkit::trials! {
+    crate::on_engine:
+        a_port_is_ready_when_the_container_listens_behind_it,
+        a_line_is_ready_when_it_is_printed,
+        a_health_check_is_asked_of_the_engine,
+        a_service_leaves_no_container_and_a_sealed_audit_after_its_scope_and_after_a_panic,
+        one_manager_serves_tests_whose_runtimes_end,
+        a_service_of_a_killed_test_is_ended_by_the_next_opening,
+}
+
+const SOON: Duration = Duration::from_secs(3);
+
+fn why(error: Error) -> String {
+    assert!(matches!(error, Error::NotReady { .. }), "{}", error.chain());
+    error.to_string()
+}
+
+/// A run that has a network.
+fn connected(stage: &Stage, steps: &str) -> RunSpec {
+    stage.gated(steps).network("bridge")
+}
+
+async fn a_port_is_ready_when_the_container_listens_behind_it(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = connected(stage, "on-term 0 + await /gate/go + listen 80");
+    let spec = spec.port(Port::tcp(80).address("127.0.0.1"));
+    let service = manager.service(spec, []).await.unwrap();
+    // The engine listens already, or nobody does: neither is the service.
+    let mut late = service.wait_ready(Ready::port(80).within(SOON)).await;
+    for _ in 0..4 {
+        // The engine's listener had no time to close what it had taken.
+        if late.is_ok() {
+            late = service.wait_ready(Ready::port(80).within(SOON)).await;
+        }
+    }
+    let why = why(late.unwrap_err());
+    assert!(
+        why.contains("closed at once") || why.contains("refused"),
+        "{why}"
+    );
+    stage.open_gate("go");
+    service.wait_ready(Ready::port(80)).await.unwrap();
+    service
+        .wait_ready(Ready::port_on("bridge", 80))
+        .await
+        .unwrap();
+    for at in [service.port(80).await, service.port_on("bridge", 80).await] {
+        let mut stream = TcpStream::connect(at.unwrap()).await.unwrap();
+        let mut hello = [0; 6];
+        within(20, "the greeting", stream.read_exact(&mut hello))
+            .await
+            .unwrap();
+        assert_eq!(&hello, b"hello\n");
+    }
+    assert!(service.port(81).await.is_err(), "it is not published");
+    service.stop().await.unwrap();
+    assert!(stage.containers().await.is_empty());
+}
+
+async fn a_line_is_ready_when_it_is_printed(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = stage.gated("on-term 0 + echo begun + await /gate/go + print listening + hold");
+    let service = manager.service(spec, [Ready::line("begun")]).await.unwrap();
+    let late = service
+        .wait_ready(Ready::line("listening").within(SOON))
+        .await;
+    let why = why(late.unwrap_err());
+    assert!(why.ends_with("; its last lines:\n  begun"), "{why}");
+    stage.open_gate("go");
+    service.wait_ready(Ready::line("listening")).await.unwrap();
+    drop(service);
+
+    let spec = stage.spec("echo begun + warn broken + exit 3");
+    let start = manager.service(spec, [Ready::line("listening")]);
+    let error = within(60, "its end", start).await.unwrap_err();
+    let words = error.to_string();
+    let Error::NotReady { outcome, .. } = error else {
+        panic!("{words}");
+    };
+    assert_eq!(outcome.unwrap().code(), Some(3));
+    assert!(words.contains("\n  broken"), "{words}");
+    stage.is_clean().await;
+}
+
+async fn a_health_check_is_asked_of_the_engine(stage: &Stage) {
+    let manager = stage.manager().await;
+    let checked = |retries: u32| {
+        let check = json!({"Healthcheck": {"Test": ["CMD", "/workload", "read", "/gate/well"],
+            "Interval": 100_000_000, "Retries": retries}});
+        stage.gated("on-term 0 + hold").engine_patch(check)
+    };
+    let service = manager.service(checked(1000), []).await.unwrap();
+    let late = service.wait_ready(Ready::healthy().within(SOON)).await;
+    let why_late = why(late.unwrap_err());
+    assert!(
+        why_late.contains("before its health check said so"),
+        "{why_late}"
+    );
+    // It is a fact, also for one that is told at once.
+    let ill = manager.service(checked(1), [Ready::healthy()]);
+    let ill = within(30, "its health", ill).await;
+    let why_ill = why(ill.unwrap_err());
+    assert!(why_ill.contains("its health check failed"), "{why_ill}");
+    stage.open_gate("well");
+    service.wait_ready(Ready::healthy()).await.unwrap();
+    let unchecked = manager
+        .service(stage.spec("on-term 0 + hold"), [Ready::healthy()])
+        .await;
+    let why_none = why(unchecked.unwrap_err());
+    assert!(why_none.contains("it has no health check"), "{why_none}");
+    service.stop().await.unwrap();
+    assert!(stage.containers().await.is_empty());
+}
+
+async fn a_service_leaves_no_container_and_a_sealed_audit_after_its_scope_and_after_a_panic(
+    stage: &Stage,
+) {
+    let manager = stage.manager().await;
+    let start = || {
+        manager.service(
+            stage.spec("on-term 0 + echo up + hold"),
+            [Ready::line("up")],
+        )
+    };
+    let service = start().await.unwrap();
+    let audit = service.audit().unwrap();
+    drop(service);
+    // At once: the process of a test may end here.
+    assert!(stage.containers().await.is_empty());
+    let LogState::Sealed(seal) = verify(audit).unwrap().state else {
+        panic!("it is not sealed");
+    };
+    assert_eq!(seal.stopped, Some(StopCause::Requested));
+    assert_eq!(seal.exit.code(), Some(0), "it was asked to end");
+
+    let service = start().await.unwrap();
+    let test = tokio::spawn(async move {
+        let _service = service;
+        panic!("as a test that fails");
+    });
+    test.await.unwrap_err();
+    assert!(stage.containers().await.is_empty());
+}
+
+async fn one_manager_serves_tests_whose_runtimes_end(stage: &Stage) {
+    // As each `#[tokio::test]` does, it runs on a thread and a runtime of its own.
+    let up = || stage.gated("on-term 0 + echo up + await /gate/go + echo late + hold");
+    let manager = block_on(async {
+        let manager = stage.manager().await;
+        let spec = up().id("kept".parse().unwrap());
+        manager
+            .service(spec, [Ready::line("up")])
+            .await
+            .unwrap()
+            .release();
+        manager
+    });
+    stage.open_gate("go");
+    let manager = block_on(async move {
+        let kept = manager.get(&"kept".parse().unwrap()).await.unwrap();
+        kept.wait_ready(Ready::line("late")).await.unwrap();
+        kept.stop(None).await.unwrap();
+        let own = manager.service(up(), [Ready::line("late")]).await.unwrap();
+        assert!(own.stop().await.unwrap().sealed().is_some());
+        manager
+    });
+    drop(manager);
+    stage.is_clean().await;
+}
+
+async fn a_service_of_a_killed_test_is_ended_by_the_next_opening(stage: &Stage) {
+    let test = Embedder::start(stage, "left", "echo up + hold");
+    test.kill();
+    assert_eq!(
+        stage.containers().await.len(),
+        1,
+        "nobody was left to stop it"
+    );
+    let manager = stage.manager().await;
+    let left = manager.wait_recovery().await.unwrap();
+    assert_eq!(left.len(), 1);
+    for run in left {
+        if !run.owned_elsewhere() {
+            let outcome = run.kill().await.unwrap();
+            assert!(outcome.sealed().is_some());
+        }
+    }
+    stage.is_clean().await;
+}

@@ -1,0 +1,50 @@
+//! This program as one that attaches its terminal to a run and comes to a bad end.
+
+use std::time::Duration;
+
+use moat::run::AttachOptions;
+use moat::runtime::scripted::{Script, Scripted};
+use moat::spec::Stdin;
+use moat::terminal::Terminal;
+use moat::{Manager, RunSpec};
+
+/// The variable that says which.
+pub const ROLE: &str = "sitter";
+
+/// Plays the role that this process was started for, if it was.
+pub fn role() -> Option<()> {
+    let role: String = testkit::child::orders(ROLE)?;
+    tokio::runtime::Runtime::new()
+        .unwrap()
+        .block_on(async { sit(&role).await });
+    Some(())
+}
+
+async fn sit(role: &str) {
+    const MESS: &str = "\x1b[?1049h\x1b[?25l\x1b[31mmess";
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = Scripted::new();
+    runtime.next(
+        Script::new()
+            .print(moat::outcome::Stream::Tty, MESS)
+            .until_stopped(),
+    );
+    let manager = Manager::open(dir.path().join("runs"), runtime)
+        .await
+        .unwrap();
+    let spec = RunSpec::new("any").tty(true).stdin(Stdin::Open);
+    let options = AttachOptions::new().with_input();
+    let (_run, attachment) = manager.start_attached(spec, options).await.unwrap();
+    let terminal = Terminal::open().unwrap();
+    let sitting = terminal.attach(attachment);
+    tokio::select! {
+        left = sitting => panic!("left early: {left:?}"),
+        // Until the screen has what is to be undone.
+        () = tokio::time::sleep(Duration::from_millis(500)) => {
+            if role == "panic" {
+                panic!("a panic in front of a run");
+            }
+        }
+    }
+    std::process::exit(9);
+}

@@ -1,0 +1,115 @@
+//! How a run starts, and what is left if it does not.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use moat::runtime::RuntimeError;
+use moat::spec::Pull;
+use moat::state::RunStatus;
+use moat::{Docker, Ending, Error, Manager, RunId, RunSpec};
+
+use crate::evidence::behind_proxy;
+use crate::stage::{Stage, assert_bytes, assert_complete, end, read};
+
+testkit::trials! {
+    crate::on_engine:
+        a_missing_image_fails_the_start_and_leaves_a_sealed_audit,
+        a_missing_command_fails_the_start_and_leaves_no_container,
+        a_taken_run_id_is_refused_and_the_first_run_untouched,
+        an_unwritable_root_is_an_error_that_names_the_path,
+        the_audit_exists_before_the_engine_is_asked_for_a_container,
+}
+
+async fn a_missing_image_fails_the_start_and_leaves_a_sealed_audit(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = RunSpec::new("moat-test-nothing:here").pull(Pull::Never);
+    let Err(Error::NotStarted { outcome, source }) = manager.start(spec).await else {
+        panic!("a run without an image started");
+    };
+    assert!(
+        matches!(source, RuntimeError::NoSuchImage { .. }),
+        "{source}"
+    );
+    assert!(source.to_string().contains("moat-test-nothing:here"));
+    assert!(matches!(
+        outcome.ending,
+        Ending::NotCreated { aborted: false, .. }
+    ));
+    let audit = read(&outcome);
+    assert_eq!(audit.evidence(), "never_started");
+    assert!(audit.streams.is_empty());
+    assert!(stage.containers().await.is_empty());
+    assert_eq!(
+        manager.list().await.unwrap()[0].status,
+        RunStatus::NotCreated
+    );
+}
+
+/// Waiting for the next exit of a container that cannot start never ends.
+async fn a_missing_command_fails_the_start_and_leaves_no_container(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = stage.spec("exit 0").entrypoint(["/nonexistent"]);
+    let Err(Error::NotStarted { outcome, source }) = manager.start(spec).await else {
+        panic!("a run without a command started");
+    };
+    assert!(source.to_string().contains("/nonexistent"), "{source}");
+    assert!(matches!(outcome.ending, Ending::FailedToStart { .. }));
+    assert_eq!(read(&outcome).evidence(), "never_started");
+    stage.is_clean().await;
+}
+
+async fn a_taken_run_id_is_refused_and_the_first_run_untouched(stage: &Stage) {
+    let manager = stage.manager().await;
+    let id = RunId::new("twice").unwrap();
+    let first = manager
+        .start(stage.spec("echo first").id(id.clone()))
+        .await
+        .unwrap();
+    end(&first).await;
+    let before = std::fs::read(first.audit().unwrap()).unwrap();
+    let error = manager
+        .start(stage.spec("echo second").id(id.clone()))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Error::RunExists { run, .. } if *run == id),
+        "{error}"
+    );
+    assert_bytes(&std::fs::read(first.audit().unwrap()).unwrap(), &before);
+    stage.is_clean().await;
+}
+
+/// Also for root, whom permissions do not stop.
+async fn an_unwritable_root_is_an_error_that_names_the_path(stage: &Stage) {
+    let file = stage.dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    for root in [file.join("root"), PathBuf::from("/proc/moat-root")] {
+        let docker = Docker::connect().await.unwrap();
+        let error = Manager::open(&root, docker).await.unwrap_err();
+        assert!(matches!(error, Error::Storage { .. }), "{error}");
+        let text = error.chain();
+        let named = root.parent().unwrap().to_str().unwrap();
+        assert!(text.contains(named), "{text}");
+    }
+}
+
+/// Invariant 1.
+async fn the_audit_exists_before_the_engine_is_asked_for_a_container(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    let id = RunId::generate();
+    let dir = stage.root().join(id.as_str());
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let seen = found.clone();
+    proxy.before("create", move || {
+        let audit = std::fs::read_to_string(dir.join("logs.jsonl")).unwrap_or_default();
+        let run = dir.join("run.json").exists();
+        seen.lock().unwrap().push((audit, run));
+    });
+    let run = manager.start(stage.spec("exit 0").id(id)).await.unwrap();
+    assert_complete(&read(&end(&run).await));
+    let found = found.lock().unwrap();
+    let (audit, has_run) = &found[0];
+    assert!(audit.starts_with(r#"{"type":"start","v":1,"#), "{audit:?}");
+    assert!(audit.ends_with("}\n"), "{audit:?}");
+    assert!(has_run);
+}

@@ -1,0 +1,94 @@
+//! Stopping and killing runs.
+
+use std::time::{Duration, Instant};
+
+use moat::outcome::StopCause;
+
+use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read, seal};
+
+testkit::trials! {
+    crate::on_engine:
+        a_stop_lets_the_container_end_by_itself,
+        a_container_that_ignores_the_stop_signal_is_killed_after_the_grace,
+        a_stop_of_a_run_that_has_ended_tells_the_same_outcome,
+        a_kill_does_not_wait,
+        stop_wait_and_a_natural_exit_at_once_agree_on_the_exit,
+}
+
+async fn a_stop_lets_the_container_end_by_itself(stage: &Stage) {
+    let manager = stage.manager().await;
+    let run = manager.start(stage.spec("trap --exit 3")).await.unwrap();
+    printed(&run, "ready\n").await;
+    let outcome = run.stop(Some(Duration::from_secs(60))).await.unwrap();
+    assert_eq!(outcome.code(), Some(3));
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::Requested));
+    let audit = read(&outcome);
+    assert_bytes(audit.stream("stdout"), b"ready\ncaught SIGTERM\n");
+    assert_eq!(audit.all("stop")[0]["signal"], "SIGTERM");
+    assert_complete(&audit);
+}
+
+async fn a_container_that_ignores_the_stop_signal_is_killed_after_the_grace(stage: &Stage) {
+    let manager = stage.manager().await;
+    let run = manager
+        .start(stage.spec("deaf + echo ready + sleep 600"))
+        .await
+        .unwrap();
+    printed(&run, "ready\n").await;
+    let asked = Instant::now();
+    let outcome = run.stop(Some(Duration::from_secs(1))).await.unwrap();
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    assert_eq!(outcome.code(), Some(137));
+    let audit = read(&outcome);
+    assert_bytes(audit.stream("stdout"), b"ready\n");
+    assert_complete(&audit);
+}
+
+/// The engine answers 'not modified' to a stop of what has stopped.
+async fn a_stop_of_a_run_that_has_ended_tells_the_same_outcome(stage: &Stage) {
+    let manager = stage.manager().await;
+    let run = manager.start(stage.spec("exit 5")).await.unwrap();
+    let ended = end(&run).await;
+    assert_eq!(run.stop(None).await.unwrap(), ended);
+    assert_eq!(run.kill().await.unwrap(), ended);
+    assert_eq!(seal(&ended).stopped, None);
+}
+
+async fn a_kill_does_not_wait(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = stage
+        .spec("deaf + echo ready + sleep 600")
+        .stop_grace(Duration::from_secs(60));
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "ready\n").await;
+    let asked = Instant::now();
+    let outcome = run.kill().await.unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(50));
+    assert_eq!(outcome.code(), Some(137));
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::Killed));
+}
+
+/// Invariant 6. The container ignores the signal, so its own exit code is the only true one.
+async fn stop_wait_and_a_natural_exit_at_once_agree_on_the_exit(stage: &Stage) {
+    let manager = stage.manager().await;
+    for delay in [0, 5, 20, 60, 100, 140] {
+        let run = manager
+            .start(stage.spec("deaf + sleep 0.1 + exit 4"))
+            .await
+            .unwrap();
+        let stops = (0..3).map(|_| async {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            run.stop(Some(Duration::from_secs(30))).await.unwrap()
+        });
+        let waits = (0..3).map(|_| async { run.wait().await.unwrap() });
+        let (stopped, waited) = tokio::join!(
+            futures::future::join_all(stops),
+            futures::future::join_all(waits)
+        );
+        for outcome in stopped.iter().chain(&waited) {
+            assert_eq!(outcome, &stopped[0]);
+            assert_eq!(outcome.code(), Some(4), "after {delay} ms: {outcome}");
+        }
+        read(&stopped[0]);
+    }
+}

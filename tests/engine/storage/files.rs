@@ -1,0 +1,327 @@
+//! Changes by others to the files of a run while its container runs.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use moat::audit::{LogState, verify};
+use moat::spec::Backstop;
+use moat::state::RunStatus;
+use moat::{Docker, Manager, Run, RunSpec};
+use testkit::deadline::eventually;
+
+use super::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
+use crate::stage::Stage;
+
+testkit::trials! {
+    crate::storage::on_engine:
+        a_folder_that_is_removed_meanwhile_is_made_again_with_all_that_was_printed,
+        a_truncated_audit_is_never_sealed_with_a_hole,
+        an_audit_that_was_edited_in_place_is_captured_again,
+        an_audit_that_was_replaced_by_an_edited_copy_is_captured_again,
+        #[cfg(feature = "testing")]
+        an_audit_that_has_lost_a_line_while_its_disk_refused_is_captured_again,
+        what_others_append_to_an_audit_is_not_sealed,
+        an_edited_audit_that_no_log_stands_behind_is_a_gap,
+        an_audit_that_was_only_looked_at_and_linked_is_sealed_as_it_is,
+        another_runs_sealed_audit_in_the_place_is_never_taken_for_this_ones;
+    crate::storage::on_immutable:
+        an_audit_that_may_not_be_written_any_more_is_waited_for,
+        a_folder_that_may_not_be_changed_any_more_loses_nothing,
+}
+
+/// A file or folder that nobody may change, not even root. Dropped, it is as it was.
+struct Immutable(PathBuf);
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        chattr("-i", &self.0);
+    }
+}
+
+impl Immutable {
+    fn make(path: &Path) -> Self {
+        assert!(chattr("+i", path), "cannot make {} so", path.display());
+        Self(path.to_owned())
+    }
+}
+
+fn chattr(flag: &str, path: &Path) -> bool {
+    let mut command = Command::new("chattr");
+    command.arg(flag).arg(path).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Whether this machine lets us make files immutable, and means it.
+pub fn is_possible() -> bool {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    if !chattr("+i", file.path()) {
+        return false;
+    }
+    let _immutable = Immutable(file.path().to_owned());
+    (&mut file.as_file()).write_all(b"x").is_err()
+}
+
+async fn manager(stage: &Stage) -> Manager {
+    let docker = Docker::connect().await.unwrap();
+    Manager::builder(stage.root(), docker)
+        .seal_timeout(SEAL_TIMEOUT)
+        .open()
+        .await
+        .unwrap()
+}
+
+/// A run that prints two hundred lines on both streams, a hundred more after the gate `more`, and
+/// ends with code 7 after the gate `end`.
+fn spec(stage: &Stage) -> RunSpec {
+    stage.gated(
+        "lines 200 --stream both + await /gate/more + lines 100 --from 201 --stream both \
+         + await /gate/end + exit 7",
+    )
+}
+
+/// Starts it, and waits until its first lines are in its audit.
+async fn start(manager: &Manager, spec: RunSpec) -> Run {
+    let run = manager.start(spec).await.unwrap();
+    // In the order of receipt, which can be either.
+    written(&run, "out 00000200 ").await;
+    written(&run, "err 00000200 ").await;
+    run
+}
+
+/// Waits until the audit has `text`.
+async fn written(run: &Run, text: &str) {
+    eventually(60, text, async || {
+        fs::read_to_string(run.audit().unwrap())
+            .unwrap()
+            .contains(text)
+            .then_some(())
+    })
+    .await;
+}
+
+/// Lets the run print on, and waits until that was received.
+async fn print_more(stage: &Stage, run: &Run) {
+    let mut output = run.attach().await.unwrap();
+    stage.open_gate("more");
+    let _ = crate::stage::Watched::default()
+        .until(&mut output, "out 00000300 ")
+        .await;
+}
+
+/// Where the line `text` begins in the audit.
+fn find(audit: &Path, text: &str) -> u64 {
+    fs::read_to_string(audit).unwrap().find(text).unwrap() as u64
+}
+
+/// Changes one character of what an audit has of line 7.
+fn edit(audit: &Path) {
+    let at = find(audit, "out 00000007 ");
+    let file = OpenOptions::new().write(true).open(audit).unwrap();
+    // Nobody can see an edit in the tick of the file system's clock in which the owner wrote.
+    std::thread::sleep(Duration::from_millis(20));
+    file.write_at(b"9", at + "out 0000000".len() as u64)
+        .unwrap();
+}
+
+/// Puts a file with this text in the place of another.
+fn replace(path: &Path, text: impl AsRef<[u8]>) {
+    let temporary = path.with_extension("by-others");
+    fs::write(&temporary, text).unwrap();
+    fs::rename(temporary, path).unwrap();
+}
+
+async fn a_folder_that_is_removed_meanwhile_is_made_again_with_all_that_was_printed(stage: &Stage) {
+    let manager = manager(stage).await;
+    let run = start(&manager, spec(stage)).await;
+    fs::remove_dir_all(run.dir()).unwrap();
+    stage.open_gate("more");
+    stage.open_gate("end");
+    assert_whole(stage, &run, &["out", "err"], 300).await;
+}
+
+/// To nothing, in the middle of a record, and between two.
+async fn a_truncated_audit_is_never_sealed_with_a_hole(stage: &Stage) {
+    let manager = manager(stage).await;
+    for place in [None, Some(" 00000100 "), Some("{\"ts\"")] {
+        let run = start(&manager, spec(stage)).await;
+        let audit = run.audit().unwrap();
+        let length = place.map_or(0, |text| find(&audit, text));
+        let file = OpenOptions::new().write(true).open(&audit).unwrap();
+        file.set_len(length).unwrap();
+        stage.open_gate("more");
+        stage.open_gate("end");
+        assert_whole(stage, &run, &["out", "err"], 300).await;
+        for gate in ["more", "end"] {
+            fs::remove_file(stage.dir.path().join("gate").join(gate)).unwrap();
+        }
+    }
+}
+
+/// Before more is written, and when nothing but the seal is to come.
+async fn an_audit_that_was_edited_in_place_is_captured_again(stage: &Stage) {
+    let manager = manager(stage).await;
+    for late in [false, true] {
+        let run = start(&manager, spec(stage)).await;
+        let audit = run.audit().unwrap();
+        if late {
+            stage.open_gate("more");
+            written(&run, "err 00000300 ").await;
+        }
+        edit(&audit);
+        stage.open_gate("more");
+        written(&run, "err 00000300 ").await;
+        stage.open_gate("end");
+        assert_whole(stage, &run, &["out", "err"], 300).await;
+        for gate in ["more", "end"] {
+            fs::remove_file(stage.dir.path().join("gate").join(gate)).unwrap();
+        }
+    }
+}
+
+/// As an editor does it.
+async fn an_audit_that_was_replaced_by_an_edited_copy_is_captured_again(stage: &Stage) {
+    let manager = manager(stage).await;
+    let run = start(&manager, spec(stage)).await;
+    let audit = run.audit().unwrap();
+    let text = fs::read_to_string(&audit).unwrap();
+    replace(&audit, text.replace("out 00000007 ", "out 00000009 "));
+    stage.open_gate("more");
+    stage.open_gate("end");
+    assert_whole(stage, &run, &["out", "err"], 300).await;
+}
+
+/// What is read back then is a file of whole records, as any.
+#[cfg(feature = "testing")]
+async fn an_audit_that_has_lost_a_line_while_its_disk_refused_is_captured_again(stage: &Stage) {
+    use moat::sink::{Faulty, Jsonl, SinkCall, SinkFault};
+
+    let sink = Faulty::new(Jsonl::new());
+    let docker = Docker::connect().await.unwrap();
+    let manager = Manager::builder(stage.root(), docker)
+        .sink(sink.clone())
+        .seal_timeout(SEAL_TIMEOUT)
+        .open()
+        .await
+        .unwrap();
+    let run = start(&manager, spec(stage)).await;
+    sink.fault(SinkFault::error().on([SinkCall::Append, SinkCall::Resume]));
+    stage.open_gate("more");
+    stage.open_gate("end");
+    assert_pending(stage, &manager, &run, 7, "injected fault").await;
+    let audit = run.audit().unwrap();
+    let text = fs::read_to_string(&audit).unwrap();
+    let kept: Vec<&str> = text
+        .split_inclusive('\n')
+        .filter(|line| !line.contains("err 00000050 "))
+        .collect();
+    assert!(kept.concat().len() < text.len());
+    fs::write(&audit, kept.concat()).unwrap();
+    sink.clear_faults();
+    assert_whole(stage, &run, &["out", "err"], 300).await;
+}
+
+/// A record, as well as garbage; less than comes after it, as well as more.
+async fn what_others_append_to_an_audit_is_not_sealed(stage: &Stage) {
+    let manager = manager(stage).await;
+    let note = r#"{"type":"note","ts":"2026-11-24T00:00:00.000000000Z","text":"by others"}"#;
+    for added in [format!("{note}\n"), format!("{note}\n").repeat(1000)] {
+        let run = start(&manager, spec(stage)).await;
+        let mut file = File::options()
+            .append(true)
+            .open(run.audit().unwrap())
+            .unwrap();
+        file.write_all(added.as_bytes()).unwrap();
+        stage.open_gate("more");
+        stage.open_gate("end");
+        let audit = assert_whole(stage, &run, &["out", "err"], 300).await;
+        assert!(audit.all("note").is_empty());
+        for gate in ["more", "end"] {
+            fs::remove_file(stage.dir.path().join("gate").join(gate)).unwrap();
+        }
+    }
+}
+
+/// What was there before the edit cannot be told from what was there after it.
+async fn an_edited_audit_that_no_log_stands_behind_is_a_gap(stage: &Stage) {
+    let manager = manager(stage).await;
+    let run = start(&manager, spec(stage).backstop(Backstop::None)).await;
+    edit(&run.audit().unwrap());
+    print_more(stage, &run).await;
+    stage.open_gate("end");
+    let (outcome, audit) = assert_sealed(stage, &run).await;
+    assert_eq!(outcome.code(), Some(7));
+    assert_eq!(audit.verdict(), "gap");
+    let text = String::from_utf8_lossy(audit.stream("stdout")).into_owned();
+    assert!(!text.contains("out 00000009 ") || text.contains("out 00000007 "));
+    let aside = fs::read_to_string(run.dir().join("torn-1")).unwrap();
+    assert!(aside.contains("err 00000200 "), "what was there is kept");
+}
+
+/// It is no harm, and not taken for any.
+async fn an_audit_that_was_only_looked_at_and_linked_is_sealed_as_it_is(stage: &Stage) {
+    let manager = manager(stage).await;
+    let run = start(&manager, spec(stage)).await;
+    let audit = run.audit().unwrap();
+    fs::hard_link(&audit, stage.dir.path().join("backup")).unwrap();
+    fs::set_permissions(&audit, fs::Permissions::from_mode(0o640)).unwrap();
+    fs::read(&audit).unwrap();
+    print_more(stage, &run).await;
+    stage.open_gate("end");
+    let audit = assert_whole(stage, &run, &["out", "err"], 300).await;
+    assert!(audit.all("resume").is_empty(), "{:?}", audit.events);
+    // The last lines alone are asked for, or all, if that fails.
+    let evidence = audit.evidence();
+    assert!(["tail", "replay"].contains(&evidence), "{evidence}");
+}
+
+/// It is whole, and of another run.
+async fn another_runs_sealed_audit_in_the_place_is_never_taken_for_this_ones(stage: &Stage) {
+    let manager = manager(stage).await;
+    let other = manager.start(stage.spec("lines 300")).await.unwrap();
+    crate::stage::end(&other).await;
+    let run = start(&manager, spec(stage)).await;
+    let audit = run.audit().unwrap();
+    replace(&audit, fs::read(other.audit().unwrap()).unwrap());
+    stage.open_gate("more");
+    stage.open_gate("end");
+    let reason = "logs.jsonl";
+    eventually(60, "the problem", async || run.problem()).await;
+    let outcome = run.wait().await.unwrap();
+    assert_eq!(outcome.code(), Some(7), "{outcome}");
+    assert!(outcome.sealed().is_none(), "{outcome}");
+    assert!(run.problem().is_some_and(|told| told.contains(reason)));
+    // It is nobody's to change but the one's who put it there.
+    let state = verify(&audit).unwrap().state;
+    assert!(matches!(state, LogState::Sealed(_)), "{state:?}");
+    fs::remove_file(&audit).unwrap();
+    assert_whole(stage, &run, &["out", "err"], 300).await;
+}
+
+async fn an_audit_that_may_not_be_written_any_more_is_waited_for(stage: &Stage) {
+    let manager = manager(stage).await;
+    let run = start(&manager, spec(stage)).await;
+    let immutable = Immutable::make(&run.audit().unwrap());
+    stage.open_gate("more");
+    stage.open_gate("end");
+    assert_pending(stage, &manager, &run, 7, "not permitted").await;
+    drop(immutable);
+    assert_whole(stage, &run, &["out", "err"], 300).await;
+}
+
+/// The file is open, and takes all; no other can be made or replaced.
+async fn a_folder_that_may_not_be_changed_any_more_loses_nothing(stage: &Stage) {
+    let manager = manager(stage).await;
+    let run = start(&manager, spec(stage)).await;
+    let immutable = Immutable::make(run.dir());
+    stage.open_gate("more");
+    stage.open_gate("end");
+    assert_whole(stage, &run, &["out", "err"], 300).await;
+    let listed = manager.list().await.unwrap();
+    assert!(listed[0].seal.is_some(), "{listed:?}");
+    assert_eq!(listed[0].status, RunStatus::Exited);
+    drop(immutable);
+}

@@ -1,0 +1,182 @@
+//! A disk without room.
+
+use std::time::Duration;
+
+use moat::{Docker, Error, Manager, Run, RunSpec, ShutdownMode};
+use testkit::deadline::{eventually, within};
+use testkit::sequence;
+
+use super::disk::{Disk, PAGE};
+use super::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
+use crate::stage::{Stage, assert_complete, printed};
+
+testkit::trials! {
+    crate::storage::on_small_disk:
+        a_disk_that_is_full_at_the_start_refuses_the_run_and_leaves_nothing,
+        a_disk_that_fills_in_the_middle_loses_nothing_once_it_has_room,
+        a_disk_that_is_full_at_the_seal_is_waited_for,
+        a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later,
+        a_full_disk_is_waited_for_by_the_next_manager_too,
+}
+
+const FULL: &str = "No space left";
+
+/// A manager of a root on a small disk, whose waiters are told soon of a seal that is pending.
+async fn manager(stage: &Stage) -> Manager {
+    let docker = Docker::connect().await.unwrap();
+    Manager::builder(stage.root(), docker)
+        .seal_timeout(SEAL_TIMEOUT)
+        .open()
+        .await
+        .unwrap()
+}
+
+/// Starts a run, and waits until it has printed its first hundred lines.
+async fn start(manager: &Manager, spec: RunSpec) -> Run {
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "out 00000100 ").await;
+    run
+}
+
+/// With room for nothing, for the record of the intent, for the first record of the audit, and for
+/// what comes next.
+async fn a_disk_that_is_full_at_the_start_refuses_the_run_and_leaves_nothing(stage: &Stage) {
+    let disk = Disk::mount(&stage.root());
+    let manager = manager(stage).await;
+    for pages in 0..6 {
+        disk.fill(pages);
+        let started = manager.start(stage.spec("lines 10 --stream both")).await;
+        match started {
+            Err(Error::Storage { .. }) => {
+                assert!(pages < 3, "there was room for the first record");
+                assert!(manager.list().await.unwrap().is_empty());
+                disk.free();
+            }
+            Err(Error::NotStarted { outcome, .. }) => {
+                assert!(outcome.ending.never_started(), "{outcome}");
+                disk.free();
+                let run = manager.get(&outcome.run).await.unwrap();
+                assert_whole(stage, &run, &["out", "err"], 0).await;
+                manager.remove(run.id()).await.unwrap();
+            }
+            Ok(run) => {
+                disk.free();
+                assert_whole(stage, &run, &["out", "err"], 10).await;
+                manager.remove(run.id()).await.unwrap();
+            }
+            Err(error) => panic!("{pages} pages: {}", error.chain()),
+        }
+        stage.is_clean().await;
+    }
+    assert!(manager.list().await.unwrap().is_empty());
+}
+
+async fn a_disk_that_fills_in_the_middle_loses_nothing_once_it_has_room(stage: &Stage) {
+    let disk = Disk::mount(&stage.root());
+    let manager = manager(stage).await;
+    let steps = "lines 100 --stream both + await /gate/full \
+                 + lines 4900 --from 101 --stream both --burst 10 + exit 7";
+    let run = start(&manager, stage.gated(steps)).await;
+    disk.fill(20);
+    stage.open_gate("full");
+    assert_pending(stage, &manager, &run, 7, FULL).await;
+    disk.free();
+    let audit = assert_whole(stage, &run, &["out", "err"], 5000).await;
+    let resumed = audit.all("resume");
+    assert!(resumed.iter().all(|resume| resume["cause"] == "sink"));
+    assert!(!resumed.is_empty());
+    assert_eq!(audit.evidence(), "replay");
+}
+
+/// All that was printed is in the file, and its last page has room for less than the seal.
+async fn a_disk_that_is_full_at_the_seal_is_waited_for(stage: &Stage) {
+    let disk = Disk::mount(&stage.root());
+    let manager = manager(stage).await;
+    let steps = "lines 100 --stream both + await /gate/text + read /gate/padding \
+                 + await /gate/end + exit 7";
+    let run = start(&manager, stage.gated(steps)).await;
+    printed_in_file(&run, "err 00000100 ").await;
+    let length = run.audit().unwrap().metadata().unwrap().len();
+    // A record takes some 80 bytes beside its text.
+    let room = 2 * PAGE - length % PAGE;
+    let padding = "p".repeat(room as usize - 300);
+    std::fs::write(stage.dir.path().join("gate/padding"), padding).unwrap();
+    stage.open_gate("text");
+    printed(&run, "pppp").await;
+    disk.fill(0);
+    stage.open_gate("end");
+    assert_pending(stage, &manager, &run, 7, FULL).await;
+    disk.free();
+    let (outcome, audit) = assert_sealed(stage, &run).await;
+    assert_complete(&audit);
+    assert_eq!(outcome.code(), Some(7));
+    let lines = sequence::lines("out", 100, 64);
+    assert!(audit.stream("stdout").starts_with(&lines));
+    assert_eq!(
+        audit.stream("stdout").len(),
+        lines.len() + room as usize - 300
+    );
+    stage.is_clean().await;
+}
+
+/// Waits until the audit has `text`.
+async fn printed_in_file(run: &Run, text: &str) {
+    eventually(60, text, async || {
+        let audit = std::fs::read_to_string(run.audit().unwrap()).unwrap();
+        audit.contains(text).then_some(())
+    })
+    .await;
+}
+
+/// Nothing of a stop goes through the disk but its record, which comes later.
+async fn a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later(stage: &Stage) {
+    let disk = Disk::mount(&stage.root());
+    let manager = manager(stage).await;
+    let steps = "lines 100 + await /gate/full + lines 1900 --from 101 --burst 10 \
+                 + write /gate/done x + await /gate/never";
+    let run = start(&manager, stage.gated(steps)).await;
+    disk.fill(4);
+    stage.open_gate("full");
+    eventually(60, "the failure of the disk", async || run.problem()).await;
+    eventually(60, "the end of the container's output", async || {
+        stage.dir.path().join("gate/done").exists().then_some(())
+    })
+    .await;
+    let stop = run.stop(Some(Duration::from_secs(2)));
+    let outcome = within(60, "the stop", stop).await.unwrap();
+    assert!(outcome.sealed().is_none(), "{outcome}");
+    disk.free();
+    let audit = assert_whole(stage, &run, &["out"], 2000).await;
+    // As the first process of a container it takes no signal that it has no handler for.
+    assert_eq!(audit.end["exit"]["code"], 137);
+    let stops = audit.all("stop");
+    assert_eq!(stops.len(), 1, "{stops:?}");
+    assert_eq!(stops[0]["cause"], "requested");
+    assert_eq!(audit.end["stopped"], "requested");
+}
+
+/// Whoever finds the run knows of its end from the engine alone.
+async fn a_full_disk_is_waited_for_by_the_next_manager_too(stage: &Stage) {
+    let disk = Disk::mount(&stage.root());
+    let first = manager(stage).await;
+    let steps = "lines 100 --stream both + await /gate/full \
+                 + lines 900 --from 101 --stream both --burst 10 + exit 7";
+    let run = start(&first, stage.gated(steps)).await;
+    disk.fill(4);
+    stage.open_gate("full");
+    assert_pending(stage, &first, &run, 7, FULL).await;
+    within(10, "the shutdown", first.shutdown(ShutdownMode::Leave)).await;
+
+    let next = manager(stage).await;
+    within(20, "the recovery", next.wait_recovery())
+        .await
+        .unwrap();
+    let run = next.get(run.id()).await.unwrap();
+    eventually(60, FULL, async || {
+        run.problem().filter(|problem| problem.contains(FULL))
+    })
+    .await;
+    assert_eq!(stage.containers().await.len(), 1);
+    disk.free();
+    assert_whole(stage, &run, &["out", "err"], 1000).await;
+}

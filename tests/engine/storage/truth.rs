@@ -1,0 +1,80 @@
+//! What is true of a run whose audit could not be written for a while.
+
+use std::time::Duration;
+
+use moat::audit::{LogState, verify};
+use moat::outcome::SealState;
+use moat::state::RunStatus;
+use moat::{Manager, Outcome, Run};
+use testkit::audit::Audit;
+use testkit::deadline::{eventually, within};
+use testkit::sequence;
+
+use crate::stage::{Stage, assert_complete, end, read};
+
+/// How long `wait` waits for a seal in these trials.
+pub const SEAL_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Asserts that the run is told to have ended with `code`, by all who can tell, and that it is not
+/// sealed for a reason that has `reason` in it; that its audit does not pass for a sealed one; and
+/// that its container is kept.
+pub async fn assert_pending(stage: &Stage, manager: &Manager, run: &Run, code: i64, reason: &str) {
+    // Told of the exit before anything has failed, one is told the reason later.
+    eventually(60, reason, async || {
+        let outcome = within(60, "the exit", run.wait()).await.unwrap();
+        assert_eq!(outcome.code(), Some(code), "{outcome}");
+        match outcome.seal {
+            SealState::Pending { reason: told } => told.contains(reason).then_some(()),
+            sealed => panic!("it is {sealed:?}"),
+        }
+    })
+    .await;
+    assert!(run.problem().is_some_and(|told| told.contains(reason)));
+    let listed = manager.list().await.unwrap();
+    let info = listed.iter().find(|info| info.run == *run.id());
+    let info = info.expect("the run is listed");
+    assert_eq!(info.status, RunStatus::Exited, "{info:?}");
+    assert!(info.seal.is_none(), "{info:?}");
+    if let Ok(found) = verify(run.audit().unwrap()) {
+        assert!(!matches!(found.state, LogState::Sealed(_)), "{found:?}");
+    }
+    assert_eq!(stage.containers().await.len(), 1, "the container is kept");
+}
+
+/// Waits for the seal of a run, and asserts that its audit has lines 1 to `count` on each of the
+/// `streams`, and says so, and that nothing else is left of the run.
+pub async fn assert_whole(stage: &Stage, run: &Run, streams: &[&str], count: u64) -> Audit {
+    let (_, audit) = assert_sealed(stage, run).await;
+    assert_complete(&audit);
+    for stream in streams {
+        let found = audit.stream(&format!("std{stream}"));
+        sequence::check(found, stream, count, 64).unwrap();
+    }
+    stage.is_clean().await;
+    audit
+}
+
+/// Waits for the seal of a run, and reads its audit, which has one, or is refused.
+pub async fn assert_sealed(stage: &Stage, run: &Run) -> (Outcome, Audit) {
+    let outcome = end(run).await;
+    let audit = read(&outcome);
+    assert_files(stage, run);
+    (outcome, audit)
+}
+
+/// Asserts that no file is left of a sealed run but those that are meant to stay.
+fn assert_files(stage: &Stage, run: &Run) {
+    let names = |dir| {
+        std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect::<Vec<_>>()
+    };
+    for name in names(run.dir().to_owned()) {
+        let known = ["lock", "logs.jsonl", "run.json"].contains(&name.as_str());
+        assert!(known || name.starts_with("torn-"), "{name} is left");
+    }
+    for name in names(stage.root()) {
+        assert!(!name.starts_with('.'), "{name} is left");
+    }
+}

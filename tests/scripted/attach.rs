@@ -1,0 +1,265 @@
+//! Attachments: what a subscriber sees.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use moat::audit::{LogState, verify};
+use moat::outcome::Stream;
+use moat::run::{AttachOptions, Attached, Attachment};
+use moat::runtime::RuntimeError;
+use moat::runtime::scripted::{Break, Call, Fault, Script};
+use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::{Error, Outcome, Run, RunSpec, ShutdownMode};
+use testkit::deadline::{eventually, within};
+use tokio::io::AsyncWriteExt;
+use tokio::task::unconstrained;
+
+use crate::bench::{Bench, spec};
+use crate::records::{numbered, text};
+
+pub fn with_input() -> AttachOptions {
+    AttachOptions::new().with_input()
+}
+
+pub async fn all(mut output: Attachment) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some(item) = output.next().await {
+        match item.unwrap() {
+            Attached::Chunk(chunk) => bytes.extend_from_slice(&chunk.bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+    bytes
+}
+
+pub async fn printed(output: &mut Attachment, text: &[u8]) {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(text) {
+        match output.next().await.unwrap().unwrap() {
+            Attached::Chunk(chunk) => bytes.extend_from_slice(&chunk.bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Waits for the seal of a run; returns its audit file, which is intact.
+pub async fn audited(run: &Run) -> (Outcome, PathBuf) {
+    let outcome = run.wait().await.unwrap();
+    let path = run.audit().unwrap();
+    assert!(matches!(verify(&path).unwrap().state, LogState::Sealed(_)));
+    (outcome, path)
+}
+
+async fn watch(mut attachment: moat::run::Attachment) -> (String, u64) {
+    let (mut seen, mut missed) = (String::new(), 0);
+    while let Some(item) = attachment.next().await {
+        match item.unwrap() {
+            Attached::Chunk(chunk) => seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap()),
+            Attached::Lagged { bytes, .. } => missed += bytes,
+            _ => {}
+        }
+    }
+    (seen, missed)
+}
+
+#[tokio::test]
+async fn whoever_looks_on_sees_everything_once_whenever_he_comes() {
+    let bench = Bench::new();
+    let mut script = Script::new();
+    for n in 0..200 {
+        script = script
+            .stdout(format!("line {n}"))
+            .pause(Duration::from_millis(1))
+            .stdout("\n");
+    }
+    bench.runtime.next(script);
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    let mut viewers = Vec::new();
+    for n in 0..8 {
+        let attachment = run.attach().await.unwrap();
+        viewers.push(async move {
+            tokio::time::sleep(Duration::from_millis(40 * n)).await;
+            watch(attachment).await
+        });
+    }
+    for seen in futures::future::join_all(viewers).await {
+        assert_eq!(seen, (numbered(200), 0));
+    }
+    let late = manager.attach(run.id()).await.unwrap();
+    assert_eq!(watch(late).await, (numbered(200), 0));
+}
+
+#[tokio::test]
+async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all() {
+    let bench = Bench::new();
+    bench.runtime.next(Script::new().echo());
+    let manager = bench.open().await;
+    let run = manager.start(spec().stdin(Stdin::Open)).await.unwrap();
+    let front = run.attach_with(AttachOptions::new().with_input()).await;
+    let mut input = front.unwrap().input().unwrap();
+    let mut all = String::from("line 0\nline 1\nline 2");
+    input.write_all(all.as_bytes()).await.unwrap();
+
+    let mut attachment = run.attach().await.unwrap();
+    let mut patient = run.attach().await.unwrap().lossless();
+    // They see the start of it, and then look away. The file has no line that is not whole: they
+    // are at what comes live.
+    let mut seen = String::new();
+    let mut seen_patiently = String::new();
+    for (attachment, seen) in [
+        (&mut attachment, &mut seen),
+        (&mut patient, &mut seen_patiently),
+    ] {
+        let start = async {
+            while *seen != all {
+                see(seen, attachment.next().await);
+            }
+        };
+        within(60, "the start of it", start).await;
+    }
+    for n in 2..100 {
+        let flood = match n {
+            2 => "\n".to_owned(),
+            _ => format!("line {n}{}\n", "x".repeat(40_000)),
+        };
+        input.write_all(flood.as_bytes()).await.unwrap();
+        all.push_str(&flood);
+    }
+    let audit = run.audit().unwrap();
+    eventually(60, "the flood's last line", async || {
+        let text = std::fs::read_to_string(&audit).unwrap();
+        text.contains("line 99x").then_some(())
+    })
+    .await;
+    // He is told with the next thing that he sees, for which there must be room.
+    while let Some(item) = unconstrained(attachment.next()).now_or_never() {
+        see(&mut seen, item);
+    }
+    let end = "the end\n";
+    input.write_all(end.as_bytes()).await.unwrap();
+    all.push_str(end);
+    let ((rest, missed), patiently, outcome) =
+        tokio::join!(watch(attachment), watch(patient), run.kill());
+    assert_eq!(
+        (seen_patiently + &patiently.0, patiently.1),
+        (all.clone(), 0)
+    );
+    assert!(missed > 0);
+    assert_eq!((seen.len() + rest.len()) as u64 + missed, all.len() as u64);
+    assert_eq!(text(&outcome.unwrap(), Stream::Stdout), all);
+}
+
+fn see(seen: &mut String, item: Option<moat::Result<Attached>>) {
+    match item.unwrap().unwrap() {
+        Attached::Chunk(chunk) => seen.push_str(std::str::from_utf8(&chunk.bytes).unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Of a run that was taken over, what a terminal shows comes by a connection of its own.
+#[tokio::test]
+async fn who_looks_on_live_is_told_that_the_connection_broke() {
+    for how in [Some(Break::Error), Some(Break::End), None] {
+        let bench = Bench::new();
+        bench.runtime.next(Script::new().stdout("past\n").echo());
+        let first = bench.open_on_threads().await;
+        let spec = RunSpec::new("any").tty(true).stdin(Stdin::Open);
+        let id = first.start(spec).await.unwrap().id().clone();
+        first.shutdown(ShutdownMode::Leave).await;
+        let second = bench.open_on_threads().await;
+        second.wait_recovery().await.unwrap();
+        let run = second.get(&id).await.unwrap();
+
+        if let Some(how) = how {
+            bench.runtime.fault(Call::Watch, Fault::Stream(6, how));
+        }
+        let options = with_input().live_only();
+        let mut output = run.attach_with(options).await.unwrap();
+        assert_eq!(bench.runtime.calls(Call::Watch), 1);
+        let mut input = output.input().unwrap();
+        input.write_all(b"hello, world").await.unwrap();
+        let shown: &[u8] = if how.is_some() {
+            b"hello,"
+        } else {
+            b"hello, world"
+        };
+        printed(&mut output, shown).await;
+        if how.is_none() {
+            run.kill().await.unwrap();
+        }
+        match (how, output.next().await) {
+            (None, None) => {}
+            (Some(_), Some(Err(Error::Runtime(RuntimeError::Broken { .. })))) => {
+                assert!(output.next().await.is_none());
+            }
+            (how, item) => panic!("{how:?}: {item:?}"),
+        }
+    }
+}
+
+/// Nothing comes after the last of it that could tell.
+#[tokio::test]
+async fn who_looks_on_live_is_told_what_was_missed_at_the_end() {
+    const PIECE: usize = 64 << 10;
+    let bench = Bench::new();
+    bench.runtime.next(Script::new().echo());
+    let first = bench.open_on_threads().await;
+    let spec = RunSpec::new("any").tty(true).stdin(Stdin::Open);
+    let id = first.start(spec).await.unwrap().id().clone();
+    first.shutdown(ShutdownMode::Leave).await;
+    let second = bench.open_on_threads().await;
+    second.wait_recovery().await.unwrap();
+    let run = second.get(&id).await.unwrap();
+
+    let options = with_input().live_only();
+    let mut output = run.attach_with(options).await.unwrap();
+    let mut input = output.input().unwrap();
+    for _ in 0..48 {
+        input.write_all(&[b'x'; PIECE]).await.unwrap();
+    }
+    run.kill().await.unwrap();
+    let (mut seen, mut missed) = (0, 0);
+    while let Some(item) = output.next().await {
+        match item.unwrap() {
+            Attached::Chunk(chunk) => {
+                assert!(!chunk.bytes.is_empty());
+                seen += chunk.bytes.len() as u64;
+            }
+            Attached::Lagged { bytes, .. } => missed += bytes,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(missed > 0, "{seen} bytes seen");
+    assert_eq!(seen + missed, 48 * PIECE as u64);
+}
+
+/// There is nobody any more who would record it.
+#[tokio::test]
+async fn nothing_is_done_to_a_run_by_way_of_a_manager_that_has_closed() {
+    let bench = Bench::new();
+    bench.runtime.next(Script::new().echo());
+    bench.runtime.next_exec(Script::new().echo());
+    let manager = bench.open_on_threads().await;
+    let spec = RunSpec::new("any").tty(true).stdin(Stdin::Open);
+    let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
+    let mut input = output.input().unwrap();
+    let exec = run.exec(ExecSpec::new(["any"]).interactive(true));
+    let exec = exec.await.unwrap();
+    manager.shutdown(ShutdownMode::Leave).await;
+
+    let error = input.write_all(b"typed\n").await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    let size = WindowSize::new(80, 24);
+    let error = output.resize(size).await.unwrap_err();
+    assert!(matches!(error, Error::Closed), "{error}");
+    for options in [with_input(), AttachOptions::new().window(size)] {
+        let error = run.attach_with(options).await.unwrap_err();
+        assert!(matches!(error, Error::Closed), "{error}");
+        let error = exec.attach_with(options).await.unwrap_err();
+        assert!(matches!(error, Error::Closed), "{error}");
+    }
+    assert_eq!(bench.runtime.calls(Call::Stdin), 1);
+    assert!(bench.runtime.sizes().is_empty());
+}

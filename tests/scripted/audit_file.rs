@@ -1,0 +1,127 @@
+//! Audit files that cannot be written or were removed.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use moat::audit::GapReason;
+use moat::manager::RecoveryMode;
+use moat::outcome::Stream;
+use moat::runtime::scripted::Script;
+use moat::spec::Backstop;
+use moat::state::RunStatus;
+use moat::{ShutdownMode, Verdict};
+use testkit::deadline::eventually;
+
+use crate::bench::{Bench, check, seal, sealed, spec};
+use crate::records::{gaps, text};
+
+#[tokio::test]
+async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
+    for whole_dir in [false, true] {
+        let bench = Bench::new();
+        bench.runtime.next(
+            Script::new()
+                .stdout("one\n")
+                .pause(Duration::from_millis(200))
+                .stdout("two\n")
+                .exit(7),
+        );
+        let manager = bench.open().await;
+        let run = manager.start(spec()).await.unwrap();
+        if whole_dir {
+            std::fs::remove_dir_all(run.dir()).unwrap();
+        } else {
+            std::fs::remove_file(run.audit().unwrap()).unwrap();
+        }
+        let outcome = sealed(&run).await;
+        check(&outcome);
+        assert_eq!(outcome.code(), Some(7));
+        assert_eq!(text(&outcome, Stream::Stdout), "one\ntwo\n");
+        manager.shutdown(ShutdownMode::Leave).await;
+        assert_eq!(bench.runtime.containers(), 0);
+    }
+}
+
+/// What the tap gave is not what is sealed, once its log was lost.
+#[tokio::test]
+async fn an_audit_that_was_removed_without_a_backstop_is_a_gap() {
+    let bench = Bench::new();
+    bench.runtime.next(
+        Script::new()
+            .stdout("one\n")
+            .pause(Duration::from_millis(200))
+            .stdout("two\n"),
+    );
+    let manager = bench.open().await;
+    let bare = spec().backstop(Backstop::None);
+    let run = manager.start(bare).await.unwrap();
+    std::fs::remove_file(run.audit().unwrap()).unwrap();
+    let outcome = sealed(&run).await;
+    check(&outcome);
+    assert_eq!(seal(&outcome).verdict, Verdict::Gap);
+    assert_eq!(gaps(&outcome), [GapReason::NoBackstop]);
+}
+
+/// Nothing is captured, and then nothing is sealed, while the disk refuses: the exit is told all
+/// the same, to everyone, and stays what it was.
+#[tokio::test]
+async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
+    let bench = Bench::new();
+    bench
+        .runtime
+        .next(Script::new().stdout("x\n").until_stopped().exit_on_term(7));
+    let manager = bench
+        .builder()
+        .seal_timeout(Duration::from_millis(300))
+        .open()
+        .await
+        .unwrap();
+    let run = manager.start(spec()).await.unwrap();
+    // Something that is no file in the place of the audit.
+    let audit = run.audit().unwrap();
+    std::fs::remove_file(&audit).unwrap();
+    std::fs::create_dir(&audit).unwrap();
+    let mut attachment = run.attach().await.unwrap();
+    let outcome = run.stop(None).await.unwrap();
+    assert_eq!(outcome.code(), Some(7));
+    assert!(outcome.sealed().is_none(), "{outcome}");
+    // It ends, with an error.
+    while let Some(Ok(_)) = attachment.next().await {}
+    // Where the disk is slow, it is told before it is written down.
+    eventually(60, "the exit on record", async || {
+        let info = manager.root().info(run.id()).unwrap();
+        (info.status == RunStatus::Exited).then_some(())
+    })
+    .await;
+
+    manager.shutdown(ShutdownMode::Leave).await;
+    let info = manager.root().info(run.id()).unwrap();
+    assert_eq!(info.status, RunStatus::Exited);
+    assert!(info.problem.unwrap().contains("a folder"));
+    bench.runtime.remove_externally(run.id());
+    std::fs::remove_dir(&audit).unwrap();
+    let next = bench.open().await;
+    let outcome = next.wait(run.id()).await.unwrap();
+    assert_eq!(outcome.code(), Some(7), "{outcome}");
+    check(&outcome);
+}
+
+/// One whose record could not be written when it was sealed is sealed all the same.
+#[tokio::test]
+async fn a_sealed_run_whose_record_is_behind_can_be_removed_at_once() {
+    let bench = Bench::new();
+    let outcome = bench.run(Script::new().stdout("x\n"), spec()).await;
+    let record = bench.root().join(outcome.run.as_str()).join("run.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json.as_object_mut().unwrap().remove("seal");
+    std::fs::write(&record, json.to_string()).unwrap();
+    let manager = bench
+        .builder()
+        .recovery(RecoveryMode::OnDemand)
+        .open()
+        .await
+        .unwrap();
+    manager.remove(&outcome.run).await.unwrap();
+    assert!(manager.list().await.unwrap().is_empty());
+}

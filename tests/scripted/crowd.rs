@@ -1,0 +1,467 @@
+//! Two hundred runs at once, an engine that fails at random, managers that come and go, and
+//! everyone doing everything to all of them: on the scripted runtime, by a seed.
+//!
+//! `MOAT_SEED` sets the course, and `MOAT_SOAK=1` takes a hundred of them. The course is that of
+//! the seed; what falls between two threads of the disk is not.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fastrand::Rng;
+use futures::StreamExt;
+use futures::future::join_all;
+use moat::audit::{Event, Gap, GapReason, LogState, Reader, Record, verify};
+use moat::outcome::Stream;
+use moat::run::Attached;
+use moat::runtime::RuntimeError;
+use moat::runtime::scripted::{Call, Fault, Script, Scripted};
+use moat::spec::KeepContainer;
+use moat::{Ending, Error, Manager, Outcome, Result, Run, RunId, RunSpec, ShutdownMode, Verdict};
+use tokio::time::{Instant, sleep};
+
+const RUNS: usize = 200;
+const SEED: u64 = 20_261_124;
+/// How long the engine fails.
+const TROUBLE: Duration = Duration::from_secs(3);
+/// How long a course may take, by a clock that is not paused: that one runs ahead while a thread
+/// writes a file.
+const BOUND: Duration = Duration::from_secs(90);
+const NEVER: Duration = Duration::from_secs(1 << 30);
+
+/// What a run's container does, and what is done to the run.
+#[derive(Debug, Clone)]
+struct Plan {
+    id: RunId,
+    units: Vec<(Stream, String)>,
+    pause: Duration,
+    code: i64,
+    runs_on: bool,
+    ignores_term: bool,
+    fails: bool,
+    tap_cut: Option<u64>,
+    tap_stays: bool,
+    log_cut: Option<u64>,
+    begins: Duration,
+    deeds: Vec<(Duration, Deed)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Deed {
+    Wait,
+    Stop(Option<Duration>),
+    Kill,
+    Look { slow: bool },
+    Remove,
+}
+
+impl Plan {
+    fn random(rng: &mut Rng, number: usize) -> Self {
+        let one_in = |rng: &mut Rng, many: u32| rng.u32(0..many) == 0;
+        let units: Vec<_> = (0..rng.usize(0..40))
+            .map(|unit| {
+                let stream = [Stream::Stdout, Stream::Stderr][rng.usize(0..2)];
+                let newline = if one_in(rng, 5) { "" } else { "\n" };
+                (stream, format!("run {number} unit {unit}{newline}"))
+            })
+            .collect();
+        let printed: usize = units.iter().map(|(_, unit)| unit.len()).sum();
+        let within = |rng: &mut Rng| rng.u64(0..=printed as u64);
+        let mut deeds = vec![(Duration::ZERO, Deed::Wait)];
+        for _ in 0..rng.usize(0..6) {
+            let grace = Duration::from_millis(rng.u64(0..400));
+            let deed = match rng.u32(0..10) {
+                0 | 1 => Deed::Wait,
+                2 => Deed::Stop(None),
+                3 => Deed::Stop(Some(grace)),
+                4 => Deed::Kill,
+                5 => Deed::Remove,
+                _ => Deed::Look {
+                    slow: one_in(rng, 3),
+                },
+            };
+            deeds.push((Duration::from_millis(rng.u64(0..900)), deed));
+        }
+        let runs_on = one_in(rng, 4);
+        if runs_on {
+            deeds.push((Duration::from_millis(rng.u64(0..1500)), Deed::Kill));
+        }
+        Self {
+            id: RunId::new(format!("run-{number}")).unwrap(),
+            pause: Duration::from_millis(rng.u64(0..20)),
+            code: rng.i64(0..5),
+            ignores_term: one_in(rng, 8),
+            fails: one_in(rng, 16),
+            tap_cut: one_in(rng, 6).then(|| within(rng)),
+            tap_stays: one_in(rng, 10),
+            log_cut: one_in(rng, 12).then(|| within(rng)),
+            begins: Duration::from_millis(rng.u64(0..500)),
+            units,
+            runs_on,
+            deeds,
+        }
+    }
+
+    fn script(&self) -> Script {
+        let mut script = Script::new().exit(self.code);
+        for (stream, unit) in &self.units {
+            script = script.print(*stream, unit.clone()).pause(self.pause);
+        }
+        if self.runs_on {
+            script = script.until_stopped();
+        }
+        if self.ignores_term {
+            script = script.ignore_term();
+        }
+        if self.fails {
+            script = script.fail_to_start("as planned");
+        }
+        if let Some(bytes) = self.tap_cut {
+            script = script.cut_tap_after(bytes);
+        }
+        if self.tap_stays {
+            script = script.tap_never_ends();
+        }
+        if let Some(bytes) = self.log_cut {
+            script = script.cut_log_after(bytes);
+        }
+        script
+    }
+
+    /// All that its container prints on a stream, if it comes to its end.
+    fn printed(&self, stream: Stream) -> String {
+        let units = self.units.iter().filter(|(of, _)| *of == stream);
+        units.map(|(_, unit)| unit.as_str()).collect()
+    }
+
+    fn is_removed(&self) -> bool {
+        self.deeds.iter().any(|(_, deed)| *deed == Deed::Remove)
+    }
+}
+
+/// The managers that are open: one or two, on one root.
+struct Managers(RefCell<Vec<Manager>>);
+
+impl Managers {
+    /// Does something with one of them; where that was closed meanwhile, with another one.
+    async fn with<T>(&self, rng: &mut Rng, act: impl AsyncFn(Manager) -> Result<T>) -> Result<T> {
+        loop {
+            let manager = {
+                let open = self.0.borrow();
+                open[rng.usize(0..open.len())].clone()
+            };
+            match act(manager).await {
+                // The one that has closed goes before it is asked to, or after.
+                Err(Error::Closed) => tokio::task::yield_now().await,
+                result => return result,
+            }
+        }
+    }
+}
+
+struct Crowd {
+    runtime: Scripted,
+    root: PathBuf,
+    paused: bool,
+    _folder: tempfile::TempDir,
+}
+
+impl Crowd {
+    fn new(paused: bool) -> Self {
+        // In memory where that is there: all is synced.
+        let memory = Path::new("/dev/shm");
+        let dir = match memory.is_dir() {
+            true => tempfile::tempdir_in(memory).unwrap(),
+            false => tempfile::tempdir().unwrap(),
+        };
+        Self {
+            runtime: Scripted::new(),
+            root: dir.path().join("root"),
+            paused,
+            _folder: dir,
+        }
+    }
+
+    async fn open(&self) -> Manager {
+        let mut builder = Manager::builder(&self.root, self.runtime.clone()).seal_timeout(NEVER);
+        if self.paused {
+            builder = builder.runtime_handle(tokio::runtime::Handle::current());
+        }
+        builder.open().await.unwrap()
+    }
+
+    /// Faults at random calls, for a while.
+    async fn trouble(&self, mut rng: Rng) {
+        let end = Instant::now() + TROUBLE;
+        while Instant::now() < end {
+            sleep(Duration::from_millis(rng.u64(0..6))).await;
+            let call = [
+                Call::Prepare,
+                Call::Create,
+                Call::Tap,
+                Call::Start,
+                Call::Wait,
+                Call::Inspect,
+                Call::Continuity,
+                Call::Logs,
+                Call::Signal,
+                Call::Remove,
+                Call::Find,
+            ][rng.usize(0..11)];
+            let operation = "be of any use";
+            let fault = match rng.u32(0..4) {
+                0 => Fault::Error(RuntimeError::Timeout {
+                    operation,
+                    after: Duration::from_secs(30),
+                }),
+                1 => Fault::Error(RuntimeError::Broken {
+                    operation,
+                    reason: "made for the test".into(),
+                }),
+                // Of all calls, only this one may take for ever; the engine is asked meanwhile,
+                // every 30 s.
+                2 if call == Call::Wait && self.paused => Fault::Hang,
+                _ => Fault::AnswerLost,
+            };
+            self.runtime.fault(call, fault);
+        }
+        self.runtime.clear_faults();
+    }
+
+    /// Lets managers follow one another on the root, and overlap.
+    async fn succession(&self, managers: &Managers, mut rng: Rng) {
+        for _ in 0..rng.usize(1..4) {
+            sleep(Duration::from_millis(rng.u64(100..700))).await;
+            let next = self.open().await;
+            managers.0.borrow_mut().push(next);
+            sleep(Duration::from_millis(rng.u64(0..300))).await;
+            let first = managers.0.borrow_mut().remove(0);
+            first.shutdown(ShutdownMode::Leave).await;
+        }
+    }
+
+    async fn play(&self, seed: u64) {
+        let mut rng = Rng::with_seed(seed);
+        let plans: Vec<_> = (0..RUNS).map(|at| Plan::random(&mut rng, at)).collect();
+        let first = self.open().await;
+        let managers = Managers(RefCell::new(vec![first]));
+        let lives: Vec<_> = plans
+            .iter()
+            .map(|plan| {
+                self.runtime.script(&plan.id, plan.script());
+                live(plan, &managers, rng.fork())
+            })
+            .collect();
+        let (trouble, succession) = (rng.fork(), rng.fork());
+        tokio::join!(
+            join_all(lives),
+            self.trouble(trouble),
+            self.succession(&managers, succession)
+        );
+        for manager in managers.0.into_inner() {
+            manager.shutdown(ShutdownMode::Stop).await;
+        }
+        let last = self.open().await;
+        last.wait_recovery().await.unwrap();
+        let infos = last.list().await.unwrap();
+        let mut kept = 0;
+        let by_id: BTreeMap<_, _> = plans.iter().map(|plan| (plan.id.clone(), plan)).collect();
+        for info in &infos {
+            assert_eq!(info.problem, None, "{info:?}");
+            let run = last.get(&info.run).await.unwrap();
+            let outcome = run.wait().await.unwrap();
+            judge(by_id[&info.run], &outcome);
+            kept += usize::from(outcome.sealed().unwrap().verdict == Verdict::Gap);
+        }
+        let left = plans.iter().filter(|plan| !plan.is_removed()).count();
+        assert!(infos.len() >= left, "{} of {left} runs", infos.len());
+        last.shutdown(ShutdownMode::Leave).await;
+        assert!(self.runtime.containers() <= kept, "a container is left");
+    }
+}
+
+/// Starts a run, and does to it what is planned.
+async fn live(plan: &Plan, managers: &Managers, mut rng: Rng) {
+    sleep(plan.begins).await;
+    let spec = RunSpec::new("any")
+        .id(plan.id.clone())
+        .keep(KeepContainer::OnGap)
+        .stop_grace(Duration::from_millis(300));
+    let started = managers
+        .with(&mut rng, async |manager| {
+            match manager.start(spec.clone()).await {
+                // One that closed in the middle has left it to the next one.
+                Err(Error::RunExists { .. }) => manager.get(&plan.id).await,
+                Err(Error::NotStarted { outcome, .. }) => manager.get(&outcome.run).await,
+                started => started,
+            }
+        })
+        .await;
+    drop(started.unwrap());
+    let deeds = plan.deeds.iter().map(|(after, deed)| {
+        let mut rng = rng.fork();
+        async move {
+            sleep(*after).await;
+            let done = managers.with(&mut rng, async |manager| {
+                let run = manager.get(&plan.id).await?;
+                let ending = match deed {
+                    Deed::Wait => run.wait().await?.ending,
+                    Deed::Stop(grace) => run.stop(*grace).await?.ending,
+                    Deed::Kill => run.kill().await?.ending,
+                    Deed::Look { slow } => return look(plan, &run, *slow).await.map(|()| None),
+                    Deed::Remove => {
+                        let ending = run.wait().await?.ending;
+                        drop(run);
+                        match manager.remove(&plan.id).await {
+                            // It is tried by a human, or not at all.
+                            Ok(()) | Err(Error::Runtime(_) | Error::Owned { .. }) => ending,
+                            Err(error) => return Err(error),
+                        }
+                    }
+                };
+                Ok(Some(ending))
+            });
+            let Some(done) = within(BOUND, done).await else {
+                let root = managers.0.borrow()[0].root().clone();
+                panic!("{deed:?} hangs: {plan:?}\n{:?}", root.info(&plan.id));
+            };
+            match done {
+                Ok(ending) => ending,
+                // Somebody else was faster.
+                Err(Error::NoSuchRun { .. } | Error::Storage { .. }) if plan.is_removed() => None,
+                Err(error) => panic!("{deed:?}: {}: {plan:?}", error.chain()),
+            }
+        }
+    });
+    let endings = join_all(deeds).await;
+    // Invariant 6: whoever asks, and whenever, is told the same.
+    let endings: Vec<Ending> = endings.into_iter().flatten().collect();
+    assert!(
+        endings.windows(2).all(|two| two[0] == two[1]),
+        "{plan:?}: {endings:?}"
+    );
+}
+
+/// `None`: it took longer than `bound`, by the clock on the wall.
+async fn within<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T> {
+    let begin = std::time::Instant::now();
+    tokio::pin!(future);
+    while begin.elapsed() < bound {
+        tokio::select! {
+            done = &mut future => return Some(done),
+            () = sleep(Duration::from_millis(100)) => {}
+        }
+    }
+    None
+}
+
+/// Looks on until the end, or until the manager is closed: each byte once, in its stream's order.
+async fn look(plan: &Plan, run: &Run, slow: bool) -> Result<()> {
+    let mut attachment = run.attach().await?;
+    let mut seen = BTreeMap::<_, String>::new();
+    while let Some(item) = attachment.next().await {
+        match item? {
+            Attached::Chunk(chunk) => {
+                let text = std::str::from_utf8(&chunk.bytes).unwrap();
+                seen.entry(chunk.stream).or_default().push_str(text);
+            }
+            // Its file is gone.
+            Attached::Lagged { .. } if plan.is_removed() => return Ok(()),
+            // There is room for all that is printed here.
+            missed => panic!("{plan:?}: {missed:?} after {seen:?}"),
+        }
+        if slow {
+            sleep(Duration::from_millis(30)).await;
+        }
+    }
+    for (stream, seen) in seen {
+        let printed = plan.printed(stream);
+        assert!(printed.starts_with(&seen), "{plan:?} {stream}: {seen:?}");
+    }
+    Ok(())
+}
+
+/// Checks the audit of a run against what its container is known to have printed.
+fn judge(plan: &Plan, outcome: &Outcome) {
+    let seal = outcome.sealed().unwrap();
+    let audit = outcome.audit.as_ref().unwrap();
+    match verify(audit).unwrap().state {
+        LogState::Sealed(found) => assert_eq!(*found, *seal),
+        other => panic!("{plan:?}: {other:?}"),
+    }
+    let mut found = BTreeMap::<_, String>::new();
+    let mut gaps = Vec::<Gap>::new();
+    let (mut starts, mut ends) = (0, 0);
+    for record in Reader::open(audit).unwrap() {
+        match record.unwrap() {
+            Record::Output(output) => {
+                let text = found.entry(output.stream).or_default();
+                text.push_str(std::str::from_utf8(&output.bytes).unwrap());
+                text.extend((!output.partial).then_some('\n'));
+            }
+            Record::Event(Event::Gap(gap)) => gaps.push(gap),
+            Record::Event(Event::Start(_)) => starts += 1,
+            Record::Event(Event::End(_)) => ends += 1,
+            _ => {}
+        }
+    }
+    let all = format!("{plan:?}\n{outcome}\n{gaps:?}\n{found:?}");
+    assert_eq!((starts, ends), (1, 1), "{all}");
+    assert_eq!(seal.verdict == Verdict::Gap, !gaps.is_empty(), "{all}");
+    for gap in &gaps {
+        match gap.reason {
+            GapReason::LogShorter => assert!(plan.log_cut.is_some(), "{all}"),
+            // The engine was out of reach, and did not say that it is the same.
+            GapReason::EngineRestarted => assert!(gap.possible, "{all}"),
+            // Its owner died, or its removal went unanswered.
+            GapReason::Removed => {}
+            _ => panic!("{all}"),
+        }
+    }
+    let natural = match &outcome.ending {
+        Ending::Exited(exit) => {
+            let code = exit.code.unwrap();
+            assert!([plan.code, 137, 143].contains(&code), "{all}");
+            assert!(!plan.fails, "{all}");
+            code == plan.code && !plan.runs_on
+        }
+        ending if ending.never_started() => {
+            assert!(found.is_empty() && gaps.is_empty(), "{all}");
+            return;
+        }
+        Ending::Removed { .. } => false,
+        _ => panic!("{all}"),
+    };
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        let (printed, found) = (plan.printed(stream), found.remove(&stream));
+        let found = found.unwrap_or_default();
+        assert!(printed.starts_with(&found), "{all}");
+        if natural && gaps.is_empty() && plan.log_cut.is_none() {
+            assert_eq!(found, printed, "{all}");
+        }
+    }
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("MOAT_SEED").ok();
+    seed.map_or(SEED, |seed| seed.parse().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_hundred_runs_on_a_failing_engine_all_end_in_a_true_seal() {
+    let courses = match std::env::var_os("MOAT_SOAK") {
+        Some(_) => 100,
+        None => 4,
+    };
+    for seed in seed()..seed() + courses {
+        println!("seed {seed}");
+        Crowd::new(true).play(seed).await;
+    }
+}
+
+/// On threads of their own, and by the real clock: what the paused one cannot interleave.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_runs_on_threads_of_their_own_all_end_in_a_true_seal() {
+    Crowd::new(false).play(seed()).await;
+}

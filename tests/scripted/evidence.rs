@@ -1,0 +1,208 @@
+//! What proves that an audit is complete, and what is a gap.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use moat::audit::GapReason;
+use moat::outcome::{Evidence, Stream};
+use moat::run::Attached;
+use moat::runtime::scripted::{Call, Fault, Script, Scripted};
+use moat::spec::Backstop;
+use moat::{Manager, RunSpec, ShutdownMode, Verdict};
+
+use crate::bench::{Bench, check, seal, sealed, spec};
+use crate::records::{broken, gaps, numbered, text};
+
+/// Invariant 7: by content, also where the lines repeat themselves.
+#[tokio::test]
+async fn a_tap_that_ends_early_without_an_error_is_made_up_for_by_the_log() {
+    for output in [numbered(500), "y\n".repeat(5000)] {
+        for cut in [0, 1, 1000, output.len() as u64 - 1] {
+            let bench = Bench::new();
+            let script = Script::new().stdout(output.clone()).cut_tap_after(cut);
+            let outcome = bench.run(script, spec()).await;
+            assert_eq!(text(&outcome, Stream::Stdout), output);
+            assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+            assert_eq!(seal(&outcome).evidence, Evidence::Replay);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tap_that_does_not_end_with_its_container_is_given_up() {
+    let bench = Bench::new();
+    let script = Script::new().stdout(numbered(500)).tap_never_ends();
+    let outcome = bench.run(script, spec()).await;
+    assert_eq!(text(&outcome, Stream::Stdout), numbered(500));
+    assert_eq!(seal(&outcome).evidence, Evidence::Replay);
+}
+
+#[tokio::test]
+async fn a_log_that_has_less_than_was_captured_is_a_gap_and_nothing_is_taken_back() {
+    let bench = Bench::new();
+    let script = Script::new().stdout(numbered(500)).cut_log_after(700);
+    let outcome = bench.run(script, spec()).await;
+    assert_eq!(text(&outcome, Stream::Stdout), numbered(500));
+    assert_eq!(seal(&outcome).verdict, Verdict::Gap);
+    assert_eq!(gaps(&outcome), [GapReason::LogShorter]);
+    assert_eq!(bench.runtime.containers(), 1, "it is kept for a human");
+}
+
+#[tokio::test]
+async fn without_a_backstop_the_evidence_is_the_end_of_the_tap_alone() {
+    let bench = Bench::new();
+    let bare = spec().backstop(Backstop::None);
+    let outcome = bench.run(Script::new().stdout("all\n"), bare.clone()).await;
+    assert_eq!(seal(&outcome).evidence, Evidence::Eof);
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+}
+
+/// Invariant 10.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_does_not_answer_changes_nothing() {
+    let bench = Bench::new();
+    for _ in 0..5 {
+        bench.runtime.fault(Call::Wait, broken("wait"));
+        bench.runtime.fault(Call::Logs, broken("read the log"));
+    }
+    let script = Script::new()
+        .stdout(numbered(100))
+        .pause(Duration::from_secs(9))
+        .exit(4);
+    let outcome = bench.run(script, spec()).await;
+    assert_eq!(outcome.code(), Some(4));
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+    assert_eq!(seal(&outcome).evidence, Evidence::Replay);
+}
+
+/// Invariant 7: what dies in an engine's memory is in no log, and no tap shows it.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_was_restarted_under_a_run_is_a_possible_gap() {
+    let bench = Bench::new();
+    // The first ones may be asked for before the start has returned.
+    for _ in 0..20 {
+        bench.runtime.fault(Call::Wait, broken("wait"));
+    }
+    let script = Script::new().stdout("x\n");
+    bench.runtime.next(script.pause(Duration::from_secs(9)));
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    bench.runtime.restart();
+    let outcome = sealed(&run).await;
+    check(&outcome);
+    assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
+    drop(run);
+
+    // One that does not say whether it was, may have been.
+    bench.runtime.fault(Call::Wait, broken("wait"));
+    bench
+        .runtime
+        .fault(Call::Continuity, broken("tell its events"));
+    bench.runtime.next(Script::new().pause(Duration::ZERO));
+    let outcome = sealed(&manager.start(spec()).await.unwrap()).await;
+    check(&outcome);
+    assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
+}
+
+/// It had all of the output when it told how the container ended.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_was_restarted_after_it_told_of_the_end_is_no_gap() {
+    let bench = Bench::new();
+    let script = Script::new().stdout("x\n");
+    bench.runtime.next(script.pause(Duration::from_secs(1)));
+    let run = bench.open().await.start(spec()).await.unwrap();
+    for _ in 0..5 {
+        bench.runtime.fault(Call::Inspect, broken("inspect"));
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    bench.runtime.restart();
+    let outcome = sealed(&run).await;
+    check(&outcome);
+    assert_eq!(gaps(&outcome), []);
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+}
+
+/// The same, while no manager was there.
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_was_restarted_while_nobody_watched_is_a_possible_gap() {
+    // Not so short that the clock runs past its end while its start is written down.
+    for length in [4, 60] {
+        let bench = Bench::new();
+        let script = Script::new().stdout("x\n");
+        bench
+            .runtime
+            .next(script.pause(Duration::from_secs(length)));
+        let manager = bench.open().await;
+        let id = manager.start(spec()).await.unwrap().id().clone();
+        manager.shutdown(ShutdownMode::Leave).await;
+        bench.runtime.restart();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        for _ in 0..2 {
+            let manager = bench.open().await;
+            manager.wait_recovery().await.unwrap();
+            manager.shutdown(ShutdownMode::Leave).await;
+        }
+        let manager = bench.open().await;
+        let outcome = sealed(&manager.get(&id).await.unwrap()).await;
+        check(&outcome);
+        assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
+    }
+}
+
+/// A tap that ends early is no reason to see nothing for as long as the container runs.
+#[tokio::test(start_paused = true)]
+async fn what_is_printed_after_the_tap_has_ended_is_seen_before_the_end() {
+    let bench = Bench::new();
+    let script = Script::new()
+        .stdout("one\n")
+        .pause(Duration::from_secs(5))
+        .stdout("two\n");
+    bench.runtime.next(script.until_stopped().cut_tap_after(4));
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    let mut attachment = run.attach().await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"two\n") {
+        match attachment.next().await.unwrap().unwrap() {
+            Attached::Chunk(chunk) => seen.extend_from_slice(&chunk.bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(seen, b"one\ntwo\n");
+    run.kill().await.unwrap();
+    let outcome = sealed(&run).await;
+    check(&outcome);
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+}
+
+const TEXT: &[u8] = b"one\ntwo\nthree\n";
+
+/// Whatever answer is lost, the run is sealed, and what it printed is in it once.
+#[tokio::test]
+async fn a_lost_answer_to_any_one_call_loses_and_doubles_nothing() {
+    for call in [
+        Call::Tap,
+        Call::Wait,
+        Call::Inspect,
+        Call::Logs,
+        Call::Remove,
+        Call::Continuity,
+    ] {
+        let engine = Scripted::new();
+        let memory = moat::sink::Memory::new();
+        let dir = tempfile::tempdir().unwrap();
+        engine.image("any", Script::new().stdout(TEXT));
+        engine.fault(call, Fault::AnswerLost);
+        let builder = Manager::builder(dir.path(), engine.clone()).sink(memory.clone());
+        let manager = builder.open().await.unwrap();
+        let outcome = match manager.start(RunSpec::new("any")).await {
+            Ok(run) => run.wait().await.unwrap(),
+            Err(moat::Error::NotStarted { .. }) if call == Call::Tap => continue,
+            Err(error) => panic!("{call:?}: {error:?}"),
+        };
+        let verdict = outcome.sealed().map(|seal| seal.verdict);
+        assert_eq!(verdict, Some(Verdict::Complete), "{call:?}");
+        let output = memory.output(&outcome.run, moat::outcome::Stream::Stdout);
+        assert_eq!(output, TEXT, "{call:?}");
+    }
+}

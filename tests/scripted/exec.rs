@@ -1,0 +1,126 @@
+//! Exec: more processes in the container of a run.
+
+use moat::audit::{Action, Event, LogState, verify};
+use moat::outcome::Evidence;
+use moat::runtime::RuntimeError;
+use moat::runtime::scripted::{Call, Fault, Script};
+use moat::spec::ExecSpec;
+use moat::{Ending, Error, Manager, Run, RunSpec, Verdict};
+use testkit::deadline::eventually;
+use tokio::io::AsyncWriteExt;
+
+use crate::attach::{all, audited, with_input};
+use crate::bench::{Bench, seal, spec};
+use crate::events::words;
+use crate::records::{actions, events};
+
+async fn with_exec(bench: &Bench, script: Script) -> (Manager, Run) {
+    bench.runtime.next(Script::new().until_stopped());
+    bench.runtime.next_exec(script);
+    let manager = bench.open_on_threads().await;
+    let run = manager.start(RunSpec::new("any")).await.unwrap();
+    (manager, run)
+}
+
+#[tokio::test]
+async fn a_further_process_has_an_audit_that_verifies_and_its_runs_audit_names_it() {
+    let bench = Bench::new();
+    let (_manager, run) = with_exec(
+        &bench,
+        Script::new().stdout("out\n").stderr("err\n").exit(7),
+    )
+    .await;
+    let exec = run.exec(ExecSpec::new(["any"])).await.unwrap();
+    assert_eq!(all(exec.attach().await.unwrap()).await, b"out\nerr\n");
+    let outcome = exec.wait().await.unwrap();
+    assert_eq!(outcome.code(), Some(7));
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+    assert_eq!(seal(&outcome).evidence, Evidence::Eof);
+    let path = exec.audit().unwrap();
+    assert!(matches!(verify(&path).unwrap().state, LogState::Sealed(_)));
+    match &events(&path)[0] {
+        Event::Start(start) => assert_eq!(start.exec, Some(1)),
+        other => panic!("{other:?}"),
+    }
+    run.kill().await.unwrap();
+    let (_, path) = audited(&run).await;
+    assert_eq!(actions(&path), [Action::Exec]);
+}
+
+/// It is live only: what a cut connection did not bring, nothing can bring back.
+#[tokio::test]
+async fn a_further_process_whose_connection_ends_before_it_is_a_gap() {
+    let bench = Bench::new();
+    let script = Script::new().stdout("seen\n").echo().cut_tap_after(5);
+    let (_manager, run) = with_exec(&bench, script).await;
+    let spec = ExecSpec::new(["any"]).interactive(true);
+    let exec = run.exec(spec).await.unwrap();
+    let mut input = exec.attach_with(with_input()).await.unwrap().input();
+    // By the real clock: a paused one runs ahead while a thread writes a file. When it is looked at
+    // for the seventh time it has been seen to go on for more than a second.
+    eventually(60, "a look at what goes on", async || {
+        (bench.runtime.calls(Call::ExecInspect) >= 7).then_some(())
+    })
+    .await;
+    input.as_mut().unwrap().shutdown().await.unwrap();
+    let outcome = exec.wait().await.unwrap();
+    assert_eq!(outcome.code(), Some(0));
+    assert_eq!(seal(&outcome).verdict, Verdict::Gap);
+    assert_eq!(seal(&outcome).evidence, Evidence::None);
+}
+
+#[tokio::test]
+async fn a_further_process_that_the_engine_does_not_know_any_more_has_an_unknown_end() {
+    let bench = Bench::new();
+    let (_manager, run) = with_exec(&bench, Script::new().stdout("out\n")).await;
+    let gone = RuntimeError::NotFound {
+        operation: "inspect a process",
+        reason: "no such exec".into(),
+    };
+    bench.runtime.fault(Call::ExecInspect, Fault::Error(gone));
+    let exec = run.exec(ExecSpec::new(["any"])).await.unwrap();
+    let outcome = exec.wait().await.unwrap();
+    assert!(matches!(outcome.ending, Ending::Lost { .. }), "{outcome}");
+    assert_eq!(seal(&outcome).verdict, Verdict::Gap);
+}
+
+#[tokio::test]
+async fn a_further_process_that_is_refused_says_so_in_its_audit_without_secrets() {
+    let bench = Bench::new();
+    let (_manager, run) = with_exec(&bench, Script::new().fail_to_start("bad: s3cr3t")).await;
+    let spec = ExecSpec::new(["any"]).env("TOKEN", "s3cr3t");
+    let error = run.exec(spec).await.unwrap_err();
+    assert!(!error.chain().contains("s3cr3t"), "{}", error.chain());
+    let Error::NotStarted { outcome, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(seal(&outcome).evidence, Evidence::NeverStarted);
+    let file = std::fs::read_to_string(outcome.audit.unwrap()).unwrap();
+    assert!(!file.contains("s3cr3t") && file.contains("***"), "{file}");
+}
+
+#[tokio::test]
+async fn the_life_of_a_further_process_is_not_told_as_its_runs() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    let run = bench
+        .start(&manager, Script::new().until_stopped(), spec())
+        .await;
+    bench.runtime.next_exec(Script::new().exit(7));
+    let events = run.events();
+    let exec = run.exec(ExecSpec::new(["any"])).await.unwrap();
+    assert_eq!(exec.wait().await.unwrap().code(), Some(7));
+    run.kill().await.unwrap();
+    let told = crate::events::all(events).await;
+    assert_eq!(
+        words(&told),
+        [
+            "stop_requested",
+            "exited",
+            "sealed",
+            "container_removed",
+            "released"
+        ],
+        "{told:?}"
+    );
+}

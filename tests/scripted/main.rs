@@ -1,0 +1,44 @@
+//! The manager and its runs on the scripted runtime, which does what no engine can be made to do.
+
+#![allow(
+    unreachable_pub,
+    clippy::disallowed_methods,
+    reason = "no other crate uses a test; tests spawn tasks as applications do"
+)]
+
+mod attach;
+mod audit_file;
+mod bench;
+#[cfg(feature = "blocking")]
+mod blocking;
+mod console;
+mod crowd;
+mod damage;
+mod events;
+mod evidence;
+mod exec;
+mod exit;
+mod fanout;
+mod follow;
+mod foreign_files;
+mod left;
+mod limits;
+mod orphans;
+mod other_engine;
+mod prune;
+mod ready;
+mod records;
+mod recovery;
+mod runtime;
+#[cfg(feature = "blocking")]
+mod service;
+mod shutdown;
+mod sink_faults;
+mod spec;
+mod spec_cases;
+mod start;
+mod stdin;
+mod stop;
+mod tracing;
+mod usage;
+mod window;

@@ -1,0 +1,149 @@
+//! Runs of another engine.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use moat::runtime::RuntimeError;
+use moat::runtime::scripted::{Call, Fault, Script, Scripted};
+use moat::spec::KeepContainer;
+use moat::{Error, Root, RunId, ShutdownMode, Verdict};
+
+use crate::bench::{Bench, check, seal, sealed, spec};
+use crate::recovery::{let_go, start_up_to};
+
+/// The folder of a run: its files, and what they hold.
+fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut files: Vec<_> = entries
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.clone(), std::fs::read(&path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+/// A run that was left, and the manager that its root is opened with against engine `B`.
+async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
+    bench.runtime.set_engine_id("A");
+    bench
+        .runtime
+        .next(Script::new().stdout("a\n").until_stopped());
+    let id = RunId::new("one").unwrap();
+    let manager = bench.open().await;
+    match hangs {
+        None => {
+            manager.start(spec().id(id.clone())).await.unwrap();
+        }
+        Some(call) => start_up_to(call, bench, &manager, spec().id(id.clone())).await,
+    }
+    manager.shutdown(ShutdownMode::Leave).await;
+    let_go(&Root::open(bench.root()).unwrap().audit(&id));
+    let other = Scripted::new();
+    other.set_engine_id("B");
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(bench.root(), directory.path().join("root")).unwrap();
+    let other = Bench {
+        runtime: other,
+        directory,
+    };
+    (id, other)
+}
+
+/// What one engine does not find may live on another one.
+#[tokio::test]
+async fn a_run_of_another_engine_is_left_alone() {
+    // Also before its container's id is written down, or its start.
+    for call in [
+        None,
+        Some(Call::Create),
+        Some(Call::Tap),
+        Some(Call::Inspect),
+    ] {
+        let bench = Bench::new();
+        let (id, other) = left_on_a(&bench, call).await;
+        let before = files(&bench.root().join(id.as_str()));
+
+        let manager = other.open().await;
+        let run = manager.wait_recovery().await.unwrap().remove(0);
+        let problem = run.problem().unwrap();
+        assert!(problem.contains("engine A") && problem.contains("engine B"));
+        let refused = run.wait().await;
+        assert!(
+            matches!(&refused, Err(Error::OtherEngine { engine, here, .. })
+                if engine == "A" && here == "B"),
+            "{call:?}: {refused:?}"
+        );
+        manager.shutdown(ShutdownMode::Leave).await;
+        let after = files(&bench.root().join(id.as_str()));
+        assert!(before == after, "{call:?}: its files were touched");
+
+        let manager = bench.open().await;
+        let outcome = manager.stop(&id, Some(Duration::ZERO)).await.unwrap();
+        check(&outcome);
+        assert_eq!(seal(&outcome).verdict, Verdict::Complete, "{call:?}");
+    }
+}
+
+/// One that does not answer may be any, and one that does not say who it is, is taken for the one.
+#[tokio::test(start_paused = true)]
+async fn only_an_engine_that_says_so_is_another_one() {
+    let bench = Bench::new();
+    let (id, _) = left_on_a(&bench, None).await;
+    for _ in 0..3 {
+        bench.runtime.fault(Call::Engine, Fault::AnswerLost);
+    }
+    let manager = bench.open().await;
+    let run = manager.wait_recovery().await.unwrap().remove(0);
+    assert_eq!(run.problem(), None);
+    manager.shutdown(ShutdownMode::Leave).await;
+    let_go(&run.audit().unwrap());
+
+    let refuses = RuntimeError::Rejected {
+        operation: "tell its version",
+        reason: "made for the test".into(),
+    };
+    bench.runtime.fault(Call::Engine, Fault::Error(refuses));
+    let manager = bench.open().await;
+    manager.stop(&id, Some(Duration::ZERO)).await.unwrap();
+    let outcome = sealed(&manager.get(&id).await.unwrap()).await;
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+}
+
+#[tokio::test]
+async fn a_flipped_bit_makes_no_run_another_engines() {
+    let bench = Bench::new();
+    let (id, _) = left_on_a(&bench, None).await;
+    let path = bench.root().join(id.as_str()).join("run.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(r#""engine_id":"A""#), "{text}");
+    std::fs::write(
+        &path,
+        text.replace(r#""engine_id":"A""#, r#""engine_id":"C""#),
+    )
+    .unwrap();
+    let manager = bench.open().await;
+    let outcome = manager.stop(&id, Some(Duration::ZERO)).await.unwrap();
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+}
+
+/// It is the other one that has it. What was removed from there keeps no run from its removal.
+#[tokio::test]
+async fn a_container_that_is_kept_on_another_engine_is_not_left_behind() {
+    for keep in [KeepContainer::Always, KeepContainer::Never] {
+        let bench = Bench::new();
+        bench.runtime.set_engine_id("A");
+        let outcome = bench.run(Script::new(), spec().keep(keep)).await;
+        bench.runtime.set_engine_id("B");
+        let manager = bench.open().await;
+        let removed = manager.remove(&outcome.run).await;
+        match keep {
+            KeepContainer::Always => {
+                assert!(
+                    matches!(removed, Err(Error::OtherEngine { .. })),
+                    "{removed:?}"
+                );
+            }
+            _ => removed.unwrap(),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Waiting until a run is ready.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use moat::runtime::scripted::Script;
+use moat::runtime::{Health, RuntimeError};
+use moat::sink::Memory;
+use moat::state::State;
+use moat::{Error, Manager, Ready, RunSpec, Service};
+use testkit::deadline::{eventually, within};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+use crate::bench::{Bench, named};
+
+pub const SECOND: Duration = Duration::from_secs(1);
+
+pub fn endless() -> Script {
+    Script::new().until_stopped()
+}
+
+/// A service with this script.
+pub async fn start_service(bench: &Bench, manager: &Manager, script: Script) -> Service {
+    bench.runtime.next(script);
+    manager.service(named("db"), []).await.unwrap()
+}
+
+fn not_ready(error: Error) -> (String, Option<i64>, Vec<String>) {
+    let words = error.to_string();
+    match error {
+        Error::NotReady {
+            outcome,
+            last_lines,
+            audit,
+            ..
+        } => {
+            assert!(audit.is_some());
+            (
+                words,
+                outcome.and_then(|outcome| outcome.code()),
+                last_lines,
+            )
+        }
+        error => panic!("{}", error.chain()),
+    }
+}
+
+#[tokio::test]
+async fn a_line_is_waited_for_in_what_was_printed_and_in_what_comes() {
+    let bench = Bench::new();
+    let manager = bench.open_on_threads().await;
+    let pause = Duration::from_millis(50);
+    let script = Script::new()
+        .stdout("first\nlisten")
+        .stderr("other\n")
+        .pause(pause)
+        .stdout("ing on 80")
+        .pause(pause)
+        .stderr("end\n")
+        .until_stopped();
+    let run = bench.start(&manager, script, named("db")).await;
+    for text in ["listening on", "end", "first", "listening on 80"] {
+        within(20, text, run.wait_ready(Ready::line(text)))
+            .await
+            .unwrap();
+    }
+    run.kill().await.unwrap();
+    // What it has printed stays printed.
+    run.wait_ready(Ready::line("listening on")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sink_without_a_file_hides_no_line() {
+    let bench = Bench::new();
+    let manager = bench.builder().sink(Memory::new()).open().await.unwrap();
+    let script = Script::new()
+        .pause(3 * SECOND)
+        .stdout("up\n")
+        .until_stopped();
+    let run = bench.start(&manager, script, named("db")).await;
+    let ready = run.wait_ready(Ready::line("up"));
+    within(20, "the line", ready).await.unwrap();
+    run.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_run_that_ends_before_it_is_ready_is_an_error_at_once_with_its_last_lines() {
+    let bench = Bench::new();
+    let manager = bench.open_on_threads().await;
+    for ready in [Ready::line("up"), Ready::port(80), Ready::healthy()] {
+        let script = Script::new()
+            .health(Duration::ZERO, Health::Starting)
+            .port(80, "127.0.0.1:1".parse().unwrap())
+            .pause(SECOND / 10)
+            .stderr("no \x1b[31mroom\n")
+            .exit(3);
+        bench.runtime.next(script);
+        let run = manager.start(RunSpec::new("any")).await.unwrap();
+        let error = within(20, "the end", run.wait_ready(ready))
+            .await
+            .unwrap_err();
+        let (words, code, lines) = not_ready(error);
+        assert_eq!((code, lines.len()), (Some(3), 1));
+        assert!(
+            words.contains("is not ready: it exited with code 3 before it"),
+            "{words}"
+        );
+        assert!(
+            words.ends_with("; its last lines:\n  no \\u{1b}[31mroom"),
+            "{words}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn who_waits_too_long_is_told_what_the_run_has_printed() {
+    let bench = Bench::new();
+    let manager = bench.open_on_threads().await;
+    let script = Script::new().stdout("one\ntwo\n").until_stopped();
+    let run = bench.start(&manager, script, named("db")).await;
+    eventually(20, "both lines", async || {
+        let lines = run.last_lines(9).await.unwrap();
+        (lines == ["one", "two"]).then_some(())
+    })
+    .await;
+    assert_eq!(run.last_lines(1).await.unwrap(), ["two"]);
+    let begun = std::time::Instant::now();
+    let late = run
+        .wait_ready(Ready::line("three").within(SECOND / 5))
+        .await;
+    assert!(begun.elapsed() >= SECOND / 5);
+    let (words, code, lines) = not_ready(late.unwrap_err());
+    assert_eq!((code, lines.len()), (None, 2));
+    assert_eq!(
+        words,
+        "run db is not ready: 0.2 s were over before it had printed \"three\"; its last lines:\n  \
+         one\n  two"
+    );
+    assert!(
+        matches!(run.state(), State::Running { .. }),
+        "nobody has stopped it"
+    );
+    run.kill().await.unwrap();
+}
+
+/// Listens, and closes what comes at once, as a proxy does in front of nothing, so many times.
+pub async fn proxy(closes: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        for n in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            if n >= closes {
+                stream.write_all(b"hello").await.unwrap();
+                open.push(stream);
+            }
+        }
+    });
+    at
+}
+
+#[tokio::test]
+async fn a_port_is_ready_when_its_connections_stand() {
+    let bench = Bench::new();
+    let manager = bench.open_on_threads().await;
+    let at = proxy(2).await;
+    let any = SocketAddr::from(([0, 0, 0, 0], at.port()));
+    let run = bench
+        .start(&manager, endless().port(80, any), named("db"))
+        .await;
+    assert_eq!(
+        run.port(80).await.unwrap(),
+        at,
+        "the engine is on this machine"
+    );
+    within(20, "the port", run.wait_ready(Ready::port(80)))
+        .await
+        .unwrap();
+
+    let never = proxy(usize::MAX).await;
+    bench.runtime.next(endless().port(80, never));
+    let other = manager.start(RunSpec::new("any")).await.unwrap();
+    let late = other.wait_ready(Ready::port(80).within(3 * SECOND)).await;
+    let (words, ..) = not_ready(late.unwrap_err());
+    assert!(
+        words.contains("the connection was closed at once"),
+        "{words}"
+    );
+
+    for missing in [
+        run.port(81).await.map(drop),
+        run.wait_ready(Ready::port(81)).await,
+    ] {
+        let error = missing.unwrap_err();
+        assert!(
+            matches!(&error, Error::Runtime(RuntimeError::NotFound { .. })),
+            "{}",
+            error.chain()
+        );
+    }
+    assert!(run.port_on("bridge", 80).await.is_err());
+    run.kill().await.unwrap();
+    other.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_health_check_is_waited_for_and_one_that_failed_or_is_not_there_is_told_at_once() {
+    let bench = Bench::new();
+    let manager = bench.open_on_threads().await;
+    let healthy = endless().health(SECOND / 5, Health::Healthy);
+    let service = start_service(&bench, &manager, healthy).await;
+    within(20, "its health", service.wait_ready(Ready::healthy()))
+        .await
+        .unwrap();
+    service.stop().await.unwrap();
+    for (script, why) in [
+        (
+            endless().health(SECOND / 5, Health::Unhealthy),
+            "its health check failed",
+        ),
+        (endless(), "it has no health check"),
+    ] {
+        bench.runtime.next(script);
+        let start = manager.service(RunSpec::new("any"), [Ready::healthy()]);
+        let error = within(20, why, start).await.unwrap_err();
+        let (words, ..) = not_ready(error);
+        assert!(words.ends_with(why), "{words}");
+        assert_eq!(bench.runtime.containers(), 0, "it was stopped");
+    }
+}

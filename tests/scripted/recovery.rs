@@ -1,0 +1,254 @@
+//! Runs that one manager leaves and the next one takes over.
+
+use std::path::Path;
+use std::time::Duration;
+
+use moat::audit::Event;
+use moat::manager::RecoveryMode;
+use moat::outcome::Stream;
+use moat::runtime::scripted::{Call, Fault, Script};
+use moat::state::RunStatus;
+use moat::{Ending, Error, Manager, Root, RunId, RunSpec, ShutdownMode, Verdict};
+use testkit::deadline::eventually;
+
+use crate::bench::{Bench, check, seal, sealed, spec};
+use crate::records::{events, numbered, text};
+
+/// Starts a run, as far as to a call that hangs.
+pub async fn start_up_to(call: Call, bench: &Bench, manager: &Manager, spec: RunSpec) {
+    bench.runtime.fault(call, Fault::Hang);
+    let called = async || (bench.runtime.calls(call) > 0).then_some(());
+    tokio::select! {
+        started = manager.start(spec) => panic!("{started:?}"),
+        () = eventually(60, "the call", called) => {}
+    }
+}
+
+/// Waits until nothing of a manager that has left writes to the log any more, and holds its lock.
+/// Without a tick of a paused clock, which would run past all that is due meanwhile.
+pub fn let_go(audit: &Path) {
+    let begun = std::time::Instant::now();
+    while std::fs::File::open(audit).unwrap().try_lock().is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it is held");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Invariant 4: the next opening goes on where the file ends.
+#[tokio::test(start_paused = true)]
+async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubles() {
+    let bench = Bench::new();
+    let mut script = Script::new();
+    // More than the clock can run ahead in three rounds.
+    for n in 0..120 {
+        script = script
+            .stdout(format!("line {n}\n"))
+            .stderr(format!("part {n}"))
+            .pause(Duration::from_secs(1));
+    }
+    bench.runtime.next(script.exit(5));
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    let (id, audit) = (run.id().clone(), run.audit().unwrap());
+    drop(run);
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        // Once politely, later not.
+        manager.shutdown(ShutdownMode::Leave).await;
+        let_go(&audit);
+        let next = bench.open().await;
+        let runs = next.wait_recovery().await.unwrap();
+        assert_eq!(runs.len(), 1);
+        assert_eq!(runs[0].state().status(), RunStatus::Running);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        next.shutdown(ShutdownMode::Leave).await;
+        let_go(&audit);
+    }
+    let last = bench.open().await;
+    let outcome = sealed(&last.get(&id).await.unwrap()).await;
+    assert_eq!(outcome.code(), Some(5));
+    assert_eq!(text(&outcome, Stream::Stdout), numbered(120));
+    let parts: String = (0..120).map(|n| format!("part {n}")).collect();
+    assert_eq!(text(&outcome, Stream::Stderr), parts);
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+    check(&outcome);
+    last.shutdown(ShutdownMode::Leave).await;
+    assert_eq!(bench.runtime.containers(), 0);
+}
+
+#[tokio::test]
+async fn a_run_that_ended_while_nobody_watched_is_sealed_by_the_next_opening() {
+    let bench = Bench::new();
+    bench.runtime.next(
+        Script::new()
+            .pause(Duration::from_millis(30))
+            .stdout("late\n")
+            .exit(9),
+    );
+    let manager = bench.open().await;
+    let id = manager.start(spec()).await.unwrap().id().clone();
+    drop(manager);
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    let next = bench.open().await;
+    let outcome = next.wait(&id).await.unwrap();
+    assert_eq!(outcome.code(), Some(9));
+    assert_eq!(text(&outcome, Stream::Stdout), "late\n");
+    check(&outcome);
+}
+
+#[tokio::test]
+async fn a_run_that_never_came_to_its_container_is_sealed_as_aborted() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    let id = RunId::new("cut").unwrap();
+    start_up_to(Call::Create, &bench, &manager, spec().id(id.clone())).await;
+    manager.shutdown(ShutdownMode::Leave).await;
+
+    // And one that has a folder, and nothing else.
+    let bare = RunId::new("bare").unwrap();
+    std::fs::create_dir(bench.root().join(bare.as_str())).unwrap();
+
+    let next = bench.open().await;
+    for id in [id, bare] {
+        let outcome = next.wait(&id).await.unwrap();
+        assert!(
+            matches!(outcome.ending, Ending::NotCreated { aborted: true, .. }),
+            "{outcome}"
+        );
+        check(&outcome);
+    }
+}
+
+/// Recovery starts nothing: a container that was made, and not started, goes.
+#[tokio::test]
+async fn a_container_that_was_not_started_is_removed_by_the_next_opening() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    let id = RunId::new("made").unwrap();
+    start_up_to(Call::Start, &bench, &manager, spec().id(id.clone())).await;
+    manager.shutdown(ShutdownMode::Leave).await;
+    assert_eq!(bench.runtime.containers(), 1);
+
+    let next = bench.open().await;
+    let outcome = next.wait(&id).await.unwrap();
+    assert!(matches!(outcome.ending, Ending::FailedToStart { .. }));
+    assert_eq!(bench.runtime.containers(), 0);
+    check(&outcome);
+}
+
+#[tokio::test]
+async fn two_managers_on_one_root_have_one_owner_for_each_run() {
+    let bench = Bench::new();
+    bench
+        .runtime
+        .next(Script::new().stdout("x\n").until_stopped());
+    let first = bench.open().await;
+    let run = first.start(spec()).await.unwrap();
+
+    let second = bench.open().await;
+    let seen = second.wait_recovery().await.unwrap();
+    assert_eq!(seen.len(), 1);
+    assert!(seen[0].owned_elsewhere());
+    assert!(matches!(
+        second.remove(run.id()).await,
+        Err(Error::NotSealed { .. })
+    ));
+
+    // A stop of the one that does not own it goes to the engine, and is recorded by the owner.
+    let stopped = seen[0].stop(None).await.unwrap();
+    let outcome = run.wait().await.unwrap();
+    assert_eq!(stopped.ending, outcome.ending);
+    let stops: Vec<_> = events(outcome.audit.as_ref().unwrap())
+        .into_iter()
+        .filter_map(|event| match event {
+            Event::Stop(stop) => Some(stop.by_pid),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(stops, [Some(std::process::id())]);
+    check(&outcome);
+}
+
+#[tokio::test]
+async fn a_second_manager_goes_on_when_the_first_one_leaves() {
+    let bench = Bench::new();
+    bench.runtime.next(
+        Script::new()
+            .stdout("a\n")
+            .pause(Duration::from_millis(200))
+            .stdout("b\n"),
+    );
+    let first = bench.open().await;
+    let id = first.start(spec()).await.unwrap().id().clone();
+    let second = bench.open().await;
+    let waiting = second.get(&id).await.unwrap();
+    first.shutdown(ShutdownMode::Leave).await;
+    let outcome = waiting.wait().await.unwrap();
+    assert_eq!(text(&outcome, Stream::Stdout), "a\nb\n");
+    check(&outcome);
+}
+
+#[tokio::test]
+async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
+    let bench = Bench::new();
+    bench.runtime.next(Script::new().until_stopped());
+    let manager = bench.open().await;
+    manager.wait_recovery().await.unwrap();
+    let (running, ended) = (RunId::new("a").unwrap(), RunId::new("b").unwrap());
+    manager.start(spec().id(running.clone())).await.unwrap();
+    bench.runtime.next(Script::new().exit(1));
+    sealed(&manager.start(spec().id(ended)).await.unwrap()).await;
+    let root = Root::open(bench.root()).unwrap();
+    let list = root.list().unwrap();
+    let states: Vec<_> = list.iter().map(|info| (info.status, info.owned)).collect();
+    assert_eq!(
+        states,
+        [(RunStatus::Running, true), (RunStatus::Exited, false)]
+    );
+    manager.shutdown(ShutdownMode::Leave).await;
+    assert!(!root.info(&running).unwrap().owned);
+
+    let next = bench
+        .builder()
+        .recovery(RecoveryMode::OnDemand)
+        .open()
+        .await
+        .unwrap();
+    assert_eq!(
+        bench.runtime.calls(Call::Find),
+        1,
+        "only at the first opening"
+    );
+    let outcome = next.kill(&running).await.unwrap();
+    assert_eq!(outcome.code(), Some(137));
+}
+
+#[tokio::test]
+async fn one_bad_run_stops_no_other_and_garbage_in_its_record_does_not_hide_a_run() {
+    let bench = Bench::new();
+    bench
+        .runtime
+        .next(Script::new().stdout("x\n").until_stopped());
+    let manager = bench.open().await;
+    let id = manager.start(spec()).await.unwrap().id().clone();
+    manager.shutdown(ShutdownMode::Leave).await;
+    std::fs::write(bench.root().join(id.as_str()).join("run.json"), "").unwrap();
+    let bad = bench.root().join("bad");
+    std::fs::create_dir(&bad).unwrap();
+    std::fs::write(bad.join("run.json"), "garbage").unwrap();
+    // And what a process has left that died while it removed a run.
+    let half = bench.root().join(".removed-half");
+    std::fs::create_dir(&half).unwrap();
+
+    let next = bench.open().await;
+    let runs = next.wait_recovery().await.unwrap();
+    assert_eq!(runs.len(), 2);
+    assert!(!half.exists());
+    assert!(
+        runs.iter()
+            .any(|run| run.id().as_str() == "bad" && run.problem().is_some())
+    );
+    let outcome = next.stop(&id, None).await.unwrap();
+    assert_eq!(outcome.code(), Some(143));
+    check(&outcome);
+}

@@ -1,0 +1,212 @@
+//! Services of tests: runs that end with their scope.
+
+use std::process::{Command, Output};
+
+use moat::audit::{LogState, verify};
+use moat::outcome::StopCause;
+use moat::runtime::scripted::{Script, Scripted};
+use moat::{Manager, Ready, RunId, RunSpec, ShutdownMode, blocking};
+use testkit::deadline::within;
+use tokio::sync::OnceCell;
+
+use crate::bench::{Bench, named};
+use crate::ready::{SECOND, endless, proxy, start_service};
+
+#[tokio::test]
+async fn a_service_is_stopped_and_sealed_and_its_container_gone_when_its_scope_ends() {
+    let bench = Bench::new();
+    let manager = bench.open_on_threads().await;
+    let service = start_service(&bench, &manager, endless()).await;
+    let run = service.release();
+    assert_eq!(bench.runtime.containers(), 1, "it was let go");
+    run.kill().await.unwrap();
+    manager.remove(run.id()).await.unwrap();
+
+    let service = start_service(&bench, &manager, endless()).await;
+    let audit = service.audit().unwrap();
+    drop(service);
+    assert_eq!(bench.runtime.containers(), 0);
+    let LogState::Sealed(seal) = verify(&audit).unwrap().state else {
+        panic!("it is not sealed");
+    };
+    assert_eq!(seal.stopped, Some(StopCause::Requested));
+}
+
+#[tokio::test]
+async fn a_service_is_stopped_when_a_panic_leaves_its_scope() {
+    let bench = Bench::new();
+    let manager = bench.open_on_threads().await;
+    let service = start_service(&bench, &manager, endless()).await;
+    let test = tokio::spawn(async move {
+        let _service = service;
+        panic!("as a test that fails");
+    });
+    test.await.unwrap_err();
+    assert_eq!(bench.runtime.containers(), 0);
+}
+
+#[tokio::test]
+async fn a_service_whose_tasks_are_on_the_thread_of_its_scope_does_not_wait_for_itself() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    let service = start_service(&bench, &manager, endless()).await;
+    let run = manager.get(service.id()).await.unwrap();
+    let begun = std::time::Instant::now();
+    drop(service);
+    assert!(begun.elapsed() < 10 * SECOND);
+    let outcome = within(20, "the end", run.wait()).await.unwrap();
+    assert_eq!(outcome.stopped(), Some(StopCause::Requested));
+}
+
+/// Set where a test is to do what it is ignored for.
+const AS_CARGO_DOES: &str = "MOAT_TEST_AS_CARGO_DOES";
+
+/// Runs a test of this binary that is ignored otherwise.
+fn as_cargo_does(test: &str) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--include-ignored", test])
+        .env(AS_CARGO_DOES, "1")
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn the_output_of_a_service_is_shown_with_the_failure_of_its_test_alone() {
+    let output = as_cargo_does("service::fails_with_a_service");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success(), "{shown}");
+    let expected = "moat: run db exited with code 143, stopped by moat: a stop was requested; its \
+                    last lines:\n  listening on 80\n  broken\nmoat: its audit: /";
+    assert!(shown.contains(expected), "{shown}");
+    assert!(!shown.contains("listening on 81"), "{shown}");
+    let output = as_cargo_does("service::passes_with_a_service");
+    assert!(output.status.success());
+}
+
+#[test]
+#[ignore = "fails, for the one that looks at how"]
+fn fails_with_a_service() {
+    if std::env::var_os(AS_CARGO_DOES).is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Scripted::new();
+    let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
+    engine.next(Script::new().stdout("listening on 81\n").until_stopped());
+    let fine = manager
+        .service(named("fine"), [Ready::line("listening")])
+        .unwrap();
+    drop(fine);
+    engine.next(
+        Script::new()
+            .stdout("listening on 80\nbroken\n")
+            .until_stopped(),
+    );
+    let _service = manager
+        .service(named("db"), [Ready::line("broken")])
+        .unwrap();
+    panic!("the assertion of a test");
+}
+
+#[test]
+#[ignore = "prints, for the one that looks at what"]
+fn passes_with_a_service() {
+    if std::env::var_os(AS_CARGO_DOES).is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Scripted::new();
+    let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
+    engine.next(endless());
+    manager.service(named("db"), []).unwrap().stop().unwrap();
+}
+
+#[test]
+fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Scripted::new();
+    let manager = tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let manager = Manager::open(dir.path(), engine.clone()).await.unwrap();
+        engine.next(endless());
+        drop(manager.service(named("first"), []).await.unwrap());
+        engine.next(
+            Script::new()
+                .pause(SECOND / 2)
+                .stdout("late\n")
+                .until_stopped(),
+        );
+        manager.start(named("between")).await.unwrap();
+        manager
+    });
+    // The runtime is gone, and with it all that was spawned on it.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(async {
+            let between = manager.get(&RunId::new("between").unwrap()).await.unwrap();
+            within(20, "its output", between.wait_ready(Ready::line("late")))
+                .await
+                .unwrap();
+            between.kill().await.unwrap();
+            engine.next(endless());
+            let second = manager.service(named("second"), []).await.unwrap();
+            let outcome = within(20, "its end", second.stop()).await.unwrap();
+            assert!(outcome.sealed().is_some());
+            manager.shutdown(ShutdownMode::Stop).await;
+        });
+    assert_eq!(engine.containers(), 0);
+}
+
+/// One manager for all tests of a process, whichever of them comes first.
+async fn shared() -> &'static Manager {
+    static SHARED: OnceCell<Manager> = OnceCell::const_new();
+    let open = async || {
+        let root = concat!(env!("CARGO_TARGET_TMPDIR"), "/shared-root");
+        let engine = Scripted::new();
+        engine.image("any", Script::new().stdout("up\n").until_stopped());
+        Manager::open(root, engine).await.unwrap()
+    };
+    SHARED.get_or_init(open).await
+}
+
+async fn uses_the_shared_manager() {
+    let manager = shared().await;
+    // Without a name, which one that was killed in the middle would have left taken.
+    let service = manager
+        .service(RunSpec::new("any"), [Ready::line("up")])
+        .await
+        .unwrap();
+    let outcome = within(20, "its end", service.stop()).await.unwrap();
+    assert_eq!(outcome.last_lines, ["up"]);
+    manager.remove(&outcome.run).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_test_uses_the_manager_that_the_other_may_have_opened() {
+    uses_the_shared_manager().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_other_test_uses_the_manager_that_the_one_may_have_opened() {
+    uses_the_shared_manager().await;
+}
+
+#[cfg(feature = "process")]
+#[tokio::test]
+async fn the_port_of_a_local_process_is_the_port_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::open(dir.path(), moat::LocalProcess::new())
+        .await
+        .unwrap();
+    let at = proxy(0).await;
+    let spec = RunSpec::command(["sleep", "1000"]);
+    // It stands for the process that listens.
+    let service = manager
+        .service(spec, [Ready::port(at.port())])
+        .await
+        .unwrap();
+    assert_eq!(service.port(at.port()).await.unwrap(), at);
+    let outcome = within(20, "its end", service.stop()).await.unwrap();
+    assert!(outcome.sealed().is_some());
+}

@@ -1,0 +1,209 @@
+//! Stopping and killing runs.
+
+use std::time::Duration;
+
+use moat::audit::Event;
+use moat::events::EventKind;
+use moat::manager::Signal;
+use moat::outcome::StopCause;
+use moat::runtime::scripted::{Call, Script};
+use moat::state::State;
+use moat::{Error, ShutdownMode};
+use rustix::process::{getpid, kill_process};
+use testkit::deadline::within;
+use tokio_util::sync::CancellationToken;
+
+use crate::bench::{Bench, check, seal, sealed, spec};
+use crate::records::{broken, events};
+
+/// The process that was asked for the stop dies before the grace is over.
+#[tokio::test]
+async fn a_stop_outlives_the_process_that_was_asked_for_it() {
+    // A first manager that is held up for that long before it leaves kills, too.
+    for (grace, closed) in [(5.0, Duration::ZERO), (2.0, Duration::from_millis(2100))] {
+        let bench = Bench::new();
+        let script = Script::new().stdout("a\n").ignore_term().until_stopped();
+        bench.runtime.next(script);
+        let manager = bench.open().await;
+        let run = manager.start(spec()).await.unwrap();
+        let (id, audit) = (run.id().clone(), run.audit().unwrap());
+        let asked = std::time::Instant::now();
+        let stops = || {
+            let is_stop = |event: &Event| matches!(event, Event::Stop(_));
+            events(&audit).into_iter().filter(is_stop).count()
+        };
+        let recorded = async {
+            while bench.runtime.calls(Call::Signal) == 0 || stops() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            stopped = run.stop(Some(Duration::from_secs_f64(grace))) => panic!("{stopped:?}"),
+            () = recorded => {}
+        }
+        manager.shutdown(ShutdownMode::Leave).await;
+        assert_eq!(bench.runtime.calls(Call::Signal), 1);
+        tokio::time::sleep(closed).await;
+
+        let manager = bench.open().await;
+        let run = manager.get(&id).await.unwrap();
+        let outcome = tokio::time::timeout(Duration::from_secs(60), run.wait());
+        let outcome = outcome.await.unwrap().unwrap();
+        assert!(asked.elapsed().as_secs_f64() >= grace);
+        check(&outcome);
+        assert_eq!(outcome.code(), Some(137));
+        assert_eq!(seal(&outcome).stopped, Some(StopCause::Requested));
+        assert_eq!(
+            bench.runtime.calls(Call::Signal),
+            2,
+            "a signal was sent twice"
+        );
+        assert_eq!(stops(), 1);
+    }
+}
+
+/// Invariant 6: many at once, and the exit is the same for all.
+#[tokio::test]
+async fn a_stop_that_races_with_the_natural_exit_keeps_the_real_one() {
+    for _ in 0..50 {
+        let bench = Bench::new();
+        bench.runtime.next(
+            Script::new()
+                .stdout("x\n")
+                .pause(Duration::from_millis(2))
+                .exit(3),
+        );
+        let manager = bench.open().await;
+        let run = manager.start(spec()).await.unwrap();
+        let waiters: Vec<_> = (0..8).map(|_| run.wait()).collect();
+        let (waited, stopped, killed) = tokio::join!(
+            futures::future::join_all(waiters),
+            run.stop(Some(Duration::ZERO)),
+            run.kill()
+        );
+        let stopped = stopped.unwrap();
+        assert_eq!(killed.unwrap().ending, stopped.ending);
+        for outcome in waited {
+            assert_eq!(outcome.unwrap().ending, stopped.ending);
+        }
+        assert!([3, 137, 143].contains(&stopped.code().unwrap()));
+        check(&stopped);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_sends_the_signal_then_kills_after_the_grace() {
+    let bench = Bench::new();
+    bench
+        .runtime
+        .next(Script::new().until_stopped().ignore_term());
+    let manager = bench.open().await;
+    let run = manager.start(spec()).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let stop = run.stop(Some(Duration::from_secs(130)));
+    let (_, after) = tokio::join!(stop, async {
+        run.wait_exit().await.unwrap();
+        begun.elapsed()
+    });
+    let outcome = sealed(&run).await;
+    assert_eq!(after.as_secs(), 130);
+    assert_eq!(outcome.code(), Some(137));
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::Requested));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kill_that_was_asked_of_a_looker_on_goes_on_when_he_becomes_the_owner() {
+    let bench = Bench::new();
+    bench.runtime.next(Script::new().until_stopped());
+    let first = bench.open().await;
+    let id = first.start(spec()).await.unwrap().id().clone();
+    let second = bench.open().await;
+    let run = second.get(&id).await.unwrap();
+    second.wait_recovery().await.unwrap();
+    assert!(run.owned_elsewhere());
+    for _ in 0..100_000 {
+        bench.runtime.fault(Call::Signal, broken("send a signal"));
+    }
+    let (outcome, ()) = tokio::join!(run.kill(), async {
+        while bench.runtime.calls(Call::Signal) == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        first.shutdown(ShutdownMode::Leave).await;
+        while run.owned_elsewhere() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        bench.runtime.clear_faults();
+    });
+    drop(outcome);
+    assert_eq!(sealed(&run).await.code(), Some(137));
+}
+
+#[tokio::test]
+async fn a_token_stops_its_runs_also_those_that_have_not_started() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    let token = CancellationToken::new();
+    let run = bench
+        .start(
+            &manager,
+            Script::new().until_stopped(),
+            spec().stop_when(token.child_token()),
+        )
+        .await;
+    let other = bench
+        .start(&manager, Script::new().until_stopped(), spec())
+        .await;
+    token.cancel();
+    let stopped = within(60, "the stop", sealed(&run)).await;
+    assert_eq!(stopped.stopped(), Some(StopCause::Cancelled));
+    let late = manager.start(spec().stop_when(token.clone())).await;
+    // It is stopped before its start, or right after it.
+    let outcome = match late {
+        Ok(run) => sealed(&run).await,
+        Err(Error::NotStarted { outcome, .. }) => *outcome,
+        Err(error) => panic!("{}", error.chain()),
+    };
+    assert_eq!(outcome.stopped(), Some(StopCause::Cancelled));
+    assert!(matches!(other.state(), State::Running { .. }));
+    other.stop_when(token);
+    assert_eq!(sealed(&other).await.stopped(), Some(StopCause::Cancelled));
+}
+
+#[tokio::test]
+async fn a_signal_stops_all_runs_and_seals_them_and_a_second_one_kills() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    let raise = |signal| kill_process(getpid(), signal).unwrap();
+    let stubborn = Script::new().until_stopped().ignore_term();
+    let patient = spec().stop_grace(Duration::from_secs(3600));
+    let run = bench.start(&manager, stubborn, patient).await;
+    let quick = bench
+        .start(&manager, Script::new().until_stopped(), spec())
+        .await;
+    let mut events = run.events();
+    let signals = tokio::spawn(manager.stop_on_signals().unwrap());
+    raise(rustix::process::Signal::INT);
+    let first = events.next().await.unwrap().kind;
+    assert!(
+        matches!(
+            first,
+            EventKind::StopRequested {
+                cause: StopCause::ShutdownMode,
+                ..
+            }
+        ),
+        "{first:?}"
+    );
+    assert_eq!(
+        sealed(&quick).await.stopped(),
+        Some(StopCause::ShutdownMode)
+    );
+    assert!(matches!(manager.start(spec()).await, Err(Error::Closed)));
+    assert!(!signals.is_finished());
+    raise(rustix::process::Signal::TERM);
+    let signal = within(60, "the kill", signals).await.unwrap();
+    assert_eq!((signal, signal.exit_code()), (Signal::Interrupt, 130));
+    let outcome = run.wait().await.unwrap();
+    assert_eq!(outcome.code(), Some(137));
+    assert_eq!(outcome.stopped(), Some(StopCause::ShutdownMode));
+}
