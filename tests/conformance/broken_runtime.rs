@@ -13,7 +13,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::pending;
 use futures::{StreamExt, stream};
-use libtest_mimic::Trial;
 use moat::conformance::{self, Behaviour, RuntimeHarness, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::{
@@ -23,6 +22,7 @@ use moat::runtime::{
 };
 use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
 use moat::{RunId, RunSpec};
+use testkit::harness::Trial;
 use tokio::io::AsyncWrite;
 
 use crate::scripted;
@@ -497,7 +497,7 @@ impl RuntimeHarness for Stage {
     }
 }
 
-pub fn rows() -> Vec<Trial> {
+pub fn row() -> impl Iterator<Item = Trial> {
     crate::red("runtime", |clause| {
         conformance::runtime(move || Stage {
             inner: scripted::Stage::new(),

@@ -6,13 +6,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 
 use async_trait::async_trait;
-use libtest_mimic::Trial;
 use moat::audit::{Batch, Event, Output, Record, RecordRef, Start};
 use moat::conformance::{self, SinkHarness};
 use moat::outcome::Stream;
 use moat::sink::{Memory, RecordVisitor, Resumed, RunLog, RunPlace};
 use moat::timestamp::Timestamp;
 use moat::{Error, LogSink, Result, RunId, Seal};
+use testkit::harness::Trial;
 
 /// The sink in memory, but for the clause that is named.
 #[derive(Debug, Clone)]
@@ -216,7 +216,7 @@ impl SinkHarness for Stage {
     }
 }
 
-pub fn rows() -> Vec<Trial> {
+pub fn row() -> impl Iterator<Item = Trial> {
     crate::red("sink", |clause| {
         conformance::sink(Stage(Broken {
             memory: Memory::new(),

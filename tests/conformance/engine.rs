@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use libtest_mimic::Trial;
 use moat::conformance::{Behaviour, RuntimeHarness, Step, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::Runtime;
@@ -14,18 +13,9 @@ use moat::{Docker, RunSpec};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use crate::support::engine::{block_on, connect, is_expected};
-use crate::support::image;
-use crate::support::proxy::Proxy;
-
-/// The row of an engine: ignored where none answers.
-pub fn row(row: impl FnOnce() -> Vec<Trial>) -> Vec<Trial> {
-    let ignored = !is_expected();
-    let trials = row().into_iter();
-    trials
-        .map(|trial| trial.with_ignored_flag(ignored))
-        .collect()
-}
+use testkit::engine::{block_on, connect};
+use testkit::image;
+use testkit::proxy::Proxy;
 
 /// An engine behind a proxy of the trial's own, which can be taken down.
 pub struct Stage {

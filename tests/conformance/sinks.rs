@@ -7,7 +7,7 @@ use std::sync::Arc;
 use moat::LogSink;
 use moat::audit::LOG_FILE;
 use moat::conformance::SinkHarness;
-use moat::sink::{Memory, RunPlace};
+use moat::sink::{Faulty, SinkCall, SinkFault, Memory, RunPlace};
 
 /// A sink whose logs are those of `Jsonl`.
 pub struct OfJsonl<F>(pub F);
@@ -47,6 +47,23 @@ impl SinkHarness for OfMemory {
 
     fn spoil(&self, place: &RunPlace) -> Result<(), String> {
         self.0.fail(&place.run);
+        Ok(())
+    }
+}
+
+/// A sink whose faults are injected.
+pub struct OfFaulty(pub Faulty);
+
+impl SinkHarness for OfFaulty {
+    fn sink(&self) -> Arc<dyn LogSink> {
+        Arc::new(self.0.clone())
+    }
+
+    fn spoil(&self, place: &RunPlace) -> Result<(), String> {
+        let run = place.run.clone();
+        let fault = SinkFault::error().at(move |place| place.run == run);
+        let calls = [SinkCall::Append, SinkCall::Sync, SinkCall::Seal];
+        self.0.fault(fault.on(calls).times(1));
         Ok(())
     }
 }
