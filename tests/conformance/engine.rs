@@ -11,11 +11,10 @@ use moat::runtime::Runtime;
 use moat::spec::{ExecSpec, Pull};
 use moat::{Docker, RunSpec};
 use tempfile::TempDir;
-use tokio::sync::OnceCell;
-
 use testkit::engine::{block_on, connect};
 use testkit::image;
 use testkit::proxy::Proxy;
+use tokio::sync::OnceCell;
 
 /// An engine behind a proxy of the trial's own, which can be taken down.
 pub struct Stage {

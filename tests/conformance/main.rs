@@ -18,8 +18,7 @@ mod scripted;
 mod sinks;
 
 #[cfg(feature = "process")]
-use moat::conformance::ShellHarness;
-use moat::conformance::{self, CaseResult};
+use moat::conformance::{self, CaseResult, ShellHarness};
 use moat::sink::{Fanout, Faulty, Jsonl, Memory};
 #[cfg(feature = "process")]
 use moat::{LocalProcess, RunSpec};
@@ -127,7 +126,9 @@ fn red(
             let case = cases.find(|case| case.name() == name).unwrap();
             match run(Clock::Paused, case) {
                 Err(_) => Ok(()),
-                Ok(result) => Err(Failed::from(format!("it is broken, and passes: {result:?}"))),
+                Ok(result) => Err(Failed::from(format!(
+                    "it is broken, and passes: {result:?}"
+                ))),
             }
         })
     })

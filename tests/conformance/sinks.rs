@@ -7,7 +7,7 @@ use std::sync::Arc;
 use moat::LogSink;
 use moat::audit::LOG_FILE;
 use moat::conformance::SinkHarness;
-use moat::sink::{Faulty, SinkCall, SinkFault, Memory, RunPlace};
+use moat::sink::{Faulty, Memory, RunPlace, SinkCall, SinkFault};
 
 /// A sink whose logs are those of `Jsonl`.
 pub struct OfJsonl<F>(pub F);

@@ -19,18 +19,18 @@ use crate::stdin::{sh, with_input};
 
 testkit::trials! {
     crate::on_engine:
-        a_late_reader_gets_the_past_and_the_rest_without_loss_or_doubles,
-        readers_that_come_at_any_time_see_the_same_bytes,
-        a_reader_after_the_end_gets_all_of_it,
-        a_reader_that_does_not_read_harms_neither_container_nor_audit,;
+        a_late_subscriber_sees_each_byte_once,
+        subscribers_at_any_time_see_the_same_bytes,
+        an_attachment_after_the_end_sees_all_output,
+        a_stuck_subscriber_harms_no_container_or_audit;
     crate::on_busybox:
-        one_who_wants_what_comes_gets_nothing_of_what_was,
-        an_attachment_ends_after_the_last_byte_and_tells_the_outcome,
-        twenty_eyes_of_which_one_is_blind_slow_nothing_down,
+        live_only_shows_no_past_output,
+        an_attachment_ends_with_the_outcome,
+        a_stuck_subscriber_does_not_slow_others,
 }
 
 /// An engine that is asked for the past and the rest at once loses what falls between them.
-async fn a_late_reader_gets_the_past_and_the_rest_without_loss_or_doubles(stage: &Stage) {
+async fn a_late_subscriber_sees_each_byte_once(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.gated("lines 500 + await /gate/go + lines 500 --from 501");
     let run = manager.start(spec).await.unwrap();
@@ -45,7 +45,7 @@ async fn a_late_reader_gets_the_past_and_the_rest_without_loss_or_doubles(stage:
     sequence::check(read(&end(&run).await).stream("stdout"), "out", 1000, 64).unwrap();
 }
 
-async fn readers_that_come_at_any_time_see_the_same_bytes(stage: &Stage) {
+async fn subscribers_at_any_time_see_the_same_bytes(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.spec("lines 2000 --burst 10 --delay-ms 2");
     let run = manager.start(spec).await.unwrap();
@@ -65,7 +65,7 @@ async fn readers_that_come_at_any_time_see_the_same_bytes(stage: &Stage) {
     assert_complete(&read(&end(&run).await));
 }
 
-async fn a_reader_after_the_end_gets_all_of_it(stage: &Stage) {
+async fn an_attachment_after_the_end_sees_all_output(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
         .start(stage.spec("lines 3000 + warn end"))
@@ -78,7 +78,7 @@ async fn a_reader_after_the_end_gets_all_of_it(stage: &Stage) {
 }
 
 /// An engine whose attached client stops reading blocks the container, and everyone who asks.
-async fn a_reader_that_does_not_read_harms_neither_container_nor_audit(stage: &Stage) {
+async fn a_stuck_subscriber_harms_no_container_or_audit(stage: &Stage) {
     const LINES: u64 = 200_000;
     let manager = stage.manager().await;
     let run = manager
@@ -97,7 +97,7 @@ async fn a_reader_that_does_not_read_harms_neither_container_nor_audit(stage: &S
     assert_eq!(seen + watched.missed, audit.stream("stdout").len() as u64);
 }
 
-async fn one_who_wants_what_comes_gets_nothing_of_what_was(stage: &Stage) {
+async fn live_only_shows_no_past_output(stage: &Stage) {
     let manager = stage.manager().await;
     let script = "seq 1 1000; echo first >&2; read line; seq 1001 2000";
     let (run, mut output) = manager
@@ -125,7 +125,7 @@ async fn one_who_wants_what_comes_gets_nothing_of_what_was(stage: &Stage) {
     assert_complete(&read(&end(&run).await));
 }
 
-async fn an_attachment_ends_after_the_last_byte_and_tells_the_outcome(stage: &Stage) {
+async fn an_attachment_ends_with_the_outcome(stage: &Stage) {
     let manager = stage.manager().await;
     let (_run, mut output) = manager
         .start_attached(
@@ -211,7 +211,7 @@ async fn once(stage: &Stage, eyes: usize) -> Duration {
 
 /// The figure is asserted in the long form alone: a machine that does other things as well says
 /// nothing in one try.
-async fn twenty_eyes_of_which_one_is_blind_slow_nothing_down(stage: &Stage) {
+async fn a_stuck_subscriber_does_not_slow_others(stage: &Stage) {
     let soak = std::env::var_os("MOAT_SOAK").is_some();
     let rounds = if soak { 7 } else { 1 };
     let (mut alone, mut watched) = (Vec::new(), Vec::new());

@@ -12,15 +12,15 @@ use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read};
 
 testkit::trials! {
     crate::on_engine:
-        nothing_is_lost_when_the_answer_to_attach_comes_late,
-        a_tap_that_is_cut_is_made_good_from_the_engines_log,
-        a_tap_that_is_cut_among_identical_lines_neither_loses_nor_doubles_one,
-        a_tap_that_goes_silent_is_made_good_after_its_deadline,
-        a_cut_tap_without_a_readable_log_is_a_gap,
-        a_log_that_cannot_be_read_is_no_proof_of_completeness,
-        a_cut_tap_without_a_backstop_is_a_gap,
-        a_lost_connection_to_the_engine_loses_nothing,
-        a_runtime_that_its_user_blocks_never_passes_a_loss_for_complete,
+        a_late_answer_to_attach_loses_nothing,
+        a_cut_tap_is_completed_from_the_log,
+        a_tap_cut_in_equal_lines_keeps_each_line_once,
+        a_silent_tap_is_replaced_after_its_deadline,
+        a_cut_tap_without_readable_log_is_a_gap,
+        an_unreadable_log_does_not_prove_completeness,
+        a_cut_tap_without_backstop_is_a_gap,
+        a_lost_connection_loses_nothing,
+        a_blocked_runtime_never_hides_a_loss,
 }
 
 /// A manager that reaches the engine through a proxy.
@@ -32,7 +32,7 @@ pub async fn behind_proxy(stage: &Stage) -> (Proxy, Manager) {
 }
 
 /// A container that is started when attach was only asked for prints before anyone listens.
-async fn nothing_is_lost_when_the_answer_to_attach_comes_late(stage: &Stage) {
+async fn a_late_answer_to_attach_loses_nothing(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::Late(Duration::from_secs(1)));
     let run = manager.start(stage.spec("lines 50")).await.unwrap();
@@ -47,7 +47,7 @@ async fn nothing_is_lost_when_the_answer_to_attach_comes_late(stage: &Stage) {
 }
 
 /// The end of an attach stream looks the same when a proxy has cut it.
-async fn a_tap_that_is_cut_is_made_good_from_the_engines_log(stage: &Stage) {
+async fn a_cut_tap_is_completed_from_the_log(stage: &Stage) {
     for bytes in [0, 1, 100, 5000, 20_000] {
         let (proxy, manager) = behind_proxy(stage).await;
         proxy.fault("attach", Fault::CutAfter(bytes));
@@ -70,7 +70,7 @@ async fn a_tap_that_is_cut_is_made_good_from_the_engines_log(stage: &Stage) {
 }
 
 /// Where all lines are the same, their number alone tells what is missing.
-async fn a_tap_that_is_cut_among_identical_lines_neither_loses_nor_doubles_one(stage: &Stage) {
+async fn a_tap_cut_in_equal_lines_keeps_each_line_once(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::CutAfter(3001));
     let run = manager.start(stage.spec("yes same 5000")).await.unwrap();
@@ -81,7 +81,7 @@ async fn a_tap_that_is_cut_among_identical_lines_neither_loses_nor_doubles_one(s
 }
 
 /// Attached to a container that has ended, an engine never ends the stream.
-async fn a_tap_that_goes_silent_is_made_good_after_its_deadline(stage: &Stage) {
+async fn a_silent_tap_is_replaced_after_its_deadline(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::SilentAfter(3000));
     let run = manager
@@ -97,7 +97,7 @@ async fn a_tap_that_goes_silent_is_made_good_after_its_deadline(stage: &Stage) {
 }
 
 /// Invariant 7.
-async fn a_cut_tap_without_a_readable_log_is_a_gap(stage: &Stage) {
+async fn a_cut_tap_without_readable_log_is_a_gap(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::CutAfter(3000));
     proxy.fault("logs", Fault::Refuse(501));
@@ -115,7 +115,7 @@ async fn a_cut_tap_without_a_readable_log_is_a_gap(stage: &Stage) {
 }
 
 /// Invariant 7: the tap came to its end, which proves nothing.
-async fn a_log_that_cannot_be_read_is_no_proof_of_completeness(stage: &Stage) {
+async fn an_unreadable_log_does_not_prove_completeness(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("logs", Fault::Refuse(501));
     let run = manager.start(stage.spec("lines 400")).await.unwrap();
@@ -129,7 +129,7 @@ async fn a_log_that_cannot_be_read_is_no_proof_of_completeness(stage: &Stage) {
 }
 
 /// What nothing stands behind is gone for good, and said to be.
-async fn a_cut_tap_without_a_backstop_is_a_gap(stage: &Stage) {
+async fn a_cut_tap_without_backstop_is_a_gap(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let spec = stage
         .gated("lines 100 + await /gate/go + lines 100 --from 101 + sleep 10")
@@ -152,7 +152,7 @@ async fn a_cut_tap_without_a_backstop_is_a_gap(stage: &Stage) {
 }
 
 /// Invariant 10: an engine that cannot be reached is not a container that has ended.
-async fn a_lost_connection_to_the_engine_loses_nothing(stage: &Stage) {
+async fn a_lost_connection_loses_nothing(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let spec = stage.gated("lines 200 + await /gate/go + lines 200 --from 201 + exit 5");
     let run = manager.start(spec).await.unwrap();
@@ -181,7 +181,7 @@ async fn a_lost_connection_to_the_engine_loses_nothing(stage: &Stage) {
 
 /// An engine gives up on output that nobody reads 2 s after the exit, in its log as well as in
 /// its streams: what both have then agrees, and is not all.
-async fn a_runtime_that_its_user_blocks_never_passes_a_loss_for_complete(stage: &Stage) {
+async fn a_blocked_runtime_never_hides_a_loss(stage: &Stage) {
     // Some of these end with output left in the pipe behind a connection that is full.
     let counts: Vec<u64> = (0..12).map(|step| 19_400 + step * 100).collect();
     let (image, root) = (stage.image.clone(), stage.root());

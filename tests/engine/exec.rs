@@ -14,13 +14,13 @@ use crate::stage::{Stage, Watched, actions, assert_bytes, end, read};
 
 testkit::trials! {
     crate::on_busybox:
-        a_further_process_has_its_own_output_code_and_audit,
-        a_further_process_whose_input_nobody_takes_sees_its_end,
-        a_further_process_can_be_written_to,
-        a_further_process_that_cannot_start_leaves_a_sealed_audit,
-        a_terminal_in_a_further_process_has_its_size,
-        what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening,
-        a_further_process_ends_with_its_container,
+        an_exec_has_output_code_and_audit,
+        an_exec_without_writer_sees_the_end_of_input,
+        an_exec_accepts_input,
+        a_failed_exec_leaves_a_sealed_audit,
+        an_exec_terminal_has_its_size,
+        an_exec_left_open_is_sealed_as_lost,
+        an_exec_ends_with_its_container,
 }
 
 async fn running(stage: &Stage) -> (moat::Manager, Run) {
@@ -39,7 +39,7 @@ async fn outcome(exec: &moat::run::Exec) -> Outcome {
         .unwrap()
 }
 
-async fn a_further_process_has_its_own_output_code_and_audit(stage: &Stage) {
+async fn an_exec_has_output_code_and_audit(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let spec = ExecSpec::new(["sh", "-c", "echo $GREETING; pwd >&2; exit 7"])
         .env("GREETING", "s3cr3t")
@@ -72,7 +72,7 @@ async fn a_further_process_has_its_own_output_code_and_audit(stage: &Stage) {
     assert!(matches!(error, Error::Ended { .. }), "{error}");
 }
 
-async fn a_further_process_whose_input_nobody_takes_sees_its_end(stage: &Stage) {
+async fn an_exec_without_writer_sees_the_end_of_input(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let exec = run
         .exec(ExecSpec::new(["cat"]).interactive(true))
@@ -84,7 +84,7 @@ async fn a_further_process_whose_input_nobody_takes_sees_its_end(stage: &Stage) 
     assert_eq!(ended.unwrap().code(), Some(0));
 }
 
-async fn a_further_process_can_be_written_to(stage: &Stage) {
+async fn an_exec_accepts_input(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let exec = run
         .exec(ExecSpec::new(["cat"]).interactive(true))
@@ -122,7 +122,7 @@ async fn a_further_process_can_be_written_to(stage: &Stage) {
     run.kill().await.unwrap();
 }
 
-async fn a_further_process_that_cannot_start_leaves_a_sealed_audit(stage: &Stage) {
+async fn a_failed_exec_leaves_a_sealed_audit(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let spec = ExecSpec::new(["true"]).user("nobody-of-this-name");
     match run.exec(spec).await {
@@ -145,7 +145,7 @@ async fn a_further_process_that_cannot_start_leaves_a_sealed_audit(stage: &Stage
     run.kill().await.unwrap();
 }
 
-async fn a_terminal_in_a_further_process_has_its_size(stage: &Stage) {
+async fn an_exec_terminal_has_its_size(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let spec = ExecSpec::new(["sh"]).tty(true).interactive(true);
     assert_eq!(spec.stdin(), Stdin::Open);
@@ -192,7 +192,7 @@ fn assert_lost(path: &Path) {
     assert!(matches!(seal.exit, Ending::Lost { .. }), "{}", seal.exit);
 }
 
-async fn what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening(stage: &Stage) {
+async fn an_exec_left_open_is_sealed_as_lost(stage: &Stage) {
     let (manager, run) = running(stage).await;
     let exec = run
         .exec(ExecSpec::new(["sh", "-c", "echo begun; sleep 600"]))
@@ -232,7 +232,7 @@ async fn what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening(stage: 
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-async fn a_further_process_ends_with_its_container(stage: &Stage) {
+async fn an_exec_ends_with_its_container(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let exec = run
         .exec(ExecSpec::new(["sh", "-c", "echo begun; exec sleep 600"]))

@@ -11,17 +11,17 @@ use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, 
 
 testkit::trials! {
     crate::on_engine:
-        a_run_that_prints_and_ends_leaves_a_complete_audit,
-        a_non_zero_exit_code_is_in_the_outcome_and_in_the_seal,
-        a_run_without_output_is_complete_and_empty,
-        a_container_removed_by_others_is_sealed_as_removed_with_what_it_printed,
-        a_container_out_of_memory_is_told_from_one_that_was_killed,
-        a_child_out_of_memory_does_not_change_the_exit_code,
-        any_number_of_waiters_get_the_same_outcome,
-        a_container_that_closes_its_output_early_is_waited_for,
+        a_normal_run_leaves_a_complete_audit,
+        the_exit_code_is_in_outcome_and_seal,
+        a_run_without_output_is_complete,
+        an_external_removal_keeps_the_output,
+        out_of_memory_is_told_from_a_kill,
+        a_child_out_of_memory_keeps_the_exit_code,
+        all_waiters_get_the_same_outcome,
+        closed_output_does_not_end_the_run,
 }
 
-async fn a_run_that_prints_and_ends_leaves_a_complete_audit(stage: &Stage) {
+async fn a_normal_run_leaves_a_complete_audit(stage: &Stage) {
     let (outcome, audit) = stage.run(stage.spec("lines 200 --stream both")).await;
     assert!(outcome.success(), "{outcome}");
     sequence::check(audit.stream("stdout"), "out", 200, 64).unwrap();
@@ -42,7 +42,7 @@ async fn a_run_that_prints_and_ends_leaves_a_complete_audit(stage: &Stage) {
 }
 
 /// The client of the engine tells a code other than zero as an error.
-async fn a_non_zero_exit_code_is_in_the_outcome_and_in_the_seal(stage: &Stage) {
+async fn the_exit_code_is_in_outcome_and_seal(stage: &Stage) {
     let (outcome, audit) = stage.run(stage.spec("echo out + warn err + exit 7")).await;
     assert_eq!(outcome.code(), Some(7));
     assert!(!outcome.success());
@@ -53,7 +53,7 @@ async fn a_non_zero_exit_code_is_in_the_outcome_and_in_the_seal(stage: &Stage) {
 }
 
 /// Invariant 7: an empty file says that nothing was printed, not that nobody looked.
-async fn a_run_without_output_is_complete_and_empty(stage: &Stage) {
+async fn a_run_without_output_is_complete(stage: &Stage) {
     let (outcome, audit) = stage.run(stage.spec("exit 0")).await;
     assert!(outcome.success());
     assert!(audit.streams.is_empty());
@@ -61,7 +61,7 @@ async fn a_run_without_output_is_complete_and_empty(stage: &Stage) {
 }
 
 /// The open stream still delivers all; what is asked for later is gone.
-async fn a_container_removed_by_others_is_sealed_as_removed_with_what_it_printed(stage: &Stage) {
+async fn an_external_removal_keeps_the_output(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
         .start(stage.spec("lines 300 + echo all + sleep 600"))
@@ -86,7 +86,7 @@ async fn a_container_removed_by_others_is_sealed_as_removed_with_what_it_printed
 }
 
 /// A container that was killed for want of memory need not exit with 137, nor the other way round.
-async fn a_container_out_of_memory_is_told_from_one_that_was_killed(stage: &Stage) {
+async fn out_of_memory_is_told_from_a_kill(stage: &Stage) {
     let spec = stage
         .spec("echo x + alloc 256")
         .memory(16 << 20)
@@ -108,7 +108,7 @@ async fn a_container_out_of_memory_is_told_from_one_that_was_killed(stage: &Stag
     assert_bytes(audit.stream("stdout"), b"x\n");
 }
 
-async fn a_child_out_of_memory_does_not_change_the_exit_code(stage: &Stage) {
+async fn a_child_out_of_memory_keeps_the_exit_code(stage: &Stage) {
     let spec = stage
         .spec("oom-child 256")
         .memory(16 << 20)
@@ -123,7 +123,7 @@ async fn a_child_out_of_memory_does_not_change_the_exit_code(stage: &Stage) {
     assert!(!exit.oom_killed || stage.found_out_of_memory().await);
 }
 
-async fn any_number_of_waiters_get_the_same_outcome(stage: &Stage) {
+async fn all_waiters_get_the_same_outcome(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
         .start(stage.gated("await /gate/go + exit 9"))
@@ -149,7 +149,7 @@ async fn any_number_of_waiters_get_the_same_outcome(stage: &Stage) {
 }
 
 /// The end of the output is not the end of the container.
-async fn a_container_that_closes_its_output_early_is_waited_for(stage: &Stage) {
+async fn closed_output_does_not_end_the_run(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.gated("echo last + close-stdio + await /gate/go + exit 6");
     let run = manager.start(spec).await.unwrap();

@@ -12,10 +12,10 @@ use crate::stage::{Stage, end, read};
 
 testkit::trials! {
     crate::on_engine:
-        fifty_runs_at_once_are_all_complete,
+        fifty_runs_at_once_are_complete,
         short_runs_lose_nothing,
-        many_runs_of_many_lines_lose_and_double_nothing,
-        the_order_of_a_stream_holds_in_every_run,
+        many_runs_keep_each_line_once,
+        each_stream_keeps_its_order_in_every_run,
 }
 
 /// Whether the long forms are asked for.
@@ -75,7 +75,7 @@ async fn many(
     );
 }
 
-async fn fifty_runs_at_once_are_all_complete(stage: &Stage) {
+async fn fifty_runs_at_once_are_complete(stage: &Stage) {
     let manager = stage.manager().await;
     many(
         &manager,
@@ -110,7 +110,7 @@ async fn short_runs_lose_nothing(stage: &Stage) {
 /// Engines under load lose the end of a log that is followed. They also cut off the end of a burst
 /// that they could not hand on within 2 s: in the long form, which has bursts that large, what was
 /// captured is then a first part of what was printed, and a gap says so.
-async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
+async fn many_runs_keep_each_line_once(stage: &Stage) {
     let manager = stage.manager().await;
     let (count, lines) = (quick_or_soak(16, 160), quick_or_soak(2000, 20_000));
     let steps = format!("lines {lines}");
@@ -133,7 +133,7 @@ async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
 }
 
 /// One line on each stream: which came first is not for anyone to say.
-async fn the_order_of_a_stream_holds_in_every_run(stage: &Stage) {
+async fn each_stream_keeps_its_order_in_every_run(stage: &Stage) {
     let manager = stage.manager().await;
     let count = quick_or_soak(12, 60);
     let steps = "echo one + warn eins + echo two + warn zwei";

@@ -13,18 +13,18 @@ use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, 
 
 testkit::trials! {
     crate::on_engine:
-        a_killed_embedder_loses_and_doubles_no_line,
-        a_killed_embedder_loses_and_doubles_no_identical_line,
-        embedders_killed_one_after_the_other_lose_nothing,
-        a_run_that_ends_while_nobody_looks_is_sealed_by_the_next_manager,
+        a_killed_embedder_keeps_each_line_once,
+        a_killed_embedder_keeps_equal_lines_once,
+        repeated_kills_lose_nothing,
+        an_exit_without_owner_is_sealed_later,
         a_terminal_run_of_a_killed_embedder_is_whole,
-        a_manager_that_leaves_does_not_touch_its_runs,
-        a_manager_that_stops_its_runs_seals_them,
-        a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open,
-        a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over,
-        another_process_can_wait_read_and_stop_but_not_take_over,
-        a_container_started_again_by_others_is_another_execution,
-        a_detached_run_goes_on_and_is_sealed_by_the_next_manager,
+        shutdown_can_leave_runs_alone,
+        shutdown_can_stop_and_seal_runs,
+        a_passed_time_limit_is_enforced_at_open,
+        a_stop_continues_after_its_owner_is_killed,
+        another_process_cannot_take_over_an_owned_run,
+        an_external_restart_is_another_execution,
+        a_detached_run_outlives_its_manager,
 }
 
 const RUN: &str = "nightly";
@@ -66,7 +66,7 @@ async fn container_ended(stage: &Stage) {
 }
 
 /// Invariant 4: killed in the middle of the output, with the container printing all the while.
-async fn a_killed_embedder_loses_and_doubles_no_line(stage: &Stage) {
+async fn a_killed_embedder_keeps_each_line_once(stage: &Stage) {
     let steps = "lines 1500 --stream both --burst 10 --delay-ms 4 + await /gate/go \
                  + lines 1500 --from 1501 --stream both --burst 10 --delay-ms 4 + exit 7";
     let embedder = Embedder::start(stage, RUN, steps);
@@ -85,7 +85,7 @@ async fn a_killed_embedder_loses_and_doubles_no_line(stage: &Stage) {
     stage.is_clean().await;
 }
 
-async fn a_killed_embedder_loses_and_doubles_no_identical_line(stage: &Stage) {
+async fn a_killed_embedder_keeps_equal_lines_once(stage: &Stage) {
     let steps = "yes same 300 + await /gate/go + yes same 300";
     let embedder = Embedder::start(stage, RUN, steps);
     audited(stage, "same").await;
@@ -97,7 +97,7 @@ async fn a_killed_embedder_loses_and_doubles_no_identical_line(stage: &Stage) {
     assert_complete(&audit);
 }
 
-async fn embedders_killed_one_after_the_other_lose_nothing(stage: &Stage) {
+async fn repeated_kills_lose_nothing(stage: &Stage) {
     let steps = "lines 100 + await /gate/1 + lines 100 --from 101 + await /gate/2 \
                  + lines 100 --from 201 + await /gate/3 + lines 100 --from 301 + await /gate/end";
     Embedder::start(stage, RUN, steps).kill();
@@ -114,7 +114,7 @@ async fn embedders_killed_one_after_the_other_lose_nothing(stage: &Stage) {
     stage.is_clean().await;
 }
 
-async fn a_run_that_ends_while_nobody_looks_is_sealed_by_the_next_manager(stage: &Stage) {
+async fn an_exit_without_owner_is_sealed_later(stage: &Stage) {
     let steps = "lines 100 + await /gate/go + lines 100 --from 101 + exit 3";
     Embedder::start(stage, RUN, steps).kill();
     stage.open_gate("go");
@@ -145,7 +145,7 @@ async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
 }
 
 /// A manager that closes must not take its runs down with it.
-async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
+async fn shutdown_can_leave_runs_alone(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage
         .gated("lines 50 + await /gate/go + lines 50 --from 51")
@@ -169,7 +169,7 @@ async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
     assert_complete(&audit);
 }
 
-async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
+async fn shutdown_can_stop_and_seal_runs(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
         .start(stage.spec("trap --exit 2").id(id()))
@@ -185,7 +185,7 @@ async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
 }
 
 /// The limit is a point in time that is written down, not a timer of the process that died.
-async fn a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open(stage: &Stage) {
+async fn a_passed_time_limit_is_enforced_at_open(stage: &Stage) {
     Embedder::start_limited(stage, RUN, "trap --exit 2", 5.0).kill();
     tokio::time::sleep(Duration::from_millis(5200)).await;
     let manager = stage.manager().await;
@@ -195,7 +195,7 @@ async fn a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open(stage:
 }
 
 /// A container that ignores the signal does not run on because who was asked to stop it died.
-async fn a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over(stage: &Stage) {
+async fn a_stop_continues_after_its_owner_is_killed(stage: &Stage) {
     let embedder = Embedder::start_and_stop(stage, RUN, "deaf + echo ready + sleep 600", 8.0);
     audited(stage, r#""type":"stop""#).await;
     embedder.kill();
@@ -210,7 +210,7 @@ async fn a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over(
 }
 
 /// Invariant 5: the owner alone waits for the container; everyone else watches the owner.
-async fn another_process_can_wait_read_and_stop_but_not_take_over(stage: &Stage) {
+async fn another_process_cannot_take_over_an_owned_run(stage: &Stage) {
     let embedder = Embedder::start(stage, RUN, "lines 100 + trap --exit 2");
     audited(stage, "ready").await;
     let root = Root::open(stage.root()).unwrap();
@@ -242,7 +242,7 @@ async fn another_process_can_wait_read_and_stop_but_not_take_over(stage: &Stage)
 }
 
 /// What a container prints when it is started again belongs to another execution.
-async fn a_container_started_again_by_others_is_another_execution(stage: &Stage) {
+async fn an_external_restart_is_another_execution(stage: &Stage) {
     let embedder = Embedder::start(stage, RUN, "lines 100 + await /gate/go");
     // By which the next execution is told from it.
     audited(stage, r#""type":"started""#).await;
@@ -277,7 +277,7 @@ async fn a_container_started_again_by_others_is_another_execution(stage: &Stage)
     assert!(twice.starts_with(audit.stream("stdout")));
 }
 
-async fn a_detached_run_goes_on_and_is_sealed_by_the_next_manager(stage: &Stage) {
+async fn a_detached_run_outlives_its_manager(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage
         .gated("lines 100 + await /gate/go + lines 100 --from 101 + exit 2")

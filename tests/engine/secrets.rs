@@ -9,8 +9,8 @@ use crate::stage::{Stage, end};
 
 testkit::trials! {
     crate::on_engine:
-        secrets_are_in_no_file_of_the_root,
-        a_bad_variable_is_refused_before_the_engine_can_echo_it,
+        no_file_of_the_root_has_a_secret,
+        a_bad_variable_never_reaches_the_engine,
 }
 
 const SECRET: &str = "s3cr3t-value-of-a-token";
@@ -36,7 +36,7 @@ fn assert_no_secret(folder: &Path) {
 }
 
 /// Invariant 11. What the container itself prints is recorded: this one prints no value.
-async fn secrets_are_in_no_file_of_the_root(stage: &Stage) {
+async fn no_file_of_the_root_has_a_secret(stage: &Stage) {
     let spec = stage
         .spec("stat /proc/self/environ")
         .env("TOKEN", SECRET)
@@ -54,7 +54,7 @@ async fn secrets_are_in_no_file_of_the_root(stage: &Stage) {
     assert_no_secret(&stage.root());
 }
 
-async fn a_bad_variable_is_refused_before_the_engine_can_echo_it(stage: &Stage) {
+async fn a_bad_variable_never_reaches_the_engine(stage: &Stage) {
     let manager = stage.manager().await;
     for name in ["", "A=B", "NUL\0"] {
         let error = manager

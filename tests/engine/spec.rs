@@ -13,17 +13,17 @@ use crate::stage::{Stage, assert_bytes, assert_complete, end, read};
 
 testkit::trials! {
     crate::on_engine:
-        the_engine_keeps_every_byte_by_our_own_log_settings,
+        moat_sets_lossless_log_options,
         the_settings_reach_the_container,
-        a_patch_that_undoes_a_promise_is_refused_before_anything_is_made,
-        what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_without_secrets,
-        odd_values_that_are_taken_do_what_they_say,
-        what_no_process_can_be_given_is_refused_and_the_longest_arrives,
-        limits_beyond_any_machine_run_or_fail_with_a_sealed_audit,
+        a_patch_that_breaks_a_promise_is_refused,
+        a_refused_create_leaves_a_sealed_audit,
+        accepted_odd_values_have_their_effect,
+        the_longest_argument_reaches_the_process,
+        absurd_limits_leave_a_sealed_audit,
 }
 
 /// The daemon's own defaults can rotate a container's output away, and are merged in.
-async fn the_engine_keeps_every_byte_by_our_own_log_settings(stage: &Stage) {
+async fn moat_sets_lossless_log_options(stage: &Stage) {
     let (outcome, audit) = stage
         .run(stage.spec("echo x").keep(KeepContainer::Always))
         .await;
@@ -106,7 +106,7 @@ async fn the_settings_reach_the_container(stage: &Stage) {
 
 const SECRET: &str = "s3cr3t-of-a-spec";
 
-async fn a_patch_that_undoes_a_promise_is_refused_before_anything_is_made(stage: &Stage) {
+async fn a_patch_that_breaks_a_promise_is_refused(stage: &Stage) {
     let manager = stage.manager().await;
     let in_host = |name: &str, value: Value| json!({"HostConfig": {name: value}});
     let patches = [
@@ -179,9 +179,7 @@ async fn nothing_is_there(stage: &Stage, manager: &moat::Manager) {
     assert_eq!(names, ["root.json"]);
 }
 
-async fn what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_without_secrets(
-    stage: &Stage,
-) {
+async fn a_refused_create_leaves_a_sealed_audit(stage: &Stage) {
     let manager = stage.manager().await;
     let plain = || stage.spec("exit 0").env("TOKEN", SECRET);
     let image = |name: &str| {
@@ -280,7 +278,7 @@ async fn what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_witho
     stage.is_clean().await;
 }
 
-async fn odd_values_that_are_taken_do_what_they_say(stage: &Stage) {
+async fn accepted_odd_values_have_their_effect(stage: &Stage) {
     let odd = stage.folder.path().join("host:ro,\n x");
     fs::create_dir(&odd).unwrap();
     fs::write(odd.join("file"), "odd\n").unwrap();
@@ -320,7 +318,7 @@ async fn odd_values_that_are_taken_do_what_they_say(stage: &Stage) {
     assert_bytes(audit.stream("stdout"), expected.as_bytes());
 }
 
-async fn what_no_process_can_be_given_is_refused_and_the_longest_arrives(stage: &Stage) {
+async fn the_longest_argument_reaches_the_process(stage: &Stage) {
     let manager = stage.manager().await;
     const LONGEST: usize = (128 << 10) - 1;
     let value = |length: usize| "x".repeat(length - "BIG=".len());
@@ -361,7 +359,7 @@ async fn what_no_process_can_be_given_is_refused_and_the_longest_arrives(stage: 
 }
 
 /// Numbers that no machine has: what the engine makes of them is its own matter, and told.
-async fn limits_beyond_any_machine_run_or_fail_with_a_sealed_audit(stage: &Stage) {
+async fn absurd_limits_leave_a_sealed_audit(stage: &Stage) {
     let manager = stage.manager().await;
     let most = i64::MAX as u64;
     let plain = || stage.spec("exit 0");

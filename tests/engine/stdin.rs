@@ -14,16 +14,16 @@ use crate::stage::{
 
 testkit::trials! {
     crate::on_busybox:
-        a_pipe_brings_every_byte_and_its_end_and_the_audit_has_none_of_them,
-        a_writer_that_goes_before_the_end_is_recorded,
+        a_pipe_carries_all_input_unrecorded,
+        a_writer_lost_early_is_recorded,
         a_pipe_has_one_writer,
-        an_open_input_can_be_left_and_come_back_to,
-        a_recovered_run_is_attached_to_with_its_input,
-        the_run_of_another_owner_is_attached_to_with_its_input,
-        no_key_is_kept_by_the_engine,
-        a_terminal_has_its_size_and_follows_a_change,
-        input_is_recorded_where_the_spec_asks_for_it,
-        large_input_flows_through,
+        open_input_survives_a_detach,
+        a_recovered_run_accepts_input,
+        a_run_of_another_owner_accepts_input,
+        the_engine_does_not_swallow_detach_keys,
+        a_terminal_follows_size_changes,
+        input_is_recorded_on_request,
+        large_input_passes_through,
 }
 
 /// A run of a shell's script.
@@ -51,7 +51,7 @@ pub async fn shown(output: &mut Attachment, text: &str) -> String {
 }
 
 /// H33: the end of a pipe arrives. H11: it ends nothing else.
-async fn a_pipe_brings_every_byte_and_its_end_and_the_audit_has_none_of_them(stage: &Stage) {
+async fn a_pipe_carries_all_input_unrecorded(stage: &Stage) {
     let manager = stage.manager().await;
     let mut seed = fastrand::Rng::with_seed(7);
     let bytes: Vec<u8> = (0..3_000_000).map(|_| seed.u8(..)).collect();
@@ -83,7 +83,7 @@ async fn a_pipe_brings_every_byte_and_its_end_and_the_audit_has_none_of_them(sta
 }
 
 /// H33: the container sees a clean end, and the audit says that it was none.
-async fn a_writer_that_goes_before_the_end_is_recorded(stage: &Stage) {
+async fn a_writer_lost_early_is_recorded(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(stage, "cat").stdin(Stdin::Pipe);
     let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
@@ -127,7 +127,7 @@ async fn a_pipe_has_one_writer(stage: &Stage) {
     assert!(matches!(error, Error::NoInput { .. }), "{error}");
 }
 
-async fn an_open_input_can_be_left_and_come_back_to(stage: &Stage) {
+async fn open_input_survives_a_detach(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(
         stage,
@@ -168,7 +168,7 @@ async fn an_open_input_can_be_left_and_come_back_to(stage: &Stage) {
     );
 }
 
-async fn a_recovered_run_is_attached_to_with_its_input(stage: &Stage) {
+async fn a_recovered_run_accepts_input(stage: &Stage) {
     let first = stage.manager().await;
     let spec = sh(stage, "while read line; do echo got $line; done").stdin(Stdin::Open);
     let (run, mut output) = first.start_attached(spec, with_input()).await.unwrap();
@@ -192,7 +192,7 @@ async fn a_recovered_run_is_attached_to_with_its_input(stage: &Stage) {
     assert_complete(&audit);
 }
 
-async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stage) {
+async fn a_run_of_another_owner_accepts_input(stage: &Stage) {
     let owner = stage.manager().await;
     let spec = sh(
         stage,
@@ -237,7 +237,7 @@ async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stage) {
 }
 
 /// An engine lets go of a terminal at `ctrl-p ctrl-q`, unless it is told another sequence.
-async fn no_key_is_kept_by_the_engine(stage: &Stage) {
+async fn the_engine_does_not_swallow_detach_keys(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(
         stage,
@@ -257,7 +257,7 @@ async fn no_key_is_kept_by_the_engine(stage: &Stage) {
     assert!(all.contains("10 11 00 1c 10"), "{all:?}");
 }
 
-async fn a_terminal_has_its_size_and_follows_a_change(stage: &Stage) {
+async fn a_terminal_follows_size_changes(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(
         stage,
@@ -288,7 +288,7 @@ async fn a_terminal_has_its_size_and_follows_a_change(stage: &Stage) {
     );
 }
 
-async fn input_is_recorded_where_the_spec_asks_for_it(stage: &Stage) {
+async fn input_is_recorded_on_request(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(stage, "wc -c").stdin(Stdin::Pipe).record_stdin(true);
     let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
@@ -318,7 +318,7 @@ async fn input_is_recorded_where_the_spec_asks_for_it(stage: &Stage) {
 }
 
 /// More than any buffer on the way holds, there and back, with reader and writer at once.
-async fn large_input_flows_through(stage: &Stage) {
+async fn large_input_passes_through(stage: &Stage) {
     const BLOCK: usize = 1 << 20;
     let blocks = match std::env::var_os("MOAT_SOAK") {
         Some(_) => 1024,

@@ -7,10 +7,10 @@ use crate::place::{Place, assert_code, example, output, text};
 
 testkit::trials! {
     crate::with_busybox:
-        in_tests_passes_and_shows_the_output_of_a_service_with_a_failure,
+        a_failure_shows_the_output_of_its_service,
 }
 
-fn in_tests_passes_and_shows_the_output_of_a_service_with_a_failure(place: &Place) {
+fn a_failure_shows_the_output_of_its_service(place: &Place) {
     let docker = engine::connect().unwrap();
     let image = engine::block_on(async { busybox::provide(&docker).await.unwrap() });
     let mut command = example("in_tests");

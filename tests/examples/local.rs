@@ -10,15 +10,15 @@ use crate::place::{Place, Process, assert_code, audited, output, text, wait_for}
 
 testkit::trials! {
     crate::anywhere:
-        run_runs_a_local_process_as_it_runs_a_container,
-        what_a_local_process_cannot_have_is_refused_by_name,
-        a_large_output_of_a_local_process_takes_little_memory,
-        a_killed_run_of_a_local_process_leaves_no_child_behind_and_is_sealed_as_lost;
+        run_starts_a_local_process,
+        unsupported_options_are_refused_by_name,
+        large_output_takes_bounded_memory,
+        a_killed_run_leaves_no_child;
     crate::in_namespaces:
-        a_killed_run_of_a_local_process_harms_no_process_in_a_terminal_of_others,
+        a_kill_spares_terminals_in_namespaces,
 }
 
-fn run_runs_a_local_process_as_it_runs_a_container(place: &Place) {
+fn run_starts_a_local_process(place: &Place) {
     let found = output(place.process(&["--name", "first"], "echo a; echo b >&2; exit 7"));
     assert_code(&found, 7);
     assert_eq!(text(&found.stdout), "a\n");
@@ -50,7 +50,7 @@ fn run_runs_a_local_process_as_it_runs_a_container(place: &Place) {
     assert_code(&found, 124);
 }
 
-fn what_a_local_process_cannot_have_is_refused_by_name(place: &Place) {
+fn unsupported_options_are_refused_by_name(place: &Place) {
     for (options, field) in [
         (&["--memory", "67108864"][..], "memory"),
         (&["--network", "none"], "network"),
@@ -67,7 +67,7 @@ fn what_a_local_process_cannot_have_is_refused_by_name(place: &Place) {
     assert_code(&found, 0);
 }
 
-fn a_large_output_of_a_local_process_takes_little_memory(place: &Place) {
+fn large_output_takes_bounded_memory(place: &Place) {
     let script = "head -c 100000000 /dev/zero | tr '\\0' x | fold -w 99; sleep 0.5";
     let mut command = place.process(&["--name", "first"], script);
     let child = command
@@ -87,7 +87,7 @@ fn a_large_output_of_a_local_process_takes_little_memory(place: &Place) {
     assert!(whole || stdout.contains("audit gap\n"), "{stdout}");
 }
 
-fn a_killed_run_of_a_local_process_leaves_no_child_behind_and_is_sealed_as_lost(place: &Place) {
+fn a_killed_run_leaves_no_child(place: &Place) {
     let marker = format!("moat-test-marker-{}", std::process::id());
     let script = format!(
         "trap '' TERM HUP; sh -c ': {marker}; while :; do sleep 1; done' & \
@@ -145,7 +145,7 @@ pub fn has_namespaces() -> bool {
 }
 
 /// A terminal's number is not its own: each container counts its own from 0.
-fn a_killed_run_of_a_local_process_harms_no_process_in_a_terminal_of_others(place: &Place) {
+fn a_kill_spares_terminals_in_namespaces(place: &Place) {
     let marker = std::process::id();
     let script = format!(": its-{marker}; tty; while :; do sleep 1; done");
     let mut command = place.process(&["--name", "first", "--tty"], &script);

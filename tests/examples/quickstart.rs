@@ -6,14 +6,14 @@ use crate::place::{Place, assert_code, example, output, text};
 
 testkit::trials! {
     crate::on_engine:
-        quickstart_says_which_engine_it_has_found,
-        quickstart_says_how_to_get_an_image;
+        it_names_the_engine_that_it_found,
+        a_missing_image_prints_how_to_get_one;
     crate::anywhere:
-        quickstart_runs_a_local_process_where_there_is_no_engine_and_says_so,
+        without_an_engine_it_runs_a_local_process,
 }
 
 /// Whether or not that has busybox.
-fn quickstart_says_which_engine_it_has_found(place: &Place) {
+fn it_names_the_engine_that_it_found(place: &Place) {
     place.image();
     let mut command = example("quickstart");
     command.current_dir(place.dir.path());
@@ -29,7 +29,7 @@ fn quickstart_says_which_engine_it_has_found(place: &Place) {
     assert!(stdout.contains("exited with code 3; audit complete"));
 }
 
-fn quickstart_runs_a_local_process_where_there_is_no_engine_and_says_so(place: &Place) {
+fn without_an_engine_it_runs_a_local_process(place: &Place) {
     let mut command = example("quickstart");
     command.current_dir(place.dir.path());
     command.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
@@ -50,7 +50,7 @@ fn quickstart_runs_a_local_process_where_there_is_no_engine_and_says_so(place: &
     Audit::read(&place.dir.path().join(audit.unwrap())).unwrap();
 }
 
-fn quickstart_says_how_to_get_an_image(place: &Place) {
+fn a_missing_image_prints_how_to_get_one(place: &Place) {
     place.image();
     let mut command = example("quickstart");
     command.current_dir(place.dir.path());

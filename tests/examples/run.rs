@@ -11,17 +11,17 @@ use crate::place::{Place, Process, assert_code, audit_of, example, output, signa
 
 testkit::trials! {
     crate::on_engine:
-        run_exits_with_the_containers_code_and_prints_both_streams_where_they_belong,
-        run_shows_the_options_effects_in_the_container,
-        run_exits_with_125_for_errors,
-        run_exits_with_124_when_the_time_limit_stopped_it,
-        an_interrupt_stops_the_run_and_prints_the_audit,
-        output_is_passed_on_byte_for_byte,
-        a_reader_that_leaves_does_not_end_the_audit,
-        a_large_output_takes_little_memory,
+        it_passes_exit_code_and_streams,
+        options_have_their_effect,
+        errors_exit_with_125,
+        a_time_limit_exits_with_124,
+        an_interrupt_stops_the_run,
+        output_is_passed_byte_for_byte,
+        a_closed_stdout_does_not_end_the_audit,
+        large_output_takes_bounded_memory,
 }
 
-fn run_exits_with_the_containers_code_and_prints_both_streams_where_they_belong(place: &Place) {
+fn it_passes_exit_code_and_streams(place: &Place) {
     let output = output(place.run(&["--name", "first"], "echo out + warn err + exit 7"));
     assert_code(&output, 7);
     assert_eq!(text(&output.stdout), "out\n");
@@ -36,7 +36,7 @@ fn run_exits_with_the_containers_code_and_prints_both_streams_where_they_belong(
     assert_eq!(audit.verdict(), "complete");
 }
 
-fn run_shows_the_options_effects_in_the_container(place: &Place) {
+fn options_have_their_effect(place: &Place) {
     let host = place.dir.path().join("host");
     fs::create_dir(&host).unwrap();
     fs::write(host.join("file"), "from the host\n").unwrap();
@@ -68,7 +68,7 @@ fn run_shows_the_options_effects_in_the_container(place: &Place) {
     assert_eq!(audit.evidence(), "eof", "nothing stands behind the tap");
 }
 
-fn run_exits_with_125_for_errors(place: &Place) {
+fn errors_exit_with_125(place: &Place) {
     assert_code(&output(example("run")), 125);
     assert_code(&output(place.run(&["--timeout", "soon"], "exit 0")), 125);
     assert_code(&output(place.run(&["--env", "NAME"], "exit 0")), 125);
@@ -104,7 +104,7 @@ fn run_exits_with_125_for_errors(place: &Place) {
     );
 }
 
-fn run_exits_with_124_when_the_time_limit_stopped_it(place: &Place) {
+fn a_time_limit_exits_with_124(place: &Place) {
     let options = ["--timeout", "4", "--grace", "2"];
     let output = output(place.run(&options, "deaf + echo ready + sleep 600"));
     assert_code(&output, 124);
@@ -112,7 +112,7 @@ fn run_exits_with_124_when_the_time_limit_stopped_it(place: &Place) {
     Audit::read(&audit_of(&output)).unwrap();
 }
 
-fn an_interrupt_stops_the_run_and_prints_the_audit(place: &Place) {
+fn an_interrupt_stops_the_run(place: &Place) {
     let mut command = place.run(&["--name", "first"], "trap --exit 5");
     let child = command
         .stdout(Stdio::piped())
@@ -145,7 +145,7 @@ fn an_interrupt_stops_the_run_and_prints_the_audit(place: &Place) {
     assert_eq!(Audit::read(&audit).unwrap().verdict(), "complete");
 }
 
-fn output_is_passed_on_byte_for_byte(place: &Place) {
+fn output_is_passed_byte_for_byte(place: &Place) {
     let found = output(place.run(&[], "bytes 300000 --seed 7 + long 100000 --utf8"));
     assert_code(&found, 0);
     let mut expected = sequence::noise(7, 300_000);
@@ -167,7 +167,7 @@ fn output_is_passed_on_byte_for_byte(place: &Place) {
     );
 }
 
-fn a_reader_that_leaves_does_not_end_the_audit(place: &Place) {
+fn a_closed_stdout_does_not_end_the_audit(place: &Place) {
     let mut command = place.run(&["--name", "first"], "lines 5000 + exit 4");
     let child = command
         .stdout(Stdio::piped())
@@ -186,7 +186,7 @@ fn a_reader_that_leaves_does_not_end_the_audit(place: &Place) {
 }
 
 /// A line of any length, and any number of lines, go through bounded memory.
-fn a_large_output_takes_little_memory(place: &Place) {
+fn large_output_takes_bounded_memory(place: &Place) {
     let soak = std::env::var("MOAT_SOAK").is_ok_and(|value| value == "1");
     let bytes = if soak { 1_000_000_000 } else { 60_000_000 };
     let steps = format!("fill {bytes} + lines 20000 + sleep 3");

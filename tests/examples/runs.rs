@@ -11,14 +11,14 @@ use crate::place::{Place, Process, assert_code, audit_of, audited, output, text}
 
 testkit::trials! {
     crate::on_engine:
-        one_changed_byte_is_found_with_moat_and_with_coreutils,
-        a_killed_run_is_recovered_with_every_line_once,
-        a_detached_run_is_listed_waited_for_and_removed,
-        runs_can_follow_and_stop_a_run_of_another_process,
-        files_alone_are_enough_to_list_read_and_verify,
+        verify_finds_one_changed_byte,
+        a_killed_run_is_recovered_without_loss,
+        a_detached_run_can_be_managed,
+        it_follows_and_stops_a_run_of_another_process,
+        list_logs_and_verify_need_no_engine,
 }
 
-fn one_changed_byte_is_found_with_moat_and_with_coreutils(place: &Place) {
+fn verify_finds_one_changed_byte(place: &Place) {
     assert_code(
         &output(place.run(&["--name", "first"], "echo out + exit 7")),
         7,
@@ -53,7 +53,7 @@ fn one_changed_byte_is_found_with_moat_and_with_coreutils(place: &Place) {
     }
 }
 
-fn a_killed_run_is_recovered_with_every_line_once(place: &Place) {
+fn a_killed_run_is_recovered_without_loss(place: &Place) {
     let steps = "lines 2000 --burst 10 --delay-ms 25";
     let mut command = place.run(&["--name", "first"], steps);
     let child = command
@@ -76,7 +76,7 @@ fn a_killed_run_is_recovered_with_every_line_once(place: &Place) {
     sequence::check(audit.stream("stdout"), "out", 2000, 64).unwrap();
 }
 
-fn a_detached_run_is_listed_waited_for_and_removed(place: &Place) {
+fn a_detached_run_can_be_managed(place: &Place) {
     let found = output(place.run(&["--detach"], "lines 100 + sleep 5 + exit 9"));
     assert_code(&found, 0);
     let id = text(&found.stdout).trim().to_owned();
@@ -97,7 +97,7 @@ fn a_detached_run_is_listed_waited_for_and_removed(place: &Place) {
     assert_code(&output(place.runs(&["wait", &id])), 125);
 }
 
-fn runs_can_follow_and_stop_a_run_of_another_process(place: &Place) {
+fn it_follows_and_stops_a_run_of_another_process(place: &Place) {
     let mut command = place.run(&["--name", "first"], "lines 100 + trap --exit 5");
     let child = command
         .stdout(Stdio::null())
@@ -121,7 +121,7 @@ fn runs_can_follow_and_stop_a_run_of_another_process(place: &Place) {
     assert_eq!(owner.0.wait().unwrap().code(), Some(5));
 }
 
-fn files_alone_are_enough_to_list_read_and_verify(place: &Place) {
+fn list_logs_and_verify_need_no_engine(place: &Place) {
     assert_code(
         &output(place.run(&["--name", "first"], "echo out + warn err + exit 7")),
         7,

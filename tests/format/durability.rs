@@ -34,7 +34,7 @@ fn child(test: &str, folder: &Path, shell: &str) -> Command {
 }
 
 #[tokio::test]
-async fn what_was_appended_survives_sigkill() {
+async fn appended_records_survive_sigkill() {
     if let Some(place) = place_of_child() {
         let mut log = Jsonl::new()
             .open(&place, &start("run", json!({})))
@@ -47,7 +47,7 @@ async fn what_was_appended_survives_sigkill() {
         }
     }
     let place = Place::new();
-    let test = "durability::what_was_appended_survives_sigkill";
+    let test = "durability::appended_records_survive_sigkill";
     let mut child = child(test, &place.place.dir, "").spawn().unwrap();
     let mut appended = 0;
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
@@ -69,7 +69,7 @@ async fn what_was_appended_survives_sigkill() {
 
 /// A limit of the file's size stands for a full disk: the kernel takes a part, then refuses.
 #[tokio::test]
-async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() {
+async fn a_failed_write_latches_the_log() {
     let line = out(Stream::Stdout, "0123456789".repeat(100).as_bytes());
     if let Some(place) = place_of_child() {
         let mut log = Jsonl::new()
@@ -103,7 +103,7 @@ async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() 
     }
     let place = Place::new();
     let test = "durability::\
-                a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later";
+                a_failed_write_latches_the_log";
     let limit = "trap '' XFSZ; ulimit -f 100;";
     let shown = child(test, &place.place.dir, limit).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
@@ -133,7 +133,7 @@ async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() 
 
 #[test]
 #[ignore = "mounts a file system: needs root"]
-fn on_a_full_disk_nothing_is_changed_unless_what_is_torn_is_safe() {
+fn a_full_disk_never_loses_a_torn_tail() {
     let root = tempfile::tempdir().unwrap();
     let sh = |script: &str| {
         let done = Command::new("sh")
@@ -182,7 +182,7 @@ async fn on_full_disk(root: &Path) {
 }
 
 #[tokio::test]
-async fn a_log_whose_append_was_dropped_takes_nothing_more() {
+async fn a_dropped_append_latches_the_log() {
     let place = Place::new();
     let sink = Jsonl::new();
     let mut log = open(&sink, &place, &start("run", json!({}))).await;
@@ -214,7 +214,7 @@ async fn a_log_whose_append_was_dropped_takes_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_log_is_dropped_and_taken_over_at_once_whatever_its_durability() {
+async fn a_dropped_log_can_be_resumed_at_once() {
     for durability in [
         Durability::default(),
         Durability::Always,

@@ -65,7 +65,7 @@ fn damage(place: &Place) -> moat::audit::Damage {
 }
 
 #[tokio::test]
-async fn a_torn_tail_is_moved_aside_and_every_whole_record_is_shown() {
+async fn a_torn_tail_is_quarantined() {
     let golden = golden("unsealed-torn");
     let place = Place::holding(&golden.bytes());
     std::fs::write(place.file("torn-1"), "of an earlier crash").unwrap();
@@ -89,7 +89,7 @@ async fn a_torn_tail_is_moved_aside_and_every_whole_record_is_shown() {
 }
 
 #[tokio::test]
-async fn a_log_has_one_owner_until_it_is_dropped() {
+async fn a_log_has_one_owner() {
     let place = Place::new();
     let sink = Jsonl::new();
     let start = start("run", json!({}));
@@ -111,7 +111,7 @@ async fn a_log_has_one_owner_until_it_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_sealed_log_is_shown_and_takes_nothing_more() {
+async fn a_sealed_log_is_read_only() {
     let place = Place::new();
     let golden = golden("complete");
     let mut log = open(&Jsonl::new(), &place, &golden.start).await;
@@ -144,7 +144,7 @@ async fn a_sealed_log_is_shown_and_takes_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_seal_that_does_not_count_what_is_there_is_refused_before_it_is_written() {
+async fn a_seal_with_wrong_counts_is_refused() {
     let place = Place::new();
     let golden = golden("complete");
     let mut log = open(&Jsonl::new(), &place, &golden.start).await;
@@ -155,7 +155,7 @@ async fn a_seal_that_does_not_count_what_is_there_is_refused_before_it_is_writte
 }
 
 #[tokio::test]
-async fn a_log_without_a_whole_first_record_is_made_anew_and_nothing_is_lost() {
+async fn a_log_without_a_first_record_is_made_again() {
     let start = start("run", json!({}));
     for stub in ["", "{\"type\":\"sta", "garbage\n", "garbage\nand more"] {
         let place = Place::holding(stub.as_bytes());
@@ -172,7 +172,7 @@ async fn a_log_without_a_whole_first_record_is_made_anew_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn a_bad_line_and_all_behind_it_is_moved_aside_in_an_unsealed_file() {
+async fn a_bad_line_and_the_rest_are_quarantined() {
     let golden = golden("unsealed-torn");
     let text = String::from_utf8(golden.bytes()).unwrap();
     let bad = text.replacen("\"line\":\"whole\"", "\"line\":\"who\0e\"", 1);
@@ -203,7 +203,7 @@ fn many() -> Vec<Record> {
 }
 
 #[tokio::test]
-async fn a_log_that_goes_on_has_the_checks_and_the_seal_of_one_that_never_stopped() {
+async fn a_resumed_log_equals_an_uninterrupted_one() {
     let records = many();
     let start = start("run", json!({}));
     let whole = Place::new();
@@ -229,7 +229,7 @@ async fn a_log_that_goes_on_has_the_checks_and_the_seal_of_one_that_never_stoppe
 
 /// A changed byte that leaves each line a record is found by the next `check` alone.
 #[tokio::test]
-async fn what_no_check_vouches_for_is_moved_aside_where_a_check_does_not_hold() {
+async fn records_after_a_failed_check_are_quarantined() {
     let records = many();
     let place = Place::new();
     let mut log = open(&Jsonl::new(), &place, &start("run", json!({}))).await;
@@ -279,7 +279,7 @@ async fn what_no_check_vouches_for_is_moved_aside_where_a_check_does_not_hold() 
 
 /// A sink knows what it has written, and is not taken in by whole records that are others'.
 #[tokio::test]
-async fn what_others_have_changed_behind_the_last_check_is_moved_aside_by_its_own_sink() {
+async fn a_sink_quarantines_external_changes() {
     let records = many();
     let place = Place::new();
     let sink = Jsonl::new();
@@ -343,7 +343,7 @@ async fn what_others_have_changed_behind_the_last_check_is_moved_aside_by_its_ow
 }
 
 #[tokio::test]
-async fn what_is_not_a_regular_file_is_refused_and_never_waited_for() {
+async fn an_irregular_file_is_refused_at_once() {
     let sink = Jsonl::new();
     let start = start("run", json!({}));
     for kind in ["fifo", "folder", "link", "dangling"] {
@@ -379,7 +379,7 @@ async fn what_is_not_a_regular_file_is_refused_and_never_waited_for() {
 }
 
 #[tokio::test]
-async fn no_log_is_not_an_error_and_no_folder_is_not_one_either() {
+async fn a_missing_log_or_directory_is_absent() {
     let place = Place::new();
     let (resumed, _) = resume(&Jsonl::new(), &place).await;
     assert!(matches!(resumed, Ok(Resumed::Absent)));
@@ -389,7 +389,7 @@ async fn no_log_is_not_an_error_and_no_folder_is_not_one_either() {
 }
 
 #[tokio::test]
-async fn records_that_the_log_itself_makes_are_not_taken() {
+async fn start_and_end_records_are_not_accepted() {
     let golden = golden("complete");
     let end = Event::End(Box::new(golden.seal.unwrap()));
     for record in [

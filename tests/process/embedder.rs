@@ -52,11 +52,7 @@ impl Embedder {
 
     pub fn spawn(mut embedder: Command, root: &Path, command: &[&str], tty: bool) -> Self {
         embedder
-            .args([
-                "--exact",
-                "embedder::an_embedder_that_is_killed",
-                "--nocapture",
-            ])
+            .args(["--exact", "embedder::child_embedder", "--nocapture"])
             .env(ROLE, root)
             .env("MOAT_TEST_COMMAND", command.join(SEPARATOR))
             .env("MOAT_TEST_TTY", if tty { "1" } else { "" })
@@ -98,7 +94,7 @@ pub fn ignoring(signals: &str) -> Command {
 
 /// What such a process does; in this one it does nothing.
 #[tokio::test]
-async fn an_embedder_that_is_killed() {
+async fn child_embedder() {
     let Some(root) = std::env::var_os(ROLE) else {
         return;
     };
@@ -117,7 +113,7 @@ async fn an_embedder_that_is_killed() {
 }
 
 #[tokio::test]
-async fn dropping_the_manager_kills_its_processes_and_the_next_opening_seals_them() {
+async fn dropping_the_manager_kills_its_processes() {
     let place = Place::new();
     let manager = place.open().await;
     let script = format!(
@@ -158,7 +154,7 @@ pub async fn lost(place: &Place, id: &RunId) -> Outcome {
 }
 
 #[tokio::test]
-async fn a_killed_embedder_takes_its_children_along_and_its_runs_are_sealed_as_lost() {
+async fn a_killed_embedder_takes_its_children_along() {
     for tty in [false, true] {
         let place = Place::new();
         // With a terminal, the job is in a group of its own.
@@ -193,7 +189,7 @@ async fn a_killed_embedder_takes_its_children_along_and_its_runs_are_sealed_as_l
 
 /// Killed at any moment from its start on, it leaves no process and no unsealed run.
 #[tokio::test]
-async fn an_embedder_that_is_killed_at_any_moment_leaves_nothing_behind() {
+async fn a_kill_at_any_moment_leaves_no_process() {
     for round in 0..60_u32 {
         let place = Place::new();
         let marker = format!("moat-test-{}-{round}", std::process::id());
@@ -234,7 +230,7 @@ fn marked(marker: &str) -> Vec<String> {
 
 /// Its guardian is in its group.
 #[tokio::test]
-async fn a_process_that_signals_its_own_group_is_guarded_all_the_same() {
+async fn a_process_that_signals_its_group_is_guarded() {
     let place = Place::new();
     let script = format!(
         "trap '' HUP INT QUIT USR1 USR2 TERM TSTP; \
@@ -249,7 +245,7 @@ async fn a_process_that_signals_its_own_group_is_guarded_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_process_of_another_embedder_can_be_followed_and_not_stopped() {
+async fn another_embedder_cannot_stop_a_process() {
     let place = Place::new();
     let script = "echo ready; while ! [ -e go ]; do sleep 0.02; done; exit 6";
     let script = script.replace("go", &place.file("go"));

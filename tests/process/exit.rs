@@ -10,7 +10,7 @@ use moat::outcome::Stream;
 use crate::place::{Place, dies, exit, gaps, line, lives, seal, sh, text};
 
 #[tokio::test]
-async fn a_process_that_a_signal_ended_has_its_code_and_its_name() {
+async fn a_signal_has_its_code_and_name() {
     for (name, code) in [("KILL", 137), ("SEGV", 139), ("HUP", 129)] {
         let place = Place::new();
         let outcome = place.run(sh(&format!("kill -s {name} $$"))).await;
@@ -21,7 +21,7 @@ async fn a_process_that_a_signal_ended_has_its_code_and_its_name() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_first_process_is_the_end_of_all() {
+async fn the_group_ends_with_its_first_process() {
     for tty in [false, true] {
         let place = Place::new();
         // It holds the output open.
@@ -43,7 +43,7 @@ async fn the_end_of_the_first_process_is_the_end_of_all() {
 
 /// They are in groups of their own, and in the terminal's session.
 #[tokio::test]
-async fn the_jobs_of_a_shell_with_job_control_end_with_their_terminal() {
+async fn shell_jobs_end_with_their_terminal() {
     let place = Place::new();
     let script = format!(
         "set -m; trap '' HUP; sleep 600 & echo $! >{}; exit 0",
@@ -56,7 +56,7 @@ async fn the_jobs_of_a_shell_with_job_control_end_with_their_terminal() {
 
 /// As the documentation says.
 #[tokio::test]
-async fn what_escapes_by_setsid_is_not_killed_and_a_gap_where_it_holds_the_output_open() {
+async fn setsid_escapes_the_kill() {
     let place = Place::new();
     let script = format!(
         "echo before; setsid sh -c 'echo $$ >{0}; while :; do echo late; sleep 0.1; done' & \

@@ -10,7 +10,7 @@ use moat::spec::LimitAction;
 use crate::place::{Place, exit, gaps, seal};
 
 #[tokio::test]
-async fn the_time_limit_stops_a_process_and_says_so() {
+async fn the_time_limit_stops_a_process() {
     let spec = RunSpec::command(["sleep", "600"]).time_limit(Duration::from_millis(200));
     let place = Place::new();
     let outcome = place.run(spec).await;
@@ -20,7 +20,7 @@ async fn the_time_limit_stops_a_process_and_says_so() {
 }
 
 #[tokio::test]
-async fn the_silence_limit_stops_a_process_that_prints_nothing_more() {
+async fn the_silence_limit_stops_a_silent_process() {
     let spec = RunSpec::command(["sh", "-c", "echo once; exec sleep 600"])
         .silence_limit(Duration::from_secs(1));
     let place = Place::new();
@@ -30,7 +30,7 @@ async fn the_silence_limit_stops_a_process_that_prints_nothing_more() {
 }
 
 #[tokio::test]
-async fn the_output_limit_stops_a_process_and_leaves_a_gap() {
+async fn the_output_limit_stops_a_process() {
     let spec = RunSpec::command(["yes"]).output_limit(10_000, LimitAction::Stop);
     let place = Place::new();
     let outcome = place.run(spec).await;

@@ -8,7 +8,7 @@ use moat::{Root, RunSpec, Verdict};
 use crate::place::{Place, bytes, exit, seal, sh, text};
 
 #[tokio::test]
-async fn both_streams_and_the_exit_code_are_in_a_complete_audit() {
+async fn both_streams_and_the_code_are_recorded() {
     let place = Place::new();
     let outcome = place.run(sh("echo a; echo b >&2; exit 7")).await;
     assert_eq!(outcome.code(), Some(7));
@@ -27,7 +27,7 @@ async fn both_streams_and_the_exit_code_are_in_a_complete_audit() {
 }
 
 #[tokio::test]
-async fn each_byte_of_each_stream_is_captured_in_its_order() {
+async fn each_stream_keeps_its_order() {
     let place = Place::new();
     let out = "i=0; while [ $i -lt 20000 ]; do echo out $i; i=$((i+1)); done";
     let err = "i=0; while [ $i -lt 20000 ]; do echo err $i >&2; i=$((i+1)); done";
@@ -44,7 +44,7 @@ async fn each_byte_of_each_stream_is_captured_in_its_order() {
 }
 
 #[tokio::test]
-async fn a_process_without_output_is_complete_and_empty() {
+async fn a_process_without_output_is_complete() {
     let place = Place::new();
     let outcome = place.run(RunSpec::command(["true"])).await;
     assert!(outcome.success());
@@ -54,7 +54,7 @@ async fn a_process_without_output_is_complete_and_empty() {
 
 /// Its end proves that there is no more, however early it comes.
 #[tokio::test]
-async fn output_that_is_closed_long_before_the_end_is_complete() {
+async fn output_closed_early_is_complete() {
     let place = Place::new();
     let outcome = place.run(sh("echo a; exec >&- 2>&-; sleep 1.5")).await;
     assert_eq!(text(&outcome, Stream::Stdout), "a\n");
@@ -63,7 +63,7 @@ async fn output_that_is_closed_long_before_the_end_is_complete() {
 }
 
 #[tokio::test]
-async fn all_that_is_printed_on_a_terminal_right_before_the_end_is_captured() {
+async fn the_last_terminal_output_is_captured() {
     let place = Place::new();
     for _ in 0..20 {
         let outcome = place.run(RunSpec::command(["seq", "5000"]).tty(true)).await;
@@ -74,7 +74,7 @@ async fn all_that_is_printed_on_a_terminal_right_before_the_end_is_captured() {
 }
 
 #[tokio::test]
-async fn a_hundred_megabytes_are_captured_whole() {
+async fn a_hundred_megabytes_are_whole() {
     let spec = sh("head -c 100000000 /dev/zero | tr '\\0' 'x' | fold -w 99");
     // In memory where there is room: a disk that takes nothing for 2 s is rightly a gap.
     let memory = Path::new("/dev/shm");

@@ -31,7 +31,7 @@ impl Direct {
 }
 
 #[tokio::test]
-async fn a_process_is_found_from_its_making_to_its_removal() {
+async fn a_process_is_found_until_its_removal() {
     let direct = Direct::new();
     let container = direct.create(&sh("exit 9")).await;
     let runtime = &direct.runtime;
@@ -74,7 +74,7 @@ async fn a_process_is_found_from_its_making_to_its_removal() {
 }
 
 #[tokio::test]
-async fn only_force_removes_what_runs_and_what_was_removed_never_starts() {
+async fn only_force_removes_a_running_process() {
     let direct = Direct::new();
     let container = direct.create(&RunSpec::command(["sleep", "600"])).await;
     direct.runtime.start(&container).await.unwrap();
@@ -91,7 +91,7 @@ async fn only_force_removes_what_runs_and_what_was_removed_never_starts() {
 
 /// It must not end with SIGPIPE, nor wait for a reader that is gone.
 #[tokio::test]
-async fn a_tap_that_is_dropped_does_not_disturb_the_process() {
+async fn a_dropped_tap_does_not_disturb_the_process() {
     for tty in [false, true] {
         let direct = Direct::new();
         let script = "seq 100000; seq 100000 >&2; exit 8";

@@ -11,7 +11,7 @@ use moat::{Ending, Error, RunSpec, ShutdownMode, Verdict};
 use crate::place::{Place, audited, check, seal, sh, text};
 
 #[tokio::test]
-async fn what_cannot_be_started_is_sealed_with_the_reason() {
+async fn a_failed_start_is_sealed_with_its_reason() {
     let place = Place::new();
     fs::write(place.file("text"), "no program").unwrap();
     for (spec, reason) in [
@@ -47,7 +47,7 @@ async fn what_cannot_be_started_is_sealed_with_the_reason() {
 }
 
 #[tokio::test]
-async fn what_a_process_cannot_have_is_refused_before_anything_is_made() {
+async fn unsupported_settings_are_refused() {
     let place = Place::new();
     let manager = place.open().await;
     for (field, spec) in [
@@ -66,7 +66,7 @@ async fn what_a_process_cannot_have_is_refused_before_anything_is_made() {
 }
 
 #[tokio::test]
-async fn the_environment_is_the_specs_with_path_and_home_and_nothing_else() {
+async fn the_environment_is_the_spec_plus_path_and_home() {
     let place = Place::new();
     let outcome = place.run(RunSpec::command(["env"]).env("A", "1")).await;
     let text = text(&outcome, Stream::Stdout);
@@ -97,7 +97,7 @@ async fn the_environment_is_the_specs_with_path_and_home_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn entrypoint_command_and_working_directory_are_the_specs() {
+async fn entrypoint_command_and_workdir_take_effect() {
     let spec = RunSpec::command(["-c", "pwd; echo $0 $1", "zero", "a b"])
         .entrypoint(["sh"])
         .workdir("/usr");
@@ -107,7 +107,7 @@ async fn entrypoint_command_and_working_directory_are_the_specs() {
 }
 
 #[tokio::test]
-async fn standard_input_is_at_its_end_or_open_and_silent() {
+async fn stdin_is_empty_or_open() {
     let place = Place::new();
     let outcome = place.run(RunSpec::command(["cat"])).await;
     assert!(outcome.success());
@@ -125,7 +125,7 @@ async fn standard_input_is_at_its_end_or_open_and_silent() {
 }
 
 #[tokio::test]
-async fn a_terminal_is_a_real_one_of_a_size_and_controls_its_session() {
+async fn a_terminal_controls_its_session() {
     let script = "test -t 0 && test -t 1 && test -t 2 && echo terminal; stty size; tty; \
                   echo $TERM; echo to the terminal >/dev/tty; exit 3";
     let place = Place::new();

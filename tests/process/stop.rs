@@ -9,7 +9,7 @@ use testkit::deadline::within;
 use crate::place::{Place, audited, check, dies, exit, line, lives, seal, sh, text};
 
 #[tokio::test]
-async fn a_stop_signals_the_first_process_and_lets_it_end() {
+async fn a_stop_signals_the_first_process() {
     for tty in [false, true] {
         let place = Place::new();
         let manager = place.open().await;
@@ -27,7 +27,7 @@ async fn a_stop_signals_the_first_process_and_lets_it_end() {
 }
 
 #[tokio::test]
-async fn what_ignores_the_stop_is_killed_after_the_grace_with_its_grandchildren() {
+async fn the_grace_period_ends_in_a_kill_of_all() {
     for tty in [false, true] {
         let place = Place::new();
         let manager = place.open().await;
@@ -52,7 +52,7 @@ async fn what_ignores_the_stop_is_killed_after_the_grace_with_its_grandchildren(
 }
 
 #[tokio::test]
-async fn a_stop_wait_and_a_natural_exit_at_once_agree_on_the_exit() {
+async fn stop_wait_and_exit_agree_in_a_race() {
     let place = Place::new();
     let manager = place.open().await;
     for _ in 0..50 {
@@ -66,7 +66,7 @@ async fn a_stop_wait_and_a_natural_exit_at_once_agree_on_the_exit() {
 }
 
 #[tokio::test]
-async fn shutting_down_stops_what_cannot_be_left_and_seals_it() {
+async fn shutdown_stops_and_seals_processes() {
     let place = Place::new();
     let manager = place.open().await;
     let script = "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.05; done";

@@ -64,7 +64,7 @@ async fn watch(mut attachment: moat::run::Attachment) -> (String, u64) {
 }
 
 #[tokio::test]
-async fn whoever_looks_on_sees_everything_once_whenever_he_comes() {
+async fn each_subscriber_sees_each_byte_once() {
     let bench = Bench::new();
     let mut script = Script::new();
     for n in 0..200 {
@@ -92,7 +92,7 @@ async fn whoever_looks_on_sees_everything_once_whenever_he_comes() {
 }
 
 #[tokio::test]
-async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all() {
+async fn a_lagged_subscriber_learns_what_it_missed() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().echo());
     let manager = bench.open().await;
@@ -160,7 +160,7 @@ fn see(seen: &mut String, item: Option<moat::Result<Attached>>) {
 
 /// Of a run that was taken over, what a terminal shows comes by a connection of its own.
 #[tokio::test]
-async fn who_looks_on_live_is_told_that_the_connection_broke() {
+async fn a_live_subscriber_sees_a_broken_connection() {
     for how in [Some(Break::Error), Some(Break::End), None] {
         let bench = Bench::new();
         bench.runtime.next(Script::new().stdout("past\n").echo());
@@ -201,7 +201,7 @@ async fn who_looks_on_live_is_told_that_the_connection_broke() {
 
 /// Nothing comes after the last of it that could tell.
 #[tokio::test]
-async fn who_looks_on_live_is_told_what_was_missed_at_the_end() {
+async fn a_live_subscriber_learns_what_it_missed() {
     const PIECE: usize = 64 << 10;
     let bench = Bench::new();
     bench.runtime.next(Script::new().echo());
@@ -237,7 +237,7 @@ async fn who_looks_on_live_is_told_what_was_missed_at_the_end() {
 
 /// There is nobody any more who would record it.
 #[tokio::test]
-async fn nothing_is_done_to_a_run_by_way_of_a_manager_that_has_closed() {
+async fn a_closed_manager_refuses_attachments() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().echo());
     bench.runtime.next_exec(Script::new().echo());

@@ -16,7 +16,7 @@ use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::records::{gaps, text};
 
 #[tokio::test]
-async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
+async fn a_removed_audit_is_restored_before_the_seal() {
     for whole_folder in [false, true] {
         let bench = Bench::new();
         bench.runtime.next(
@@ -44,7 +44,7 @@ async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
 
 /// What the tap gave is not what is sealed, once its log was lost.
 #[tokio::test]
-async fn an_audit_that_was_removed_without_a_backstop_is_a_gap() {
+async fn a_removed_audit_without_backstop_is_a_gap() {
     let bench = Bench::new();
     bench.runtime.next(
         Script::new()
@@ -65,7 +65,7 @@ async fn an_audit_that_was_removed_without_a_backstop_is_a_gap() {
 /// Nothing is captured, and then nothing is sealed, while the disk refuses: the exit is told all
 /// the same, to everyone, and stays what it was.
 #[tokio::test]
-async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
+async fn an_unsealed_exit_is_recorded_and_stays() {
     let bench = Bench::new();
     bench
         .runtime
@@ -108,7 +108,7 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
 
 /// One whose record could not be written when it was sealed is sealed all the same.
 #[tokio::test]
-async fn a_sealed_run_whose_record_is_behind_can_be_removed_at_once() {
+async fn a_sealed_run_with_a_stale_record_is_removable() {
     let bench = Bench::new();
     let outcome = bench.run(Script::new().stdout("x\n"), spec()).await;
     let record = bench.root().join(outcome.run.as_str()).join("run.json");

@@ -40,7 +40,7 @@ pub fn shown() -> (Console, Receiver<Vec<u8>>) {
 }
 
 #[tokio::test]
-async fn the_console_shows_whole_lines_behind_names_and_spells_out_what_could_harm() {
+async fn escape_sequences_are_spelled_out() {
     let (console, text) = shown();
     let long = "x".repeat(16 << 10);
     let script = Script::new()
@@ -78,7 +78,7 @@ async fn the_console_shows_whole_lines_behind_names_and_spells_out_what_could_ha
 }
 
 #[tokio::test]
-async fn colours_are_around_the_name_alone() {
+async fn only_the_name_is_colored() {
     let (console, text) = shown();
     run_into(
         console.colours(true),

@@ -449,7 +449,7 @@ fn seed() -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_hundred_runs_on_a_failing_engine_all_end_in_a_true_seal() {
+async fn every_run_on_a_failing_engine_has_a_true_seal() {
     let courses = match std::env::var_os("MOAT_SOAK") {
         Some(_) => 100,
         None => 4,
@@ -462,6 +462,6 @@ async fn two_hundred_runs_on_a_failing_engine_all_end_in_a_true_seal() {
 
 /// On threads of their own, and by the real clock: what the paused one cannot interleave.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_runs_on_threads_of_their_own_all_end_in_a_true_seal() {
+async fn every_run_on_real_threads_has_a_true_seal() {
     Crowd::new(false).play(seed()).await;
 }

@@ -148,7 +148,7 @@ fn the_record_does_not_matter(bench: &Bench, seen: &Seen) {
 }
 
 #[tokio::test]
-async fn a_record_that_is_cut_anywhere_loses_neither_its_run_nor_its_bytes() {
+async fn a_record_cut_anywhere_loses_nothing() {
     let harms = cuts(length("run.json").await);
     recover_from("run.json", harms, |bench, seen| {
         assert_eq!(seen.problem, None, "{seen:?}");
@@ -158,14 +158,14 @@ async fn a_record_that_is_cut_anywhere_loses_neither_its_run_nor_its_bytes() {
 }
 
 #[tokio::test]
-async fn a_record_with_any_flipped_bit_loses_neither_its_run_nor_its_bytes() {
+async fn a_record_with_a_flipped_bit_loses_nothing() {
     let harms = flips(length("run.json").await);
     recover_from("run.json", harms, the_record_does_not_matter).await;
 }
 
 /// Invariant 4: the engine's log fills in whatever was cut off.
 #[tokio::test]
-async fn an_open_audit_that_is_cut_anywhere_is_refilled_and_sealed_complete() {
+async fn an_open_audit_cut_anywhere_is_refilled() {
     let harms = cuts(length("logs.jsonl").await);
     recover_from("logs.jsonl", harms, |bench, seen| {
         assert_eq!(seen.problem, None, "{seen:?}");
@@ -190,7 +190,7 @@ fn the_record_of_a_refilled_audit(bench: &Bench, seen: &Seen) {
 /// Invariant 7. What was flipped may be read as something else that was never written; the seal
 /// must not call it complete then.
 #[tokio::test]
-async fn an_open_audit_with_any_flipped_bit_is_never_called_complete_where_it_is_not() {
+async fn a_flipped_bit_is_never_falsely_complete() {
     let harms = flips(length("logs.jsonl").await);
     recover_from("logs.jsonl", harms, |bench, seen| {
         let Some(outcome) = &seen.outcome else {
@@ -209,7 +209,7 @@ async fn an_open_audit_with_any_flipped_bit_is_never_called_complete_where_it_is
 
 /// Invariant 2: what `run.json` says of a seal is not believed without the file that it is of.
 #[tokio::test]
-async fn a_sealed_audit_that_is_cut_anywhere_is_listed_as_damaged_and_waited_for_in_vain() {
+async fn a_sealed_audit_cut_anywhere_is_damaged() {
     let bench = Bench::in_memory();
     let outcome = bench.leave_sealed("cut").await;
     let id = outcome.run.clone();
@@ -245,7 +245,7 @@ async fn a_sealed_audit_that_is_cut_anywhere_is_listed_as_damaged_and_waited_for
 
 /// Invariant 4: `end` carries the whole outcome, and wins over `run.json`.
 #[tokio::test]
-async fn a_seal_with_any_flipped_bit_in_either_file_is_never_listed_as_another_one() {
+async fn a_flipped_bit_never_lists_another_seal() {
     let bench = Bench::in_memory();
     let outcome = bench.leave_sealed("flip").await;
     let root = bench.view();
@@ -284,7 +284,7 @@ async fn a_seal_with_any_flipped_bit_in_either_file_is_never_listed_as_another_o
 
 /// The crash between the seal and `run.json`, on a disk that then flips a bit.
 #[tokio::test]
-async fn a_damaged_seal_is_reported_by_the_opening_and_in_the_list_and_never_changed() {
+async fn a_damaged_seal_is_reported_and_unchanged() {
     let bench = Bench::in_memory();
     let outcome = bench.leave_sealed("flip").await;
     let (audit, record) = (
@@ -314,7 +314,7 @@ async fn a_damaged_seal_is_reported_by_the_opening_and_in_the_list_and_never_cha
 
 /// The file of the root is short: all of its bits.
 #[tokio::test]
-async fn a_damaged_root_is_refused_by_its_name_or_takes_over_no_run() {
+async fn a_damaged_root_file_recovers_no_foreign_run() {
     let bench = Bench::in_memory();
     bench.leave_running(&["run".into()]).await;
     let path = bench.root().join("root.json");

@@ -20,7 +20,7 @@ fn bad(fault: SinkFault) -> Faulty {
 }
 
 #[tokio::test]
-async fn a_best_effort_sink_that_fails_hangs_blocks_or_panics_harms_nobody() {
+async fn a_faulty_best_effort_sink_harms_no_other() {
     for fault in [
         SinkFault::error().on([SinkCall::Open]),
         SinkFault::error().on([SinkCall::Append]),
@@ -50,7 +50,7 @@ async fn a_best_effort_sink_that_fails_hangs_blocks_or_panics_harms_nobody() {
 }
 
 #[tokio::test]
-async fn a_sink_that_hangs_is_waited_for_once_and_not_at_each_seal() {
+async fn a_stuck_sink_delays_only_one_seal() {
     let sink =
         Fanout::new(Memory::new()).best_effort(bad(SinkFault::stall().on([SinkCall::Append])));
     let script = || Script::new().stdout("a\n");
@@ -68,7 +68,7 @@ async fn a_sink_that_hangs_is_waited_for_once_and_not_at_each_seal() {
 }
 
 #[tokio::test]
-async fn an_error_of_the_required_sink_is_the_fan_outs() {
+async fn an_error_of_the_required_sink_is_returned() {
     let sink = Fanout::new(bad(SinkFault::error().on([SinkCall::Open]))).best_effort(Memory::new());
     let folder = tempfile::tempdir().unwrap();
     let manager = Manager::builder(folder.path(), Scripted::new()).sink(sink);
@@ -79,7 +79,7 @@ async fn an_error_of_the_required_sink_is_the_fan_outs() {
 
 /// Also one that was not there before, and one that has a first part.
 #[tokio::test]
-async fn a_best_effort_sink_catches_up_when_a_run_is_resumed() {
+async fn a_best_effort_sink_catches_up_on_resume() {
     // One that does not say within 1 s what it has is given up for the run.
     assert!(catches_up().await || catches_up().await);
 }
@@ -139,7 +139,7 @@ fn eventually(what: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn a_further_process_has_a_log_of_its_own_in_each_sink() {
+async fn an_exec_has_its_own_log_in_each_sink() {
     let folder = tempfile::tempdir().unwrap();
     let (memory, (console, text)) = (Memory::new(), shown());
     let sink = Fanout::new(memory.clone()).best_effort(console);

@@ -49,7 +49,7 @@ fn is_file(kind: &str) -> bool {
 }
 
 #[tokio::test]
-async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
+async fn an_irregular_file_harms_one_run_at_most() {
     for file in ["run.json", "logs.jsonl", "lock"] {
         let bench = Bench::in_memory();
         let good = names("good", 3);
@@ -118,7 +118,7 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
 }
 
 #[tokio::test]
-async fn a_root_whose_file_is_something_else_is_refused_and_nothing_is_changed() {
+async fn an_irregular_root_file_is_refused() {
     for kind in KINDS {
         let bench = Bench::in_memory();
         bench.leave_sealed("run").await;
@@ -135,8 +135,8 @@ async fn a_root_whose_file_is_something_else_is_refused_and_nothing_is_changed()
 
 /// As the tests may run as root, whom no permission stops, another user does it.
 #[test]
-fn a_file_without_permission_to_read_is_reported_and_read_when_there_is_one() {
-    const NAME: &str = "a_file_without_permission_to_read_is_reported_and_read_when_there_is_one";
+fn an_unreadable_file_is_reported_and_retried() {
+    const NAME: &str = "an_unreadable_file_is_reported_and_retried";
     const NOBODY: u32 = 65534;
     use std::os::unix::process::CommandExt;
 
@@ -214,7 +214,7 @@ async fn without_permission() {
 
 /// A copy of a run's folder is not that run: its container is another one's, and so is its name.
 #[tokio::test]
-async fn a_folder_that_was_copied_or_renamed_is_reported_and_its_original_is_not_touched() {
+async fn a_copied_run_is_not_its_original() {
     for sealed in [false, true] {
         for record in [true, false] {
             let bench = Bench::in_memory();
@@ -267,7 +267,7 @@ async fn a_folder_that_was_copied_or_renamed_is_reported_and_its_original_is_not
 }
 
 #[tokio::test]
-async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_of_it() {
+async fn other_entries_in_a_root_are_left_alone() {
     let bench = Bench::in_memory();
     bench.leave_running(&["good".into()]).await;
     let elsewhere = Bench::in_memory();
@@ -323,7 +323,7 @@ async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_o
 }
 
 #[tokio::test]
-async fn a_request_to_stop_that_is_none_holds_nothing_up_and_gets_into_no_audit() {
+async fn a_bad_stop_request_is_ignored() {
     let bench = Bench::in_memory();
     bench.leave_running(&["run".into()]).await;
     for (at, kind) in KINDS.into_iter().enumerate() {
@@ -361,7 +361,7 @@ async fn a_request_to_stop_that_is_none_holds_nothing_up_and_gets_into_no_audit(
 
 /// It is not damaged: another moat has written it, and may read it.
 #[tokio::test]
-async fn a_record_of_a_later_version_is_reported_and_never_changed() {
+async fn a_later_record_version_is_never_changed() {
     let bench = Bench::in_memory();
     bench.leave_running(&["later".into(), "good".into()]).await;
     let path = bench.file("later", "run.json");
@@ -396,7 +396,7 @@ async fn a_record_of_a_later_version_is_reported_and_never_changed() {
 
 /// JSON that is as odd as JSON can be, in the record and in a line of the audit.
 #[tokio::test]
-async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
+async fn odd_json_harms_no_run() {
     let deep = |open: &str, close: &str| open.repeat(100_000) + &close.repeat(100_000);
     let odd = [
         ("deep_list", format!(r#""x":{},"#, deep("[", "]"))),
@@ -475,7 +475,7 @@ async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_audit_does_not_grow_while_the_engine_cannot_be_reached() {
+async fn an_audit_does_not_grow_during_retries() {
     let bench = Bench::in_memory();
     bench.leave_running(&["run".into()]).await;
     for _ in 0..200 {
@@ -496,7 +496,7 @@ async fn an_audit_does_not_grow_while_the_engine_cannot_be_reached() {
 
 /// What is in the way is told, and what was asked for is done once it is gone.
 #[tokio::test]
-async fn a_run_whose_file_someone_puts_right_is_taken_over_on_demand() {
+async fn a_repaired_run_is_recovered_on_demand() {
     let bench = Bench::in_memory();
     bench.leave_running(&["run".into()]).await;
     let audit = bench.file("run", "logs.jsonl");

@@ -9,7 +9,7 @@ use moat::{Ending, Manager, ShutdownMode};
 use crate::bench::{Bench, named, sealed, spec};
 
 #[tokio::test]
-async fn containers_whose_run_is_gone_are_orphans_and_those_that_are_kept_are_none() {
+async fn kept_containers_are_not_orphans() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let gone = bench
@@ -40,7 +40,7 @@ async fn containers_whose_run_is_gone_are_orphans_and_those_that_are_kept_are_no
 }
 
 #[tokio::test]
-async fn only_what_is_past_its_deadline_by_the_margin_is_reaped_and_its_audit_says_so() {
+async fn only_expired_containers_are_reaped() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let second = Duration::from_secs(1);

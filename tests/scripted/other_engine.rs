@@ -86,7 +86,7 @@ async fn a_run_of_another_engine_is_left_alone() {
 
 /// One that does not answer may be any, and one that does not say who it is, is taken for the one.
 #[tokio::test(start_paused = true)]
-async fn only_an_engine_that_says_so_is_another_one() {
+async fn only_a_different_engine_id_is_another_engine() {
     let bench = Bench::new();
     let (id, _) = left_on_a(&bench, None).await;
     for _ in 0..3 {
@@ -110,7 +110,7 @@ async fn only_an_engine_that_says_so_is_another_one() {
 }
 
 #[tokio::test]
-async fn a_flipped_bit_makes_no_run_another_engines() {
+async fn a_flipped_bit_does_not_change_the_engine() {
     let bench = Bench::new();
     let (id, _) = left_on_a(&bench, None).await;
     let path = bench.root().join(id.as_str()).join("run.json");
@@ -128,7 +128,7 @@ async fn a_flipped_bit_makes_no_run_another_engines() {
 
 /// It is the other one that has it. What was removed from there keeps no run from its removal.
 #[tokio::test]
-async fn a_container_that_is_kept_on_another_engine_is_not_left_behind() {
+async fn a_container_kept_elsewhere_blocks_remove() {
     for keep in [KeepContainer::Always, KeepContainer::Never] {
         let bench = Bench::new();
         bench.runtime.set_engine_id("A");

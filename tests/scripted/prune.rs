@@ -9,7 +9,7 @@ use moat::{Error, Manager, RunId, ShutdownMode};
 use crate::bench::{Bench, named, sealed, spec};
 
 #[tokio::test]
-async fn prune_removes_the_oldest_and_never_one_that_is_not_sealed_and_says_why() {
+async fn prune_removes_the_oldest_sealed_runs() {
     let bench = Bench::new();
     let manager = bench.open().await;
     for name in ["a", "b", "c", "d"] {
@@ -65,7 +65,7 @@ async fn prune_removes_the_oldest_and_never_one_that_is_not_sealed_and_says_why(
 }
 
 #[tokio::test]
-async fn a_dry_prune_foresees_what_a_real_one_is_refused() {
+async fn a_dry_run_predicts_refusals() {
     let bench = Bench::new();
     let manager = bench.open().await;
     bench.runtime.set_engine_id("one");

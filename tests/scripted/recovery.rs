@@ -36,7 +36,7 @@ pub fn let_go(audit: &Path) {
 
 /// Invariant 4: the next opening goes on where the file ends.
 #[tokio::test(start_paused = true)]
-async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubles() {
+async fn successive_managers_keep_each_line_once() {
     let bench = Bench::new();
     let mut script = Script::new();
     // More than the clock can run ahead in three rounds.
@@ -77,7 +77,7 @@ async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubl
 }
 
 #[tokio::test]
-async fn a_run_that_ended_while_nobody_watched_is_sealed_by_the_next_opening() {
+async fn an_exit_without_owner_is_sealed_later() {
     let bench = Bench::new();
     bench.runtime.next(
         Script::new()
@@ -97,7 +97,7 @@ async fn a_run_that_ended_while_nobody_watched_is_sealed_by_the_next_opening() {
 }
 
 #[tokio::test]
-async fn a_run_that_never_came_to_its_container_is_sealed_as_aborted() {
+async fn a_run_without_a_container_is_aborted() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let id = RunId::new("cut").unwrap();
@@ -121,7 +121,7 @@ async fn a_run_that_never_came_to_its_container_is_sealed_as_aborted() {
 
 /// Recovery starts nothing: a container that was made, and not started, goes.
 #[tokio::test]
-async fn a_container_that_was_not_started_is_removed_by_the_next_opening() {
+async fn an_unstarted_container_is_removed() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let id = RunId::new("made").unwrap();
@@ -137,7 +137,7 @@ async fn a_container_that_was_not_started_is_removed_by_the_next_opening() {
 }
 
 #[tokio::test]
-async fn two_managers_on_one_root_have_one_owner_for_each_run() {
+async fn each_run_has_one_owner() {
     let bench = Bench::new();
     bench
         .runtime
@@ -170,7 +170,7 @@ async fn two_managers_on_one_root_have_one_owner_for_each_run() {
 }
 
 #[tokio::test]
-async fn a_second_manager_goes_on_when_the_first_one_leaves() {
+async fn a_second_manager_takes_over_on_shutdown() {
     let bench = Bench::new();
     bench.runtime.next(
         Script::new()
@@ -189,7 +189,7 @@ async fn a_second_manager_goes_on_when_the_first_one_leaves() {
 }
 
 #[tokio::test]
-async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
+async fn recovery_on_demand_works() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().until_stopped());
     let manager = bench.open().await;
@@ -224,7 +224,7 @@ async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
 }
 
 #[tokio::test]
-async fn one_bad_run_stops_no_other_and_garbage_in_its_record_does_not_hide_a_run() {
+async fn a_bad_run_does_not_block_others() {
     let bench = Bench::new();
     bench
         .runtime

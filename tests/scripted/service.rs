@@ -13,7 +13,7 @@ use crate::bench::{Bench, named};
 use crate::ready::{SECOND, endless, proxy, start_service};
 
 #[tokio::test]
-async fn a_service_is_stopped_and_sealed_and_its_container_gone_when_its_scope_ends() {
+async fn a_service_ends_with_its_scope() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     let service = start_service(&bench, &manager, endless()).await;
@@ -33,7 +33,7 @@ async fn a_service_is_stopped_and_sealed_and_its_container_gone_when_its_scope_e
 }
 
 #[tokio::test]
-async fn a_service_is_stopped_when_a_panic_leaves_its_scope() {
+async fn a_service_ends_with_a_panic() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     let service = start_service(&bench, &manager, endless()).await;
@@ -46,7 +46,7 @@ async fn a_service_is_stopped_when_a_panic_leaves_its_scope() {
 }
 
 #[tokio::test]
-async fn a_service_whose_tasks_are_on_the_thread_of_its_scope_does_not_wait_for_itself() {
+async fn drop_does_not_deadlock_on_its_own_thread() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let service = start_service(&bench, &manager, endless()).await;
@@ -71,21 +71,21 @@ fn as_cargo_does(test: &str) -> Output {
 }
 
 #[test]
-fn the_output_of_a_service_is_shown_with_the_failure_of_its_test_alone() {
-    let output = as_cargo_does("service::fails_with_a_service");
+fn only_a_failed_test_shows_output() {
+    let output = as_cargo_does("service::child_fails_with_a_service");
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success(), "{shown}");
     let expected = "moat: run db exited with code 143, stopped by moat: a stop was requested; its \
                     last lines:\n  listening on 80\n  broken\nmoat: its audit: /";
     assert!(shown.contains(expected), "{shown}");
     assert!(!shown.contains("listening on 81"), "{shown}");
-    let output = as_cargo_does("service::passes_with_a_service");
+    let output = as_cargo_does("service::child_passes_with_a_service");
     assert!(output.status.success());
 }
 
 #[test]
 #[ignore = "fails, for the one that looks at how"]
-fn fails_with_a_service() {
+fn child_fails_with_a_service() {
     if std::env::var_os(AS_CARGO_DOES).is_none() {
         return;
     }
@@ -110,7 +110,7 @@ fn fails_with_a_service() {
 
 #[test]
 #[ignore = "prints, for the one that looks at what"]
-fn passes_with_a_service() {
+fn child_passes_with_a_service() {
     if std::env::var_os(AS_CARGO_DOES).is_none() {
         return;
     }
@@ -122,7 +122,7 @@ fn passes_with_a_service() {
 }
 
 #[test]
-fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
+fn a_manager_outlives_its_runtime() {
     let folder = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
     let manager = tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -183,18 +183,18 @@ async fn uses_the_shared_manager() {
 }
 
 #[tokio::test]
-async fn one_test_uses_the_manager_that_the_other_may_have_opened() {
+async fn one_test_shares_a_manager() {
     uses_the_shared_manager().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_other_test_uses_the_manager_that_the_one_may_have_opened() {
+async fn another_test_shares_the_manager() {
     uses_the_shared_manager().await;
 }
 
 #[cfg(feature = "process")]
 #[tokio::test]
-async fn the_port_of_a_local_process_is_the_port_itself() {
+async fn a_local_process_has_its_own_port() {
     let folder = tempfile::tempdir().unwrap();
     let manager = Manager::open(folder.path(), moat::LocalProcess::new())
         .await

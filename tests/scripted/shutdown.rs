@@ -48,7 +48,7 @@ async fn visit(attachment: Attachment) {
 }
 
 #[tokio::test]
-async fn what_was_done_to_a_run_before_a_shutdown_is_in_its_audit() {
+async fn shutdown_flushes_actions_on_a_run() {
     for recovered in [false, true] {
         in_time(async || {
             let bench = Bench::new();
@@ -93,7 +93,7 @@ async fn what_was_done_to_a_run_before_a_shutdown_is_in_its_audit() {
 }
 
 #[tokio::test]
-async fn what_was_done_to_a_further_process_before_a_shutdown_is_in_its_audit() {
+async fn shutdown_flushes_actions_on_an_exec() {
     in_time(async || {
         let bench = Bench::new();
         let held = id("held");
@@ -124,7 +124,7 @@ async fn what_was_done_to_a_further_process_before_a_shutdown_is_in_its_audit() 
 }
 
 #[tokio::test]
-async fn a_shutdown_does_not_wait_for_a_sink_that_stalls() {
+async fn a_stalled_sink_does_not_delay_shutdown() {
     let bench = Bench::new();
     let held = id("held");
     bench.runtime.script(&held, Script::new().until_stopped());
@@ -139,7 +139,7 @@ async fn a_shutdown_does_not_wait_for_a_sink_that_stalls() {
 }
 
 #[tokio::test]
-async fn a_stop_before_a_shutdown_reaches_a_run_that_another_one_owns() {
+async fn a_stop_of_a_foreign_run_survives_shutdown() {
     for overtaken in [false, true] {
         in_time(async || {
             let bench = Bench::new();
@@ -184,7 +184,7 @@ async fn a_stop_before_a_shutdown_reaches_a_run_that_another_one_owns() {
 
 /// A stop that comes while a start is under way asks as any other does, before it kills.
 #[tokio::test]
-async fn a_stop_of_a_start_that_a_shutdown_cuts_off_has_its_grace() {
+async fn a_stop_of_an_aborted_start_has_its_grace() {
     in_time(async || {
         let bench = Bench::new();
         let well = id("well");

@@ -86,7 +86,7 @@ async fn sealed_exec(exec: &Exec) -> moat::Outcome {
 }
 
 #[tokio::test]
-async fn runs_that_cannot_be_taken_over_yet_keep_no_other_from_it() {
+async fn blocked_recoveries_do_not_block_others() {
     for fault in [fails(), stalls()] {
         let bench = Bench::new();
         let well = id("10-well");
@@ -111,7 +111,7 @@ async fn runs_that_cannot_be_taken_over_yet_keep_no_other_from_it() {
 }
 
 #[tokio::test]
-async fn a_stop_reaches_the_container_while_the_log_of_its_run_cannot_be_opened() {
+async fn a_stop_works_while_the_log_cannot_be_opened() {
     for fault in [fails(), stalls()] {
         let bench = Bench::new();
         let held = id("held");
@@ -141,7 +141,7 @@ async fn a_stop_reaches_the_container_while_the_log_of_its_run_cannot_be_opened(
 }
 
 #[tokio::test]
-async fn a_run_that_is_removed_by_others_while_it_is_taken_over_is_given_up() {
+async fn a_run_removed_during_recovery_is_dropped() {
     let bench = Bench::new();
     let held = id("held");
     leave(&bench, std::slice::from_ref(&held)).await;
@@ -172,7 +172,7 @@ async fn a_run_that_is_removed_by_others_while_it_is_taken_over_is_given_up() {
 
 /// What was told of the end stays, whatever becomes of the process and of the container.
 #[tokio::test]
-async fn an_exit_is_written_down_while_a_sink_stalls() {
+async fn an_exit_is_recorded_while_a_sink_stalls() {
     let bench = Bench::new();
     let held = id("held");
     let script = Script::new().stdout("a line\n").until_stopped();
@@ -203,7 +203,7 @@ async fn an_exit_is_written_down_while_a_sink_stalls() {
 
 /// Invariant 9: once a process runs, nothing waits for the sink.
 #[tokio::test]
-async fn a_sink_that_stalls_holds_up_no_further_process() {
+async fn a_stalled_sink_does_not_block_exec() {
     let bench = Bench::new();
     let held = id("held");
     bench.runtime.script(&held, Script::new().until_stopped());
@@ -249,7 +249,7 @@ async fn type_while_the_sink_fails(attachment: &mut Attachment, run: &Run, sink:
 }
 
 #[tokio::test]
-async fn what_was_done_while_a_sink_failed_is_recorded_when_it_is_well() {
+async fn actions_during_a_sink_failure_are_recorded() {
     let bench = Bench::new();
     let held = id("held");
     bench.runtime.script(&held, Script::new().echo());
@@ -273,7 +273,7 @@ async fn what_was_done_while_a_sink_failed_is_recorded_when_it_is_well() {
 }
 
 #[tokio::test]
-async fn what_was_typed_into_a_further_process_while_a_sink_failed_is_recorded_when_it_is_well() {
+async fn exec_input_during_a_sink_failure_is_recorded() {
     let bench = Bench::new();
     let held = id("held");
     bench.runtime.script(&held, Script::new().until_stopped());

@@ -36,7 +36,7 @@ fn assert_refused(field: &str, error: Error) {
 }
 
 #[tokio::test]
-async fn a_hostile_value_is_refused_by_its_field_before_anything_is_made() {
+async fn a_hostile_value_is_refused_by_its_field() {
     let bench = Bench::in_memory();
     let manager = bench.open_patiently().await;
     let before = contents(&bench.root());
@@ -53,7 +53,7 @@ async fn a_hostile_value_is_refused_by_its_field_before_anything_is_made() {
 }
 
 #[test]
-fn a_hostile_run_id_is_refused_however_it_comes() {
+fn a_hostile_run_id_is_refused() {
     let long_ones = [65, 10_000].map(|length| long("x", length));
     let ids = [
         "",
@@ -110,7 +110,7 @@ fn a_hostile_run_id_is_refused_however_it_comes() {
 }
 
 #[tokio::test]
-async fn an_odd_value_that_is_taken_makes_a_run_like_any_other() {
+async fn an_accepted_odd_value_makes_a_normal_run() {
     let bench = Bench::in_memory();
     let manager = bench.open_patiently().await;
     for (name, spec) in taken() {
@@ -137,7 +137,7 @@ async fn an_odd_value_that_is_taken_makes_a_run_like_any_other() {
 }
 
 #[tokio::test]
-async fn odd_values_come_back_from_the_disk_as_they_were_and_no_secret_is_there() {
+async fn odd_values_survive_recovery_without_secrets() {
     let bench = Bench::in_memory();
     let manager = bench.open_patiently().await;
     let mut kept = Vec::new();
@@ -173,7 +173,7 @@ fn record(folder: &Path) -> RunRecord {
 
 /// A root is opened where its caller says, and nowhere else.
 #[test]
-fn a_path_with_a_nul_byte_is_no_root() {
+fn a_path_with_a_nul_byte_is_refused() {
     let error = moat::Root::open(Path::new("/tmp/a\0b")).unwrap_err();
     assert!(matches!(error, Error::Storage { .. }), "{error}");
 }

@@ -9,7 +9,7 @@ use crate::bench::{Bench, sealed, spec};
 use crate::events::{all, words};
 
 #[tokio::test(start_paused = true)]
-async fn what_a_run_uses_is_sampled_and_its_peaks_are_in_the_seal() {
+async fn usage_is_sampled_and_sealed() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let script = Script::new()

@@ -19,21 +19,21 @@ use crate::stage::{assert_bytes, assert_complete, end, printed, read};
 
 testkit::trials! {
     crate::daemon::on_daemon:
-        a_killed_shim_ends_the_run_with_the_engines_own_code_and_all_that_was_printed,
-        a_stop_by_others_is_the_containers_own_end,
-        a_kill_by_others_is_code_137_and_complete,
-        a_removal_by_others_in_the_middle_of_output_is_said,
-        a_pause_by_others_is_no_end_and_loses_nothing,
-        a_stop_ends_a_container_that_others_have_paused,
-        a_renamed_container_is_watched_recovered_and_removed,
-        a_kept_container_that_others_start_again_changes_nothing,
-        a_container_that_others_start_again_before_its_log_is_read_is_never_complete,
+        a_killed_shim_ends_the_run_with_all_output,
+        an_external_stop_is_a_normal_exit,
+        an_external_kill_is_code_137_and_complete,
+        an_external_removal_is_recorded,
+        an_external_pause_loses_nothing,
+        a_stop_ends_an_externally_paused_container,
+        a_renamed_container_is_recovered_and_removed,
+        a_restart_of_a_kept_container_changes_nothing,
+        an_external_restart_before_replay_is_a_gap,
         a_run_of_another_daemon_is_left_alone,
 }
 
 /// The container goes with its process. Whatever code the engine makes up for it, what was
 /// printed until then is known.
-async fn a_killed_shim_ends_the_run_with_the_engines_own_code_and_all_that_was_printed() {
+async fn a_killed_shim_ends_the_run_with_all_output() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let spec = daemon.spec("lines 300 + sleep 600");
@@ -48,7 +48,7 @@ async fn a_killed_shim_ends_the_run_with_the_engines_own_code_and_all_that_was_p
     assert_eq!(assert_says(&audit, 300), 0);
 }
 
-async fn a_stop_by_others_is_the_containers_own_end() {
+async fn an_external_stop_is_a_normal_exit() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -69,7 +69,7 @@ async fn a_stop_by_others_is_the_containers_own_end() {
     assert_bytes(audit.stream("stdout"), &expected);
 }
 
-async fn a_kill_by_others_is_code_137_and_complete() {
+async fn an_external_kill_is_code_137_and_complete() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -89,7 +89,7 @@ async fn a_kill_by_others_is_code_137_and_complete() {
 }
 
 /// The file is open to the end; the log that would confirm it is gone.
-async fn a_removal_by_others_in_the_middle_of_output_is_said() {
+async fn an_external_removal_is_recorded() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -109,7 +109,7 @@ async fn a_removal_by_others_in_the_middle_of_output_is_said() {
     assert!(all.starts_with(audit.stream("stdout")));
 }
 
-async fn a_pause_by_others_is_no_end_and_loses_nothing() {
+async fn an_external_pause_loses_nothing() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -132,7 +132,7 @@ async fn a_pause_by_others_is_no_end_and_loses_nothing() {
 }
 
 /// A signal does not reach what is frozen; SIGKILL must.
-async fn a_stop_ends_a_container_that_others_have_paused() {
+async fn a_stop_ends_an_externally_paused_container() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -152,7 +152,7 @@ async fn a_stop_ends_a_container_that_others_have_paused() {
 }
 
 /// A name is anyone's to change.
-async fn a_renamed_container_is_watched_recovered_and_removed() {
+async fn a_renamed_container_is_recovered_and_removed() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let id = RunId::new("one").unwrap();
@@ -187,7 +187,7 @@ async fn a_renamed_container_is_watched_recovered_and_removed() {
 }
 
 /// Its audit is sealed: what it prints now is nobody's.
-async fn a_kept_container_that_others_start_again_changes_nothing() {
+async fn a_restart_of_a_kept_container_changes_nothing() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let spec = daemon
@@ -217,7 +217,7 @@ async fn a_kept_container_that_others_start_again_changes_nothing() {
 }
 
 /// Between the end of the container and the reading of its log, which has two executions then.
-async fn a_container_that_others_start_again_before_its_log_is_read_is_never_complete() {
+async fn an_external_restart_before_replay_is_a_gap() {
     let daemon = Daemon::new().await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
     let manager = daemon.manager_at(&proxy.address()).await;

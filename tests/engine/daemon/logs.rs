@@ -13,15 +13,15 @@ use crate::stage::{Watched, assert_bytes, assert_complete, printed};
 
 testkit::trials! {
     crate::daemon::on_daemon:
-        a_deleted_log_leaves_what_was_received_and_is_a_possible_gap,
-        a_log_that_was_deleted_while_nobody_watched_is_a_gap,
-        a_truncated_log_leaves_what_was_received_and_is_complete,
-        a_log_that_was_truncated_while_nobody_watched_is_a_gap,
-        a_torn_log_leaves_what_was_received_and_is_complete,
-        a_log_that_was_torn_while_nobody_watched_is_a_gap,
-        a_full_disk_of_the_daemon_leaves_what_was_received_and_is_a_possible_gap,
-        a_full_disk_of_the_daemon_while_nobody_watched_is_a_gap,
-        a_full_disk_of_the_daemon_is_not_taken_for_a_terminals_output,
+        a_deleted_log_is_a_possible_gap,
+        a_log_deleted_without_owner_is_a_gap,
+        a_truncated_log_after_capture_is_complete,
+        a_log_truncated_without_owner_is_a_gap,
+        a_torn_log_after_capture_is_complete,
+        a_log_torn_without_owner_is_a_gap,
+        a_full_daemon_disk_is_a_possible_gap,
+        a_full_daemon_disk_without_owner_is_a_gap,
+        an_engine_error_is_not_terminal_output,
 }
 
 const STEPS: &str = "lines 200 + await /gate/go + lines 200 --from 201 + exit 5";
@@ -106,33 +106,33 @@ const SMALL: Kind = Kind {
     disk: Some("32m"),
 };
 
-async fn a_deleted_log_leaves_what_was_received_and_is_a_possible_gap() {
+async fn a_deleted_log_is_a_possible_gap() {
     let audit = watched(Kind::default(), delete).await;
     assert_gap(&audit, "log_shorter", true);
 }
 
-async fn a_log_that_was_deleted_while_nobody_watched_is_a_gap() {
+async fn a_log_deleted_without_owner_is_a_gap() {
     unwatched(Kind::default(), delete).await.unwrap();
 }
 
 /// The end of the log agrees with what was received: all of it was.
-async fn a_truncated_log_leaves_what_was_received_and_is_complete() {
+async fn a_truncated_log_after_capture_is_complete() {
     assert_complete(&watched(Kind::default(), truncate).await);
 }
 
-async fn a_log_that_was_truncated_while_nobody_watched_is_a_gap() {
+async fn a_log_truncated_without_owner_is_a_gap() {
     unwatched(Kind::default(), truncate).await.unwrap();
 }
 
-async fn a_torn_log_leaves_what_was_received_and_is_complete() {
+async fn a_torn_log_after_capture_is_complete() {
     assert_complete(&watched(Kind::default(), tear).await);
 }
 
-async fn a_log_that_was_torn_while_nobody_watched_is_a_gap() {
+async fn a_log_torn_without_owner_is_a_gap() {
     unwatched(Kind::default(), tear).await.unwrap();
 }
 
-async fn a_full_disk_of_the_daemon_leaves_what_was_received_and_is_a_possible_gap() {
+async fn a_full_daemon_disk_is_a_possible_gap() {
     let audit = watched(SMALL, fill).await;
     // TruncatedTail, or, where the disk ended with a record, short.
     let gaps = audit.all("gap");
@@ -144,7 +144,7 @@ async fn a_full_disk_of_the_daemon_leaves_what_was_received_and_is_a_possible_ga
     assert_gap(&audit, reason, true);
 }
 
-async fn a_full_disk_of_the_daemon_while_nobody_watched_is_a_gap() {
+async fn a_full_daemon_disk_without_owner_is_a_gap() {
     let audit = loop {
         if let Some(audit) = unwatched(SMALL, fill).await {
             break audit;
@@ -154,7 +154,7 @@ async fn a_full_disk_of_the_daemon_while_nobody_watched_is_a_gap() {
 }
 
 /// There the daemon's error comes as if the container had printed it.
-async fn a_full_disk_of_the_daemon_is_not_taken_for_a_terminals_output() {
+async fn an_engine_error_is_not_terminal_output() {
     let daemon = Daemon::of(SMALL).await;
     let manager = daemon.manager().await;
     let id = RunId::new("one").unwrap();

@@ -14,18 +14,18 @@ use crate::stage::{assert_bytes, assert_complete, printed};
 
 testkit::trials! {
     crate::daemon::on_daemon:
-        a_graceful_restart_during_output_waits_for_the_container_and_loses_nothing,
-        a_killed_daemon_during_output_is_a_possible_gap,
-        a_graceful_restart_with_live_restore_during_output_is_a_possible_gap,
-        a_killed_daemon_with_live_restore_during_output_is_a_possible_gap,
-        a_graceful_restart_during_silence_stops_the_container_and_loses_nothing,
-        a_killed_daemon_during_silence_loses_nothing_that_was_printed,
-        a_graceful_restart_with_live_restore_during_silence_loses_no_line,
-        a_killed_daemon_with_live_restore_during_silence_loses_no_line,
-        what_died_in_a_daemons_memory_is_never_passed_over,
-        what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_over,
-        a_killed_daemon_under_load_loses_no_line_unsaid,
-        a_container_that_ends_while_its_daemon_is_down_keeps_its_exit_code,
+        a_restart_during_output_loses_nothing,
+        a_kill_during_output_is_a_possible_gap,
+        a_live_restore_during_output_is_a_possible_gap,
+        a_kill_with_live_restore_is_a_possible_gap,
+        a_restart_during_silence_loses_nothing,
+        a_kill_during_silence_loses_no_output,
+        a_live_restore_during_silence_loses_no_line,
+        a_kill_with_live_restore_in_silence_is_lossless,
+        output_lost_in_daemon_memory_is_a_gap,
+        output_lost_in_memory_without_owner_is_a_gap,
+        a_kill_under_load_records_each_lost_line,
+        an_exit_while_the_daemon_is_down_keeps_its_code,
 }
 
 const LIVE: Kind = Kind {
@@ -87,19 +87,19 @@ async fn during_output(kind: Kind, by: By) {
     }
 }
 
-async fn a_graceful_restart_during_output_waits_for_the_container_and_loses_nothing() {
+async fn a_restart_during_output_loses_nothing() {
     during_output(Kind::default(), By::Term).await;
 }
 
-async fn a_killed_daemon_during_output_is_a_possible_gap() {
+async fn a_kill_during_output_is_a_possible_gap() {
     during_output(Kind::default(), By::Kill).await;
 }
 
-async fn a_graceful_restart_with_live_restore_during_output_is_a_possible_gap() {
+async fn a_live_restore_during_output_is_a_possible_gap() {
     during_output(LIVE, By::Term).await;
 }
 
-async fn a_killed_daemon_with_live_restore_during_output_is_a_possible_gap() {
+async fn a_kill_with_live_restore_is_a_possible_gap() {
     during_output(LIVE, By::Kill).await;
 }
 
@@ -137,26 +137,26 @@ async fn during_silence(kind: Kind, by: By) {
     }
 }
 
-async fn a_graceful_restart_during_silence_stops_the_container_and_loses_nothing() {
+async fn a_restart_during_silence_loses_nothing() {
     during_silence(Kind::default(), By::Term).await;
 }
 
 /// The one that comes stops the containers that it finds.
-async fn a_killed_daemon_during_silence_loses_nothing_that_was_printed() {
+async fn a_kill_during_silence_loses_no_output() {
     during_silence(Kind::default(), By::Kill).await;
 }
 
-async fn a_graceful_restart_with_live_restore_during_silence_loses_no_line() {
+async fn a_live_restore_during_silence_loses_no_line() {
     during_silence(LIVE, By::Term).await;
 }
 
-async fn a_killed_daemon_with_live_restore_during_silence_loses_no_line() {
+async fn a_kill_with_live_restore_in_silence_is_lossless() {
     during_silence(LIVE, By::Kill).await;
 }
 
 /// What a daemon has taken from a container, and not written to its log, dies with it. The log
 /// that the next one goes on with does not show it.
-async fn what_died_in_a_daemons_memory_is_never_passed_over() {
+async fn output_lost_in_daemon_memory_is_a_gap() {
     let mut daemon = Daemon::of(LIVE).await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
     let manager = daemon.manager_at(&proxy.address()).await;
@@ -176,7 +176,7 @@ async fn what_died_in_a_daemons_memory_is_never_passed_over() {
 }
 
 /// The same, where nobody watched meanwhile.
-async fn what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_over() {
+async fn output_lost_in_memory_without_owner_is_a_gap() {
     let mut daemon = Daemon::of(LIVE).await;
     let manager = daemon.manager().await;
     let steps = "lines 100 + await /gate/1 + print half + write /gate/printed x \
@@ -202,7 +202,7 @@ async fn what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_over
 }
 
 /// A megabyte is on its way through the daemon when it is killed.
-async fn a_killed_daemon_under_load_loses_no_line_unsaid() {
+async fn a_kill_under_load_records_each_lost_line() {
     let mut daemon = Daemon::of(LIVE).await;
     let manager = daemon.manager().await;
     let spec = daemon.spec("lines 300000 --burst 500 + await /gate/go");
@@ -220,7 +220,7 @@ async fn a_killed_daemon_under_load_loses_no_line_unsaid() {
 }
 
 /// Invariant 10: the next daemon knows what became of the container, and until then nobody does.
-async fn a_container_that_ends_while_its_daemon_is_down_keeps_its_exit_code() {
+async fn an_exit_while_the_daemon_is_down_keeps_its_code() {
     let mut daemon = Daemon::of(LIVE).await;
     let manager = daemon.manager().await;
     let steps = "lines 100 + await /gate/go + lines 100 --from 101 + write /gate/done x + exit 5";

@@ -13,23 +13,23 @@ use crate::stage::{assert_complete, printed, read, seal};
 
 testkit::trials! {
     crate::daemon::on_daemon:
-        a_frozen_daemon_is_no_end_and_loses_nothing,
-        a_stop_reaches_a_container_of_a_frozen_daemon_when_that_goes_on,
-        a_start_at_a_frozen_daemon_fails_and_nothing_runs_unaudited,
-        a_start_at_a_daemon_that_is_frozen_for_a_while_succeeds_late,
-        a_create_that_lands_after_its_bound_never_runs,
-        a_start_that_lands_after_its_bound_is_watched,
-        a_socket_that_is_gone_for_a_while_changes_nothing,
+        a_frozen_daemon_loses_nothing,
+        a_stop_is_retried_until_the_daemon_thaws,
+        a_start_at_a_frozen_daemon_fails,
+        a_start_at_a_briefly_frozen_daemon_succeeds,
+        a_create_after_its_timeout_never_runs,
+        a_start_after_its_timeout_is_captured,
+        a_missing_socket_loses_nothing,
         a_slow_connection_loses_nothing,
-        a_frozen_connection_is_no_end_and_loses_nothing,
-        a_wait_that_is_never_answered_does_not_hang_the_run,
+        a_frozen_connection_loses_nothing,
+        an_unanswered_wait_does_not_hang_the_run,
 }
 
 /// Longer than the bound of a call.
 const LONG: Duration = Duration::from_secs(32);
 
 /// The container's process is none of the daemon's: it goes on, until its pipe is full.
-async fn a_frozen_daemon_is_no_end_and_loses_nothing() {
+async fn a_frozen_daemon_loses_nothing() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let steps = "lines 1500 --burst 10 --delay-ms 5 + await /gate/go \
@@ -47,7 +47,7 @@ async fn a_frozen_daemon_is_no_end_and_loses_nothing() {
     assert_complete(&audit);
 }
 
-async fn a_stop_reaches_a_container_of_a_frozen_daemon_when_that_goes_on() {
+async fn a_stop_is_retried_until_the_daemon_thaws() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -70,7 +70,7 @@ async fn a_stop_reaches_a_container_of_a_frozen_daemon_when_that_goes_on() {
 }
 
 /// The request may be carried out all the same: what comes of it is removed, or never runs.
-async fn a_start_at_a_frozen_daemon_fails_and_nothing_runs_unaudited() {
+async fn a_start_at_a_frozen_daemon_fails() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     daemon.freeze();
@@ -96,7 +96,7 @@ async fn a_start_at_a_frozen_daemon_fails_and_nothing_runs_unaudited() {
 }
 
 /// A short freeze is only slow.
-async fn a_start_at_a_daemon_that_is_frozen_for_a_while_succeeds_late() {
+async fn a_start_at_a_briefly_frozen_daemon_succeeds() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     daemon.freeze();
@@ -132,7 +132,7 @@ async fn frozen_at(operation: &str) -> (Daemon, Proxy, Manager, Result<Run, Erro
 }
 
 /// Only the one who asked for it would start it.
-async fn a_create_that_lands_after_its_bound_never_runs() {
+async fn a_create_after_its_timeout_never_runs() {
     let (daemon, proxy, manager, started) = frozen_at("create").await;
     let Err(Error::NotStarted { outcome, source }) = started else {
         panic!("it was started");
@@ -155,7 +155,7 @@ async fn a_create_that_lands_after_its_bound_never_runs() {
 }
 
 /// Invariant 10: that the start was not answered does not mean that it did not happen.
-async fn a_start_that_lands_after_its_bound_is_watched() {
+async fn a_start_after_its_timeout_is_captured() {
     let (daemon, _proxy, _manager, started) = frozen_at("start").await;
     // When the daemon goes on, it may do something else first: then nothing runs.
     if let Err(Error::NotStarted { outcome, .. }) = &started {
@@ -171,7 +171,7 @@ async fn a_start_that_lands_after_its_bound_is_watched() {
 }
 
 /// Invariant 10. Connections that are open stay open; no new ones come about.
-async fn a_socket_that_is_gone_for_a_while_changes_nothing() {
+async fn a_missing_socket_loses_nothing() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let steps = "lines 200 + await /gate/go + lines 200 --from 201 + write /gate/done x + exit 5";
@@ -215,7 +215,7 @@ async fn a_slow_connection_loses_nothing() {
 }
 
 /// Nothing comes through, and nothing breaks: neither side is told.
-async fn a_frozen_connection_is_no_end_and_loses_nothing() {
+async fn a_frozen_connection_loses_nothing() {
     let daemon = Daemon::new().await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
     let manager = daemon.manager_at(&proxy.address()).await;
@@ -235,7 +235,7 @@ async fn a_frozen_connection_is_no_end_and_loses_nothing() {
 }
 
 /// What never breaks and never answers is given up, by a bound, and asked again.
-async fn a_wait_that_is_never_answered_does_not_hang_the_run() {
+async fn an_unanswered_wait_does_not_hang_the_run() {
     let daemon = Daemon::new().await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
     proxy.fault("wait", Fault::Hang);

@@ -17,7 +17,7 @@ use crate::stage::{Stage, printed};
 
 testkit::trials! {
     crate::storage::on_engine:
-        a_process_out_of_descriptors_refuses_new_runs_and_loses_nothing_of_the_old,
+        no_descriptors_lose_no_output,
 }
 
 /// Says that this process is such a one, and what it is to do.
@@ -73,7 +73,7 @@ async fn obey(orders: Orders) {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-async fn a_process_out_of_descriptors_refuses_new_runs_and_loses_nothing_of_the_old(stage: &Stage) {
+async fn no_descriptors_lose_no_output(stage: &Stage) {
     let orders = Orders {
         root: stage.root(),
         gate: stage.folder.path().join("gate"),

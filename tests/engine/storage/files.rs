@@ -18,19 +18,19 @@ use crate::stage::Stage;
 
 testkit::trials! {
     crate::storage::on_engine:
-        a_folder_that_is_removed_meanwhile_is_made_again_with_all_that_was_printed,
-        a_truncated_audit_is_never_sealed_with_a_hole,
-        an_audit_that_was_edited_in_place_is_captured_again,
-        an_audit_that_was_replaced_by_an_edited_copy_is_captured_again,
+        a_removed_directory_is_restored,
+        a_truncated_audit_is_captured_again,
+        an_edited_audit_is_captured_again,
+        a_replaced_audit_is_captured_again,
         #[cfg(feature = "testing")]
-        an_audit_that_has_lost_a_line_while_its_disk_refused_is_captured_again,
-        what_others_append_to_an_audit_is_not_sealed,
-        an_edited_audit_that_no_log_stands_behind_is_a_gap,
-        an_audit_that_was_only_looked_at_and_linked_is_sealed_as_it_is,
-        another_runs_sealed_audit_in_the_place_is_never_taken_for_this_ones;
+        a_line_lost_during_a_fault_is_captured_again,
+        appended_foreign_records_are_not_sealed,
+        an_edited_audit_without_backstop_is_a_gap,
+        a_linked_audit_is_sealed_unchanged,
+        another_runs_audit_is_never_accepted;
     crate::storage::on_immutable:
-        an_audit_that_may_not_be_written_any_more_is_waited_for,
-        a_folder_that_may_not_be_changed_any_more_loses_nothing,
+        an_immutable_audit_is_retried,
+        an_immutable_directory_loses_nothing,
 }
 
 /// A file or folder that nobody may change, not even root. Dropped, it is as it was.
@@ -134,7 +134,7 @@ fn replace(path: &Path, text: impl AsRef<[u8]>) {
     fs::rename(temporary, path).unwrap();
 }
 
-async fn a_folder_that_is_removed_meanwhile_is_made_again_with_all_that_was_printed(stage: &Stage) {
+async fn a_removed_directory_is_restored(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     fs::remove_dir_all(run.dir()).unwrap();
@@ -144,7 +144,7 @@ async fn a_folder_that_is_removed_meanwhile_is_made_again_with_all_that_was_prin
 }
 
 /// To nothing, in the middle of a record, and between two.
-async fn a_truncated_audit_is_never_sealed_with_a_hole(stage: &Stage) {
+async fn a_truncated_audit_is_captured_again(stage: &Stage) {
     let manager = manager(stage).await;
     for place in [None, Some(" 00000100 "), Some("{\"ts\"")] {
         let run = start(&manager, spec(stage)).await;
@@ -162,7 +162,7 @@ async fn a_truncated_audit_is_never_sealed_with_a_hole(stage: &Stage) {
 }
 
 /// Before more is written, and when nothing but the seal is to come.
-async fn an_audit_that_was_edited_in_place_is_captured_again(stage: &Stage) {
+async fn an_edited_audit_is_captured_again(stage: &Stage) {
     let manager = manager(stage).await;
     for late in [false, true] {
         let run = start(&manager, spec(stage)).await;
@@ -183,7 +183,7 @@ async fn an_audit_that_was_edited_in_place_is_captured_again(stage: &Stage) {
 }
 
 /// As an editor does it.
-async fn an_audit_that_was_replaced_by_an_edited_copy_is_captured_again(stage: &Stage) {
+async fn a_replaced_audit_is_captured_again(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     let audit = run.audit().unwrap();
@@ -196,7 +196,7 @@ async fn an_audit_that_was_replaced_by_an_edited_copy_is_captured_again(stage: &
 
 /// What is read back then is a file of whole records, as any.
 #[cfg(feature = "testing")]
-async fn an_audit_that_has_lost_a_line_while_its_disk_refused_is_captured_again(stage: &Stage) {
+async fn a_line_lost_during_a_fault_is_captured_again(stage: &Stage) {
     use moat::sink::Jsonl;
     use moat::sink::{Faulty, SinkCall, SinkFault};
 
@@ -226,7 +226,7 @@ async fn an_audit_that_has_lost_a_line_while_its_disk_refused_is_captured_again(
 }
 
 /// A record, as well as garbage; less than comes after it, as well as more.
-async fn what_others_append_to_an_audit_is_not_sealed(stage: &Stage) {
+async fn appended_foreign_records_are_not_sealed(stage: &Stage) {
     let manager = manager(stage).await;
     let note = r#"{"type":"note","ts":"2026-11-24T00:00:00.000000000Z","text":"by others"}"#;
     for added in [format!("{note}\n"), format!("{note}\n").repeat(1000)] {
@@ -247,7 +247,7 @@ async fn what_others_append_to_an_audit_is_not_sealed(stage: &Stage) {
 }
 
 /// What was there before the edit cannot be told from what was there after it.
-async fn an_edited_audit_that_no_log_stands_behind_is_a_gap(stage: &Stage) {
+async fn an_edited_audit_without_backstop_is_a_gap(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage).backstop(Backstop::None)).await;
     edit(&run.audit().unwrap());
@@ -263,7 +263,7 @@ async fn an_edited_audit_that_no_log_stands_behind_is_a_gap(stage: &Stage) {
 }
 
 /// It is no harm, and not taken for any.
-async fn an_audit_that_was_only_looked_at_and_linked_is_sealed_as_it_is(stage: &Stage) {
+async fn a_linked_audit_is_sealed_unchanged(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     let audit = run.audit().unwrap();
@@ -280,7 +280,7 @@ async fn an_audit_that_was_only_looked_at_and_linked_is_sealed_as_it_is(stage: &
 }
 
 /// It is whole, and of another run.
-async fn another_runs_sealed_audit_in_the_place_is_never_taken_for_this_ones(stage: &Stage) {
+async fn another_runs_audit_is_never_accepted(stage: &Stage) {
     let manager = manager(stage).await;
     let other = manager.start(stage.spec("lines 300")).await.unwrap();
     crate::stage::end(&other).await;
@@ -302,7 +302,7 @@ async fn another_runs_sealed_audit_in_the_place_is_never_taken_for_this_ones(sta
     assert_whole(stage, &run, &["out", "err"], 300).await;
 }
 
-async fn an_audit_that_may_not_be_written_any_more_is_waited_for(stage: &Stage) {
+async fn an_immutable_audit_is_retried(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     let immutable = Immutable::make(&run.audit().unwrap());
@@ -314,7 +314,7 @@ async fn an_audit_that_may_not_be_written_any_more_is_waited_for(stage: &Stage) 
 }
 
 /// The file is open, and takes all; no other can be made or replaced.
-async fn a_folder_that_may_not_be_changed_any_more_loses_nothing(stage: &Stage) {
+async fn an_immutable_directory_loses_nothing(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     let immutable = Immutable::make(run.dir());

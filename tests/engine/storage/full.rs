@@ -12,11 +12,11 @@ use crate::stage::{Stage, assert_complete, printed};
 
 testkit::trials! {
     crate::storage::on_small_disk:
-        a_disk_that_is_full_at_the_start_refuses_the_run_and_leaves_nothing,
-        a_disk_that_fills_in_the_middle_loses_nothing_once_it_has_room,
-        a_disk_that_is_full_at_the_seal_is_waited_for,
-        a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later,
-        a_full_disk_is_waited_for_by_the_next_manager_too,
+        a_disk_full_at_the_start_refuses_the_run,
+        a_disk_full_during_output_loses_nothing,
+        a_disk_full_at_the_seal_is_retried,
+        a_stop_works_on_a_full_disk,
+        the_next_manager_retries_a_full_disk,
 }
 
 const FULL: &str = "No space left";
@@ -40,7 +40,7 @@ async fn start(manager: &Manager, spec: RunSpec) -> Run {
 
 /// With room for nothing, for the record of the intent, for the first record of the audit, and for
 /// what comes next.
-async fn a_disk_that_is_full_at_the_start_refuses_the_run_and_leaves_nothing(stage: &Stage) {
+async fn a_disk_full_at_the_start_refuses_the_run(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
     for pages in 0..6 {
@@ -71,7 +71,7 @@ async fn a_disk_that_is_full_at_the_start_refuses_the_run_and_leaves_nothing(sta
     assert!(manager.list().await.unwrap().is_empty());
 }
 
-async fn a_disk_that_fills_in_the_middle_loses_nothing_once_it_has_room(stage: &Stage) {
+async fn a_disk_full_during_output_loses_nothing(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
     let steps = "lines 100 --stream both + await /gate/full \
@@ -89,7 +89,7 @@ async fn a_disk_that_fills_in_the_middle_loses_nothing_once_it_has_room(stage: &
 }
 
 /// All that was printed is in the file, and its last page has room for less than the seal.
-async fn a_disk_that_is_full_at_the_seal_is_waited_for(stage: &Stage) {
+async fn a_disk_full_at_the_seal_is_retried(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
     let steps = "lines 100 --stream both + await /gate/text + read /gate/padding \
@@ -129,7 +129,7 @@ async fn printed_in_file(run: &Run, text: &str) {
 }
 
 /// Nothing of a stop goes through the disk but its record, which comes later.
-async fn a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later(stage: &Stage) {
+async fn a_stop_works_on_a_full_disk(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
     let steps = "lines 100 + await /gate/full + lines 1900 --from 101 --burst 10 \
@@ -156,7 +156,7 @@ async fn a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later(stage: 
 }
 
 /// Whoever finds the run knows of its end from the engine alone.
-async fn a_full_disk_is_waited_for_by_the_next_manager_too(stage: &Stage) {
+async fn the_next_manager_retries_a_full_disk(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let first = manager(stage).await;
     let steps = "lines 100 --stream both + await /gate/full \

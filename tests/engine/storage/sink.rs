@@ -13,13 +13,13 @@ use crate::stage::{Stage, assert_complete, printed};
 
 testkit::trials! {
     crate::storage::on_engine:
-        a_sink_that_stalls_holds_up_neither_the_container_nor_a_stop,
-        a_sink_that_stalls_at_the_first_record_holds_up_nothing,
-        a_shutdown_does_not_wait_for_a_sink_that_stalls,
-        a_sink_that_fails_some_times_loses_nothing,
-        a_sink_that_cannot_open_a_log_refuses_the_run_and_leaves_nothing,
-        a_sink_that_fails_for_ever_keeps_the_container_and_hangs_nobody,
-        a_sink_that_panics_is_survived_and_loses_nothing,
+        a_stall_blocks_neither_container_nor_stop,
+        a_stall_at_the_first_record_blocks_nothing,
+        a_stalled_sink_does_not_delay_shutdown,
+        temporary_failures_lose_nothing,
+        a_failed_open_refuses_the_run,
+        a_permanent_failure_keeps_the_container,
+        a_panic_loses_nothing,
 }
 
 /// All calls on a log that is there.
@@ -79,7 +79,7 @@ async fn assert_not_held_up(stage: &Stage, manager: &Manager, sink: &Faulty, run
 }
 
 /// Invariant 9.
-async fn a_sink_that_stalls_holds_up_neither_the_container_nor_a_stop(stage: &Stage) {
+async fn a_stall_blocks_neither_container_nor_stop(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     let steps = format!(
@@ -94,7 +94,7 @@ async fn a_sink_that_stalls_holds_up_neither_the_container_nor_a_stop(stage: &St
 }
 
 /// The same, for what is written before any output is.
-async fn a_sink_that_stalls_at_the_first_record_holds_up_nothing(stage: &Stage) {
+async fn a_stall_at_the_first_record_blocks_nothing(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     sink.fault(SinkFault::stall().on([SinkCall::Append]));
@@ -105,7 +105,7 @@ async fn a_sink_that_stalls_at_the_first_record_holds_up_nothing(stage: &Stage) 
     assert_not_held_up(stage, &manager, &sink, &run).await;
 }
 
-async fn a_shutdown_does_not_wait_for_a_sink_that_stalls(stage: &Stage) {
+async fn a_stalled_sink_does_not_delay_shutdown(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let first = manager(stage, &sink).await;
     let run = start(&first, thousand(stage)).await;
@@ -120,7 +120,7 @@ async fn a_shutdown_does_not_wait_for_a_sink_that_stalls(stage: &Stage) {
 }
 
 /// Each of its calls, and all of them, several times in a row.
-async fn a_sink_that_fails_some_times_loses_nothing(stage: &Stage) {
+async fn temporary_failures_lose_nothing(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     for calls in [&[SinkCall::Append], &[SinkCall::Seal], ALL] as [&[SinkCall]; 3] {
@@ -134,7 +134,7 @@ async fn a_sink_that_fails_some_times_loses_nothing(stage: &Stage) {
     }
 }
 
-async fn a_sink_that_cannot_open_a_log_refuses_the_run_and_leaves_nothing(stage: &Stage) {
+async fn a_failed_open_refuses_the_run(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     let spec = || stage.spec("lines 10").id(RunId::new("same").unwrap());
@@ -149,7 +149,7 @@ async fn a_sink_that_cannot_open_a_log_refuses_the_run_and_leaves_nothing(stage:
 }
 
 /// It is told of, and what comes after it knows all.
-async fn a_sink_that_fails_for_ever_keeps_the_container_and_hangs_nobody(stage: &Stage) {
+async fn a_permanent_failure_keeps_the_container(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let first = manager(stage, &sink).await;
     let run = start(&first, thousand(stage)).await;
@@ -183,7 +183,7 @@ async fn a_sink_that_fails_for_ever_keeps_the_container_and_hangs_nobody(stage: 
 }
 
 /// In each of its calls. The run is asked for once more, as one whose owner has died.
-async fn a_sink_that_panics_is_survived_and_loses_nothing(stage: &Stage) {
+async fn a_panic_loses_nothing(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     for call in [SinkCall::Append, SinkCall::Seal] {
