@@ -1,4 +1,4 @@
-//! Docker, or what speaks its protocol, as the suite's stage.
+//! Docker, or an engine with its protocol, for the suite.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use testkit::image;
 use testkit::proxy::Proxy;
 use tokio::sync::OnceCell;
 
-/// An engine behind a proxy of the trial's own, which can be taken down.
+/// An engine behind a proxy that can be taken down.
 pub struct Stage {
     dir: TempDir,
     proxy: OnceCell<Proxy>,
@@ -30,7 +30,7 @@ impl Stage {
         }
     }
 
-    /// `None`: the engine has no socket that a proxy could stand before.
+    /// `None` if the engine has no socket for a proxy.
     fn proxy(&self) -> Unsupported<&Proxy> {
         self.proxy
             .get()
@@ -71,7 +71,7 @@ impl RuntimeHarness for Stage {
     }
 
     fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
-        // With its entrypoint: Podman does not take that of an import.
+        // With its entrypoint: Podman ignores that of an import.
         let spec = RunSpec::new(image()?)
             .entrypoint(["/workload"])
             .network("none");
@@ -113,7 +113,7 @@ impl RuntimeHarness for Stage {
     }
 }
 
-/// What the workload calls it.
+/// The steps of the workload for a behavior.
 fn words(behaviour: &Behaviour) -> Unsupported<Vec<String>> {
     let mut words = Vec::new();
     let mut step = |text: String, stream: Option<Stream>| {

@@ -1,4 +1,4 @@
-//! The sinks that come with moat, as the suite's stages.
+//! The sinks of moat for the suite.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -9,7 +9,7 @@ use moat::audit::LOG_FILE;
 use moat::conformance::SinkHarness;
 use moat::sink::{Faulty, Memory, RunPlace, SinkCall, SinkFault};
 
-/// A sink whose logs are those of `Jsonl`.
+/// A sink with the logs of `Jsonl`.
 pub struct OfJsonl<F>(pub F);
 
 impl<S: LogSink, F: Fn() -> S + Send + Sync + 'static> SinkHarness for OfJsonl<F> {
@@ -32,7 +32,7 @@ impl<S: LogSink, F: Fn() -> S + Send + Sync + 'static> SinkHarness for OfJsonl<F
     }
 
     fn spoil(&self, place: &RunPlace) -> Result<(), String> {
-        // A file that is not at its place any more cannot be sealed.
+        // A file that was moved cannot be sealed.
         fs::remove_file(place.dir.join(LOG_FILE)).map_err(|error| error.to_string())
     }
 }

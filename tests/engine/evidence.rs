@@ -1,4 +1,4 @@
-//! What proves that an audit is complete, and what is a gap.
+//! Evidence of a complete audit, and gaps.
 
 use std::time::Duration;
 
@@ -25,13 +25,13 @@ testkit::trials! {
 
 /// A manager that reaches the engine through a proxy.
 pub async fn behind_proxy(stage: &Stage) -> (Proxy, Manager) {
-    let proxy = Proxy::listen(stage.folder.path()).unwrap();
+    let proxy = Proxy::listen(stage.dir.path()).unwrap();
     let docker = Docker::connect_to(&proxy.address()).await.unwrap();
     let manager = Manager::open(stage.root(), docker).await.unwrap();
     (proxy, manager)
 }
 
-/// A container that is started when attach was only asked for prints before anyone listens.
+/// A container that is started before attach is answered prints before anyone listens.
 async fn a_late_answer_to_attach_loses_nothing(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::Late(Duration::from_secs(1)));
@@ -46,7 +46,7 @@ async fn a_late_answer_to_attach_loses_nothing(stage: &Stage) {
     );
 }
 
-/// The end of an attach stream looks the same when a proxy has cut it.
+/// A cut attach stream ends like a complete one.
 async fn a_cut_tap_is_completed_from_the_log(stage: &Stage) {
     for bytes in [0, 1, 100, 5000, 20_000] {
         let (proxy, manager) = behind_proxy(stage).await;
@@ -59,17 +59,17 @@ async fn a_cut_tap_is_completed_from_the_log(stage: &Stage) {
         sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
         sequence::check(audit.stream("stderr"), "err", 400, 64).unwrap();
         assert_complete(&audit);
-        // Cut at once, it may end as one that has nothing more to say, and be followed by the log.
+        // If the cut comes early, the tap may end without output, and the log is followed instead.
         let replayed = audit.evidence() == "replay";
         assert!(replayed || bytes == 0, "cut after {bytes} bytes");
         drop(run);
         manager.shutdown(moat::ShutdownMode::Leave).await;
         drop(proxy);
-        std::fs::remove_file(stage.folder.path().join("proxy.sock")).unwrap();
+        std::fs::remove_file(stage.dir.path().join("proxy.sock")).unwrap();
     }
 }
 
-/// Where all lines are the same, their number alone tells what is missing.
+/// With equal lines, only their number shows what is missing.
 async fn a_tap_cut_in_equal_lines_keeps_each_line_once(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::CutAfter(3001));
@@ -80,7 +80,7 @@ async fn a_tap_cut_in_equal_lines_keeps_each_line_once(stage: &Stage) {
     assert_eq!(audit.evidence(), "replay");
 }
 
-/// Attached to a container that has ended, an engine never ends the stream.
+/// On a container that has ended, an engine never ends an attach stream.
 async fn a_silent_tap_is_replaced_after_its_deadline(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::SilentAfter(3000));
@@ -114,7 +114,7 @@ async fn a_cut_tap_without_readable_log_is_a_gap(stage: &Stage) {
     );
 }
 
-/// Invariant 7: the tap came to its end, which proves nothing.
+/// Invariant 7: the tap ended, which proves nothing.
 async fn an_unreadable_log_does_not_prove_completeness(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("logs", Fault::Refuse(501));
@@ -128,7 +128,7 @@ async fn an_unreadable_log_does_not_prove_completeness(stage: &Stage) {
     );
 }
 
-/// What nothing stands behind is gone for good, and said to be.
+/// Output without a backstop is lost, and recorded as lost.
 async fn a_cut_tap_without_backstop_is_a_gap(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let spec = stage
@@ -151,7 +151,7 @@ async fn a_cut_tap_without_backstop_is_a_gap(stage: &Stage) {
     );
 }
 
-/// Invariant 10: an engine that cannot be reached is not a container that has ended.
+/// Invariant 10: an unreachable engine does not mean that the container has ended.
 async fn a_lost_connection_loses_nothing(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let spec = stage.gated("lines 200 + await /gate/go + lines 200 --from 201 + exit 5");
@@ -159,7 +159,7 @@ async fn a_lost_connection_loses_nothing(stage: &Stage) {
     printed(&run, "out 00000200 ").await;
     proxy.down();
     stage.open_gate("go");
-    // The container ends behind moat's back.
+    // The container ends while moat cannot see it.
     eventually(30, "the end of the container", async || {
         let container = stage.containers().await.remove(0);
         let found = stage
@@ -179,13 +179,13 @@ async fn a_lost_connection_loses_nothing(stage: &Stage) {
     assert_complete(&audit);
 }
 
-/// An engine gives up on output that nobody reads 2 s after the exit, in its log as well as in
-/// its streams: what both have then agrees, and is not all.
+/// An engine drops output that is not read within 2 s of the exit, in its log and in its streams.
+/// Both then agree and are incomplete.
 async fn a_blocked_runtime_never_hides_a_loss(stage: &Stage) {
-    // Some of these end with output left in the pipe behind a connection that is full.
+    // Some of these runs end with output left in the pipe, because the connection is full.
     let counts: Vec<u64> = (0..12).map(|step| 19_400 + step * 100).collect();
     let (image, root) = (stage.image.clone(), stage.root());
-    let gate = stage.folder.path().join("gate");
+    let gate = stage.dir.path().join("gate");
     let expected = counts.clone();
     let outcomes = engine::block_on(async move {
         let docker = Docker::connect().await.unwrap();
@@ -197,7 +197,7 @@ async fn a_blocked_runtime_never_hides_a_loss(stage: &Stage) {
             runs.push(manager.start(spec.bind(&gate, "/gate")).await.unwrap());
         }
         std::fs::write(gate.join("go"), "").unwrap();
-        // The only thread of this runtime.
+        // This is the only thread of the runtime.
         std::thread::sleep(Duration::from_secs(8));
         futures::future::join_all(runs.iter().map(end)).await
     });

@@ -1,4 +1,4 @@
-//! How a run ends.
+//! The end of a run.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ async fn a_normal_run_leaves_a_complete_audit(stage: &Stage) {
     assert!(seal(&outcome).image_digest.is_some());
     assert!(outcome.duration().is_some());
     assert_eq!(outcome.last_lines.len(), 20);
-    // Which stream comes last is not promised.
+    // The order between streams is not promised.
     let last = [
         sequence::line("out", 200, 64),
         sequence::line("err", 200, 64),
@@ -41,7 +41,7 @@ async fn a_normal_run_leaves_a_complete_audit(stage: &Stage) {
     assert!(last.contains(&outcome.last_lines[19]));
 }
 
-/// The client of the engine tells a code other than zero as an error.
+/// The engine's client reports a non-zero code as an error.
 async fn the_exit_code_is_in_outcome_and_seal(stage: &Stage) {
     let (outcome, audit) = stage.run(stage.spec("echo out + warn err + exit 7")).await;
     assert_eq!(outcome.code(), Some(7));
@@ -52,7 +52,7 @@ async fn the_exit_code_is_in_outcome_and_seal(stage: &Stage) {
     assert_complete(&audit);
 }
 
-/// Invariant 7: an empty file says that nothing was printed, not that nobody looked.
+/// Invariant 7: an empty file means that nothing was printed, not that nothing was captured.
 async fn a_run_without_output_is_complete(stage: &Stage) {
     let (outcome, audit) = stage.run(stage.spec("exit 0")).await;
     assert!(outcome.success());
@@ -60,7 +60,7 @@ async fn a_run_without_output_is_complete(stage: &Stage) {
     assert_complete(&audit);
 }
 
-/// The open stream still delivers all; what is asked for later is gone.
+/// The open stream still delivers everything. A later request finds no log.
 async fn an_external_removal_keeps_the_output(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
@@ -81,11 +81,12 @@ async fn an_external_removal_keeps_the_output(stage: &Stage) {
     let mut expected = sequence::lines("out", 300, 64);
     expected.extend_from_slice(b"all\n");
     assert_bytes(audit.stream("stdout"), &expected);
-    // The log went with the container: nothing stands behind the tap's word any more.
+    // The log is gone, so no log confirms what the tap delivered.
     assert_ne!(audit.evidence(), "tail");
 }
 
-/// A container that was killed for want of memory need not exit with 137, nor the other way round.
+/// A container that the kernel killed for its memory need not exit with 137, and a code of 137 need
+/// not mean that.
 async fn out_of_memory_is_told_from_a_kill(stage: &Stage) {
     let spec = stage
         .spec("echo x + alloc 256")
@@ -99,7 +100,7 @@ async fn out_of_memory_is_told_from_a_kill(stage: &Stage) {
         panic!("{outcome}");
     };
     assert_eq!(code, Some(137));
-    // The engine hears of it beside the end, and may miss it.
+    // The engine gets the event separately from the exit, and may miss it.
     assert!(
         oom_killed || !stage.found_out_of_memory().await,
         "{outcome}"
@@ -119,7 +120,7 @@ async fn a_child_out_of_memory_keeps_the_exit_code(stage: &Stage) {
     };
     assert_eq!(exit.code, Some(0));
     assert_bytes(audit.stream("stdout"), b"the child ended by signal 9\n");
-    // It is what the engine says, which may hear of it later: nothing is inferred.
+    // moat reports what the engine says, which may learn it later. moat infers nothing.
     assert!(!exit.oom_killed || stage.found_out_of_memory().await);
 }
 
@@ -135,7 +136,7 @@ async fn all_waiters_get_the_same_outcome(stage: &Stage) {
             tokio::spawn(async move { run.wait().await.unwrap() })
         })
         .collect();
-    // One that gives up takes nothing from the others.
+    // A waiter that gives up does not affect the others.
     let gave_up = tokio::time::timeout(Duration::from_millis(20), run.wait()).await;
     assert!(gave_up.is_err());
     stage.open_gate("go");

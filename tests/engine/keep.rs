@@ -98,7 +98,7 @@ async fn anonymous_volumes_go_with_the_container(stage: &Stage) {
     stage.open_gate("go");
     end(&run).await;
     stage.is_clean().await;
-    // They go behind the container.
+    // Volumes are removed after the container.
     eventually(60, "the removal of the volume", async || {
         let found = stage.docker.list_volumes(None::<ListVolumesOptions>).await;
         let mut volumes = found.unwrap().volumes.unwrap_or_default().into_iter();

@@ -1,4 +1,4 @@
-//! Containers whose run is gone, and the labels that tell.
+//! Containers whose run is gone, and the labels that identify them.
 
 use std::time::Duration;
 
@@ -41,10 +41,10 @@ async fn an_orphan_is_found_and_removed(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager.start(stage.gated("await /gate/go")).await.unwrap();
     assert!(manager.orphans().await.unwrap().is_empty());
-    let folder = run.dir().to_owned();
+    let dir = run.dir().to_owned();
     drop(run);
     manager.shutdown(moat::ShutdownMode::Leave).await;
-    std::fs::remove_dir_all(folder).unwrap();
+    std::fs::remove_dir_all(dir).unwrap();
     let manager = stage.manager().await;
     manager.wait_recovery().await.unwrap();
     let orphans = manager.orphans().await.unwrap();

@@ -33,7 +33,7 @@ fn id() -> RunId {
     RunId::new(RUN).unwrap()
 }
 
-/// Waits until the audit, which another process writes, holds `text`.
+/// Waits until the audit file of another process has `text`.
 async fn audited(stage: &Stage, text: &str) {
     let path = stage.root().join(RUN).join("logs.jsonl");
     eventually(30, text, async || {
@@ -51,7 +51,7 @@ async fn recovered(manager: &Manager) -> Run {
     manager.get(&id()).await.unwrap()
 }
 
-/// Waits until the engine says that the run's container has ended.
+/// Waits until the engine reports that the run's container has ended.
 async fn container_ended(stage: &Stage) {
     eventually(30, "the end of the container", async || {
         let container = stage.containers().await.pop()?;
@@ -65,7 +65,7 @@ async fn container_ended(stage: &Stage) {
     .await;
 }
 
-/// Invariant 4: killed in the middle of the output, with the container printing all the while.
+/// Invariant 4: the embedder is killed in the middle of the output, while the container prints.
 async fn a_killed_embedder_keeps_each_line_once(stage: &Stage) {
     let steps = "lines 1500 --stream both --burst 10 --delay-ms 4 + await /gate/go \
                  + lines 1500 --from 1501 --stream both --burst 10 --delay-ms 4 + exit 7";
@@ -128,7 +128,7 @@ async fn an_exit_without_owner_is_sealed_later(stage: &Stage) {
     assert_eq!(audit.evidence(), "replay");
 }
 
-/// Replayed with time stamps, a terminal's output would have them in the middle of its lines.
+/// With time stamps, a replay of terminal output would have them inside lines.
 async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
     let steps = "lines 100 + print half + await /gate/go + echo -whole";
     let embedder = Embedder::start_tty(stage, RUN, steps);
@@ -144,7 +144,7 @@ async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
     assert_complete(&audit);
 }
 
-/// A manager that closes must not take its runs down with it.
+/// A manager that closes must not stop its runs.
 async fn shutdown_can_leave_runs_alone(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage
@@ -184,7 +184,7 @@ async fn shutdown_can_stop_and_seal_runs(stage: &Stage) {
     assert_eq!(seal.stopped, Some(StopCause::ShutdownMode));
 }
 
-/// The limit is a point in time that is written down, not a timer of the process that died.
+/// The limit is a recorded point in time, not a timer of the dead process.
 async fn a_passed_time_limit_is_enforced_at_open(stage: &Stage) {
     Embedder::start_limited(stage, RUN, "trap --exit 2", 5.0).kill();
     tokio::time::sleep(Duration::from_millis(5200)).await;
@@ -194,7 +194,7 @@ async fn a_passed_time_limit_is_enforced_at_open(stage: &Stage) {
     assert_eq!(outcome.code(), Some(2));
 }
 
-/// A container that ignores the signal does not run on because who was asked to stop it died.
+/// A container that ignores the signal is still killed if its owner dies during the grace period.
 async fn a_stop_continues_after_its_owner_is_killed(stage: &Stage) {
     let embedder = Embedder::start_and_stop(stage, RUN, "deaf + echo ready + sleep 600", 8.0);
     audited(stage, r#""type":"stop""#).await;
@@ -209,7 +209,7 @@ async fn a_stop_continues_after_its_owner_is_killed(stage: &Stage) {
     assert_eq!(audit.all("stop").len(), 1);
 }
 
-/// Invariant 5: the owner alone waits for the container; everyone else watches the owner.
+/// Invariant 5: only the owner waits for the container. All others watch the owner.
 async fn another_process_cannot_take_over_an_owned_run(stage: &Stage) {
     let embedder = Embedder::start(stage, RUN, "lines 100 + trap --exit 2");
     audited(stage, "ready").await;
@@ -241,10 +241,10 @@ async fn another_process_cannot_take_over_an_owned_run(stage: &Stage) {
     embedder.kill();
 }
 
-/// What a container prints when it is started again belongs to another execution.
+/// Output after an external restart belongs to another execution.
 async fn an_external_restart_is_another_execution(stage: &Stage) {
     let embedder = Embedder::start(stage, RUN, "lines 100 + await /gate/go");
-    // By which the next execution is told from it.
+    // The start time distinguishes the executions.
     audited(stage, r#""type":"started""#).await;
     embedder.kill();
     stage.open_gate("go");

@@ -15,15 +15,15 @@ testkit::trials! {
 
 const SECRET: &str = "s3cr3t-value-of-a-token";
 
-/// Asserts that no file below `folder` holds the secret.
-fn assert_no_secret(folder: &Path) {
+/// Asserts that no file under the directory has the secret.
+fn assert_no_secret(dir: &Path) {
     let mut files = 0;
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                dirs.push(path);
                 continue;
             }
             files += 1;
@@ -35,7 +35,7 @@ fn assert_no_secret(folder: &Path) {
     assert!(files > 1, "there is nothing to look at");
 }
 
-/// Invariant 11. What the container itself prints is recorded: this one prints no value.
+/// Invariant 11. Output of the container is recorded; this one prints no value.
 async fn no_file_of_the_root_has_a_secret(stage: &Stage) {
     let spec = stage
         .spec("stat /proc/self/environ")
@@ -43,7 +43,7 @@ async fn no_file_of_the_root_has_a_secret(stage: &Stage) {
         .engine_patch(json!({"Labels": {"hidden": SECRET}}));
     let (outcome, _) = stage.run(spec).await;
     assert!(outcome.success(), "{outcome}");
-    // An engine repeats a variable without a name in its refusal, value and all.
+    // An engine repeats a variable without a name in its error, with its value.
     let manager = stage.manager().await;
     let spec = stage
         .spec("exit 0")

@@ -31,7 +31,7 @@ fn why(error: Error) -> String {
     error.to_string()
 }
 
-/// A run that has a network.
+/// A run with a network.
 fn connected(stage: &Stage, steps: &str) -> RunSpec {
     stage.gated(steps).network("bridge")
 }
@@ -41,10 +41,10 @@ async fn readiness_by_listening_port(stage: &Stage) {
     let spec = connected(stage, "on-term 0 + await /gate/go + listen 80");
     let spec = spec.port(Port::tcp(80).address("127.0.0.1"));
     let service = manager.service(spec, []).await.unwrap();
-    // The engine listens already, or nobody does: neither is the service.
+    // The port is closed, or only the engine listens. Neither is the service.
     let mut late = service.wait_ready(Ready::port(80).within(SOON)).await;
     for _ in 0..4 {
-        // The engine's listener had no time to close what it had taken.
+        // The engine's listener had no time to close the connection.
         if late.is_ok() {
             late = service.wait_ready(Ready::port(80).within(SOON)).await;
         }
@@ -112,7 +112,7 @@ async fn readiness_by_health_check(stage: &Stage) {
         why_late.contains("before its health check said so"),
         "{why_late}"
     );
-    // It is a fact, also for one that is told at once.
+    // A failed health check is definitive, also for a late caller.
     let ill = manager.service(checked(1), [Ready::healthy()]);
     let ill = within(30, "its health", ill).await;
     let why_ill = why(ill.unwrap_err());
@@ -139,7 +139,7 @@ async fn a_service_ends_with_its_scope(stage: &Stage) {
     let service = start().await.unwrap();
     let audit = service.audit().unwrap();
     drop(service);
-    // At once: the process of a test may end here.
+    // The removal must not be delayed: a test process may end here.
     assert!(stage.containers().await.is_empty());
     let LogState::Sealed(seal) = verify(audit).unwrap().state else {
         panic!("it is not sealed");
@@ -157,7 +157,7 @@ async fn a_service_ends_with_its_scope(stage: &Stage) {
 }
 
 async fn a_manager_outlives_runtimes_of_tests(stage: &Stage) {
-    // As each `#[tokio::test]` does, it runs on a thread and a runtime of its own.
+    // As each `#[tokio::test]`, on a separate thread and runtime.
     let up = || stage.gated("on-term 0 + echo up + await /gate/go + echo late + hold");
     let manager = block_on(async {
         let manager = stage.manager().await;
@@ -185,11 +185,7 @@ async fn a_manager_outlives_runtimes_of_tests(stage: &Stage) {
 async fn a_service_of_a_killed_test_is_ended_later(stage: &Stage) {
     let test = Embedder::start(stage, "left", "echo up + hold");
     test.kill();
-    assert_eq!(
-        stage.containers().await.len(),
-        1,
-        "nobody was left to stop it"
-    );
+    assert_eq!(stage.containers().await.len(), 1, "its owner was gone");
     let manager = stage.manager().await;
     let left = manager.wait_recovery().await.unwrap();
     assert_eq!(left.len(), 1);

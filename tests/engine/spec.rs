@@ -1,4 +1,4 @@
-//! What a spec asks for reaches the container, or is refused.
+//! Settings of a spec: they reach the container or are refused.
 
 use std::fs;
 use std::time::Duration;
@@ -22,7 +22,7 @@ testkit::trials! {
         absurd_limits_leave_a_sealed_audit,
 }
 
-/// The daemon's own defaults can rotate a container's output away, and are merged in.
+/// The daemon's defaults can rotate output away, and are merged in.
 async fn moat_sets_lossless_log_options(stage: &Stage) {
     let (outcome, audit) = stage
         .run(stage.spec("echo x").keep(KeepContainer::Always))
@@ -49,7 +49,7 @@ async fn moat_sets_lossless_log_options(stage: &Stage) {
 }
 
 async fn the_settings_reach_the_container(stage: &Stage) {
-    let host = stage.folder.path().join("host");
+    let host = stage.dir.path().join("host");
     std::fs::create_dir(&host).unwrap();
     std::fs::write(host.join("file"), "from the host\n").unwrap();
     let spec = stage
@@ -87,13 +87,13 @@ async fn the_settings_reach_the_container(stage: &Stage) {
     assert_eq!(host.memory, Some(64 << 20));
     assert_eq!(host.pids_limit, Some(50));
     assert_eq!(found.config.unwrap().labels.unwrap()["team"], "blue");
-    // Two roots never collide, whatever their runs are called.
+    // Two roots never collide, even with equal run ids.
     let name = found.name.unwrap();
     assert!(
         name.starts_with("/moat-") && name.ends_with(outcome.run.as_str()),
         "{name}"
     );
-    let other = stage.folder.path().join("other");
+    let other = stage.dir.path().join("other");
     let docker = Docker::connect().await.unwrap();
     let manager = Manager::open(other, docker).await.unwrap();
     let run = manager
@@ -196,7 +196,7 @@ async fn a_refused_create_leaves_a_sealed_audit(stage: &Stage) {
             image(&format!("moat@sha256:{}", "0".repeat(64))),
         ),
         (
-            "a command that is a folder",
+            "a command that is a directory",
             plain().cmd(["/"]).entrypoint([""; 0]),
         ),
         ("an unknown user", plain().user("nobody-of-that-name")),
@@ -279,7 +279,7 @@ async fn a_refused_create_leaves_a_sealed_audit(stage: &Stage) {
 }
 
 async fn accepted_odd_values_have_their_effect(stage: &Stage) {
-    let odd = stage.folder.path().join("host:ro,\n x");
+    let odd = stage.dir.path().join("host:ro,\n x");
     fs::create_dir(&odd).unwrap();
     fs::write(odd.join("file"), "odd\n").unwrap();
     let spec = RunSpec::new(&stage.image)
@@ -358,7 +358,7 @@ async fn the_longest_argument_reaches_the_process(stage: &Stage) {
     assert_bytes(audit.stream("stdout"), expected.as_bytes());
 }
 
-/// Numbers that no machine has: what the engine makes of them is its own matter, and told.
+/// Absurd numbers: what the engine does with them is up to the engine, and is recorded.
 async fn absurd_limits_leave_a_sealed_audit(stage: &Stage) {
     let manager = stage.manager().await;
     let most = i64::MAX as u64;

@@ -1,4 +1,4 @@
-//! How a run starts, and what is left if it does not.
+//! Starts of runs, and failed starts.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -45,7 +45,7 @@ async fn a_missing_image_leaves_a_sealed_audit(stage: &Stage) {
     );
 }
 
-/// Waiting for the next exit of a container that cannot start never ends.
+/// Waiting for the next exit of a container that cannot start never returns.
 async fn a_missing_command_leaves_no_container(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.spec("exit 0").entrypoint(["/nonexistent"]);
@@ -79,9 +79,9 @@ async fn a_taken_run_id_is_refused(stage: &Stage) {
     stage.is_clean().await;
 }
 
-/// Also for root, whom permissions do not stop.
+/// Also for root, which ignores permissions.
 async fn an_unwritable_root_is_an_error_with_its_path(stage: &Stage) {
-    let file = stage.folder.path().join("file");
+    let file = stage.dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     for root in [file.join("root"), PathBuf::from("/proc/moat-root")] {
         let docker = Docker::connect().await.unwrap();
@@ -97,12 +97,12 @@ async fn an_unwritable_root_is_an_error_with_its_path(stage: &Stage) {
 async fn the_audit_file_comes_before_the_container(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let id = RunId::generate();
-    let folder = stage.root().join(id.as_str());
+    let dir = stage.root().join(id.as_str());
     let found = Arc::new(Mutex::new(Vec::new()));
     let seen = found.clone();
     proxy.before("create", move || {
-        let audit = std::fs::read_to_string(folder.join("logs.jsonl")).unwrap_or_default();
-        let run = folder.join("run.json").exists();
+        let audit = std::fs::read_to_string(dir.join("logs.jsonl")).unwrap_or_default();
+        let run = dir.join("run.json").exists();
         seen.lock().unwrap().push((audit, run));
     });
     let run = manager.start(stage.spec("exit 0").id(id)).await.unwrap();

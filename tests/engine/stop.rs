@@ -44,7 +44,7 @@ async fn the_grace_period_ends_in_a_kill(stage: &Stage) {
     assert_complete(&audit);
 }
 
-/// The engine answers 'not modified' to a stop of what has stopped.
+/// The engine answers 'not modified' to a stop of a stopped container.
 async fn a_stop_after_the_end_returns_the_outcome(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager.start(stage.spec("exit 5")).await.unwrap();
@@ -68,7 +68,7 @@ async fn a_kill_has_no_grace_period(stage: &Stage) {
     assert_eq!(seal(&outcome).stopped, Some(StopCause::Killed));
 }
 
-/// Invariant 6. The container ignores the signal, so its own exit code is the only true one.
+/// Invariant 6. The container ignores the signal, so its own exit code is the only correct one.
 async fn stop_wait_and_exit_agree_in_a_race(stage: &Stage) {
     let manager = stage.manager().await;
     for delay in [0, 5, 20, 60, 100, 140] {

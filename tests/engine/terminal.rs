@@ -53,10 +53,10 @@ fn runs(stage: &Stage, arguments: &[&str]) -> Screen {
     Screen::start(command)
 }
 
-/// Comes back to what shows this when it is drawn again, and says how often it took.
+/// Attaches until the redrawn screen shows `part`, and returns the number of tries.
 ///
-/// An engine may answer before it passes output on: what is drawn in between is not seen, and
-/// nobody draws it once more.
+/// An engine may answer before it passes output on. Output in between is lost, and nothing redraws
+/// it.
 fn come_back(stage: &Stage, part: &str) -> (Screen, usize) {
     let mut tries = 1;
     loop {
@@ -83,7 +83,7 @@ fn tty_of(path: &Path) -> (Audit, String) {
     (audit, tty)
 }
 
-/// Stops what goes on, and waits for its seal.
+/// Stops the run and waits for its seal.
 fn stop(stage: &Stage) {
     let mut screen = runs(stage, &["stop", "one"]);
     assert_eq!(screen.code(), Some(0), "{}", screen.contents());
@@ -99,7 +99,7 @@ async fn a_shell_survives_a_detach(stage: &Stage) {
     screen.resize(30, 100);
     screen.type_in("clear; until [ \"$(stty size)\" = '30 100' ]; do :; done; stty size\r");
     screen.shows("30 100\n");
-    // A key that would be the container's end, were it not raw.
+    // Outside raw mode, this key would end the container.
     screen.type_in("echo g''o; cat\r");
     screen.shows("\ngo\n");
     screen.type_in("to cat\r");
@@ -147,7 +147,7 @@ async fn an_editor_is_redrawn_on_attach(stage: &Stage) {
     screen.type_in("ihello from vi\x1b");
     screen.shows("hello from vi");
     screen.resize(12, 60);
-    // The keys are those that were asked for, however they are cut.
+    // The requested keys work, in one piece or two.
     screen.type_in("\x18");
     screen.type_in("d");
     assert_eq!(screen.code(), Some(0), "{}", screen.contents());
@@ -229,7 +229,7 @@ async fn a_signal_restores_the_terminal(stage: &Stage) {
     assert_eq!(audit.end["stopped"], "requested");
 }
 
-/// More than the terminal, the engine and the container take together, which is some 100 KiB each.
+/// More than terminal, engine and container buffer together, about 100 KiB each.
 async fn detach_keys_work_when_input_is_not_read(stage: &Stage) {
     let script = "stty raw -echo; echo ready; sleep 600";
     let mut screen = run(stage, &[], &["sh", "-c", script]);
@@ -261,7 +261,7 @@ async fn sigtstp_restores_the_terminal(stage: &Stage) {
     screen.is_as_it_was();
 }
 
-/// Its owner does not come to it to say how it has ended.
+/// The stopped owner cannot report the exit.
 async fn detach_works_while_waiting_for_the_end(stage: &Stage) {
     let mut owner = run(stage, &[], &["sh"]);
     owner.shows("/ #");
@@ -321,16 +321,16 @@ async fn an_exec_has_its_own_terminal(stage: &Stage) {
     assert_eq!(plain.code(), Some(5), "{}", plain.contents());
     drop(screen);
     stop(stage);
-    let folder = stage.root().join("one");
-    let (audit, tty) = tty_of(&folder.join("exec-1.jsonl"));
+    let dir = stage.root().join("one");
+    let (audit, tty) = tty_of(&dir.join("exec-1.jsonl"));
     assert_eq!(
         (audit.end["exit"]["code"].as_i64(), audit.verdict()),
         (Some(6), "complete")
     );
     assert!(tty.contains("here"), "{tty}");
-    let audit = Audit::read(&folder.join("exec-2.jsonl")).unwrap();
+    let audit = Audit::read(&dir.join("exec-2.jsonl")).unwrap();
     assert_eq!(audit.stream("stdout"), b"plain\n");
-    // The owner of the run was killed; what others left for it is recorded by who came next.
+    // The owner was killed. The next process recorded the requests that were left for it.
     let audit = Audit::read(&audit_path(stage)).unwrap();
     assert_eq!(
         actions(&audit)
@@ -344,10 +344,7 @@ async fn an_exec_has_its_own_terminal(stage: &Stage) {
 /// `seq 1 1000000 | run --interactive IMAGE -- cat`
 async fn piped_input_takes_bounded_memory(stage: &Stage) {
     let all: String = (1..=1_000_000).map(|n| format!("{n}\n")).collect();
-    let (input, output) = (
-        stage.folder.path().join("in"),
-        stage.folder.path().join("out"),
-    );
+    let (input, output) = (stage.dir.path().join("in"), stage.dir.path().join("out"));
     fs::write(&input, &all).unwrap();
     let mut child = std::process::Command::new(example("run"))
         .arg("--root")

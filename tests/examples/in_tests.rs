@@ -32,7 +32,7 @@ fn a_failure_shows_the_output_of_its_service(place: &Place) {
     let shown = stderr.split("\nmoat: ").skip(1).collect::<Vec<_>>();
     assert_eq!(shown.len(), 2, "{stderr}");
     let (_, lines) = shown[0].split_once("; its last lines:\n").unwrap();
-    // They are of two streams, between which there is no order.
+    // Two streams have no common order.
     for line in ["  starting", "  listening"] {
         assert!(lines.lines().any(|shown| shown == line), "{stderr}");
     }

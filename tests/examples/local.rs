@@ -79,10 +79,10 @@ fn large_output_takes_bounded_memory(place: &Place) {
     assert!(peak > 0 && peak < 32 << 10, "{peak} KiB resident");
     let found = output(place.runs(&["verify", "first"]));
     assert_code(&found, 0);
-    // A newline after each 99 characters but the last ones.
+    // A newline after each 99 characters except the last.
     let total = 100_000_000 + (100_000_000 - 1) / 99;
     let stdout = text(&found.stdout);
-    // Where the disk stands still for seconds the live output is given up, and nothing is behind it.
+    // If the disk stalls for seconds, live output is lost, and there is no backstop.
     let whole = stdout.contains(&format!(" {total} bytes"));
     assert!(whole || stdout.contains("audit gap\n"), "{stdout}");
 }
@@ -108,11 +108,9 @@ fn a_killed_run_leaves_no_child(place: &Place) {
             .filter(|line| String::from_utf8_lossy(line).contains(&marker))
             .count()
     };
-    wait_for("the run, its shell, and that one's child", || {
-        children() >= 3
-    });
+    wait_for("the run, its shell and its child", || children() >= 3);
     drop(process);
-    wait_for("the end of all", || children() == 0);
+    wait_for("the end of all processes", || children() == 0);
     let found = output(place.runs(&["recover", "--runtime", "process"]));
     assert_code(&found, 0);
     let stdout = text(&found.stdout);
@@ -123,7 +121,7 @@ fn a_killed_run_leaves_no_child(place: &Place) {
     assert_eq!(audit.all("gap")[0]["reason"], "no_backstop");
 }
 
-/// A command in a world of its own, where terminals are counted from 0. It ends with its parent.
+/// A command in separate namespaces, where terminals count from 0. It ends with its parent.
 fn world(script: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c"]);
@@ -138,13 +136,13 @@ fn world(script: &str) -> Command {
     command
 }
 
-/// Whether this user may have such a world, and has what makes a terminal there.
+/// True if this user may make such namespaces, and `script` is there.
 pub fn has_namespaces() -> bool {
     let made = world("script -qc true /dev/null").status();
     made.is_ok_and(|status| status.success())
 }
 
-/// A terminal's number is not its own: each container counts its own from 0.
+/// A terminal's number is not unique: each container counts from 0.
 fn a_kill_spares_terminals_in_namespaces(place: &Place) {
     let marker = std::process::id();
     let script = format!(": its-{marker}; tty; while :; do sleep 1; done");
@@ -171,8 +169,8 @@ fn a_kill_spares_terminals_in_namespaces(place: &Place) {
     wait_for("the terminals of others", || processes(&their) == others);
     drop(process);
     let its = format!("sh\0-c\0: its-{marker};");
-    wait_for("the end of all that is its own", || processes(&its) == 0);
-    // Its guardian is the last to go.
+    wait_for("the end of its processes", || processes(&its) == 0);
+    // The guardian is the last process.
     wait_for("the end of its guardian", || {
         let found = output(place.runs(&["recover", "--runtime", "process"]));
         text(&found.stdout).contains("first lost: ")

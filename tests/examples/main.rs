@@ -1,4 +1,4 @@
-//! The examples, started as users start them: exit codes, streams, and what is left behind.
+//! The examples, started as users start them: exit codes, streams, and what they leave.
 
 #![allow(
     unreachable_pub,
@@ -42,7 +42,7 @@ fn on_engine(name: &str, trial: fn(&Place)) -> Trial {
     anywhere(name, trial).needs(&built).needs(engine::need())
 }
 
-/// A trial of an example for code that is not async, on busybox.
+/// A trial that needs busybox, of an example for code that is not async.
 fn with_busybox(name: &str, trial: fn(&Place)) -> Trial {
     let built = match cfg!(feature = "blocking") {
         true => Ok(()),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use testkit::{engine, examples, image};
 
-/// A folder with a root in it, and what its runs leave on the engine.
+/// A directory with a root. Dropped, it removes the containers of the root.
 pub struct Place {
     pub dir: TempDir,
     image: OnceLock<String>,
@@ -26,7 +26,7 @@ impl Drop for Place {
     }
 }
 
-/// A process that is killed when a test ends early.
+/// A process that is killed if a test ends early.
 pub struct Process(pub Child);
 
 impl Drop for Process {
@@ -50,7 +50,7 @@ impl Default for Place {
 }
 
 impl Place {
-    /// The image, where there is an engine to have it.
+    /// The test image, made on the first call.
     pub fn image(&self) -> &str {
         self.image.get_or_init(|| {
             engine::block_on(async { image::provide(&engine::connect().unwrap()).await.unwrap() })
@@ -122,7 +122,7 @@ pub fn assert_code(output: &Output, code: i32) {
     );
 }
 
-/// The last line of stderr says where the audit is.
+/// The audit file that the last line of stderr names.
 #[track_caller]
 pub fn audit_of(output: &Output) -> PathBuf {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

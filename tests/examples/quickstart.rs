@@ -12,7 +12,7 @@ testkit::trials! {
         without_an_engine_it_runs_a_local_process,
 }
 
-/// Whether or not that has busybox.
+/// On any engine, with or without the image.
 fn it_names_the_engine_that_it_found(place: &Place) {
     place.image();
     let mut command = example("quickstart");

@@ -65,7 +65,7 @@ fn options_have_their_effect(place: &Place) {
         "1\nx=y\n/work\n1000:1001\nfrom the host\n"
     );
     let audit = Audit::read(&audit_of(&output)).unwrap();
-    assert_eq!(audit.evidence(), "eof", "nothing stands behind the tap");
+    assert_eq!(audit.evidence(), "eof", "there is no backstop");
 }
 
 fn errors_exit_with_125(place: &Place) {
@@ -185,7 +185,7 @@ fn a_closed_stdout_does_not_end_the_audit(place: &Place) {
     assert_eq!(audit.verdict(), "complete");
 }
 
-/// A line of any length, and any number of lines, go through bounded memory.
+/// Lines of any length and number take bounded memory.
 fn large_output_takes_bounded_memory(place: &Place) {
     let soak = std::env::var("MOAT_SOAK").is_ok_and(|value| value == "1");
     let bytes = if soak { 1_000_000_000 } else { 60_000_000 };

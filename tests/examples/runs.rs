@@ -46,7 +46,7 @@ fn verify_finds_one_changed_byte(place: &Place) {
         fs::write(&changed, &copy).unwrap();
         let output = output(place.runs(&["verify", changed.to_str().unwrap()]));
         assert_ne!(output.status.code(), Some(0), "byte {at} was changed");
-        // What frames the digest is the same in every seal, and for moat alone to look at.
+        // The text around the digest is the same in every seal, so only moat checks it.
         let from_end = bytes.len() - at;
         let frames = from_end <= 3 || (68..=78).contains(&from_end);
         assert!(frames || !sum(&changed), "byte {at} was changed");

@@ -109,7 +109,7 @@ fn coreutils_can_check_the_seal() {
     }
 }
 
-/// What a later writer of version 1 may add is skipped, and covered by the digest.
+/// Additions by a later writer of version 1 are skipped, and covered by the digest.
 #[test]
 fn unknown_records_and_fields_are_skipped() {
     let path = path("later-writer");

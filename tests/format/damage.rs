@@ -18,7 +18,7 @@ fn later() -> Golden {
     }
 }
 
-/// Every byte of a sealed file, in several ways: also the exit code, the digest, the newlines.
+/// Every byte of a sealed file in several ways, including exit code, digest and newlines.
 #[tokio::test]
 async fn any_changed_byte_in_a_sealed_file_is_found() {
     let sink = Jsonl::new();
@@ -28,7 +28,7 @@ async fn any_changed_byte_in_a_sealed_file_is_found() {
         }
         let whole = golden.bytes();
         let place = Place::holding(&whole);
-        // The first lines are much the same: those of one file will do.
+        // The first lines are similar in all files, so one file is enough.
         let first = match golden.name {
             "complete" => 0,
             _ => whole.iter().position(|byte| *byte == b'\n').unwrap(),
@@ -68,13 +68,13 @@ async fn any_changed_byte_in_a_sealed_file_is_found() {
 async fn a_damaged_seal_is_never_cut_off() {
     let whole = String::from_utf8(all()[0].bytes()).unwrap();
     let renamed = whole.replace(r#"{"type":"end""#, r#"{"type":"enD""#);
-    for behind in ["\0\0\0\n", "x\n", &whole] {
-        let bytes = format!("{renamed}{behind}");
+    for rest in ["\0\0\0\n", "x\n", &whole] {
+        let bytes = format!("{renamed}{rest}");
         let place = Place::holding(bytes.as_bytes());
         let LogState::Damaged(damage) = verify(place.log()).unwrap().state else {
-            panic!("{behind:?}");
+            panic!("{rest:?}");
         };
-        assert_eq!(damage.reason, "the end record is damaged", "{behind:?}");
+        assert_eq!(damage.reason, "the end record is damaged", "{rest:?}");
         let resumed = Jsonl::new().resume(&place.place, Box::new(|_| {})).await;
         assert!(matches!(resumed, Err(moat::Error::Damaged { .. })));
         assert!(std::fs::read(place.log()).unwrap() == bytes.as_bytes());
@@ -114,7 +114,7 @@ fn wrong_counts_in_a_seal_are_damage() {
     }
 }
 
-/// What a crash can leave: the beginning of what was to be written.
+/// A crash leaves a prefix of what was to be written.
 #[tokio::test]
 async fn a_file_cut_anywhere_can_be_resumed() {
     let sink = Jsonl::new();

@@ -1,4 +1,4 @@
-//! What was appended stays: when its process dies, when the disk takes no more.
+//! Appended records stay, when their process dies and when the disk is full.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -13,22 +13,22 @@ use serde_json::json;
 
 use crate::golden::{Place, batch, open, out, poll_and_drop, seal, start};
 
-/// Where the part of a test that runs in a process of its own has its run.
-const FOLDER: &str = "MOAT_TEST_FOLDER";
+/// The directory of the run, for the part of a test that is a child process.
+const DIRECTORY: &str = "MOAT_TEST_DIRECTORY";
 
 fn place_of_child() -> Option<RunPlace> {
-    let folder = PathBuf::from(std::env::var_os(FOLDER)?);
-    Some(RunPlace::new(RunId::new("run").unwrap(), folder))
+    let dir = PathBuf::from(std::env::var_os(DIRECTORY)?);
+    Some(RunPlace::new(RunId::new("run").unwrap(), dir))
 }
 
-/// This very test binary, for one test, after `shell`.
-fn child(test: &str, folder: &Path, shell: &str) -> Command {
+/// This test binary as a child that runs one test, after the commands in `shell`.
+fn child(test: &str, dir: &Path, shell: &str) -> Command {
     let mut command = Command::new("sh");
     command
         .args(["-c", &format!("{shell} exec \"$@\""), "sh"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(FOLDER, folder)
+        .env(DIRECTORY, dir)
         .stdout(Stdio::piped());
     command
 }
@@ -67,7 +67,7 @@ async fn appended_records_survive_sigkill() {
     assert!(matches!(resumed, Ok(Resumed::Open { .. })), "{resumed:?}");
 }
 
-/// A limit of the file's size stands for a full disk: the kernel takes a part, then refuses.
+/// A limit on the file size stands for a full disk: the kernel writes a part and then refuses.
 #[tokio::test]
 async fn a_failed_write_latches_the_log() {
     let line = out(Stream::Stdout, "0123456789".repeat(100).as_bytes());
@@ -174,7 +174,7 @@ async fn on_full_disk(root: &Path) {
     assert!(std::fs::read(&file).unwrap() == before);
     assert!(!place.dir.join("torn-1").exists());
 
-    // Room for what is torn, but hardly more.
+    // Room for the torn tail, but hardly more.
     let cut = before.len() - 8192;
     std::fs::write(&file, &before[..cut]).unwrap();
     let resumed = sink.resume(&place, Box::new(|_| {})).await;
@@ -202,7 +202,7 @@ async fn a_dropped_append_latches_the_log() {
         assert!(error.chain().contains("dropped"), "{}", error.chain());
     }
     drop(log);
-    // The job goes on, and holds the lock until it is done.
+    // The disk job continues, and holds the lock until it ends.
     let resumed = loop {
         match sink.resume(&place.place, Box::new(|_| {})).await {
             Err(Error::Owned { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,

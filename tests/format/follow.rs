@@ -26,7 +26,7 @@ async fn a_log_can_be_followed_to_its_seal() {
     }
     drop(log);
 
-    // A writer dies in the middle of a line, and the next one cuts that off and goes on.
+    // A writer dies in the middle of a line. The next writer cuts the line off and continues.
     let mut bytes = std::fs::read(place.log()).unwrap();
     let whole = bytes.len() as u64;
     bytes.extend_from_slice(b"{\"ts\":\"torn");

@@ -1,4 +1,4 @@
-//! Going on with a file whose writer has gone.
+//! Resuming a file whose writer is gone.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::{Arc, Mutex};
@@ -194,7 +194,7 @@ async fn a_bad_line_and_the_rest_are_quarantined() {
     sealed(&place);
 }
 
-/// Lines that make a file of several `check` records.
+/// Enough lines for several `check` records.
 fn many() -> Vec<Record> {
     let line = "0123456789".repeat(100);
     (0..11_000)
@@ -227,7 +227,7 @@ async fn a_resumed_log_equals_an_uninterrupted_one() {
     assert!(std::fs::read(place.log()).unwrap() == std::fs::read(whole.log()).unwrap());
 }
 
-/// A changed byte that leaves each line a record is found by the next `check` alone.
+/// Only the next `check` finds a changed byte that leaves each line valid.
 #[tokio::test]
 async fn records_after_a_failed_check_are_quarantined() {
     let records = many();
@@ -248,7 +248,7 @@ async fn records_after_a_failed_check_are_quarantined() {
     };
     let digit = |from: usize| from + memchr::memmem::find(&good[from..], b"0123456789").unwrap();
 
-    // Behind the last check only the shape of the lines is known.
+    // After the last check, only the shape of the lines is known.
     flip(&place, digit(checked[1]));
     assert_eq!(
         verify(place.log()).unwrap().state,
@@ -269,7 +269,7 @@ async fn records_after_a_failed_check_are_quarantined() {
     drop(log);
     sealed(&place);
 
-    // Without a check that holds, not even the first record can be relied upon.
+    // Without a valid check, even the first record cannot be trusted.
     let bad = flip(&place, digit(0));
     let (resumed, seen) = resume(&Jsonl::new(), &place).await;
     assert!(matches!(resumed, Ok(Resumed::Absent)), "{resumed:?}");
@@ -277,7 +277,7 @@ async fn records_after_a_failed_check_are_quarantined() {
     assert!(std::fs::read(place.file("torn-2")).unwrap() == bad);
 }
 
-/// A sink knows what it has written, and is not taken in by whole records that are others'.
+/// A sink knows what it wrote, and finds whole records that others wrote.
 #[tokio::test]
 async fn a_sink_quarantines_external_changes() {
     let records = many();
@@ -308,7 +308,7 @@ async fn a_sink_quarantines_external_changes() {
         drop(log);
         assert!(std::fs::read(place.log()).unwrap() == good);
     }
-    // A beginning of a record, as a write that failed leaves it, is no change of others.
+    // The prefix of a record, as a failed write leaves it, is not an external change.
     std::fs::write(place.log(), [&good[..], b"{\"ts\""].concat()).unwrap();
     let (resumed, seen) = resume(&sink, &place).await;
     assert_eq!(seen.len(), records.len() + 3);
@@ -317,7 +317,7 @@ async fn a_sink_quarantines_external_changes() {
     };
     assert_eq!(torn.unwrap().bytes, 5);
 
-    // While it is open: whatever an edit is like, the log is not sealed with it.
+    // An edit while the log is open is never sealed.
     let file = std::fs::File::options()
         .write(true)
         .open(place.log())
@@ -331,7 +331,7 @@ async fn a_sink_quarantines_external_changes() {
     );
     drop(log);
 
-    // What is sealed is nobody's to change: also where it is another log.
+    // A sealed log is never changed, even if it belongs to another run.
     let other = Place::new();
     let mut log = open(&Jsonl::new(), &other, &start("run", json!({}))).await;
     log.seal(seal(&[], json!({}))).await.unwrap();
@@ -346,7 +346,7 @@ async fn a_sink_quarantines_external_changes() {
 async fn an_irregular_file_is_refused_at_once() {
     let sink = Jsonl::new();
     let start = start("run", json!({}));
-    for kind in ["fifo", "folder", "link", "dangling"] {
+    for kind in ["fifo", "directory", "link", "dangling"] {
         let place = Place::new();
         let (log, other) = (place.log(), place.file("other"));
         match kind {
@@ -354,7 +354,7 @@ async fn an_irregular_file_is_refused_at_once() {
                 let made = std::process::Command::new("mkfifo").arg(&log).status();
                 assert!(made.unwrap().success());
             }
-            "folder" => std::fs::create_dir(&log).unwrap(),
+            "directory" => std::fs::create_dir(&log).unwrap(),
             "link" => {
                 std::fs::write(&other, golden("unsealed-torn").bytes()).unwrap();
                 symlink(&other, &log).unwrap();

@@ -16,7 +16,7 @@ use testkit::deadline::{eventually, within};
 
 use crate::place::{Place, audited, bytes, check, dies, gaps, line, lives, seal, sh};
 
-/// A process that embeds moat: this test's own program, started once more.
+/// A process that embeds moat: this program, started again.
 pub struct Embedder(pub Child);
 
 impl Drop for Embedder {
@@ -32,7 +32,7 @@ const ROLE: &str = "MOAT_TEST_EMBEDDER";
 const SEPARATOR: &str = "\x1f";
 
 impl Embedder {
-    /// Starts `script` in a run of the root, and leaves it to itself.
+    /// Starts `script` in a run of the root.
     pub fn start(root: &Path, script: &str, tty: bool) -> Self {
         let command = Command::new(std::env::current_exe().unwrap());
         Self::spawn(command, root, &["sh", "-c", script], tty)
@@ -59,7 +59,7 @@ impl Embedder {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        // Of its own, as from a terminal's shell.
+        // A separate process group, as a shell makes it.
         embedder.process_group(0);
         Self(embedder.spawn().unwrap())
     }
@@ -92,7 +92,7 @@ pub fn ignoring(signals: &str) -> Command {
     command
 }
 
-/// What such a process does; in this one it does nothing.
+/// The body of the child. In the parent it does nothing.
 #[tokio::test]
 async fn child_embedder() {
     let Some(root) = std::env::var_os(ROLE) else {
@@ -101,7 +101,7 @@ async fn child_embedder() {
     let command = std::env::var("MOAT_TEST_COMMAND").unwrap();
     let tty = !std::env::var("MOAT_TEST_TTY").unwrap().is_empty();
     if std::env::var_os("MOAT_TEST_BLOCK").is_some() {
-        // The manager's threads inherit the mask of this one.
+        // The threads of the manager inherit the mask of this one.
         nix::sys::signal::SigSet::all().thread_block().unwrap();
     }
     let manager = Manager::open(root, LocalProcess::new()).await.unwrap();
@@ -130,7 +130,7 @@ async fn dropping_the_manager_kills_its_processes() {
     lost(&place, &id).await;
 }
 
-/// The next opening says that the run is lost, and has what was captured.
+/// Asserts that recovery reports the run as lost and keeps its captured output.
 pub async fn lost(place: &Place, id: &RunId) -> Outcome {
     let manager = place.open().await;
     let recovered = within(20, "the recovery", manager.wait_recovery())
@@ -157,7 +157,7 @@ pub async fn lost(place: &Place, id: &RunId) -> Outcome {
 async fn a_killed_embedder_takes_its_children_along() {
     for tty in [false, true] {
         let place = Place::new();
-        // With a terminal, the job is in a group of its own.
+        // With a terminal, the job is in a separate group.
         let script = format!(
             "trap '' HUP TERM; {} sh -c 'echo $$ >{}; while :; do sleep 60; done' & echo $$ >{}; \
              echo ready; while :; do sleep 0.05; done",
@@ -187,7 +187,7 @@ async fn a_killed_embedder_takes_its_children_along() {
     }
 }
 
-/// Killed at any moment from its start on, it leaves no process and no unsealed run.
+/// A kill at any moment leaves no process and no unsealed run.
 #[tokio::test]
 async fn a_kill_at_any_moment_leaves_no_process() {
     for round in 0..60_u32 {
@@ -197,11 +197,14 @@ async fn a_kill_at_any_moment_leaves_no_process() {
         let tty = round % 2 == 1;
         let mut embedder = Embedder::start(&place.root(), &script, tty);
         let dir = place.root().join("first");
-        eventually(20, "the run's folder", async || dir.exists().then_some(())).await;
+        eventually(20, "the run's directory", async || {
+            dir.exists().then_some(())
+        })
+        .await;
         tokio::time::sleep(Duration::from_micros(u64::from(round) * 400)).await;
         embedder.0.kill().unwrap();
         embedder.0.wait().unwrap();
-        eventually(20, "the end of all", async || {
+        eventually(20, "the end of all processes", async || {
             marked(&marker).is_empty().then_some(())
         })
         .await;
@@ -215,7 +218,7 @@ async fn a_kill_at_any_moment_leaves_no_process() {
     }
 }
 
-/// The processes that have `marker` in their arguments.
+/// The processes with `marker` in their arguments.
 fn marked(marker: &str) -> Vec<String> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let has = |path: PathBuf| {
@@ -228,7 +231,7 @@ fn marked(marker: &str) -> Vec<String> {
         .collect()
 }
 
-/// Its guardian is in its group.
+/// The guardian of the process is in the same group.
 #[tokio::test]
 async fn a_process_that_signals_its_group_is_guarded() {
     let place = Place::new();

@@ -1,4 +1,4 @@
-//! How processes end, and the processes that they started.
+//! The end of processes, and of the processes that they started.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ async fn a_signal_has_its_code_and_name() {
 async fn the_group_ends_with_its_first_process() {
     for tty in [false, true] {
         let place = Place::new();
-        // It holds the output open.
+        // The background process holds the output open.
         let script = format!(
             "trap '' HUP; sleep 600 & echo $! >{}; echo done; exit 4",
             place.file("left")
@@ -41,7 +41,7 @@ async fn the_group_ends_with_its_first_process() {
     }
 }
 
-/// They are in groups of their own, and in the terminal's session.
+/// The jobs are in separate groups, in the session of the terminal.
 #[tokio::test]
 async fn shell_jobs_end_with_their_terminal() {
     let place = Place::new();
@@ -54,7 +54,7 @@ async fn shell_jobs_end_with_their_terminal() {
     dies(&line(&place.file("job")).await).await;
 }
 
-/// As the documentation says.
+/// As documented.
 #[tokio::test]
 async fn setsid_escapes_the_kill() {
     let place = Place::new();
@@ -69,7 +69,7 @@ async fn setsid_escapes_the_kill() {
     assert!(text(&outcome, Stream::Stdout).starts_with("before\n"));
     assert_eq!(gaps(&outcome), [(GapReason::NoBackstop, false)]);
     assert_eq!(seal(&outcome).verdict, Verdict::Gap);
-    // Its next line went nowhere, and ended it: nothing held its output any more.
+    // Its output was closed, so its next line ended it.
     dies(&escaped).await;
 
     let place = Place::new();

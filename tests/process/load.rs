@@ -26,7 +26,7 @@ async fn a_thousand_short_runs_lose_nothing() {
         });
         futures::future::join_all(runs).await;
     }
-    // What stood for their containers is gone with them.
+    // The records of their containers are gone, too.
     let left = async || {
         let root = manager.root().id().clone();
         let found = manager.runtime().find(&root).await.unwrap();
@@ -37,10 +37,9 @@ async fn a_thousand_short_runs_lose_nothing() {
     assert_eq!(children(), Vec::<String>::new(), "zombies, or guardians");
 }
 
-/// The ids of this process's children, dead ones too, that are of this test.
+/// The children of this process that run `echo`, zombies included.
 fn children() -> Vec<String> {
-    // Tests run in threads of one process, so only those of this one's own making count: none of
-    // the others runs `echo`.
+    // Tests share this process. No other test runs `echo`.
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(id) = entry.file_name().to_str().map(str::to_owned) else {

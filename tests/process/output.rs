@@ -52,7 +52,7 @@ async fn a_process_without_output_is_complete() {
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
 }
 
-/// Its end proves that there is no more, however early it comes.
+/// The end of the output proves completeness, however early it comes.
 #[tokio::test]
 async fn output_closed_early_is_complete() {
     let place = Place::new();
@@ -76,7 +76,7 @@ async fn the_last_terminal_output_is_captured() {
 #[tokio::test]
 async fn a_hundred_megabytes_are_whole() {
     let spec = sh("head -c 100000000 /dev/zero | tr '\\0' 'x' | fold -w 99");
-    // In memory where there is room: a disk that takes nothing for 2 s is rightly a gap.
+    // In memory where possible: a disk that stalls for 2 s is rightly a gap.
     let memory = Path::new("/dev/shm");
     let place = match rustix::fs::statvfs(memory) {
         Ok(at) if at.f_bavail * at.f_frsize > 1 << 29 => Place {
@@ -87,7 +87,7 @@ async fn a_hundred_megabytes_are_whole() {
     let outcome = place.run(spec).await;
     assert!(outcome.success());
     let seal = seal(&outcome);
-    // A newline after each 99 characters but the last ones.
+    // A newline after each 99 characters except the last.
     assert_eq!(seal.bytes.stdout, 100_000_000 + (100_000_000 - 1) / 99);
     assert_eq!(seal.verdict, Verdict::Complete);
 }

@@ -23,7 +23,7 @@ impl Place {
         self.dir.path().join("root")
     }
 
-    /// The path of a file beside the root.
+    /// The path of a file next to the root.
     pub fn file(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
@@ -100,7 +100,7 @@ pub fn exit(outcome: &Outcome) -> &Exit {
     }
 }
 
-/// Waits until a file has a line, and gives it.
+/// Waits for a line in a file and returns it.
 pub async fn line(path: &str) -> String {
     eventually(20, path, async || {
         let text = fs::read_to_string(path).ok()?;
@@ -109,7 +109,7 @@ pub async fn line(path: &str) -> String {
     .await
 }
 
-/// Whether a process is there, and has not ended.
+/// True if the process exists and is not a zombie.
 pub fn lives(id: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned());

@@ -7,8 +7,6 @@ use testkit::deadline::within;
 
 use crate::place::sh;
 
-// What follows is of the runtime alone.
-
 struct Direct {
     runtime: LocalProcess,
     root: RootId,
@@ -89,7 +87,7 @@ async fn only_force_removes_a_running_process() {
     assert!(direct.runtime.start(&container).await.is_err());
 }
 
-/// It must not end with SIGPIPE, nor wait for a reader that is gone.
+/// The process must not end with SIGPIPE or wait for a reader that is gone.
 #[tokio::test]
 async fn a_dropped_tap_does_not_disturb_the_process() {
     for tty in [false, true] {
@@ -106,7 +104,7 @@ async fn a_dropped_tap_does_not_disturb_the_process() {
             .unwrap();
         assert_eq!(status.code, Some(8), "tty: {tty}");
 
-        // So it is without one.
+        // The same without a tap.
         let container = direct.create(&sh(script).tty(tty)).await;
         direct.runtime.start(&container).await.unwrap();
         let status = within(20, "its end", direct.runtime.wait(&container))

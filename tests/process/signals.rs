@@ -11,7 +11,7 @@ use crate::place::{Place, line};
 /// Signals that a background job or `nohup` ignores, and others. 40 is a real-time signal.
 const IGNORED: &str = "HUP INT QUIT USR1 USR2 ALRM TERM CHLD TSTP WINCH 40";
 
-/// Prints the ignored and blocked signals. A shell in front would unblock them.
+/// Prints the ignored and blocked signals. A shell in between would unblock them.
 const PRINT_SIGNALS: [&str; 4] = ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"];
 
 /// SIGTTIN and SIGTTOU, which the process runtime does not reset.

@@ -78,10 +78,10 @@ async fn the_environment_is_the_spec_plus_path_and_home() {
     assert_eq!(names, ["A", "HOME", "PATH"]);
     assert!(text.contains("A=1\n"));
 
-    // The spec's own hold, also for finding the command.
+    // The variables of the spec win, also in the lookup of the command.
     let place = Place::new();
-    // Written by a child: what another test forks meanwhile would have this process's file open
-    // for writing, and nothing can be executed that is.
+    // A child writes the file. If this process had it open for writing, a concurrent fork could
+    // inherit the descriptor, and the program could not be executed.
     let write = "printf '#!/bin/sh\\necho $HOME\\n' >\"$0\" && chmod 755 \"$0\"";
     let written = Command::new("sh")
         .args(["-c", write, &place.file("mine")])

@@ -11,9 +11,9 @@ use crate::ready::{SECOND, endless};
 
 #[test]
 fn a_plain_test_needs_no_async() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
-    let manager = blocking::Manager::open(folder.path(), engine.clone()).unwrap();
+    let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
     assert!(manager.wait_recovery().unwrap().is_empty());
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
@@ -42,9 +42,9 @@ fn a_plain_test_needs_no_async() {
 
 #[test]
 fn blocking_calls_panic_in_async_code() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
-    let manager = blocking::Manager::open(folder.path(), engine.clone()).unwrap();
+    let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
     engine.next(endless());
     let service = manager.service(named("db"), []).unwrap();
     let tokio = tokio::runtime::Runtime::new().unwrap();

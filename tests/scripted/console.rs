@@ -33,7 +33,7 @@ impl Write for Shown {
     }
 }
 
-/// A console, and what it writes.
+/// A console and its output.
 pub fn shown() -> (Console, Receiver<Vec<u8>>) {
     let (out, text) = mpsc::channel();
     (Console::to(Shown(out)), text)

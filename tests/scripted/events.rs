@@ -15,7 +15,7 @@ pub async fn all(mut events: Events) -> Vec<RunEvent> {
     told
 }
 
-/// The names of the events, as JSON has them.
+/// The names of the events in JSON.
 pub fn words(events: &[RunEvent]) -> Vec<String> {
     let word = |event| serde_json::to_value(event).unwrap()["event"].clone();
     let words = events.iter().map(word);

@@ -1,4 +1,4 @@
-//! What proves that an audit is complete, and what is a gap.
+//! Evidence of a complete audit, and gaps.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use moat::{Manager, RunSpec, ShutdownMode, Verdict};
 use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::records::{broken, gaps, numbered, text};
 
-/// Invariant 7: by content, also where the lines repeat themselves.
+/// Invariant 7: by content, also where lines repeat.
 #[tokio::test]
 async fn an_early_end_is_completed_from_the_log() {
     for output in [numbered(500), "y\n".repeat(5000)] {
@@ -75,11 +75,11 @@ async fn an_unreachable_engine_changes_nothing() {
     assert_eq!(seal(&outcome).evidence, Evidence::Replay);
 }
 
-/// Invariant 7: what dies in an engine's memory is in no log, and no tap shows it.
+/// Invariant 7: output that is lost in the engine's memory is in no log and no tap.
 #[tokio::test(start_paused = true)]
 async fn a_restart_during_a_run_is_a_possible_gap() {
     let bench = Bench::new();
-    // The first ones may be asked for before the start has returned.
+    // The first waits may come before the start returns.
     for _ in 0..20 {
         bench.runtime.fault(Call::Wait, broken("wait"));
     }
@@ -93,7 +93,7 @@ async fn a_restart_during_a_run_is_a_possible_gap() {
     assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
     drop(run);
 
-    // One that does not say whether it was, may have been.
+    // An engine that does not say whether it was restarted may have been.
     bench.runtime.fault(Call::Wait, broken("wait"));
     bench
         .runtime
@@ -104,7 +104,7 @@ async fn a_restart_during_a_run_is_a_possible_gap() {
     assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
 }
 
-/// It had all of the output when it told how the container ended.
+/// The engine had all output when it reported the exit.
 #[tokio::test(start_paused = true)]
 async fn a_restart_after_the_exit_is_not_a_gap() {
     let bench = Bench::new();
@@ -122,10 +122,10 @@ async fn a_restart_after_the_exit_is_not_a_gap() {
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
 }
 
-/// The same, while no manager was there.
+/// The same without a manager.
 #[tokio::test(start_paused = true)]
 async fn a_restart_without_owner_is_a_possible_gap() {
-    // Not so short that the clock runs past its end while its start is written down.
+    // Long enough that the paused clock does not pass the end while the start is recorded.
     for length in [4, 60] {
         let bench = Bench::new();
         let script = Script::new().stdout("x\n");
@@ -149,7 +149,7 @@ async fn a_restart_without_owner_is_a_possible_gap() {
     }
 }
 
-/// A tap that ends early is no reason to see nothing for as long as the container runs.
+/// After the tap ends, output is still visible before the exit.
 #[tokio::test(start_paused = true)]
 async fn output_after_the_tap_is_seen_live() {
     let bench = Bench::new();
@@ -177,7 +177,7 @@ async fn output_after_the_tap_is_seen_live() {
 
 const TEXT: &[u8] = b"one\ntwo\nthree\n";
 
-/// Whatever answer is lost, the run is sealed, and what it printed is in it once.
+/// Whichever answer is lost, the run is sealed with its output once.
 #[tokio::test]
 async fn a_lost_answer_to_any_call_loses_nothing() {
     for call in [
@@ -190,10 +190,10 @@ async fn a_lost_answer_to_any_call_loses_nothing() {
     ] {
         let engine = Scripted::new();
         let memory = moat::sink::Memory::new();
-        let folder = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
         engine.image("any", Script::new().stdout(TEXT));
         engine.fault(call, Fault::AnswerLost);
-        let builder = Manager::builder(folder.path(), engine.clone()).sink(memory.clone());
+        let builder = Manager::builder(dir.path(), engine.clone()).sink(memory.clone());
         let manager = builder.open().await.unwrap();
         let outcome = match manager.start(RunSpec::new("any")).await {
             Ok(run) => run.wait().await.unwrap(),

@@ -47,7 +47,7 @@ async fn an_exec_has_an_audit_that_verifies() {
     assert_eq!(actions(&path), [Action::Exec]);
 }
 
-/// It is live only: what a cut connection did not bring, nothing can bring back.
+/// The output of an exec is live only. What a cut connection loses is lost.
 #[tokio::test]
 async fn an_exec_with_a_cut_connection_is_a_gap() {
     let bench = Bench::new();
@@ -56,9 +56,9 @@ async fn an_exec_with_a_cut_connection_is_a_gap() {
     let spec = ExecSpec::new(["any"]).interactive(true);
     let exec = run.exec(spec).await.unwrap();
     let mut input = exec.attach_with(with_input()).await.unwrap().input();
-    // By the real clock: a paused one runs ahead while a thread writes a file. When it is looked at
-    // for the seventh time it has been seen to go on for more than a second.
-    eventually(60, "a look at what goes on", async || {
+    // The real clock: a paused clock runs ahead while a thread writes a file. At the seventh
+    // inspection, the exec has outlived its connection by more than a second.
+    eventually(60, "an inspection", async || {
         (bench.runtime.calls(Call::ExecInspect) >= 7).then_some(())
     })
     .await;

@@ -1,4 +1,4 @@
-//! How a run ends, and what becomes of its container.
+//! The end of a run, and its container after that.
 
 use moat::audit::GapReason;
 use moat::outcome::Stream;

@@ -16,16 +16,24 @@ use crate::bench::{Bench, named};
 use crate::left::{BOUND, TEXT, contents, names, stop, text};
 
 const KINDS: [&str; 9] = [
-    "folder", "link", "dangling", "fifo", "socket", "empty", "sparse", "binary", "nested",
+    "directory",
+    "link",
+    "dangling",
+    "fifo",
+    "socket",
+    "empty",
+    "sparse",
+    "binary",
+    "nested",
 ];
 
-/// Puts something in the place of a file; `other` is what a link leads to.
+/// Replaces a file with something else; `other` is the target of a link.
 fn replace(path: &Path, kind: &str, other: &Path) {
     if path.exists() {
         fs::rename(path, other).unwrap();
     }
     match kind {
-        "folder" => {
+        "directory" => {
             fs::create_dir(path).unwrap();
             fs::write(path.join("precious"), "kept").unwrap();
         }
@@ -76,7 +84,7 @@ async fn an_irregular_file_harms_one_run_at_most() {
         }
         for run in &bad {
             let kind = run.id().as_str();
-            // Nothing that is done to such a run hangs.
+            // No call on such a run hangs.
             let waited = tokio::time::timeout(BOUND, run.wait()).await;
             assert!(matches!(waited, Ok(Err(Error::Damaged { .. }))), "{kind}");
             let problem = run.problem().unwrap();
@@ -84,7 +92,7 @@ async fn an_irregular_file_harms_one_run_at_most() {
             assert!(problem.contains("not a regular file"), "{problem}");
             assert!(!is_file(kind), "{kind}: {problem}");
         }
-        // Of the record the audit has a copy; the lock is only a name.
+        // The audit has a copy of the record, and the lock file has no content.
         let lost = if file == "run.json" { 0 } else { 5 };
         assert_eq!(bad.len(), lost, "{file}");
         manager.shutdown(ShutdownMode::Leave).await;
@@ -100,7 +108,7 @@ async fn an_irregular_file_harms_one_run_at_most() {
         }
         assert_eq!(contents(&bench.outside("elsewhere")), elsewhere, "{file}");
         for kind in KINDS {
-            // An empty file has nothing to keep; the others are where they were, or aside.
+            // An empty file is not kept. The others are in place or quarantined.
             let aside = match file {
                 "run.json" => "run.json.damaged-1",
                 "logs.jsonl" if is_file(kind) && kind != "empty" => "torn-1",
@@ -108,11 +116,11 @@ async fn an_irregular_file_harms_one_run_at_most() {
             };
             let kept = bench.file(kind, aside).symlink_metadata();
             let kept = kept.unwrap_or_else(|error| panic!("{file} {kind}: {error}"));
-            assert_eq!(kept.is_dir(), kind == "folder", "{file} {kind}");
+            assert_eq!(kept.is_dir(), kind == "directory", "{file} {kind}");
             assert_eq!(kept.is_symlink(), ["link", "dangling"].contains(&kind));
             assert!(kind != "sparse" || kept.len() == 100 << 20 || file == "lock");
             let precious = bench.file(kind, aside).join("precious");
-            assert_eq!(precious.exists(), kind == "folder");
+            assert_eq!(precious.exists(), kind == "directory");
         }
     }
 }
@@ -133,7 +141,7 @@ async fn an_irregular_root_file_is_refused() {
     }
 }
 
-/// As the tests may run as root, whom no permission stops, another user does it.
+/// Tests may run as root, which ignores permissions. So another user runs this test.
 #[test]
 fn an_unreadable_file_is_reported_and_retried() {
     const NAME: &str = "an_unreadable_file_is_reported_and_retried";
@@ -145,20 +153,20 @@ fn an_unreadable_file_is_reported_and_retried() {
         me.uid() == 0
     });
     if am_root {
-        // Where it was built nobody else may be let in.
-        let folder = tempfile::tempdir().unwrap();
+        // The build directory may be closed to other users.
+        let dir = tempfile::tempdir().unwrap();
         use std::os::unix::fs::PermissionsExt;
         let all = fs::Permissions::from_mode(0o777);
-        fs::set_permissions(folder.path(), all).unwrap();
-        let program = folder.path().join("test");
-        // By another process: what is open for writing here, a child of a test beside this one may
-        // have, too, and then it cannot be run.
+        fs::set_permissions(dir.path(), all).unwrap();
+        let program = dir.path().join("test");
+        // A child copies the file. If this process had it open for writing, a concurrent fork could
+        // inherit the descriptor, and the program could not be executed.
         let mut copy = Command::new("cp");
         copy.arg(std::env::current_exe().unwrap()).arg(&program);
         assert!(copy.status().unwrap().success());
         let mut child = Command::new(program);
         child.args(["--exact", &format!("foreign_files::{NAME}")]);
-        child.env("TMPDIR", folder.path()).current_dir("/");
+        child.env("TMPDIR", dir.path()).current_dir("/");
         let output = child.uid(NOBODY).gid(NOBODY).output().unwrap();
         let printed = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{printed}");
@@ -199,7 +207,7 @@ async fn without_permission() {
         assert_eq!(run.problem().is_none(), good, "{:?}", run.problem());
     }
     allow(0o600);
-    // It is tried again by itself.
+    // The manager retries without a request.
     for outcome in stop(&runs).await {
         assert_eq!(
             outcome.sealed().unwrap().verdict,
@@ -212,7 +220,7 @@ async fn without_permission() {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-/// A copy of a run's folder is not that run: its container is another one's, and so is its name.
+/// A copy of a run's directory is not that run: its container and its name belong to another run.
 #[tokio::test]
 async fn a_copied_run_is_not_its_original() {
     for sealed in [false, true] {
@@ -288,9 +296,9 @@ async fn other_entries_in_a_root_are_left_alone() {
         b"lost+found",
     ];
     for name in odd {
-        let folder = bench.root().join(std::ffi::OsStr::from_bytes(name));
-        fs::create_dir(&folder).unwrap();
-        fs::write(folder.join("run.json"), "{}").unwrap();
+        let dir = bench.root().join(std::ffi::OsStr::from_bytes(name));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("run.json"), "{}").unwrap();
     }
     fs::write(at("file"), "x").unwrap();
     fs::create_dir(at("empty")).unwrap();
@@ -334,7 +342,7 @@ async fn a_bad_stop_request_is_ignored() {
         let ts = "2026-11-22T18:23:25.491211661Z";
         format!(r#"{{"ts":"{ts}","cause":"requested","signal":"{signal}","by_pid":1}}"#)
     };
-    // One record must not be longer than the format allows.
+    // A record must not be longer than the format allows.
     let long = stop_of(&"X".repeat(17 << 20));
     fs::write(bench.file("run", "stop-long.json"), long).unwrap();
     fs::write(bench.file("run", "stop-good.json"), stop_of("SIGTERM")).unwrap();
@@ -359,7 +367,7 @@ async fn a_bad_stop_request_is_ignored() {
     assert_eq!(requests.count(), 1);
 }
 
-/// It is not damaged: another moat has written it, and may read it.
+/// The record is not damaged: a later version of moat can read it.
 #[tokio::test]
 async fn a_later_record_version_is_never_changed() {
     let bench = Bench::in_memory();
@@ -394,7 +402,7 @@ async fn a_later_record_version_is_never_changed() {
     assert!(error.contains("version 2"), "{error}");
 }
 
-/// JSON that is as odd as JSON can be, in the record and in a line of the audit.
+/// Unusual JSON in the record and in a line of the audit.
 #[tokio::test]
 async fn odd_json_harms_no_run() {
     let deep = |open: &str, close: &str| open.repeat(100_000) + &close.repeat(100_000);
@@ -441,7 +449,7 @@ async fn odd_json_harms_no_run() {
         for (name, fields) in &odd {
             let path = bench.file(name, file);
             let text = fs::read_to_string(&path).unwrap();
-            // Behind the first field, which stays the first.
+            // After the first field, which must stay first.
             let (head, tail) = match file {
                 "run.json" => text.split_at(text.find(r#""run":"#).unwrap()),
                 _ => {
@@ -449,7 +457,7 @@ async fn odd_json_harms_no_run() {
                     text.split_at(started + r#"{"type":"started","#.len())
                 }
             };
-            // A field that is there already would be there twice.
+            // Otherwise an existing field would appear twice.
             let key = fields.split(':').next().unwrap();
             let tail = match *name {
                 "twice" => tail.to_owned(),
@@ -464,7 +472,7 @@ async fn odd_json_harms_no_run() {
             assert_eq!(run.problem(), None, "{file} {}", run.id());
         }
         for outcome in stop(&runs).await {
-            // It may have been stopped already, by a deadline.
+            // A deadline may have stopped the run before.
             assert_eq!(outcome.code(), Some(143), "{file} {outcome}");
             assert!(outcome.sealed().is_some(), "{file} {outcome}");
             let audit = outcome.audit.as_ref().unwrap();
@@ -481,7 +489,7 @@ async fn an_audit_does_not_grow_during_retries() {
     for _ in 0..200 {
         let gone = RuntimeError::Broken {
             operation: "inspect the container",
-            reason: "made for the test".into(),
+            reason: "injected fault".into(),
         };
         bench.runtime.fault(Call::Inspect, Fault::Error(gone));
     }
@@ -494,14 +502,14 @@ async fn an_audit_does_not_grow_during_retries() {
     assert_eq!(resumes.count(), 1);
 }
 
-/// What is in the way is told, and what was asked for is done once it is gone.
+/// The obstacle is reported. Once it is gone, the requested recovery happens.
 #[tokio::test]
 async fn a_repaired_run_is_recovered_on_demand() {
     let bench = Bench::in_memory();
     bench.leave_running(&["run".into()]).await;
     let audit = bench.file("run", "logs.jsonl");
     let other = bench.outside("elsewhere");
-    replace(&audit, "folder", &other);
+    replace(&audit, "directory", &other);
     let manager = bench.open_patiently().await;
     assert!(bench.recovered(&manager).await[0].problem().is_some());
     fs::remove_dir_all(&audit).unwrap();

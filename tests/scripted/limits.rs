@@ -35,7 +35,7 @@ async fn the_output_limit_drops_or_stops() {
     }
 }
 
-/// A tap that was cut, and a limit that only the replay reaches.
+/// The tap is cut, and only the replay reaches the limit.
 #[tokio::test]
 async fn a_replay_past_the_output_limit_is_a_gap() {
     let bench = Bench::new();

@@ -44,7 +44,7 @@ async fn only_expired_containers_are_reaped() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let second = Duration::from_secs(1);
-    // Not so short that it is over before its manager leaves.
+    // Longer than the manager takes to leave.
     let limited = || spec().time_limit(second * 60).stop_grace(second);
     let endless = || Script::new().until_stopped();
     let none = bench
@@ -54,7 +54,7 @@ async fn only_expired_containers_are_reaped() {
     let soon = bench
         .start(&manager, endless(), spec().time_limit(second * 3600))
         .await;
-    // Its machine is gone.
+    // As if the machine were gone.
     manager.shutdown(ShutdownMode::Leave).await;
     let other = tempfile::tempdir().unwrap();
     let reaper = Manager::builder(other.path().join("root"), bench.runtime.clone())
@@ -66,7 +66,7 @@ async fn only_expired_containers_are_reaped() {
         reaper.reap(ReapOptions::new()).await.unwrap().is_empty(),
         "too early"
     );
-    // Its deadline: limit, grace, and two minutes for the engine.
+    // The deadline: limit, grace, and two minutes for the engine.
     bench
         .runtime
         .advance_deadlines(Duration::from_secs(60 + 1 + 120 + 61));

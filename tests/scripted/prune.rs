@@ -40,7 +40,7 @@ async fn prune_removes_the_oldest_sealed_runs() {
         .prune(PruneOptions::new().older_than(Duration::from_secs(3600)))
         .await;
     assert!(recent.unwrap().removed.is_empty());
-    // Room for what stays, and for `c`.
+    // Room for the runs that stay and for `c`.
     let fits = PruneOptions::new().max_bytes(dry.bytes_left + dry.removed[2].1);
     assert_eq!(ids(&manager.prune(fits).await.unwrap()), ["b"]);
     let pruned = manager.prune(all).await.unwrap();
@@ -84,7 +84,7 @@ async fn a_dry_run_predicts_refusals() {
     other.shutdown(ShutdownMode::Leave).await;
     let root = bench.root();
     let other = Manager::open(root, bench.runtime.clone()).await.unwrap();
-    // As another process has it that is at it.
+    // As if another process owned the run.
     let lock = std::fs::File::open(owned.join("lock")).unwrap();
     lock.lock().unwrap();
     let all = PruneOptions::new().keep(0);

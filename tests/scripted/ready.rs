@@ -66,7 +66,7 @@ async fn a_line_is_found_in_past_and_new_output() {
             .unwrap();
     }
     run.kill().await.unwrap();
-    // What it has printed stays printed.
+    // Past output counts.
     run.wait_ready(Ready::line("listening on")).await.unwrap();
 }
 
@@ -139,12 +139,12 @@ async fn a_timeout_reports_the_last_lines() {
     );
     assert!(
         matches!(run.state(), State::Running { .. }),
-        "nobody has stopped it"
+        "it still runs"
     );
     run.kill().await.unwrap();
 }
 
-/// Listens, and closes what comes at once, as a proxy does in front of nothing, so many times.
+/// Listens, and closes the first connections at once, as a proxy without a backend does.
 pub async fn proxy(closes: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();

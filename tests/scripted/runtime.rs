@@ -33,7 +33,7 @@ async fn stream(engine: &Scripted, container: &ContainerId, source: Source) -> O
 async fn read(mut stream: OutputStream) -> (Vec<u8>, Break) {
     let mut bytes = Vec::new();
     loop {
-        // By a paused clock this is at once, and only when nothing else can happen.
+        // On a paused clock this timeout passes at once, but only when nothing else can happen.
         match timeout(Duration::from_secs(3600), stream.next()).await {
             Err(_) => return (bytes, Break::Stall),
             Ok(None) => return (bytes, Break::End),

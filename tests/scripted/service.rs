@@ -58,10 +58,10 @@ async fn drop_does_not_deadlock_on_its_own_thread() {
     assert_eq!(outcome.stopped(), Some(StopCause::Requested));
 }
 
-/// Set where a test is to do what it is ignored for.
+/// Set in a child that runs an ignored test.
 const AS_CARGO_DOES: &str = "MOAT_TEST_AS_CARGO_DOES";
 
-/// Runs a test of this binary that is ignored otherwise.
+/// Runs an ignored test of this binary.
 fn as_cargo_does(test: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--include-ignored", test])
@@ -89,9 +89,9 @@ fn child_fails_with_a_service() {
     if std::env::var_os(AS_CARGO_DOES).is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
-    let manager = blocking::Manager::open(folder.path(), engine.clone()).unwrap();
+    let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
     engine.next(Script::new().stdout("listening on 81\n").until_stopped());
     let fine = manager
         .service(named("fine"), [Ready::line("listening")])
@@ -114,19 +114,19 @@ fn child_passes_with_a_service() {
     if std::env::var_os(AS_CARGO_DOES).is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
-    let manager = blocking::Manager::open(folder.path(), engine.clone()).unwrap();
+    let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
     engine.next(endless());
     manager.service(named("db"), []).unwrap().stop().unwrap();
 }
 
 #[test]
 fn a_manager_outlives_its_runtime() {
-    let folder = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
     let manager = tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let manager = Manager::open(folder.path(), engine.clone()).await.unwrap();
+        let manager = Manager::open(dir.path(), engine.clone()).await.unwrap();
         engine.next(endless());
         drop(manager.service(named("first"), []).await.unwrap());
         engine.next(
@@ -138,7 +138,7 @@ fn a_manager_outlives_its_runtime() {
         manager.start(named("between")).await.unwrap();
         manager
     });
-    // The runtime is gone, and with it all that was spawned on it.
+    // The runtime is gone, and with it all of its tasks.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -158,7 +158,7 @@ fn a_manager_outlives_its_runtime() {
     assert_eq!(engine.containers(), 0);
 }
 
-/// One manager for all tests of a process, whichever of them comes first.
+/// One manager for all tests of this process.
 async fn shared() -> &'static Manager {
     static SHARED: OnceCell<Manager> = OnceCell::const_new();
     let open = async || {
@@ -172,7 +172,7 @@ async fn shared() -> &'static Manager {
 
 async fn uses_the_shared_manager() {
     let manager = shared().await;
-    // Without a name, which one that was killed in the middle would have left taken.
+    // Without an id: a killed test would leave it taken.
     let service = manager
         .service(RunSpec::new("any"), [Ready::line("up")])
         .await
@@ -195,13 +195,13 @@ async fn another_test_shares_the_manager() {
 #[cfg(feature = "process")]
 #[tokio::test]
 async fn a_local_process_has_its_own_port() {
-    let folder = tempfile::tempdir().unwrap();
-    let manager = Manager::open(folder.path(), moat::LocalProcess::new())
+    let dir = tempfile::tempdir().unwrap();
+    let manager = Manager::open(dir.path(), moat::LocalProcess::new())
         .await
         .unwrap();
     let at = proxy(0).await;
     let spec = RunSpec::command(["sleep", "1000"]);
-    // It stands for the process that listens.
+    // The test listens in place of the process.
     let service = manager
         .service(spec, [Ready::port(at.port())])
         .await

@@ -1,4 +1,4 @@
-//! What a manager that shuts down still does.
+//! Shutdown: records that are flushed, and stops that survive it.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,10 @@ use crate::bench::Bench;
 use crate::records::{actions, stops};
 use crate::sink_faults::{id, open, sealed_soon, sound, stalls};
 
-/// What a manager that closes may take to write what is left to say; what takes longer is lost.
+/// The time that a closing manager has to flush its records.
 const LEAVE: Duration = Duration::from_secs(2);
 
-/// Plays a round again while it says that the machine was too slow for it.
+/// Repeats a round while the machine was too slow for it.
 async fn in_time(round: impl AsyncFn() -> bool) {
     for _ in 0..5 {
         if round().await {
@@ -30,19 +30,19 @@ async fn in_time(round: impl AsyncFn() -> bool) {
     panic!("each of five rounds took too long");
 }
 
-/// A sink that is slow, and does at last what it was asked for. `false`: too late.
+/// The sink stalls, and recovers during the shutdown. `false` if that was too late.
 async fn shut_down_while_the_sink_stalls(manager: &Manager, sink: &Faulty) -> bool {
     let begin = Instant::now();
     let recover = async {
         sink.clear_faults();
     };
-    // The shutdown has begun when the sink is well again.
+    // The sink recovers after the shutdown has begun.
     let closed = async { tokio::join!(manager.shutdown(ShutdownMode::Leave), recover) };
     within(20, "the shutdown", closed).await;
     begin.elapsed() < LEAVE
 }
 
-/// Sits in front of something, changes its size, and leaves.
+/// Resizes the terminal and detaches.
 async fn visit(attachment: Attachment) {
     attachment.resize(WindowSize::new(100, 30)).await.unwrap();
 }
@@ -68,7 +68,7 @@ async fn shutdown_flushes_actions_on_a_run() {
             sink.fault(stalls());
             let options = AttachOptions::new().with_input();
             visit(run.attach_with(options).await.unwrap()).await;
-            // Once it was polled, it goes on.
+            // Once polled, the stop continues without its future.
             assert!(run.stop(None).now_or_never().is_none());
             if !shut_down_while_the_sink_stalls(&manager, &sink).await {
                 return false;
@@ -154,16 +154,16 @@ async fn a_stop_of_a_foreign_run_survives_shutdown() {
             assert!(theirs.owned_elsewhere());
             let before = bench.runtime.calls(Call::Inspect);
             if overtaken {
-                // The image says which signal it is.
+                // The image defines the stop signal, so moat has to ask.
                 bench.runtime.link(Link::Silent);
             }
             assert!(theirs.stop(None).now_or_never().is_none());
             if overtaken {
-                eventually(20, "the question for the signal", async || {
+                eventually(20, "the request for the signal", async || {
                     (bench.runtime.calls(Call::Inspect) > before).then_some(())
                 })
                 .await;
-                // The next look at the run's files is due before the answer comes.
+                // The next look at the run's files is due before the answer.
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             let answer = async { bench.runtime.link(Link::Up) };
@@ -182,14 +182,14 @@ async fn a_stop_of_a_foreign_run_survives_shutdown() {
     }
 }
 
-/// A stop that comes while a start is under way asks as any other does, before it kills.
+/// A stop during a start sends the signal and waits before it kills, as any stop does.
 #[tokio::test]
 async fn a_stop_of_an_aborted_start_has_its_grace() {
     in_time(async || {
         let bench = Bench::new();
         let well = id("well");
         bench.runtime.script(&well, Script::new().until_stopped());
-        // The container runs, and what is asked about it is not answered.
+        // The container runs, but the engine does not answer about it.
         bench.runtime.fault(Call::Inspect, Fault::Hang);
         let manager = open(&bench, &sound()).await;
         let start = manager.start(RunSpec::new("any").id(well.clone()));

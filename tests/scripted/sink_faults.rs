@@ -1,4 +1,4 @@
-//! Sinks that stall or fail: which runs they hold up, and which not.
+//! Sinks that stall or fail: which runs they delay, and which they do not.
 
 use std::time::Duration;
 
@@ -21,12 +21,12 @@ pub fn sound() -> Faulty {
     Faulty::new(Jsonl::new())
 }
 
-/// The logs of the runs in whose ids is `held` take nothing.
+/// The logs of the runs with `held` in their ids stall.
 pub fn stalls() -> SinkFault {
     held(SinkFault::stall())
 }
 
-/// The logs of the runs in whose ids is `held` fail.
+/// The logs of the runs with `held` in their ids fail.
 pub fn fails() -> SinkFault {
     held(SinkFault::error())
 }
@@ -97,15 +97,15 @@ async fn blocked_recoveries_do_not_block_others() {
         let sink = sound();
         sink.fault(fault);
         let manager = open(&bench, &sink).await;
-        eventually(20, "the taking over of the one that is well", async || {
+        eventually(20, "the recovery of the other run", async || {
             let info = manager.root().info(&well).unwrap();
             info.owned.then_some(())
         })
         .await;
         let run = manager.get(&well).await.unwrap();
-        let stopped = within(20, "the stop of the one that is well", run.stop(None)).await;
+        let stopped = within(20, "the stop of the other run", run.stop(None)).await;
         assert_eq!(stopped.unwrap().code(), Some(143), "{shown}");
-        // What a slow disk has not sealed when the stop returns is sealed beside the others.
+        // On a slow disk, the run is sealed after the stop returns.
         sealed_soon(&run).await;
     }
 }
@@ -170,7 +170,7 @@ async fn a_run_removed_during_recovery_is_dropped() {
     sealed_soon(&next).await;
 }
 
-/// What was told of the end stays, whatever becomes of the process and of the container.
+/// A reported exit stays, even if the process and the container are gone.
 #[tokio::test]
 async fn an_exit_is_recorded_while_a_sink_stalls() {
     let bench = Bench::new();
@@ -189,7 +189,7 @@ async fn an_exit_is_recorded_while_a_sink_stalls() {
     assert_eq!(outcome.code(), Some(7));
     assert!(outcome.sealed().is_none(), "{outcome}");
     let root = Root::open(manager.root().path()).unwrap();
-    eventually(60, "what other processes see", async || {
+    eventually(60, "the exit for other processes", async || {
         (root.info(&held).unwrap().status == RunStatus::Exited).then_some(())
     })
     .await;
@@ -201,7 +201,7 @@ async fn an_exit_is_recorded_while_a_sink_stalls() {
     assert_eq!(outcome.code(), Some(7), "{outcome}");
 }
 
-/// Invariant 9: once a process runs, nothing waits for the sink.
+/// Invariant 9: once an exec has started, nothing waits for the sink.
 #[tokio::test]
 async fn a_stalled_sink_does_not_block_exec() {
     let bench = Bench::new();
@@ -214,7 +214,7 @@ async fn a_stalled_sink_does_not_block_exec() {
     let manager = open(&bench, &sink).await;
     let run = manager.start(RunSpec::new("any").id(held.clone()));
     let run = run.await.unwrap();
-    // Its log is open when the engine is asked, and stalls when it has answered.
+    // The log is open when the engine is asked, and stalls once it has answered.
     bench.runtime.link(Link::Silent);
     let stall = async {
         eventually(20, "the request", async || {
@@ -234,11 +234,11 @@ async fn a_stalled_sink_does_not_block_exec() {
     assert_eq!(outcome.code(), Some(7), "{outcome}");
 }
 
-/// Types into something, changes its size, and is told by the log of `run` that it has failed.
+/// Writes input and resizes the terminal. The log of `run` fails in between.
 async fn type_while_the_sink_fails(attachment: &mut Attachment, run: &Run, sink: &Faulty) -> Input {
     let mut input = attachment.input().unwrap();
     input.write_all(b"before\n").await.unwrap();
-    eventually(20, "what was typed before", async || {
+    eventually(20, "the first input", async || {
         (typed(&run.audit().unwrap()) == b"before\n").then_some(())
     })
     .await;
@@ -277,7 +277,7 @@ async fn exec_input_during_a_sink_failure_is_recorded() {
     let bench = Bench::new();
     let held = id("held");
     bench.runtime.script(&held, Script::new().until_stopped());
-    // It prints nothing: what was typed is all that its log can fail at.
+    // The exec prints nothing, so its log can only fail at its input.
     bench.runtime.next_exec(Script::new().until_stopped());
     let sink = sound();
     let manager = open(&bench, &sink).await;
@@ -287,7 +287,7 @@ async fn exec_input_during_a_sink_failure_is_recorded() {
     let options = AttachOptions::new().with_input();
     let mut attachment = exec.attach_with(options).await.unwrap();
     let audit = exec.audit().unwrap();
-    eventually(20, "what was done before", async || {
+    eventually(20, "the first action", async || {
         (actions(&audit) == [Action::AttachInput]).then_some(())
     })
     .await;

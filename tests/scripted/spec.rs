@@ -14,10 +14,10 @@ use crate::bench::Bench;
 use crate::left::{BOUND, contents};
 use crate::spec_cases::{SECRET, long, refused, taken};
 
-/// What an error may have, in bytes: it goes to a terminal, and to logs.
+/// The most bytes of an error, which goes to terminals and logs.
 const LONGEST: usize = 1000;
 
-/// The message of a refusal, which must not be one of a secret, of megabytes, or of two lines.
+/// The refusal names the field, and has no secret, no second line and no megabytes.
 fn assert_refused(field: &str, error: Error) {
     let texts = [error.chain(), format!("{error:?}")];
     let Error::InvalidSpec {
@@ -100,7 +100,7 @@ fn a_hostile_run_id_is_refused() {
         assert_refused("id", RunId::new(id).unwrap_err());
         assert_refused("id", id.parse::<RunId>().unwrap_err());
         assert_refused("id", RunId::try_from(id.to_owned()).unwrap_err());
-        // As it may stand in a file that someone has edited.
+        // As in a file that was edited.
         let read: Result<RunId, _> = serde_json::from_value(json!(id));
         assert!(
             read.unwrap_err().to_string().contains("invalid id"),
@@ -127,7 +127,7 @@ async fn an_accepted_odd_value_makes_a_normal_run() {
         let state = verify(&audit).unwrap().state;
         assert!(matches!(state, LogState::Sealed(_)), "{name}: {state:?}");
         assert_eq!(run.dir().parent(), Some(&*bench.root()), "{name}");
-        // What was asked for is what is written down.
+        // The record has the requested settings.
         assert_eq!(record(run.dir()).settings, *spec.settings(), "{name}");
         assert!(Reader::open(&audit).unwrap().all(|record| record.is_ok()));
         drop(run);
@@ -167,11 +167,11 @@ async fn odd_values_survive_recovery_without_secrets() {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-fn record(folder: &Path) -> RunRecord {
-    serde_json::from_slice(&fs::read(folder.join("run.json")).unwrap()).unwrap()
+fn record(dir: &Path) -> RunRecord {
+    serde_json::from_slice(&fs::read(dir.join("run.json")).unwrap()).unwrap()
 }
 
-/// A root is opened where its caller says, and nowhere else.
+/// A path that the system cannot represent is an error.
 #[test]
 fn a_path_with_a_nul_byte_is_refused() {
     let error = moat::Root::open(Path::new("/tmp/a\0b")).unwrap_err();

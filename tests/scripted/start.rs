@@ -1,4 +1,4 @@
-//! How a run starts, and what is left if it does not.
+//! Starts of runs, and failed starts.
 
 use std::time::Duration;
 
@@ -91,7 +91,7 @@ async fn a_lost_answer_leaves_no_orphan() {
     assert_eq!(text(&outcome, Stream::Stdout), "ran\n");
 }
 
-/// Invariant 6: what another process was told meanwhile, and what is sealed, is the same.
+/// Invariant 6: what another process has seen and what is sealed are the same.
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_to_remove_keeps_the_ending() {
     let bench = Bench::new();
@@ -115,7 +115,7 @@ async fn a_dropped_start_still_captures_the_run() {
     {
         let start = manager.start(spec().id(id.clone()));
         tokio::pin!(start);
-        // Polled once: what it began goes on without it.
+        // After one poll, the start continues without its future.
         let _ = futures::poll!(start.as_mut());
     }
     let outcome = loop {
@@ -140,13 +140,13 @@ async fn a_run_id_is_unique_until_removed() {
         manager.start(spec().id(id.clone())).await,
         Err(Error::RunExists { .. })
     ));
-    let folder = run.dir().to_owned();
-    // Its monitor may still be at the container.
+    let dir = run.dir().to_owned();
+    // The monitor may still be removing the container.
     while let Err(error) = manager.remove(&id).await {
         assert!(matches!(error, Error::Owned { .. }), "{error}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(!folder.exists());
+    assert!(!dir.exists());
     assert!(matches!(
         manager.wait(&id).await,
         Err(Error::NoSuchRun { .. })
@@ -170,7 +170,7 @@ async fn waiting_starts_can_be_stopped() {
             event.kind == EventKind::Waiting && event.run.as_ref().unwrap().as_str() == name
         };
         let told = async { while !is_it(&events.next().await.unwrap()) {} };
-        within(60, "the wait for a turn", told).await;
+        within(60, "the wait for a permit", told).await;
     };
     let second = start("b");
     waits("b").await;

@@ -41,7 +41,7 @@ async fn the_container_sees_input_and_its_end() {
     assert_eq!(actions(&path), [Action::AttachInput, Action::InputEnd]);
 }
 
-/// The record is there before the container starts, and before a writer is.
+/// The record exists before the container starts and before there is a writer.
 #[tokio::test]
 async fn unreachable_stdin_fails_the_start() {
     let bench = Bench::new();
@@ -79,7 +79,7 @@ async fn input_without_stdin_in_the_spec_is_refused() {
     assert!(manager.list().await.unwrap().is_empty());
 }
 
-/// H33: whoever takes the run over knows that the end which the container saw was none.
+/// H33: the recovering manager knows that the end of input came from a lost writer.
 #[tokio::test]
 async fn a_writer_lost_with_its_process_is_recorded() {
     let bench = Bench::new();
@@ -90,7 +90,7 @@ async fn a_writer_lost_with_its_process_is_recorded() {
     input.write_all(b"half\n").await.unwrap();
     printed(&mut output, b"half\n").await;
     let id = run.id().clone();
-    // As if the process had died: nothing more is told.
+    // As if the process had died: nothing more is recorded.
     first.shutdown(ShutdownMode::Leave).await;
     drop((run, output));
 
@@ -105,7 +105,7 @@ async fn a_writer_lost_with_its_process_is_recorded() {
     assert_eq!(actions(&path), [Action::AttachInput, Action::InputLost]);
 }
 
-/// What is recorded of the input is what the engine has taken.
+/// The record has the input that the engine accepted.
 #[tokio::test]
 async fn input_is_recorded_on_request() {
     for record in [false, true] {

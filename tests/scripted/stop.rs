@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::records::{broken, events};
 
-/// The process that was asked for the stop dies before the grace is over.
+/// The process that was asked to stop the run dies during the grace period.
 #[tokio::test]
 async fn a_stop_outlives_its_manager() {
-    // A first manager that is held up for that long before it leaves kills, too.
+    // In the second round, the first manager still lives when the grace period ends, and kills.
     for (grace, closed) in [(5.0, Duration::ZERO), (2.0, Duration::from_millis(2100))] {
         let bench = Bench::new();
         let script = Script::new().stdout("a\n").ignore_term().until_stopped();
@@ -62,7 +62,7 @@ async fn a_stop_outlives_its_manager() {
     }
 }
 
-/// Invariant 6: many at once, and the exit is the same for all.
+/// Invariant 6: concurrent calls agree on the exit.
 #[tokio::test]
 async fn stop_wait_and_exit_agree_in_a_race() {
     for _ in 0..50 {
@@ -157,7 +157,7 @@ async fn a_token_stops_started_and_later_runs() {
     let stopped = within(60, "the stop", sealed(&run)).await;
     assert_eq!(stopped.stopped(), Some(StopCause::Cancelled));
     let late = manager.start(spec().stop_when(token.clone())).await;
-    // It is stopped before its start, or right after it.
+    // The stop comes before the start or right after it.
     let outcome = match late {
         Ok(run) => sealed(&run).await,
         Err(Error::NotStarted { outcome, .. }) => *outcome,

@@ -9,7 +9,7 @@ use tracing::span;
 
 use crate::bench::run_into;
 
-/// Keeps the events of one target.
+/// Collects the events of one target.
 struct Collector(Arc<Mutex<Vec<String>>>);
 
 struct Text(String);

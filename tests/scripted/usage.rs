@@ -27,7 +27,7 @@ async fn usage_is_sampled_and_sealed() {
     let told = words(&all(events).await);
     let samples = told.iter().filter(|word| *word == "usage").count();
     assert_eq!(samples as u64, usage.samples);
-    // One that does not ask for it is not sampled.
+    // Without `sample`, nothing is sampled.
     let bench = Bench::new();
     let manager = bench.open().await;
     let run = bench.start(

@@ -44,7 +44,7 @@ async fn a_size_needs_a_terminal() {
     assert!(matches!(error, Err(Error::InvalidSpec { .. })));
 }
 
-/// A pipe has one writer, which a call that fails does not use up.
+/// A pipe has one writer. A failed call does not take it.
 #[tokio::test]
 async fn a_refused_size_leaves_the_input_free() {
     let bench = Bench::new();

@@ -1,4 +1,4 @@
-//! What is left when a process that embeds moat is killed, at every step and at any moment: each run
+//! Kills of a process that embeds moat, at every step and at any moment. In the end, each run is
 //! sealed, each line once and in order, and no container or file too many.
 //!
 //! `MOAT_KILLS` and `MOAT_SEED` set the length and the course of the long form, `soak`, which runs
@@ -18,7 +18,7 @@ use check::Tally;
 use plan::{Deadly, Plan, Planned};
 use round::Round;
 
-/// A seed that gives the kills in CI the same course each time.
+/// A fixed seed, so that the kills in CI have the same course each time.
 const SEED: u64 = 20_261_124;
 const KILLS: u32 = 60;
 const SOAK_KILLS: u32 = 1_000;
@@ -103,7 +103,7 @@ fn trial(sentence: &str, point: &str, plan: Plan) -> Trial {
     on_engine(&format!("{sentence}::{point}"), move || {
         let play = || block_on(async { Round::new().await.play(&plan).await });
         let (mut tally, mut tries) = (play(), 1);
-        // Where that one question gets no answer, all of the engine's log is read instead.
+        // If the question for evidence gets no answer, the whole log is read instead.
         while tally.kills == 0 && plan.dies_at("after evidence") && tries < 5 {
             (tally, tries) = (play(), tries + 1);
         }
@@ -114,13 +114,12 @@ fn trial(sentence: &str, point: &str, plan: Plan) -> Trial {
     })
 }
 
-/// Runs `future` to its end.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(future)
 }
 
-/// Nothing is lost, doubled, unsealed, untrue or left behind.
+/// Asserts that nothing is lost, repeated, unsealed, wrong or left over.
 fn clean(tally: &Tally) -> Result<(), Failed> {
     match tally.problems.as_slice() {
         [] => Ok(()),

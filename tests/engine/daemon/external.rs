@@ -1,4 +1,4 @@
-//! Changes by others to containers: stops, kills, removals, pauses, restarts.
+//! External changes to containers: stops, kills, removals, pauses, restarts.
 
 use std::time::Duration;
 
@@ -31,8 +31,8 @@ testkit::trials! {
         a_run_of_another_daemon_is_left_alone,
 }
 
-/// The container goes with its process. Whatever code the engine makes up for it, what was
-/// printed until then is known.
+/// The container ends with its shim. The engine invents an exit code, but the output until then is
+/// known.
 async fn a_killed_shim_ends_the_run_with_all_output() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
@@ -88,7 +88,7 @@ async fn an_external_kill_is_code_137_and_complete() {
     daemon.is_clean().await;
 }
 
-/// The file is open to the end; the log that would confirm it is gone.
+/// The stream is read to its end, but the log that would confirm it is gone.
 async fn an_external_removal_is_recorded() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
@@ -131,7 +131,7 @@ async fn an_external_pause_loses_nothing() {
     assert_eq!(assert_says(&audit, 400), 0);
 }
 
-/// A signal does not reach what is frozen; SIGKILL must.
+/// Only SIGKILL reaches a paused container.
 async fn a_stop_ends_an_externally_paused_container() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
@@ -151,7 +151,7 @@ async fn a_stop_ends_an_externally_paused_container() {
     assert_eq!(assert_says(&audit, 100), 0);
 }
 
-/// A name is anyone's to change.
+/// Any client of the engine can rename a container.
 async fn a_renamed_container_is_recovered_and_removed() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
@@ -168,7 +168,7 @@ async fn a_renamed_container_is_recovered_and_removed() {
     renamed.await.unwrap();
     drop(run);
     manager.shutdown(ShutdownMode::Leave).await;
-    // Not even its id is written down any more.
+    // Not even the container's id is recorded.
     let run_json = daemon.root().join("one/run.json");
     let text = std::fs::read_to_string(&run_json).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -186,7 +186,7 @@ async fn a_renamed_container_is_recovered_and_removed() {
     daemon.is_clean().await;
 }
 
-/// Its audit is sealed: what it prints now is nobody's.
+/// The audit is sealed. Later output belongs to no run.
 async fn a_restart_of_a_kept_container_changes_nothing() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
@@ -216,7 +216,7 @@ async fn a_restart_of_a_kept_container_changes_nothing() {
     assert_complete(&audit);
 }
 
-/// Between the end of the container and the reading of its log, which has two executions then.
+/// Between the exit of the container and the replay of its log, which then has two executions.
 async fn an_external_restart_before_replay_is_a_gap() {
     let daemon = Daemon::new().await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
@@ -224,7 +224,7 @@ async fn an_external_restart_before_replay_is_a_gap() {
     let spec = daemon.spec("lines 100 + await /gate/go + lines 100 --from 101");
     let run = manager.start(spec).await.unwrap();
     printed(&run, "out 00000100 ").await;
-    // There is nothing to seal by but the whole log.
+    // The only evidence is the whole log.
     proxy.cut();
     let container = daemon.container().await;
     let address = daemon.address();
@@ -236,14 +236,14 @@ async fn an_external_restart_before_replay_is_a_gap() {
     daemon.open_gate("go");
     let (outcome, audit) = sealed(&run).await;
     assert_eq!(outcome.code(), Some(0));
-    // Where the tap's end was taken for the container's, it may have had all of the first one.
+    // If the end of the tap is taken for the exit, the tap may have had the whole first execution.
     let gaps = audit.all("gap");
     assert!(gaps.iter().any(|gap| gap["reason"] == "started_again"));
     let twice = sequence::lines("out", 200, 64).repeat(2);
     assert!(twice.starts_with(audit.stream("stdout")));
 }
 
-/// Starts a container again that has ended, and waits for its second end.
+/// Restarts a container that has ended, and waits for its second exit.
 async fn start_if_ended(address: String, container: String) -> bool {
     let version = bollard::API_DEFAULT_VERSION;
     let docker = bollard::Docker::connect_with_unix(&address, 60, version).unwrap();
@@ -258,7 +258,7 @@ async fn start_if_ended(address: String, container: String) -> bool {
     true
 }
 
-/// What one daemon does not find lives on another one.
+/// A container that one daemon does not have may be on another daemon.
 async fn a_run_of_another_daemon_is_left_alone() {
     let (daemon, other) = (Daemon::new().await, Daemon::new().await);
     let manager = daemon.manager().await;

@@ -21,7 +21,7 @@ testkit::trials! {
 
 const FULL: &str = "No space left";
 
-/// A manager of a root on a small disk, whose waiters are told soon of a seal that is pending.
+/// A manager of a root on a small disk, with a short seal timeout.
 async fn manager(stage: &Stage) -> Manager {
     let docker = Docker::connect().await.unwrap();
     Manager::builder(stage.root(), docker)
@@ -39,7 +39,7 @@ async fn start(manager: &Manager, spec: RunSpec) -> Run {
 }
 
 /// With room for nothing, for the record of the intent, for the first record of the audit, and for
-/// what comes next.
+/// later records.
 async fn a_disk_full_at_the_start_refuses_the_run(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
@@ -88,7 +88,7 @@ async fn a_disk_full_during_output_loses_nothing(stage: &Stage) {
     assert_eq!(audit.evidence(), "replay");
 }
 
-/// All that was printed is in the file, and its last page has room for less than the seal.
+/// The whole output is in the file, and its last page has no room for the seal.
 async fn a_disk_full_at_the_seal_is_retried(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
@@ -97,10 +97,10 @@ async fn a_disk_full_at_the_seal_is_retried(stage: &Stage) {
     let run = start(&manager, stage.gated(steps)).await;
     printed_in_file(&run, "err 00000100 ").await;
     let length = run.audit().unwrap().metadata().unwrap().len();
-    // A record takes some 80 bytes beside its text.
+    // A record takes about 80 bytes in addition to its text.
     let room = 2 * PAGE - length % PAGE;
     let padding = "p".repeat(room as usize - 300);
-    std::fs::write(stage.folder.path().join("gate/padding"), padding).unwrap();
+    std::fs::write(stage.dir.path().join("gate/padding"), padding).unwrap();
     stage.open_gate("text");
     printed(&run, "pppp").await;
     disk.fill(0);
@@ -128,7 +128,7 @@ async fn printed_in_file(run: &Run, text: &str) {
     .await;
 }
 
-/// Nothing of a stop goes through the disk but its record, which comes later.
+/// A stop needs the disk only for its record, which is written later.
 async fn a_stop_works_on_a_full_disk(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
@@ -139,7 +139,7 @@ async fn a_stop_works_on_a_full_disk(stage: &Stage) {
     stage.open_gate("full");
     eventually(60, "the failure of the disk", async || run.problem()).await;
     eventually(60, "the end of the container's output", async || {
-        stage.folder.path().join("gate/done").exists().then_some(())
+        stage.dir.path().join("gate/done").exists().then_some(())
     })
     .await;
     let stop = run.stop(Some(Duration::from_secs(2)));
@@ -147,7 +147,7 @@ async fn a_stop_works_on_a_full_disk(stage: &Stage) {
     assert!(outcome.sealed().is_none(), "{outcome}");
     disk.free();
     let audit = assert_whole(stage, &run, &["out"], 2000).await;
-    // As the first process of a container it takes no signal that it has no handler for.
+    // The first process of a container ignores signals without a handler.
     assert_eq!(audit.end["exit"]["code"], 137);
     let stops = audit.all("stop");
     assert_eq!(stops.len(), 1, "{stops:?}");
@@ -155,7 +155,7 @@ async fn a_stop_works_on_a_full_disk(stage: &Stage) {
     assert_eq!(audit.end["stopped"], "requested");
 }
 
-/// Whoever finds the run knows of its end from the engine alone.
+/// The recovering manager knows of the exit from the engine only.
 async fn the_next_manager_retries_a_full_disk(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let first = manager(stage).await;

@@ -22,7 +22,7 @@ testkit::trials! {
         a_panic_loses_nothing,
 }
 
-/// All calls on a log that is there.
+/// All calls on an open log.
 const ALL: &[SinkCall] = &[
     SinkCall::Append,
     SinkCall::Sync,
@@ -32,7 +32,7 @@ const ALL: &[SinkCall] = &[
 
 const FAILED: &str = "injected fault";
 
-/// More lines than all that stands between a container and a sink can hold: 13 MB.
+/// More lines than all buffers between a container and a sink hold: 13 MB.
 const MANY: u64 = 200_000;
 
 async fn manager(stage: &Stage, sink: &Faulty) -> Manager {
@@ -45,7 +45,7 @@ async fn manager(stage: &Stage, sink: &Faulty) -> Manager {
         .unwrap()
 }
 
-/// A run of a thousand lines on both streams: a hundred, and the rest behind a gate.
+/// A run of a thousand lines on both streams: a hundred, and the rest after a gate.
 fn thousand(stage: &Stage) -> RunSpec {
     stage.gated(
         "lines 100 --stream both + await /gate/go \
@@ -60,13 +60,13 @@ async fn start(manager: &Manager, spec: RunSpec) -> Run {
     run
 }
 
-/// The container prints on, and ends when it is told to, while the sink is stalled. (H9)
+/// The container continues and can be stopped while the sink is stalled. (H9)
 async fn assert_not_held_up(stage: &Stage, manager: &Manager, sink: &Faulty, run: &Run) {
     eventually(60, "the end of the container's output", async || {
-        stage.folder.path().join("gate/done").exists().then_some(())
+        stage.dir.path().join("gate/done").exists().then_some(())
     })
     .await;
-    // As the first process of a container it takes no signal that it has no handler for.
+    // The first process of a container ignores signals without a handler.
     let stop = run.stop(Some(Duration::from_secs(2)));
     let outcome = within(60, "the stop", stop).await.unwrap();
     assert_eq!(outcome.code(), Some(137), "{outcome}");
@@ -93,7 +93,7 @@ async fn a_stall_blocks_neither_container_nor_stop(stage: &Stage) {
     assert_not_held_up(stage, &manager, &sink, &run).await;
 }
 
-/// The same, for what is written before any output is.
+/// The same before any output.
 async fn a_stall_at_the_first_record_blocks_nothing(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
@@ -119,12 +119,12 @@ async fn a_stalled_sink_does_not_delay_shutdown(stage: &Stage) {
     assert_whole(stage, &run, &["out", "err"], 1000).await;
 }
 
-/// Each of its calls, and all of them, several times in a row.
+/// Each call, and all calls, several times in a row.
 async fn temporary_failures_lose_nothing(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     for calls in [&[SinkCall::Append], &[SinkCall::Seal], ALL] as [&[SinkCall]; 3] {
-        let _ = std::fs::remove_file(stage.folder.path().join("gate/go"));
+        let _ = std::fs::remove_file(stage.dir.path().join("gate/go"));
         let run = start(&manager, thousand(stage)).await;
         sink.fault(SinkFault::error().on(calls.iter().copied()).times(3));
         stage.open_gate("go");
@@ -148,7 +148,7 @@ async fn a_failed_open_refuses_the_run(stage: &Stage) {
     assert_whole(stage, &run, &["out"], 10).await;
 }
 
-/// It is told of, and what comes after it knows all.
+/// The failure is reported, and the next manager recovers everything.
 async fn a_permanent_failure_keeps_the_container(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let first = manager(stage, &sink).await;
@@ -182,12 +182,12 @@ async fn a_permanent_failure_keeps_the_container(stage: &Stage) {
     assert_whole(stage, &run, &["out", "err"], 1000).await;
 }
 
-/// In each of its calls. The run is asked for once more, as one whose owner has died.
+/// In each call. Then the run is requested again, as if its owner had died.
 async fn a_panic_loses_nothing(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     for call in [SinkCall::Append, SinkCall::Seal] {
-        let _ = std::fs::remove_file(stage.folder.path().join("gate/go"));
+        let _ = std::fs::remove_file(stage.dir.path().join("gate/go"));
         let run = start(&manager, thousand(stage)).await;
         let other = start(&manager, thousand(stage)).await;
         sink.fault(SinkFault::panic().on([call]).times(1));
