@@ -132,12 +132,12 @@ examples: image
         exit 1
     fi
 
-    example ci -- examples/pipelines/demo.toml --image {{ busybox }} --root "$work/builds" --out "$work/reports"
+    cargo run --locked --quiet --package moat-ci -- examples/pipelines/demo.toml --image {{ busybox }} --root "$work/builds" --out "$work/reports"
     [[ -s $work/reports/report.html && -s $work/reports/junit.xml ]]
 
 # Compiles the benchmarks
 bench-compile:
-    cargo bench --locked --quiet --no-run --package moat --all-features
+    cargo bench --locked --quiet --no-run --package moat --package bench-capture --all-features
 
 # Instruction counts of the hot loops, compared with benches/callgrind.json (apt-get install valgrind)
 instructions:

@@ -1,5 +1,7 @@
-//! A sink of your own: runs as rows of a database, here a table in memory. It tries itself by the
-//! conformance suite: `cargo run --example custom_sink --features conformance`.
+//! A custom sink that stores runs as rows of a database.
+//!
+//! The database is a table in memory. The sink runs the conformance suite on itself:
+//! `cargo run --example custom_sink --features conformance`.
 
 use moat::audit::{Batch, Event, Record, Start};
 use moat::sink::{RecordVisitor, Resumed, RunLog, RunPlace};
@@ -7,12 +9,12 @@ use moat::{Error, LogSink, Result, RunId, Seal, conformance};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// The row of one run. A real one is where it outlives the process.
+/// The row of one run. A real sink stores it outside the process.
 #[derive(Debug, Default)]
 struct Row {
     records: Vec<Record>,
     seal: Option<Seal>,
-    leased: bool, // who writes holds a lease
+    leased: bool, // a writer holds a lease
 }
 
 #[derive(Debug, Clone, Default)]
@@ -63,7 +65,13 @@ impl Lease {
     fn change<T>(&self, operation: &'static str, act: impl FnOnce(&mut Row) -> T) -> Result<T> {
         let mut rows = self.0.rows();
         let row = rows.get_mut(&self.1).filter(|row| row.seal.is_none());
-        let sealed = || Error::sink(operation, &self.1, "it is sealed");
+        let sealed = || {
+            moat::Error::from(
+                moat::sink::SinkError::new("the run is sealed")
+                    .operation(operation)
+                    .run(&self.1),
+            )
+        };
         row.map(act).ok_or_else(sealed)
     }
 }
@@ -84,7 +92,7 @@ impl RunLog for Lease {
         self.change("sync", |_| ())
     }
     async fn seal(&mut self, mut seal: Seal) -> Result<Seal> {
-        seal.sha256.clear(); // it keeps no digest
+        seal.sha256.clear(); // this sink keeps no digest
         self.change("seal", |row| row.seal.insert(seal).clone())
     }
 }

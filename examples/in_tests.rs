@@ -1,13 +1,12 @@
-//! Containers for the length of a test: an example that is worth copying into `tests/`.
+//! Containers that live as long as a test: copy this file into `tests/`.
 //!
 //! ```sh
 //! cargo run --features blocking --example in_tests               # in busybox
-//! cargo run --features blocking --example in_tests -- IMAGE      # in another one that has its httpd
-//! cargo run --features blocking --example in_tests -- IMAGE fail # and what a failure looks like
+//! cargo run --features blocking --example in_tests -- IMAGE      # in another image with httpd
+//! cargo run --features blocking --example in_tests -- IMAGE fail # and with a failing test
 //! ```
 //!
-//! In a crate of yours, each `test_...` has `#[tokio::test]` or `#[test]` above it, and `main` is
-//! that of `cargo test`.
+//! In your crate, put `#[tokio::test]` or `#[test]` above each `test_...`, and leave out `main`.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -17,17 +16,21 @@ use std::time::Duration;
 use moat::{Docker, Manager, Port, Ready, RunSpec, Service, blocking};
 use tokio::sync::OnceCell;
 
-/// Where the audits of all tests go. In an integration test `env!("CARGO_TARGET_TMPDIR")` has a
-/// place for it: one that stays, so that each opening ends what the one before has left.
+/// The root of all tests.
+///
+/// In an integration test, use a directory in `env!("CARGO_TARGET_TMPDIR")`: it must persist, so
+/// that the next process finds what a killed one left.
 const ROOT: &str = "target/in-tests";
 
-/// One manager for all tests of this process, whichever comes first. Its tasks are on threads of
-/// its own, and so it does not matter that the runtime of that test ends.
+/// The manager of all tests in this process.
+///
+/// Its tasks run on the manager's threads, so it outlives the async runtime of the test that opened
+/// it.
 async fn moat() -> &'static Manager {
     static MOAT: OnceCell<Manager> = OnceCell::const_new();
     let open = async || -> moat::Result<Manager> {
         let manager = Manager::open(ROOT, Docker::connect().await?).await?;
-        // What tests that were killed have left; not what tests that run now have started.
+        // Kills the containers of killed tests, but not those of tests that still run.
         for run in manager.wait_recovery().await? {
             if !run.owned_elsewhere() {
                 run.kill().await?;
@@ -40,23 +43,23 @@ async fn moat() -> &'static Manager {
         .unwrap_or_else(|error| panic!("{}", error.chain()))
 }
 
-/// The service that the tests need: a web server that takes a moment to start.
+/// The service under test: a web server that takes a moment to start.
 fn web(image: &str) -> RunSpec {
     let script = "trap 'exit 0' TERM; echo starting >&2; mkdir -p /www; echo hello > /www/index.html; \
                   httpd -f -v -p 80 -h /www & echo listening; wait $!";
     RunSpec::new(image)
         .cmd(["sh", "-c", script])
         .port(Port::tcp(80).address("127.0.0.1"))
-        // Should this process be killed, this is when the next one, or a reaper, may end it.
+        // If this process is killed, the next process or a reaper may end the run after this time.
         .time_limit(Duration::from_secs(300))
 }
 
 async fn start_web(image: &str) -> (Service, SocketAddr) {
     let ready = [Ready::line("listening"), Ready::port(80)];
     let started = moat().await.service(web(image), ready).await;
-    // Its message has the last lines of the container's output.
+    // The error contains the last lines of the container's output.
     let service = started.unwrap_or_else(|error| panic!("{}", error.chain()));
-    let at = service.port(80).await.expect("it is published");
+    let at = service.port(80).await.expect("port 80 is published");
     (service, at)
 }
 
@@ -64,26 +67,26 @@ async fn start_web(image: &str) -> (Service, SocketAddr) {
 async fn test_that_the_page_says_hello(image: &str) {
     let (_web, at) = start_web(image).await;
     assert_eq!(get(at, "/index.html"), "200 hello");
-} // here the container is stopped, its audit sealed, and the container removed
+} // the container is stopped and removed here, and its audit is sealed
 
 // #[tokio::test]
 async fn test_that_other_pages_are_not_there(image: &str) {
     let (web, at) = start_web(image).await;
     assert!(get(at, "/secret").starts_with("404"));
-    // What the server has logged of it.
+    // The server logs the request.
     web.wait_ready(Ready::line("response:404"))
         .await
-        .expect("it is logged");
+        .expect("the request is logged");
 }
 
 // #[test]
 fn test_without_async(image: &str) {
-    let there = blocking::connect(moat::Fallback::None).expect("an engine");
-    let manager = blocking::Manager::open(ROOT, there.runtime).expect("a root");
+    let connected = blocking::connect(moat::Fallback::None).expect("an engine");
+    let manager = blocking::Manager::open(ROOT, connected.runtime).expect("a root");
     let web = manager
         .service(web(image), [Ready::port(80)])
         .unwrap_or_else(|error| panic!("{}", error.chain()));
-    let at = web.port(80).expect("it is published");
+    let at = web.port(80).expect("port 80 is published");
     assert_eq!(get(at, "/index.html"), "200 hello");
 }
 
@@ -91,9 +94,9 @@ fn test_without_async(image: &str) {
 async fn test_that_fails(image: &str) {
     let (_web, at) = start_web(image).await;
     assert_eq!(get(at, "/missing"), "200 hello");
-} // its last lines, and where its audit is, are shown with the failure
+} // the failure shows the last lines of the container, and the path of its audit
 
-/// The status and the body of a page.
+/// Requests a page, and returns its status and body.
 fn get(at: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(at).expect("a connection");
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("a request");
@@ -104,7 +107,7 @@ fn get(at: SocketAddr, path: &str) -> String {
     format!("{status} {}", body.trim())
 }
 
-/// Runs a test as `#[tokio::test]` does: on a runtime of its own, which ends with it.
+/// Runs a test on a new runtime, as `#[tokio::test]` does.
 fn tokio_test(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(test);

@@ -1,8 +1,10 @@
-//! Runs one command, prints what it prints, how it ended, and where its audit is.
+//! Runs one command.
+//!
+//! Prints its output, how it ended, and the path of its audit file.
 //!
 //! ```sh
-//! cargo run --example quickstart             # in busybox, if an engine has it; else as a process
-//! cargo run --example quickstart -- IMAGE    # in an image of yours, pulled where it is missing
+//! cargo run --example quickstart             # in busybox if an engine has it, else as a process
+//! cargo run --example quickstart -- IMAGE    # in IMAGE, pulled if it is missing
 //! ```
 
 use std::process::ExitCode;
@@ -18,16 +20,16 @@ const SCRIPT: &str = "echo hello, $NAME; echo and to stderr >&2; exit 3";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let done = match std::env::args().nth(1) {
+    let result = match std::env::args().nth(1) {
         Some(image) => in_image(&image).await,
-        None => in_whatever_is_there().await,
+        None => in_container_or_process().await,
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", error.chain());
             if is_no_image(&error) {
-                eprintln!("{HOW_TO_GET_ONE}");
+                eprintln!("{IMAGE_HINT}");
             }
             ExitCode::FAILURE
         }
@@ -35,27 +37,27 @@ async fn main() -> ExitCode {
 }
 
 async fn in_image(image: &str) -> moat::Result<()> {
-    let there = moat::connect(Fallback::None).await?;
-    println!("runtime: {there}");
+    let connected = moat::connect(Fallback::None).await?;
+    println!("runtime: {connected}");
     let spec = RunSpec::new(image)
         .cmd(["sh", "-c", SCRIPT])
         .network("none");
-    run(there.runtime, spec).await
+    run(connected.runtime, spec).await
 }
 
-async fn in_whatever_is_there() -> moat::Result<()> {
-    let there = moat::connect(Fallback::Process).await?;
-    println!("runtime: {there}");
+async fn in_container_or_process() -> moat::Result<()> {
+    let connected = moat::connect(Fallback::Process).await?;
+    println!("runtime: {connected}");
     let process = RunSpec::command(["sh", "-c", SCRIPT]);
-    if there.choice == RuntimeKind::Process {
-        return run(there.runtime, process).await;
+    if connected.choice == RuntimeKind::Process {
+        return run(connected.runtime, process).await;
     }
     let container = RunSpec::new("busybox").cmd(["sh", "-c", SCRIPT]);
     let container = container.network("none").pull(Pull::Never);
-    match run(there.runtime, container).await {
+    match run(connected.runtime, container).await {
         Err(error) if is_no_image(&error) => {
             println!(
-                "runtime: a local process, without any isolation: {}",
+                "runtime: a local process, without isolation: {}",
                 error.chain()
             );
             run(LocalProcess::new(), process).await
@@ -100,7 +102,7 @@ fn is_no_image(error: &Error) -> bool {
     )
 }
 
-const HOW_TO_GET_ONE: &str = "\
-Give an image that you have, or one to pull: cargo run --example quickstart -- busybox
-Offline, Debian's package busybox-static makes one:
+const IMAGE_HINT: &str = "\
+Name an image that you have, or one to pull: cargo run --example quickstart -- busybox
+Offline, make one from Debian's package busybox-static:
   tar -C /bin --transform 's,busybox,bin/sh,' -c busybox | docker import - busybox";

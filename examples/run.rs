@@ -1,25 +1,31 @@
-//! Runs a command in a container, as `docker run` does, or as a local process, and leaves an audit
-//! file.
+//! Runs a command in a container, as `docker run` does, or as a local process.
+//!
+//! Writes an audit file.
 //!
 //! ```sh
 //! cargo run --example run -- busybox -- sh -c 'echo out; echo err >&2; exit 7'
 //! cargo run --example run -- --runtime process -- sh -c 'echo out; echo err >&2; exit 7'
 //! ```
 //!
-//! What the container prints goes to stdout and stderr, byte for byte and live. The last line on
-//! stderr is `audit: PATH`. The exit code is the container's own, 124 where the time limit stopped
-//! it, and 125 for an error of moat, of the engine, or in the arguments. Ctrl-C stops the run with
-//! its grace; a second one kills it. With `--detach`, the id of the run is printed, and the
-//! container goes on: `cargo run --example runs` looks after it.
+//! The container's output goes to stdout and stderr, live and byte for byte. The last line on
+//! stderr is `audit: PATH`. Ctrl-C stops the run within its grace period, and a second Ctrl-C kills
+//! it. With `--detach`, the program prints the id of the run and exits, and the container keeps
+//! running. Use `cargo run --example runs` to manage it.
+//!
+//! Exit codes:
+//!
+//! - the container's exit code, if it exited
+//! - 124: the time limit stopped the run
+//! - 125: an error of moat or of the engine, or invalid arguments
 //!
 //! ```sh
 //! seq 1 1000000 | cargo run --example run -- --interactive busybox -- cat
 //! cargo run --features terminal --example run -- --interactive --tty busybox -- sh
 //! ```
 //!
-//! With `--interactive`, standard input goes to the container, and its end too. With `--tty` as
-//! well, this terminal is the container's: `ctrl-p ctrl-q` leaves it running, exits with 0, and
-//! `cargo run --features terminal --example runs -- attach ID` comes back.
+//! `--interactive` forwards standard input to the container, including its end. With `--tty` as
+//! well, the program attaches this terminal to the container. `ctrl-p ctrl-q` detaches and exits
+//! with 0. To attach again, run `cargo run --features terminal --example runs -- attach ID`.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -43,54 +49,54 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit code: the time limit stopped the run.
 const TIME_LIMIT: u8 = 124;
-/// Exit code: moat, the engine, or the arguments.
+/// Exit code: an error of moat or of the engine, or invalid arguments.
 const FAILED: u8 = 125;
 
-/// Runs a command in a container, or as a local process, and leaves an audit file.
+/// Runs a command in a container or as a local process. Writes an audit file.
 #[derive(Parser)]
 #[command(override_usage = "run [OPTIONS] IMAGE [-- COMMAND...]
        run [OPTIONS] --runtime process -- COMMAND...")]
 struct Args {
-    /// What runs it
+    /// Runtime of the command
     #[arg(long, value_enum, default_value_t)]
     runtime: RuntimeArg,
-    /// The folder that holds the runs
+    /// Directory of the runs
     #[arg(long, value_name = "DIR", default_value = "moat-runs")]
     root: PathBuf,
-    /// The run's name [default: a unique one]
+    /// Name of the run [default: a unique id]
     #[arg(long, value_name = "ID", alias = "id")]
     name: Option<RunId>,
-    /// Pass standard input on to the container
+    /// Forward standard input to the container
     #[arg(long, short)]
     interactive: bool,
-    /// Give the container a terminal
+    /// Allocate a terminal for the container
     #[arg(long, short)]
     tty: bool,
-    /// The keys that leave the container's terminal [default: ctrl-p,ctrl-q]
+    /// Keys that detach from the terminal [default: ctrl-p,ctrl-q]
     #[arg(long, value_name = "KEYS")]
     detach_keys: Option<String>,
-    /// Print the run's id, and leave the container to itself
+    /// Print the id of the run, and exit while the container runs
     #[arg(long)]
     detach: bool,
-    /// Keep the container after its end
+    /// Keep the container after it has ended
     #[arg(long)]
     keep: bool,
-    /// Stop the run when its container has been up for so long
+    /// Maximum time that the container may run
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     timeout: Option<Duration>,
-    /// How long a stop waits before it kills
+    /// Time between the stop signal and the kill
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     grace: Option<Duration>,
-    /// A variable of the environment
+    /// Environment variable
     #[arg(long, value_name = "K=V", value_parser = variable)]
     env: Vec<(String, String)>,
-    /// The working directory in the container
+    /// Working directory in the container
     #[arg(long, value_name = "DIR")]
     workdir: Option<String>,
     /// `user`, `uid`, `user:group` or `uid:gid`
     #[arg(long, value_name = "U")]
     user: Option<String>,
-    /// A folder of the host, or a named volume, and where the container sees it
+    /// Host directory or named volume, and its path in the container
     #[arg(long, value_name = "HOST:CTR[:ro]", value_parser = mount)]
     volume: Vec<Mount>,
     /// `bridge`, `host`, `none`, `container:<id>`, or the name of a network
@@ -99,23 +105,23 @@ struct Args {
     /// Memory limit
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
-    /// What stands behind the live capture
+    /// Second source of output, for recovery
     #[arg(long, value_enum, default_value_t = BackstopArg::Engine)]
     backstop: BackstopArg,
-    /// The image; a missing one is pulled. A local process has none: the command is in its place
+    /// Image, pulled if it is missing. For a local process, the command instead
     image: String,
-    /// The command and its arguments [default: the image's own]
+    /// Command and arguments [default: those of the image]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     cmd: Vec<String>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum RuntimeArg {
-    /// The engine of DOCKER_HOST, or of this machine
+    /// Containers on the engine at DOCKER_HOST, or the local engine
     #[cfg(feature = "docker")]
     #[cfg_attr(feature = "docker", default)]
     Docker,
-    /// Local processes, without any isolation
+    /// Local processes, without isolation
     #[cfg_attr(not(feature = "docker"), default)]
     Process,
 }
@@ -132,9 +138,9 @@ impl RuntimeArg {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum BackstopArg {
-    /// The engine's own log
+    /// The engine's log
     Engine,
-    /// Nothing: faster, and what a crash misses is gone
+    /// None: faster, but a crash loses output
     None,
 }
 
@@ -143,9 +149,9 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// The message never has the text in it: it may be a secret.
+/// Parses `NAME=VALUE`. Errors do not contain the text, which may be a secret.
 fn variable(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("it has no `=`")?;
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
     Ok((name.into(), value.into()))
 }
 
@@ -154,7 +160,7 @@ fn mount(text: &str) -> Result<Mount, String> {
         Some(text) => (text, true),
         None => (text, false),
     };
-    let (source, target) = text.split_once(':').ok_or("it is not HOST:CTR[:ro]")?;
+    let (source, target) = text.split_once(':').ok_or("expected HOST:CTR[:ro]")?;
     let target = target.to_owned();
     Ok(if source.contains('/') {
         let source = std::path::absolute(source).map_err(|error| error.to_string())?;
@@ -193,7 +199,7 @@ impl Args {
                 BackstopArg::None => Backstop::None,
             })
             .on_pull(|progress| {
-                // Without a step's totals: one line for each layer and step.
+                // Without byte counts: one line for each layer and status.
                 if progress.current.is_none() {
                     let layer = progress.layer.unwrap_or_default();
                     say(format_args!("pull: {layer} {}", progress.status));
@@ -246,10 +252,10 @@ fn main() -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let done = runtime.block_on(run(&args));
-    // A read of standard input may go on for ever.
+    let result = runtime.block_on(run(&args));
+    // A read of standard input may never return.
     runtime.shutdown_background();
-    match done {
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             say(format_args!("run: {}", error.chain()));
@@ -275,7 +281,7 @@ async fn run(args: &Args) -> moat::Result<u8> {
     let (run, output) = tokio::select! {
         started = manager.start_attached(args.spec(id.clone()), options) => started?,
         () = interrupts.next() => {
-            // What has been begun is finished by moat, and stopped here.
+            // moat completes the start in the background, so the run exists and can be stopped.
             let run = manager.get(&id).await?;
             run.stop(None).await?;
             let output = run.attach().await?;
@@ -297,7 +303,9 @@ async fn run(args: &Args) -> moat::Result<u8> {
     Ok(code)
 }
 
-/// Prints what the container prints, until it has ended and its audit is sealed.
+/// Prints the output of the run until its audit is sealed.
+///
+/// Interrupts stop the run.
 async fn watch(
     run: &Run,
     mut output: Attachment,
@@ -307,13 +315,13 @@ async fn watch(
     let end = async {
         let print = print(output);
         tokio::pin!(print);
-        // Both at once: a container that prints what it reads stops reading when nobody prints.
+        // Both at once: a container such as `cat` stops reading when its output is not read.
         let printed = tokio::select! {
             printed = &mut print => printed,
-            () = pass_on(input) => print.await,
+            () = forward(input) => print.await,
         };
         match printed {
-            // The outcome says what stands in the way.
+            // The outcome has the reason.
             Err(Error::NotSealed { .. }) => {}
             other => other?,
         }
@@ -329,45 +337,47 @@ async fn watch(
                 _ => run.kill().await,
             }
         };
-        // Output goes on being printed while the run is stopped.
+        // Output is printed while the run stops.
         tokio::select! {
             outcome = &mut end => return outcome,
             Err(error) = request => return Err(error),
             () = interrupts.next() => interrupted += 1,
         }
         match interrupted {
-            1 => say("run: stopping; once more to kill it"),
-            2 => say("run: killing; once more to leave what is not printed yet"),
+            1 => say("run: stopping; press Ctrl-C again to kill"),
+            2 => say("run: killing; press Ctrl-C again to exit without the remaining output"),
             _ => return run.wait().await,
         }
     }
 }
 
-/// Passes standard input on, to its end.
-async fn pass_on(input: Option<Input>) {
+/// Forwards standard input, including its end.
+async fn forward(input: Option<Input>) {
     let Some(mut input) = input else { return };
     match tokio::io::copy(&mut tokio::io::stdin(), &mut input).await {
         Ok(_) => {
             if let Err(error) = input.shutdown().await {
-                say(format_args!("run: the end of the input: {error}"));
+                say(format_args!("run: cannot close the input: {error}"));
             }
         }
-        // The container has ended, or reads no more.
+        // The container has ended, or has closed its input.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-        Err(error) => say(format_args!("run: the input: {error}")),
+        Err(error) => say(format_args!("run: cannot forward the input: {error}")),
     }
 }
 
-/// Puts this terminal in front of the container's.
+/// Runs the command with this terminal attached to the container's.
 #[cfg(feature = "terminal")]
 async fn terminal(args: &Args) -> moat::Result<u8> {
     use moat::terminal::{SessionEnd, Terminal};
 
     let mut terminal = Terminal::open()?;
     if let Some(keys) = &args.detach_keys {
-        let keys = keys.parse().map_err(|error| Error::InvalidSpec {
-            field: "detach-keys".into(),
-            reason: format!("{error}"),
+        let keys = keys.parse().map_err(|error| {
+            Error::from(moat::spec::InvalidSpec::new(
+                "detach-keys",
+                format!("{error}"),
+            ))
         })?;
         terminal = terminal.detach_keys(keys);
     }
@@ -395,7 +405,7 @@ async fn terminal(args: &Args) -> moat::Result<u8> {
         }
         _ => {
             say(format_args!(
-                "run: {id} goes on; `runs attach {id}` comes back"
+                "run: detached from {id}; `runs attach {id}` attaches again"
             ));
             0
         }
@@ -406,13 +416,15 @@ async fn terminal(args: &Args) -> moat::Result<u8> {
 
 #[cfg(not(feature = "terminal"))]
 async fn terminal(_: &Args) -> moat::Result<u8> {
-    Err(Error::InvalidSpec {
-        field: "tty".into(),
-        reason: "with --interactive it needs this example built with `--features terminal`".into(),
-    })
+    Err(Error::from(moat::spec::InvalidSpec::new(
+        "tty",
+        "--interactive --tty requires a build with `--features terminal`",
+    )))
 }
 
-/// Prints all of the output. When nobody reads it any more, the rest goes to the audit alone.
+/// Prints the output.
+///
+/// After stdout or stderr is closed, the rest is only in the audit.
 async fn print(mut output: Attachment) -> moat::Result<()> {
     let mut stdout = Some(tokio::io::stdout());
     let mut stderr = Some(tokio::io::stderr());
@@ -424,7 +436,7 @@ async fn print(mut output: Attachment) -> moat::Result<()> {
             },
             Attached::Lagged { stream, bytes } => {
                 say(format_args!(
-                    "run: {bytes} bytes of {stream} came too fast to be shown here"
+                    "run: {bytes} bytes of {stream} are not shown: the reader is too slow"
                 ));
             }
             _ => {}
@@ -445,7 +457,7 @@ async fn write(to: &mut Option<impl AsyncWrite + Unpin>, bytes: &[u8]) {
     }
 }
 
-/// Says what is not plain from the output, and gives the exit code.
+/// Reports what the output does not show, and returns the exit code.
 fn report(outcome: &Outcome) -> u8 {
     let Some(seal) = outcome.sealed() else {
         say(format_args!("run: {outcome}"));
@@ -472,18 +484,23 @@ fn print_audit(outcome: &Outcome) {
     }
 }
 
-/// A line on stderr, whether or not anybody reads it.
+/// Prints a line on stderr. A closed stderr is ignored.
 fn say(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Ctrl-C, and what `kill` and a closed terminal send.
+/// The signals of Ctrl-C, `kill` and a closed terminal.
 struct Interrupts([Signal; 3]);
 
 impl Interrupts {
     fn new() -> moat::Result<Self> {
-        let listen =
-            |kind| signal(kind).map_err(|error| Error::storage("listen for", "signals", error));
+        let listen = |kind| {
+            signal(kind).map_err(|error| Error::Storage {
+                operation: "listen for",
+                path: "signals".into(),
+                source: error,
+            })
+        };
         Ok(Self([
             listen(SignalKind::interrupt())?,
             listen(SignalKind::terminate())?,

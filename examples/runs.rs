@@ -1,26 +1,26 @@
-//! Looks after the runs of a root, those of other processes too.
+//! Manages the runs of a root, including runs that other processes own.
 //!
 //! ```sh
-//! cargo run --example runs -- list [--json]          # what there is
-//! cargo run --example runs -- wait ID                # its end; exits with its code
-//! cargo run --example runs -- stop ID                # stops it with its grace
-//! cargo run --example runs -- logs ID [--follow]     # its output, from the start
-//! cargo run --example runs -- attach ID              # sits in front of it; exits with its code
-//! cargo run --example runs -- exec ID -- CMD...      # a further process in it; exits with its code
-//! cargo run --example runs -- verify ID|PATH         # exits 0 for a sealed, undamaged file alone
-//! cargo run --example runs -- recover                # seals what a crash has left behind
-//! cargo run --example runs -- remove ID              # its container, if kept, and its dir
+//! cargo run --example runs -- list [--json]          # lists all runs
+//! cargo run --example runs -- wait ID                # waits for the end; exits with its code
+//! cargo run --example runs -- stop ID                # stops the run within its grace period
+//! cargo run --example runs -- logs ID [--follow]     # prints the output from the start
+//! cargo run --example runs -- attach ID              # attaches to the run; exits with its code
+//! cargo run --example runs -- exec ID -- CMD...      # runs an exec; exits with its code
+//! cargo run --example runs -- verify ID|PATH         # exits with 0 if sealed and intact
+//! cargo run --example runs -- recover                # recovers and seals the runs of a crash
+//! cargo run --example runs -- remove ID              # removes the directory and a kept container
 //! ```
 //!
-//! `--root DIR`, before or after the word, says where the runs are, and `--runtime process` that
-//! they are local processes: those of another process can be waited for, and not stopped. `list`, `verify` and `logs`
-//! without `--follow` read files alone, and need no engine. All but `recover` and `remove` work
-//! while another process owns the run. Errors exit with 125.
+//! `--root DIR` names the root, and `--runtime process` selects local processes. A local process of
+//! another owner can be waited for, but not stopped. `list`, `verify` and `logs` without `--follow`
+//! only read files, and need no engine. All commands except `recover` and `remove` work while
+//! another process owns the run. Errors exit with 125.
 //!
-//! `attach` in front of a run with a terminal, and `exec --interactive --tty`, need this example
-//! built with `--features terminal`. `ctrl-p ctrl-q` leaves, and exits with 0. A run goes on, and is
-//! audited by its owner. A further process is audited by who started it: it may go on, but nothing
-//! of it is recorded from there on, and its audit is sealed as lost.
+//! `exec --interactive --tty`, and `attach` to a run with a terminal, require a build with
+//! `--features terminal`. `ctrl-p ctrl-q` detaches and exits with 0. A run continues, and its owner
+//! records it. An exec is recorded by the process that started it: after a detach it may continue,
+//! but its output is not recorded, and its audit is sealed as lost.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -42,18 +42,18 @@ use moat::spec::{ExecSpec, Stdin, WindowSize};
 use moat::{Error, LocalProcess, Manager, Outcome, Root, RunId, Runtime, ShutdownMode};
 use tokio::io::AsyncWriteExt;
 
-/// Exit code: `verify` found no seal, or damage.
+/// Exit code: `verify` found damage, or no seal.
 const NOT_VERIFIED: u8 = 1;
-/// Exit code: moat, the engine, or the arguments.
+/// Exit code: an error of moat or of the engine, or invalid arguments.
 const FAILED: u8 = 125;
 
-/// Looks after the runs of a root.
+/// Manages the runs of a root.
 #[derive(Parser)]
 struct Args {
-    /// The folder that holds the runs
+    /// Directory of the runs
     #[arg(long, value_name = "DIR", default_value = "moat-runs", global = true)]
     root: PathBuf,
-    /// What runs them
+    /// Runtime of the runs
     #[arg(long, value_enum, default_value_t, global = true)]
     runtime: RuntimeArg,
     #[command(subcommand)]
@@ -62,7 +62,7 @@ struct Args {
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum RuntimeArg {
-    /// The engine of DOCKER_HOST, or of this machine
+    /// Containers on the engine at DOCKER_HOST, or the local engine
     #[cfg(feature = "docker")]
     #[cfg_attr(feature = "docker", default)]
     Docker,
@@ -83,69 +83,69 @@ impl RuntimeArg {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Lists the runs
+    /// Lists all runs
     List {
-        /// As one JSON array
+        /// Print one JSON array
         #[arg(long)]
         json: bool,
     },
-    /// Waits for a run's end, and exits with its code
+    /// Waits for the end of a run, and exits with its code
     Wait {
-        /// The run
+        /// Id of the run
         id: RunId,
     },
-    /// Stops a run with its grace
+    /// Stops a run within its grace period
     Stop {
-        /// The run
+        /// Id of the run
         id: RunId,
     },
-    /// Prints a run's output from its start, stdout and stderr where they belong
+    /// Prints the output of a run from its start, to stdout and stderr
     Logs {
-        /// The run
+        /// Id of the run
         id: RunId,
-        /// Go on until the run ends
+        /// Continue until the run ends
         #[arg(long)]
         follow: bool,
     },
-    /// Sits in front of a run: at its terminal, or else with its output from the start
+    /// Attaches to a run: to its terminal, or to its output from the start
     Attach {
-        /// The run
+        /// Id of the run
         id: RunId,
     },
-    /// Runs a further process in a run's container, with an audit of its own
+    /// Runs an exec in the container of a run, with its own audit
     Exec {
-        /// Pass standard input on to it
+        /// Forward standard input to the exec
         #[arg(long, short)]
         interactive: bool,
-        /// Give it a terminal
+        /// Allocate a terminal for the exec
         #[arg(long, short)]
         tty: bool,
-        /// A variable of the environment
+        /// Environment variable
         #[arg(long, value_name = "K=V")]
         env: Vec<String>,
-        /// The working directory in the container
+        /// Working directory in the container
         #[arg(long, value_name = "DIR")]
         workdir: Option<String>,
         /// `user`, `uid`, `user:group` or `uid:gid`
         #[arg(long, value_name = "U")]
         user: Option<String>,
-        /// The run
+        /// Id of the run
         id: RunId,
-        /// The command and its arguments
+        /// Command and arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         cmd: Vec<String>,
     },
-    /// Checks an audit file: its structure, its counts and its digests
+    /// Verifies an audit file: its structure, its counts and its digests
     Verify {
-        /// A run, or the path of an audit file
+        /// Id of a run, or path of an audit file
         #[arg(value_name = "ID|PATH")]
         target: String,
     },
-    /// Lets every run that still runs go on to its end, and seals what has ended
+    /// Recovers all runs, waits for their end, and seals them
     Recover,
-    /// Removes a run: its container, if it was kept, and its folder
+    /// Removes a run: its directory, and its container if it was kept
     Remove {
-        /// The run
+        /// Id of the run
         id: RunId,
     },
 }
@@ -159,7 +159,7 @@ fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(run());
-    // A read of standard input may go on for ever.
+    // A read of standard input may never return.
     runtime.shutdown_background();
     code
 }
@@ -173,7 +173,7 @@ async fn run() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let done = match &args.command {
+    let result = match &args.command {
         Command::List { json } => list(&args.root, *json),
         Command::Wait { id } => wait(&args, id).await,
         Command::Stop { id } => stop(&args, id).await,
@@ -185,7 +185,7 @@ async fn run() -> ExitCode {
         Command::Recover => recover(&args).await,
         Command::Remove { id } => remove(&args, id).await,
     };
-    match done {
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             complain(error.chain());
@@ -194,9 +194,9 @@ async fn run() -> ExitCode {
     }
 }
 
-/// A manager that takes over only the runs that it is asked about.
+/// Opens a manager that recovers only the run that a command names.
 async fn manager(args: &Args) -> moat::Result<Manager> {
-    // A root that is not there is not made by asking about it.
+    // The manager would create a missing root.
     Root::open(&args.root)?;
     Manager::builder(&args.root, args.runtime.open().await?)
         .recovery(RecoveryMode::OnDemand)
@@ -244,7 +244,7 @@ fn table(out: &mut impl Write, runs: &[RunInfo]) -> io::Result<()> {
         for (cell, width) in row.iter().zip(widths) {
             write!(out, "{cell:width$}  ")?;
         }
-        // What a command holds must not reach the terminal as it is.
+        // A command may contain escape codes for the terminal.
         writeln!(out, "{}", row[5].escape_debug())?;
     }
     Ok(())
@@ -304,14 +304,14 @@ async fn attach(args: &Args, id: &RunId) -> moat::Result<u8> {
         options = options.with_input();
     }
     let code = if settings.tty {
-        let left = format!("{id} goes on");
-        sit(&left, |_| async {
+        let message = format!("detached from {id}");
+        attach_terminal(&message, |_| async {
             manager.attach_with(id, options.live_only()).await
         })
         .await?
     } else {
         let attachment = manager.attach_with(id, options.lossless()).await?;
-        look(attachment).await?
+        forward(attachment).await?
     };
     manager.shutdown(ShutdownMode::Leave).await;
     Ok(code)
@@ -348,67 +348,71 @@ async fn exec(args: &Args, id: &RunId) -> moat::Result<u8> {
     let manager = manager(args).await?;
     let run = manager.get(id).await?;
     let code = if *tty && *interactive {
-        let begin = |size| async move {
+        let start = |size| async move {
             let exec = run.exec(spec.window(size)).await?;
             exec.attach_with(options.window(size)).await
         };
-        let left = "left; nothing that the process does from here on is in its audit";
-        sit(left, begin).await?
+        let message = "detached; later output of the exec is not recorded";
+        attach_terminal(message, start).await?
     } else {
         let exec = run.exec(spec).await?;
-        look(exec.attach_with(options).await?).await?
+        forward(exec.attach_with(options).await?).await?
     };
     manager.shutdown(ShutdownMode::Leave).await;
     Ok(code)
 }
 
-/// Prints what is printed and passes on what is typed, without a terminal.
-async fn look(mut output: Attachment) -> moat::Result<u8> {
+/// Prints the output and forwards standard input, without a terminal.
+///
+/// Returns the exit code.
+async fn forward(mut output: Attachment) -> moat::Result<u8> {
     let control = output.control();
     let input = output.input();
     let shown = show(output);
     tokio::pin!(shown);
-    let pass_on = async {
+    let forward_input = async {
         let Some(mut input) = input else { return };
         let copied = tokio::io::copy(&mut tokio::io::stdin(), &mut input).await;
         if copied.is_ok() {
-            // One that stays open has no end.
+            // Fails if the input stays open for later attachments.
             let _ = input.shutdown().await;
         }
     };
     tokio::select! {
         shown = &mut shown => shown,
-        () = pass_on => shown.await,
+        () = forward_input => shown.await,
     }?;
     Ok(code(&control.outcome().await?))
 }
 
-/// Puts this terminal in front of what `begin` attaches to; `left` is what to say of leaving it.
+/// Attaches this terminal to what `start` returns.
+///
+/// Prints `detached` after a detach.
 #[cfg(feature = "terminal")]
-async fn sit<F: Future<Output = moat::Result<Attachment>>>(
-    left: &str,
-    begin: impl FnOnce(WindowSize) -> F,
+async fn attach_terminal<F: Future<Output = moat::Result<Attachment>>>(
+    detached: &str,
+    start: impl FnOnce(WindowSize) -> F,
 ) -> moat::Result<u8> {
     use moat::terminal::{SessionEnd, Terminal};
 
     let terminal = Terminal::open()?;
-    let attachment = begin(terminal.size()?).await?;
+    let attachment = start(terminal.size()?).await?;
     Ok(match terminal.attach(attachment).await? {
         SessionEnd::Ended(outcome) => code(&outcome),
         SessionEnd::Signal(number) => 128 + number as u8,
         _ => {
-            say(left);
+            say(detached);
             0
         }
     })
 }
 
 #[cfg(not(feature = "terminal"))]
-async fn sit<F>(_: &str, _: impl FnOnce(WindowSize) -> F) -> moat::Result<u8> {
-    Err(Error::InvalidSpec {
-        field: "tty".into(),
-        reason: "this example has to be built with `--features terminal`".into(),
-    })
+async fn attach_terminal<F>(_: &str, _: impl FnOnce(WindowSize) -> F) -> moat::Result<u8> {
+    Err(Error::from(moat::spec::InvalidSpec::new(
+        "tty",
+        "requires a build with `--features terminal`",
+    )))
 }
 
 async fn show(mut output: Attachment) -> moat::Result<u8> {
@@ -421,7 +425,7 @@ async fn show(mut output: Attachment) -> moat::Result<u8> {
             }
             Attached::Lagged { stream, bytes } => {
                 complain(format_args!(
-                    "{bytes} bytes of {stream} came too fast to be shown here"
+                    "{bytes} bytes of {stream} are not shown: the reader is too slow"
                 ));
             }
             _ => {}
@@ -438,21 +442,21 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
         _ => PathBuf::from(target),
     };
     let found = audit::verify(&path)?;
-    let (words, code) = match &found.state {
+    let (text, code) = match &found.state {
         LogState::Sealed(seal) => (
-            format!("whole and sealed; {}, audit {}", seal.exit, seal.verdict),
+            format!("sealed and intact; {}, audit {}", seal.exit, seal.verdict),
             0,
         ),
         LogState::Unsealed { torn } => (
-            format!("not sealed; its last {torn} bytes are torn"),
+            format!("not sealed; the last {torn} bytes are a partial record"),
             NOT_VERIFIED,
         ),
         LogState::Damaged(damage) => (format!("damaged at {damage}"), NOT_VERIFIED),
-        _ => ("in a state that is not known here".into(), NOT_VERIFIED),
+        _ => ("in an unknown state".into(), NOT_VERIFIED),
     };
-    say(format_args!("{}: {words}", path.display()));
+    say(format_args!("{}: {text}", path.display()));
     say(format_args!(
-        "{} lines, {} records of output, {} bytes, {} gaps",
+        "{} lines, {} output records, {} bytes, {} gaps",
         found.lines,
         found.records,
         found.bytes.total(),
@@ -464,7 +468,7 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
 async fn recover(args: &Args) -> moat::Result<u8> {
     Root::open(&args.root)?;
     let manager = Manager::open(&args.root, args.runtime.open().await?).await?;
-    let mut worst = 0;
+    let mut code = 0;
     let mut waiting: FuturesUnordered<_> = manager
         .wait_recovery()
         .await?
@@ -476,12 +480,12 @@ async fn recover(args: &Args) -> moat::Result<u8> {
             Ok(outcome) => say(&outcome),
             Err(error) => {
                 complain(error.chain());
-                worst = FAILED;
+                code = FAILED;
             }
         }
     }
     manager.shutdown(ShutdownMode::Leave).await;
-    Ok(worst)
+    Ok(code)
 }
 
 async fn remove(args: &Args, id: &RunId) -> moat::Result<u8> {
@@ -502,22 +506,24 @@ fn print(stream: Stream, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// A reader that has seen enough, such as `head`, is no error.
+/// Ignores a closed stdout, such as that of `runs logs ID | head`.
 fn printed(written: io::Result<()>) -> moat::Result<u8> {
     match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::storage("write to", "stdout", error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Storage {
+            operation: "write to",
+            path: "stdout".into(),
+            source: error,
+        }),
         _ => Ok(0),
     }
 }
 
-/// A line on stdout, whether or not anybody reads it.
+/// Prints a line on stdout. A closed stdout is ignored.
 fn say(text: impl Display) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
-/// A line on stderr, whether or not anybody reads it.
+/// Prints a line on stderr. A closed stderr is ignored.
 fn complain(text: impl Display) {
     let _ = writeln!(io::stderr(), "runs: {text}");
 }

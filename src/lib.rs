@@ -1,58 +1,177 @@
-//! Run containers, and keep an audit file of every run.
+//! Run containers from Rust, and keep a verifiable log of every run.
 //!
-//! **Every run leaves an audit file. It holds each stream's bytes, once, in that stream's order, or
-//! it says precisely what is missing and why.** That holds on every way out: the container ends by
-//! itself, is stopped, killed or removed by others, never starts; this process is killed; the
-//! engine restarts; the disk is full for a while.
+//! Every byte a container writes is recorded exactly once, in order, per stream. If anything may be
+//! missing, the file says what and why. This holds when a run is stopped, killed, removed
+//! externally, or never starts. It holds when this process is killed, when the engine restarts, and
+//! when the disk is full for a while.
 //!
-#![cfg_attr(feature = "docker", doc = "```no_run")]
-#![cfg_attr(not(feature = "docker"), doc = "```ignore")]
-//! use moat::{Docker, Manager, RunSpec, Shutdown};
+//! The [`guide`] has longer pages: integrating, testing, CI, engines, the audit format, and all
+//! guarantees with their limits.
+//!
+//! # Start a run
+//!
+//! A [`Manager`] owns a root: a directory that holds runs. [`connect()`] picks the available engine
+//! and reports why. [`Run::wait`] returns once the run has ended and its log is sealed.
+//!
+//! ```no_run
+//! use moat::{Fallback, Manager, RunSpec};
 //!
 //! # #[tokio::main]
 //! # async fn main() -> moat::Result<()> {
-//! // A folder that holds runs. Opening it takes over what an earlier process left behind.
-//! let manager = Manager::open("runs", Docker::connect().await?).await?;
-//!
+//! let engine = moat::connect(Fallback::None).await?;
+//! println!("{engine}"); // Docker Engine 27.1.1 at unix:///var/run/docker.sock
+//! let manager = Manager::open("runs", engine.runtime).await?;
 //! let run = manager.start(RunSpec::new("busybox").cmd(["echo", "hello"])).await?;
 //! let outcome = run.wait().await?;
-//!
-//! println!("{outcome}"); // run 01k... exited with code 0; audit complete (1 records, 6 bytes)
-//! println!("{}", run.folder().join("logs.jsonl").display());
-//!
-//! manager.shutdown(Shutdown::Leave).await;
+//! println!("{outcome}"); // run 01k... exited with code 0; audit complete (1 record, 6 bytes)
+//! println!("{}", run.dir().join("logs.jsonl").display());
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # Where to go from here
+//! # Read output
 //!
-//! - [`RunSpec`]: what to run, and all that a container can be told.
-//! - [`Manager`] and [`Run`]: start, wait, stop, kill, look on, recover. [`Root`]: what can be seen
-//!   without an engine, also of runs that other processes own.
-//! - [`Service`] and [`Ready`]: a container for the length of a test, which is waited for.
-//! - [`Outcome`] and its [`Seal`]: how a run ended, and how sure moat is of what it captured.
-//! - [`audit`]: reading and verifying audit files. [`LogSink`]: sending records elsewhere;
-//!   [`sink::Fanout`], [`sink::Memory`], [`sink::Tracing`] and [`sink::Console`] do.
-//! - [`Runtime`]: the contract with an engine. [`connect()`] gives the one that is there.
+//! An [`Attachment`](run::Attachment) yields all output so far, then live output, and ends after
+//! the last byte. A slow reader never delays the container. It receives `Lagged`, or reads what it
+//! missed from the log.
+//!
+#![cfg_attr(feature = "process", doc = "```")]
+#![cfg_attr(not(feature = "process"), doc = "```ignore")]
+//! use futures::StreamExt;
+//! use moat::run::Attached;
+//! # use moat::{LocalProcess, Manager, RunSpec};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let manager = Manager::open(dir.path(), LocalProcess::new()).await?;
+//! let run = manager.start(RunSpec::command(["sh", "-c", "echo out; echo err >&2"])).await?;
+//! let mut output = run.attach().await?;
+//! while let Some(item) = output.next().await {
+//!     if let Attached::Chunk(chunk) = item? {
+//!         println!("{}: {:?}", chunk.stream, chunk.bytes);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Stop and limit
+//!
+//! A stop sends the stop signal, then SIGKILL after the grace period. Limits on time, silence and
+//! output stop a run in the same way, and the seal records the cause.
+//!
+#![cfg_attr(feature = "process", doc = "```")]
+#![cfg_attr(not(feature = "process"), doc = "```ignore")]
+//! use moat::outcome::StopCause;
+//! use std::time::Duration;
+//! # use moat::{LocalProcess, Manager, RunSpec};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let manager = Manager::open(dir.path(), LocalProcess::new()).await?;
+//! let endless = || RunSpec::command(["sleep", "1000"]).stop_grace(Duration::from_secs(5));
+//! let run = manager.start(endless()).await?;
+//! let outcome = run.stop(None).await?; // `None`: the grace period of the spec
+//! assert_eq!(outcome.stopped(), Some(StopCause::Requested));
+//!
+//! let limited = manager.start(endless().time_limit(Duration::from_millis(100))).await?;
+//! assert_eq!(limited.wait().await?.stopped(), Some(StopCause::TimeLimit));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Recover
+//!
+//! Opening a root recovers the runs that a previous process left: it resumes the log of a container
+//! that still runs, and seals all others. Recovery never starts a container. [`Root`] reads a root
+//! without an engine, while other processes own its runs.
+//!
+//! ```no_run
+//! use moat::{Fallback, Manager, Root};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> moat::Result<()> {
+//! let manager = Manager::open("runs", moat::connect(Fallback::None).await?.runtime).await?;
+//! for run in manager.wait_recovery().await? {
+//!     println!("{} {:?}", run.id(), run.state());
+//! }
+//! for info in Root::open("runs")?.list()? {
+//!     println!("{} {} owned: {}", info.run, info.status, info.owned);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Read and verify a log
+//!
+//! `logs.jsonl` is one JSON object a line, in the [published format](guide::audit_format). The last
+//! line seals the file with the SHA-256 digest of all bytes before it.
+//!
+#![cfg_attr(feature = "process", doc = "```")]
+#![cfg_attr(not(feature = "process"), doc = "```ignore")]
+//! use moat::audit::{Follow, LogState, Record, verify};
+//! # use moat::{LocalProcess, Manager, RunSpec};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let manager = Manager::open(dir.path(), LocalProcess::new()).await?;
+//! # let run = manager.start(RunSpec::command(["echo", "hello"])).await?;
+//! # run.wait().await?;
+//! let log = run.dir().join("logs.jsonl");
+//! for record in Follow::new(&log).records()? {
+//!     if let Record::Output(output) = record? {
+//!         println!("{} {:?}", output.ts, output.bytes);
+//!     }
+//! }
+//! assert!(matches!(verify(&log)?.state, LogState::Sealed(_)));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Test without an engine
+//!
+//! `Scripted` (feature `testing`) runs nothing: its containers follow a script, and any call or
+//! stream can fail at a chosen point.
+//!
+#![cfg_attr(feature = "testing", doc = "```")]
+#![cfg_attr(not(feature = "testing"), doc = "```ignore")]
+//! use moat::runtime::scripted::{Break, Script, Scripted, Source};
+//! use moat::{Manager, RunSpec, Verdict};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! let engine = Scripted::new();
+//! let script = Script::new().stdout("hello\n").exit(7);
+//! engine.next(script.break_at(Source::Tap, 3, Break::Error)); // the connection breaks after `hel`
+//! let manager = Manager::open(dir.path(), engine).await?;
+//! let outcome = manager.start(RunSpec::new("any")).await?.wait().await?;
+//! assert_eq!(outcome.code(), Some(7));
+//! assert_eq!(outcome.sealed().map(|seal| seal.verdict), Some(Verdict::Complete));
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Features
 //!
-//! | feature | default | what it adds |
+//! | feature | default | adds |
 //! | --- | --- | --- |
-//! | `docker` | yes | `runtime::docker`, also for Podman's Docker-compatible socket |
+//! | `docker` | yes | `runtime::docker`: Docker, and Podman's Docker-compatible socket |
 //! | `process` | yes | `runtime::process`: local child processes, without any isolation |
-//! | `tls` | no | engines behind TLS |
-//! | `blocking` | no | `blocking`: managers and runs for code that is not async, such as plain tests |
-//! | `terminal` | no | `terminal`: the terminal of this process in front of a run |
-//! | `testing` | no | `runtime::scripted` and `sink::Faulty`, for tests of code that embeds moat |
-//! | `conformance` | no | `conformance`: trials of runtimes and sinks that you write |
+//! | `tls` | no | engines that require TLS |
+//! | `blocking` | no | `blocking`: managers, runs and services for code that is not async |
+//! | `terminal` | no | `terminal`: your terminal attached to a run |
+//! | `testing` | no | `runtime::scripted` and `sink::Faulty`, for tests |
+//! | `conformance` | no | `conformance`: contract tests for runtimes and sinks that you write |
 //!
-//! # Logs
+//! # Tracing
 //!
-//! moat uses [`tracing`], and puts no secret there, and no output but by [`sink::Tracing`]. bollard, which speaks to the
-//! engine, prints whole requests, the environment with them, at level `debug`: keep
-//! `bollard=info` in your filter.
+//! moat emits [`tracing`] events. They contain no secret, and no output except through
+//! [`sink::Tracing`]. bollard, the client of the Docker API, prints whole requests, including
+//! environment values, at level `debug`: keep `bollard=info` in your filter.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(any(test, fuzzing)), deny(clippy::unwrap_used))]
@@ -72,6 +191,7 @@ pub mod events;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod guide;
 pub mod manager;
 mod monitor;
 pub mod outcome;
@@ -101,22 +221,3 @@ pub use runtime::docker::Docker;
 pub use runtime::process::LocalProcess;
 pub use sink::LogSink;
 pub use spec::{Port, RunId, RunSpec};
-
-/// The pages of `docs/` whose code is to compile.
-#[cfg(all(
-    doctest,
-    feature = "docker",
-    feature = "testing",
-    feature = "conformance",
-    feature = "blocking"
-))]
-mod pages {
-    #[doc = include_str!("../docs/integrating.md")]
-    struct Integrating;
-
-    #[doc = include_str!("../docs/testing.md")]
-    struct Testing;
-
-    #[doc = include_str!("../README.md")]
-    struct Readme;
-}

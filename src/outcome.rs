@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
 use crate::spec::{ContainerId, RunId};
 use crate::timestamp::Timestamp;
 
@@ -115,17 +114,15 @@ pub enum Ending {
 }
 
 impl Ending {
-    pub(crate) fn not_created(reason: &dyn std::error::Error) -> Self {
+    pub(crate) fn not_created(reason: String) -> Self {
         Self::NotCreated {
-            reason: crate::error::chain(reason),
+            reason,
             aborted: false,
         }
     }
 
-    pub(crate) fn failed_to_start(reason: &dyn std::error::Error) -> Self {
-        Self::FailedToStart {
-            reason: crate::error::chain(reason),
-        }
+    pub(crate) fn failed_to_start(reason: String) -> Self {
+        Self::FailedToStart { reason }
     }
 
     /// The same ending, with its words changed: for taking out secrets.
@@ -360,23 +357,6 @@ impl Outcome {
         self.ending.success()
     }
 
-    /// The outcome of a run that ended with code 0; any other is an error, which shows how it
-    /// ended, in the engine's words, and its last lines.
-    ///
-    /// It says nothing of the audit file, which may have gaps: see [`Seal::verdict`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Failed`].
-    pub fn into_result(self) -> crate::error::Result<Self> {
-        match self.success() {
-            true => Ok(self),
-            false => Err(Error::Failed {
-                outcome: Box::new(self),
-            }),
-        }
-    }
-
     /// Why moat stopped the run, if it did, as far as that is sealed.
     pub fn stopped(&self) -> Option<StopCause> {
         self.sealed().and_then(|seal| seal.stopped)
@@ -458,17 +438,28 @@ impl fmt::Display for StopCause {
     }
 }
 
+/// The ending of a noun with this count.
+fn plural(count: u64) -> &'static str {
+    match count {
+        1 => "",
+        _ => "s",
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "run {} {}", self.run, self.ending)?;
         match &self.seal {
-            SealState::Sealed(seal) => write!(
-                f,
-                "; audit {} ({} records, {} bytes)",
-                seal.verdict,
-                seal.records,
-                seal.bytes.total()
-            ),
+            SealState::Sealed(seal) => {
+                let (records, bytes) = (seal.records, seal.bytes.total());
+                write!(
+                    f,
+                    "; audit {} ({records} record{}, {bytes} byte{})",
+                    seal.verdict,
+                    plural(records),
+                    plural(bytes)
+                )
+            }
             SealState::Pending { reason } => write!(f, "; not sealed yet: {reason}"),
         }
     }

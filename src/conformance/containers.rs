@@ -70,7 +70,7 @@ pub(crate) mod runtime {
         bench.runtime.validate(&bench.spec(&Behaviour::new())?)?;
         let refused = bench.stage.refused().or_else(skip)?;
         match bench.runtime.validate(&refused) {
-            Err(crate::error::Error::InvalidSpec { field, .. }) if !field.is_empty() => Ok(()),
+            Err(crate::spec::InvalidSpec { field, .. }) if !field.is_empty() => Ok(()),
             Err(error) => fail(format!("it fails in another way: {}", words(&error))),
             Ok(()) => fail("what it cannot do is not refused"),
         }

@@ -176,6 +176,12 @@ impl From<crate::error::RuntimeError> for Stop {
     }
 }
 
+impl From<crate::spec::InvalidSpec> for Stop {
+    fn from(error: crate::spec::InvalidSpec) -> Self {
+        Self::Fail(words(&error))
+    }
+}
+
 impl From<crate::error::Error> for Stop {
     fn from(error: crate::error::Error) -> Self {
         Self::Fail(words(&error))

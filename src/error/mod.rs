@@ -1,15 +1,17 @@
 //! What can go wrong, by what a caller can do about it.
 
 mod runtime;
+mod sink;
 
 pub use runtime::RuntimeError;
+pub use sink::SinkError;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::disk;
 use crate::outcome::{LastLines, Outcome};
-use crate::spec::RunId;
+use crate::spec::{InvalidSpec, RunId};
 
 /// `std::result::Result` with moat's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -22,13 +24,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The spec is wrong: correct the field.
-    #[error("invalid {field}: {reason}")]
-    InvalidSpec {
-        /// The field, by the name of the method of `RunSpec` that sets it.
-        field: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+    #[error(transparent)]
+    InvalidSpec(#[from] InvalidSpec),
 
     /// There is a run of that name already: choose another one.
     #[error("run {run} exists already: {}", path.display())]
@@ -53,7 +50,7 @@ pub enum Error {
     Owned {
         /// The run.
         run: RunId,
-        /// The lock that it holds.
+        /// The file that the owner has locked.
         path: PathBuf,
     },
 
@@ -164,16 +161,9 @@ pub enum Error {
         reason: String,
     },
 
-    /// A sink of the caller's own failed.
-    #[error("the sink cannot {operation} the log of run {run}")]
-    Sink {
-        /// What was to be done, as a verb: `append to`.
-        operation: &'static str,
-        /// The run.
-        run: RunId,
-        /// Why not.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    /// A sink of the caller failed.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
 
     /// The sink took nothing for too long. What it missed is read from the engine's log later.
     #[error("the sink took nothing for 2 s")]
@@ -185,32 +175,16 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::InvalidSpec {
-            field: field.into(),
-            reason: reason.into(),
-        }
-    }
-
     /// An error of file I/O: `operation` is a verb, such as `write`.
-    pub fn storage(operation: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
+    pub(crate) fn storage(
+        operation: &'static str,
+        path: impl AsRef<Path>,
+        source: io::Error,
+    ) -> Self {
         Self::Storage {
             operation,
             path: path.as_ref().to_owned(),
             source,
-        }
-    }
-
-    /// An error of a sink of the caller's own: `operation` is a verb, such as `append to`.
-    pub fn sink(
-        operation: &'static str,
-        run: &RunId,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        Self::Sink {
-            operation,
-            run: run.clone(),
-            source: source.into(),
         }
     }
 
@@ -226,7 +200,7 @@ impl Error {
     pub(crate) fn is_lasting(&self) -> bool {
         match self {
             Self::Damaged { .. }
-            | Self::InvalidSpec { .. }
+            | Self::InvalidSpec(_)
             | Self::NoSuchRun { .. }
             | Self::OtherRuntime { .. }
             | Self::OtherEngine { .. } => true,
@@ -240,6 +214,25 @@ impl Error {
     /// The message, and those of all causes, on one line.
     pub fn chain(&self) -> String {
         chain(self)
+    }
+}
+
+impl Outcome {
+    /// Returns the outcome of a run that exited with code 0, and an error for any other.
+    ///
+    /// The message of the error shows how the run ended, in the engine's words, and its last
+    /// lines. Gaps in the audit file are no error: see [`Seal::verdict`](crate::outcome::Seal).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Failed`].
+    pub fn into_result(self) -> Result<Self> {
+        match self.success() {
+            true => Ok(self),
+            false => Err(Error::Failed {
+                outcome: Box::new(self),
+            }),
+        }
     }
 }
 

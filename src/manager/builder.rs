@@ -78,9 +78,9 @@ impl ManagerBuilder {
         self
     }
 
-    /// Where the manager's tasks run. Default: two threads of the manager's own, so that nothing
-    /// that the process does elsewhere can hold up a capture: an engine gives up on output that is
-    /// not taken from it in time.
+    /// Sets the async runtime for the manager's tasks. Default: one worker thread that belongs to
+    /// the manager, so that other work of the process cannot delay a capture. An engine discards
+    /// output that is not read in time. A second thread keeps that runtime until all tasks ended.
     ///
     /// For tests with a paused clock, which has to be that of the tasks.
     pub fn runtime_handle(mut self, runtime: Handle) -> Self {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Event as Record, Gap, GapReason, Resume, ResumeCause};
 use crate::capture::{Capture, Hub, PumpEnd, Signals};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Pipe, close_stdin, lock};
@@ -104,7 +104,7 @@ impl Monitor {
             Ok(execed) => execed,
             Err(error) => {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
-                let ending = Ending::failed_to_start(&error);
+                let ending = Ending::failed_to_start(chain(&error));
                 self.publish(Transition::Ended(ending.clone()));
                 let _ = reply.send(Err(StartError::Sealed(error)));
                 let rest = ExecOutcome {

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::audit::{Event as Record, Started, Stop};
 use crate::capture::Capture;
-use crate::error::{Error, Result, RuntimeError};
+use crate::error::{Error, Result, RuntimeError, chain};
 use crate::events::EventKind;
 use crate::monitor::entry::{Pipe, StopRequest, lock};
 use crate::monitor::output::Source;
@@ -212,7 +212,7 @@ impl Monitor {
     ) -> Result<(Source, Started, Option<InputWriter>), (Ending, RuntimeError)> {
         let context = Arc::clone(&self.context);
         let runtime = &*context.runtime;
-        let not_created = |error: RuntimeError| (Ending::not_created(&error), error);
+        let not_created = |error: RuntimeError| (Ending::not_created(chain(&error)), error);
 
         if let Some(places) = &context.concurrency {
             self.permit = Arc::clone(places).try_acquire_owned().ok();
@@ -443,7 +443,7 @@ impl Monitor {
     }
 
     fn failed_to_start(&self, error: &RuntimeError) -> Ending {
-        Ending::failed_to_start(error).redacted(|reason| self.secrets.redact(reason))
+        Ending::failed_to_start(chain(error)).redacted(|reason| self.secrets.redact(reason))
     }
 
     /// Removes a container that has not been started. Success says that it does not run, and never

@@ -221,7 +221,7 @@ impl Run {
             outcome = self.wait() => outcome,
             () = out_of_reach => Err(Error::Owned {
                 run: self.id().clone(),
-                path: self.dir().to_owned(),
+                path: self.context().root.lock_path(self.id()),
             }),
         }
     }

@@ -11,7 +11,9 @@ use futures::stream::BoxStream;
 use tokio::io::AsyncWrite;
 
 use crate::outcome::{Stream, Usage};
-use crate::spec::{ContainerId, ExecSpec, Protocol, RootId, RunId, RunSpec, WindowSize};
+use crate::spec::{
+    ContainerId, ExecSpec, InvalidSpec, Protocol, RootId, RunId, RunSpec, WindowSize,
+};
 use crate::timestamp::Timestamp;
 
 pub mod connect;
@@ -101,9 +103,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`crate::error::Error::InvalidSpec`], which names the field: what this engine cannot do is
+    /// [`InvalidSpec`], which names the field: what this engine cannot do is
     /// refused, not ignored.
-    fn validate(&self, spec: &RunSpec) -> crate::error::Result<()>;
+    fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec>;
 
     /// Makes sure that the image is there, by the spec's pull policy, and reports progress through
     /// [`RunSpec::report_pull`]. Fails with [`RuntimeError::Timeout`] after 60 s without progress.

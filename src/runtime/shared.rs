@@ -11,7 +11,7 @@ use super::{
 };
 use crate::error::{Result, RuntimeError};
 use crate::outcome::Usage;
-use crate::spec::{ContainerId, ExecSpec, RootId, RunSpec, WindowSize};
+use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, WindowSize};
 
 #[deny(clippy::missing_trait_methods)]
 #[async_trait]
@@ -32,7 +32,7 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
         (**self).engine().await
     }
 
-    fn validate(&self, spec: &RunSpec) -> Result<()> {
+    fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec> {
         (**self).validate(spec)
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 
 use crate::audit::{Batch, Event, RecordRef, Start};
-use crate::error::{Error, Result};
+use crate::error::{Result, SinkError};
 use crate::outcome::{Seal, Stream};
 use crate::sink::printable::{printable, said};
 use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
@@ -163,13 +163,12 @@ impl Log {
             });
         }
         let written = out.to.write_all(text.as_bytes());
-        written
-            .and_then(|()| out.to.flush())
-            .map_err(|error| Error::Sink {
-                operation,
-                run: self.run.clone(),
-                source: error.into(),
-            })
+        written.and_then(|()| out.to.flush()).map_err(|error| {
+            SinkError::from(error)
+                .operation(operation)
+                .run(&self.run)
+                .into()
+        })
     }
 }
 

@@ -1,16 +1,15 @@
 //! A sink with faults that a test injects.
 
-use std::fmt;
 use std::future::Future;
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fmt, io};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
 use crate::audit::{Batch, Start};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SinkError};
 use crate::outcome::Seal;
 use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 
@@ -275,7 +274,10 @@ impl Faults {
 
 fn injected(call: SinkCall, place: &RunPlace) -> Error {
     let cause = io::Error::other("injected fault");
-    Error::sink(call.operation(), &place.run, cause)
+    SinkError::new(cause)
+        .operation(call.operation())
+        .run(&place.run)
+        .into()
 }
 
 #[async_trait]

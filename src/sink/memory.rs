@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use crate::audit::{Batch, Event, Record, Start};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SinkError};
 use crate::outcome::{Seal, Stream};
 use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 use crate::spec::RunId;
@@ -176,7 +176,12 @@ impl Log {
         operation: &'static str,
         act: impl FnOnce(&mut SkipReason) -> T,
     ) -> Result<T> {
-        let fail = |reason: &str| Err(Error::sink(operation, &self.key.0, reason));
+        let fail = |reason: &str| {
+            Err(SinkError::new(reason)
+                .operation(operation)
+                .run(&self.key.0)
+                .into())
+        };
         let mut logs = self.memory.logs();
         let kept = match logs.get_mut(&self.key) {
             Some(kept) if kept.seal.is_none() => kept,

@@ -20,6 +20,7 @@ mod printable;
 mod tracing;
 
 pub use self::tracing::Tracing;
+pub use crate::error::SinkError;
 pub use console::Console;
 pub use fanout::Fanout;
 #[cfg(feature = "testing")]

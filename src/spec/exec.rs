@@ -5,7 +5,7 @@ use std::fmt;
 use super::secrets::Secret;
 use super::validate::check_env;
 use super::{Secrets, Settings, Stdin, WindowSize};
-use crate::error::{Error, Result};
+use crate::spec::InvalidSpec;
 
 /// A further process in a container that runs: see [`Run::exec`](crate::run::Run::exec).
 ///
@@ -152,10 +152,10 @@ impl ExecSpec {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidSpec`], which names the first field that is wrong and says why.
-    pub fn validate(&self) -> Result<()> {
+    /// [`InvalidSpec`], which names the first field that is wrong and says why.
+    pub fn validate(&self) -> Result<(), InvalidSpec> {
         if self.cmd.is_empty() {
-            return Err(Error::invalid("cmd", "it is empty"));
+            return Err(InvalidSpec::new("cmd", "it is empty"));
         }
         check_env(self.environment())?;
         // The image is not part of it.

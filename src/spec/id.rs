@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::spec::InvalidSpec;
 
 /// The most characters that a run id may have.
 const MAX_RUN_ID: usize = 64;
@@ -27,11 +27,11 @@ impl RunId {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidSpec`] if it is empty, longer than 64 characters, has a character that cannot
+    /// [`InvalidSpec`] if it is empty, longer than 64 characters, has a character that cannot
     /// be in the name of a folder and of a container, or is `root.json`.
-    pub fn new(id: impl Into<String>) -> Result<Self> {
+    pub fn new(id: impl Into<String>) -> Result<Self, InvalidSpec> {
         let id = id.into();
-        let invalid = |reason: String| Err(Error::invalid("id", reason));
+        let invalid = |reason: String| Err(InvalidSpec::new("id", reason));
         if id.is_empty() || id.len() > MAX_RUN_ID {
             return invalid(format!(
                 "a run id has 1 to {MAX_RUN_ID} characters, this one has {}",
@@ -73,17 +73,17 @@ impl fmt::Display for RunId {
 }
 
 impl FromStr for RunId {
-    type Err = Error;
+    type Err = InvalidSpec;
 
-    fn from_str(id: &str) -> Result<Self> {
+    fn from_str(id: &str) -> Result<Self, InvalidSpec> {
         Self::new(id)
     }
 }
 
 impl TryFrom<String> for RunId {
-    type Error = Error;
+    type Error = InvalidSpec;
 
-    fn try_from(id: String) -> Result<Self> {
+    fn try_from(id: String) -> Result<Self, InvalidSpec> {
         Self::new(id)
     }
 }
@@ -188,7 +188,7 @@ mod tests {
         ] {
             let error = RunId::new(bad).unwrap_err();
             assert!(
-                matches!(&error, Error::InvalidSpec { field, .. } if field == "id"),
+                matches!(&error, InvalidSpec { field, .. } if field == "id"),
                 "{bad:?}: {error}"
             );
         }

@@ -4,6 +4,7 @@
 mod builder;
 mod exec;
 mod id;
+mod invalid;
 mod record;
 mod secrets;
 mod settings;
@@ -13,6 +14,7 @@ pub use builder::{Credentials, PullProgress, RunSpec};
 pub use exec::ExecSpec;
 pub(crate) use id::ROOT_FILE;
 pub use id::{ContainerId, RootId, RunId};
+pub use invalid::InvalidSpec;
 pub use record::RunRecord;
 pub(crate) use secrets::Secrets;
 pub use settings::{

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Backstop, Gpus, Mount, RunSpec, Settings, Stdin};
-use crate::error::{Error, Result};
+use super::{Backstop, Gpus, InvalidSpec, Mount, RunSpec, Settings, Stdin};
 
 /// Docker refuses less than 6 MiB.
 const LEAST_MEMORY: u64 = 6 << 20;
@@ -23,7 +22,7 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600 * 100);
 
 macro_rules! refuse {
     ($field:expr, $($reason:tt)*) => {
-        return Err(Error::invalid($field, format!($($reason)*)))
+        return Err(InvalidSpec::new($field, format!($($reason)*)))
     };
 }
 
@@ -32,8 +31,8 @@ impl RunSpec {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidSpec`], which names the first field that is wrong and says why.
-    pub fn validate(&self) -> Result<()> {
+    /// [`InvalidSpec`], which names the first field that is wrong and says why.
+    pub fn validate(&self) -> Result<(), InvalidSpec> {
         self.settings.validate()?;
         check_env(self.environment())?;
         if let Some(patch) = &self.patch {
@@ -47,7 +46,7 @@ impl RunSpec {
         self.validate_size()
     }
 
-    fn validate_size(&self) -> Result<()> {
+    fn validate_size(&self) -> Result<(), InvalidSpec> {
         let Ok(Value::Object(mut fields)) = serde_json::to_value(&self.settings) else {
             return Ok(());
         };
@@ -67,7 +66,9 @@ impl RunSpec {
 }
 
 /// Checks variables of an environment.
-pub(super) fn check_env<'a>(env: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()> {
+pub(super) fn check_env<'a>(
+    env: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Result<(), InvalidSpec> {
     for (name, value) in env {
         // The value is a secret, and so is what stands in the place of a name that is none.
         if name.is_empty() {
@@ -107,7 +108,7 @@ fn is_deeper(value: &Value, levels: usize) -> bool {
 }
 
 impl Settings {
-    pub(super) fn validate(&self) -> Result<()> {
+    pub(super) fn validate(&self) -> Result<(), InvalidSpec> {
         self.validate_process()?;
         self.validate_mounts()?;
         self.validate_network()?;
@@ -115,7 +116,7 @@ impl Settings {
         self.validate_policies()
     }
 
-    fn validate_process(&self) -> Result<()> {
+    fn validate_process(&self) -> Result<(), InvalidSpec> {
         let has_command = !self.cmd.is_empty() || self.entrypoint.iter().flatten().count() > 0;
         if self.image.is_empty() && !has_command {
             refuse!(
@@ -214,7 +215,7 @@ impl Settings {
         Ok(())
     }
 
-    fn validate_mounts(&self) -> Result<()> {
+    fn validate_mounts(&self) -> Result<(), InvalidSpec> {
         let mut targets = HashSet::new();
         for mount in &self.mounts {
             let target = mount.target();
@@ -269,7 +270,7 @@ impl Settings {
         Ok(())
     }
 
-    fn validate_network(&self) -> Result<()> {
+    fn validate_network(&self) -> Result<(), InvalidSpec> {
         let mode = self.network.as_deref().unwrap_or_default();
         let shared = mode == "host" || mode.starts_with("container:");
         for alias in &self.network_aliases {
@@ -326,7 +327,7 @@ impl Settings {
         Ok(())
     }
 
-    fn validate_limits(&self) -> Result<()> {
+    fn validate_limits(&self) -> Result<(), InvalidSpec> {
         for (field, unit, least, value) in [
             ("memory", " bytes", LEAST_MEMORY, self.memory),
             ("pids_limit", "", 1, self.pids_limit),
@@ -413,7 +414,7 @@ impl Settings {
         Ok(())
     }
 
-    fn validate_policies(&self) -> Result<()> {
+    fn validate_policies(&self) -> Result<(), InvalidSpec> {
         if self.time_limit == Some(Duration::ZERO) {
             refuse!("time_limit", "it is zero; leave it out for no limit");
         }
@@ -455,7 +456,7 @@ impl Settings {
     }
 }
 
-fn image(name: &str) -> Result<()> {
+fn image(name: &str) -> Result<(), InvalidSpec> {
     if name.is_empty() {
         // No image: which a runtime that needs one refuses.
         return Ok(());
@@ -501,7 +502,7 @@ fn is_signal(signal: &str) -> bool {
     signal.starts_with(|c: char| c.is_ascii_alphabetic()) && signal.chars().all(ok)
 }
 
-fn absolute(field: &str, path: &str) -> Result<()> {
+fn absolute(field: &str, path: &str) -> Result<(), InvalidSpec> {
     if path.contains('\0') {
         refuse!(field, "{} has a NUL byte in it", Shown(path));
     }
@@ -511,7 +512,7 @@ fn absolute(field: &str, path: &str) -> Result<()> {
     Ok(())
 }
 
-fn word(field: &str, value: &str) -> Result<()> {
+fn word(field: &str, value: &str) -> Result<(), InvalidSpec> {
     if value.is_empty() {
         refuse!(field, "it is empty; leave it out for the default");
     }
@@ -529,7 +530,7 @@ mod tests {
 
     fn refused(spec: RunSpec) -> (String, String) {
         match spec.validate() {
-            Err(Error::InvalidSpec { field, reason }) => (field, reason),
+            Err(InvalidSpec { field, reason }) => (field, reason),
             other => panic!("expected a refusal, got {other:?}"),
         }
     }

@@ -1,8 +1,10 @@
 //! The terminal that this process has, in front of a run that has one too.
 //!
 //! ```no_run
+//! use moat::run::AttachOptions;
+//! use moat::spec::Stdin;
 //! use moat::terminal::{SessionEnd, Terminal};
-//! use moat::{AttachOptions, Docker, Manager, RunSpec, ShutdownMode, Stdin};
+//! use moat::{Docker, Manager, RunSpec, ShutdownMode};
 //!
 //! # #[tokio::main]
 //! # async fn main() -> moat::Result<()> {

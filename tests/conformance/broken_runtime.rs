@@ -163,7 +163,7 @@ impl Runtime for Broken {
         }
     }
 
-    fn validate(&self, spec: &RunSpec) -> moat::Result<()> {
+    fn validate(&self, spec: &RunSpec) -> Result<(), moat::spec::InvalidSpec> {
         self.inner.validate(spec)
     }
 

@@ -61,7 +61,7 @@ async fn a_bad_variable_never_reaches_the_engine(stage: &Stage) {
             .start(stage.spec("exit 0").env(name, SECRET))
             .await
             .unwrap_err();
-        assert!(matches!(&error, Error::InvalidSpec { field, .. } if field == "env"));
+        assert!(matches!(&error, Error::InvalidSpec(refused) if refused.field == "env"));
         assert!(!format!("{} {error:?}", error.chain()).contains(SECRET));
     }
     assert!(

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use moat::audit::{LogState, verify};
-use moat::spec::{Gpus, KeepContainer, LimitAction, Mount};
+use moat::spec::{Gpus, InvalidSpec, KeepContainer, LimitAction, Mount};
 use moat::{Docker, Error, Manager, RunId, RunSpec};
 use serde_json::{Value, json};
 use testkit::sequence;
@@ -158,7 +158,7 @@ async fn a_patch_that_breaks_a_promise_is_refused(stage: &Stage) {
         let spec = stage.spec("exit 0").engine_patch(patch.clone());
         let error = manager.start(spec).await.unwrap_err();
         let text = format!("{} {error:?}", error.chain());
-        let Error::InvalidSpec { field, reason } = error else {
+        let Error::InvalidSpec(InvalidSpec { field, reason, .. }) = error else {
             panic!("{patch}: {text}");
         };
         assert_eq!(field, "engine_patch", "{text}");
@@ -342,7 +342,7 @@ async fn the_longest_argument_reaches_the_process(stage: &Stage) {
             "{}",
             text.len()
         );
-        let named = matches!(&error, Error::InvalidSpec { field: named, .. } if named == field);
+        let named = matches!(&error, Error::InvalidSpec(refused) if refused.field == field);
         assert!(named, "{text}");
     }
     nothing_is_there(stage, &manager).await;

@@ -1,9 +1,10 @@
-//! The audit file and its default writer: format, damage, durability and resumption.
+//! The audit file and its default writer, and the documents that describe them.
 
 #![allow(unreachable_pub, reason = "no other crate uses a test")]
 
 mod bytes;
 mod damage;
+mod docs;
 mod durability;
 mod follow;
 mod golden;

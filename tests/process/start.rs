@@ -58,7 +58,7 @@ async fn unsupported_settings_are_refused() {
         ("detached", sh("true").detached(true)),
     ] {
         match manager.start(spec).await {
-            Err(Error::InvalidSpec { field: named, .. }) => assert_eq!(named, field),
+            Err(Error::InvalidSpec(refused)) => assert_eq!(refused.field, field),
             other => panic!("{field}: {other:?}"),
         }
     }

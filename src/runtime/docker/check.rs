@@ -2,7 +2,7 @@
 
 use super::create::{self, Log};
 use super::patch;
-use crate::error::{Error, Result};
+use crate::spec::InvalidSpec;
 use crate::spec::{Mount, RunSpec, Settings};
 
 /// The longest argument, and the longest variable with its name and `=`, that Linux takes, in bytes:
@@ -11,10 +11,10 @@ use crate::spec::{Mount, RunSpec, Settings};
 const LONGEST_ARGUMENT: usize = (128 << 10) - 1;
 
 /// Checks what can be checked of a spec without an engine.
-pub(super) fn check(spec: &RunSpec) -> Result<()> {
+pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     let settings = spec.settings();
     if settings.image.is_empty() {
-        return Err(Error::invalid(
+        return Err(InvalidSpec::new(
             "image",
             "it is empty; name an image, such as \"busybox:1.36\"",
         ));
@@ -29,7 +29,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<()> {
     Ok(())
 }
 
-fn arguments(spec: &RunSpec) -> Result<()> {
+fn arguments(spec: &RunSpec) -> Result<(), InvalidSpec> {
     let settings = spec.settings();
     let cmd = settings.cmd.iter().map(|text| ("cmd", text.len()));
     let entrypoint = settings.entrypoint.iter().flatten();
@@ -46,13 +46,13 @@ fn arguments(spec: &RunSpec) -> Result<()> {
                 "{what} has {length} bytes: Linux takes at most {LONGEST_ARGUMENT}; put it into a \
                  file and mount that"
             );
-            return Err(Error::invalid(field, reason));
+            return Err(InvalidSpec::new(field, reason));
         }
     }
     Ok(())
 }
 
-fn sizes(settings: &Settings) -> Result<()> {
+fn sizes(settings: &Settings) -> Result<(), InvalidSpec> {
     for mount in &settings.mounts {
         if let Mount::Tmpfs {
             target,
@@ -62,20 +62,20 @@ fn sizes(settings: &Settings) -> Result<()> {
             && i64::try_from(*size).is_err()
         {
             let reason = format!("the tmpfs at {target:?} has {size} bytes: the most is 2^63 - 1");
-            return Err(Error::invalid("mounts", reason));
+            return Err(InvalidSpec::new("mounts", reason));
         }
     }
     Ok(())
 }
 
 /// A container in another one's network has that one's names and servers.
-fn network(settings: &Settings) -> Result<()> {
+fn network(settings: &Settings) -> Result<(), InvalidSpec> {
     let mode = settings.network.as_deref().unwrap_or_default();
     let Some(other) = mode.strip_prefix("container:") else {
         return Ok(());
     };
     if other.is_empty() {
-        return Err(Error::invalid(
+        return Err(InvalidSpec::new(
             "network",
             "\"container:\" names no container",
         ));
@@ -87,7 +87,7 @@ fn network(settings: &Settings) -> Result<()> {
     ] {
         if set {
             let reason = format!("it cannot be set with network {mode:?}, whose own holds");
-            return Err(Error::invalid(field, reason));
+            return Err(InvalidSpec::new(field, reason));
         }
     }
     Ok(())
@@ -115,7 +115,7 @@ mod tests {
             ("dns", joined().dns("127.0.0.1")),
         ] {
             match check(&bad) {
-                Err(Error::InvalidSpec { field: named, .. }) => assert_eq!(named, field),
+                Err(InvalidSpec { field: named, .. }) => assert_eq!(named, field),
                 other => panic!("{field}: {other:?}"),
             }
         }

@@ -58,7 +58,7 @@ use super::{
 };
 use crate::error::{Result, RuntimeError};
 use crate::outcome::Usage;
-use crate::spec::{ContainerId, ExecSpec, RootId, RunSpec, WindowSize};
+use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, WindowSize};
 
 /// The bound of each call that has one.
 const BOUND: Duration = Duration::from_secs(30);
@@ -343,7 +343,7 @@ impl Runtime for Docker {
         })
     }
 
-    fn validate(&self, spec: &RunSpec) -> Result<()> {
+    fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec> {
         check::check(spec)
     }
 

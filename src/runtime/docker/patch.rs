@@ -4,7 +4,7 @@
 use bollard::models::ContainerCreateBody;
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use crate::spec::InvalidSpec;
 
 /// What moat's promise stands on, and what to use instead.
 const OURS: [(&[&str], &str); 10] = [
@@ -33,13 +33,16 @@ const OURS: [(&[&str], &str); 10] = [
 ///
 /// # Errors
 ///
-/// [`Error::InvalidSpec`] for `engine_patch`, with the path in it that cannot be taken.
-pub(super) fn apply(body: ContainerCreateBody, patch: &Value) -> Result<ContainerCreateBody> {
+/// [`InvalidSpec`] for `engine_patch`, with the path in it that cannot be taken.
+pub(super) fn apply(
+    body: ContainerCreateBody,
+    patch: &Value,
+) -> Result<ContainerCreateBody, InvalidSpec> {
     let Value::Object(entries) = patch else {
         return refuse("a patch is a JSON object");
     };
     check(entries)?;
-    let base = serde_json::to_value(body).map_err(|_| Error::invalid(FIELD, "internal"))?;
+    let base = serde_json::to_value(body).map_err(|_| InvalidSpec::new(FIELD, "internal"))?;
     let mut merged = base.clone();
     merge(&mut merged, patch);
     let Ok(body) = serde_json::from_value::<ContainerCreateBody>(merged.clone()) else {
@@ -49,7 +52,7 @@ pub(super) fn apply(body: ContainerCreateBody, patch: &Value) -> Result<Containe
             shown(&path)
         ));
     };
-    let kept = serde_json::to_value(&body).map_err(|_| Error::invalid(FIELD, "internal"))?;
+    let kept = serde_json::to_value(&body).map_err(|_| InvalidSpec::new(FIELD, "internal"))?;
     let mut path = Vec::new();
     if lost(patch, &merged, &kept, &mut path) {
         return refuse(&format!("the engine does not know {}", shown(&path)));
@@ -59,8 +62,8 @@ pub(super) fn apply(body: ContainerCreateBody, patch: &Value) -> Result<Containe
 
 const FIELD: &str = "engine_patch";
 
-fn refuse<T>(reason: &str) -> Result<T> {
-    Err(Error::invalid(FIELD, reason))
+fn refuse<T>(reason: &str) -> Result<T, InvalidSpec> {
+    Err(InvalidSpec::new(FIELD, reason))
 }
 
 fn shown(path: &[String]) -> String {
@@ -71,7 +74,7 @@ fn shown(path: &[String]) -> String {
 }
 
 /// Refuses what would break a promise.
-fn check(patch: &Map<String, Value>) -> Result<()> {
+fn check(patch: &Map<String, Value>) -> Result<(), InvalidSpec> {
     for (path, reason) in OURS {
         let mut place = patch;
         for (depth, key) in path.iter().enumerate() {

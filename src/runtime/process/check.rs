@@ -1,11 +1,11 @@
 //! Validation of a spec for a local process, before anything is created.
 
 use super::signals;
-use crate::error::{Error, Result};
+use crate::spec::InvalidSpec;
 use crate::spec::{Pull, RunSpec, Settings, Stdin};
 
 /// Rejects, by field name, each setting that a local process does not support.
-pub(super) fn check(spec: &RunSpec) -> Result<()> {
+pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     // No `..`: a new setting requires a decision here.
     let Settings {
         image,
@@ -53,32 +53,32 @@ pub(super) fn check(spec: &RunSpec) -> Result<()> {
         detached,
     } = spec.settings();
     if !image.is_empty() {
-        return Err(Error::invalid(
+        return Err(InvalidSpec::new(
             "image",
             "a local process has no image; create the spec with `RunSpec::command`",
         ));
     }
     if entrypoint.iter().flatten().chain(cmd).next().is_none() {
-        return Err(Error::invalid(
+        return Err(InvalidSpec::new(
             "cmd",
             "a local process needs a command, because it has no image with a default one",
         ));
     }
     if *detached {
-        return Err(Error::invalid(
+        return Err(InvalidSpec::new(
             "detached",
             "a local process cannot outlive the process that starts it",
         ));
     }
     // The input of a local process is never written.
     if *stdin == Stdin::Pipe {
-        return Err(Error::invalid(
+        return Err(InvalidSpec::new(
             "stdin",
             "the input of a local process cannot be written, so it never ends; use `Stdin::None`",
         ));
     }
     if *record_stdin {
-        return Err(Error::invalid(
+        return Err(InvalidSpec::new(
             "record_stdin",
             "the input of a local process cannot be written, so there is nothing to record",
         ));
@@ -87,7 +87,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<()> {
         && signals::parse(signal).is_none()
     {
         let reason = format!("unknown signal {signal:?}");
-        return Err(Error::invalid("stop_signal", reason));
+        return Err(InvalidSpec::new("stop_signal", reason));
     }
     for (field, set) in [
         ("user", user.is_some()),
@@ -121,7 +121,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<()> {
         ("engine_patch", spec.patch().is_some()),
     ] {
         if set {
-            return Err(Error::invalid(
+            return Err(InvalidSpec::new(
                 field,
                 "a local process does not support this setting; only a container does",
             ));
@@ -182,7 +182,7 @@ mod tests {
             ("engine_patch", spec().engine_patch(serde_json::json!({}))),
         ] {
             match check(&bad) {
-                Err(Error::InvalidSpec { field: named, .. }) => assert_eq!(named, field),
+                Err(InvalidSpec { field: named, .. }) => assert_eq!(named, field),
                 other => panic!("{field}: {other:?}"),
             }
         }

@@ -5,7 +5,7 @@
 //! process can do. A run has the same states, audit file and outcome as with containers.
 //!
 //! ```
-//! use moat::{Manager, Process, RunSpec, ShutdownMode, Verdict};
+//! use moat::{LocalProcess, Manager, RunSpec, ShutdownMode, Verdict};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> moat::Result<()> {
@@ -114,7 +114,7 @@ use super::{
     OutputStream, OwnedContainer, Runtime, WaitStatus,
 };
 use crate::error::{Result, RuntimeError};
-use crate::spec::{ContainerId, RootId, RunSpec};
+use crate::spec::{ContainerId, InvalidSpec, RootId, RunSpec};
 
 /// Timeout of a start and of a forced removal.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -202,7 +202,7 @@ impl Runtime for LocalProcess {
         ))
     }
 
-    fn validate(&self, spec: &RunSpec) -> Result<()> {
+    fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec> {
         check::check(spec)
     }
 

@@ -40,7 +40,8 @@
 //! use std::sync::Arc;
 //! use moat::runtime::scripted::{Break, Call, Fault, Script, Scripted, Source};
 //! use moat::sink::Memory;
-//! use moat::{Manager, RunSpec, ShutdownMode, Stream, Verdict};
+//! use moat::outcome::Stream;
+//! use moat::{Manager, RunSpec, ShutdownMode, Verdict};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -95,7 +96,8 @@ use super::{
 use crate::error::RuntimeError;
 use crate::outcome::{Stream, Usage};
 use crate::spec::{
-    Backstop, ContainerId, ExecSpec, RootId, RunId, RunSpec, Settings, Stdin, WindowSize,
+    Backstop, ContainerId, ExecSpec, InvalidSpec, RootId, RunId, RunSpec, Settings, Stdin,
+    WindowSize,
 };
 use crate::timestamp::Timestamp;
 
@@ -545,7 +547,7 @@ impl Runtime for Scripted {
         })
     }
 
-    fn validate(&self, _spec: &RunSpec) -> crate::error::Result<()> {
+    fn validate(&self, _spec: &RunSpec) -> Result<(), InvalidSpec> {
         Ok(())
     }
 

@@ -123,7 +123,7 @@ impl<T: Runtime> Runtime for Saboteur<T> {
         self.inner.engine().await
     }
 
-    fn validate(&self, spec: &RunSpec) -> Result<()> {
+    fn validate(&self, spec: &RunSpec) -> Result<(), moat::spec::InvalidSpec> {
         self.inner.validate(spec)
     }
 

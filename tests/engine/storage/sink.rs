@@ -140,7 +140,7 @@ async fn a_failed_open_refuses_the_run(stage: &Stage) {
     let spec = || stage.spec("lines 10").id(RunId::new("same").unwrap());
     sink.fault(SinkFault::error().on([SinkCall::Open]).times(1));
     let error = manager.start(spec()).await.unwrap_err();
-    assert!(matches!(error, Error::Sink { .. }), "{}", error.chain());
+    assert!(matches!(error, Error::Sink(_)), "{}", error.chain());
     assert!(error.chain().contains(FAILED));
     assert!(manager.list().await.unwrap().is_empty());
     assert!(stage.containers().await.is_empty());

@@ -1,0 +1,16 @@
+//! The parts of the CI harness `moat-ci`. `docs/ci.md` describes the program.
+//!
+//! Each module depends only on the ones that the table in `docs/ci.md` lists above it.
+
+pub mod build;
+mod github;
+mod groups;
+pub mod junit;
+mod lines;
+pub mod mask;
+pub mod pipeline;
+mod progress;
+pub mod report;
+pub mod rows;
+pub mod schedule;
+pub mod view;

@@ -1,0 +1,236 @@
+//! A small CI harness that runs the steps of a pipeline in parallel.
+//!
+//! Steps run in containers or as local processes. The program writes a report, a JUnit file, and an
+//! audit file for each run.
+//!
+//! ```sh
+//! cargo run -p moat-ci -- examples/pipelines/demo.toml --runtime process
+//! cargo run -p moat-ci -- examples/pipelines/demo.toml --image busybox
+//! ```
+//!
+//! Exit codes:
+//!
+//! - 0: all steps passed
+//! - 1: a step did not pass, or the reports could not be written
+//! - 2: no step was started
+//! - 130, 143: Ctrl-C, SIGTERM; all runs were stopped and sealed
+//!
+//! `--resume` continues the build of a killed harness. See `docs/ci.md`.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, ValueEnum};
+use futures::FutureExt;
+#[cfg(feature = "docker")]
+use moat::Docker;
+use moat::manager::Signal;
+use moat::{LocalProcess, Manager, Runtime, ShutdownMode};
+use moat_ci::build::Build;
+use moat_ci::junit;
+use moat_ci::mask::Mask;
+use moat_ci::pipeline::Pipeline;
+use moat_ci::report::{Report, Status, Step};
+use moat_ci::schedule::Schedule;
+use moat_ci::view::View;
+use tokio::task::unconstrained;
+
+/// Exit code: a step did not pass, or the reports could not be written.
+const FAILED: u8 = 1;
+/// Exit code: no step was started.
+const INVALID: u8 = 2;
+
+/// File names in the directory of `--out`.
+const PAGE: &str = "report.html";
+const JUNIT: &str = "junit.xml";
+
+/// Runs a pipeline, and writes reports and audit files
+///
+/// Writes a report, a JUnit file, and an audit file for each run.
+#[derive(Parser)]
+struct Args {
+    /// The pipeline file
+    pipeline: PathBuf,
+    /// Directory of the runs
+    #[arg(long, value_name = "DIR", default_value = "ci-runs")]
+    root: PathBuf,
+    /// Runtime of the steps
+    #[arg(long, value_enum, default_value_t)]
+    runtime: RuntimeArg,
+    /// Maximum number of steps that run at the same time [default: number of CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// Directory of report.html and junit.xml
+    #[arg(long, value_name = "DIR", default_value = "ci-report")]
+    out: PathBuf,
+    /// Image that replaces every image of the pipeline
+    #[arg(long, value_name = "NAME")]
+    image: Option<String>,
+    /// Continue the last build of this root
+    #[arg(long)]
+    resume: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum RuntimeArg {
+    /// Containers on the engine at DOCKER_HOST, or the local engine
+    #[cfg(feature = "docker")]
+    #[cfg_attr(feature = "docker", default)]
+    Docker,
+    /// Local processes, without images or isolation
+    #[cfg_attr(not(feature = "docker"), default)]
+    Process,
+}
+
+impl RuntimeArg {
+    async fn open(self) -> moat::Result<Arc<dyn Runtime>> {
+        Ok(match self {
+            #[cfg(feature = "docker")]
+            Self::Docker => Arc::new(Docker::connect().await?),
+            Self::Process => Arc::new(LocalProcess::new()),
+        })
+    }
+}
+
+impl Args {
+    fn jobs(&self) -> io::Result<usize> {
+        match self.jobs {
+            Some(jobs) => Ok(jobs.into()),
+            None => Ok(std::thread::available_parallelism()?.get()),
+        }
+    }
+
+    /// The build to continue, or a new build.
+    fn build(
+        &self,
+        pipeline: &Pipeline,
+        runtime: &dyn Runtime,
+        view: &View<'_>,
+    ) -> Result<Build, Box<dyn Error>> {
+        if self.resume
+            && let Some(build) = Build::last(&self.root, &pipeline.digest, runtime.name())?
+        {
+            let runs = build.earlier_runs();
+            let plural = if runs == 1 { "" } else { "s" };
+            view.message(&format!("resuming build {}: {runs} run{plural}", build.id));
+            return Ok(build);
+        }
+        Ok(Build::new(&pipeline.digest))
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(&Args::parse()).await {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("moat-ci: {error}");
+            ExitCode::from(INVALID)
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
+    let pipeline = Pipeline::read(&args.pipeline, args.image.as_deref())?;
+    let secrets = pipeline.secrets(|name| std::env::var(name).ok())?;
+    let mask = Mask::new(secrets.values().cloned());
+    let runtime = args.runtime.open().await.map_err(|error| error.chain())?;
+    let images = args.runtime != RuntimeArg::Process;
+    pipeline.check(&*runtime, images, &secrets)?;
+    let view = View::new(&pipeline, &mask);
+    let build = args.build(&pipeline, &*runtime, &view)?;
+    let manager = Manager::builder(&args.root, runtime)
+        .max_concurrent(args.jobs()?)
+        .open()
+        .await
+        .map_err(|error| error.chain())?;
+    remove_reports(&args.out).map_err(|error| write_error(&args.out, &error))?;
+    let schedule = Schedule {
+        manager: &manager,
+        pipeline: &pipeline,
+        build: &build,
+        secrets: &secrets,
+        images,
+        view: &view,
+    };
+    let (signal, steps) = run_steps(&manager, &schedule).await?;
+
+    let report = Report {
+        title: format!("{}, build {}", pipeline.name, build.id),
+        steps,
+    };
+    let written = write_reports(args, &pipeline.name, &report, &mask).await;
+    view.list_audits(&report);
+    match &written {
+        Ok(paths) => paths.iter().for_each(|path| view.print(path)),
+        Err(error) => eprintln!("moat-ci: {}", write_error(&args.out, error)),
+    }
+    Ok(match signal {
+        Some(signal) => signal.exit_code() as u8,
+        None if written.is_ok() && report.steps.iter().all(passed) => 0,
+        None => FAILED,
+    })
+}
+
+/// Runs all steps. A signal stops all runs.
+async fn run_steps(
+    manager: &Manager,
+    schedule: &Schedule<'_>,
+) -> moat::Result<(Option<Signal>, Vec<Step>)> {
+    let signals = manager.stop_on_signals()?;
+    let work = schedule.run();
+    tokio::pin!(work, signals);
+    Ok(tokio::select! {
+        biased;
+        // All runs are stopped by now, so the schedule ends soon.
+        signal = &mut signals => (Some(signal), work.await),
+        steps = &mut work => {
+            manager.shutdown(ShutdownMode::Stop).await;
+            // After a signal, the last step can end before `signals` resolves.
+            (unconstrained(signals).now_or_never(), steps)
+        }
+    })
+}
+
+/// Returns true if the step does not fail the build.
+fn passed(step: &Step) -> bool {
+    matches!(step.status, Status::Passed | Status::AllowedFailure)
+}
+
+/// Removes the reports of an earlier build.
+///
+/// If this build is killed, no report is left that could be mistaken for its own.
+fn remove_reports(out: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(out)?;
+    for name in [PAGE, JUNIT] {
+        match std::fs::remove_file(out.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn write_error(out: &Path, error: &io::Error) -> String {
+    format!("cannot write the reports to {}: {error}", out.display())
+}
+
+/// Writes the reports, and returns a line with the path of each.
+async fn write_reports(
+    args: &Args,
+    name: &str,
+    report: &Report,
+    mask: &Mask,
+) -> io::Result<[String; 2]> {
+    let page = args.out.join(PAGE);
+    report.write(mask, &page)?;
+    let junit = args.out.join(JUNIT);
+    junit::write(name, report, mask, &junit).await?;
+    Ok([
+        format!("report: {}", page.display()),
+        format!("junit: {}", junit.display()),
+    ])
+}

@@ -1,0 +1,82 @@
+//! Masking of secrets in everything that is shown. Audit files are not masked.
+
+use std::borrow::Cow;
+
+use aho_corasick::AhoCorasick;
+
+/// Replacement for a secret.
+const STARS: &str = "***";
+
+/// Minimum number of characters in a masked line.
+///
+/// A shorter one would mask much of any text.
+const MIN_CHARS: usize = 3;
+
+/// The secrets of a pipeline.
+///
+/// Each line of a secret is a secret. Lines of fewer than three characters are not masked. Secrets
+/// that overlap in a text are masked as one, so that no part of either remains. A secret that the
+/// text contains in another form (encoded, cut off, with escape codes in it) is not found.
+#[derive(Debug)]
+pub struct Mask {
+    /// `None` if there are no secrets.
+    secrets: Option<AhoCorasick>,
+    longest: usize,
+}
+
+impl Mask {
+    pub fn new(secrets: impl IntoIterator<Item = String>) -> Self {
+        let lines: Vec<String> = secrets
+            .into_iter()
+            .flat_map(|secret| secret.lines().map(str::to_owned).collect::<Vec<_>>())
+            .filter(|line| line.chars().count() >= MIN_CHARS)
+            .collect();
+        let longest = lines.iter().map(String::len).max().unwrap_or(0);
+        let secrets = (longest > 0).then(|| {
+            AhoCorasick::new(lines).expect("the size of an environment is within the limits")
+        });
+        Self { secrets, longest }
+    }
+
+    /// Length of the longest line of a secret, in bytes.
+    ///
+    /// A caller that truncates a masked text must remove this many bytes more: they may be the
+    /// start of a secret.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Masks whole lines.
+    pub fn line<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match self.bytes(text.as_bytes()) {
+            Cow::Borrowed(_) => Cow::Borrowed(text),
+            Cow::Owned(bytes) => {
+                Cow::Owned(String::from_utf8(bytes).expect("secrets are whole characters"))
+            }
+        }
+    }
+
+    /// Masks whole lines of bytes. The pieces of a line must be joined first.
+    pub fn bytes<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        let Some(secrets) = self.secrets.as_ref().filter(|all| all.is_match(bytes)) else {
+            return Cow::Borrowed(bytes);
+        };
+        let mut masked = Vec::with_capacity(bytes.len());
+        let mut matches: Vec<_> = secrets
+            .find_overlapping_iter(bytes)
+            .map(|found| found.range())
+            .collect();
+        matches.sort_by_key(|found| found.start);
+        let (mut copied, mut rest) = (0, matches.into_iter().peekable());
+        while let Some(mut found) = rest.next() {
+            while let Some(next) = rest.next_if(|next| next.start < found.end) {
+                found.end = found.end.max(next.end);
+            }
+            masked.extend_from_slice(&bytes[copied..found.start]);
+            masked.extend_from_slice(STARS.as_bytes());
+            copied = found.end;
+        }
+        masked.extend_from_slice(&bytes[copied..]);
+        Cow::Owned(masked)
+    }
+}

@@ -1,0 +1,182 @@
+//! The tables of a pipeline file, and the step that a table describes.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use moat::spec::Mount;
+use serde::Deserialize;
+
+use super::matrix::{Cell, cell_name, fill};
+use super::{Command, InvalidPipeline, Step};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PipelineTable {
+    pub(super) name: Option<String>,
+    image: Option<String>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    #[serde(default, rename = "step")]
+    pub(super) steps: Vec<StepTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StepTable {
+    pub(super) name: String,
+    image: Option<String>,
+    commands: Option<Vec<String>>,
+    exec: Option<Vec<String>>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    #[serde(default)]
+    secrets: Vec<String>,
+    #[serde(default)]
+    mounts: Vec<String>,
+    workdir: Option<String>,
+    #[serde(default)]
+    pub(super) needs: Vec<String>,
+    timeout: Option<f64>,
+    silence: Option<f64>,
+    grace: Option<f64>,
+    #[serde(default)]
+    retries: u32,
+    #[serde(default)]
+    allow_failure: bool,
+    #[serde(default)]
+    pub(super) matrix: BTreeMap<String, Vec<String>>,
+}
+
+impl StepTable {
+    /// The step for one cell of the matrix, without its dependencies.
+    pub(super) fn cell(
+        &self,
+        cell: &Cell<'_>,
+        pipeline: &PipelineTable,
+        image: Option<&str>,
+        dir: &Path,
+    ) -> Result<Step, InvalidPipeline> {
+        let command = self.command(cell)?;
+        let env = self.env(pipeline, cell)?;
+        let named = self.image.as_ref().or(pipeline.image.as_ref());
+        let image = match (image, named) {
+            (Some(image), _) => Some(image.to_owned()),
+            (None, Some(image)) => Some(self.fill("image", image, cell)?),
+            (None, None) => None,
+        };
+        let mount = |text: &String| {
+            mount(&self.fill("mounts", text, cell)?, dir)
+                .map_err(|reason| self.invalid("mounts", reason))
+        };
+        let workdir = self.workdir.as_ref();
+        Ok(Step {
+            name: cell_name(&self.name, cell),
+            needs: Vec::new(),
+            image,
+            command,
+            env,
+            secrets: self.secrets.clone(),
+            mounts: self.mounts.iter().map(mount).collect::<Result<_, _>>()?,
+            workdir: workdir
+                .map(|path| self.fill("workdir", path, cell))
+                .transpose()?,
+            timeout: self.seconds("timeout", self.timeout)?,
+            silence: self.seconds("silence", self.silence)?,
+            grace: self.seconds("grace", self.grace)?,
+            retries: self.retries,
+            allow_failure: self.allow_failure,
+        })
+    }
+
+    fn command(&self, cell: &Cell<'_>) -> Result<Command, InvalidPipeline> {
+        let fill_all = |field: &str, texts: &[String]| {
+            let filled = texts.iter().map(|text| self.fill(field, text, cell));
+            filled.collect::<Result<Vec<_>, _>>()
+        };
+        match (&self.commands, &self.exec) {
+            (Some(lines), None) if !lines.is_empty() => {
+                Ok(Command::Script(fill_all("commands", lines)?.join("\n")))
+            }
+            (None, Some(words)) if !words.is_empty() => Ok(Command::Exec(fill_all("exec", words)?)),
+            (Some(_), Some(_)) => Err(self.invalid("exec", "the step also has commands")),
+            (_, Some(_)) => Err(self.invalid("exec", "the list is empty")),
+            _ => Err(self.invalid("commands", "the step has no commands")),
+        }
+    }
+
+    fn env(
+        &self,
+        pipeline: &PipelineTable,
+        cell: &Cell<'_>,
+    ) -> Result<BTreeMap<String, String>, InvalidPipeline> {
+        let mut env = BTreeMap::new();
+        for (name, value) in pipeline.env.iter().chain(&self.env) {
+            env.insert(name.clone(), self.fill("env", value, cell)?);
+        }
+        match self.secrets.iter().find(|name| env.contains_key(*name)) {
+            Some(name) => Err(self.invalid("secrets", format!("{name} is also in env"))),
+            None => Ok(env),
+        }
+    }
+
+    fn seconds(
+        &self,
+        field: &str,
+        value: Option<f64>,
+    ) -> Result<Option<Duration>, InvalidPipeline> {
+        let limit = value.map(Duration::try_from_secs_f64).transpose();
+        limit.map_err(|error| self.invalid(field, error.to_string()))
+    }
+
+    fn fill(&self, field: &str, text: &str, cell: &Cell<'_>) -> Result<String, InvalidPipeline> {
+        fill(text, cell).map_err(|reason| self.invalid(field, reason))
+    }
+
+    fn invalid(&self, field: &str, reason: impl Into<String>) -> InvalidPipeline {
+        InvalidPipeline::step(&self.name, field, reason)
+    }
+}
+
+/// Checks a step's name.
+///
+/// Names appear in paths, in XML and in commands for GitHub's runner, so only plain characters are
+/// allowed.
+pub(super) fn check_name(name: &str) -> Result<(), InvalidPipeline> {
+    let plain = |c: char| c.is_alphanumeric() || " _.-/".contains(c);
+    let fits = name.chars().count() <= 100;
+    match name.starts_with(char::is_alphanumeric) && fits && name.chars().all(plain) {
+        true => Ok(()),
+        false => Err(InvalidPipeline::step(
+            name,
+            "name",
+            "must be 1 to 100 letters, digits, spaces and `_.-/`, and start with a letter or a digit",
+        )),
+    }
+}
+
+/// Parses `HOST:CONTAINER[:ro]`. A host part without `/` names a volume.
+fn mount(text: &str, dir: &Path) -> Result<Mount, String> {
+    let (text, read_only) = match text.strip_suffix(":ro") {
+        Some(text) => (text, true),
+        None => (text, false),
+    };
+    let (source, target) = text
+        .split_once(':')
+        .ok_or_else(|| format!("{text:?} is not HOST:CONTAINER[:ro]"))?;
+    let target = target.to_owned();
+    Ok(if source.contains('/') || source == "." {
+        let source = std::path::absolute(dir.join(source)).map_err(|error| error.to_string())?;
+        Mount::Bind {
+            source,
+            target,
+            read_only,
+        }
+    } else {
+        Mount::Volume {
+            name: source.into(),
+            target,
+            read_only,
+        }
+    })
+}

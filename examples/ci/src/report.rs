@@ -1,0 +1,427 @@
+//! The report: one self-contained HTML file with the output of all steps.
+//!
+//! Output is read from the audit files while the report is written, so little of it is in memory.
+//! In the page it is data, never markup. The page's policy allows no script but its own.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use moat::audit::{Event, LogState, verify};
+use moat::outcome::{PerStream, SealState};
+use moat::timestamp::Timestamp;
+use moat::{Ending, Outcome, RunId, Seal};
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+use crate::mask::Mask;
+use crate::rows::{Line, MAX_LINE_BYTES, Row, Rows, describe, describe_seal};
+
+/// Maximum number of lines at each end of an attempt's output in the report.
+///
+/// The lines between are omitted. A row gives their number and the path of the audit file. A
+/// browser shows 100,000 lines with ease, but not 1,000,000.
+pub const EDGE_LINES: usize = 50_000;
+
+/// Maximum number of bytes at each end of an attempt's output in the report.
+pub const EDGE_BYTES: u64 = 32 << 20;
+
+const PAGE: &str = include_str!("report.html");
+
+/// The results of a build.
+#[derive(Debug)]
+pub struct Report {
+    pub title: String,
+    pub steps: Vec<Step>,
+}
+
+/// The result of a step.
+#[derive(Debug)]
+pub struct Step {
+    pub name: String,
+    /// The names of the steps that it depends on.
+    pub needs: Vec<String>,
+    pub status: Status,
+    /// The reason for the status.
+    pub detail: Option<String>,
+    /// Empty if the step never started.
+    pub attempts: Vec<Attempt>,
+}
+
+impl Step {
+    /// The result on one line.
+    pub fn summary(&self) -> String {
+        match &self.detail {
+            Some(detail) => format!("{}: {}: {detail}", self.name, self.status),
+            None => format!("{}: {}", self.name, self.status),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Passed,
+    Failed,
+    AllowedFailure,
+    TimedOut,
+    Cancelled,
+    Skipped,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::AllowedFailure => "failed (allowed)",
+            Self::TimedOut => "timed out",
+            Self::Cancelled => "cancelled",
+            Self::Skipped => "skipped",
+        })
+    }
+}
+
+/// One run of a step.
+#[derive(Debug)]
+pub struct Attempt {
+    pub run: RunId,
+    /// `None` for a local process.
+    pub image: Option<String>,
+    pub command: String,
+    pub audit: PathBuf,
+    /// Used if the audit file is not sealed.
+    pub outcome: Option<Outcome>,
+}
+
+impl Report {
+    /// Writes the report. Blocks.
+    ///
+    /// The file is written under another name first, so that a report at `to` is always complete.
+    /// Only its owner can read it, as is true of the audit files.
+    ///
+    /// # Errors
+    ///
+    /// If the report cannot be written. If an audit file cannot be read, the report says so, and
+    /// this is no error.
+    pub fn write(&self, mask: &Mask, to: &Path) -> io::Result<()> {
+        let dir = to.parent().filter(|dir| *dir != Path::new(""));
+        let file = NamedTempFile::new_in(dir.unwrap_or(Path::new(".")))?;
+        let mut page = Page {
+            out: BufWriter::new(file),
+            mask,
+        };
+        page.report(self)?;
+        let file = page.out.into_inner()?;
+        file.as_file().sync_all()?;
+        file.persist(to)?;
+        Ok(())
+    }
+}
+
+/// The page while it is written.
+struct Page<'a> {
+    out: BufWriter<NamedTempFile>,
+    mask: &'a Mask,
+}
+
+/// Facts about an attempt from its audit file.
+#[derive(Default, Serialize)]
+struct Facts {
+    /// The verdict of a sealed audit, or the state of any other.
+    audit: String,
+    gaps: u64,
+    lines: PerStream<u64>,
+    bytes: u64,
+    /// Times of the request, the start and the end, in µs since the epoch.
+    base: i64,
+    started: Option<i64>,
+    ended: i64,
+    #[serde(skip)]
+    seal: Option<Box<Seal>>,
+}
+
+/// Lines and bytes that were omitted since the last row.
+#[derive(Default)]
+struct Omitted {
+    lines: u64,
+    bytes: u64,
+}
+
+enum AttemptError {
+    Read(moat::Error),
+    Write(io::Error),
+}
+
+impl From<moat::Error> for AttemptError {
+    fn from(error: moat::Error) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl From<io::Error> for AttemptError {
+    fn from(error: io::Error) -> Self {
+        Self::Write(error)
+    }
+}
+
+impl Page<'_> {
+    fn report(&mut self, report: &Report) -> io::Result<()> {
+        let policy = format!(
+            "default-src 'none'; base-uri 'none'; form-action 'none'; style-src {}; script-src {}",
+            hash_of("<style>", "</style>"),
+            hash_of("<script>", "</script>"),
+        );
+        let (head, rest) = PAGE.split_once("{{policy}}").expect("the page has it");
+        let (body, tail) = rest.split_once("{{data}}").expect("the page has it");
+        write!(self.out, "{head}{policy}{body}")?;
+        let mut steps = Vec::with_capacity(report.steps.len());
+        for (index, step) in report.steps.iter().enumerate() {
+            let mut attempts = Vec::with_capacity(step.attempts.len());
+            for (attempt_index, attempt) in step.attempts.iter().enumerate() {
+                self.open_data(&format!("rows-{index}-{attempt_index}"))?;
+                attempts.push(self.attempt(attempt)?);
+                self.close_data()?;
+            }
+            steps.push(json!({
+                "name": self.mask.line(&step.name),
+                "needs": step.needs.iter().map(|need| self.mask.line(need)).collect::<Vec<_>>(),
+                "status": step.status,
+                "detail": step.detail.as_deref().map(|detail| self.mask.line(detail)),
+                "attempts": attempts,
+            }));
+        }
+        let about = json!({
+            "title": self.mask.line(&report.title),
+            "made": micros(Timestamp::now()),
+            "steps": steps,
+        });
+        self.open_data("report")?;
+        // In JSON, `<` occurs only in strings.
+        write!(self.out, "{}", about.to_string().replace('<', "\\u003c"))?;
+        self.close_data()?;
+        write!(self.out, "{tail}")
+    }
+
+    /// Opens a script element of a type that no browser runs.
+    ///
+    /// Its text has no `<`, so nothing in it can close the element.
+    fn open_data(&mut self, id: &str) -> io::Result<()> {
+        writeln!(self.out, r#"<script type="application/json" id="{id}">"#)
+    }
+
+    fn close_data(&mut self) -> io::Result<()> {
+        writeln!(self.out, "</script>")
+    }
+
+    /// Writes the rows of an attempt, and returns its description.
+    fn attempt(&mut self, attempt: &Attempt) -> io::Result<Value> {
+        let mut facts = Facts::default();
+        write!(self.out, "[")?;
+        match self.rows(attempt, &mut facts) {
+            Ok(()) => {}
+            Err(AttemptError::Write(error)) => return Err(error),
+            Err(AttemptError::Read(error)) => {
+                facts.audit = "unreadable".into();
+                self.event(facts.ended - facts.base, "damage", &error.chain())?;
+            }
+        }
+        // Every row ends with a comma, so the array needs a last element.
+        write!(self.out, "null]")?;
+        let ending = match (&facts.seal, &attempt.outcome) {
+            (Some(seal), _) => Some(&seal.exit),
+            (None, outcome) => outcome.as_ref().map(|outcome| &outcome.ending),
+        };
+        let lost = matches!(ending, Some(Ending::Lost { .. }));
+        let seal = facts.seal.as_deref();
+        let masked = |text: &str| self.mask.line(text).into_owned();
+        Ok(json!({
+            "run": masked(&attempt.run.to_string()),
+            "image": attempt.image.as_deref().map(masked),
+            "command": masked(&attempt.command),
+            "path": masked(&attempt.audit.display().to_string()),
+            "ending": ending.map(|ending| masked(&ending.to_string())),
+            "code": ending.and_then(Ending::code),
+            "lost": lost,
+            "stopped": seal.and_then(|seal| seal.stopped).map(|cause| cause.to_string()),
+            "usage": seal.and_then(|seal| seal.usage.as_deref()),
+            "facts": facts,
+        }))
+    }
+
+    fn rows(&mut self, attempt: &Attempt, facts: &mut Facts) -> Result<(), AttemptError> {
+        let (head, tail) = survey(&attempt.audit, facts)?;
+        let base = facts.base;
+        let (mut number, mut omitted) = (0, Omitted::default());
+        for row in Rows::open(&attempt.audit)? {
+            match row? {
+                Row::Line(line) => {
+                    number += 1;
+                    if number > head && number <= tail {
+                        omitted.lines += 1;
+                        omitted.bytes += line.length + 1;
+                        continue;
+                    }
+                    self.omitted(&mut omitted)?;
+                    self.line(&line, base)?;
+                }
+                // The seal is written below, after it is verified.
+                Row::Event(Event::End(_)) => {}
+                Row::Event(event) => {
+                    if let Some((ts, kind, text)) = describe(&event) {
+                        self.omitted(&mut omitted)?;
+                        self.event(micros(ts) - base, kind, &text)?;
+                    }
+                }
+            }
+        }
+        self.omitted(&mut omitted)?;
+        self.last_row(attempt, facts)
+    }
+
+    /// Verifies the audit file, and writes the result as the last row.
+    fn last_row(&mut self, attempt: &Attempt, facts: &mut Facts) -> Result<(), AttemptError> {
+        let verification = verify(&attempt.audit)?;
+        facts.gaps = verification.gaps;
+        let (audit, kind, text) = match verification.state {
+            LogState::Sealed(seal) => {
+                let text = describe_seal(&seal);
+                let verdict = seal.verdict.to_string();
+                facts.seal = Some(seal);
+                (verdict, "seal", text)
+            }
+            LogState::Damaged(damage) => (
+                "damaged".into(),
+                "damage",
+                format!("the audit file is damaged: {damage}"),
+            ),
+            _ => {
+                let text = match attempt.outcome.as_ref().map(|outcome| &outcome.seal) {
+                    Some(SealState::Pending { reason }) => format!("not sealed yet: {reason}"),
+                    _ => "not sealed: the run is not over, or its writer was killed".into(),
+                };
+                ("unsealed".into(), "damage", text)
+            }
+        };
+        facts.audit = audit;
+        Ok(self.event(facts.ended - facts.base, kind, &text)?)
+    }
+
+    /// Writes an event as `[microseconds, kind, text]`.
+    fn event(&mut self, at: i64, kind: &str, text: &str) -> io::Result<()> {
+        write!(self.out, r#"[{at},"{kind}","#)?;
+        self.string(self.mask.line(text).as_bytes())?;
+        writeln!(self.out, "],")
+    }
+
+    /// Writes a line as `[microseconds, stream, text]`.
+    ///
+    /// Marks and the number of omitted bytes follow if either is not zero.
+    fn line(&mut self, line: &Line, base: i64) -> io::Result<()> {
+        let (bytes, omitted) = line.masked(self.mask);
+        write!(
+            self.out,
+            "[{},{},",
+            micros(line.ts) - base,
+            line.stream as u8
+        )?;
+        self.string(&bytes)?;
+        let marks = u8::from(!line.complete) + 2 * u8::from(line.lossy);
+        match (marks, omitted) {
+            (0, 0) => writeln!(self.out, "],"),
+            _ => writeln!(self.out, ",{marks},{omitted}],"),
+        }
+    }
+
+    /// Writes a row for the omitted lines, if any, and resets the count.
+    fn omitted(&mut self, omitted: &mut Omitted) -> io::Result<()> {
+        match std::mem::take(omitted) {
+            Omitted { lines: 0, .. } => Ok(()),
+            Omitted { lines, bytes } => {
+                writeln!(self.out, r#"[0,"omitted","",{lines},{bytes}],"#)
+            }
+        }
+    }
+
+    /// Writes a JSON string.
+    ///
+    /// A byte that is not UTF-8 becomes a lone surrogate, U+DC80 and up, which cannot occur in
+    /// UTF-8 text.
+    fn string(&mut self, bytes: &[u8]) -> io::Result<()> {
+        write!(self.out, "\"")?;
+        for chunk in bytes.utf8_chunks() {
+            let quoted = serde_json::to_string(chunk.valid())?;
+            let mut pieces = quoted[1..quoted.len() - 1].split('<');
+            write!(self.out, "{}", pieces.next().unwrap_or_default())?;
+            for piece in pieces {
+                write!(self.out, "\\u003c{piece}")?;
+            }
+            for byte in chunk.invalid() {
+                write!(self.out, "\\udc{byte:02x}")?;
+            }
+        }
+        write!(self.out, "\"")
+    }
+}
+
+/// Collects the facts that are needed before the rows are written.
+///
+/// Returns the number of the last line of the head, and that of the last line before the tail.
+fn survey(audit: &Path, facts: &mut Facts) -> Result<(u64, u64), AttemptError> {
+    let (mut total, mut head) = (0, 0);
+    let (mut tail, mut tail_bytes) = (VecDeque::new(), 0);
+    for row in Rows::open(audit)? {
+        let ts = match row? {
+            Row::Line(line) => {
+                total += 1;
+                facts.lines[line.stream] += 1;
+                facts.bytes += line.length + u64::from(line.complete);
+                if total <= EDGE_LINES as u64 && facts.bytes <= EDGE_BYTES {
+                    head = total;
+                }
+                let kept = line.length.min(MAX_LINE_BYTES as u64);
+                tail.push_back(kept);
+                tail_bytes += kept;
+                while tail.len() > EDGE_LINES || tail_bytes > EDGE_BYTES {
+                    tail_bytes -= tail.pop_front().unwrap_or_default();
+                }
+                line.ts
+            }
+            Row::Event(Event::Start(start)) => {
+                facts.base = micros(start.record.created);
+                start.ts
+            }
+            Row::Event(Event::Started(started)) => {
+                facts.started = Some(micros(started.ts));
+                started.ts
+            }
+            Row::Event(event) => match describe(&event) {
+                Some((ts, ..)) => ts,
+                None => continue,
+            },
+        };
+        // Not always the last row: clocks step back, and a line has the time of its first piece.
+        facts.ended = facts.ended.max(micros(ts));
+    }
+    Ok((head, total - tail.len() as u64))
+}
+
+fn micros(ts: Timestamp) -> i64 {
+    let since = SystemTime::from(ts).duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as i64)
+}
+
+/// The policy source for the page's only script or style.
+fn hash_of(open: &str, close: &str) -> String {
+    let inner = PAGE
+        .split_once(open)
+        .and_then(|(_, rest)| rest.split_once(close));
+    let (inner, _) = inner.expect("the page has one");
+    format!("'sha256-{}'", STANDARD.encode(Sha256::digest(inner)))
+}

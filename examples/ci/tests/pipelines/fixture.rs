@@ -1,0 +1,256 @@
+//! A temporary directory with a pipeline, a root and the reports.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use quick_junit::{Report, TestCase, TestCaseStatus};
+use tempfile::TempDir;
+
+use testkit::audit::Audit;
+use testkit::{busybox, engine};
+
+pub struct Fixture {
+    dir: TempDir,
+    image: OnceLock<String>,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if self.image.get().is_some() {
+            engine::sweep(&self.root());
+        }
+    }
+}
+
+impl Fixture {
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("moat-test-").tempdir();
+        Self {
+            dir: dir.unwrap(),
+            image: OnceLock::new(),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.path().join("root")
+    }
+
+    /// Writes the pipeline file.
+    pub fn pipeline(&self, text: &str) -> PathBuf {
+        let path = self.path().join("pipeline.toml");
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// `moat-ci PIPELINE --root ROOT --out OUT`
+    fn command(&self, pipeline: &Path) -> Command {
+        let mut command = Command::new(program());
+        command.arg(pipeline).arg("--root").arg(self.root());
+        command.arg("--out").arg(self.path().join("out"));
+        command.env_remove("GITHUB_ACTIONS").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the steps of the pipeline `text` as local processes.
+    pub fn process(&self, text: &str) -> Command {
+        let mut command = self.command(&self.pipeline(text));
+        command.args(["--runtime", "process", "--jobs", "8"]);
+        command
+    }
+
+    /// Runs the steps of the pipeline `text` as local processes, one at a time.
+    pub fn process_one_job(&self, text: &str) -> Command {
+        let mut command = self.command(&self.pipeline(text));
+        command.args(["--runtime", "process", "--jobs", "1"]);
+        command
+    }
+
+    /// Runs the steps of the pipeline `text` in containers.
+    pub fn docker(&self, text: &str) -> Command {
+        let mut command = self.command(&self.pipeline(text));
+        let image = self.image.get_or_init(|| {
+            engine::block_on(async { busybox::provide(&engine::connect().unwrap()).await.unwrap() })
+        });
+        command.args(["--image", image, "--jobs", "8"]);
+        command
+    }
+
+    pub fn junit(&self) -> Report {
+        let text = fs::read_to_string(self.path().join("out/junit.xml")).unwrap();
+        let report = Report::deserialize_from_str(&text).unwrap();
+        // The schema of Jenkins does not allow the attribute on the root element.
+        let (head, _) = text.split_once("<testsuite ").unwrap();
+        assert!(!head.contains("skipped="), "{head}");
+        // The totals match the test cases.
+        let cases: Vec<_> = report
+            .test_suites
+            .iter()
+            .flat_map(|s| &s.test_cases)
+            .collect();
+        let is_skipped = |case: &&&TestCase| matches!(case.status, TestCaseStatus::Skipped { .. });
+        let skipped = cases.iter().filter(is_skipped).count();
+        let is_failed =
+            |case: &&&TestCase| matches!(case.status, TestCaseStatus::NonSuccess { .. });
+        let failed = cases.iter().filter(is_failed).count();
+        assert_eq!(report.tests, cases.len());
+        assert_eq!(report.failures + report.errors, failed);
+        assert_eq!(
+            report.test_suites.iter().map(|s| s.skipped).sum::<usize>(),
+            skipped
+        );
+        report
+    }
+
+    /// The result of each step: the type and the message in the JUnit file.
+    pub fn statuses(&self) -> BTreeMap<String, String> {
+        let junit = self.junit();
+        let cases = junit.test_suites.iter().flat_map(|suite| &suite.test_cases);
+        let status = |case: &TestCase| {
+            let texts = match &case.status {
+                TestCaseStatus::Success { .. } => return "passed".to_owned(),
+                TestCaseStatus::NonSuccess { ty, message, .. }
+                | TestCaseStatus::Skipped { ty, message, .. } => [ty, message],
+            };
+            let texts = texts.map(|text| text.as_ref().unwrap().as_str().to_owned());
+            texts.join(": ")
+        };
+        cases
+            .map(|case| (case.name.as_str().to_owned(), status(case)))
+            .collect()
+    }
+
+    /// The audits of all runs by step and attempt, such as `build 1`.
+    ///
+    /// All must be sealed and valid.
+    pub fn audits(&self) -> BTreeMap<String, Audit> {
+        let audits = self.runs().into_iter();
+        audits
+            .map(|(name, path)| (name, Audit::read(&path).unwrap()))
+            .collect()
+    }
+
+    /// The audit files of all runs so far, by step and attempt.
+    pub fn runs(&self) -> BTreeMap<String, PathBuf> {
+        let dirs = fs::read_dir(self.root()).into_iter().flatten().flatten();
+        let named = dirs.filter_map(|dir| {
+            let audit = dir.path().join("logs.jsonl");
+            let text = fs::read_to_string(&audit).ok()?;
+            let start: serde_json::Value = serde_json::from_str(text.lines().next()?).ok()?;
+            let label = |name| start["labels"][name].as_str().map(str::to_owned);
+            Some((
+                format!("{} {}", label("ci.step")?, label("ci.attempt")?),
+                audit,
+            ))
+        });
+        named.collect()
+    }
+
+    /// Checks that the engine has no container of this root.
+    pub fn assert_no_containers(&self) {
+        let root = engine::root_id(&self.root()).unwrap();
+        let docker = engine::connect().unwrap();
+        // The last container is removed shortly after its seal.
+        wait_for("the removal of the containers", || {
+            engine::block_on(engine::containers(&docker, &root))
+                .unwrap()
+                .is_empty()
+        });
+    }
+}
+
+pub fn program() -> PathBuf {
+    env!("CARGO_BIN_EXE_moat-ci").into()
+}
+
+/// A process that is killed when the value is dropped.
+pub struct Process(pub Child);
+
+impl Process {
+    pub fn start(mut command: Command) -> Self {
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self(command.spawn().unwrap())
+    }
+
+    pub fn signal(&self, name: &str) {
+        let id = self.0.id().to_string();
+        let status = Command::new("kill").args(["-s", name, &id]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Kills the process, and waits for its end.
+    pub fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// Waits for the end. Returns the exit code and the standard output.
+    pub fn end(mut self) -> (i32, String) {
+        let mut out = String::new();
+        let mut stdout = self.0.stdout.take().unwrap();
+        std::io::Read::read_to_string(&mut stdout, &mut out).unwrap();
+        (self.0.wait().unwrap().code().unwrap(), out)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a command that must exit with `code`, and returns its standard output.
+#[track_caller]
+pub fn run(mut command: Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    assert_code(&output, code);
+    text(&output.stdout)
+}
+
+#[track_caller]
+pub fn assert_code(output: &Output, code: i32) {
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "stdout: {}\nstderr: {}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "timed out waiting for {what}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until the run has printed `line`.
+pub fn wait_for_line(fixture: &Fixture, run: &str, line: &str) {
+    wait_for_text(fixture, run, &format!("\"line\":\"{line}\""));
+}
+
+/// Waits until the audit of the run contains `text`.
+pub fn wait_for_text(fixture: &Fixture, run: &str, text: &str) {
+    wait_for(text, || {
+        let runs = fixture.runs();
+        let audit = runs.get(run).map(fs::read_to_string);
+        audit.is_some_and(|audit| audit.unwrap_or_default().contains(text))
+    });
+}

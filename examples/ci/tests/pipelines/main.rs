@@ -1,0 +1,51 @@
+//! Tests of the program `moat-ci`.
+//!
+//! Each test runs a pipeline, and checks the output, the exit code and the files.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests spawn processes, and fail by panicking"
+)]
+
+use testkit::harness::{Harness, Trial};
+use testkit::{busybox, engine};
+
+mod fixture;
+mod load;
+mod resume;
+mod shutdown;
+mod steps;
+mod views;
+
+use fixture::Fixture;
+
+fn main() {
+    Harness::from_args(4)
+        .trials(steps::trials())
+        .trials(views::trials())
+        .trials(shutdown::trials())
+        .trials(resume::trials())
+        .trials(load::trials())
+        .run()
+}
+
+/// A trial with local processes.
+fn anywhere(name: &str, trial: fn(&Fixture)) -> Trial {
+    Trial::new(name, move || {
+        trial(&Fixture::new());
+        Ok(())
+    })
+}
+
+/// A trial with containers.
+fn on_engine(name: &str, trial: fn(&Fixture)) -> Trial {
+    let built = match cfg!(feature = "docker") {
+        true => Ok(()),
+        false => Err("built without the feature `docker`".into()),
+    };
+    anywhere(name, trial)
+        .needs(&built)
+        .needs(engine::need())
+        .needs(busybox::need())
+}

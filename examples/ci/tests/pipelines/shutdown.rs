@@ -1,0 +1,88 @@
+//! Builds that are stopped or killed, and builds that cannot start.
+
+use std::fs;
+
+use crate::fixture::{Fixture, Process, assert_code, run, text, wait_for_line};
+
+testkit::trials! {
+    crate::anywhere:
+        a_signal_stops_and_seals_local_processes,
+        a_killed_build_leaves_no_earlier_report,
+        nothing_runs_if_reports_cannot_be_written;
+    crate::on_engine:
+        a_signal_stops_and_seals_containers,
+}
+
+const PIPELINE: &str = "\
+    [[step]]\nname = 'quick'\ncommands = ['echo done']\n\
+    [[step]]\nname = 'long'\ngrace = 30\nneeds = ['quick']\n\
+    commands = [\"trap 'echo stopping; exit 5' TERM\", 'echo started', 'while :; do sleep 0.1; done']\n\
+    [[step]]\nname = 'stubborn'\ngrace = 0.3\nneeds = ['quick']\n\
+    commands = [\"trap '' TERM\", 'echo started', 'while :; do sleep 0.1; done']\n\
+    [[step]]\nname = 'after'\nneeds = ['long']\nexec = ['true']\n";
+
+fn stop(fixture: &Fixture, process: Process, signal: &str, code: i32) {
+    wait_for_line(fixture, "long 1", "started");
+    wait_for_line(fixture, "stubborn 1", "started");
+    process.signal(signal);
+    let (found, out) = process.end();
+    assert_eq!(found, code, "{out}");
+    let audits = fixture.audits();
+    assert_eq!(
+        audits.keys().collect::<Vec<_>>(),
+        ["long 1", "quick 1", "stubborn 1"]
+    );
+    assert_eq!(audits["long 1"].stream("stdout"), b"started\nstopping\n");
+    assert_eq!(audits["long 1"].end["stopped"], "shutdown");
+    let statuses = fixture.statuses();
+    assert_eq!(statuses["quick"], "passed");
+    assert_eq!(statuses["long"], "cancelled: its manager was shut down");
+    assert_eq!(statuses["stubborn"], "cancelled: its manager was shut down");
+    assert_eq!(
+        statuses["after"],
+        "skipped: it needs long, which did not pass"
+    );
+    assert!(fixture.path().join("out/report.html").exists());
+}
+
+fn a_signal_stops_and_seals_local_processes(fixture: &Fixture) {
+    let process = Process::start(fixture.process(PIPELINE));
+    stop(fixture, process, "TERM", 143);
+}
+
+fn a_signal_stops_and_seals_containers(fixture: &Fixture) {
+    let process = Process::start(fixture.docker(PIPELINE));
+    stop(fixture, process, "INT", 130);
+    fixture.assert_no_containers();
+}
+
+/// A killed build writes no reports.
+///
+/// Those of an earlier build could be mistaken for its own.
+fn a_killed_build_leaves_no_earlier_report(fixture: &Fixture) {
+    run(
+        fixture.process("[[step]]\nname = 'a'\nexec = ['true']\n"),
+        0,
+    );
+    let out = fixture.path().join("out");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 2);
+    fs::write(out.join("unrelated"), "").unwrap();
+    let process = Process::start(
+        fixture.process("[[step]]\nname = 'b'\ncommands = ['echo started', 'sleep 600']\n"),
+    );
+    wait_for_line(fixture, "b 1", "started");
+    process.kill();
+    let files: Vec<_> = fs::read_dir(&out).unwrap().flatten().collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    assert_eq!(files[0].file_name(), "unrelated");
+}
+
+fn nothing_runs_if_reports_cannot_be_written(fixture: &Fixture) {
+    fs::write(fixture.path().join("out"), "a file").unwrap();
+    let mut command = fixture.process("[[step]]\nname = 'a'\nexec = ['true']\n");
+    let output = command.output().unwrap();
+    assert_code(&output, 2);
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("cannot write the reports to "), "{stderr}");
+    assert!(fixture.runs().is_empty());
+}

@@ -1,0 +1,89 @@
+//! The guides from the repository's `docs` directory.
+//!
+//! - [`integrating`]: from an empty crate to a tested integration.
+//! - [`testing`]: containers in your tests.
+//! - [`ci`]: a CI harness to copy from.
+//! - [`engines`]: engines and their differences.
+//! - [`audit_format`]: the audit file, byte by byte.
+//! - [`guarantees`]: every guarantee, the tests that check it, and the limitations.
+//! - [`examples`]: the source of the smaller examples.
+//!
+//! `integrating` and `testing` are complete only if the features that their code uses are enabled.
+
+// The links of a page are references. Their definitions at the end of the page are relative paths,
+// for readers of the repository. Definitions that precede the page take precedence over those:
+// here they are items. `tests/docs.rs` checks that none is missing.
+
+#[cfg_attr(
+    all(feature = "docker", feature = "testing", feature = "conformance"),
+    doc = "
+[engines]: crate::guide::engines
+[custom_sink]: crate::guide::examples::custom_sink
+[custom_runtime]: crate::guide::examples::custom_runtime
+[LogSink]: crate::sink::LogSink
+[Runtime]: crate::runtime::Runtime
+[SinkHarness]: crate::conformance::SinkHarness
+[RuntimeHarness]: crate::conformance::RuntimeHarness
+",
+    doc = include_str!("../docs/integrating.md")
+)]
+#[cfg_attr(
+    not(all(feature = "docker", feature = "testing", feature = "conformance")),
+    doc = "Requires the features `docker`, `testing` and `conformance`."
+)]
+pub mod integrating {}
+
+#[cfg_attr(
+    all(feature = "docker", feature = "blocking"),
+    doc = "
+[integrating]: crate::guide::integrating
+[in_tests]: crate::guide::examples::in_tests
+",
+    doc = include_str!("../docs/testing.md")
+)]
+#[cfg_attr(
+    not(all(feature = "docker", feature = "blocking")),
+    doc = "Requires the features `docker` and `blocking`."
+)]
+pub mod testing {}
+
+#[doc = include_str!("../docs/ci.md")]
+pub mod ci {}
+
+#[doc = include_str!("../docs/engines.md")]
+pub mod engines {}
+
+#[doc = include_str!("../docs/audit-format.md")]
+pub mod audit_format {}
+
+/// [ci]: crate::guide::ci
+///
+#[doc = include_str!("../docs/guarantees.md")]
+pub mod guarantees {}
+
+/// The source of the smaller examples.
+pub mod examples {
+    /// Runs one command and prints its output, its outcome, and the path of its log.
+    ///
+    #[doc = concat!("~~~~rust,ignore\n", include_str!("../examples/quickstart.rs"), "~~~~")]
+    pub mod quickstart {}
+
+    /// Containers as services of tests.
+    ///
+    #[doc = concat!("~~~~rust,ignore\n", include_str!("../examples/in_tests.rs"), "~~~~")]
+    pub mod in_tests {}
+
+    /// A sink, and its run of the conformance suite.
+    ///
+    #[doc = concat!("~~~~rust,ignore\n", include_str!("../examples/custom_sink.rs"), "~~~~")]
+    pub mod custom_sink {}
+
+    /// A runtime around another runtime, and its run of the conformance suite.
+    ///
+    #[doc = concat!("~~~~rust,ignore\n", include_str!("../examples/custom_runtime.rs"), "~~~~")]
+    pub mod custom_runtime {}
+}
+
+#[cfg(all(doctest, feature = "process"))]
+#[doc = include_str!("../README.md")]
+mod readme {}
