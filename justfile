@@ -58,7 +58,7 @@ docs:
 docs-rs:
     RUSTDOCFLAGS='-D warnings --cfg docsrs' cargo +nightly doc --locked --quiet --package moat --lib --all-features --no-deps
 
-# All tests, or those that the arguments name: `just test --test audit_format`
+# All tests, or those that the arguments name: `just test --test format`
 test *args:
     cargo test --locked --workspace --all-features {{ args }}
 
