@@ -12,7 +12,7 @@ use super::{Behaviour, Stop, fail, skip, words};
 use crate::error::RuntimeError;
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{
-    Capabilities, CreateRequest, Inspection, LogsRequest, OutputStream, Runtime, Status,
+    Capabilities, ContainerStatus, CreateRequest, Inspection, LogsRequest, OutputStream, Runtime,
 };
 use crate::spec::{ContainerId, ExecSpec, RootId, RunId, RunSpec, Stdin};
 
@@ -245,7 +245,7 @@ impl Bench {
         let runtime = &self.runtime;
         eventually("the container ends", || async {
             let inspection = runtime.inspect(container).await?;
-            Ok((inspection.status == Status::Ended).then_some(inspection))
+            Ok((inspection.status == ContainerStatus::Ended).then_some(inspection))
         })
         .await
     }

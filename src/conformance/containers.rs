@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::bench::{Bench, eventually, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
 use crate::error::RuntimeError;
-use crate::runtime::{Continuity, Status};
+use crate::runtime::{ContainerStatus, Continuity};
 use crate::spec::{ContainerId, RootId, RunId};
 
 /// Long enough for what must not happen to be seen.
@@ -30,7 +30,11 @@ async fn ensure_gone(bench: &Bench, container: &ContainerId) -> Result<(), Stop>
     ensure(gone, || format!("it is still there: {}", said(&result)))
 }
 
-async fn ensure_status(bench: &Bench, container: &ContainerId, status: Status) -> Result<(), Stop> {
+async fn ensure_status(
+    bench: &Bench,
+    container: &ContainerId,
+    status: ContainerStatus,
+) -> Result<(), Stop> {
     let inspection = bench.runtime.inspect(container).await?;
     ensure(inspection.status == status, || {
         format!("it is {:?} in the place of {status:?}", inspection.status)
@@ -109,7 +113,8 @@ pub(crate) mod create {
         let container = bench.make(&Behaviour::new()).await?;
         tokio::time::sleep(A_WHILE).await;
         let inspection = bench.runtime.inspect(&container).await?;
-        let still = inspection.status == Status::Created && inspection.started_at.is_none();
+        let still =
+            inspection.status == ContainerStatus::Created && inspection.started_at.is_none();
         ensure(still, || format!("{inspection:?}"))
     }
 
@@ -119,7 +124,7 @@ pub(crate) mod create {
         let container = bench.create(&bench.root, &run, &spec).await?;
         let found = bench.runtime.find(&bench.root).await?;
         let one = matches!(&found[..], [one] if one.container == container && one.run == run
-            && one.status == Status::Created);
+            && one.status == ContainerStatus::Created);
         ensure(one, || {
             format!("{found:?} in the place of {container} for {run}")
         })
@@ -132,7 +137,7 @@ pub(crate) mod create {
         let before = bench.ended(&container).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let after = bench.runtime.inspect(&container).await?;
-        let same = after.status == Status::Ended && after.started_at == before.started_at;
+        let same = after.status == ContainerStatus::Ended && after.started_at == before.started_at;
         ensure(same, || format!("{before:?} became {after:?}"))
     }
 
@@ -166,7 +171,7 @@ pub(crate) mod start {
         ensure(matches!(result, Err(RuntimeError::Rejected { .. })), || {
             said(&result)
         })?;
-        ensure_status(bench, &container, Status::Created).await?;
+        ensure_status(bench, &container, ContainerStatus::Created).await?;
         bench.runtime.remove(&container, false).await?;
         Ok(())
     }
@@ -232,7 +237,7 @@ pub(crate) mod wait {
             let wait = bench.runtime.wait(&container);
             let _ = tokio::time::timeout(Duration::from_millis(50), wait).await;
         }
-        ensure_status(bench, &container, Status::Running).await?;
+        ensure_status(bench, &container, ContainerStatus::Running).await?;
         bench.runtime.signal(&container, "SIGTERM").await?;
         let told = bench.wait(&container).await?;
         ensure(told == Some(4), || format!("{told:?} in the place of 4"))
@@ -244,9 +249,9 @@ pub(crate) mod inspect {
 
     pub(crate) async fn it_follows_the_life_of_a_container(bench: &Bench) -> Result<(), Stop> {
         let container = bench.make(&Behaviour::new().out("ready\n").hold()).await?;
-        ensure_status(bench, &container, Status::Created).await?;
+        ensure_status(bench, &container, ContainerStatus::Created).await?;
         bench.runtime.start(&container).await?;
-        ensure_status(bench, &container, Status::Running).await?;
+        ensure_status(bench, &container, ContainerStatus::Running).await?;
         bench.runtime.signal(&container, "SIGKILL").await?;
         bench.wait(&container).await?;
         bench.ended(&container).await.map(drop)
@@ -302,7 +307,7 @@ pub(crate) mod signal {
         let container = bench.ready(Behaviour::new().deaf()).await?;
         bench.runtime.signal(&container, "SIGTERM").await?;
         tokio::time::sleep(A_WHILE).await;
-        ensure_status(bench, &container, Status::Running).await?;
+        ensure_status(bench, &container, ContainerStatus::Running).await?;
         bench.runtime.signal(&container, "SIGKILL").await?;
         let told = bench.wait(&container).await?;
         ensure(told == Some(137), || {
@@ -313,7 +318,7 @@ pub(crate) mod signal {
     pub(crate) async fn one_that_has_not_started_is_a_conflict(bench: &Bench) -> Result<(), Stop> {
         let container = bench.make(&Behaviour::new()).await?;
         ensure_conflict(bench.runtime.signal(&container, "SIGTERM").await)?;
-        ensure_status(bench, &container, Status::Created).await
+        ensure_status(bench, &container, ContainerStatus::Created).await
     }
 
     pub(crate) async fn one_that_has_ended_is_a_conflict(bench: &Bench) -> Result<(), Stop> {
@@ -341,7 +346,7 @@ pub(crate) mod remove {
     ) -> Result<(), Stop> {
         let container = bench.ready(Behaviour::new()).await?;
         ensure_conflict(bench.runtime.remove(&container, false).await)?;
-        ensure_status(bench, &container, Status::Running).await
+        ensure_status(bench, &container, ContainerStatus::Running).await
     }
 
     pub(crate) async fn one_that_runs_goes_by_force(bench: &Bench) -> Result<(), Stop> {
@@ -394,9 +399,9 @@ pub(crate) mod find {
         let runs = bench.ready(Behaviour::new()).await?;
         let ended = bench.run_to_its_end(&Behaviour::new()).await?;
         let expected = [
-            (made, Status::Created),
-            (runs, Status::Running),
-            (ended, Status::Ended),
+            (made, ContainerStatus::Created),
+            (runs, ContainerStatus::Running),
+            (ended, ContainerStatus::Ended),
         ];
         eventually("the three are found, each in its state", || async {
             let found = bench.runtime.find(&bench.root).await?;

@@ -10,7 +10,7 @@ pub(crate) mod facts {
     use crate::conformance::bench::{Bench, within};
     use crate::conformance::{Behaviour, Stop, ensure, fail, skip, words};
     use crate::error::RuntimeError;
-    use crate::runtime::{CreateRequest, LogsRequest, Status};
+    use crate::runtime::{ContainerStatus, CreateRequest, LogsRequest};
     use crate::spec::{ContainerId, RunId, RunSpec};
 
     /// Past the bound of each call, for a machine that has much to do.
@@ -110,7 +110,7 @@ pub(crate) mod facts {
         }
         bench.stage.bring_back().await;
         let inspection = bench.runtime.inspect(&container).await?;
-        ensure(inspection.status == Status::Running, || {
+        ensure(inspection.status == ContainerStatus::Running, || {
             format!("meanwhile it became {:?}", inspection.status)
         })
     }

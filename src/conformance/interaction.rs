@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::bench::{Bench, collect, collect_to, eventually, same, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
 use crate::error::RuntimeError;
-use crate::runtime::{InputWriter, Status};
+use crate::runtime::{ContainerStatus, InputWriter};
 use crate::spec::Stdin;
 
 async fn write(input: &mut InputWriter, bytes: &[u8]) -> Result<(), Stop> {
@@ -75,7 +75,9 @@ pub(crate) mod stdin {
             same("stdout", &got, text.as_bytes())?;
             drop(input);
             let status = bench.runtime.inspect(&container).await?.status;
-            ensure(status == Status::Running, || format!("it is {status:?}"))?;
+            ensure(status == ContainerStatus::Running, || {
+                format!("it is {status:?}")
+            })?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use super::bench::{Bench, collect, collect_to, eventually, same, within};
 use super::{Behaviour, Stop, ensure, fail, skip, words};
 use crate::error::RuntimeError;
 use crate::outcome::Stream;
-use crate::runtime::{Archive, LogsRequest, Status};
+use crate::runtime::{Archive, ContainerStatus, LogsRequest};
 use crate::spec::{Backstop, RunId};
 
 const NONE: &[u8] = b"";
@@ -38,7 +38,7 @@ pub(crate) mod tap {
         let container = bench.make(&Behaviour::new().out("late\n")).await?;
         let tap = within("answer", bench.runtime.attach(&container, false)).await??;
         let inspection = bench.runtime.inspect(&container).await?;
-        ensure(inspection.status == Status::Created, || {
+        ensure(inspection.status == ContainerStatus::Created, || {
             format!("the tap made it {:?}", inspection.status)
         })?;
         bench.runtime.start(&container).await?;
@@ -145,7 +145,7 @@ pub(crate) mod tap {
             Err(error) => return fail(words(&error)),
         }
         let inspection = bench.runtime.inspect(&container).await?;
-        ensure(inspection.status == Status::Created, || {
+        ensure(inspection.status == ContainerStatus::Created, || {
             format!("{inspection:?}")
         })?;
         bench.runtime.remove(&container, false).await?;
@@ -221,7 +221,7 @@ pub(crate) mod logs {
         });
         same("stdout", &log.await?.stdout, b"so far\n")?;
         let inspection = bench.runtime.inspect(&container).await?;
-        ensure(inspection.status == Status::Running, || {
+        ensure(inspection.status == ContainerStatus::Running, || {
             format!("{inspection:?}")
         })
     }

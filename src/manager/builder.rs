@@ -13,7 +13,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::events::EventBus;
 use crate::manager::Manager;
-use crate::monitor::context::{Context, Inner};
+use crate::monitor::context::{Context, ManagerInner};
 use crate::monitor::recover;
 use crate::monitor::tasks::Tasks;
 use crate::root::Root;
@@ -130,7 +130,7 @@ impl ManagerBuilder {
             context.scanned.send_replace(Some(Vec::new()));
         }
         Ok(Manager {
-            inner: Arc::new(Inner {
+            inner: Arc::new(ManagerInner {
                 context,
                 _closes: closing.drop_guard(),
             }),

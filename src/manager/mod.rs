@@ -22,8 +22,9 @@ use tracing::Instrument;
 use crate::audit::Action;
 use crate::error::{Error, Result};
 use crate::events::{EventKind, Events};
-use crate::monitor::context::{Context, Inner};
-use crate::monitor::entry::{Entry, Status};
+use crate::monitor::context::{Context, ManagerInner};
+use crate::monitor::entry::{Entry, RunSnapshot};
+use crate::monitor::policy::is_permanent;
 use crate::monitor::start::{self, InitialAttach};
 use crate::monitor::{recover, seal};
 use crate::outcome::{Outcome, Seal, StopCause};
@@ -54,7 +55,7 @@ enum OnDisk {
 /// lost by that opening.
 #[derive(Debug, Clone)]
 pub struct Manager {
-    inner: Arc<Inner>,
+    inner: Arc<ManagerInner>,
 }
 
 /// What a shutdown does with the runs.
@@ -227,7 +228,7 @@ impl Manager {
                 }
                 let file = match root.read_run(&run) {
                     // The audit may have what is needed.
-                    Err(error) if error.is_lasting() => None,
+                    Err(error) if is_permanent(&error) => None,
                     read => read?,
                 };
                 let Some(seal) = file.and_then(|file| file.seal) else {
@@ -247,15 +248,15 @@ impl Manager {
             OnDisk::Unsealed { behind } => behind,
             OnDisk::Sealed(held) => {
                 let (seal, problem) = *held;
-                let (_, status) = watch::channel(Status::sealed(seal, problem));
-                return Ok(self.handle(Arc::new(Entry::sealed(context.place(id), status))));
+                let (_, snapshot) = watch::channel(RunSnapshot::sealed(seal, problem));
+                return Ok(self.handle(Arc::new(Entry::sealed(context.place(id), snapshot))));
             }
         };
         let entry = recover::take_over(context, id);
         if behind {
             // It is sealed, which is soon written down: nobody is to take it for one that is not.
-            let mut status = entry.status.clone();
-            let _ = status.wait_for(|status| status.ownership_known).await;
+            let mut snapshot = entry.snapshot.clone();
+            let _ = snapshot.wait_for(|snapshot| snapshot.ownership_known).await;
         }
         Ok(self.handle(entry))
     }
@@ -272,7 +273,7 @@ impl Manager {
         let entries = context.entries();
         for info in &mut listed {
             if let Some(entry) = entries.get(&info.run) {
-                entry.status.borrow().add_to(info);
+                entry.snapshot.borrow().add_to(info);
             }
         }
         Ok(listed)
@@ -336,7 +337,7 @@ impl Manager {
     pub async fn remove(&self, id: &RunId) -> Result<()> {
         let context = self.context();
         let run = self.get(id).await?;
-        let mut seal = run.entry.status.borrow().seal.clone();
+        let mut seal = run.entry.snapshot.borrow().seal.clone();
         if seal.is_none() {
             // A monitor that has just come may not have seen it yet.
             let id = id.clone();
@@ -413,9 +414,9 @@ impl Manager {
         let mut runs = Vec::new();
         for entry in found {
             let run = self.handle(entry);
-            let mut status = run.entry.status.clone();
+            let mut snapshot = run.entry.snapshot.clone();
             // A monitor that has left has settled it one way or the other.
-            let _ = status.wait_for(|status| status.ownership_known).await;
+            let _ = snapshot.wait_for(|snapshot| snapshot.ownership_known).await;
             runs.push(run);
         }
         let mut swept = self.context().swept.subscribe();
@@ -450,7 +451,7 @@ impl Manager {
                 async move {
                     if !run.owned_elsewhere() {
                         // It fails only for a run that cannot be taken over.
-                        let _ = run.request(StopCause::ShutdownMode, None).await;
+                        let _ = run.request(StopCause::Shutdown, None).await;
                     }
                 }
             });

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::{Result, RuntimeError};
 use crate::manager::Manager;
 use crate::monitor::seal::may_remove;
-use crate::runtime::{LabeledContainer, OwnedContainer, Runtime, Status};
+use crate::runtime::{ContainerStatus, LabeledContainer, OwnedContainer, Runtime};
 use crate::spec::{ContainerId, RootId, RunId};
 use crate::timestamp::Timestamp;
 
@@ -18,7 +18,7 @@ pub struct Orphan {
     /// The run that it was made for.
     pub run: RunId,
     /// Where it is in its life.
-    pub status: Status,
+    pub status: ContainerStatus,
     /// Why nothing looks after it.
     pub why: OrphanReason,
 }
@@ -114,11 +114,11 @@ impl ReapOptions {
             // Zero where that is yet to come.
             let late = now.since(deadline);
             let remove = late > self.remove_after;
-            let stop = marked.status == Status::Running;
+            let stop = marked.status == ContainerStatus::Running;
             let due = match marked.status {
-                Status::Running => late > self.stop_after,
-                Status::Removing => false,
-                Status::Created | Status::Ended => remove,
+                ContainerStatus::Running => late > self.stop_after,
+                ContainerStatus::Removing => false,
+                ContainerStatus::Created | ContainerStatus::Ended => remove,
             };
             if !due {
                 continue;
@@ -220,7 +220,7 @@ impl Manager {
                         true => match root.read_run(&run) {
                             Ok(Some(file))
                                 if !matches!(root.is_owned(&run), Ok(false))
-                                    || status == Status::Running
+                                    || status == ContainerStatus::Running
                                     || file.seal.as_ref().is_none_or(|seal| {
                                         !may_remove(seal, file.record.settings.keep)
                                     }) =>

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::Follow;
 use crate::error::{Error, Result};
 use crate::events::Events;
-use crate::monitor::context::{Context, Inner};
-use crate::monitor::entry::{Entry, GivenUp, Status, StopRequest, last_lines, outcome};
+use crate::monitor::context::{Context, ManagerInner};
+use crate::monitor::entry::{Entry, GiveUpReason, RunSnapshot, StopRequest, last_lines, outcome};
 use crate::outcome::{Ending, Outcome, StopCause};
 use crate::runtime::Archive;
 use crate::spec::{ContainerId, RunId};
@@ -31,7 +31,7 @@ use crate::state::State;
 /// the capture of its manager's runs.
 #[derive(Debug, Clone)]
 pub struct Run {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) inner: Arc<ManagerInner>,
     pub(crate) entry: Arc<Entry>,
 }
 
@@ -57,17 +57,17 @@ impl Run {
 
     /// Where the run is in its life.
     pub fn state(&self) -> State {
-        self.entry.status.borrow().state.clone()
+        self.entry.snapshot.borrow().state.clone()
     }
 
     /// What stands in the way of the seal, or of taking the run over, if anything does.
     pub fn problem(&self) -> Option<String> {
-        self.entry.status.borrow().problem.clone()
+        self.entry.snapshot.borrow().problem.clone()
     }
 
     /// Whether another live process owns the run.
     pub fn owned_elsewhere(&self) -> bool {
-        self.entry.status.borrow().elsewhere
+        self.entry.snapshot.borrow().elsewhere
     }
 
     /// Waits until the run has ended, and says how. It does not wait for the seal.
@@ -78,9 +78,9 @@ impl Run {
     ///
     /// As for [`wait`](Self::wait).
     pub async fn wait_exit(&self) -> Result<Ending> {
-        let mut status = self.entry.status.clone();
-        let ended = status
-            .wait_for(|status| status.state.ending().is_some())
+        let mut snapshot = self.entry.snapshot.clone();
+        let ended = snapshot
+            .wait_for(|snapshot| snapshot.state.ending().is_some())
             .await
             .map_err(|_| self.gone())?;
         ended.state.ending().cloned().ok_or(Error::Closed)
@@ -88,25 +88,25 @@ impl Run {
 
     /// Why the run's monitor has left without what was waited for.
     fn gone(&self) -> Error {
-        let status = self.entry.status.borrow();
-        match status.given_up {
-            Some(GivenUp::OtherRuntime) => Error::OtherRuntime {
+        let snapshot = self.entry.snapshot.borrow();
+        match snapshot.give_up_reason {
+            Some(GiveUpReason::OtherRuntime) => Error::OtherRuntime {
                 run: self.id().clone(),
-                runtime: status.other_runtime.clone().unwrap_or_default(),
+                runtime: snapshot.other_runtime.clone().unwrap_or_default(),
             },
-            Some(GivenUp::OtherEngine) => {
-                let (engine, here) = status.other_engine.clone().unwrap_or_default();
+            Some(GiveUpReason::OtherEngine) => {
+                let (engine, here) = snapshot.other_engine.clone().unwrap_or_default();
                 Error::OtherEngine {
                     run: self.id().clone(),
                     engine,
                     here,
                 }
             }
-            Some(GivenUp::Damaged) => Error::Damaged {
+            Some(GiveUpReason::Damaged) => Error::Damaged {
                 path: self.dir().to_owned(),
-                reason: status.problem.clone().unwrap_or_default(),
+                reason: snapshot.problem.clone().unwrap_or_default(),
             },
-            Some(GivenUp::Removed) => self.context().root.no_such_run(self.id()),
+            Some(GiveUpReason::Removed) => self.context().root.no_such_run(self.id()),
             None => Error::Closed,
         }
     }
@@ -129,22 +129,26 @@ impl Run {
     pub async fn wait(&self) -> Result<Outcome> {
         self.wait_exit().await?;
         let deadline = Instant::now() + self.context().seal_timeout;
-        let mut status = self.entry.status.clone();
-        let sealed = timeout_at(deadline, status.wait_for(|status| status.seal.is_some())).await;
+        let mut snapshot = self.entry.snapshot.clone();
+        let sealed = timeout_at(
+            deadline,
+            snapshot.wait_for(|snapshot| snapshot.seal.is_some()),
+        )
+        .await;
         match sealed {
             // It was sealed, and its files do not bear that out any more.
-            Ok(Ok(status)) if status.given_up.is_some() => {
-                drop(status);
+            Ok(Ok(snapshot)) if snapshot.give_up_reason.is_some() => {
+                drop(snapshot);
                 Err(self.gone())
             }
-            Ok(Ok(status)) => Ok(self.outcome(&status)),
-            Err(_) => Ok(self.outcome(&self.entry.status.borrow())),
+            Ok(Ok(snapshot)) => Ok(self.outcome(&snapshot)),
+            Err(_) => Ok(self.outcome(&self.entry.snapshot.borrow())),
             Ok(Err(_)) => Err(self.gone()),
         }
     }
 
-    fn outcome(&self, status: &Status) -> Outcome {
-        outcome(self.context(), &self.entry.place, status)
+    fn outcome(&self, snapshot: &RunSnapshot) -> Outcome {
+        outcome(self.context(), &self.entry.place, snapshot)
     }
 
     /// Stops the run: its stop signal, then SIGKILL after `grace` (`None`: the spec's), and waits
@@ -206,11 +210,11 @@ impl Run {
     ) -> Result<Outcome> {
         // A monitor that has gone has nothing to stop any more; `wait` says which way.
         let _ = self.entry.stops.send(StopRequest { cause, grace });
-        let mut status = self.entry.status.clone();
+        let mut snapshot = self.entry.snapshot.clone();
         let transient = self.context().runtime.capabilities().process_bound;
         let out_of_reach = async {
-            let found = status.wait_for(|status| {
-                status.elsewhere && (transient || status.other_runtime.is_some())
+            let found = snapshot.wait_for(|snapshot| {
+                snapshot.elsewhere && (transient || snapshot.other_runtime.is_some())
             });
             if found.await.is_err() {
                 std::future::pending::<()>().await;
@@ -272,7 +276,7 @@ impl Run {
     /// [`Error::Storage`] or [`Error::Damaged`] if the audit file cannot be read.
     pub async fn last_lines(&self, most: usize) -> Result<Vec<String>> {
         let Some(path) = self.audit() else {
-            let lines = self.entry.status.borrow().last_lines.clone();
+            let lines = self.entry.snapshot.borrow().last_lines.clone();
             let skip = lines.len().saturating_sub(most);
             return Ok(lines.into_iter().skip(skip).collect());
         };
@@ -312,8 +316,8 @@ impl Run {
     }
 
     pub(crate) fn container(&self) -> Result<ContainerId> {
-        let status = self.entry.status.borrow();
-        status.state.container().cloned().ok_or_else(|| {
+        let snapshot = self.entry.snapshot.borrow();
+        snapshot.state.container().cloned().ok_or_else(|| {
             crate::error::RuntimeError::NotFound {
                 operation: "find the container",
                 reason: format!("run {} has none", self.id()),

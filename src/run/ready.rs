@@ -13,7 +13,7 @@ use crate::error::{Error, Result, RuntimeError};
 use crate::outcome::PerStream;
 use crate::run::Run;
 use crate::run::attach::{AttachOptions, Attached};
-use crate::runtime::{Health, Inspection, Status};
+use crate::runtime::{ContainerStatus, Health, Inspection};
 use crate::spec::Protocol;
 
 /// How often a port or a health check is looked at.
@@ -253,7 +253,7 @@ impl Run {
         }
         loop {
             let looked = match self.inspect().await {
-                Ok(seen) if seen.status != Status::Running => Err(None),
+                Ok(seen) if seen.status != ContainerStatus::Running => Err(None),
                 Ok(seen) => match what {
                     What::Port { network, port } => {
                         let at = self.reached(&seen, network.as_deref(), *port).await?;

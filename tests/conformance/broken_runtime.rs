@@ -16,9 +16,9 @@ use futures::{StreamExt, stream};
 use moat::conformance::{self, Behaviour, RuntimeHarness, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::{
-    Archive, Capabilities, Chunk, Continuity, CreateRequest, Created, EngineInfo, ExecId,
-    ExecInspection, InputWriter, Inspection, LogFidelity, LogsRequest, OutputStream,
-    OwnedContainer, Runtime, RuntimeError, StartedExec, Status, WaitStatus,
+    Archive, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest, Created, EngineInfo,
+    ExecId, ExecInspection, InputWriter, Inspection, LogFidelity, LogsRequest, OutputStream,
+    OwnedContainer, Runtime, RuntimeError, StartedExec, WaitStatus,
 };
 use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
 use moat::{RunId, RunSpec};
@@ -50,7 +50,7 @@ impl Broken {
         self.asked.fetch_add(1, SeqCst) == 0
     }
 
-    async fn status(&self, container: &ContainerId) -> Option<Status> {
+    async fn status(&self, container: &ContainerId) -> Option<ContainerStatus> {
         Some(self.inner.inspect(container).await.ok()?.status)
     }
 }
@@ -178,7 +178,7 @@ impl Runtime for Broken {
     }
 
     async fn create(&self, request: CreateRequest<'_>) -> Answer<Created> {
-        for (_, value) in request.spec.environment() {
+        for (_, value) in request.view().environment() {
             self.secret.lock().unwrap().push_str(value);
         }
         self.roots.lock().unwrap().insert(request.root.to_string());
@@ -299,7 +299,7 @@ impl Runtime for Broken {
         match self.clause {
             "wait::it_ends_with_the_container_and_not_before" => return Ok(WaitStatus::default()),
             "wait::it_answers_at_once_for_one_that_has_ended"
-                if self.status(container).await == Some(Status::Ended) =>
+                if self.status(container).await == Some(ContainerStatus::Ended) =>
             {
                 return pending().await;
             }
@@ -321,10 +321,7 @@ impl Runtime for Broken {
             }
             "tap::dropped_it_leaves_the_container_alone" if self.dropped.load(SeqCst) => {
                 // As if the container had written nothing.
-                Ok(WaitStatus {
-                    code: Some(141),
-                    ..status
-                })
+                Ok(WaitStatus::new(Some(141)).with_error(status.error))
             }
             "remove::its_waiters_are_not_left_waiting" => match self.status(container).await {
                 None => pending().await,
@@ -349,9 +346,9 @@ impl Runtime for Broken {
         match self.clause {
             "start::a_started_container_says_since_when" => inspection.started_at = None,
             "inspect::it_follows_the_life_of_a_container"
-                if inspection.status == Status::Running =>
+                if inspection.status == ContainerStatus::Running =>
             {
-                inspection.status = Status::Created;
+                inspection.status = ContainerStatus::Created;
             }
             "inspect::the_code_is_there_at_the_end_alone" => inspection.code = Some(0),
             "inspect::its_end_is_not_before_its_start" => {
@@ -384,7 +381,7 @@ impl Runtime for Broken {
             "logs::they_have_all_that_was_printed" => short(log),
             "logs::they_can_be_read_again" if !self.is_first() => stream::empty().boxed(),
             "logs::they_are_by_stream" => on_stdout(log, Stream::Stderr),
-            "logs::they_end_where_the_log_ends" if status == Some(Status::Running) => {
+            "logs::they_end_where_the_log_ends" if status == Some(ContainerStatus::Running) => {
                 log.chain(stream::pending()).boxed()
             }
             "logs::of_a_container_that_never_started_they_are_empty" => {
@@ -433,7 +430,7 @@ impl Runtime for Broken {
                 }
             }
             "find::it_finds_them_in_every_state" => {
-                found.retain(|found| found.status != Status::Ended);
+                found.retain(|found| found.status != ContainerStatus::Ended);
             }
             _ => {}
         }

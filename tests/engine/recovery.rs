@@ -181,7 +181,7 @@ async fn shutdown_can_stop_and_seal_runs(stage: &Stage) {
     let info = Root::open(stage.root()).unwrap().info(&id()).unwrap();
     let seal = info.seal.unwrap();
     assert_eq!(seal.exit.code(), Some(2));
-    assert_eq!(seal.stopped, Some(StopCause::ShutdownMode));
+    assert_eq!(seal.stopped, Some(StopCause::Shutdown));
 }
 
 /// The limit is a recorded point in time, not a timer of the dead process.

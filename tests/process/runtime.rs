@@ -1,6 +1,6 @@
 //! The runtime without a manager.
 
-use moat::runtime::{CreateRequest, RuntimeError, Status};
+use moat::runtime::{ContainerStatus, CreateRequest, RuntimeError};
 use moat::spec::RootId;
 use moat::{LocalProcess, RunId, RunSpec, Runtime};
 use testkit::deadline::within;
@@ -36,7 +36,7 @@ async fn a_process_is_found_until_its_removal() {
     let found = runtime.find(&direct.root).await.unwrap();
     assert_eq!(
         (&found[0].container, found[0].status),
-        (&container, Status::Created)
+        (&container, ContainerStatus::Created)
     );
     assert!(runtime.find(&RootId::generate()).await.unwrap().is_empty());
     let early = runtime.signal(&container, "SIGTERM").await;
@@ -50,7 +50,7 @@ async fn a_process_is_found_until_its_removal() {
     let inspection = runtime.inspect(&container).await.unwrap();
     assert_eq!(
         (inspection.status, inspection.code),
-        (Status::Ended, Some(9))
+        (ContainerStatus::Ended, Some(9))
     );
     let late = runtime.signal(&container, "SIGTERM").await;
     assert!(matches!(late, Err(RuntimeError::Conflict { .. })));

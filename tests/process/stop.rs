@@ -77,6 +77,6 @@ async fn shutdown_stops_and_seals_processes() {
     let info = Root::open(place.root()).unwrap().info(&id).unwrap();
     let seal = info.seal.unwrap();
     assert_eq!(seal.exit.code(), Some(5));
-    assert_eq!(seal.stopped, Some(StopCause::ShutdownMode));
+    assert_eq!(seal.stopped, Some(StopCause::Shutdown));
     assert_eq!(seal.verdict, Verdict::Complete);
 }

@@ -81,21 +81,21 @@ async fn escape_sequences_are_spelled_out() {
 async fn only_the_name_is_colored() {
     let (console, text) = shown();
     run_into(
-        console.colours(true),
+        console.colors(true),
         "build",
         Script::new().stdout("\x1b[31mred\n"),
     )
     .await;
     let text = String::from_utf8(text.try_iter().flatten().collect()).unwrap();
     for line in text.lines() {
-        let colours = line.split_once("\x1b[0m ").map(|(name, rest)| {
+        let colors = line.split_once("\x1b[0m ").map(|(name, rest)| {
             (
                 name.starts_with("\x1b[3"),
                 name.matches('\x1b').count(),
                 rest.contains('\x1b'),
             )
         });
-        assert_eq!(colours, Some((true, 1, false)), "{line:?}");
+        assert_eq!(colors, Some((true, 1, false)), "{line:?}");
     }
     assert!(text.contains("\\x1b[31mred"), "{text}");
 }

@@ -188,16 +188,13 @@ async fn a_second_signal_kills_the_runs() {
         matches!(
             first,
             EventKind::StopRequested {
-                cause: StopCause::ShutdownMode,
+                cause: StopCause::Shutdown,
                 ..
             }
         ),
         "{first:?}"
     );
-    assert_eq!(
-        sealed(&quick).await.stopped(),
-        Some(StopCause::ShutdownMode)
-    );
+    assert_eq!(sealed(&quick).await.stopped(), Some(StopCause::Shutdown));
     assert!(matches!(manager.start(spec()).await, Err(Error::Closed)));
     assert!(!signals.is_finished());
     raise(rustix::process::Signal::TERM);
@@ -205,5 +202,5 @@ async fn a_second_signal_kills_the_runs() {
     assert_eq!((signal, signal.exit_code()), (Signal::Interrupt, 130));
     let outcome = run.wait().await.unwrap();
     assert_eq!(outcome.code(), Some(137));
-    assert_eq!(outcome.stopped(), Some(StopCause::ShutdownMode));
+    assert_eq!(outcome.stopped(), Some(StopCause::Shutdown));
 }

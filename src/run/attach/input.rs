@@ -186,7 +186,7 @@ impl Input {
         session: &Arc<Session>,
     ) -> Self {
         let entry = &session.run.entry;
-        let mut status = entry.status.clone();
+        let mut snapshot = entry.snapshot.clone();
         Self {
             writer: Some(writer),
             mode,
@@ -195,7 +195,7 @@ impl Input {
             typed: record.then(|| PollSender::new(entry.typed.clone())),
             over: Some(Box::pin(async move {
                 // The end of its monitor is none of the container's.
-                let ended = status.wait_for(|status| status.state.ending().is_some());
+                let ended = snapshot.wait_for(|snapshot| snapshot.state.ending().is_some());
                 if ended.await.is_err() {
                     std::future::pending::<()>().await;
                 }
@@ -322,10 +322,10 @@ impl Drop for Input {
 impl Run {
     /// Waits until it is known where the run is: a moment, for one that is being taken over.
     pub(crate) async fn is_placed(&self) {
-        let mut status = self.entry.status.clone();
-        let placed = status.wait_for(|status| {
-            status.ownership_known
-                || !matches!(status.state, State::Intended | State::Created { .. })
+        let mut snapshot = self.entry.snapshot.clone();
+        let placed = snapshot.wait_for(|snapshot| {
+            snapshot.ownership_known
+                || !matches!(snapshot.state, State::Intended | State::Created { .. })
         });
         // Whose monitor has gone is placed for good.
         let _ = placed.await;
@@ -349,7 +349,7 @@ impl Run {
             let left = tokio::select! {
                 biased;
                 left = leave => left,
-                () = context.left() => Err(Error::Closed),
+                () = context.shutdown_grace_elapsed() => Err(Error::Closed),
             };
             if let Err(error) = left {
                 tracing::warn!(%run, error = %error.chain(), "no note was left");
@@ -359,8 +359,8 @@ impl Run {
 
     /// Whether nothing can happen to it any more that would be recorded.
     pub(crate) fn is_over(&self) -> bool {
-        let status = self.entry.status.borrow();
-        status.state.ending().is_some() || status.seal.is_some()
+        let snapshot = self.entry.snapshot.borrow();
+        snapshot.state.ending().is_some() || snapshot.seal.is_some()
     }
 
     pub(crate) fn no_input(&self, reason: &'static str) -> Error {

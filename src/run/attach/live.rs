@@ -10,7 +10,7 @@ use crate::capture::{Hub, Piece, Pieces};
 use crate::error::{Result, RuntimeError};
 use crate::outcome::Stream;
 use crate::run::attach::input::Session;
-use crate::runtime::{Runtime, Status};
+use crate::runtime::{ContainerStatus, Runtime};
 use crate::spec::ContainerId;
 
 /// How long the engine has for the last bytes after the end of a container, and for its end after
@@ -81,13 +81,13 @@ impl Session {
         let hub = Hub::default();
         let (_, pieces) = hub.subscribe_live();
         let (ended, end) = oneshot::channel();
-        let mut status = run.entry.status.clone();
+        let mut snapshot = run.entry.snapshot.clone();
         let closing = context.closing.clone();
         // Always read, whoever looks on: a connection that is not read stops the container.
         context.tasks.spawn(async move {
             let over = async {
-                let over = status
-                    .wait_for(|status| status.state.ending().is_some())
+                let over = snapshot
+                    .wait_for(|snapshot| snapshot.state.ending().is_some())
                     .await;
                 drop(over);
                 sleep(DRAIN).await;
@@ -129,7 +129,7 @@ async fn cut(runtime: &dyn Runtime, container: &ContainerId) -> Option<RuntimeEr
     let end = Instant::now();
     loop {
         match runtime.inspect(container).await {
-            Ok(inspection) if inspection.status == Status::Running => {}
+            Ok(inspection) if inspection.status == ContainerStatus::Running => {}
             Err(error) if !error.is_not_found() => return Some(error),
             _ => return None,
         }

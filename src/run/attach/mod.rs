@@ -172,7 +172,7 @@ impl Attachment {
         let live = !run.is_over();
         let session = Session::new(run, None, live, acts);
         let mut direct = None;
-        if options.live_only && live && !session.run.entry.status.borrow().tapped {
+        if options.live_only && live && !session.run.entry.snapshot.borrow().tapped {
             direct = session.watch().await?;
         }
         // A pipe has one writer, which a call that fails must not use up.
@@ -342,16 +342,16 @@ enum Stage {
 
 /// Resolves when a run has ended, and was not sealed within the bound of its manager.
 async fn overdue(run: &Run) {
-    let mut status = run.entry.status.clone();
-    if status
-        .wait_for(|status| status.state.ending().is_some())
+    let mut snapshot = run.entry.snapshot.clone();
+    if snapshot
+        .wait_for(|snapshot| snapshot.state.ending().is_some())
         .await
         .is_err()
     {
         std::future::pending::<()>().await;
     }
     sleep(run.inner.context.seal_timeout).await;
-    if run.entry.status.borrow().seal.is_some() {
+    if run.entry.snapshot.borrow().seal.is_some() {
         std::future::pending::<()>().await;
     }
 }
@@ -434,7 +434,7 @@ impl Viewer {
                 };
                 match piece {
                     Some(piece) if piece.offset > self.seen[piece.stream] && self.is_in_file() => {
-                        let gone = self.run.entry.status.has_changed().is_err();
+                        let gone = self.run.entry.snapshot.has_changed().is_err();
                         if self.read_file().await? {
                             self.put_back(piece);
                         } else if gone {
@@ -453,13 +453,13 @@ impl Viewer {
                 }
             }
             Stage::Last => {
-                let status = self.run.entry.status.clone();
-                let over = status.borrow().seal.is_some() || status.has_changed().is_err();
+                let snapshot = self.run.entry.snapshot.clone();
+                let over = snapshot.borrow().seal.is_some() || snapshot.has_changed().is_err();
                 if !self.read_file().await? {
                     if over {
                         return Ok(false);
                     }
-                    if !self.run.owned_elsewhere() && status.borrow().state.ending().is_none() {
+                    if !self.run.owned_elsewhere() && snapshot.borrow().state.ending().is_none() {
                         // It was taken over: what comes is seen live.
                         let (pending, receiver) = self.run.entry.hub.subscribe();
                         if receiver.is_some() {
@@ -469,7 +469,7 @@ impl Viewer {
                         }
                     }
                     sleep(LOOK).await;
-                    let ended = self.run.entry.status.borrow().state.ending().is_some();
+                    let ended = self.run.entry.snapshot.borrow().state.ending().is_some();
                     let since = *self.ended.get_or_insert_with(Instant::now);
                     if !ended {
                         self.ended = None;

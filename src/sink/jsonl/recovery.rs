@@ -1,4 +1,4 @@
-//! Going on with a file whose writer has gone.
+//! Reopening a file whose writer has ended.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::sink::{RecordVisitor, Resumed};
 use crate::spec::RunId;
 
 impl Jsonl {
-    /// Judges the file at `path`, and opens it to go on if it is not sealed.
+    /// Scans the file at `path`, and reopens it for appending if it is not sealed.
     pub(super) fn recover(
         &self,
         run: &RunId,
@@ -30,12 +30,12 @@ impl Jsonl {
             opened => opened?,
         };
         lock(file.as_std(), run, &path)?;
-        let held = file.as_std().try_clone();
-        let held = held.map_err(|error| Error::storage("lock", &path, error))?;
+        let lock_file = file.as_std().try_clone();
+        let lock_file = lock_file.map_err(|error| Error::storage("lock", &path, error))?;
         let resumed = self.recover_locked(file, path, visit);
         if !matches!(resumed, Ok(Resumed::Open { .. })) {
-            // Closed alone, it would be locked for as long as a child that was forked meanwhile.
-            let _ = held.unlock();
+            // Without this, a forked child that inherited the file would keep the lock.
+            let _ = lock_file.unlock();
         }
         resumed
     }
@@ -46,14 +46,14 @@ impl Jsonl {
         path: PathBuf,
         mut visit: RecordVisitor,
     ) -> Result<Resumed> {
-        let recovery = RecoveryMode {
+        let recovery = Recovery {
             file: &file,
             path: &path,
         };
         let length = recovery.attempt("read", file.as_std().metadata())?.len();
         let mut scan = recovery.attempt("read", scan(file.as_std()))?;
-        if let Some(written) = self.witness.recall(&path)
-            && !recovery.attempt("read", written.is_in(file.as_std()))?
+        if let Some(written) = self.ledger.recall(&path)
+            && !recovery.attempt("read", written.matches(file.as_std()))?
         {
             recovery.attempt("read", recovery.distrust(&mut scan))?;
         }
@@ -65,7 +65,7 @@ impl Jsonl {
             }),
             OwnedContainer::Sealed(seal) => {
                 recovery.visit(keep.offset, &mut visit)?;
-                recovery.make_stay()?;
+                recovery.sync_all()?;
                 Ok(Resumed::Sealed(*seal))
             }
             OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_)
@@ -77,12 +77,12 @@ impl Jsonl {
             OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_) => {
                 let torn = recovery.cut(keep.offset, length)?;
                 recovery.visit(keep.offset, &mut visit)?;
-                recovery.make_stay()?;
+                recovery.sync_all()?;
                 recovery.attempt("seek in", file.as_std().seek(SeekFrom::Start(keep.offset)))?;
                 let writer = Writer::new(
                     self.syncer(file, &path),
                     Encoder::new(keep),
-                    self.witness.clone(),
+                    self.ledger.clone(),
                 );
                 Ok(Resumed::Open {
                     log: self.log(writer, path),
@@ -93,18 +93,19 @@ impl Jsonl {
     }
 }
 
-struct RecoveryMode<'a> {
+struct Recovery<'a> {
     file: &'a File,
     path: &'a Path,
 }
 
-impl RecoveryMode<'_> {
+impl Recovery<'_> {
     fn attempt<T>(&self, operation: &'static str, result: io::Result<T>) -> Result<T> {
         result.map_err(|error| Error::storage(operation, self.path, error))
     }
 
-    /// Someone has changed what this process has written: what is behind the last `check` cannot be
-    /// told from that, and a seal is another one's.
+    /// Handles a file that was changed externally since this process wrote it.
+    ///
+    /// Records after the last `check` cannot be trusted, and neither can a seal.
     fn distrust(&self, found: &mut Scan) -> io::Result<()> {
         let checked = found.keep.checked;
         let mut input = self.file.as_std();
@@ -113,7 +114,7 @@ impl RecoveryMode<'_> {
         let damage = Damage {
             line: keep.lines + 1,
             offset: keep.offset,
-            reason: "someone has changed it: what is from here on is not what was written".into(),
+            reason: "the file was changed externally from here on".into(),
         };
         found.found = match found.found {
             OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_) => {
@@ -127,7 +128,7 @@ impl RecoveryMode<'_> {
         Ok(())
     }
 
-    /// Shows the records of the first `length` bytes, which were found to be good.
+    /// Passes the records of the first `length` bytes, which the scan accepted, to `visit`.
     fn visit(&self, length: u64, visit: &mut RecordVisitor) -> Result<()> {
         let mut input = self.file.as_std();
         self.attempt("seek in", input.rewind())?;
@@ -138,7 +139,7 @@ impl RecoveryMode<'_> {
                 Ok(Line::Event(event)) => visit(RecordRef::Event(&event)),
                 Ok(Line::Unknown(_)) => {}
                 Err(bad) => {
-                    let changed = format!("it changed while it was read: {}", bad.reason());
+                    let changed = format!("the file changed while it was read: {}", bad.reason());
                     return self.attempt("read", Err(io::Error::other(changed)));
                 }
             }
@@ -146,9 +147,8 @@ impl RecoveryMode<'_> {
         Ok(())
     }
 
-    /// Makes what was found survive the machine's power failing: it counts from now on, and whoever
-    /// wrote it may have died before it was synced, or its name.
-    fn make_stay(&self) -> Result<()> {
+    /// Syncs the file and its directory entries, which the previous writer may not have synced.
+    fn sync_all(&self) -> Result<()> {
         self.attempt("sync", self.file.sync_all())?;
         self.sync_names()
     }
@@ -159,7 +159,7 @@ impl RecoveryMode<'_> {
         sync_dir(parent_dir(dir))
     }
 
-    /// Moves what is behind `keep` aside. Until it is safe there, nothing is changed.
+    /// Moves the bytes after `keep` to another file. The log is cut only once they are synced.
     fn cut(&self, keep: u64, length: u64) -> Result<Option<TruncatedTail>> {
         if keep == length {
             return Ok(None);
@@ -186,7 +186,7 @@ impl RecoveryMode<'_> {
         let mut input = self.file.as_std();
         self.attempt("seek in", input.seek(SeekFrom::Start(keep)))?;
         let copied = io::copy(&mut input.take(length - keep), &mut aside);
-        // Which of the two files it was is not known: the one that was to be read is named.
+        // The failing file of the two is not known: the error names the one that was read.
         let copied = self.attempt("move aside the end of", copied)?;
         if copied != length - keep {
             let short = io::Error::from(io::ErrorKind::UnexpectedEof);
@@ -195,13 +195,13 @@ impl RecoveryMode<'_> {
         Ok(())
     }
 
-    /// Moves a file without even a first record away, so that one can be made.
+    /// Moves a file without a complete first record away, so that the log can be created.
     fn move_away(&self, length: u64) -> Result<()> {
         if length == 0 {
             self.attempt("remove", disk::remove_file(self.path))?;
         } else {
             self.attempt("sync", self.file.sync_all())?;
-            // The name is taken by the empty file: a rename alone could replace another one.
+            // An empty file reserves the name: a rename alone could replace another file.
             let (_, path, _) = self.new_file()?;
             let renamed = disk::rename(self.path, &path);
             if renamed.is_err() {
@@ -212,7 +212,7 @@ impl RecoveryMode<'_> {
         self.sync_names()
     }
 
-    /// Makes the next free one of `torn-1`, `torn-2`, ...
+    /// Creates the next free file of `torn-1`, `torn-2` and so on.
     fn new_file(&self) -> Result<(String, PathBuf, File)> {
         for number in 1u64.. {
             let name = format!("torn-{number}");
@@ -224,6 +224,6 @@ impl RecoveryMode<'_> {
                 Err(error) => return Err(error),
             }
         }
-        unreachable!("there are more numbers than files")
+        unreachable!("a file system has fewer files than numbers")
     }
 }
