@@ -94,7 +94,7 @@ async fn a_failed_write_latches_the_log() {
         ] {
             let text = error.chain();
             assert!(matches!(error, Error::Storage { .. }), "{text}");
-            assert!(text.contains("failed before: File too large"), "{text}");
+            assert!(text.contains("an earlier call failed: File too large"), "{text}");
         }
         let after = place.dir.join("logs.jsonl").metadata().unwrap().len();
         assert_eq!(length, after);
@@ -102,8 +102,7 @@ async fn a_failed_write_latches_the_log() {
         return;
     }
     let place = Place::new();
-    let test = "durability::\
-                a_failed_write_latches_the_log";
+    let test = "durability::a_failed_write_latches_the_log";
     let limit = "trap '' XFSZ; ulimit -f 100;";
     let shown = child(test, &place.place.dir, limit).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();

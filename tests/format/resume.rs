@@ -325,7 +325,7 @@ async fn a_sink_quarantines_external_changes() {
     std::os::unix::fs::FileExt::write_at(&file, b"7", digit as u64).unwrap();
     let error = log.seal(seal(&records, json!({}))).await.unwrap_err();
     assert!(
-        error.chain().contains("someone has changed it"),
+        error.chain().contains("the file was changed externally"),
         "{}",
         error.chain()
     );
@@ -404,7 +404,7 @@ async fn start_and_end_records_are_not_accepted() {
         let note = event(json!({"type": "note", "ts": at(1), "text": "after an error"}));
         let error = log.append(batch([&note])).await.unwrap_err();
         assert!(
-            error.chain().contains("has failed before"),
+            error.chain().contains("an earlier call failed"),
             "{}",
             error.chain()
         );

@@ -57,7 +57,7 @@ async fn escape_sequences_are_spelled_out() {
     .await;
     let text = String::from_utf8(text.try_iter().flatten().collect()).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[0], "build * is to run any");
+    assert_eq!(lines[0], "build * running any");
     assert!(
         lines[1].starts_with("build * started as scripted-"),
         "{text}"
