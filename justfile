@@ -67,7 +67,7 @@ public-api:
 public-api-update:
     cargo +nightly public-api --package moat --all-features -sss >tests/public-api.txt
 
-# All tests, or those that the arguments name: `just test --test audit_format`
+# All tests, or those that the arguments name: `just test --test format`
 test *args:
     cargo test --locked --workspace --all-features {{ args }}
 

@@ -1,4 +1,4 @@
-//! A runtime that breaks one clause at a time, so that each trial is seen to fail.
+//! A runtime that breaks one clause at a time, so that each case is seen to fail.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,7 +13,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::pending;
 use futures::{StreamExt, stream};
-use libtest_mimic::Trial;
 use moat::conformance::{self, Behaviour, RuntimeHarness, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::{
@@ -23,18 +22,19 @@ use moat::runtime::{
 };
 use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
 use moat::{RunId, RunSpec};
+use testkit::harness::Trial;
 use tokio::io::AsyncWrite;
 
 use crate::scripted;
 
 type Answer<T> = Result<T, RuntimeError>;
 
-/// The scripted runtime, but for the clause that is named.
+/// The scripted runtime, except for the named clause.
 #[derive(Debug)]
 struct Broken {
     inner: Arc<dyn Runtime>,
     clause: &'static str,
-    /// How often something was asked for that is done rightly only once.
+    /// The number of calls of an operation that works once.
     asked: AtomicU64,
     dropped: Arc<AtomicBool>,
     secret: Mutex<String>,
@@ -87,7 +87,7 @@ fn short(output: OutputStream) -> OutputStream {
         .boxed()
 }
 
-/// The input of an engine that takes `ctrl-p` for itself.
+/// The input of an engine that swallows `ctrl-p`.
 struct WithoutKeys(InputWriter);
 
 impl AsyncWrite for WithoutKeys {
@@ -110,7 +110,7 @@ impl AsyncWrite for WithoutKeys {
     }
 }
 
-/// An input whose end arrives nowhere.
+/// An input whose end never arrives.
 struct Endless(ManuallyDrop<InputWriter>);
 
 impl AsyncWrite for Endless {
@@ -320,7 +320,7 @@ impl Runtime for Broken {
                 Ok(status)
             }
             "tap::dropped_it_leaves_the_container_alone" if self.dropped.load(SeqCst) => {
-                // As of a container that has written to nobody.
+                // As if the container had written nothing.
                 Ok(WaitStatus::new(Some(141)).with_error(status.error))
             }
             "remove::its_waiters_are_not_left_waiting" => match self.status(container).await {
@@ -468,7 +468,7 @@ impl RuntimeHarness for Stage {
         self.inner.spec(behaviour)
     }
 
-    /// Which it does not.
+    /// A spec that this runtime wrongly accepts.
     fn refused(&self) -> Unsupported<RunSpec> {
         Ok(RunSpec::new("any").privileged(true))
     }
@@ -494,7 +494,7 @@ impl RuntimeHarness for Stage {
     }
 }
 
-pub fn rows() -> Vec<Trial> {
+pub fn row() -> impl Iterator<Item = Trial> {
     crate::red("runtime", |clause| {
         conformance::runtime(move || Stage {
             inner: scripted::Stage::new(),

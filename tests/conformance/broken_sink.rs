@@ -1,4 +1,4 @@
-//! A sink that breaks one clause at a time, so that each trial is seen to fail.
+//! A sink that breaks one clause at a time, so that each case is seen to fail.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,15 +6,15 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 
 use async_trait::async_trait;
-use libtest_mimic::Trial;
 use moat::audit::{Batch, Event, Output, Record, RecordRef, Start};
 use moat::conformance::{self, SinkHarness};
 use moat::outcome::Stream;
 use moat::sink::{Memory, RecordVisitor, Resumed, RunLog, RunPlace};
 use moat::timestamp::Timestamp;
 use moat::{Error, LogSink, Result, RunId, Seal};
+use testkit::harness::Trial;
 
-/// The sink in memory, but for the clause that is named.
+/// The sink in memory, except for the named clause.
 #[derive(Debug, Clone)]
 struct Broken {
     memory: Memory,
@@ -131,7 +131,7 @@ struct Log {
 }
 
 impl Log {
-    /// The error, unless the clause is that an error stays.
+    /// The error, unless the clause is that errors persist.
     fn after(&mut self, result: Result<()>) -> Result<()> {
         let forgets = self.clause == "errors::after_one_a_log_takes_nothing_more";
         match result {
@@ -143,7 +143,7 @@ impl Log {
 
 fn note() -> Batch {
     let mut batch = Batch::new();
-    batch.push_event(Event::note("nobody asked for it"));
+    batch.push_event(Event::note("not appended by the caller"));
     batch
 }
 
@@ -199,13 +199,13 @@ impl SinkHarness for Stage {
         Arc::new(self.0.clone())
     }
 
-    /// The half record is shown as if it were whole.
+    /// The half record is shown as whole.
     fn tear(&self, _: &RunPlace) -> Result<(), String> {
         self.0.torn.store(true, SeqCst);
         Ok(())
     }
 
-    /// It is not noticed.
+    /// The damage is not noticed.
     fn damage(&self, _: &RunPlace) -> Result<(), String> {
         Ok(())
     }
@@ -216,7 +216,7 @@ impl SinkHarness for Stage {
     }
 }
 
-pub fn rows() -> Vec<Trial> {
+pub fn row() -> impl Iterator<Item = Trial> {
     crate::red("sink", |clause| {
         conformance::sink(Stage(Broken {
             memory: Memory::new(),

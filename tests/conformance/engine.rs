@@ -1,33 +1,22 @@
-//! Docker, or what speaks its protocol, as the suite's stage.
+//! Docker, or an engine with its protocol, for the suite.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use libtest_mimic::Trial;
 use moat::conformance::{Behaviour, RuntimeHarness, Step, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::Runtime;
 use moat::spec::{ExecSpec, Pull};
 use moat::{Docker, RunSpec};
 use tempfile::TempDir;
+use testkit::engine::{block_on, connect};
+use testkit::image;
+use testkit::proxy::Proxy;
 use tokio::sync::OnceCell;
 
-use crate::support::engine::{block_on, connect, is_expected};
-use crate::support::image;
-use crate::support::proxy::Proxy;
-
-/// The row of an engine: ignored where none answers.
-pub fn row(row: impl FnOnce() -> Vec<Trial>) -> Vec<Trial> {
-    let ignored = !is_expected();
-    let trials = row().into_iter();
-    trials
-        .map(|trial| trial.with_ignored_flag(ignored))
-        .collect()
-}
-
-/// An engine behind a proxy of the trial's own, which can be taken down.
+/// An engine behind a proxy that can be taken down.
 pub struct Stage {
     dir: TempDir,
     proxy: OnceCell<Proxy>,
@@ -41,7 +30,7 @@ impl Stage {
         }
     }
 
-    /// `None`: the engine has no socket that a proxy could stand before.
+    /// `None` if the engine has no socket for a proxy.
     fn proxy(&self) -> Unsupported<&Proxy> {
         self.proxy
             .get()
@@ -82,7 +71,7 @@ impl RuntimeHarness for Stage {
     }
 
     fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
-        // With its entrypoint: Podman does not take that of an import.
+        // With its entrypoint: Podman ignores that of an import.
         let spec = RunSpec::new(image()?)
             .entrypoint(["/workload"])
             .network("none");
@@ -124,7 +113,7 @@ impl RuntimeHarness for Stage {
     }
 }
 
-/// What the workload calls it.
+/// The steps of the workload for a behavior.
 fn words(behaviour: &Behaviour) -> Unsupported<Vec<String>> {
     let mut words = Vec::new();
     let mut step = |text: String, stream: Option<Stream>| {

@@ -1,4 +1,4 @@
-//! The scripted runtime, as the suite's stage.
+//! The scripted runtime for the suite.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,7 +34,7 @@ impl RuntimeHarness for Stage {
     }
 
     fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
-        // Each spec has an image of its own, which stands for its script.
+        // Each spec has a separate image, which selects its script.
         let image = format!("script-{}", self.specs.fetch_add(1, Ordering::Relaxed));
         self.engine.image(&image, behaviour.into());
         Ok(RunSpec::new(image))

@@ -1,4 +1,4 @@
-//! The sinks that come with moat, as the suite's stages.
+//! The sinks of moat for the suite.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -7,9 +7,9 @@ use std::sync::Arc;
 use moat::LogSink;
 use moat::audit::LOG_FILE;
 use moat::conformance::SinkHarness;
-use moat::sink::{Memory, RunPlace};
+use moat::sink::{Faulty, Memory, RunPlace, SinkCall, SinkFault};
 
-/// A sink whose logs are those of `Jsonl`.
+/// A sink with the logs of `Jsonl`.
 pub struct OfJsonl<F>(pub F);
 
 impl<S: LogSink, F: Fn() -> S + Send + Sync + 'static> SinkHarness for OfJsonl<F> {
@@ -32,7 +32,7 @@ impl<S: LogSink, F: Fn() -> S + Send + Sync + 'static> SinkHarness for OfJsonl<F
     }
 
     fn spoil(&self, place: &RunPlace) -> Result<(), String> {
-        // A file that is not at its place any more cannot be sealed.
+        // A file that was moved cannot be sealed.
         fs::remove_file(place.dir.join(LOG_FILE)).map_err(|error| error.to_string())
     }
 }
@@ -47,6 +47,23 @@ impl SinkHarness for OfMemory {
 
     fn spoil(&self, place: &RunPlace) -> Result<(), String> {
         self.0.fail(&place.run);
+        Ok(())
+    }
+}
+
+/// A sink whose faults are injected.
+pub struct OfFaulty(pub Faulty);
+
+impl SinkHarness for OfFaulty {
+    fn sink(&self) -> Arc<dyn LogSink> {
+        Arc::new(self.0.clone())
+    }
+
+    fn spoil(&self, place: &RunPlace) -> Result<(), String> {
+        let run = place.run.clone();
+        let fault = SinkFault::error().at(move |place| place.run == run);
+        let calls = [SinkCall::Append, SinkCall::Sync, SinkCall::Seal];
+        self.0.fault(fault.on(calls).times(1));
         Ok(())
     }
 }

@@ -19,18 +19,18 @@ use crate::stdin::{sh, with_input};
 
 testkit::trials! {
     crate::on_engine:
-        a_late_reader_gets_the_past_and_the_rest_without_loss_or_doubles,
-        readers_that_come_at_any_time_see_the_same_bytes,
-        a_reader_after_the_end_gets_all_of_it,
-        a_reader_that_does_not_read_harms_neither_container_nor_audit,;
+        a_late_subscriber_sees_each_byte_once,
+        subscribers_at_any_time_see_the_same_bytes,
+        an_attachment_after_the_end_sees_all_output,
+        a_stuck_subscriber_harms_no_container_or_audit;
     crate::on_busybox:
-        one_who_wants_what_comes_gets_nothing_of_what_was,
-        an_attachment_ends_after_the_last_byte_and_tells_the_outcome,
-        twenty_eyes_of_which_one_is_blind_slow_nothing_down,
+        live_only_shows_no_past_output,
+        an_attachment_ends_with_the_outcome,
+        a_stuck_subscriber_does_not_slow_others,
 }
 
-/// An engine that is asked for the past and the rest at once loses what falls between them.
-async fn a_late_reader_gets_the_past_and_the_rest_without_loss_or_doubles(stage: &Stage) {
+/// If an engine is asked for past and live output at once, output between the two can be lost.
+async fn a_late_subscriber_sees_each_byte_once(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.gated("lines 500 + await /gate/go + lines 500 --from 501");
     let run = manager.start(spec).await.unwrap();
@@ -45,7 +45,7 @@ async fn a_late_reader_gets_the_past_and_the_rest_without_loss_or_doubles(stage:
     sequence::check(read(&end(&run).await).stream("stdout"), "out", 1000, 64).unwrap();
 }
 
-async fn readers_that_come_at_any_time_see_the_same_bytes(stage: &Stage) {
+async fn subscribers_at_any_time_see_the_same_bytes(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.spec("lines 2000 --burst 10 --delay-ms 2");
     let run = manager.start(spec).await.unwrap();
@@ -65,7 +65,7 @@ async fn readers_that_come_at_any_time_see_the_same_bytes(stage: &Stage) {
     assert_complete(&read(&end(&run).await));
 }
 
-async fn a_reader_after_the_end_gets_all_of_it(stage: &Stage) {
+async fn an_attachment_after_the_end_sees_all_output(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
         .start(stage.spec("lines 3000 + warn end"))
@@ -77,8 +77,8 @@ async fn a_reader_after_the_end_gets_all_of_it(stage: &Stage) {
     assert_eq!(watched.bytes[&moat::outcome::Stream::Stderr], b"end\n");
 }
 
-/// An engine whose attached client stops reading blocks the container, and everyone who asks.
-async fn a_reader_that_does_not_read_harms_neither_container_nor_audit(stage: &Stage) {
+/// If an attached client of the engine stops reading, the container and all requests block.
+async fn a_stuck_subscriber_harms_no_container_or_audit(stage: &Stage) {
     const LINES: u64 = 200_000;
     let manager = stage.manager().await;
     let run = manager
@@ -91,13 +91,13 @@ async fn a_reader_that_does_not_read_harms_neither_container_nor_audit(stage: &S
     let outcome = end(&run).await;
     let audit = read(&outcome);
     assert_all_or_cut(&audit, &sequence::lines("out", LINES, 64));
-    // Whatever it is given in the end, it knows how much it has not seen.
+    // In the end, the subscriber knows how much it missed.
     while watched.next(&mut idle).await {}
     let seen = watched.stdout().len() as u64;
     assert_eq!(seen + watched.missed, audit.stream("stdout").len() as u64);
 }
 
-async fn one_who_wants_what_comes_gets_nothing_of_what_was(stage: &Stage) {
+async fn live_only_shows_no_past_output(stage: &Stage) {
     let manager = stage.manager().await;
     let script = "seq 1 1000; echo first >&2; read line; seq 1001 2000";
     let (run, mut output) = manager
@@ -106,7 +106,7 @@ async fn one_who_wants_what_comes_gets_nothing_of_what_was(stage: &Stage) {
         .unwrap();
     let mut watched = Watched::default();
     watched.until(&mut output, "1000\n").await;
-    eventually(60, "all of it in the file", async || {
+    eventually(60, "the output in the file", async || {
         let file = std::fs::read_to_string(run.audit().unwrap()).unwrap();
         file.contains(r#""line":"first""#).then_some(())
     })
@@ -115,7 +115,7 @@ async fn one_who_wants_what_comes_gets_nothing_of_what_was(stage: &Stage) {
         .attach_with(AttachOptions::new().live_only())
         .await
         .unwrap();
-    // What comes is what comes after it was first asked.
+    // Live output starts at the first poll.
     assert!(futures::poll!(live.next()).is_pending());
     output.input().unwrap().write_all(b"\n").await.unwrap();
     let live = Watched::all(live).await;
@@ -125,7 +125,7 @@ async fn one_who_wants_what_comes_gets_nothing_of_what_was(stage: &Stage) {
     assert_complete(&read(&end(&run).await));
 }
 
-async fn an_attachment_ends_after_the_last_byte_and_tells_the_outcome(stage: &Stage) {
+async fn an_attachment_ends_with_the_outcome(stage: &Stage) {
     let manager = stage.manager().await;
     let (_run, mut output) = manager
         .start_attached(
@@ -143,7 +143,7 @@ async fn an_attachment_ends_after_the_last_byte_and_tells_the_outcome(stage: &St
 
 const EYES: usize = 20;
 
-/// Of 100 bytes each, with their newlines.
+/// Lines of 100 bytes, newline included.
 const LINES: u64 = 300_000;
 
 fn chatty(stage: &Stage) -> RunSpec {
@@ -153,7 +153,7 @@ fn chatty(stage: &Stage) -> RunSpec {
         .network("none")
 }
 
-/// How many bytes one saw, and was told that it missed.
+/// The number of bytes that a subscriber saw and missed.
 async fn watch(mut output: Attachment) -> (u64, u64) {
     use futures::StreamExt;
     let (mut seen, mut missed) = (0, 0);
@@ -170,9 +170,10 @@ async fn watch(mut output: Attachment) -> (u64, u64) {
     (seen, missed)
 }
 
-/// One run with so many eyes on it, of which one never reads: how long the container took.
+/// The time that the container takes with this many subscribers, one of which never reads.
 async fn once(stage: &Stage, eyes: usize) -> Duration {
-    // Equal lines are no evidence, so all of them are read again at the end: eyes are to wait.
+    // Equal lines are no evidence, so the whole log is read again at the end. Subscribers wait for
+    // that.
     let manager = Manager::builder(stage.root(), Docker::connect().await.unwrap())
         .seal_timeout(Duration::from_secs(120))
         .open()
@@ -209,9 +210,8 @@ async fn once(stage: &Stage, eyes: usize) -> Duration {
     exit.finished_at.unwrap().since(exit.started_at.unwrap())
 }
 
-/// The figure is asserted in the long form alone: a machine that does other things as well says
-/// nothing in one try.
-async fn twenty_eyes_of_which_one_is_blind_slow_nothing_down(stage: &Stage) {
+/// Only the long form asserts the figure: one try on a busy machine says nothing.
+async fn a_stuck_subscriber_does_not_slow_others(stage: &Stage) {
     let soak = std::env::var_os("MOAT_SOAK").is_some();
     let rounds = if soak { 7 } else { 1 };
     let (mut alone, mut watched) = (Vec::new(), Vec::new());

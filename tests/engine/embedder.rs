@@ -10,25 +10,25 @@ use testkit::child;
 
 use crate::stage::Stage;
 
-/// Says that this process is an embedder, and what it is to do.
+/// The role of this process as an embedder.
 const ROLE: &str = "embedder";
 
-/// What the embedder is told, as JSON in [`ROLE`].
+/// The orders of the embedder.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Orders {
     root: String,
     image: String,
     gate: String,
-    /// The run to start; none: only open the root, and look after what is there.
+    /// The steps of the run to start. `None`: open the root and keep what is there.
     steps: Option<String>,
     id: String,
     tty: bool,
     time_limit: Option<f64>,
-    /// With which grace to stop the run, once it has said that it is ready.
+    /// Stop the run with this grace period once it has printed `ready`.
     stop: Option<f64>,
 }
 
-/// Does what an embedder does, if this process is one. It is never done: it is killed.
+/// Plays the embedder if this process is one. It runs until it is killed.
 pub fn role() -> Option<()> {
     let orders: Orders = child::orders(ROLE)?;
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -56,7 +56,7 @@ pub fn role() -> Option<()> {
         };
         println!("ready");
         std::io::stdout().flush().unwrap();
-        // It reads nothing, and waits: whoever embeds a library does not look after its tasks.
+        // An embedder only waits; the tasks of the library do the rest.
         let _ = match orders.stop {
             Some(grace) => {
                 run.wait_ready(Ready::line("ready")).await.unwrap();
@@ -69,7 +69,7 @@ pub fn role() -> Option<()> {
     Some(())
 }
 
-/// A process that embeds moat. Dropped, it is killed by a signal that it cannot catch.
+/// A process that embeds moat. Dropped, it is killed with SIGKILL.
 pub struct Embedder(Child);
 
 impl Drop for Embedder {
@@ -80,33 +80,33 @@ impl Drop for Embedder {
 }
 
 impl Embedder {
-    /// Starts a run in a process of its own; returns when the run has started.
+    /// Starts a run in a child process, and returns once the run has started.
     pub fn start(stage: &Stage, id: &str, steps: &str) -> Self {
         Self::spawn(&orders(stage, id, Some(steps)))
     }
 
-    /// The same, with a terminal.
+    /// The same with a terminal.
     pub fn start_tty(stage: &Stage, id: &str, steps: &str) -> Self {
         let mut orders = orders(stage, id, Some(steps));
         orders.tty = true;
         Self::spawn(&orders)
     }
 
-    /// The same, with a time limit in seconds.
+    /// The same with a time limit in seconds.
     pub fn start_limited(stage: &Stage, id: &str, steps: &str, seconds: f64) -> Self {
         let mut orders = orders(stage, id, Some(steps));
         orders.time_limit = Some(seconds);
         Self::spawn(&orders)
     }
 
-    /// The same, of one that says `ready`, and is then asked to stop with a grace in seconds.
+    /// The same for a run that prints `ready` and is then stopped with a grace period in seconds.
     pub fn start_and_stop(stage: &Stage, id: &str, steps: &str, grace: f64) -> Self {
         let mut orders = orders(stage, id, Some(steps));
         orders.stop = Some(grace);
         Self::spawn(&orders)
     }
 
-    /// Opens the root in a process of its own; returns when the run was taken over.
+    /// Opens the root in a child process, and returns once the run is recovered.
     pub fn take_over(stage: &Stage, id: &str) -> Self {
         Self::spawn(&orders(stage, id, None))
     }

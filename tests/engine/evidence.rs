@@ -1,4 +1,4 @@
-//! What proves that an audit is complete, and what is a gap.
+//! Evidence of a complete audit, and gaps.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read};
 
 testkit::trials! {
     crate::on_engine:
-        nothing_is_lost_when_the_answer_to_attach_comes_late,
-        a_tap_that_is_cut_is_made_good_from_the_engines_log,
-        a_tap_that_is_cut_among_identical_lines_neither_loses_nor_doubles_one,
-        a_tap_that_goes_silent_is_made_good_after_its_deadline,
-        a_cut_tap_without_a_readable_log_is_a_gap,
-        a_log_that_cannot_be_read_is_no_proof_of_completeness,
-        a_cut_tap_without_a_backstop_is_a_gap,
-        a_lost_connection_to_the_engine_loses_nothing,
-        a_runtime_that_its_user_blocks_never_passes_a_loss_for_complete,
+        a_late_answer_to_attach_loses_nothing,
+        a_cut_tap_is_completed_from_the_log,
+        a_tap_cut_in_equal_lines_keeps_each_line_once,
+        a_silent_tap_is_replaced_after_its_deadline,
+        a_cut_tap_without_readable_log_is_a_gap,
+        an_unreadable_log_does_not_prove_completeness,
+        a_cut_tap_without_backstop_is_a_gap,
+        a_lost_connection_loses_nothing,
+        a_blocked_runtime_never_hides_a_loss,
 }
 
 /// A manager that reaches the engine through a proxy.
@@ -31,8 +31,8 @@ pub async fn behind_proxy(stage: &Stage) -> (Proxy, Manager) {
     (proxy, manager)
 }
 
-/// A container that is started when attach was only asked for prints before anyone listens.
-async fn nothing_is_lost_when_the_answer_to_attach_comes_late(stage: &Stage) {
+/// A container that is started before attach is answered prints before anyone listens.
+async fn a_late_answer_to_attach_loses_nothing(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::Late(Duration::from_secs(1)));
     let run = manager.start(stage.spec("lines 50")).await.unwrap();
@@ -46,8 +46,8 @@ async fn nothing_is_lost_when_the_answer_to_attach_comes_late(stage: &Stage) {
     );
 }
 
-/// The end of an attach stream looks the same when a proxy has cut it.
-async fn a_tap_that_is_cut_is_made_good_from_the_engines_log(stage: &Stage) {
+/// A cut attach stream ends like a complete one.
+async fn a_cut_tap_is_completed_from_the_log(stage: &Stage) {
     for bytes in [0, 1, 100, 5000, 20_000] {
         let (proxy, manager) = behind_proxy(stage).await;
         proxy.fault("attach", Fault::CutAfter(bytes));
@@ -59,7 +59,7 @@ async fn a_tap_that_is_cut_is_made_good_from_the_engines_log(stage: &Stage) {
         sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
         sequence::check(audit.stream("stderr"), "err", 400, 64).unwrap();
         assert_complete(&audit);
-        // Cut at once, it may end as one that has nothing more to say, and be followed by the log.
+        // If the cut comes early, the tap may end without output, and the log is followed instead.
         let replayed = audit.evidence() == "replay";
         assert!(replayed || bytes == 0, "cut after {bytes} bytes");
         drop(run);
@@ -69,8 +69,8 @@ async fn a_tap_that_is_cut_is_made_good_from_the_engines_log(stage: &Stage) {
     }
 }
 
-/// Where all lines are the same, their number alone tells what is missing.
-async fn a_tap_that_is_cut_among_identical_lines_neither_loses_nor_doubles_one(stage: &Stage) {
+/// With equal lines, only their number shows what is missing.
+async fn a_tap_cut_in_equal_lines_keeps_each_line_once(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::CutAfter(3001));
     let run = manager.start(stage.spec("yes same 5000")).await.unwrap();
@@ -80,8 +80,8 @@ async fn a_tap_that_is_cut_among_identical_lines_neither_loses_nor_doubles_one(s
     assert_eq!(audit.evidence(), "replay");
 }
 
-/// Attached to a container that has ended, an engine never ends the stream.
-async fn a_tap_that_goes_silent_is_made_good_after_its_deadline(stage: &Stage) {
+/// On a container that has ended, an engine never ends an attach stream.
+async fn a_silent_tap_is_replaced_after_its_deadline(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::SilentAfter(3000));
     let run = manager
@@ -97,7 +97,7 @@ async fn a_tap_that_goes_silent_is_made_good_after_its_deadline(stage: &Stage) {
 }
 
 /// Invariant 7.
-async fn a_cut_tap_without_a_readable_log_is_a_gap(stage: &Stage) {
+async fn a_cut_tap_without_readable_log_is_a_gap(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("attach", Fault::CutAfter(3000));
     proxy.fault("logs", Fault::Refuse(501));
@@ -114,8 +114,8 @@ async fn a_cut_tap_without_a_readable_log_is_a_gap(stage: &Stage) {
     );
 }
 
-/// Invariant 7: the tap came to its end, which proves nothing.
-async fn a_log_that_cannot_be_read_is_no_proof_of_completeness(stage: &Stage) {
+/// Invariant 7: the tap ended, which proves nothing.
+async fn an_unreadable_log_does_not_prove_completeness(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     proxy.fault("logs", Fault::Refuse(501));
     let run = manager.start(stage.spec("lines 400")).await.unwrap();
@@ -128,8 +128,8 @@ async fn a_log_that_cannot_be_read_is_no_proof_of_completeness(stage: &Stage) {
     );
 }
 
-/// What nothing stands behind is gone for good, and said to be.
-async fn a_cut_tap_without_a_backstop_is_a_gap(stage: &Stage) {
+/// Output without a backstop is lost, and recorded as lost.
+async fn a_cut_tap_without_backstop_is_a_gap(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let spec = stage
         .gated("lines 100 + await /gate/go + lines 100 --from 101 + sleep 10")
@@ -151,15 +151,15 @@ async fn a_cut_tap_without_a_backstop_is_a_gap(stage: &Stage) {
     );
 }
 
-/// Invariant 10: an engine that cannot be reached is not a container that has ended.
-async fn a_lost_connection_to_the_engine_loses_nothing(stage: &Stage) {
+/// Invariant 10: an unreachable engine does not mean that the container has ended.
+async fn a_lost_connection_loses_nothing(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let spec = stage.gated("lines 200 + await /gate/go + lines 200 --from 201 + exit 5");
     let run = manager.start(spec).await.unwrap();
     printed(&run, "out 00000200 ").await;
     proxy.down();
     stage.open_gate("go");
-    // The container ends behind moat's back.
+    // The container ends while moat cannot see it.
     eventually(30, "the end of the container", async || {
         let container = stage.containers().await.remove(0);
         let found = stage
@@ -179,10 +179,10 @@ async fn a_lost_connection_to_the_engine_loses_nothing(stage: &Stage) {
     assert_complete(&audit);
 }
 
-/// An engine gives up on output that nobody reads 2 s after the exit, in its log as well as in
-/// its streams: what both have then agrees, and is not all.
-async fn a_runtime_that_its_user_blocks_never_passes_a_loss_for_complete(stage: &Stage) {
-    // Some of these end with output left in the pipe behind a connection that is full.
+/// An engine drops output that is not read within 2 s of the exit, in its log and in its streams.
+/// Both then agree and are incomplete.
+async fn a_blocked_runtime_never_hides_a_loss(stage: &Stage) {
+    // Some of these runs end with output left in the pipe, because the connection is full.
     let counts: Vec<u64> = (0..12).map(|step| 19_400 + step * 100).collect();
     let (image, root) = (stage.image.clone(), stage.root());
     let gate = stage.dir.path().join("gate");
@@ -197,7 +197,7 @@ async fn a_runtime_that_its_user_blocks_never_passes_a_loss_for_complete(stage: 
             runs.push(manager.start(spec.bind(&gate, "/gate")).await.unwrap());
         }
         std::fs::write(gate.join("go"), "").unwrap();
-        // The only thread of this runtime.
+        // This is the only thread of the runtime.
         std::thread::sleep(Duration::from_secs(8));
         futures::future::join_all(runs.iter().map(end)).await
     });

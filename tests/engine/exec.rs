@@ -14,13 +14,13 @@ use crate::stage::{Stage, Watched, actions, assert_bytes, end, read};
 
 testkit::trials! {
     crate::on_busybox:
-        a_further_process_has_its_own_output_code_and_audit,
-        a_further_process_whose_input_nobody_takes_sees_its_end,
-        a_further_process_can_be_written_to,
-        a_further_process_that_cannot_start_leaves_a_sealed_audit,
-        a_terminal_in_a_further_process_has_its_size,
-        what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening,
-        a_further_process_ends_with_its_container,
+        an_exec_has_output_code_and_audit,
+        an_exec_without_writer_sees_the_end_of_input,
+        an_exec_accepts_input,
+        a_failed_exec_leaves_a_sealed_audit,
+        an_exec_terminal_has_its_size,
+        an_exec_left_open_is_sealed_as_lost,
+        an_exec_ends_with_its_container,
 }
 
 async fn running(stage: &Stage) -> (moat::Manager, Run) {
@@ -34,12 +34,12 @@ async fn running(stage: &Stage) -> (moat::Manager, Run) {
 }
 
 async fn outcome(exec: &moat::run::Exec) -> Outcome {
-    within(60, "the end of the further process", exec.wait())
+    within(60, "the end of the exec", exec.wait())
         .await
         .unwrap()
 }
 
-async fn a_further_process_has_its_own_output_code_and_audit(stage: &Stage) {
+async fn an_exec_has_output_code_and_audit(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let spec = ExecSpec::new(["sh", "-c", "echo $GREETING; pwd >&2; exit 7"])
         .env("GREETING", "s3cr3t")
@@ -72,7 +72,7 @@ async fn a_further_process_has_its_own_output_code_and_audit(stage: &Stage) {
     assert!(matches!(error, Error::Ended { .. }), "{error}");
 }
 
-async fn a_further_process_whose_input_nobody_takes_sees_its_end(stage: &Stage) {
+async fn an_exec_without_writer_sees_the_end_of_input(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let exec = run
         .exec(ExecSpec::new(["cat"]).interactive(true))
@@ -80,11 +80,11 @@ async fn a_further_process_whose_input_nobody_takes_sees_its_end(stage: &Stage) 
         .unwrap();
     let output = exec.attach().await.unwrap();
     drop(exec);
-    let ended = within(30, "the end of the further process", output.outcome()).await;
+    let ended = within(30, "the end of the exec", output.outcome()).await;
     assert_eq!(ended.unwrap().code(), Some(0));
 }
 
-async fn a_further_process_can_be_written_to(stage: &Stage) {
+async fn an_exec_accepts_input(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let exec = run
         .exec(ExecSpec::new(["cat"]).interactive(true))
@@ -107,7 +107,7 @@ async fn a_further_process_can_be_written_to(stage: &Stage) {
     assert_eq!(ended.code(), Some(0));
     assert_eq!(actions(&read(&ended)), ["attach_input", "input_end"]);
 
-    // One that is dropped ends it too, and is recorded.
+    // A dropped writer also ends the input, and is recorded.
     let exec = run
         .exec(ExecSpec::new(["cat"]).interactive(true))
         .await
@@ -122,7 +122,7 @@ async fn a_further_process_can_be_written_to(stage: &Stage) {
     run.kill().await.unwrap();
 }
 
-async fn a_further_process_that_cannot_start_leaves_a_sealed_audit(stage: &Stage) {
+async fn a_failed_exec_leaves_a_sealed_audit(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let spec = ExecSpec::new(["true"]).user("nobody-of-this-name");
     match run.exec(spec).await {
@@ -130,7 +130,7 @@ async fn a_further_process_that_cannot_start_leaves_a_sealed_audit(stage: &Stage
             read(&outcome);
             assert!(outcome.ending.never_started(), "{outcome}");
         }
-        // Some engines say it in the output, and by the code.
+        // Some engines report it in the output and by the exit code.
         Ok(exec) => assert!(outcome(&exec).await.code() > Some(0)),
         Err(error) => panic!("{error}"),
     }
@@ -145,7 +145,7 @@ async fn a_further_process_that_cannot_start_leaves_a_sealed_audit(stage: &Stage
     run.kill().await.unwrap();
 }
 
-async fn a_terminal_in_a_further_process_has_its_size(stage: &Stage) {
+async fn an_exec_terminal_has_its_size(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let spec = ExecSpec::new(["sh"]).tty(true).interactive(true);
     assert_eq!(spec.stdin(), Stdin::Open);
@@ -158,7 +158,7 @@ async fn a_terminal_in_a_further_process_has_its_size(stage: &Stage) {
     input.write_all(b"stty size; echo do''ne\n").await.unwrap();
     shown(&mut output, "30 70").await;
     drop((input, output));
-    // Left, and come back to.
+    // Detached and attached again.
     let mut output = exec.attach_with(options).await.unwrap();
     output
         .input()
@@ -182,7 +182,7 @@ async fn shown(output: &mut moat::run::Attachment, text: &str) {
     }
 }
 
-/// A log of a further process whose owner left: a gap, and an end that nobody knows.
+/// The log of an exec whose owner left: a gap, and an unknown end.
 fn assert_lost(path: &Path) {
     let found = verify(path).unwrap();
     let LogState::Sealed(seal) = found.state else {
@@ -192,7 +192,7 @@ fn assert_lost(path: &Path) {
     assert!(matches!(seal.exit, Ending::Lost { .. }), "{}", seal.exit);
 }
 
-async fn what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening(stage: &Stage) {
+async fn an_exec_left_open_is_sealed_as_lost(stage: &Stage) {
     let (manager, run) = running(stage).await;
     let exec = run
         .exec(ExecSpec::new(["sh", "-c", "echo begun; sleep 600"]))
@@ -216,7 +216,7 @@ async fn what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening(stage: 
     run.kill().await.unwrap();
     end(&run).await;
 
-    // Also when the run itself was sealed meanwhile.
+    // Also if the run was sealed in the meantime.
     let sealed = std::fs::read(&path).unwrap();
     let lines = sealed.split_inclusive(|byte| *byte == b'\n');
     let open: Vec<u8> = lines.take(2).flatten().copied().collect();
@@ -232,25 +232,25 @@ async fn what_an_owner_leaves_open_is_sealed_as_lost_at_the_next_opening(stage: 
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-async fn a_further_process_ends_with_its_container(stage: &Stage) {
+async fn an_exec_ends_with_its_container(stage: &Stage) {
     let (_manager, run) = running(stage).await;
     let exec = run
         .exec(ExecSpec::new(["sh", "-c", "echo begun; exec sleep 600"]))
         .await
         .unwrap();
-    // An engine that is killed under a start says so as it does of any that fails.
+    // An engine that is killed during a start reports it as a failed start.
     let mut output = exec.attach().await.unwrap();
     Watched::default().until(&mut output, "begun").await;
     run.kill().await.unwrap();
     let ended = outcome(&exec).await;
     let audit = read(&ended);
     match ended.code() {
-        // An engine may be late to tell of the end: then it may have come after that of the output.
+        // The engine may report the end late. Then the output may have ended first.
         Some(code) => assert!(
             code == 137 && ["complete", "gap"].contains(&audit.verdict()),
             "{ended}"
         ),
-        // The container was removed before it could be asked.
+        // The container was removed before moat could ask.
         None => assert_eq!(audit.verdict(), "gap"),
     }
 }

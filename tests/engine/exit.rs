@@ -1,4 +1,4 @@
-//! How a run ends.
+//! The end of a run.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, 
 
 testkit::trials! {
     crate::on_engine:
-        a_run_that_prints_and_ends_leaves_a_complete_audit,
-        a_non_zero_exit_code_is_in_the_outcome_and_in_the_seal,
-        a_run_without_output_is_complete_and_empty,
-        a_container_removed_by_others_is_sealed_as_removed_with_what_it_printed,
-        a_container_out_of_memory_is_told_from_one_that_was_killed,
-        a_child_out_of_memory_does_not_change_the_exit_code,
-        any_number_of_waiters_get_the_same_outcome,
-        a_container_that_closes_its_output_early_is_waited_for,
+        a_normal_run_leaves_a_complete_audit,
+        the_exit_code_is_in_outcome_and_seal,
+        a_run_without_output_is_complete,
+        an_external_removal_keeps_the_output,
+        out_of_memory_is_told_from_a_kill,
+        a_child_out_of_memory_keeps_the_exit_code,
+        all_waiters_get_the_same_outcome,
+        closed_output_does_not_end_the_run,
 }
 
-async fn a_run_that_prints_and_ends_leaves_a_complete_audit(stage: &Stage) {
+async fn a_normal_run_leaves_a_complete_audit(stage: &Stage) {
     let (outcome, audit) = stage.run(stage.spec("lines 200 --stream both")).await;
     assert!(outcome.success(), "{outcome}");
     sequence::check(audit.stream("stdout"), "out", 200, 64).unwrap();
@@ -33,7 +33,7 @@ async fn a_run_that_prints_and_ends_leaves_a_complete_audit(stage: &Stage) {
     assert!(seal(&outcome).image_digest.is_some());
     assert!(outcome.duration().is_some());
     assert_eq!(outcome.last_lines.len(), 20);
-    // Which stream comes last is not promised.
+    // The order between streams is not promised.
     let last = [
         sequence::line("out", 200, 64),
         sequence::line("err", 200, 64),
@@ -41,8 +41,8 @@ async fn a_run_that_prints_and_ends_leaves_a_complete_audit(stage: &Stage) {
     assert!(last.contains(&outcome.last_lines[19]));
 }
 
-/// The client of the engine tells a code other than zero as an error.
-async fn a_non_zero_exit_code_is_in_the_outcome_and_in_the_seal(stage: &Stage) {
+/// The engine's client reports a non-zero code as an error.
+async fn the_exit_code_is_in_outcome_and_seal(stage: &Stage) {
     let (outcome, audit) = stage.run(stage.spec("echo out + warn err + exit 7")).await;
     assert_eq!(outcome.code(), Some(7));
     assert!(!outcome.success());
@@ -52,16 +52,16 @@ async fn a_non_zero_exit_code_is_in_the_outcome_and_in_the_seal(stage: &Stage) {
     assert_complete(&audit);
 }
 
-/// Invariant 7: an empty file says that nothing was printed, not that nobody looked.
-async fn a_run_without_output_is_complete_and_empty(stage: &Stage) {
+/// Invariant 7: an empty file means that nothing was printed, not that nothing was captured.
+async fn a_run_without_output_is_complete(stage: &Stage) {
     let (outcome, audit) = stage.run(stage.spec("exit 0")).await;
     assert!(outcome.success());
     assert!(audit.streams.is_empty());
     assert_complete(&audit);
 }
 
-/// The open stream still delivers all; what is asked for later is gone.
-async fn a_container_removed_by_others_is_sealed_as_removed_with_what_it_printed(stage: &Stage) {
+/// The open stream still delivers everything. A later request finds no log.
+async fn an_external_removal_keeps_the_output(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
         .start(stage.spec("lines 300 + echo all + sleep 600"))
@@ -81,12 +81,13 @@ async fn a_container_removed_by_others_is_sealed_as_removed_with_what_it_printed
     let mut expected = sequence::lines("out", 300, 64);
     expected.extend_from_slice(b"all\n");
     assert_bytes(audit.stream("stdout"), &expected);
-    // The log went with the container: nothing stands behind the tap's word any more.
+    // The log is gone, so no log confirms what the tap delivered.
     assert_ne!(audit.evidence(), "tail");
 }
 
-/// A container that was killed for want of memory need not exit with 137, nor the other way round.
-async fn a_container_out_of_memory_is_told_from_one_that_was_killed(stage: &Stage) {
+/// A container that the kernel killed for its memory need not exit with 137, and a code of 137 need
+/// not mean that.
+async fn out_of_memory_is_told_from_a_kill(stage: &Stage) {
     let spec = stage
         .spec("echo x + alloc 256")
         .memory(16 << 20)
@@ -99,7 +100,7 @@ async fn a_container_out_of_memory_is_told_from_one_that_was_killed(stage: &Stag
         panic!("{outcome}");
     };
     assert_eq!(code, Some(137));
-    // The engine hears of it beside the end, and may miss it.
+    // The engine gets the event separately from the exit, and may miss it.
     assert!(
         oom_killed || !stage.found_out_of_memory().await,
         "{outcome}"
@@ -108,7 +109,7 @@ async fn a_container_out_of_memory_is_told_from_one_that_was_killed(stage: &Stag
     assert_bytes(audit.stream("stdout"), b"x\n");
 }
 
-async fn a_child_out_of_memory_does_not_change_the_exit_code(stage: &Stage) {
+async fn a_child_out_of_memory_keeps_the_exit_code(stage: &Stage) {
     let spec = stage
         .spec("oom-child 256")
         .memory(16 << 20)
@@ -119,11 +120,11 @@ async fn a_child_out_of_memory_does_not_change_the_exit_code(stage: &Stage) {
     };
     assert_eq!(exit.code, Some(0));
     assert_bytes(audit.stream("stdout"), b"the child ended by signal 9\n");
-    // It is what the engine says, which may hear of it later: nothing is inferred.
+    // moat reports what the engine says, which may learn it later. moat infers nothing.
     assert!(!exit.oom_killed || stage.found_out_of_memory().await);
 }
 
-async fn any_number_of_waiters_get_the_same_outcome(stage: &Stage) {
+async fn all_waiters_get_the_same_outcome(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
         .start(stage.gated("await /gate/go + exit 9"))
@@ -135,7 +136,7 @@ async fn any_number_of_waiters_get_the_same_outcome(stage: &Stage) {
             tokio::spawn(async move { run.wait().await.unwrap() })
         })
         .collect();
-    // One that gives up takes nothing from the others.
+    // A waiter that gives up does not affect the others.
     let gave_up = tokio::time::timeout(Duration::from_millis(20), run.wait()).await;
     assert!(gave_up.is_err());
     stage.open_gate("go");
@@ -149,7 +150,7 @@ async fn any_number_of_waiters_get_the_same_outcome(stage: &Stage) {
 }
 
 /// The end of the output is not the end of the container.
-async fn a_container_that_closes_its_output_early_is_waited_for(stage: &Stage) {
+async fn closed_output_does_not_end_the_run(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.gated("echo last + close-stdio + await /gate/go + exit 6");
     let run = manager.start(spec).await.unwrap();

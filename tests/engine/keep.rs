@@ -15,22 +15,22 @@ use crate::stage::{Stage, assert_complete, end, printed, read, seal};
 
 testkit::trials! {
     crate::on_engine:
-        a_container_is_removed_after_its_seal,
-        a_container_is_kept_when_asked_for_and_removed_with_its_run,
+        a_sealed_run_has_no_container,
+        a_kept_container_is_removed_with_its_run,
         a_failed_run_can_keep_its_container,
-        a_container_is_kept_when_its_audit_has_a_gap,
-        anonymous_volumes_are_removed_with_the_container,
+        a_gap_keeps_the_container,
+        anonymous_volumes_go_with_the_container,
         files_can_be_copied_out_of_a_kept_container,
-        the_container_is_removed_only_after_the_seal,
+        the_seal_comes_before_the_removal,
 }
 
-async fn a_container_is_removed_after_its_seal(stage: &Stage) {
+async fn a_sealed_run_has_no_container(stage: &Stage) {
     let (_, audit) = stage.run(stage.spec("lines 10 + exit 1")).await;
     assert_complete(&audit);
     stage.is_clean().await;
 }
 
-async fn a_container_is_kept_when_asked_for_and_removed_with_its_run(stage: &Stage) {
+async fn a_kept_container_is_removed_with_its_run(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.spec("echo x").keep(KeepContainer::Always);
     let run = manager.start(spec).await.unwrap();
@@ -64,7 +64,7 @@ async fn a_failed_run_can_keep_its_container(stage: &Stage) {
     .await;
 }
 
-async fn a_container_is_kept_when_its_audit_has_a_gap(stage: &Stage) {
+async fn a_gap_keeps_the_container(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage
         .spec("lines 100")
@@ -76,7 +76,7 @@ async fn a_container_is_kept_when_its_audit_has_a_gap(stage: &Stage) {
     assert_eq!(stage.containers().await.len(), 1);
 }
 
-async fn anonymous_volumes_are_removed_with_the_container(stage: &Stage) {
+async fn anonymous_volumes_go_with_the_container(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage
         .gated("write /scratch/file data + echo written + await /gate/go")
@@ -98,7 +98,7 @@ async fn anonymous_volumes_are_removed_with_the_container(stage: &Stage) {
     stage.open_gate("go");
     end(&run).await;
     stage.is_clean().await;
-    // They go behind the container.
+    // Volumes are removed after the container.
     eventually(60, "the removal of the volume", async || {
         let found = stage.docker.list_volumes(None::<ListVolumesOptions>).await;
         let mut volumes = found.unwrap().volumes.unwrap_or_default().into_iter();
@@ -126,7 +126,7 @@ async fn files_can_be_copied_out_of_a_kept_container(stage: &Stage) {
 }
 
 /// Invariant 3.
-async fn the_container_is_removed_only_after_the_seal(stage: &Stage) {
+async fn the_seal_comes_before_the_removal(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let id = RunId::generate();
     let path = stage.root().join(id.as_str()).join("logs.jsonl");

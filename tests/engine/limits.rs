@@ -10,15 +10,15 @@ use crate::stage::{Stage, assert_bytes, seal};
 
 testkit::trials! {
     crate::on_engine:
-        a_run_past_its_time_limit_is_stopped_and_says_so,
-        output_past_the_limit_stops_the_run_and_is_a_gap,
-        output_past_the_limit_is_dropped_as_a_gap_and_the_run_goes_on,
+        the_time_limit_stops_a_run,
+        output_past_the_limit_can_stop_the_run,
+        output_past_the_limit_can_be_dropped,
 }
 
-async fn a_run_past_its_time_limit_is_stopped_and_says_so(stage: &Stage) {
+async fn the_time_limit_stops_a_run(stage: &Stage) {
     let spec = stage
         .spec("deaf + echo ready + sleep 600")
-        // It counts from the creation.
+        // The limit counts from the creation.
         .time_limit(Duration::from_secs(5))
         .stop_grace(Duration::from_millis(500));
     let (outcome, audit) = stage.run(spec).await;
@@ -28,7 +28,7 @@ async fn a_run_past_its_time_limit_is_stopped_and_says_so(stage: &Stage) {
     assert_bytes(audit.stream("stdout"), b"ready\n");
 }
 
-async fn output_past_the_limit_stops_the_run_and_is_a_gap(stage: &Stage) {
+async fn output_past_the_limit_can_stop_the_run(stage: &Stage) {
     let spec = stage
         .spec("lines 1000 + sleep 600")
         .output_limit(6500, LimitAction::Stop)
@@ -48,7 +48,7 @@ async fn output_past_the_limit_stops_the_run_and_is_a_gap(stage: &Stage) {
     );
 }
 
-async fn output_past_the_limit_is_dropped_as_a_gap_and_the_run_goes_on(stage: &Stage) {
+async fn output_past_the_limit_can_be_dropped(stage: &Stage) {
     let spec = stage
         .spec("lines 1000 + exit 8")
         .output_limit(6500, LimitAction::Drop);

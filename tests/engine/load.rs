@@ -12,13 +12,13 @@ use crate::stage::{Stage, end, read};
 
 testkit::trials! {
     crate::on_engine:
-        fifty_runs_at_once_are_all_complete,
+        fifty_runs_at_once_are_complete,
         short_runs_lose_nothing,
-        many_runs_of_many_lines_lose_and_double_nothing,
-        the_order_of_a_stream_holds_in_every_run,
+        many_runs_keep_each_line_once,
+        each_stream_keeps_its_order_in_every_run,
 }
 
-/// Whether the long forms are asked for.
+/// True if the long forms are selected.
 pub fn is_soak() -> bool {
     std::env::var("MOAT_SOAK").is_ok_and(|value| value == "1")
 }
@@ -27,8 +27,8 @@ fn quick_or_soak(quick: u64, soak: u64) -> u64 {
     if is_soak() { soak } else { quick }
 }
 
-/// Runs `spec` so many times, `width` at once, and checks the streams of each audit. One that is
-/// not as it must be does not end the others.
+/// Runs `spec` `count` times, `width` at a time, and checks the streams of each audit. A failure
+/// does not end the other runs.
 async fn many(
     manager: &Manager,
     count: u64,
@@ -43,19 +43,18 @@ async fn many(
             tokio::spawn(async move {
                 let run = manager.start(spec).await.unwrap();
                 let outcome = end(&run).await;
-                // Not on a thread that other runs are captured on.
+                // Not on a thread that captures other runs.
                 let checked = tokio::task::spawn_blocking(move || {
                     let audit = read(&outcome);
                     let checked = check(&audit);
                     let complete = audit.verdict() == "complete";
-                    // What the engine may have cut off is said; it is no loss of moat's.
+                    // The audit records output that the engine dropped. moat did not lose it.
                     let gaps = audit.all("gap");
                     let cut = !gaps.is_empty()
                         && gaps.iter().all(|gap| gap["reason"] == "late_drain")
                         && is_soak();
                     let fine = outcome.success() && (complete && checked.is_ok() || cut);
                     if cut {
-                        // Of use to who runs the long form.
                         println!("possibly cut off; whole: {}", checked.is_ok());
                     }
                     (!fine).then(|| format!("{checked:?}\n{}\n{:?}", audit.end, audit.all("gap")))
@@ -75,7 +74,7 @@ async fn many(
     );
 }
 
-async fn fifty_runs_at_once_are_all_complete(stage: &Stage) {
+async fn fifty_runs_at_once_are_complete(stage: &Stage) {
     let manager = stage.manager().await;
     many(
         &manager,
@@ -92,7 +91,7 @@ async fn fifty_runs_at_once_are_all_complete(stage: &Stage) {
     stage.is_clean().await;
 }
 
-/// Of a run that is over before anyone has attached, nothing is left to see.
+/// A run that ends before anything attaches has no live output.
 async fn short_runs_lose_nothing(stage: &Stage) {
     let manager = stage.manager().await;
     let count = quick_or_soak(50, 1000);
@@ -107,10 +106,10 @@ async fn short_runs_lose_nothing(stage: &Stage) {
     stage.is_clean().await;
 }
 
-/// Engines under load lose the end of a log that is followed. They also cut off the end of a burst
-/// that they could not hand on within 2 s: in the long form, which has bursts that large, what was
-/// captured is then a first part of what was printed, and a gap says so.
-async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
+/// A loaded engine loses the end of a followed log. It also drops the end of a burst that it cannot
+/// deliver within 2 s. The long form has such bursts: its captures are then prefixes, and a gap
+/// says so.
+async fn many_runs_keep_each_line_once(stage: &Stage) {
     let manager = stage.manager().await;
     let (count, lines) = (quick_or_soak(16, 160), quick_or_soak(2000, 20_000));
     let steps = format!("lines {lines}");
@@ -132,8 +131,8 @@ async fn many_runs_of_many_lines_lose_and_double_nothing(stage: &Stage) {
     stage.is_clean().await;
 }
 
-/// One line on each stream: which came first is not for anyone to say.
-async fn the_order_of_a_stream_holds_in_every_run(stage: &Stage) {
+/// One line on each stream: the order between streams is not defined.
+async fn each_stream_keeps_its_order_in_every_run(stage: &Stage) {
     let manager = stage.manager().await;
     let count = quick_or_soak(12, 60);
     let steps = "echo one + warn eins + echo two + warn zwei";

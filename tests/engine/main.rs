@@ -1,4 +1,4 @@
-//! moat on a real engine, and on daemons of the tests' own.
+//! moat on a real engine, and on daemons that trials start.
 //!
 //! Without an engine the trials are skipped; with `MOAT_ENGINE=required` they fail. `MOAT_SOAK=1`
 //! selects long forms.
@@ -115,7 +115,7 @@ fn on_busybox(name: &str, trial: impl AsyncFnOnce(&Stage) + Send + 'static) -> T
         .needs(busybox::need())
 }
 
-/// How long a trial may take, with room for the long forms.
+/// The most time for a trial, with room for the long forms.
 fn bound(quick: Duration) -> Duration {
     if load::is_soak() { quick * 20 } else { quick }
 }

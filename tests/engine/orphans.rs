@@ -1,4 +1,4 @@
-//! Containers whose run is gone, and the labels that tell.
+//! Containers whose run is gone, and the labels that identify them.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::stage::{Stage, end};
 
 testkit::trials! {
     crate::on_engine:
-        a_container_carries_its_deadline_and_any_moat_can_see_it,
-        a_container_whose_run_is_gone_is_found_and_removed,
+        a_container_has_its_deadline_in_a_label,
+        an_orphan_is_found_and_removed,
 }
 
-async fn a_container_carries_its_deadline_and_any_moat_can_see_it(stage: &Stage) {
+async fn a_container_has_its_deadline_in_a_label(stage: &Stage) {
     let manager = stage.manager().await;
     let limit = Duration::from_secs(3600);
     let before = Timestamp::now();
@@ -37,7 +37,7 @@ async fn a_container_carries_its_deadline_and_any_moat_can_see_it(stage: &Stage)
     end(&endless).await;
 }
 
-async fn a_container_whose_run_is_gone_is_found_and_removed(stage: &Stage) {
+async fn an_orphan_is_found_and_removed(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager.start(stage.gated("await /gate/go")).await.unwrap();
     assert!(manager.orphans().await.unwrap().is_empty());

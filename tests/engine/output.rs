@@ -7,16 +7,16 @@ use crate::stage::{Stage, assert_bytes, assert_complete, seal};
 
 testkit::trials! {
     crate::on_engine:
-        a_line_of_ten_megabytes_is_audited_byte_for_byte,
-        a_long_line_of_multibyte_characters_is_audited_byte_for_byte,
-        random_bytes_are_audited_byte_for_byte,
-        a_progress_bar_is_audited_byte_for_byte,
-        a_character_in_two_halves_is_whole_in_the_audit,
+        a_line_of_ten_megabytes_is_whole,
+        a_long_line_of_wide_characters_is_whole,
+        random_bytes_are_whole,
+        a_progress_bar_is_whole,
+        a_split_character_is_whole,
         output_without_a_last_newline_is_whole,
-        hostile_bytes_on_a_terminal_hide_nothing,
-        hostile_bytes_without_a_terminal_hide_nothing,
-        each_stream_is_in_its_own_order,
-        a_terminal_is_one_stream_as_the_terminal_gave_it,
+        hostile_terminal_output_hides_nothing,
+        hostile_output_hides_nothing,
+        each_stream_keeps_its_order,
+        a_terminal_is_one_stream,
 }
 
 fn with_newline(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -24,8 +24,8 @@ fn with_newline(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Asserts that stdout has all of it. An engine gives up 2 s after the exit on what nobody has
-/// taken from it yet: on a machine that stands still for so long, the beginning, and that it is so.
+/// Asserts that stdout is complete. An engine drops output that is not read within 2 s of the exit.
+/// On a machine that stalls for 2 s, the output is a prefix, and a gap says so.
 #[track_caller]
 pub fn assert_all_or_cut(audit: &Audit, expected: &[u8]) {
     let gaps = audit.all("gap");
@@ -37,16 +37,16 @@ pub fn assert_all_or_cut(audit: &Audit, expected: &[u8]) {
     assert_complete(audit);
 }
 
-/// Invariant 8: lines longer than any buffer are cut into parts, and lose nothing.
-async fn a_line_of_ten_megabytes_is_audited_byte_for_byte(stage: &Stage) {
+/// Invariant 8: lines longer than any buffer are cut into parts and lose nothing.
+async fn a_line_of_ten_megabytes_is_whole(stage: &Stage) {
     let (_, audit) = stage.run(stage.spec("long 10000000 + echo after")).await;
     let mut expected = with_newline(sequence::long(10_000_000, false));
     expected.extend_from_slice(b"after\n");
     assert_all_or_cut(&audit, &expected);
 }
 
-/// The engine's log cuts such a line in mid-character and replaces the halves: the tap does not.
-async fn a_long_line_of_multibyte_characters_is_audited_byte_for_byte(stage: &Stage) {
+/// The engine's log cuts such a line inside a character and replaces the halves. The tap does not.
+async fn a_long_line_of_wide_characters_is_whole(stage: &Stage) {
     let (_, audit) = stage.run(stage.spec("long 200001 --utf8")).await;
     assert_bytes(
         audit.stream("stdout"),
@@ -55,19 +55,19 @@ async fn a_long_line_of_multibyte_characters_is_audited_byte_for_byte(stage: &St
     assert_complete(&audit);
 }
 
-/// The engine's log makes three bytes of each bad one: the tap does not.
-async fn random_bytes_are_audited_byte_for_byte(stage: &Stage) {
+/// The engine's log replaces each invalid byte by three bytes. The tap does not.
+async fn random_bytes_are_whole(stage: &Stage) {
     let (_, audit) = stage.run(stage.spec("bytes 3000000 --seed 42")).await;
     assert_all_or_cut(&audit, &sequence::noise(42, 3_000_000));
 }
 
-async fn a_progress_bar_is_audited_byte_for_byte(stage: &Stage) {
+async fn a_progress_bar_is_whole(stage: &Stage) {
     let (_, audit) = stage.run(stage.spec("progress 2000")).await;
     assert_bytes(audit.stream("stdout"), &sequence::progress(2000));
     assert_complete(&audit);
 }
 
-async fn a_character_in_two_halves_is_whole_in_the_audit(stage: &Stage) {
+async fn a_split_character_is_whole(stage: &Stage) {
     let (outcome, audit) = stage.run(stage.spec("split")).await;
     assert_bytes(audit.stream("stdout"), sequence::SPLIT.as_bytes());
     assert_eq!(seal(&outcome).records, 1);
@@ -80,8 +80,8 @@ async fn output_without_a_last_newline_is_whole(stage: &Stage) {
     assert_complete(&audit);
 }
 
-/// Invariant 8. A decoder that guesses takes the first bytes for a header, and hides what follows.
-async fn hostile_bytes_on_a_terminal_hide_nothing(stage: &Stage) {
+/// Invariant 8: a decoder that guesses takes the first bytes for a header and hides the rest.
+async fn hostile_terminal_output_hides_nothing(stage: &Stage) {
     let (_, audit) = stage.run(stage.spec("tty-hostile").tty(true)).await;
     let expected = String::from_utf8_lossy(sequence::TTY_HOSTILE);
     assert!(expected.ends_with("hidden\n"));
@@ -96,14 +96,14 @@ async fn hostile_bytes_on_a_terminal_hide_nothing(stage: &Stage) {
     assert_complete(&audit);
 }
 
-async fn hostile_bytes_without_a_terminal_hide_nothing(stage: &Stage) {
+async fn hostile_output_hides_nothing(stage: &Stage) {
     let (_, audit) = stage.run(stage.spec("tty-hostile")).await;
     assert_bytes(audit.stream("stdout"), sequence::TTY_HOSTILE);
     assert_complete(&audit);
 }
 
-/// Between the streams there is no order that an engine could tell: none is promised.
-async fn each_stream_is_in_its_own_order(stage: &Stage) {
+/// An engine does not know the order between streams, so none is promised.
+async fn each_stream_keeps_its_order(stage: &Stage) {
     let (_, audit) = stage
         .run(stage.spec("lines 3000 --stream both --burst 7"))
         .await;
@@ -112,10 +112,10 @@ async fn each_stream_is_in_its_own_order(stage: &Stage) {
     assert_complete(&audit);
 }
 
-async fn a_terminal_is_one_stream_as_the_terminal_gave_it(stage: &Stage) {
+async fn a_terminal_is_one_stream(stage: &Stage) {
     let (outcome, audit) = stage.run(stage.spec("lines 50 + warn end").tty(true)).await;
     assert!(outcome.success());
-    // The terminal's line discipline makes CR LF of LF.
+    // The terminal's line discipline turns LF into CR LF.
     let mut expected = Vec::new();
     for number in 1..=50 {
         expected.extend_from_slice(sequence::line("out", number, 64).as_bytes());

@@ -13,18 +13,18 @@ use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, 
 
 testkit::trials! {
     crate::on_engine:
-        a_killed_embedder_loses_and_doubles_no_line,
-        a_killed_embedder_loses_and_doubles_no_identical_line,
-        embedders_killed_one_after_the_other_lose_nothing,
-        a_run_that_ends_while_nobody_looks_is_sealed_by_the_next_manager,
+        a_killed_embedder_keeps_each_line_once,
+        a_killed_embedder_keeps_equal_lines_once,
+        repeated_kills_lose_nothing,
+        an_exit_without_owner_is_sealed_later,
         a_terminal_run_of_a_killed_embedder_is_whole,
-        a_manager_that_leaves_does_not_touch_its_runs,
-        a_manager_that_stops_its_runs_seals_them,
-        a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open,
-        a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over,
-        another_process_can_wait_read_and_stop_but_not_take_over,
-        a_container_started_again_by_others_is_another_execution,
-        a_detached_run_goes_on_and_is_sealed_by_the_next_manager,
+        shutdown_can_leave_runs_alone,
+        shutdown_can_stop_and_seal_runs,
+        a_passed_time_limit_is_enforced_at_open,
+        a_stop_continues_after_its_owner_is_killed,
+        another_process_cannot_take_over_an_owned_run,
+        an_external_restart_is_another_execution,
+        a_detached_run_outlives_its_manager,
 }
 
 const RUN: &str = "nightly";
@@ -33,7 +33,7 @@ fn id() -> RunId {
     RunId::new(RUN).unwrap()
 }
 
-/// Waits until the audit, which another process writes, holds `text`.
+/// Waits until the audit file of another process has `text`.
 async fn audited(stage: &Stage, text: &str) {
     let path = stage.root().join(RUN).join("logs.jsonl");
     eventually(30, text, async || {
@@ -51,7 +51,7 @@ async fn recovered(manager: &Manager) -> Run {
     manager.get(&id()).await.unwrap()
 }
 
-/// Waits until the engine says that the run's container has ended.
+/// Waits until the engine reports that the run's container has ended.
 async fn container_ended(stage: &Stage) {
     eventually(30, "the end of the container", async || {
         let container = stage.containers().await.pop()?;
@@ -65,8 +65,8 @@ async fn container_ended(stage: &Stage) {
     .await;
 }
 
-/// Invariant 4: killed in the middle of the output, with the container printing all the while.
-async fn a_killed_embedder_loses_and_doubles_no_line(stage: &Stage) {
+/// Invariant 4: the embedder is killed in the middle of the output, while the container prints.
+async fn a_killed_embedder_keeps_each_line_once(stage: &Stage) {
     let steps = "lines 1500 --stream both --burst 10 --delay-ms 4 + await /gate/go \
                  + lines 1500 --from 1501 --stream both --burst 10 --delay-ms 4 + exit 7";
     let embedder = Embedder::start(stage, RUN, steps);
@@ -85,7 +85,7 @@ async fn a_killed_embedder_loses_and_doubles_no_line(stage: &Stage) {
     stage.is_clean().await;
 }
 
-async fn a_killed_embedder_loses_and_doubles_no_identical_line(stage: &Stage) {
+async fn a_killed_embedder_keeps_equal_lines_once(stage: &Stage) {
     let steps = "yes same 300 + await /gate/go + yes same 300";
     let embedder = Embedder::start(stage, RUN, steps);
     audited(stage, "same").await;
@@ -97,7 +97,7 @@ async fn a_killed_embedder_loses_and_doubles_no_identical_line(stage: &Stage) {
     assert_complete(&audit);
 }
 
-async fn embedders_killed_one_after_the_other_lose_nothing(stage: &Stage) {
+async fn repeated_kills_lose_nothing(stage: &Stage) {
     let steps = "lines 100 + await /gate/1 + lines 100 --from 101 + await /gate/2 \
                  + lines 100 --from 201 + await /gate/3 + lines 100 --from 301 + await /gate/end";
     Embedder::start(stage, RUN, steps).kill();
@@ -114,7 +114,7 @@ async fn embedders_killed_one_after_the_other_lose_nothing(stage: &Stage) {
     stage.is_clean().await;
 }
 
-async fn a_run_that_ends_while_nobody_looks_is_sealed_by_the_next_manager(stage: &Stage) {
+async fn an_exit_without_owner_is_sealed_later(stage: &Stage) {
     let steps = "lines 100 + await /gate/go + lines 100 --from 101 + exit 3";
     Embedder::start(stage, RUN, steps).kill();
     stage.open_gate("go");
@@ -128,7 +128,7 @@ async fn a_run_that_ends_while_nobody_looks_is_sealed_by_the_next_manager(stage:
     assert_eq!(audit.evidence(), "replay");
 }
 
-/// Replayed with time stamps, a terminal's output would have them in the middle of its lines.
+/// With time stamps, a replay of terminal output would have them inside lines.
 async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
     let steps = "lines 100 + print half + await /gate/go + echo -whole";
     let embedder = Embedder::start_tty(stage, RUN, steps);
@@ -144,8 +144,8 @@ async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
     assert_complete(&audit);
 }
 
-/// A manager that closes must not take its runs down with it.
-async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
+/// A manager that closes must not stop its runs.
+async fn shutdown_can_leave_runs_alone(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage
         .gated("lines 50 + await /gate/go + lines 50 --from 51")
@@ -169,7 +169,7 @@ async fn a_manager_that_leaves_does_not_touch_its_runs(stage: &Stage) {
     assert_complete(&audit);
 }
 
-async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
+async fn shutdown_can_stop_and_seal_runs(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
         .start(stage.spec("trap --exit 2").id(id()))
@@ -184,8 +184,8 @@ async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
     assert_eq!(seal.stopped, Some(StopCause::Shutdown));
 }
 
-/// The limit is a point in time that is written down, not a timer of the process that died.
-async fn a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open(stage: &Stage) {
+/// The limit is a recorded point in time, not a timer of the dead process.
+async fn a_passed_time_limit_is_enforced_at_open(stage: &Stage) {
     Embedder::start_limited(stage, RUN, "trap --exit 2", 5.0).kill();
     tokio::time::sleep(Duration::from_millis(5200)).await;
     let manager = stage.manager().await;
@@ -194,8 +194,8 @@ async fn a_time_limit_that_passed_while_nobody_looked_is_enforced_at_open(stage:
     assert_eq!(outcome.code(), Some(2));
 }
 
-/// A container that ignores the signal does not run on because who was asked to stop it died.
-async fn a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over(stage: &Stage) {
+/// A container that ignores the signal is still killed if its owner dies during the grace period.
+async fn a_stop_continues_after_its_owner_is_killed(stage: &Stage) {
     let embedder = Embedder::start_and_stop(stage, RUN, "deaf + echo ready + sleep 600", 8.0);
     audited(stage, r#""type":"stop""#).await;
     embedder.kill();
@@ -209,8 +209,8 @@ async fn a_stop_is_carried_on_when_its_owner_is_killed_before_the_grace_is_over(
     assert_eq!(audit.all("stop").len(), 1);
 }
 
-/// Invariant 5: the owner alone waits for the container; everyone else watches the owner.
-async fn another_process_can_wait_read_and_stop_but_not_take_over(stage: &Stage) {
+/// Invariant 5: only the owner waits for the container. All others watch the owner.
+async fn another_process_cannot_take_over_an_owned_run(stage: &Stage) {
     let embedder = Embedder::start(stage, RUN, "lines 100 + trap --exit 2");
     audited(stage, "ready").await;
     let root = Root::open(stage.root()).unwrap();
@@ -241,10 +241,10 @@ async fn another_process_can_wait_read_and_stop_but_not_take_over(stage: &Stage)
     embedder.kill();
 }
 
-/// What a container prints when it is started again belongs to another execution.
-async fn a_container_started_again_by_others_is_another_execution(stage: &Stage) {
+/// Output after an external restart belongs to another execution.
+async fn an_external_restart_is_another_execution(stage: &Stage) {
     let embedder = Embedder::start(stage, RUN, "lines 100 + await /gate/go");
-    // By which the next execution is told from it.
+    // The start time distinguishes the executions.
     audited(stage, r#""type":"started""#).await;
     embedder.kill();
     stage.open_gate("go");
@@ -277,7 +277,7 @@ async fn a_container_started_again_by_others_is_another_execution(stage: &Stage)
     assert!(twice.starts_with(audit.stream("stdout")));
 }
 
-async fn a_detached_run_goes_on_and_is_sealed_by_the_next_manager(stage: &Stage) {
+async fn a_detached_run_outlives_its_manager(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage
         .gated("lines 100 + await /gate/go + lines 100 --from 101 + exit 2")

@@ -1,4 +1,4 @@
-//! A pseudo-terminal, a program in it, and the screen.
+//! A pseudo-terminal, a program in it, and its screen.
 
 use std::io::{Read, Write};
 use std::process::Child;
@@ -9,7 +9,7 @@ use pty_process::blocking::{Command, Pts, Pty};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
 
-/// How long the screen may take to show something.
+/// The time that the screen has to show something.
 const BOUND: Duration = Duration::from_secs(30);
 
 pub struct Screen {
@@ -54,12 +54,12 @@ impl Screen {
         }
     }
 
-    /// Types.
+    /// Types text.
     pub fn type_in(&self, text: &str) {
         (&*self.pty).write_all(text.as_bytes()).unwrap();
     }
 
-    /// Types on, however long that is not taken.
+    /// Types in the background, however long the program does not read.
     pub fn type_on(&self, text: Vec<u8>) {
         let pty = Arc::clone(&self.pty);
         std::thread::spawn(move || (&*pty).write_all(&text));
@@ -76,7 +76,7 @@ impl Screen {
             .unwrap();
     }
 
-    /// What it shows, without spaces at the ends of lines.
+    /// The text of the screen, without spaces at the ends of lines.
     pub fn contents(&self) -> String {
         text(self.parser.lock().unwrap().screen())
     }
@@ -94,7 +94,7 @@ impl Screen {
         }
     }
 
-    /// Waits for some time until it shows this; `false`: it does not.
+    /// Waits a while for `part` on the screen; `false` if it does not appear.
     pub fn comes_to_show(&self, part: &str) -> bool {
         let begin = Instant::now();
         while !self.contents().contains(part) {
@@ -106,7 +106,7 @@ impl Screen {
         true
     }
 
-    /// Waits until it shows this.
+    /// Waits for text on the screen.
     #[track_caller]
     pub fn shows(&self, part: &str) {
         self.is(part, |screen| text(screen).contains(part));
@@ -117,7 +117,7 @@ impl Screen {
         kill_process(pid, signal).unwrap();
     }
 
-    /// Waits until the program is stopped, as by a signal.
+    /// Waits until a signal has stopped the program.
     #[track_caller]
     pub fn is_stopped(&self) {
         let path = format!("/proc/{}/stat", self.child.id());
@@ -127,7 +127,7 @@ impl Screen {
         });
     }
 
-    /// Waits for the end of the program, and gives its exit code.
+    /// Waits for the end of the program and returns its exit code.
     #[track_caller]
     pub fn code(&mut self) -> Option<i32> {
         let begin = Instant::now();
@@ -144,13 +144,13 @@ impl Screen {
         }
     }
 
-    /// Whether the terminal is raw.
+    /// True if the terminal is in raw mode.
     pub fn is_raw(&self) -> bool {
         let modes = tcgetattr(&self.pts).unwrap().local_modes;
         !modes.contains(LocalModes::ICANON)
     }
 
-    /// Asserts that the terminal is as it was before the program, and so is its screen.
+    /// Asserts that the terminal and its screen are as before the program.
     #[track_caller]
     pub fn is_as_it_was(&self) {
         let now = tcgetattr(&self.pts).unwrap();

@@ -16,12 +16,12 @@ use crate::stage::Stage;
 
 testkit::trials! {
     crate::on_engine:
-        a_port_is_ready_when_the_container_listens_behind_it,
-        a_line_is_ready_when_it_is_printed,
-        a_health_check_is_asked_of_the_engine,
-        a_service_leaves_no_container_and_a_sealed_audit_after_its_scope_and_after_a_panic,
-        one_manager_serves_tests_whose_runtimes_end,
-        a_service_of_a_killed_test_is_ended_by_the_next_opening,
+        readiness_by_listening_port,
+        readiness_by_printed_line,
+        readiness_by_health_check,
+        a_service_ends_with_its_scope,
+        a_manager_outlives_runtimes_of_tests,
+        a_service_of_a_killed_test_is_ended_later,
 }
 
 const SOON: Duration = Duration::from_secs(3);
@@ -31,20 +31,20 @@ fn why(error: Error) -> String {
     error.to_string()
 }
 
-/// A run that has a network.
+/// A run with a network.
 fn connected(stage: &Stage, steps: &str) -> RunSpec {
     stage.gated(steps).network("bridge")
 }
 
-async fn a_port_is_ready_when_the_container_listens_behind_it(stage: &Stage) {
+async fn readiness_by_listening_port(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = connected(stage, "on-term 0 + await /gate/go + listen 80");
     let spec = spec.port(Port::tcp(80).address("127.0.0.1"));
     let service = manager.service(spec, []).await.unwrap();
-    // The engine listens already, or nobody does: neither is the service.
+    // The port is closed, or only the engine listens. Neither is the service.
     let mut late = service.wait_ready(Ready::port(80).within(SOON)).await;
     for _ in 0..4 {
-        // The engine's listener had no time to close what it had taken.
+        // The engine's listener had no time to close the connection.
         if late.is_ok() {
             late = service.wait_ready(Ready::port(80).within(SOON)).await;
         }
@@ -73,7 +73,7 @@ async fn a_port_is_ready_when_the_container_listens_behind_it(stage: &Stage) {
     assert!(stage.containers().await.is_empty());
 }
 
-async fn a_line_is_ready_when_it_is_printed(stage: &Stage) {
+async fn readiness_by_printed_line(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.gated("on-term 0 + echo begun + await /gate/go + print listening + hold");
     let service = manager.service(spec, [Ready::line("begun")]).await.unwrap();
@@ -98,7 +98,7 @@ async fn a_line_is_ready_when_it_is_printed(stage: &Stage) {
     stage.is_clean().await;
 }
 
-async fn a_health_check_is_asked_of_the_engine(stage: &Stage) {
+async fn readiness_by_health_check(stage: &Stage) {
     let manager = stage.manager().await;
     let checked = |retries: u32| {
         let check = json!({"Healthcheck": {"Test": ["CMD", "/workload", "read", "/gate/well"],
@@ -112,7 +112,7 @@ async fn a_health_check_is_asked_of_the_engine(stage: &Stage) {
         why_late.contains("before its health check passed"),
         "{why_late}"
     );
-    // It is a fact, also for one that is told at once.
+    // A failed health check is definitive, also for a late caller.
     let ill = manager.service(checked(1), [Ready::healthy()]);
     let ill = within(30, "its health", ill).await;
     let why_ill = why(ill.unwrap_err());
@@ -128,9 +128,7 @@ async fn a_health_check_is_asked_of_the_engine(stage: &Stage) {
     assert!(stage.containers().await.is_empty());
 }
 
-async fn a_service_leaves_no_container_and_a_sealed_audit_after_its_scope_and_after_a_panic(
-    stage: &Stage,
-) {
+async fn a_service_ends_with_its_scope(stage: &Stage) {
     let manager = stage.manager().await;
     let start = || {
         manager.service(
@@ -141,7 +139,7 @@ async fn a_service_leaves_no_container_and_a_sealed_audit_after_its_scope_and_af
     let service = start().await.unwrap();
     let audit = service.audit().unwrap();
     drop(service);
-    // At once: the process of a test may end here.
+    // The removal must not be delayed: a test process may end here.
     assert!(stage.containers().await.is_empty());
     let LogState::Sealed(seal) = verify(audit).unwrap().state else {
         panic!("it is not sealed");
@@ -158,8 +156,8 @@ async fn a_service_leaves_no_container_and_a_sealed_audit_after_its_scope_and_af
     assert!(stage.containers().await.is_empty());
 }
 
-async fn one_manager_serves_tests_whose_runtimes_end(stage: &Stage) {
-    // As each `#[tokio::test]` does, it runs on a thread and a runtime of its own.
+async fn a_manager_outlives_runtimes_of_tests(stage: &Stage) {
+    // As each `#[tokio::test]`, on a separate thread and runtime.
     let up = || stage.gated("on-term 0 + echo up + await /gate/go + echo late + hold");
     let manager = block_on(async {
         let manager = stage.manager().await;
@@ -184,14 +182,10 @@ async fn one_manager_serves_tests_whose_runtimes_end(stage: &Stage) {
     stage.is_clean().await;
 }
 
-async fn a_service_of_a_killed_test_is_ended_by_the_next_opening(stage: &Stage) {
+async fn a_service_of_a_killed_test_is_ended_later(stage: &Stage) {
     let test = Embedder::start(stage, "left", "echo up + hold");
     test.kill();
-    assert_eq!(
-        stage.containers().await.len(),
-        1,
-        "nobody was left to stop it"
-    );
+    assert_eq!(stage.containers().await.len(), 1, "its owner was gone");
     let manager = stage.manager().await;
     let left = manager.wait_recovery().await.unwrap();
     assert_eq!(left.len(), 1);

@@ -1,4 +1,4 @@
-//! This program as one that attaches its terminal to a run and comes to a bad end.
+//! This program as one that attaches its terminal to a run and then fails.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use moat::spec::Stdin;
 use moat::terminal::Terminal;
 use moat::{Manager, RunSpec};
 
-/// The variable that says which.
+/// The role of this process.
 pub const ROLE: &str = "sitter";
 
-/// Plays the role that this process was started for, if it was.
+/// Attaches and fails as ordered, if this process is in that role.
 pub fn role() -> Option<()> {
     let role: String = testkit::child::orders(ROLE)?;
     tokio::runtime::Runtime::new()
@@ -39,7 +39,7 @@ async fn sit(role: &str) {
     let sitting = terminal.attach(attachment);
     tokio::select! {
         left = sitting => panic!("left early: {left:?}"),
-        // Until the screen has what is to be undone.
+        // Long enough for the screen to show the modes that are to be reset.
         () = tokio::time::sleep(Duration::from_millis(500)) => {
             if role == "panic" {
                 panic!("a panic in front of a run");

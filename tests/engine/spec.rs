@@ -1,10 +1,10 @@
-//! What a spec asks for reaches the container, or is refused.
+//! Settings of a spec: they reach the container or are refused.
 
 use std::fs;
 use std::time::Duration;
 
 use moat::audit::{LogState, verify};
-use moat::spec::{Gpus, KeepContainer, LimitAction, Mount};
+use moat::spec::{Gpus, InvalidSpec, KeepContainer, LimitAction, Mount};
 use moat::{Docker, Error, Manager, RunId, RunSpec};
 use serde_json::{Value, json};
 use testkit::sequence;
@@ -13,17 +13,17 @@ use crate::stage::{Stage, assert_bytes, assert_complete, end, read};
 
 testkit::trials! {
     crate::on_engine:
-        the_engine_keeps_every_byte_by_our_own_log_settings,
+        moat_sets_lossless_log_options,
         the_settings_reach_the_container,
-        a_patch_that_undoes_a_promise_is_refused_before_anything_is_made,
-        what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_without_secrets,
-        odd_values_that_are_taken_do_what_they_say,
-        what_no_process_can_be_given_is_refused_and_the_longest_arrives,
-        limits_beyond_any_machine_run_or_fail_with_a_sealed_audit,
+        a_patch_that_breaks_a_promise_is_refused,
+        a_refused_create_leaves_a_sealed_audit,
+        accepted_odd_values_have_their_effect,
+        the_longest_argument_reaches_the_process,
+        absurd_limits_leave_a_sealed_audit,
 }
 
-/// The daemon's own defaults can rotate a container's output away, and are merged in.
-async fn the_engine_keeps_every_byte_by_our_own_log_settings(stage: &Stage) {
+/// The daemon's defaults can rotate output away, and are merged in.
+async fn moat_sets_lossless_log_options(stage: &Stage) {
     let (outcome, audit) = stage
         .run(stage.spec("echo x").keep(KeepContainer::Always))
         .await;
@@ -87,7 +87,7 @@ async fn the_settings_reach_the_container(stage: &Stage) {
     assert_eq!(host.memory, Some(64 << 20));
     assert_eq!(host.pids_limit, Some(50));
     assert_eq!(found.config.unwrap().labels.unwrap()["team"], "blue");
-    // Two roots never collide, whatever their runs are called.
+    // Two roots never collide, even with equal run ids.
     let name = found.name.unwrap();
     assert!(
         name.starts_with("/moat-") && name.ends_with(outcome.run.as_str()),
@@ -106,7 +106,7 @@ async fn the_settings_reach_the_container(stage: &Stage) {
 
 const SECRET: &str = "s3cr3t-of-a-spec";
 
-async fn a_patch_that_undoes_a_promise_is_refused_before_anything_is_made(stage: &Stage) {
+async fn a_patch_that_breaks_a_promise_is_refused(stage: &Stage) {
     let manager = stage.manager().await;
     let in_host = |name: &str, value: Value| json!({"HostConfig": {name: value}});
     let patches = [
@@ -158,7 +158,7 @@ async fn a_patch_that_undoes_a_promise_is_refused_before_anything_is_made(stage:
         let spec = stage.spec("exit 0").engine_patch(patch.clone());
         let error = manager.start(spec).await.unwrap_err();
         let text = format!("{} {error:?}", error.chain());
-        let Error::InvalidSpec(moat::spec::InvalidSpec { field, reason, .. }) = error else {
+        let Error::InvalidSpec(InvalidSpec { field, reason, .. }) = error else {
             panic!("{patch}: {text}");
         };
         assert_eq!(field, "engine_patch", "{text}");
@@ -179,9 +179,7 @@ async fn nothing_is_there(stage: &Stage, manager: &moat::Manager) {
     assert_eq!(names, ["root.json"]);
 }
 
-async fn what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_without_secrets(
-    stage: &Stage,
-) {
+async fn a_refused_create_leaves_a_sealed_audit(stage: &Stage) {
     let manager = stage.manager().await;
     let plain = || stage.spec("exit 0").env("TOKEN", SECRET);
     let image = |name: &str| {
@@ -198,7 +196,7 @@ async fn what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_witho
             image(&format!("moat@sha256:{}", "0".repeat(64))),
         ),
         (
-            "a command that is a folder",
+            "a command that is a directory",
             plain().cmd(["/"]).entrypoint([""; 0]),
         ),
         ("an unknown user", plain().user("nobody-of-that-name")),
@@ -280,7 +278,7 @@ async fn what_the_engine_refuses_fails_the_start_and_leaves_a_sealed_audit_witho
     stage.is_clean().await;
 }
 
-async fn odd_values_that_are_taken_do_what_they_say(stage: &Stage) {
+async fn accepted_odd_values_have_their_effect(stage: &Stage) {
     let odd = stage.dir.path().join("host:ro,\n x");
     fs::create_dir(&odd).unwrap();
     fs::write(odd.join("file"), "odd\n").unwrap();
@@ -320,7 +318,7 @@ async fn odd_values_that_are_taken_do_what_they_say(stage: &Stage) {
     assert_bytes(audit.stream("stdout"), expected.as_bytes());
 }
 
-async fn what_no_process_can_be_given_is_refused_and_the_longest_arrives(stage: &Stage) {
+async fn the_longest_argument_reaches_the_process(stage: &Stage) {
     let manager = stage.manager().await;
     const LONGEST: usize = (128 << 10) - 1;
     let value = |length: usize| "x".repeat(length - "BIG=".len());
@@ -344,7 +342,7 @@ async fn what_no_process_can_be_given_is_refused_and_the_longest_arrives(stage: 
             "{}",
             text.len()
         );
-        let named = matches!(&error, Error::InvalidSpec(moat::spec::InvalidSpec { field: named, .. }) if named == field);
+        let named = matches!(&error, Error::InvalidSpec(refused) if refused.field == field);
         assert!(named, "{text}");
     }
     nothing_is_there(stage, &manager).await;
@@ -360,8 +358,8 @@ async fn what_no_process_can_be_given_is_refused_and_the_longest_arrives(stage: 
     assert_bytes(audit.stream("stdout"), expected.as_bytes());
 }
 
-/// Numbers that no machine has: what the engine makes of them is its own matter, and told.
-async fn limits_beyond_any_machine_run_or_fail_with_a_sealed_audit(stage: &Stage) {
+/// Absurd numbers: what the engine does with them is up to the engine, and is recorded.
+async fn absurd_limits_leave_a_sealed_audit(stage: &Stage) {
     let manager = stage.manager().await;
     let most = i64::MAX as u64;
     let plain = || stage.spec("exit 0");

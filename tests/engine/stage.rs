@@ -1,4 +1,4 @@
-//! What each trial has to itself: a directory, a root in it, and containers on the engine.
+//! The directory, root and containers of one trial.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,8 +14,8 @@ use testkit::audit::Audit;
 use testkit::deadline::{eventually, within};
 use testkit::{engine, image};
 
-/// One trial's folder and engine. Dropped, it removes the containers of its roots, also when the
-/// trial has failed.
+/// The directory and engine of one trial. Dropped, it removes the containers of its roots, also
+/// after a failure.
 pub struct Stage {
     pub dir: TempDir,
     pub docker: bollard::Docker,
@@ -46,7 +46,7 @@ impl Stage {
         Self { dir, docker, image }
     }
 
-    /// The folder of the trial's root.
+    /// The root of the trial.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
@@ -64,12 +64,12 @@ impl Stage {
             .network("none")
     }
 
-    /// The same, with a gate that it can wait at: `await /gate/NAME`.
+    /// The same with a gate that the run can wait at: `await /gate/NAME`.
     pub fn gated(&self, steps: &str) -> RunSpec {
         self.spec(steps).bind(self.dir.path().join("gate"), "/gate")
     }
 
-    /// Lets a run go on that waits at this gate.
+    /// Lets a run pass this gate.
     pub fn open_gate(&self, name: &str) {
         fs::write(self.dir.path().join("gate").join(name), "").unwrap();
     }
@@ -83,20 +83,20 @@ impl Stage {
         (outcome, audit)
     }
 
-    /// The containers of the trial's root that the engine has.
+    /// The containers of the trial's root on the engine.
     pub async fn containers(&self) -> Vec<String> {
         let root = engine::root_id(&self.root()).expect("the root has an id");
         engine::containers(&self.docker, &root).await.unwrap()
     }
 
-    /// Whether the engine says of the trial's only container that it was out of memory.
+    /// True if the engine reports that the trial's only container was out of memory.
     pub async fn found_out_of_memory(&self) -> bool {
         let container = self.containers().await.remove(0);
         let found = self.docker.inspect_container(&container, None).await;
         found.unwrap().state.unwrap().oom_killed == Some(true)
     }
 
-    /// Waits until the engine has no container of the trial's root any more.
+    /// Waits until the engine has no container of the trial's root.
     pub async fn is_clean(&self) {
         eventually(90, "the removal of the container", async || {
             self.containers().await.is_empty().then_some(())
@@ -105,7 +105,7 @@ impl Stage {
     }
 }
 
-/// Waits for the end of a run, and until its audit is sealed.
+/// Waits until a run has ended and its audit is sealed.
 pub async fn end(run: &Run) -> Outcome {
     within(180, "the seal of the run", async {
         loop {
@@ -118,12 +118,12 @@ pub async fn end(run: &Run) -> Outcome {
     .await
 }
 
-/// The seal of an outcome, which must have one.
+/// The seal of a sealed outcome.
 pub fn seal(outcome: &Outcome) -> &Seal {
     outcome.sealed().unwrap_or_else(|| panic!("{outcome}"))
 }
 
-/// Reads the audit of a sealed run, and checks that all that know of it agree.
+/// Reads the audit of a sealed run, and checks that all sources agree.
 pub fn read(outcome: &Outcome) -> Audit {
     let seal = seal(outcome);
     let path = outcome.audit.as_ref().unwrap();
@@ -139,7 +139,7 @@ pub fn read(outcome: &Outcome) -> Audit {
     audit
 }
 
-/// Asserts that the audit says of itself that nothing is missing.
+/// Asserts that the audit is complete by its own verdict.
 #[track_caller]
 pub fn assert_complete(audit: &Audit) {
     assert_eq!(
@@ -152,7 +152,7 @@ pub fn assert_complete(audit: &Audit) {
     assert!(audit.all("gap").is_empty(), "{:?}", audit.events);
 }
 
-/// Asserts that bytes are equal; if they are not, says where they begin to differ.
+/// Asserts that bytes are equal, or shows the first difference.
 #[track_caller]
 pub fn assert_bytes(found: &[u8], expected: &[u8]) {
     if found != expected {
@@ -175,7 +175,7 @@ pub fn assert_bytes(found: &[u8], expected: &[u8]) {
     }
 }
 
-/// What an attached reader saw.
+/// The output that a subscriber saw.
 #[derive(Debug, Default)]
 pub struct Watched {
     pub bytes: BTreeMap<Stream, Vec<u8>>,
@@ -183,7 +183,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Adds what comes next; `false`: nothing does.
+    /// Adds the next item; `false` at the end.
     pub async fn next(&mut self, output: &mut Attachment) -> bool {
         match within(60, "output", output.next()).await {
             None => return false,
@@ -219,19 +219,19 @@ impl Watched {
 }
 
 fn memmem(bytes: &[u8], part: &[u8]) -> bool {
-    // From the end: what is waited for comes last.
+    // From the end, where the text is expected.
     bytes.windows(part.len()).rev().any(|window| window == part)
 }
 
-/// Waits until the run has printed `text`, which stays in its audit.
+/// Waits until the run has printed `text`.
 pub async fn printed(run: &Run, text: &str) {
     let mut output = run.attach().await.unwrap();
     Watched::default().until(&mut output, text).await;
 }
 
-/// Asserts that the audit says that nothing is missing, or that the engine may have given up on
-/// output: that is what it says of a large one whose end was read late. Whether anything is missing
-/// is for who knows the bytes.
+/// Asserts that the audit is complete, or that the engine may have dropped output. It may do that
+/// with large output whose end is read late. Only a caller who knows the bytes can decide whether
+/// any are missing.
 #[track_caller]
 pub fn assert_nothing_missed(audit: &Audit) {
     let gaps = audit.all("gap");
@@ -247,7 +247,7 @@ pub fn assert_nothing_missed(audit: &Audit) {
     );
 }
 
-/// The actions that an audit has on record, in order.
+/// The recorded actions, in order.
 pub fn actions(audit: &Audit) -> Vec<String> {
     audit
         .all("note")

@@ -1,4 +1,4 @@
-//! How a run starts, and what is left if it does not.
+//! Starts of runs, and failed starts.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -13,14 +13,14 @@ use crate::stage::{Stage, assert_bytes, assert_complete, end, read};
 
 testkit::trials! {
     crate::on_engine:
-        a_missing_image_fails_the_start_and_leaves_a_sealed_audit,
-        a_missing_command_fails_the_start_and_leaves_no_container,
-        a_taken_run_id_is_refused_and_the_first_run_untouched,
-        an_unwritable_root_is_an_error_that_names_the_path,
-        the_audit_exists_before_the_engine_is_asked_for_a_container,
+        a_missing_image_leaves_a_sealed_audit,
+        a_missing_command_leaves_no_container,
+        a_taken_run_id_is_refused,
+        an_unwritable_root_is_an_error_with_its_path,
+        the_audit_file_comes_before_the_container,
 }
 
-async fn a_missing_image_fails_the_start_and_leaves_a_sealed_audit(stage: &Stage) {
+async fn a_missing_image_leaves_a_sealed_audit(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = RunSpec::new("moat-test-nothing:here").pull(Pull::Never);
     let Err(Error::NotStarted { outcome, source }) = manager.start(spec).await else {
@@ -45,8 +45,8 @@ async fn a_missing_image_fails_the_start_and_leaves_a_sealed_audit(stage: &Stage
     );
 }
 
-/// Waiting for the next exit of a container that cannot start never ends.
-async fn a_missing_command_fails_the_start_and_leaves_no_container(stage: &Stage) {
+/// Waiting for the next exit of a container that cannot start never returns.
+async fn a_missing_command_leaves_no_container(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage.spec("exit 0").entrypoint(["/nonexistent"]);
     let Err(Error::NotStarted { outcome, source }) = manager.start(spec).await else {
@@ -58,7 +58,7 @@ async fn a_missing_command_fails_the_start_and_leaves_no_container(stage: &Stage
     stage.is_clean().await;
 }
 
-async fn a_taken_run_id_is_refused_and_the_first_run_untouched(stage: &Stage) {
+async fn a_taken_run_id_is_refused(stage: &Stage) {
     let manager = stage.manager().await;
     let id = RunId::new("twice").unwrap();
     let first = manager
@@ -79,8 +79,8 @@ async fn a_taken_run_id_is_refused_and_the_first_run_untouched(stage: &Stage) {
     stage.is_clean().await;
 }
 
-/// Also for root, whom permissions do not stop.
-async fn an_unwritable_root_is_an_error_that_names_the_path(stage: &Stage) {
+/// Also for root, which ignores permissions.
+async fn an_unwritable_root_is_an_error_with_its_path(stage: &Stage) {
     let file = stage.dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     for root in [file.join("root"), PathBuf::from("/proc/moat-root")] {
@@ -94,7 +94,7 @@ async fn an_unwritable_root_is_an_error_that_names_the_path(stage: &Stage) {
 }
 
 /// Invariant 1.
-async fn the_audit_exists_before_the_engine_is_asked_for_a_container(stage: &Stage) {
+async fn the_audit_file_comes_before_the_container(stage: &Stage) {
     let (proxy, manager) = behind_proxy(stage).await;
     let id = RunId::generate();
     let dir = stage.root().join(id.as_str());

@@ -14,19 +14,19 @@ use crate::stage::{
 
 testkit::trials! {
     crate::on_busybox:
-        a_pipe_brings_every_byte_and_its_end_and_the_audit_has_none_of_them,
-        a_writer_that_goes_before_the_end_is_recorded,
+        a_pipe_carries_all_input_unrecorded,
+        a_writer_lost_early_is_recorded,
         a_pipe_has_one_writer,
-        an_open_input_can_be_left_and_come_back_to,
-        a_recovered_run_is_attached_to_with_its_input,
-        the_run_of_another_owner_is_attached_to_with_its_input,
-        no_key_is_kept_by_the_engine,
-        a_terminal_has_its_size_and_follows_a_change,
-        input_is_recorded_where_the_spec_asks_for_it,
-        large_input_flows_through,
+        open_input_survives_a_detach,
+        a_recovered_run_accepts_input,
+        a_run_of_another_owner_accepts_input,
+        the_engine_does_not_swallow_detach_keys,
+        a_terminal_follows_size_changes,
+        input_is_recorded_on_request,
+        large_input_passes_through,
 }
 
-/// A run of a shell's script.
+/// A run of a shell script.
 pub fn sh(stage: &Stage, script: &str) -> RunSpec {
     RunSpec::new(&stage.image)
         .cmd(["sh", "-c", script])
@@ -37,7 +37,7 @@ pub fn with_input() -> AttachOptions {
     AttachOptions::new().with_input().lossless()
 }
 
-/// Reads until the terminal has shown `text`.
+/// Reads until the terminal shows `text`.
 pub async fn shown(output: &mut Attachment, text: &str) -> String {
     let mut watched = Watched::default();
     loop {
@@ -51,7 +51,7 @@ pub async fn shown(output: &mut Attachment, text: &str) -> String {
 }
 
 /// H33: the end of a pipe arrives. H11: it ends nothing else.
-async fn a_pipe_brings_every_byte_and_its_end_and_the_audit_has_none_of_them(stage: &Stage) {
+async fn a_pipe_carries_all_input_unrecorded(stage: &Stage) {
     let manager = stage.manager().await;
     let mut seed = fastrand::Rng::with_seed(7);
     let bytes: Vec<u8> = (0..3_000_000).map(|_| seed.u8(..)).collect();
@@ -75,15 +75,15 @@ async fn a_pipe_brings_every_byte_and_its_end_and_the_audit_has_none_of_them(sta
     assert!(audit.all("stdin").is_empty());
     let pid = audit.all("note")[0]["pid"].as_u64();
     assert_eq!(pid, Some(u64::from(std::process::id())));
-    // It is a fact when nobody can be misled by it any more.
+    // The error is definitive.
     let error = input.write(b"more").await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
     let error = run.attach_with(with_input()).await.unwrap_err();
     assert!(matches!(error, Error::NoInput { .. }), "{error}");
 }
 
-/// H33: the container sees a clean end, and the audit says that it was none.
-async fn a_writer_that_goes_before_the_end_is_recorded(stage: &Stage) {
+/// H33: the container sees a clean end of input, but the audit records a lost writer.
+async fn a_writer_lost_early_is_recorded(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(stage, "cat").stdin(Stdin::Pipe);
     let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
@@ -104,14 +104,14 @@ async fn a_pipe_has_one_writer(stage: &Stage) {
     let mut first = run.attach_with(with_input()).await.unwrap();
     let error = run.attach_with(with_input()).await.unwrap_err();
     assert!(matches!(error, Error::NoInput { .. }), "{error}");
-    // Nor has one whom another process owns.
+    // A process that does not own the run cannot write either.
     let other = Manager::builder(stage.root(), moat::Docker::connect().await.unwrap())
         .recovery(RecoveryMode::OnDemand)
         .open()
         .await
         .unwrap();
     let theirs = other.get(run.id()).await.unwrap();
-    eventually(60, "the look at the run", async || {
+    eventually(60, "the inspection of the run", async || {
         theirs.owned_elsewhere().then_some(())
     })
     .await;
@@ -127,7 +127,7 @@ async fn a_pipe_has_one_writer(stage: &Stage) {
     assert!(matches!(error, Error::NoInput { .. }), "{error}");
 }
 
-async fn an_open_input_can_be_left_and_come_back_to(stage: &Stage) {
+async fn open_input_survives_a_detach(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(
         stage,
@@ -139,7 +139,7 @@ async fn an_open_input_can_be_left_and_come_back_to(stage: &Stage) {
     input.write_all(b"one\n").await.unwrap();
     let mut watched = Watched::default();
     watched.until(&mut output, "got one").await;
-    // It has no end.
+    // A terminal has no end of input.
     let error = input.shutdown().await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
     drop((input, output));
@@ -168,7 +168,7 @@ async fn an_open_input_can_be_left_and_come_back_to(stage: &Stage) {
     );
 }
 
-async fn a_recovered_run_is_attached_to_with_its_input(stage: &Stage) {
+async fn a_recovered_run_accepts_input(stage: &Stage) {
     let first = stage.manager().await;
     let spec = sh(stage, "while read line; do echo got $line; done").stdin(Stdin::Open);
     let (run, mut output) = first.start_attached(spec, with_input()).await.unwrap();
@@ -192,7 +192,7 @@ async fn a_recovered_run_is_attached_to_with_its_input(stage: &Stage) {
     assert_complete(&audit);
 }
 
-async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stage) {
+async fn a_run_of_another_owner_accepts_input(stage: &Stage) {
     let owner = stage.manager().await;
     let spec = sh(
         stage,
@@ -206,7 +206,7 @@ async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stage) {
         .await
         .unwrap();
     let theirs = other.get(run.id()).await.unwrap();
-    eventually(60, "the look at the run", async || {
+    eventually(60, "the inspection of the run", async || {
         theirs.owned_elsewhere().then_some(())
     })
     .await;
@@ -216,8 +216,8 @@ async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stage) {
     Watched::default().until(&mut output, "got one").await;
     drop((input, output));
     let mut output = theirs.attach_with(with_input().live_only()).await.unwrap();
-    // Past its end, the run does not wait for what was left to be recorded.
-    eventually(60, "what was left for the owner", async || {
+    // After its end, the run does not wait for requests that are still to be recorded.
+    eventually(60, "the request for the owner", async || {
         let names = std::fs::read_dir(run.dir()).unwrap().map(|entry| {
             let name = entry.unwrap().file_name();
             name.into_string().unwrap()
@@ -236,8 +236,8 @@ async fn the_run_of_another_owner_is_attached_to_with_its_input(stage: &Stage) {
     assert_eq!(actions(&audit), ["attach_input", "detach", "attach_input"]);
 }
 
-/// An engine lets go of a terminal at `ctrl-p ctrl-q`, unless it is told another sequence.
-async fn no_key_is_kept_by_the_engine(stage: &Stage) {
+/// An engine detaches at `ctrl-p ctrl-q`, unless it has another sequence.
+async fn the_engine_does_not_swallow_detach_keys(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(
         stage,
@@ -248,7 +248,7 @@ async fn no_key_is_kept_by_the_engine(stage: &Stage) {
     let (_run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
     let mut input = output.input().unwrap();
     shown(&mut output, "ready").await;
-    // One at a time: the first of the keys must not wait for the next.
+    // One key at a time: the first key must not wait for the next one.
     for key in [0x10, 0x11, 0x00, 0x1c, 0x10] {
         input.write_all(&[key]).await.unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -257,7 +257,7 @@ async fn no_key_is_kept_by_the_engine(stage: &Stage) {
     assert!(all.contains("10 11 00 1c 10"), "{all:?}");
 }
 
-async fn a_terminal_has_its_size_and_follows_a_change(stage: &Stage) {
+async fn a_terminal_follows_size_changes(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(
         stage,
@@ -288,7 +288,7 @@ async fn a_terminal_has_its_size_and_follows_a_change(stage: &Stage) {
     );
 }
 
-async fn input_is_recorded_where_the_spec_asks_for_it(stage: &Stage) {
+async fn input_is_recorded_on_request(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(stage, "wc -c").stdin(Stdin::Pipe).record_stdin(true);
     let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
@@ -317,8 +317,8 @@ async fn input_is_recorded_where_the_spec_asks_for_it(stage: &Stage) {
     assert_bytes(&recorded, &bytes);
 }
 
-/// More than any buffer on the way holds, there and back, with reader and writer at once.
-async fn large_input_flows_through(stage: &Stage) {
+/// More than all buffers hold, with concurrent reader and writer.
+async fn large_input_passes_through(stage: &Stage) {
     const BLOCK: usize = 1 << 20;
     let blocks = match std::env::var_os("MOAT_SOAK") {
         Some(_) => 1024,
@@ -329,7 +329,7 @@ async fn large_input_flows_through(stage: &Stage) {
     let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
     let mut input = output.input().unwrap();
     let write = async move {
-        // Lines that differ: the end of the engine's log is then evidence enough.
+        // Distinct lines: the end of the engine's log is then enough evidence.
         for block in 0..blocks {
             let lines = (0..BLOCK / 64).map(|line| format!("{:063}\n", block * BLOCK + line));
             let bytes: String = lines.collect();
@@ -350,7 +350,7 @@ async fn large_input_flows_through(stage: &Stage) {
     assert_eq!(bytes, blocks * BLOCK);
     let outcome = end(&run).await;
     assert_eq!(outcome.code(), Some(0));
-    // To read all of it back would take longer than all of the rest.
+    // Reading the whole log back would take longer than the rest of the trial.
     if outcome.sealed().unwrap().verdict != moat::Verdict::Complete {
         assert_nothing_missed(&read(&outcome));
     }

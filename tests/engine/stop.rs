@@ -8,14 +8,14 @@ use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read, sea
 
 testkit::trials! {
     crate::on_engine:
-        a_stop_lets_the_container_end_by_itself,
-        a_container_that_ignores_the_stop_signal_is_killed_after_the_grace,
-        a_stop_of_a_run_that_has_ended_tells_the_same_outcome,
-        a_kill_does_not_wait,
-        stop_wait_and_a_natural_exit_at_once_agree_on_the_exit,
+        a_stop_lets_the_container_exit,
+        the_grace_period_ends_in_a_kill,
+        a_stop_after_the_end_returns_the_outcome,
+        a_kill_has_no_grace_period,
+        stop_wait_and_exit_agree_in_a_race,
 }
 
-async fn a_stop_lets_the_container_end_by_itself(stage: &Stage) {
+async fn a_stop_lets_the_container_exit(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager.start(stage.spec("trap --exit 3")).await.unwrap();
     printed(&run, "ready\n").await;
@@ -28,7 +28,7 @@ async fn a_stop_lets_the_container_end_by_itself(stage: &Stage) {
     assert_complete(&audit);
 }
 
-async fn a_container_that_ignores_the_stop_signal_is_killed_after_the_grace(stage: &Stage) {
+async fn the_grace_period_ends_in_a_kill(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
         .start(stage.spec("deaf + echo ready + sleep 600"))
@@ -44,8 +44,8 @@ async fn a_container_that_ignores_the_stop_signal_is_killed_after_the_grace(stag
     assert_complete(&audit);
 }
 
-/// The engine answers 'not modified' to a stop of what has stopped.
-async fn a_stop_of_a_run_that_has_ended_tells_the_same_outcome(stage: &Stage) {
+/// The engine answers 'not modified' to a stop of a stopped container.
+async fn a_stop_after_the_end_returns_the_outcome(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager.start(stage.spec("exit 5")).await.unwrap();
     let ended = end(&run).await;
@@ -54,7 +54,7 @@ async fn a_stop_of_a_run_that_has_ended_tells_the_same_outcome(stage: &Stage) {
     assert_eq!(seal(&ended).stopped, None);
 }
 
-async fn a_kill_does_not_wait(stage: &Stage) {
+async fn a_kill_has_no_grace_period(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage
         .spec("deaf + echo ready + sleep 600")
@@ -68,8 +68,8 @@ async fn a_kill_does_not_wait(stage: &Stage) {
     assert_eq!(seal(&outcome).stopped, Some(StopCause::Killed));
 }
 
-/// Invariant 6. The container ignores the signal, so its own exit code is the only true one.
-async fn stop_wait_and_a_natural_exit_at_once_agree_on_the_exit(stage: &Stage) {
+/// Invariant 6. The container ignores the signal, so its own exit code is the only correct one.
+async fn stop_wait_and_exit_agree_in_a_race(stage: &Stage) {
     let manager = stage.manager().await;
     for delay in [0, 5, 20, 60, 100, 140] {
         let run = manager

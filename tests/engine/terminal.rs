@@ -17,18 +17,18 @@ use crate::stage::{Stage, actions, assert_nothing_missed};
 
 testkit::trials! {
     crate::on_busybox:
-        a_shell_is_used_left_come_back_to_and_exited,
-        an_editor_fills_the_screen_and_is_drawn_again_for_who_comes_back,
-        a_monitor_is_seen_live,
-        what_a_dying_program_left_behind_is_undone,
-        a_signal_leaves_the_terminal_as_it_was,
-        the_keys_work_in_front_of_a_program_that_does_not_read,
-        who_is_stopped_gives_the_terminal_back_and_has_it_again,
-        who_waits_for_the_end_of_a_run_can_leave,
-        a_panic_leaves_the_terminal_as_it_was_and_its_message_readable,
-        an_error_leaves_the_terminal_as_it_was,
-        a_further_process_has_a_terminal_of_its_own,
-        what_is_piped_in_comes_out_again_in_bounded_memory,
+        a_shell_survives_a_detach,
+        an_editor_is_redrawn_on_attach,
+        top_is_shown_live,
+        terminal_modes_of_a_dead_program_are_reset,
+        a_signal_restores_the_terminal,
+        detach_keys_work_when_input_is_not_read,
+        sigtstp_restores_the_terminal,
+        detach_works_while_waiting_for_the_end,
+        a_panic_restores_the_terminal,
+        an_error_restores_the_terminal,
+        an_exec_has_its_own_terminal,
+        piped_input_takes_bounded_memory,
 }
 
 /// `run --interactive --tty IMAGE -- CMD` in a terminal.
@@ -53,10 +53,10 @@ fn runs(stage: &Stage, arguments: &[&str]) -> Screen {
     Screen::start(command)
 }
 
-/// Comes back to what shows this when it is drawn again, and says how often it took.
+/// Attaches until the redrawn screen shows `part`, and returns the number of tries.
 ///
-/// An engine may answer before it passes output on: what is drawn in between is not seen, and
-/// nobody draws it once more.
+/// An engine may answer before it passes output on. Output in between is lost, and nothing redraws
+/// it.
 fn come_back(stage: &Stage, part: &str) -> (Screen, usize) {
     let mut tries = 1;
     loop {
@@ -83,13 +83,13 @@ fn tty_of(path: &Path) -> (Audit, String) {
     (audit, tty)
 }
 
-/// Stops what goes on, and waits for its seal.
+/// Stops the run and waits for its seal.
 fn stop(stage: &Stage) {
     let mut screen = runs(stage, &["stop", "one"]);
     assert_eq!(screen.code(), Some(0), "{}", screen.contents());
 }
 
-async fn a_shell_is_used_left_come_back_to_and_exited(stage: &Stage) {
+async fn a_shell_survives_a_detach(stage: &Stage) {
     let mut screen = run(stage, &[], &["sh"]);
     screen.shows("/ #");
     assert!(screen.is_raw());
@@ -99,7 +99,7 @@ async fn a_shell_is_used_left_come_back_to_and_exited(stage: &Stage) {
     screen.resize(30, 100);
     screen.type_in("clear; until [ \"$(stty size)\" = '30 100' ]; do :; done; stty size\r");
     screen.shows("30 100\n");
-    // A key that would be the container's end, were it not raw.
+    // Outside raw mode, this key would end the container.
     screen.type_in("echo g''o; cat\r");
     screen.shows("\ngo\n");
     screen.type_in("to cat\r");
@@ -141,13 +141,13 @@ async fn a_shell_is_used_left_come_back_to_and_exited(stage: &Stage) {
     assert!(audit.all("stdin").is_empty());
 }
 
-async fn an_editor_fills_the_screen_and_is_drawn_again_for_who_comes_back(stage: &Stage) {
+async fn an_editor_is_redrawn_on_attach(stage: &Stage) {
     let mut screen = run(stage, &["--detach-keys", "ctrl-x,d"], &["vi", "/tmp/note"]);
     screen.shows("~\n~\n");
     screen.type_in("ihello from vi\x1b");
     screen.shows("hello from vi");
     screen.resize(12, 60);
-    // The keys are those that were asked for, however they are cut.
+    // The requested keys work, in one piece or two.
     screen.type_in("\x18");
     screen.type_in("d");
     assert_eq!(screen.code(), Some(0), "{}", screen.contents());
@@ -164,7 +164,7 @@ async fn an_editor_fills_the_screen_and_is_drawn_again_for_who_comes_back(stage:
     assert!(tty.contains("hello from vi"));
 }
 
-async fn a_monitor_is_seen_live(stage: &Stage) {
+async fn top_is_shown_live(stage: &Stage) {
     let mut screen = run(stage, &[], &["top", "-d", "1"]);
     screen.shows("Mem:");
     screen.shows("top -d 1");
@@ -173,7 +173,7 @@ async fn a_monitor_is_seen_live(stage: &Stage) {
     screen.is_as_it_was();
 }
 
-async fn what_a_dying_program_left_behind_is_undone(stage: &Stage) {
+async fn terminal_modes_of_a_dead_program_are_reset(stage: &Stage) {
     const MESS: &str =
         "printf '\\033[?1049h\\033[?25l\\033[?1000h\\033[?2004h\\033[3;9r\\033[31mmess'";
     for end in ["exit 4", "sleep 600"] {
@@ -214,7 +214,7 @@ fn run_named(stage: &Stage, options: &[&str], cmd: &[&str]) -> Screen {
     Screen::start(command)
 }
 
-async fn a_signal_leaves_the_terminal_as_it_was(stage: &Stage) {
+async fn a_signal_restores_the_terminal(stage: &Stage) {
     let mut screen = run(
         stage,
         &[],
@@ -229,8 +229,8 @@ async fn a_signal_leaves_the_terminal_as_it_was(stage: &Stage) {
     assert_eq!(audit.end["stopped"], "requested");
 }
 
-/// More than the terminal, the engine and the container take together, which is some 100 KiB each.
-async fn the_keys_work_in_front_of_a_program_that_does_not_read(stage: &Stage) {
+/// More than terminal, engine and container buffer together, about 100 KiB each.
+async fn detach_keys_work_when_input_is_not_read(stage: &Stage) {
     let script = "stty raw -echo; echo ready; sleep 600";
     let mut screen = run(stage, &[], &["sh", "-c", script]);
     screen.shows("ready");
@@ -243,7 +243,7 @@ async fn the_keys_work_in_front_of_a_program_that_does_not_read(stage: &Stage) {
     stop(stage);
 }
 
-async fn who_is_stopped_gives_the_terminal_back_and_has_it_again(stage: &Stage) {
+async fn sigtstp_restores_the_terminal(stage: &Stage) {
     let script = "printf '\\033[?1049hready'; read go; printf '\\033[?1049l'; \
                   until [ \"$(stty size)\" = '30 100' ]; do :; done; stty size; exit 4";
     let mut screen = run(stage, &[], &["sh", "-c", script]);
@@ -261,8 +261,8 @@ async fn who_is_stopped_gives_the_terminal_back_and_has_it_again(stage: &Stage) 
     screen.is_as_it_was();
 }
 
-/// Its owner does not come to it to say how it has ended.
-async fn who_waits_for_the_end_of_a_run_can_leave(stage: &Stage) {
+/// The stopped owner cannot report the exit.
+async fn detach_works_while_waiting_for_the_end(stage: &Stage) {
     let mut owner = run(stage, &[], &["sh"]);
     owner.shows("/ #");
     let (mut other, _) = come_back(stage, "/ #");
@@ -283,7 +283,7 @@ async fn who_waits_for_the_end_of_a_run_can_leave(stage: &Stage) {
     assert_eq!(audit.verdict(), "complete");
 }
 
-async fn a_panic_leaves_the_terminal_as_it_was_and_its_message_readable(_: &Stage) {
+async fn a_panic_restores_the_terminal(_: &Stage) {
     // A backtrace would be longer than the screen.
     let command = sitter("panic").env("RUST_BACKTRACE", "0");
     let mut screen = Screen::start(command);
@@ -292,13 +292,13 @@ async fn a_panic_leaves_the_terminal_as_it_was_and_its_message_readable(_: &Stag
     screen.shows("a panic in front of a run");
 }
 
-async fn an_error_leaves_the_terminal_as_it_was(_: &Stage) {
+async fn an_error_restores_the_terminal(_: &Stage) {
     let mut screen = Screen::start(sitter("error"));
     assert_eq!(screen.code(), Some(9), "{}", screen.contents());
     screen.is_as_it_was();
 }
 
-async fn a_further_process_has_a_terminal_of_its_own(stage: &Stage) {
+async fn an_exec_has_its_own_terminal(stage: &Stage) {
     let screen = run(stage, &[], &["sh"]);
     screen.shows("/ #");
     screen.type_in("touch /tmp/here; echo do''ne\r");
@@ -330,7 +330,7 @@ async fn a_further_process_has_a_terminal_of_its_own(stage: &Stage) {
     assert!(tty.contains("here"), "{tty}");
     let audit = Audit::read(&dir.join("exec-2.jsonl")).unwrap();
     assert_eq!(audit.stream("stdout"), b"plain\n");
-    // The owner of the run was killed; what others left for it is recorded by who came next.
+    // The owner was killed. The next process recorded the requests that were left for it.
     let audit = Audit::read(&audit_path(stage)).unwrap();
     assert_eq!(
         actions(&audit)
@@ -342,7 +342,7 @@ async fn a_further_process_has_a_terminal_of_its_own(stage: &Stage) {
 }
 
 /// `seq 1 1000000 | run --interactive IMAGE -- cat`
-async fn what_is_piped_in_comes_out_again_in_bounded_memory(stage: &Stage) {
+async fn piped_input_takes_bounded_memory(stage: &Stage) {
     let all: String = (1..=1_000_000).map(|n| format!("{n}\n")).collect();
     let (input, output) = (stage.dir.path().join("in"), stage.dir.path().join("out"));
     fs::write(&input, &all).unwrap();

@@ -9,10 +9,10 @@ use crate::stage::{Stage, end, read};
 
 testkit::trials! {
     crate::on_engine:
-        what_a_run_uses_is_sampled_and_in_its_seal,
+        usage_is_sampled_and_sealed,
 }
 
-async fn what_a_run_uses_is_sampled_and_in_its_seal(stage: &Stage) {
+async fn usage_is_sampled_and_sealed(stage: &Stage) {
     let manager = stage.manager().await;
     let mut events = manager.events();
     let spec = stage.gated("await /gate/go");

@@ -35,7 +35,7 @@ pub fn sealed_text(head: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_same_records_are_the_same_bytes_for_ever() {
+async fn equal_records_are_equal_bytes() {
     for golden in all() {
         let bytes = written(&golden).await;
         if std::env::var_os("MOAT_BLESS").is_some() {
@@ -51,7 +51,7 @@ async fn the_same_records_are_the_same_bytes_for_ever() {
 }
 
 #[test]
-fn a_golden_file_is_verified_as_what_it_is() {
+fn golden_files_verify() {
     for golden in all() {
         let found = verify(golden.path()).unwrap();
         match (&golden.seal, &found.state) {
@@ -73,7 +73,7 @@ fn a_golden_file_is_verified_as_what_it_is() {
 }
 
 #[test]
-fn a_reader_gives_what_was_written() {
+fn a_reader_returns_the_written_records() {
     for golden in all() {
         let mut reader = Reader::open(golden.path()).unwrap();
         let mut records: Vec<Record> = reader.by_ref().map(|record| record.unwrap()).collect();
@@ -90,7 +90,7 @@ fn a_reader_gives_what_was_written() {
 }
 
 #[test]
-fn the_seal_can_be_checked_with_coreutils() {
+fn coreutils_can_check_the_seal() {
     for golden in all() {
         let Some(_) = golden.seal else { continue };
         let path = golden.path();
@@ -109,9 +109,9 @@ fn the_seal_can_be_checked_with_coreutils() {
     }
 }
 
-/// What a later writer of version 1 may add is skipped, and covered by the digest.
+/// Additions by a later writer of version 1 are skipped, and covered by the digest.
 #[test]
-fn a_record_or_field_that_this_version_does_not_know_is_skipped() {
+fn unknown_records_and_fields_are_skipped() {
     let path = path("later-writer");
     let start = serde_json::to_string(&Event::Start(Box::new(start("later", json!({}))))).unwrap();
     let start = start.strip_suffix('}').unwrap();
@@ -147,7 +147,7 @@ fn a_record_or_field_that_this_version_does_not_know_is_skipped() {
 }
 
 #[tokio::test]
-async fn another_version_is_named_refused_and_not_touched() {
+async fn another_version_is_refused_unchanged() {
     let text = String::from_utf8(all()[0].bytes()).unwrap();
     let text = text.replacen("\"v\":1", "\"v\":2", 1);
     let place = Place::holding(text.as_bytes());
@@ -166,7 +166,7 @@ async fn another_version_is_named_refused_and_not_touched() {
 }
 
 #[test]
-fn a_verdict_is_in_the_file_as_it_was_given() {
+fn golden_files_have_each_verdict() {
     let verdicts: Vec<_> = all()
         .iter()
         .filter_map(|golden| golden.seal.as_ref().map(|seal| seal.verdict))

@@ -18,9 +18,9 @@ fn later() -> Golden {
     }
 }
 
-/// Every byte of a sealed file, in several ways: also the exit code, the digest, the newlines.
+/// Every byte of a sealed file in several ways, including exit code, digest and newlines.
 #[tokio::test]
-async fn a_changed_byte_anywhere_in_a_sealed_file_is_found_and_nothing_is_changed() {
+async fn any_changed_byte_in_a_sealed_file_is_found() {
     let sink = Jsonl::new();
     for golden in all().into_iter().chain([later()]) {
         if golden.seal.is_none() {
@@ -28,7 +28,7 @@ async fn a_changed_byte_anywhere_in_a_sealed_file_is_found_and_nothing_is_change
         }
         let whole = golden.bytes();
         let place = Place::holding(&whole);
-        // The first lines are much the same: those of one file will do.
+        // The first lines are similar in all files, so one file is enough.
         let first = match golden.name {
             "complete" => 0,
             _ => whole.iter().position(|byte| *byte == b'\n').unwrap(),
@@ -65,17 +65,16 @@ async fn a_changed_byte_anywhere_in_a_sealed_file_is_found_and_nothing_is_change
 }
 
 #[tokio::test]
-async fn a_damaged_seal_with_damage_behind_it_is_refused_and_not_cut_to_where_it_would_be_refused()
-{
+async fn a_damaged_seal_is_never_cut_off() {
     let whole = String::from_utf8(all()[0].bytes()).unwrap();
     let renamed = whole.replace(r#"{"type":"end""#, r#"{"type":"enD""#);
-    for behind in ["\0\0\0\n", "x\n", &whole] {
-        let bytes = format!("{renamed}{behind}");
+    for rest in ["\0\0\0\n", "x\n", &whole] {
+        let bytes = format!("{renamed}{rest}");
         let place = Place::holding(bytes.as_bytes());
         let LogState::Damaged(damage) = verify(place.log()).unwrap().state else {
-            panic!("{behind:?}");
+            panic!("{rest:?}");
         };
-        assert_eq!(damage.reason, "the end record is damaged", "{behind:?}");
+        assert_eq!(damage.reason, "the end record is damaged", "{rest:?}");
         let resumed = Jsonl::new().resume(&place.place, Box::new(|_| {})).await;
         assert!(matches!(resumed, Err(moat::Error::Damaged { .. })));
         assert!(std::fs::read(place.log()).unwrap() == bytes.as_bytes());
@@ -83,7 +82,7 @@ async fn a_damaged_seal_with_damage_behind_it_is_refused_and_not_cut_to_where_it
 }
 
 #[test]
-fn bytes_behind_a_seal_are_damage() {
+fn bytes_after_a_seal_are_damage() {
     let whole = all()[0].bytes();
     for more in ["\n", "x", "{\"type\":\"note\"", "{\"type\":\"note\"}\n"] {
         let place = Place::holding(&[&whole, more.as_bytes()].concat());
@@ -98,7 +97,7 @@ fn bytes_behind_a_seal_are_damage() {
 }
 
 #[test]
-fn a_seal_whose_counts_are_not_those_of_the_file_is_damage() {
+fn wrong_counts_in_a_seal_are_damage() {
     let text = String::from_utf8(all()[0].bytes()).unwrap();
     let head = &text[..text.len() - 78];
     for (from, to) in [
@@ -115,9 +114,9 @@ fn a_seal_whose_counts_are_not_those_of_the_file_is_damage() {
     }
 }
 
-/// What a crash can leave: the beginning of what was to be written.
+/// A crash leaves a prefix of what was to be written.
 #[tokio::test]
-async fn a_file_cut_anywhere_is_never_sealed_and_goes_on_to_the_same_records() {
+async fn a_file_cut_anywhere_can_be_resumed() {
     let sink = Jsonl::new();
     for golden in all() {
         let Some(seal) = &golden.seal else { continue };

@@ -1,4 +1,4 @@
-//! What was appended stays: when its process dies, when the disk takes no more.
+//! Appended records stay, when their process dies and when the disk is full.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -13,28 +13,28 @@ use serde_json::json;
 
 use crate::golden::{Place, batch, open, out, poll_and_drop, seal, start};
 
-/// Where the part of a test that runs in a process of its own has its run.
-const FOLDER: &str = "MOAT_TEST_FOLDER";
+/// The directory of the run, for the part of a test that is a child process.
+const DIRECTORY: &str = "MOAT_TEST_DIRECTORY";
 
 fn place_of_child() -> Option<RunPlace> {
-    let dir = PathBuf::from(std::env::var_os(FOLDER)?);
+    let dir = PathBuf::from(std::env::var_os(DIRECTORY)?);
     Some(RunPlace::new(RunId::new("run").unwrap(), dir))
 }
 
-/// This very test binary, for one test, after `shell`.
+/// This test binary as a child that runs one test, after the commands in `shell`.
 fn child(test: &str, dir: &Path, shell: &str) -> Command {
     let mut command = Command::new("sh");
     command
         .args(["-c", &format!("{shell} exec \"$@\""), "sh"])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(FOLDER, dir)
+        .env(DIRECTORY, dir)
         .stdout(Stdio::piped());
     command
 }
 
 #[tokio::test]
-async fn what_was_appended_survives_sigkill() {
+async fn appended_records_survive_sigkill() {
     if let Some(place) = place_of_child() {
         let mut log = Jsonl::new()
             .open(&place, &start("run", json!({})))
@@ -47,7 +47,7 @@ async fn what_was_appended_survives_sigkill() {
         }
     }
     let place = Place::new();
-    let test = "durability::what_was_appended_survives_sigkill";
+    let test = "durability::appended_records_survive_sigkill";
     let mut child = child(test, &place.place.dir, "").spawn().unwrap();
     let mut appended = 0;
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
@@ -67,9 +67,9 @@ async fn what_was_appended_survives_sigkill() {
     assert!(matches!(resumed, Ok(Resumed::Open { .. })), "{resumed:?}");
 }
 
-/// A limit of the file's size stands for a full disk: the kernel takes a part, then refuses.
+/// A limit on the file size stands for a full disk: the kernel writes a part and then refuses.
 #[tokio::test]
-async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() {
+async fn a_failed_write_latches_the_log() {
     let line = out(Stream::Stdout, "0123456789".repeat(100).as_bytes());
     if let Some(place) = place_of_child() {
         let mut log = Jsonl::new()
@@ -94,7 +94,10 @@ async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() 
         ] {
             let text = error.chain();
             assert!(matches!(error, Error::Storage { .. }), "{text}");
-            assert!(text.contains("failed before: File too large"), "{text}");
+            assert!(
+                text.contains("an earlier call failed: File too large"),
+                "{text}"
+            );
         }
         let after = place.dir.join("logs.jsonl").metadata().unwrap().len();
         assert_eq!(length, after);
@@ -102,8 +105,7 @@ async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() 
         return;
     }
     let place = Place::new();
-    let test = "durability::\
-                a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later";
+    let test = "durability::a_failed_write_latches_the_log";
     let limit = "trap '' XFSZ; ulimit -f 100;";
     let shown = child(test, &place.place.dir, limit).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
@@ -133,7 +135,7 @@ async fn a_log_that_could_not_be_written_takes_nothing_more_and_goes_on_later() 
 
 #[test]
 #[ignore = "mounts a file system: needs root"]
-fn on_a_full_disk_nothing_is_changed_unless_what_is_torn_is_safe() {
+fn a_full_disk_never_loses_a_torn_tail() {
     let root = tempfile::tempdir().unwrap();
     let sh = |script: &str| {
         let done = Command::new("sh")
@@ -174,7 +176,7 @@ async fn on_full_disk(root: &Path) {
     assert!(std::fs::read(&file).unwrap() == before);
     assert!(!place.dir.join("torn-1").exists());
 
-    // Room for what is torn, but hardly more.
+    // Room for the torn tail, but hardly more.
     let cut = before.len() - 8192;
     std::fs::write(&file, &before[..cut]).unwrap();
     let resumed = sink.resume(&place, Box::new(|_| {})).await;
@@ -182,7 +184,7 @@ async fn on_full_disk(root: &Path) {
 }
 
 #[tokio::test]
-async fn a_log_whose_append_was_dropped_takes_nothing_more() {
+async fn a_dropped_append_latches_the_log() {
     let place = Place::new();
     let sink = Jsonl::new();
     let mut log = open(&sink, &place, &start("run", json!({}))).await;
@@ -202,7 +204,7 @@ async fn a_log_whose_append_was_dropped_takes_nothing_more() {
         assert!(error.chain().contains("dropped"), "{}", error.chain());
     }
     drop(log);
-    // The job goes on, and holds the lock until it is done.
+    // The disk job continues, and holds the lock until it ends.
     let resumed = loop {
         match sink.resume(&place.place, Box::new(|_| {})).await {
             Err(Error::Owned { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
@@ -214,7 +216,7 @@ async fn a_log_whose_append_was_dropped_takes_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_log_is_dropped_and_taken_over_at_once_whatever_its_durability() {
+async fn a_dropped_log_can_be_resumed_at_once() {
     for durability in [
         Durability::default(),
         Durability::Always,

@@ -7,7 +7,7 @@ use crate::golden::{Place, batch, open};
 use crate::resume::{golden, reopened};
 
 #[tokio::test]
-async fn a_log_can_be_followed_while_it_is_written_resumed_and_sealed() {
+async fn a_log_can_be_followed_to_its_seal() {
     let place = Place::new();
     let golden = golden("lossy");
     let mut log = open(&Jsonl::new(), &place, &golden.start).await;
@@ -26,7 +26,7 @@ async fn a_log_can_be_followed_while_it_is_written_resumed_and_sealed() {
     }
     drop(log);
 
-    // A writer dies in the middle of a line, and the next one cuts that off and goes on.
+    // A writer dies in the middle of a line. The next writer cuts the line off and continues.
     let mut bytes = std::fs::read(place.log()).unwrap();
     let whole = bytes.len() as u64;
     bytes.extend_from_slice(b"{\"ts\":\"torn");
@@ -49,7 +49,7 @@ async fn a_log_can_be_followed_while_it_is_written_resumed_and_sealed() {
 }
 
 #[tokio::test]
-async fn a_reader_tells_that_its_file_was_cut_short_of_it() {
+async fn a_reader_reports_a_file_that_shrank() {
     let golden = golden("unsealed-torn");
     let place = Place::holding(&golden.bytes());
     let mut reader = Reader::open(place.log()).unwrap();

@@ -1,4 +1,4 @@
-//! The golden files, and the records that they were made of.
+//! The golden files and their records.
 
 use std::path::{Path, PathBuf};
 
@@ -10,14 +10,14 @@ use moat::timestamp::Timestamp;
 use moat::{LogSink, RunId, Seal};
 use serde_json::{Value, json};
 
-/// A golden file, and what it is made of.
+/// A golden file and its content.
 pub struct Golden {
     pub name: &'static str,
     pub start: Start,
     pub records: Vec<Record>,
-    /// `None`: it was not sealed.
+    /// `None` if the file is not sealed.
     pub seal: Option<Seal>,
-    /// What a dying writer has left behind the last record.
+    /// Bytes that a dying writer left after the last record.
     pub tail: &'static str,
 }
 
@@ -84,7 +84,7 @@ fn flagged(stream: Stream, bytes: &[u8], partial: bool, lossy: bool) -> Record {
     Record::Output(output)
 }
 
-/// A seal whose counts are those of `records`, but for what `more` says.
+/// A seal with the counts of `records`, changed by `more`.
 pub fn seal(records: &[Record], more: Value) -> Seal {
     let mut bytes = json!({"stdout": 0, "stderr": 0, "tty": 0});
     let (mut count, mut gaps) = (0, 0);
@@ -258,7 +258,7 @@ fn unsealed() -> Golden {
 }
 
 impl Golden {
-    /// The golden file.
+    /// The path of the file.
     pub fn path(&self) -> PathBuf {
         path(self.name)
     }
@@ -274,7 +274,7 @@ pub fn path(name: &str) -> PathBuf {
         .join(format!("{name}.jsonl"))
 }
 
-/// A run's folder in a root, both in memory where there is such a file system.
+/// A run's directory in a root, in memory where possible.
 pub struct Place {
     _root: tempfile::TempDir,
     pub place: RunPlace,
@@ -329,7 +329,7 @@ pub async fn open(sink: &Jsonl, place: &Place, start: &Start) -> Box<dyn RunLog>
     sink.open(&place.place, start).await.unwrap()
 }
 
-/// Polls once, and drops: what a cancelled caller does. `None`: it was pending.
+/// Polls once and drops, as a cancelled caller does. `None` if it was pending.
 pub fn poll_and_drop<T>(future: impl Future<Output = T>) -> Option<T> {
     Box::pin(future).now_or_never()
 }

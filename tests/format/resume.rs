@@ -1,4 +1,4 @@
-//! Going on with a file whose writer has gone.
+//! Resuming a file whose writer is gone.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::{Arc, Mutex};
@@ -67,7 +67,7 @@ fn damage(place: &Place) -> moat::audit::Damage {
 }
 
 #[tokio::test]
-async fn a_torn_tail_is_moved_aside_and_every_whole_record_is_shown() {
+async fn a_torn_tail_is_quarantined() {
     let golden = golden("unsealed-torn");
     let place = Place::holding(&golden.bytes());
     std::fs::write(place.file("torn-1"), "of an earlier crash").unwrap();
@@ -91,7 +91,7 @@ async fn a_torn_tail_is_moved_aside_and_every_whole_record_is_shown() {
 }
 
 #[tokio::test]
-async fn a_log_has_one_owner_until_it_is_dropped() {
+async fn a_log_has_one_owner() {
     let place = Place::new();
     let sink = Jsonl::new();
     let start = start("run", json!({}));
@@ -113,7 +113,7 @@ async fn a_log_has_one_owner_until_it_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_sealed_log_is_shown_and_takes_nothing_more() {
+async fn a_sealed_log_is_read_only() {
     let place = Place::new();
     let golden = golden("complete");
     let mut log = open(&Jsonl::new(), &place, &golden.start).await;
@@ -146,7 +146,7 @@ async fn a_sealed_log_is_shown_and_takes_nothing_more() {
 }
 
 #[tokio::test]
-async fn a_seal_that_does_not_count_what_is_there_is_refused_before_it_is_written() {
+async fn a_seal_with_wrong_counts_is_refused() {
     let place = Place::new();
     let golden = golden("complete");
     let mut log = open(&Jsonl::new(), &place, &golden.start).await;
@@ -157,7 +157,7 @@ async fn a_seal_that_does_not_count_what_is_there_is_refused_before_it_is_writte
 }
 
 #[tokio::test]
-async fn a_log_without_a_whole_first_record_is_made_anew_and_nothing_is_lost() {
+async fn a_log_without_a_first_record_is_made_again() {
     let start = start("run", json!({}));
     for stub in ["", "{\"type\":\"sta", "garbage\n", "garbage\nand more"] {
         let place = Place::holding(stub.as_bytes());
@@ -174,7 +174,7 @@ async fn a_log_without_a_whole_first_record_is_made_anew_and_nothing_is_lost() {
 }
 
 #[tokio::test]
-async fn a_bad_line_and_all_behind_it_is_moved_aside_in_an_unsealed_file() {
+async fn a_bad_line_and_the_rest_are_quarantined() {
     let golden = golden("unsealed-torn");
     let text = String::from_utf8(golden.bytes()).unwrap();
     let bad = text.replacen("\"line\":\"whole\"", "\"line\":\"who\0e\"", 1);
@@ -196,7 +196,7 @@ async fn a_bad_line_and_all_behind_it_is_moved_aside_in_an_unsealed_file() {
     sealed(&place);
 }
 
-/// Lines that make a file of several `check` records.
+/// Enough lines for several `check` records.
 fn many() -> Vec<Record> {
     let line = "0123456789".repeat(100);
     (0..11_000)
@@ -205,7 +205,7 @@ fn many() -> Vec<Record> {
 }
 
 #[tokio::test]
-async fn a_log_that_goes_on_has_the_checks_and_the_seal_of_one_that_never_stopped() {
+async fn a_resumed_log_equals_an_uninterrupted_one() {
     let records = many();
     let start = start("run", json!({}));
     let whole = Place::new();
@@ -229,9 +229,9 @@ async fn a_log_that_goes_on_has_the_checks_and_the_seal_of_one_that_never_stoppe
     assert!(std::fs::read(place.log()).unwrap() == std::fs::read(whole.log()).unwrap());
 }
 
-/// A changed byte that leaves each line a record is found by the next `check` alone.
+/// Only the next `check` finds a changed byte that leaves each line valid.
 #[tokio::test]
-async fn what_no_check_vouches_for_is_moved_aside_where_a_check_does_not_hold() {
+async fn records_after_a_failed_check_are_quarantined() {
     let records = many();
     let place = Place::new();
     let mut log = open(&Jsonl::new(), &place, &start("run", json!({}))).await;
@@ -250,7 +250,7 @@ async fn what_no_check_vouches_for_is_moved_aside_where_a_check_does_not_hold() 
     };
     let digit = |from: usize| from + memchr::memmem::find(&good[from..], b"0123456789").unwrap();
 
-    // Behind the last check only the shape of the lines is known.
+    // After the last check, only the shape of the lines is known.
     flip(&place, digit(checked[1]));
     assert_eq!(
         verify(place.log()).unwrap().state,
@@ -271,7 +271,7 @@ async fn what_no_check_vouches_for_is_moved_aside_where_a_check_does_not_hold() 
     drop(log);
     sealed(&place);
 
-    // Without a check that holds, not even the first record can be relied upon.
+    // Without a valid check, even the first record cannot be trusted.
     let bad = flip(&place, digit(0));
     let (resumed, seen) = resume(&Jsonl::new(), &place).await;
     assert!(matches!(resumed, Ok(Resumed::Absent)), "{resumed:?}");
@@ -279,9 +279,9 @@ async fn what_no_check_vouches_for_is_moved_aside_where_a_check_does_not_hold() 
     assert!(std::fs::read(place.file("torn-2")).unwrap() == bad);
 }
 
-/// A sink knows what it has written, and is not taken in by whole records that are others'.
+/// A sink knows what it wrote, and finds whole records that others wrote.
 #[tokio::test]
-async fn what_others_have_changed_behind_the_last_check_is_moved_aside_by_its_own_sink() {
+async fn a_sink_quarantines_external_changes() {
     let records = many();
     let place = Place::new();
     let sink = Jsonl::new();
@@ -310,7 +310,7 @@ async fn what_others_have_changed_behind_the_last_check_is_moved_aside_by_its_ow
         drop(log);
         assert!(std::fs::read(place.log()).unwrap() == good);
     }
-    // A beginning of a record, as a write that failed leaves it, is no change of others.
+    // The prefix of a record, as a failed write leaves it, is not an external change.
     std::fs::write(place.log(), [&good[..], b"{\"ts\""].concat()).unwrap();
     let (resumed, seen) = resume(&sink, &place).await;
     assert_eq!(seen.len(), records.len() + 3);
@@ -319,7 +319,7 @@ async fn what_others_have_changed_behind_the_last_check_is_moved_aside_by_its_ow
     };
     assert_eq!(torn.unwrap().bytes, 5);
 
-    // While it is open: whatever an edit is like, the log is not sealed with it.
+    // An edit while the log is open is never sealed.
     let file = std::fs::File::options()
         .write(true)
         .open(place.log())
@@ -327,13 +327,13 @@ async fn what_others_have_changed_behind_the_last_check_is_moved_aside_by_its_ow
     std::os::unix::fs::FileExt::write_at(&file, b"7", digit as u64).unwrap();
     let error = log.seal(seal(&records, json!({}))).await.unwrap_err();
     assert!(
-        error.chain().contains("someone has changed it"),
+        error.chain().contains("the file was changed externally"),
         "{}",
         error.chain()
     );
     drop(log);
 
-    // What is sealed is nobody's to change: also where it is another log.
+    // A sealed log is never changed, even if it belongs to another run.
     let other = Place::new();
     let mut log = open(&Jsonl::new(), &other, &start("run", json!({}))).await;
     log.seal(seal(&[], json!({}))).await.unwrap();
@@ -345,10 +345,10 @@ async fn what_others_have_changed_behind_the_last_check_is_moved_aside_by_its_ow
 }
 
 #[tokio::test]
-async fn what_is_not_a_regular_file_is_refused_and_never_waited_for() {
+async fn an_irregular_file_is_refused_at_once() {
     let sink = Jsonl::new();
     let start = start("run", json!({}));
-    for kind in ["fifo", "folder", "link", "dangling"] {
+    for kind in ["fifo", "directory", "link", "dangling"] {
         let place = Place::new();
         let (log, other) = (place.log(), place.file("other"));
         match kind {
@@ -356,7 +356,7 @@ async fn what_is_not_a_regular_file_is_refused_and_never_waited_for() {
                 let made = std::process::Command::new("mkfifo").arg(&log).status();
                 assert!(made.unwrap().success());
             }
-            "folder" => std::fs::create_dir(&log).unwrap(),
+            "directory" => std::fs::create_dir(&log).unwrap(),
             "link" => {
                 std::fs::write(&other, golden("unsealed-torn").bytes()).unwrap();
                 symlink(&other, &log).unwrap();
@@ -381,7 +381,7 @@ async fn what_is_not_a_regular_file_is_refused_and_never_waited_for() {
 }
 
 #[tokio::test]
-async fn no_log_is_not_an_error_and_no_folder_is_not_one_either() {
+async fn a_missing_log_or_directory_is_absent() {
     let place = Place::new();
     let (resumed, _) = resume(&Jsonl::new(), &place).await;
     assert!(matches!(resumed, Ok(Resumed::Absent)));
@@ -391,7 +391,7 @@ async fn no_log_is_not_an_error_and_no_folder_is_not_one_either() {
 }
 
 #[tokio::test]
-async fn records_that_the_log_itself_makes_are_not_taken() {
+async fn start_and_end_records_are_not_accepted() {
     let golden = golden("complete");
     let end = Event::End(Box::new(golden.seal.unwrap()));
     for record in [
@@ -406,7 +406,7 @@ async fn records_that_the_log_itself_makes_are_not_taken() {
         let note = event(json!({"type": "note", "ts": at(1), "text": "after an error"}));
         let error = log.append(batch([&note])).await.unwrap_err();
         assert!(
-            error.chain().contains("has failed before"),
+            error.chain().contains("an earlier call failed"),
             "{}",
             error.chain()
         );

@@ -64,7 +64,7 @@ async fn watch(mut attachment: moat::run::Attachment) -> (String, u64) {
 }
 
 #[tokio::test]
-async fn whoever_looks_on_sees_everything_once_whenever_he_comes() {
+async fn each_subscriber_sees_each_byte_once() {
     let bench = Bench::new();
     let mut script = Script::new();
     for n in 0..200 {
@@ -92,7 +92,7 @@ async fn whoever_looks_on_sees_everything_once_whenever_he_comes() {
 }
 
 #[tokio::test]
-async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all() {
+async fn a_lagged_subscriber_learns_what_it_missed() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().echo());
     let manager = bench.open().await;
@@ -104,8 +104,8 @@ async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all()
 
     let mut attachment = run.attach().await.unwrap();
     let mut patient = run.attach().await.unwrap().lossless();
-    // They see the start of it, and then look away. The file has no line that is not whole: they
-    // are at what comes live.
+    // Both see the start and then stop reading. The file has no whole line yet, so they read live
+    // output.
     let mut seen = String::new();
     let mut seen_patiently = String::new();
     for (attachment, seen) in [
@@ -117,7 +117,7 @@ async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all()
                 see(seen, attachment.next().await);
             }
         };
-        within(60, "the start of it", start).await;
+        within(60, "the first output", start).await;
     }
     for n in 2..100 {
         let flood = match n {
@@ -133,7 +133,7 @@ async fn one_who_does_not_look_is_told_what_he_missed_and_the_audit_has_it_all()
         text.contains("line 99x").then_some(())
     })
     .await;
-    // He is told with the next thing that he sees, for which there must be room.
+    // A lagged subscriber learns of the gap with the next item, for which there must be room.
     while let Some(item) = unconstrained(attachment.next()).now_or_never() {
         see(&mut seen, item);
     }
@@ -158,9 +158,9 @@ fn see(seen: &mut String, item: Option<moat::Result<Attached>>) {
     }
 }
 
-/// Of a run that was taken over, what a terminal shows comes by a connection of its own.
+/// The terminal output of a recovered run comes through a separate connection.
 #[tokio::test]
-async fn who_looks_on_live_is_told_that_the_connection_broke() {
+async fn a_live_subscriber_sees_a_broken_connection() {
     for how in [Some(Break::Error), Some(Break::End), None] {
         let bench = Bench::new();
         bench.runtime.next(Script::new().stdout("past\n").echo());
@@ -199,9 +199,9 @@ async fn who_looks_on_live_is_told_that_the_connection_broke() {
     }
 }
 
-/// Nothing comes after the last of it that could tell.
+/// No output follows that could carry the notice.
 #[tokio::test]
-async fn who_looks_on_live_is_told_what_was_missed_at_the_end() {
+async fn a_live_subscriber_learns_what_it_missed() {
     const PIECE: usize = 64 << 10;
     let bench = Bench::new();
     bench.runtime.next(Script::new().echo());
@@ -235,9 +235,9 @@ async fn who_looks_on_live_is_told_what_was_missed_at_the_end() {
     assert_eq!(seen + missed, 48 * PIECE as u64);
 }
 
-/// There is nobody any more who would record it.
+/// A closed manager records nothing more.
 #[tokio::test]
-async fn nothing_is_done_to_a_run_by_way_of_a_manager_that_has_closed() {
+async fn a_closed_manager_refuses_attachments() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().echo());
     bench.runtime.next_exec(Script::new().echo());

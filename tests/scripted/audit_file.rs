@@ -16,8 +16,8 @@ use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::records::{gaps, text};
 
 #[tokio::test]
-async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
-    for whole_dir in [false, true] {
+async fn a_removed_audit_is_restored_before_the_seal() {
+    for whole_directory in [false, true] {
         let bench = Bench::new();
         bench.runtime.next(
             Script::new()
@@ -28,7 +28,7 @@ async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
         );
         let manager = bench.open().await;
         let run = manager.start(spec()).await.unwrap();
-        if whole_dir {
+        if whole_directory {
             std::fs::remove_dir_all(run.dir()).unwrap();
         } else {
             std::fs::remove_file(run.audit().unwrap()).unwrap();
@@ -42,9 +42,9 @@ async fn an_audit_that_someone_has_removed_is_made_again_before_it_is_sealed() {
     }
 }
 
-/// What the tap gave is not what is sealed, once its log was lost.
+/// Without a backstop, the lost part of the log cannot be read again.
 #[tokio::test]
-async fn an_audit_that_was_removed_without_a_backstop_is_a_gap() {
+async fn a_removed_audit_without_backstop_is_a_gap() {
     let bench = Bench::new();
     bench.runtime.next(
         Script::new()
@@ -62,10 +62,10 @@ async fn an_audit_that_was_removed_without_a_backstop_is_a_gap() {
     assert_eq!(gaps(&outcome), [GapReason::NoBackstop]);
 }
 
-/// Nothing is captured, and then nothing is sealed, while the disk refuses: the exit is told all
-/// the same, to everyone, and stays what it was.
+/// While the disk refuses, nothing is captured or sealed. The exit is still reported, and does not
+/// change.
 #[tokio::test]
-async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
+async fn an_unsealed_exit_is_recorded_and_stays() {
     let bench = Bench::new();
     bench
         .runtime
@@ -77,7 +77,7 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
         .await
         .unwrap();
     let run = manager.start(spec()).await.unwrap();
-    // Something that is no file in the place of the audit.
+    // A directory in place of the audit file.
     let audit = run.audit().unwrap();
     std::fs::remove_file(&audit).unwrap();
     std::fs::create_dir(&audit).unwrap();
@@ -85,9 +85,9 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
     let outcome = run.stop(None).await.unwrap();
     assert_eq!(outcome.code(), Some(7));
     assert!(outcome.sealed().is_none(), "{outcome}");
-    // It ends, with an error.
+    // The attachment ends with an error.
     while let Some(Ok(_)) = attachment.next().await {}
-    // Where the disk is slow, it is told before it is written down.
+    // On a slow disk, the exit is reported before it is recorded.
     eventually(60, "the exit on record", async || {
         let info = manager.root().info(run.id()).unwrap();
         (info.status == RunStatus::Exited).then_some(())
@@ -106,9 +106,9 @@ async fn an_exit_that_cannot_be_sealed_yet_is_written_down_and_stays() {
     check(&outcome);
 }
 
-/// One whose record could not be written when it was sealed is sealed all the same.
+/// The audit is sealed, but writing the record failed.
 #[tokio::test]
-async fn a_sealed_run_whose_record_is_behind_can_be_removed_at_once() {
+async fn a_sealed_run_with_a_stale_record_is_removable() {
     let bench = Bench::new();
     let outcome = bench.run(Script::new().stdout("x\n"), spec()).await;
     let record = bench.root().join(outcome.run.as_str()).join("run.json");

@@ -10,7 +10,7 @@ use crate::bench::named;
 use crate::ready::{SECOND, endless};
 
 #[test]
-fn a_plain_test_does_without_async() {
+fn a_plain_test_needs_no_async() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
     let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();
@@ -41,7 +41,7 @@ fn a_plain_test_does_without_async() {
 }
 
 #[test]
-fn a_call_that_would_block_async_code_is_refused_and_a_drop_is_not() {
+fn blocking_calls_panic_in_async_code() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
     let manager = blocking::Manager::open(dir.path(), engine.clone()).unwrap();

@@ -33,14 +33,14 @@ impl Write for Shown {
     }
 }
 
-/// A console, and what it writes.
+/// A console and its output.
 pub fn shown() -> (Console, Receiver<Vec<u8>>) {
     let (out, text) = mpsc::channel();
     (Console::to(Shown(out)), text)
 }
 
 #[tokio::test]
-async fn the_console_shows_whole_lines_behind_names_and_spells_out_what_could_harm() {
+async fn escape_sequences_are_spelled_out() {
     let (console, text) = shown();
     let long = "x".repeat(16 << 10);
     let script = Script::new()
@@ -57,7 +57,7 @@ async fn the_console_shows_whole_lines_behind_names_and_spells_out_what_could_ha
     .await;
     let text = String::from_utf8(text.try_iter().flatten().collect()).unwrap();
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines[0], "build * is to run any");
+    assert_eq!(lines[0], "build * running any");
     assert!(
         lines[1].starts_with("build * started as scripted-"),
         "{text}"
@@ -78,7 +78,7 @@ async fn the_console_shows_whole_lines_behind_names_and_spells_out_what_could_ha
 }
 
 #[tokio::test]
-async fn colors_are_around_the_name_alone() {
+async fn only_the_name_is_colored() {
     let (console, text) = shown();
     run_into(
         console.colors(true),

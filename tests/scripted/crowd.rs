@@ -1,8 +1,8 @@
-//! Two hundred runs at once, an engine that fails at random, managers that come and go, and
-//! everyone doing everything to all of them: on the scripted runtime, by a seed.
+//! Two hundred runs at once on an engine that fails at random, with managers that replace each
+//! other and callers that do everything to every run.
 //!
-//! `MOAT_SEED` sets the course, and `MOAT_SOAK=1` takes a hundred of them. The course is that of
-//! the seed; what falls between two threads of the disk is not.
+//! `MOAT_SEED` selects the course, and `MOAT_SOAK=1` plays a hundred courses. The order of work on
+//! the disk threads is not part of the seed.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -23,14 +23,14 @@ use tokio::time::{Instant, sleep};
 
 const RUNS: usize = 200;
 const SEED: u64 = 20_261_124;
-/// How long the engine fails.
+/// The time during which the engine fails.
 const TROUBLE: Duration = Duration::from_secs(3);
-/// How long a course may take, by a clock that is not paused: that one runs ahead while a thread
-/// writes a file.
+/// The most time for a course, by the real clock. A paused clock runs ahead while a thread writes a
+/// file.
 const BOUND: Duration = Duration::from_secs(90);
 const NEVER: Duration = Duration::from_secs(1 << 30);
 
-/// What a run's container does, and what is done to the run.
+/// The behavior of a container, and the calls on its run.
 #[derive(Debug, Clone)]
 struct Plan {
     id: RunId,
@@ -129,7 +129,7 @@ impl Plan {
         script
     }
 
-    /// All that its container prints on a stream, if it comes to its end.
+    /// The whole output on a stream, if the container is not stopped.
     fn printed(&self, stream: Stream) -> String {
         let units = self.units.iter().filter(|(of, _)| *of == stream);
         units.map(|(_, unit)| unit.as_str()).collect()
@@ -140,11 +140,11 @@ impl Plan {
     }
 }
 
-/// The managers that are open: one or two, on one root.
+/// The open managers of one root: one or two.
 struct Managers(RefCell<Vec<Manager>>);
 
 impl Managers {
-    /// Does something with one of them; where that was closed meanwhile, with another one.
+    /// Calls `act` with one manager, and with another if that one is closed.
     async fn with<T>(&self, rng: &mut Rng, act: impl AsyncFn(Manager) -> Result<T>) -> Result<T> {
         loop {
             let manager = {
@@ -152,7 +152,7 @@ impl Managers {
                 open[rng.usize(0..open.len())].clone()
             };
             match act(manager).await {
-                // The one that has closed goes before it is asked to, or after.
+                // A manager closes before or after it leaves the list.
                 Err(Error::Closed) => tokio::task::yield_now().await,
                 result => return result,
             }
@@ -164,12 +164,12 @@ struct Crowd {
     runtime: Scripted,
     root: PathBuf,
     paused: bool,
-    _folder: tempfile::TempDir,
+    _dir: tempfile::TempDir,
 }
 
 impl Crowd {
     fn new(paused: bool) -> Self {
-        // In memory where that is there: all is synced.
+        // In memory where possible: every run is synced.
         let memory = Path::new("/dev/shm");
         let dir = match memory.is_dir() {
             true => tempfile::tempdir_in(memory).unwrap(),
@@ -179,7 +179,7 @@ impl Crowd {
             runtime: Scripted::new(),
             root: dir.path().join("root"),
             paused,
-            _folder: dir,
+            _dir: dir,
         }
     }
 
@@ -191,7 +191,7 @@ impl Crowd {
         builder.open().await.unwrap()
     }
 
-    /// Faults at random calls, for a while.
+    /// Injects faults into random calls for a while.
     async fn trouble(&self, mut rng: Rng) {
         let end = Instant::now() + TROUBLE;
         while Instant::now() < end {
@@ -217,10 +217,9 @@ impl Crowd {
                 }),
                 1 => Fault::Error(RuntimeError::Broken {
                     operation,
-                    reason: "made for the test".into(),
+                    reason: "injected fault".into(),
                 }),
-                // Of all calls, only this one may take for ever; the engine is asked meanwhile,
-                // every 30 s.
+                // Only a wait may hang for ever: moat also inspects the container every 30 s.
                 2 if call == Call::Wait && self.paused => Fault::Hang,
                 _ => Fault::AnswerLost,
             };
@@ -229,7 +228,7 @@ impl Crowd {
         self.runtime.clear_faults();
     }
 
-    /// Lets managers follow one another on the root, and overlap.
+    /// Opens managers that overlap and replace each other.
     async fn succession(&self, managers: &Managers, mut rng: Rng) {
         for _ in 0..rng.usize(1..4) {
             sleep(Duration::from_millis(rng.u64(100..700))).await;
@@ -281,7 +280,7 @@ impl Crowd {
     }
 }
 
-/// Starts a run, and does to it what is planned.
+/// Starts a run and does to it what is planned.
 async fn live(plan: &Plan, managers: &Managers, mut rng: Rng) {
     sleep(plan.begins).await;
     let spec = RunSpec::new("any")
@@ -291,7 +290,7 @@ async fn live(plan: &Plan, managers: &Managers, mut rng: Rng) {
     let started = managers
         .with(&mut rng, async |manager| {
             match manager.start(spec.clone()).await {
-                // One that closed in the middle has left it to the next one.
+                // A manager that closed during the start has left the run to the next one.
                 Err(Error::RunExists { .. }) => manager.get(&plan.id).await,
                 Err(Error::NotStarted { outcome, .. }) => manager.get(&outcome.run).await,
                 started => started,
@@ -314,7 +313,7 @@ async fn live(plan: &Plan, managers: &Managers, mut rng: Rng) {
                         let ending = run.wait().await?.ending;
                         drop(run);
                         match manager.remove(&plan.id).await {
-                            // It is tried by a human, or not at all.
+                            // A failed removal is not retried.
                             Ok(()) | Err(Error::Runtime(_) | Error::Owned { .. }) => ending,
                             Err(error) => return Err(error),
                         }
@@ -328,14 +327,14 @@ async fn live(plan: &Plan, managers: &Managers, mut rng: Rng) {
             };
             match done {
                 Ok(ending) => ending,
-                // Somebody else was faster.
+                // Another caller has removed the run.
                 Err(Error::NoSuchRun { .. } | Error::Storage { .. }) if plan.is_removed() => None,
                 Err(error) => panic!("{deed:?}: {}: {plan:?}", error.chain()),
             }
         }
     });
     let endings = join_all(deeds).await;
-    // Invariant 6: whoever asks, and whenever, is told the same.
+    // Invariant 6: every caller gets the same ending.
     let endings: Vec<Ending> = endings.into_iter().flatten().collect();
     assert!(
         endings.windows(2).all(|two| two[0] == two[1]),
@@ -343,7 +342,7 @@ async fn live(plan: &Plan, managers: &Managers, mut rng: Rng) {
     );
 }
 
-/// `None`: it took longer than `bound`, by the clock on the wall.
+/// `None` after more than `bound` by the real clock.
 async fn within<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T> {
     let begin = std::time::Instant::now();
     tokio::pin!(future);
@@ -356,7 +355,7 @@ async fn within<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T
     None
 }
 
-/// Looks on until the end, or until the manager is closed: each byte once, in its stream's order.
+/// Follows the output to its end, or until the manager is closed: each byte once and in order.
 async fn look(plan: &Plan, run: &Run, slow: bool) -> Result<()> {
     let mut attachment = run.attach().await?;
     let mut seen = BTreeMap::<_, String>::new();
@@ -366,9 +365,9 @@ async fn look(plan: &Plan, run: &Run, slow: bool) -> Result<()> {
                 let text = std::str::from_utf8(&chunk.bytes).unwrap();
                 seen.entry(chunk.stream).or_default().push_str(text);
             }
-            // Its file is gone.
+            // The file was removed.
             Attached::Lagged { .. } if plan.is_removed() => return Ok(()),
-            // There is room for all that is printed here.
+            // The buffer has room for the whole output.
             missed => panic!("{plan:?}: {missed:?} after {seen:?}"),
         }
         if slow {
@@ -382,7 +381,7 @@ async fn look(plan: &Plan, run: &Run, slow: bool) -> Result<()> {
     Ok(())
 }
 
-/// Checks the audit of a run against what its container is known to have printed.
+/// Checks the audit of a run against the known output of its container.
 fn judge(plan: &Plan, outcome: &Outcome) {
     let seal = outcome.sealed().unwrap();
     let audit = outcome.audit.as_ref().unwrap();
@@ -412,9 +411,9 @@ fn judge(plan: &Plan, outcome: &Outcome) {
     for gap in &gaps {
         match gap.reason {
             GapReason::LogShorter => assert!(plan.log_cut.is_some(), "{all}"),
-            // The engine was out of reach, and did not say that it is the same.
+            // The engine was unreachable and may have been restarted.
             GapReason::EngineRestarted => assert!(gap.possible, "{all}"),
-            // Its owner died, or its removal went unanswered.
+            // The owner died, or its removal was not answered.
             GapReason::Removed => {}
             _ => panic!("{all}"),
         }
@@ -449,7 +448,7 @@ fn seed() -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_hundred_runs_on_a_failing_engine_all_end_in_a_true_seal() {
+async fn every_run_on_a_failing_engine_has_a_true_seal() {
     let courses = match std::env::var_os("MOAT_SOAK") {
         Some(_) => 100,
         None => 4,
@@ -460,8 +459,8 @@ async fn two_hundred_runs_on_a_failing_engine_all_end_in_a_true_seal() {
     }
 }
 
-/// On threads of their own, and by the real clock: what the paused one cannot interleave.
+/// The real clock and threads allow interleavings that a paused clock does not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_runs_on_threads_of_their_own_all_end_in_a_true_seal() {
+async fn every_run_on_real_threads_has_a_true_seal() {
     Crowd::new(false).play(seed()).await;
 }

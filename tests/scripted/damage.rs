@@ -10,7 +10,7 @@ use moat::{Error, RunId, ShutdownMode, Verdict};
 use crate::bench::Bench;
 use crate::left::{TEXT, contents, names, stop, text};
 
-/// Which of the eight bits of a byte is flipped: another one for each, all of them in a soak.
+/// The flipped bits of a byte: one of the eight, or all of them in a soak.
 fn bits(at: usize) -> Vec<u8> {
     match std::env::var_os("MOAT_SOAK") {
         Some(_) => (0..8).collect(),
@@ -55,15 +55,15 @@ fn is_sealed(audit: &Path) -> bool {
     matches!(verify(audit).unwrap().state, LogState::Sealed(_))
 }
 
-/// The length of a file of a run, all of which are as long.
+/// The length of one file of a run. All runs here have equal lengths.
 async fn length(file: &str) -> usize {
     let bench = Bench::in_memory();
     bench.leave_running(&["x00000".into()]).await;
     fs::read(bench.file("x00000", file)).unwrap().len()
 }
 
-/// Leaves as many runs as there are harms, does one to each, and opens the root. Each run is seen
-/// to its end, unless it is said what is wrong with it.
+/// Leaves one run per harm, harms each run once, and opens the root. Each run ends, or has a
+/// problem.
 async fn recover_from(file: &str, harms: Vec<Harm>, judge: impl Fn(&Bench, &Seen)) {
     for harms in harms.chunks(1500) {
         let bench = Bench::in_memory();
@@ -126,7 +126,7 @@ impl fmt::Debug for Seen {
     }
 }
 
-/// The audit has all that recovery needs; what cannot be believed of the record is kept beside it.
+/// Recovery needs only the audit. A record that cannot be trusted is kept in another file.
 fn the_record_does_not_matter(bench: &Bench, seen: &Seen) {
     let Some(outcome) = &seen.outcome else {
         return;
@@ -148,7 +148,7 @@ fn the_record_does_not_matter(bench: &Bench, seen: &Seen) {
 }
 
 #[tokio::test]
-async fn a_record_that_is_cut_anywhere_loses_neither_its_run_nor_its_bytes() {
+async fn a_record_cut_anywhere_loses_nothing() {
     let harms = cuts(length("run.json").await);
     recover_from("run.json", harms, |bench, seen| {
         assert_eq!(seen.problem, None, "{seen:?}");
@@ -158,14 +158,14 @@ async fn a_record_that_is_cut_anywhere_loses_neither_its_run_nor_its_bytes() {
 }
 
 #[tokio::test]
-async fn a_record_with_any_flipped_bit_loses_neither_its_run_nor_its_bytes() {
+async fn a_record_with_a_flipped_bit_loses_nothing() {
     let harms = flips(length("run.json").await);
     recover_from("run.json", harms, the_record_does_not_matter).await;
 }
 
-/// Invariant 4: the engine's log fills in whatever was cut off.
+/// Invariant 4: the engine's log replaces what was cut off.
 #[tokio::test]
-async fn an_open_audit_that_is_cut_anywhere_is_refilled_and_sealed_complete() {
+async fn an_open_audit_cut_anywhere_is_refilled() {
     let harms = cuts(length("logs.jsonl").await);
     recover_from("logs.jsonl", harms, |bench, seen| {
         assert_eq!(seen.problem, None, "{seen:?}");
@@ -187,10 +187,9 @@ fn the_record_of_a_refilled_audit(bench: &Bench, seen: &Seen) {
     assert!(is_sealed(&audit), "{seen:?}");
 }
 
-/// Invariant 7. What was flipped may be read as something else that was never written; the seal
-/// must not call it complete then.
+/// Invariant 7: a flipped bit may look like other output. The seal must not call that complete.
 #[tokio::test]
-async fn an_open_audit_with_any_flipped_bit_is_never_called_complete_where_it_is_not() {
+async fn a_flipped_bit_is_never_falsely_complete() {
     let harms = flips(length("logs.jsonl").await);
     recover_from("logs.jsonl", harms, |bench, seen| {
         let Some(outcome) = &seen.outcome else {
@@ -207,9 +206,9 @@ async fn an_open_audit_with_any_flipped_bit_is_never_called_complete_where_it_is
     .await;
 }
 
-/// Invariant 2: what `run.json` says of a seal is not believed without the file that it is of.
+/// Invariant 2: a seal in `run.json` counts only with the audit file that it describes.
 #[tokio::test]
-async fn a_sealed_audit_that_is_cut_anywhere_is_listed_as_damaged_and_waited_for_in_vain() {
+async fn a_sealed_audit_cut_anywhere_is_damaged() {
     let bench = Bench::in_memory();
     let outcome = bench.leave_sealed("cut").await;
     let id = outcome.run.clone();
@@ -229,7 +228,7 @@ async fn a_sealed_audit_that_is_cut_anywhere_is_listed_as_damaged_and_waited_for
         assert_eq!(run.problem(), info.problem, "{harm:?}");
         let waited = run.wait().await;
         assert!(matches!(waited, Err(Error::Damaged { .. })), "{waited:?}");
-        // The exit was published once, and is a fact.
+        // The exit was published once and is definitive.
         assert_eq!(run.wait_exit().await.unwrap(), outcome.ending);
     }
     assert!(bench.recovered(&manager).await.is_empty());
@@ -243,28 +242,28 @@ async fn a_sealed_audit_that_is_cut_anywhere_is_listed_as_damaged_and_waited_for
     );
 }
 
-/// Invariant 4: `end` carries the whole outcome, and wins over `run.json`.
+/// Invariant 4: `end` carries the whole outcome and overrides `run.json`.
 #[tokio::test]
-async fn a_seal_with_any_flipped_bit_in_either_file_is_never_listed_as_another_one() {
+async fn a_flipped_bit_never_lists_another_seal() {
     let bench = Bench::in_memory();
     let outcome = bench.leave_sealed("flip").await;
     let root = bench.view();
     let manager = bench.open_patiently().await;
     let audit = bench.file("flip", "logs.jsonl");
     let whole = fs::read(&audit).unwrap();
-    let mut told = 0;
+    let mut reported = 0;
     for harm in flips(whole.len()) {
         fs::write(&audit, harm.done_to(&whole)).unwrap();
         assert!(!is_sealed(&audit), "{harm:?}");
         let info = root.info(&outcome.run).unwrap();
-        // Only `verify` reads all of it: what is listed is the seal that was made, or a problem.
+        // Only `verify` reads the whole file. The list has the original seal, or a problem.
         match info.problem {
             Some(_) => assert_eq!(info.status, RunStatus::Damaged, "{harm:?}"),
             None => assert_eq!(info.seal.as_ref(), outcome.sealed(), "{harm:?}"),
         }
-        told += usize::from(info.problem.is_some());
+        reported += usize::from(info.problem.is_some());
     }
-    assert!(told > 100, "{told}");
+    assert!(reported > 100, "{reported}");
     fs::write(&audit, &whole).unwrap();
 
     let record = bench.file("flip", "run.json");
@@ -282,9 +281,9 @@ async fn a_seal_with_any_flipped_bit_in_either_file_is_never_listed_as_another_o
     }
 }
 
-/// The crash between the seal and `run.json`, on a disk that then flips a bit.
+/// A crash between the seal and `run.json`, and then a flipped bit.
 #[tokio::test]
-async fn a_damaged_seal_is_reported_by_the_opening_and_in_the_list_and_never_changed() {
+async fn a_damaged_seal_is_reported_and_unchanged() {
     let bench = Bench::in_memory();
     let outcome = bench.leave_sealed("flip").await;
     let (audit, record) = (
@@ -312,23 +311,23 @@ async fn a_damaged_seal_is_reported_by_the_opening_and_in_the_list_and_never_cha
     }
 }
 
-/// The file of the root is short: all of its bits.
+/// The root file is short, so every bit is flipped.
 #[tokio::test]
-async fn a_damaged_root_is_refused_by_its_name_or_takes_over_no_run() {
+async fn a_damaged_root_file_recovers_no_foreign_run() {
     let bench = Bench::in_memory();
     bench.leave_running(&["run".into()]).await;
     let path = bench.root().join("root.json");
     let whole = fs::read(&path).unwrap();
     let mut of_run = contents(&bench.root().join("run"));
     let all = (0..whole.len()).flat_map(|at| (0..8).map(move |bit| Harm::Flip(at, bit)));
-    // Without its newline it is as good.
+    // The newline at the end is optional.
     for harm in cuts(whole.len() - 1).into_iter().chain(all) {
         fs::write(&path, harm.done_to(&whole)).unwrap();
         let opened = bench.builder_here().open().await;
         match opened {
             Err(error) => assert!(error.to_string().contains("root.json"), "{error}"),
             Ok(manager) if manager.root().id().as_str() == root_id(&whole) => {
-                // Only case, space, or a name that is skipped has changed.
+                // The harm changed only case, space, or a skipped field.
                 bench.recovered(&manager).await;
                 manager.shutdown(ShutdownMode::Leave).await;
                 of_run = contents(&bench.root().join("run"));

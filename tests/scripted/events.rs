@@ -15,7 +15,7 @@ pub async fn all(mut events: Events) -> Vec<RunEvent> {
     told
 }
 
-/// The names of the events, as JSON has them.
+/// The names of the events in JSON.
 pub fn words(events: &[RunEvent]) -> Vec<String> {
     let word = |event| serde_json::to_value(event).unwrap()["event"].clone();
     let words = events.iter().map(word);
@@ -25,7 +25,7 @@ pub fn words(events: &[RunEvent]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_life_of_a_run_is_told_in_order_and_each_event_is_a_line_of_json() {
+async fn events_of_a_run_are_in_order_and_json() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let events = manager.events();
@@ -70,7 +70,7 @@ async fn the_life_of_a_run_is_told_in_order_and_each_event_is_a_line_of_json() {
 }
 
 #[tokio::test]
-async fn the_events_of_one_run_end_with_it_and_are_of_no_other() {
+async fn events_of_a_run_end_with_it() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let run = bench

@@ -1,4 +1,4 @@
-//! What proves that an audit is complete, and what is a gap.
+//! Evidence of a complete audit, and gaps.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use moat::{Manager, RunSpec, ShutdownMode, Verdict};
 use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::records::{broken, gaps, numbered, text};
 
-/// Invariant 7: by content, also where the lines repeat themselves.
+/// Invariant 7: by content, also where lines repeat.
 #[tokio::test]
-async fn a_tap_that_ends_early_without_an_error_is_made_up_for_by_the_log() {
+async fn an_early_end_is_completed_from_the_log() {
     for output in [numbered(500), "y\n".repeat(5000)] {
         for cut in [0, 1, 1000, output.len() as u64 - 1] {
             let bench = Bench::new();
@@ -29,7 +29,7 @@ async fn a_tap_that_ends_early_without_an_error_is_made_up_for_by_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tap_that_does_not_end_with_its_container_is_given_up() {
+async fn an_endless_tap_is_abandoned() {
     let bench = Bench::new();
     let script = Script::new().stdout(numbered(500)).tap_never_ends();
     let outcome = bench.run(script, spec()).await;
@@ -38,7 +38,7 @@ async fn a_tap_that_does_not_end_with_its_container_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_log_that_has_less_than_was_captured_is_a_gap_and_nothing_is_taken_back() {
+async fn a_shorter_log_is_a_gap() {
     let bench = Bench::new();
     let script = Script::new().stdout(numbered(500)).cut_log_after(700);
     let outcome = bench.run(script, spec()).await;
@@ -49,7 +49,7 @@ async fn a_log_that_has_less_than_was_captured_is_a_gap_and_nothing_is_taken_bac
 }
 
 #[tokio::test]
-async fn without_a_backstop_the_evidence_is_the_end_of_the_tap_alone() {
+async fn without_backstop_the_evidence_is_eof() {
     let bench = Bench::new();
     let bare = spec().backstop(Backstop::None);
     let outcome = bench.run(Script::new().stdout("all\n"), bare.clone()).await;
@@ -59,7 +59,7 @@ async fn without_a_backstop_the_evidence_is_the_end_of_the_tap_alone() {
 
 /// Invariant 10.
 #[tokio::test(start_paused = true)]
-async fn an_engine_that_does_not_answer_changes_nothing() {
+async fn an_unreachable_engine_changes_nothing() {
     let bench = Bench::new();
     for _ in 0..5 {
         bench.runtime.fault(Call::Wait, broken("wait"));
@@ -75,11 +75,11 @@ async fn an_engine_that_does_not_answer_changes_nothing() {
     assert_eq!(seal(&outcome).evidence, Evidence::Replay);
 }
 
-/// Invariant 7: what dies in an engine's memory is in no log, and no tap shows it.
+/// Invariant 7: output that is lost in the engine's memory is in no log and no tap.
 #[tokio::test(start_paused = true)]
-async fn an_engine_that_was_restarted_under_a_run_is_a_possible_gap() {
+async fn a_restart_during_a_run_is_a_possible_gap() {
     let bench = Bench::new();
-    // The first ones may be asked for before the start has returned.
+    // The first waits may come before the start returns.
     for _ in 0..20 {
         bench.runtime.fault(Call::Wait, broken("wait"));
     }
@@ -93,7 +93,7 @@ async fn an_engine_that_was_restarted_under_a_run_is_a_possible_gap() {
     assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
     drop(run);
 
-    // One that does not say whether it was, may have been.
+    // An engine that does not say whether it was restarted may have been.
     bench.runtime.fault(Call::Wait, broken("wait"));
     bench
         .runtime
@@ -104,9 +104,9 @@ async fn an_engine_that_was_restarted_under_a_run_is_a_possible_gap() {
     assert_eq!(gaps(&outcome), [GapReason::EngineRestarted]);
 }
 
-/// It had all of the output when it told how the container ended.
+/// The engine had all output when it reported the exit.
 #[tokio::test(start_paused = true)]
-async fn an_engine_that_was_restarted_after_it_told_of_the_end_is_no_gap() {
+async fn a_restart_after_the_exit_is_not_a_gap() {
     let bench = Bench::new();
     let script = Script::new().stdout("x\n");
     bench.runtime.next(script.pause(Duration::from_secs(1)));
@@ -122,10 +122,10 @@ async fn an_engine_that_was_restarted_after_it_told_of_the_end_is_no_gap() {
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
 }
 
-/// The same, while no manager was there.
+/// The same without a manager.
 #[tokio::test(start_paused = true)]
-async fn an_engine_that_was_restarted_while_nobody_watched_is_a_possible_gap() {
-    // Not so short that the clock runs past its end while its start is written down.
+async fn a_restart_without_owner_is_a_possible_gap() {
+    // Long enough that the paused clock does not pass the end while the start is recorded.
     for length in [4, 60] {
         let bench = Bench::new();
         let script = Script::new().stdout("x\n");
@@ -149,9 +149,9 @@ async fn an_engine_that_was_restarted_while_nobody_watched_is_a_possible_gap() {
     }
 }
 
-/// A tap that ends early is no reason to see nothing for as long as the container runs.
+/// After the tap ends, output is still visible before the exit.
 #[tokio::test(start_paused = true)]
-async fn what_is_printed_after_the_tap_has_ended_is_seen_before_the_end() {
+async fn output_after_the_tap_is_seen_live() {
     let bench = Bench::new();
     let script = Script::new()
         .stdout("one\n")
@@ -177,9 +177,9 @@ async fn what_is_printed_after_the_tap_has_ended_is_seen_before_the_end() {
 
 const TEXT: &[u8] = b"one\ntwo\nthree\n";
 
-/// Whatever answer is lost, the run is sealed, and what it printed is in it once.
+/// Whichever answer is lost, the run is sealed with its output once.
 #[tokio::test]
-async fn a_lost_answer_to_any_one_call_loses_and_doubles_nothing() {
+async fn a_lost_answer_to_any_call_loses_nothing() {
     for call in [
         Call::Tap,
         Call::Wait,

@@ -23,7 +23,7 @@ async fn with_exec(bench: &Bench, script: Script) -> (Manager, Run) {
 }
 
 #[tokio::test]
-async fn a_further_process_has_an_audit_that_verifies_and_its_runs_audit_names_it() {
+async fn an_exec_has_an_audit_that_verifies() {
     let bench = Bench::new();
     let (_manager, run) = with_exec(
         &bench,
@@ -47,18 +47,18 @@ async fn a_further_process_has_an_audit_that_verifies_and_its_runs_audit_names_i
     assert_eq!(actions(&path), [Action::Exec]);
 }
 
-/// It is live only: what a cut connection did not bring, nothing can bring back.
+/// The output of an exec is live only. What a cut connection loses is lost.
 #[tokio::test]
-async fn a_further_process_whose_connection_ends_before_it_is_a_gap() {
+async fn an_exec_with_a_cut_connection_is_a_gap() {
     let bench = Bench::new();
     let script = Script::new().stdout("seen\n").echo().cut_tap_after(5);
     let (_manager, run) = with_exec(&bench, script).await;
     let spec = ExecSpec::new(["any"]).interactive(true);
     let exec = run.exec(spec).await.unwrap();
     let mut input = exec.attach_with(with_input()).await.unwrap().input();
-    // By the real clock: a paused one runs ahead while a thread writes a file. When it is looked at
-    // for the seventh time it has been seen to go on for more than a second.
-    eventually(60, "a look at what goes on", async || {
+    // The real clock: a paused clock runs ahead while a thread writes a file. At the seventh
+    // inspection, the exec has outlived its connection by more than a second.
+    eventually(60, "an inspection", async || {
         (bench.runtime.calls(Call::ExecInspect) >= 7).then_some(())
     })
     .await;
@@ -70,7 +70,7 @@ async fn a_further_process_whose_connection_ends_before_it_is_a_gap() {
 }
 
 #[tokio::test]
-async fn a_further_process_that_the_engine_does_not_know_any_more_has_an_unknown_end() {
+async fn an_exec_unknown_to_the_engine_is_lost() {
     let bench = Bench::new();
     let (_manager, run) = with_exec(&bench, Script::new().stdout("out\n")).await;
     let gone = RuntimeError::NotFound {
@@ -85,7 +85,7 @@ async fn a_further_process_that_the_engine_does_not_know_any_more_has_an_unknown
 }
 
 #[tokio::test]
-async fn a_further_process_that_is_refused_says_so_in_its_audit_without_secrets() {
+async fn a_refused_exec_is_recorded_without_secrets() {
     let bench = Bench::new();
     let (_manager, run) = with_exec(&bench, Script::new().fail_to_start("bad: s3cr3t")).await;
     let spec = ExecSpec::new(["any"]).env("TOKEN", "s3cr3t");
@@ -100,7 +100,7 @@ async fn a_further_process_that_is_refused_says_so_in_its_audit_without_secrets(
 }
 
 #[tokio::test]
-async fn the_life_of_a_further_process_is_not_told_as_its_runs() {
+async fn events_of_an_exec_are_not_those_of_its_run() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let run = bench

@@ -1,4 +1,4 @@
-//! How a run ends, and what becomes of its container.
+//! The end of a run, and its container after that.
 
 use moat::audit::GapReason;
 use moat::outcome::Stream;
@@ -10,7 +10,7 @@ use crate::bench::{Bench, check, named, sealed, spec};
 use crate::records::{gaps, text};
 
 #[tokio::test]
-async fn a_container_removed_by_others_is_said_to_be_removed() {
+async fn an_external_removal_is_recorded() {
     let bench = Bench::new();
     bench
         .runtime
@@ -25,7 +25,7 @@ async fn a_container_removed_by_others_is_said_to_be_removed() {
 }
 
 #[tokio::test]
-async fn a_container_that_was_started_again_is_another_execution() {
+async fn a_restarted_container_is_another_execution() {
     let bench = Bench::new();
     bench
         .runtime
@@ -43,7 +43,7 @@ async fn a_container_that_was_started_again_is_another_execution() {
 }
 
 #[tokio::test]
-async fn a_container_is_kept_as_the_policy_says() {
+async fn the_policy_decides_which_containers_stay() {
     for (keep, code, kept) in [
         (KeepContainer::Never, 1, 0),
         (KeepContainer::OnGap, 1, 0),
@@ -58,7 +58,7 @@ async fn a_container_is_kept_as_the_policy_says() {
 }
 
 #[tokio::test]
-async fn a_failed_run_is_an_error_that_shows_its_last_lines_and_steers_no_terminal() {
+async fn a_failed_run_is_an_error_with_its_last_lines() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let script = Script::new()

@@ -20,7 +20,7 @@ fn bad(fault: SinkFault) -> Faulty {
 }
 
 #[tokio::test]
-async fn a_best_effort_sink_that_fails_hangs_blocks_or_panics_harms_nobody() {
+async fn a_faulty_best_effort_sink_harms_no_other() {
     for fault in [
         SinkFault::error().on([SinkCall::Open]),
         SinkFault::error().on([SinkCall::Append]),
@@ -39,7 +39,7 @@ async fn a_best_effort_sink_that_fails_hangs_blocks_or_panics_harms_nobody() {
         assert!(begin.elapsed() < Duration::from_secs(60), "{shown}");
         let seal = outcome.sealed().unwrap();
         assert_eq!(seal.verdict, Verdict::Complete, "{shown}");
-        // The seal waits for it no longer than 1 s.
+        // The seal waits at most 1 s for the faulty sink.
         eventually(|| other.seal(&outcome.run).is_some());
         for memory in [&required, &other] {
             let output = memory.output(&outcome.run, Stream::Stdout);
@@ -50,13 +50,13 @@ async fn a_best_effort_sink_that_fails_hangs_blocks_or_panics_harms_nobody() {
 }
 
 #[tokio::test]
-async fn a_sink_that_hangs_is_waited_for_once_and_not_at_each_seal() {
+async fn a_stuck_sink_delays_only_one_seal() {
     let sink =
         Fanout::new(Memory::new()).best_effort(bad(SinkFault::stall().on([SinkCall::Append])));
     let script = || Script::new().stdout("a\n");
     run_into(sink.clone(), "first", script()).await;
     let begin = Instant::now();
-    // 1 s for each, were it waited for.
+    // Waiting for the sink each time would take 12 s.
     for n in 0..12 {
         run_into(sink.clone(), &format!("later-{n}"), script()).await;
     }
@@ -68,7 +68,7 @@ async fn a_sink_that_hangs_is_waited_for_once_and_not_at_each_seal() {
 }
 
 #[tokio::test]
-async fn an_error_of_the_required_sink_is_the_fan_outs() {
+async fn an_error_of_the_required_sink_is_returned() {
     let sink = Fanout::new(bad(SinkFault::error().on([SinkCall::Open]))).best_effort(Memory::new());
     let dir = tempfile::tempdir().unwrap();
     let manager = Manager::builder(dir.path(), Scripted::new()).sink(sink);
@@ -77,35 +77,35 @@ async fn an_error_of_the_required_sink_is_the_fan_outs() {
     assert!(matches!(error, Error::Sink(_)), "{error:?}");
 }
 
-/// Also one that was not there before, and one that has a first part.
+/// Also a sink that is new, and a sink that has the first part of the log.
 #[tokio::test]
-async fn a_best_effort_sink_catches_up_when_a_run_is_resumed() {
-    // One that does not say within 1 s what it has is given up for the run.
-    assert!(lossless().await || lossless().await);
+async fn a_best_effort_sink_catches_up_on_resume() {
+    // The fan-out abandons a sink that does not answer within 1 s.
+    assert!(catches_up().await || catches_up().await);
 }
 
-/// `false`: a sink was given up.
-async fn lossless() -> bool {
+/// `false` if a sink was abandoned.
+async fn catches_up() -> bool {
     let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
-    let (behind, new) = (Memory::new(), Memory::new());
+    let (late, new) = (Memory::new(), Memory::new());
     let (shown, text) = shown();
     let id = RunId::new("run").unwrap();
 
     engine.next(Script::new().stdout("one\n").until_stopped());
-    let sink = Fanout::new(Jsonl::new()).best_effort(behind.clone());
+    let sink = Fanout::new(Jsonl::new()).best_effort(late.clone());
     let builder = Manager::builder(dir.path(), engine.clone()).sink(sink);
     let manager = builder.open().await.unwrap();
     let run = manager
         .start(RunSpec::new("any").id(id.clone()))
         .await
         .unwrap();
-    eventually(|| !behind.output(&id, Stream::Stdout).is_empty());
+    eventually(|| !late.output(&id, Stream::Stdout).is_empty());
     drop(run);
     manager.shutdown(moat::ShutdownMode::Leave).await;
 
     let sink = Fanout::new(Jsonl::new())
-        .best_effort(behind.clone())
+        .best_effort(late.clone())
         .best_effort(new.clone())
         .best_effort(shown);
     let builder = Manager::builder(dir.path(), engine.clone()).sink(sink);
@@ -115,21 +115,21 @@ async fn lossless() -> bool {
     let mut lines = String::new();
     let all_have_the_end = is_so_in_time(|| {
         lines.push_str(&String::from_utf8(text.try_iter().flatten().collect()).unwrap());
-        lines.contains("exited") && behind.seal(&id).is_some() && new.seal(&id).is_some()
+        lines.contains("exited") && late.seal(&id).is_some() && new.seal(&id).is_some()
     });
     if !all_have_the_end {
         return false;
     }
-    // The digest is the file's own.
+    // Only a file has a digest.
     let mut seal = outcome.sealed().unwrap().clone();
     seal.sha256.clear();
-    for memory in [&behind, &new] {
+    for memory in [&late, &new] {
         assert_eq!(memory.output(&id, Stream::Stdout), b"one\n");
         assert_eq!(memory.seal(&id).as_ref(), Some(&seal));
     }
-    // Both have the same, from the first record on.
-    assert_eq!(behind.records(&id), new.records(&id));
-    // What keeps nothing is not shown again what was.
+    // Both sinks have the same records from the start.
+    assert_eq!(late.records(&id), new.records(&id));
+    // A sink that keeps nothing is shown new records only.
     assert!(!lines.contains("one"), "{lines}");
     true
 }
@@ -139,7 +139,7 @@ fn eventually(what: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn a_further_process_has_a_log_of_its_own_in_each_sink() {
+async fn an_exec_has_its_own_log_in_each_sink() {
     let dir = tempfile::tempdir().unwrap();
     let (memory, (console, text)) = (Memory::new(), shown());
     let sink = Fanout::new(memory.clone()).best_effort(console);

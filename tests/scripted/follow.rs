@@ -23,7 +23,7 @@ async fn followed(follow: Follow) -> Vec<Record> {
 }
 
 #[tokio::test]
-async fn a_live_run_is_followed_to_its_seal_and_an_ended_one_the_same() {
+async fn a_run_can_be_followed_to_its_seal() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let pause = Duration::from_millis(50);
@@ -67,7 +67,7 @@ async fn a_live_run_is_followed_to_its_seal_and_an_ended_one_the_same() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_removed_or_replaced_under_its_follower_is_an_error_and_the_end() {
+async fn a_replaced_file_ends_the_follower() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let script = Script::new().stdout("a\n").until_stopped();

@@ -16,16 +16,24 @@ use crate::bench::{Bench, named};
 use crate::left::{BOUND, TEXT, contents, names, stop, text};
 
 const KINDS: [&str; 9] = [
-    "folder", "link", "dangling", "fifo", "socket", "empty", "sparse", "binary", "nested",
+    "directory",
+    "link",
+    "dangling",
+    "fifo",
+    "socket",
+    "empty",
+    "sparse",
+    "binary",
+    "nested",
 ];
 
-/// Puts something in the place of a file; `other` is what a link leads to.
+/// Replaces a file with something else; `other` is the target of a link.
 fn replace(path: &Path, kind: &str, other: &Path) {
     if path.exists() {
         fs::rename(path, other).unwrap();
     }
     match kind {
-        "folder" => {
+        "directory" => {
             fs::create_dir(path).unwrap();
             fs::write(path.join("precious"), "kept").unwrap();
         }
@@ -49,7 +57,7 @@ fn is_file(kind: &str) -> bool {
 }
 
 #[tokio::test]
-async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
+async fn an_irregular_file_harms_one_run_at_most() {
     for file in ["run.json", "logs.jsonl", "lock"] {
         let bench = Bench::in_memory();
         let good = names("good", 3);
@@ -76,7 +84,7 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
         }
         for run in &bad {
             let kind = run.id().as_str();
-            // Nothing that is done to such a run hangs.
+            // No call on such a run hangs.
             let waited = tokio::time::timeout(BOUND, run.wait()).await;
             assert!(matches!(waited, Ok(Err(Error::Damaged { .. }))), "{kind}");
             let problem = run.problem().unwrap();
@@ -84,7 +92,7 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
             assert!(problem.contains("not a regular file"), "{problem}");
             assert!(!is_file(kind), "{kind}: {problem}");
         }
-        // Of the record the audit has a copy; the lock is only a name.
+        // The audit has a copy of the record, and the lock file has no content.
         let lost = if file == "run.json" { 0 } else { 5 };
         assert_eq!(bad.len(), lost, "{file}");
         manager.shutdown(ShutdownMode::Leave).await;
@@ -100,7 +108,7 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
         }
         assert_eq!(contents(&bench.outside("elsewhere")), elsewhere, "{file}");
         for kind in KINDS {
-            // An empty file has nothing to keep; the others are where they were, or aside.
+            // An empty file is not kept. The others are in place or quarantined.
             let aside = match file {
                 "run.json" => "run.json.damaged-1",
                 "logs.jsonl" if is_file(kind) && kind != "empty" => "torn-1",
@@ -108,17 +116,17 @@ async fn anything_in_the_place_of_a_file_harms_that_run_at_most_and_is_kept() {
             };
             let kept = bench.file(kind, aside).symlink_metadata();
             let kept = kept.unwrap_or_else(|error| panic!("{file} {kind}: {error}"));
-            assert_eq!(kept.is_dir(), kind == "folder", "{file} {kind}");
+            assert_eq!(kept.is_dir(), kind == "directory", "{file} {kind}");
             assert_eq!(kept.is_symlink(), ["link", "dangling"].contains(&kind));
             assert!(kind != "sparse" || kept.len() == 100 << 20 || file == "lock");
             let precious = bench.file(kind, aside).join("precious");
-            assert_eq!(precious.exists(), kind == "folder");
+            assert_eq!(precious.exists(), kind == "directory");
         }
     }
 }
 
 #[tokio::test]
-async fn a_root_whose_file_is_something_else_is_refused_and_nothing_is_changed() {
+async fn an_irregular_root_file_is_refused() {
     for kind in KINDS {
         let bench = Bench::in_memory();
         bench.leave_sealed("run").await;
@@ -133,10 +141,10 @@ async fn a_root_whose_file_is_something_else_is_refused_and_nothing_is_changed()
     }
 }
 
-/// As the tests may run as root, whom no permission stops, another user does it.
+/// Tests may run as root, which ignores permissions. So another user runs this test.
 #[test]
-fn a_file_without_permission_to_read_is_reported_and_read_when_there_is_one() {
-    const NAME: &str = "a_file_without_permission_to_read_is_reported_and_read_when_there_is_one";
+fn an_unreadable_file_is_reported_and_retried() {
+    const NAME: &str = "an_unreadable_file_is_reported_and_retried";
     const NOBODY: u32 = 65534;
     use std::os::unix::process::CommandExt;
 
@@ -145,14 +153,14 @@ fn a_file_without_permission_to_read_is_reported_and_read_when_there_is_one() {
         me.uid() == 0
     });
     if am_root {
-        // Where it was built nobody else may be let in.
+        // The build directory may be closed to other users.
         let dir = tempfile::tempdir().unwrap();
         use std::os::unix::fs::PermissionsExt;
         let all = fs::Permissions::from_mode(0o777);
         fs::set_permissions(dir.path(), all).unwrap();
         let program = dir.path().join("test");
-        // By another process: what is open for writing here, a child of a test beside this one may
-        // have, too, and then it cannot be run.
+        // A child copies the file. If this process had it open for writing, a concurrent fork could
+        // inherit the descriptor, and the program could not be executed.
         let mut copy = Command::new("cp");
         copy.arg(std::env::current_exe().unwrap()).arg(&program);
         assert!(copy.status().unwrap().success());
@@ -199,7 +207,7 @@ async fn without_permission() {
         assert_eq!(run.problem().is_none(), good, "{:?}", run.problem());
     }
     allow(0o600);
-    // It is tried again by itself.
+    // The manager retries without a request.
     for outcome in stop(&runs).await {
         assert_eq!(
             outcome.sealed().unwrap().verdict,
@@ -212,9 +220,9 @@ async fn without_permission() {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-/// A copy of a run's folder is not that run: its container is another one's, and so is its name.
+/// A copy of a run's directory is not that run: its container and its name belong to another run.
 #[tokio::test]
-async fn a_folder_that_was_copied_or_renamed_is_reported_and_its_original_is_not_touched() {
+async fn a_copied_run_is_not_its_original() {
     for sealed in [false, true] {
         for record in [true, false] {
             let bench = Bench::in_memory();
@@ -267,7 +275,7 @@ async fn a_folder_that_was_copied_or_renamed_is_reported_and_its_original_is_not
 }
 
 #[tokio::test]
-async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_of_it() {
+async fn other_entries_in_a_root_are_left_alone() {
     let bench = Bench::in_memory();
     bench.leave_running(&["good".into()]).await;
     let elsewhere = Bench::in_memory();
@@ -323,7 +331,7 @@ async fn what_is_no_run_in_a_root_is_left_alone_and_a_link_is_not_followed_out_o
 }
 
 #[tokio::test]
-async fn a_request_to_stop_that_is_none_holds_nothing_up_and_gets_into_no_audit() {
+async fn a_bad_stop_request_is_ignored() {
     let bench = Bench::in_memory();
     bench.leave_running(&["run".into()]).await;
     for (at, kind) in KINDS.into_iter().enumerate() {
@@ -334,7 +342,7 @@ async fn a_request_to_stop_that_is_none_holds_nothing_up_and_gets_into_no_audit(
         let ts = "2026-11-22T18:23:25.491211661Z";
         format!(r#"{{"ts":"{ts}","cause":"requested","signal":"{signal}","by_pid":1}}"#)
     };
-    // One record must not be longer than the format allows.
+    // A record must not be longer than the format allows.
     let long = stop_of(&"X".repeat(17 << 20));
     fs::write(bench.file("run", "stop-long.json"), long).unwrap();
     fs::write(bench.file("run", "stop-good.json"), stop_of("SIGTERM")).unwrap();
@@ -359,9 +367,9 @@ async fn a_request_to_stop_that_is_none_holds_nothing_up_and_gets_into_no_audit(
     assert_eq!(requests.count(), 1);
 }
 
-/// It is not damaged: another moat has written it, and may read it.
+/// The record is not damaged: a later version of moat can read it.
 #[tokio::test]
-async fn a_record_of_a_later_version_is_reported_and_never_changed() {
+async fn a_later_record_version_is_never_changed() {
     let bench = Bench::in_memory();
     bench.leave_running(&["later".into(), "good".into()]).await;
     let path = bench.file("later", "run.json");
@@ -394,9 +402,9 @@ async fn a_record_of_a_later_version_is_reported_and_never_changed() {
     assert!(error.contains("version 2"), "{error}");
 }
 
-/// JSON that is as odd as JSON can be, in the record and in a line of the audit.
+/// Unusual JSON in the record and in a line of the audit.
 #[tokio::test]
-async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
+async fn odd_json_harms_no_run() {
     let deep = |open: &str, close: &str| open.repeat(100_000) + &close.repeat(100_000);
     let odd = [
         ("deep_list", format!(r#""x":{},"#, deep("[", "]"))),
@@ -441,7 +449,7 @@ async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
         for (name, fields) in &odd {
             let path = bench.file(name, file);
             let text = fs::read_to_string(&path).unwrap();
-            // Behind the first field, which stays the first.
+            // After the first field, which must stay first.
             let (head, tail) = match file {
                 "run.json" => text.split_at(text.find(r#""run":"#).unwrap()),
                 _ => {
@@ -449,7 +457,7 @@ async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
                     text.split_at(started + r#"{"type":"started","#.len())
                 }
             };
-            // A field that is there already would be there twice.
+            // Otherwise an existing field would appear twice.
             let key = fields.split(':').next().unwrap();
             let tail = match *name {
                 "twice" => tail.to_owned(),
@@ -464,7 +472,7 @@ async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
             assert_eq!(run.problem(), None, "{file} {}", run.id());
         }
         for outcome in stop(&runs).await {
-            // It may have been stopped already, by a deadline.
+            // A deadline may have stopped the run before.
             assert_eq!(outcome.code(), Some(143), "{file} {outcome}");
             assert!(outcome.sealed().is_some(), "{file} {outcome}");
             let audit = outcome.audit.as_ref().unwrap();
@@ -475,13 +483,13 @@ async fn odd_json_is_refused_or_read_and_never_brings_anything_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_audit_does_not_grow_while_the_engine_cannot_be_reached() {
+async fn an_audit_does_not_grow_during_retries() {
     let bench = Bench::in_memory();
     bench.leave_running(&["run".into()]).await;
     for _ in 0..200 {
         let gone = RuntimeError::Broken {
             operation: "inspect the container",
-            reason: "made for the test".into(),
+            reason: "injected fault".into(),
         };
         bench.runtime.fault(Call::Inspect, Fault::Error(gone));
     }
@@ -494,14 +502,14 @@ async fn an_audit_does_not_grow_while_the_engine_cannot_be_reached() {
     assert_eq!(resumes.count(), 1);
 }
 
-/// What is in the way is told, and what was asked for is done once it is gone.
+/// The obstacle is reported. Once it is gone, the requested recovery happens.
 #[tokio::test]
-async fn a_run_whose_file_someone_puts_right_is_taken_over_on_demand() {
+async fn a_repaired_run_is_recovered_on_demand() {
     let bench = Bench::in_memory();
     bench.leave_running(&["run".into()]).await;
     let audit = bench.file("run", "logs.jsonl");
     let other = bench.outside("elsewhere");
-    replace(&audit, "folder", &other);
+    replace(&audit, "directory", &other);
     let manager = bench.open_patiently().await;
     assert!(bench.recovered(&manager).await[0].problem().is_some());
     fs::remove_dir_all(&audit).unwrap();

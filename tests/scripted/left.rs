@@ -13,10 +13,10 @@ use moat::{Manager, Outcome, Run, ShutdownMode};
 use crate::bench::{Bench, named};
 use crate::records;
 
-/// What every container here prints on standard output.
+/// The standard output of every container here.
 pub const TEXT: &str = "one\ntwo\nd\u{e9}j\u{e0} \u{fffd}\nno newline";
 
-/// Longer than anything here takes.
+/// Longer than any operation here takes.
 pub const BOUND: Duration = Duration::from_secs(180);
 
 impl Bench {
@@ -93,14 +93,14 @@ pub fn text(audit: &Path) -> String {
     records::text_in(audit, Stream::Stdout)
 }
 
-/// All files below a folder, and what is in them; links and the like by their kind.
+/// All files under a directory with their content; links and special files with their type.
 pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut seen = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let kind = path.symlink_metadata().unwrap().file_type();
         if kind.is_dir() {
-            seen.insert(path.clone(), b"a folder".to_vec());
+            seen.insert(path.clone(), b"a directory".to_vec());
             seen.extend(contents(&path));
         } else if kind.is_file() {
             let bytes = fs::read(&path).unwrap();

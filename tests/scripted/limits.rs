@@ -12,7 +12,7 @@ use crate::bench::{Bench, seal, sealed, spec};
 use crate::records::{gaps, numbered, text};
 
 #[tokio::test(start_paused = true)]
-async fn the_time_limit_stops_a_run_and_says_so() {
+async fn the_time_limit_stops_a_run() {
     let bench = Bench::new();
     let limited = spec().time_limit(Duration::from_secs(5));
     let outcome = bench.run(Script::new().until_stopped(), limited).await;
@@ -21,7 +21,7 @@ async fn the_time_limit_stops_a_run_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_output_limit_drops_or_stops_and_leaves_a_gap() {
+async fn the_output_limit_drops_or_stops() {
     for (action, code) in [(LimitAction::Drop, 0), (LimitAction::Stop, 143)] {
         let bench = Bench::new();
         let script = Script::new()
@@ -35,9 +35,9 @@ async fn the_output_limit_drops_or_stops_and_leaves_a_gap() {
     }
 }
 
-/// A tap that was cut, and a limit that only the replay reaches.
+/// The tap is cut, and only the replay reaches the limit.
 #[tokio::test]
-async fn what_a_replay_drops_past_the_limit_is_a_gap() {
+async fn a_replay_past_the_output_limit_is_a_gap() {
     let bench = Bench::new();
     let script = Script::new()
         .stdout("0123456789\n")
@@ -51,7 +51,7 @@ async fn what_a_replay_drops_past_the_limit_is_a_gap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_that_prints_nothing_for_too_long_is_stopped_and_says_so() {
+async fn the_silence_limit_stops_a_run() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let tick = Duration::from_secs(4);
@@ -73,7 +73,7 @@ async fn a_run_that_prints_nothing_for_too_long_is_stopped_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_that_goes_on_printing_is_not_silent() {
+async fn a_printing_run_is_not_silent() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let mut script = Script::new();

@@ -9,7 +9,7 @@ use moat::{Ending, Manager, ShutdownMode};
 use crate::bench::{Bench, named, sealed, spec};
 
 #[tokio::test]
-async fn containers_whose_run_is_gone_are_orphans_and_those_that_are_kept_are_none() {
+async fn kept_containers_are_not_orphans() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let gone = bench
@@ -40,11 +40,11 @@ async fn containers_whose_run_is_gone_are_orphans_and_those_that_are_kept_are_no
 }
 
 #[tokio::test]
-async fn only_what_is_past_its_deadline_by_the_margin_is_reaped_and_its_audit_says_so() {
+async fn only_expired_containers_are_reaped() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let second = Duration::from_secs(1);
-    // Not so short that it is over before its manager leaves.
+    // Longer than the manager takes to leave.
     let limited = || spec().time_limit(second * 60).stop_grace(second);
     let endless = || Script::new().until_stopped();
     let none = bench
@@ -54,7 +54,7 @@ async fn only_what_is_past_its_deadline_by_the_margin_is_reaped_and_its_audit_sa
     let soon = bench
         .start(&manager, endless(), spec().time_limit(second * 3600))
         .await;
-    // Its machine is gone.
+    // As if the machine were gone.
     manager.shutdown(ShutdownMode::Leave).await;
     let other = tempfile::tempdir().unwrap();
     let reaper = Manager::builder(other.path().join("root"), bench.runtime.clone())
@@ -66,7 +66,7 @@ async fn only_what_is_past_its_deadline_by_the_margin_is_reaped_and_its_audit_sa
         reaper.reap(ReapOptions::new()).await.unwrap().is_empty(),
         "too early"
     );
-    // Its deadline: limit, grace, and two minutes for the engine.
+    // The deadline: limit, grace, and two minutes for the engine.
     bench
         .runtime
         .advance_deadlines(Duration::from_secs(60 + 1 + 120 + 61));

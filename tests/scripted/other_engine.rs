@@ -11,7 +11,7 @@ use moat::{Error, Root, RunId, ShutdownMode, Verdict};
 use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::recovery::{let_go, start_up_to};
 
-/// The folder of a run: its files, and what they hold.
+/// The files in a run's directory and their content.
 fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let entries = std::fs::read_dir(dir).unwrap();
     let mut files: Vec<_> = entries
@@ -22,7 +22,7 @@ fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     files
 }
 
-/// A run that was left, and the manager that its root is opened with against engine `B`.
+/// A run that was left on engine `A`, and a bench for the same root with engine `B`.
 async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
     bench.runtime.set_engine_id("A");
     bench
@@ -49,10 +49,10 @@ async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
     (id, other)
 }
 
-/// What one engine does not find may live on another one.
+/// A container that one engine does not have may be on another engine.
 #[tokio::test]
 async fn a_run_of_another_engine_is_left_alone() {
-    // Also before its container's id is written down, or its start.
+    // Also before the container's id or its start is recorded.
     for call in [
         None,
         Some(Call::Create),
@@ -84,9 +84,9 @@ async fn a_run_of_another_engine_is_left_alone() {
     }
 }
 
-/// One that does not answer may be any, and one that does not say who it is, is taken for the one.
+/// An engine that does not answer, or has no id, is not treated as another engine.
 #[tokio::test(start_paused = true)]
-async fn only_an_engine_that_says_so_is_another_one() {
+async fn only_a_different_engine_id_is_another_engine() {
     let bench = Bench::new();
     let (id, _) = left_on_a(&bench, None).await;
     for _ in 0..3 {
@@ -100,7 +100,7 @@ async fn only_an_engine_that_says_so_is_another_one() {
 
     let refuses = RuntimeError::Rejected {
         operation: "tell its version",
-        reason: "made for the test".into(),
+        reason: "injected fault".into(),
     };
     bench.runtime.fault(Call::Engine, Fault::Error(refuses));
     let manager = bench.open().await;
@@ -110,7 +110,7 @@ async fn only_an_engine_that_says_so_is_another_one() {
 }
 
 #[tokio::test]
-async fn a_flipped_bit_makes_no_run_another_engines() {
+async fn a_flipped_bit_does_not_change_the_engine() {
     let bench = Bench::new();
     let (id, _) = left_on_a(&bench, None).await;
     let path = bench.root().join(id.as_str()).join("run.json");
@@ -126,9 +126,9 @@ async fn a_flipped_bit_makes_no_run_another_engines() {
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
 }
 
-/// It is the other one that has it. What was removed from there keeps no run from its removal.
+/// The other engine has the container. A run without a container can be removed.
 #[tokio::test]
-async fn a_container_that_is_kept_on_another_engine_is_not_left_behind() {
+async fn a_container_kept_elsewhere_blocks_remove() {
     for keep in [KeepContainer::Always, KeepContainer::Never] {
         let bench = Bench::new();
         bench.runtime.set_engine_id("A");

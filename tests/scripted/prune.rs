@@ -9,7 +9,7 @@ use moat::{Error, Manager, RunId, ShutdownMode};
 use crate::bench::{Bench, named, sealed, spec};
 
 #[tokio::test]
-async fn prune_removes_the_oldest_and_never_one_that_is_not_sealed_and_says_why() {
+async fn prune_removes_the_oldest_sealed_runs() {
     let bench = Bench::new();
     let manager = bench.open().await;
     for name in ["a", "b", "c", "d"] {
@@ -40,7 +40,7 @@ async fn prune_removes_the_oldest_and_never_one_that_is_not_sealed_and_says_why(
         .prune(PruneOptions::new().older_than(Duration::from_secs(3600)))
         .await;
     assert!(recent.unwrap().removed.is_empty());
-    // Room for what stays, and for `c`.
+    // Room for the runs that stay and for `c`.
     let fits = PruneOptions::new().max_bytes(dry.bytes_left + dry.removed[2].1);
     assert_eq!(ids(&manager.prune(fits).await.unwrap()), ["b"]);
     let pruned = manager.prune(all).await.unwrap();
@@ -65,7 +65,7 @@ async fn prune_removes_the_oldest_and_never_one_that_is_not_sealed_and_says_why(
 }
 
 #[tokio::test]
-async fn a_dry_prune_foresees_what_a_real_one_is_refused() {
+async fn a_dry_run_predicts_refusals() {
     let bench = Bench::new();
     let manager = bench.open().await;
     bench.runtime.set_engine_id("one");
@@ -84,7 +84,7 @@ async fn a_dry_prune_foresees_what_a_real_one_is_refused() {
     other.shutdown(ShutdownMode::Leave).await;
     let root = bench.root();
     let other = Manager::open(root, bench.runtime.clone()).await.unwrap();
-    // As another process has it that is at it.
+    // As if another process owned the run.
     let lock = std::fs::File::open(owned.join("lock")).unwrap();
     lock.lock().unwrap();
     let all = PruneOptions::new().keep(0);

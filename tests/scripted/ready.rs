@@ -47,7 +47,7 @@ fn not_ready(error: Error) -> (String, Option<i64>, Vec<String>) {
 }
 
 #[tokio::test]
-async fn a_line_is_waited_for_in_what_was_printed_and_in_what_comes() {
+async fn a_line_is_found_in_past_and_new_output() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     let pause = Duration::from_millis(50);
@@ -66,7 +66,7 @@ async fn a_line_is_waited_for_in_what_was_printed_and_in_what_comes() {
             .unwrap();
     }
     run.kill().await.unwrap();
-    // What it has printed stays printed.
+    // Past output counts.
     run.wait_ready(Ready::line("listening on")).await.unwrap();
 }
 
@@ -85,7 +85,7 @@ async fn a_sink_without_a_file_hides_no_line() {
 }
 
 #[tokio::test]
-async fn a_run_that_ends_before_it_is_ready_is_an_error_at_once_with_its_last_lines() {
+async fn an_exit_before_readiness_is_an_error() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     for ready in [Ready::line("up"), Ready::port(80), Ready::healthy()] {
@@ -114,7 +114,7 @@ async fn a_run_that_ends_before_it_is_ready_is_an_error_at_once_with_its_last_li
 }
 
 #[tokio::test]
-async fn who_waits_too_long_is_told_what_the_run_has_printed() {
+async fn a_timeout_reports_the_last_lines() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     let script = Script::new().stdout("one\ntwo\n").until_stopped();
@@ -139,12 +139,12 @@ async fn who_waits_too_long_is_told_what_the_run_has_printed() {
     );
     assert!(
         matches!(run.state(), State::Running { .. }),
-        "nobody has stopped it"
+        "it still runs"
     );
     run.kill().await.unwrap();
 }
 
-/// Listens, and closes what comes at once, as a proxy does in front of nothing, so many times.
+/// Listens, and closes the first connections at once, as a proxy without a backend does.
 pub async fn proxy(closes: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
@@ -162,7 +162,7 @@ pub async fn proxy(closes: usize) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_port_is_ready_when_its_connections_stand() {
+async fn a_port_is_ready_when_connections_stay_open() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     let at = proxy(2).await;
@@ -206,7 +206,7 @@ async fn a_port_is_ready_when_its_connections_stand() {
 }
 
 #[tokio::test]
-async fn a_health_check_is_waited_for_and_one_that_failed_or_is_not_there_is_told_at_once() {
+async fn a_failed_health_check_is_an_error_at_once() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     let healthy = endless().health(SECOND / 5, Health::Healthy);

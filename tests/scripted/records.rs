@@ -39,7 +39,7 @@ pub fn typed(path: &Path) -> Vec<u8> {
     written.flatten().collect()
 }
 
-/// How many requests to stop the file has.
+/// The number of stop requests in the file.
 pub fn stops(path: &Path) -> usize {
     let is_stop = |event: &&Event| matches!(event, Event::Stop(_));
     events(path).iter().filter(is_stop).count()
@@ -81,6 +81,6 @@ pub fn numbered(lines: usize) -> String {
 pub fn broken(operation: &'static str) -> Fault {
     Fault::Error(RuntimeError::Broken {
         operation,
-        reason: "made for the test".into(),
+        reason: "injected fault".into(),
     })
 }

@@ -14,7 +14,7 @@ use testkit::deadline::eventually;
 use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::records::{events, numbered, text};
 
-/// Starts a run, as far as to a call that hangs.
+/// Starts a run up to a call that hangs.
 pub async fn start_up_to(call: Call, bench: &Bench, manager: &Manager, spec: RunSpec) {
     bench.runtime.fault(call, Fault::Hang);
     let called = async || (bench.runtime.calls(call) > 0).then_some(());
@@ -24,8 +24,8 @@ pub async fn start_up_to(call: Call, bench: &Bench, manager: &Manager, spec: Run
     }
 }
 
-/// Waits until nothing of a manager that has left writes to the log any more, and holds its lock.
-/// Without a tick of a paused clock, which would run past all that is due meanwhile.
+/// Waits until a manager that left neither writes to the log nor holds its lock. A paused clock
+/// must not tick meanwhile: it would pass all deadlines.
 pub fn let_go(audit: &Path) {
     let begun = std::time::Instant::now();
     while std::fs::File::open(audit).unwrap().try_lock().is_err() {
@@ -34,9 +34,9 @@ pub fn let_go(audit: &Path) {
     }
 }
 
-/// Invariant 4: the next opening goes on where the file ends.
+/// Invariant 4: recovery continues where the file ends.
 #[tokio::test(start_paused = true)]
-async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubles() {
+async fn successive_managers_keep_each_line_once() {
     let bench = Bench::new();
     let mut script = Script::new();
     // More than the clock can run ahead in three rounds.
@@ -53,7 +53,6 @@ async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubl
     drop(run);
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(7)).await;
-        // Once politely, later not.
         manager.shutdown(ShutdownMode::Leave).await;
         let_go(&audit);
         let next = bench.open().await;
@@ -77,7 +76,7 @@ async fn a_manager_that_leaves_is_followed_by_the_next_one_without_loss_or_doubl
 }
 
 #[tokio::test]
-async fn a_run_that_ended_while_nobody_watched_is_sealed_by_the_next_opening() {
+async fn an_exit_without_owner_is_sealed_later() {
     let bench = Bench::new();
     bench.runtime.next(
         Script::new()
@@ -97,14 +96,14 @@ async fn a_run_that_ended_while_nobody_watched_is_sealed_by_the_next_opening() {
 }
 
 #[tokio::test]
-async fn a_run_that_never_came_to_its_container_is_sealed_as_aborted() {
+async fn a_run_without_a_container_is_aborted() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let id = RunId::new("cut").unwrap();
     start_up_to(Call::Create, &bench, &manager, spec().id(id.clone())).await;
     manager.shutdown(ShutdownMode::Leave).await;
 
-    // And one that has a folder, and nothing else.
+    // And a run that has only its directory.
     let bare = RunId::new("bare").unwrap();
     std::fs::create_dir(bench.root().join(bare.as_str())).unwrap();
 
@@ -119,9 +118,9 @@ async fn a_run_that_never_came_to_its_container_is_sealed_as_aborted() {
     }
 }
 
-/// Recovery starts nothing: a container that was made, and not started, goes.
+/// Recovery starts nothing: a container that was created but not started is removed.
 #[tokio::test]
-async fn a_container_that_was_not_started_is_removed_by_the_next_opening() {
+async fn an_unstarted_container_is_removed() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let id = RunId::new("made").unwrap();
@@ -137,7 +136,7 @@ async fn a_container_that_was_not_started_is_removed_by_the_next_opening() {
 }
 
 #[tokio::test]
-async fn two_managers_on_one_root_have_one_owner_for_each_run() {
+async fn each_run_has_one_owner() {
     let bench = Bench::new();
     bench
         .runtime
@@ -154,7 +153,7 @@ async fn two_managers_on_one_root_have_one_owner_for_each_run() {
         Err(Error::NotSealed { .. })
     ));
 
-    // A stop of the one that does not own it goes to the engine, and is recorded by the owner.
+    // A stop by another manager goes to the engine, and the owner records it.
     let stopped = seen[0].stop(None).await.unwrap();
     let outcome = run.wait().await.unwrap();
     assert_eq!(stopped.ending, outcome.ending);
@@ -170,7 +169,7 @@ async fn two_managers_on_one_root_have_one_owner_for_each_run() {
 }
 
 #[tokio::test]
-async fn a_second_manager_goes_on_when_the_first_one_leaves() {
+async fn a_second_manager_takes_over_on_shutdown() {
     let bench = Bench::new();
     bench.runtime.next(
         Script::new()
@@ -189,7 +188,7 @@ async fn a_second_manager_goes_on_when_the_first_one_leaves() {
 }
 
 #[tokio::test]
-async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
+async fn recovery_on_demand_works() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().until_stopped());
     let manager = bench.open().await;
@@ -224,7 +223,7 @@ async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
 }
 
 #[tokio::test]
-async fn one_bad_run_stops_no_other_and_garbage_in_its_record_does_not_hide_a_run() {
+async fn a_bad_run_does_not_block_others() {
     let bench = Bench::new();
     bench
         .runtime
@@ -236,7 +235,7 @@ async fn one_bad_run_stops_no_other_and_garbage_in_its_record_does_not_hide_a_ru
     let bad = bench.root().join("bad");
     std::fs::create_dir(&bad).unwrap();
     std::fs::write(bad.join("run.json"), "garbage").unwrap();
-    // And what a process has left that died while it removed a run.
+    // And the rest of a run whose removal was interrupted.
     let half = bench.root().join(".removed-half");
     std::fs::create_dir(&half).unwrap();
 

@@ -35,7 +35,7 @@ async fn stream(engine: &Scripted, container: &ContainerId, source: Source) -> O
 async fn read(mut stream: OutputStream) -> (Vec<u8>, Break) {
     let mut bytes = Vec::new();
     loop {
-        // By a paused clock this is at once, and only when nothing else can happen.
+        // On a paused clock this timeout passes at once, but only when nothing else can happen.
         match timeout(Duration::from_secs(3600), stream.next()).await {
             Err(_) => return (bytes, Break::Stall),
             Ok(None) => return (bytes, Break::End),
@@ -49,7 +49,7 @@ async fn read(mut stream: OutputStream) -> (Vec<u8>, Break) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_source_breaks_at_any_byte_in_any_way_and_the_others_are_whole() {
+async fn each_source_breaks_alone_at_any_byte() {
     for source in [Source::Tap, Source::Log, Source::Follow] {
         for how in [Break::End, Break::Error, Break::Stall] {
             for at in 0..=TEXT.len() {
@@ -77,7 +77,7 @@ async fn each_source_breaks_at_any_byte_in_any_way_and_the_others_are_whole() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fault_breaks_the_next_stream_alone() {
+async fn a_fault_breaks_one_stream() {
     let engine = Scripted::new();
     let container = made(&engine, Script::new().stdout(TEXT)).await;
     engine.start(&container).await.unwrap();
@@ -90,7 +90,7 @@ async fn a_fault_breaks_the_next_stream_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_engine_that_is_down_breaks_what_is_open_and_refuses_the_rest() {
+async fn an_engine_that_is_down_breaks_streams() {
     let engine = Scripted::new();
     let container = made(&engine, Script::new().stdout(TEXT).until_stopped()).await;
     let tap = stream(&engine, &container, Source::Tap).await;
@@ -112,7 +112,7 @@ async fn an_engine_that_is_down_breaks_what_is_open_and_refuses_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_engine_times_out_after_30_s_and_its_streams_go_on_when_it_is_back() {
+async fn a_silent_engine_times_out_after_30_s() {
     let engine = Scripted::new();
     let container = made(&engine, Script::new().stdout(TEXT)).await;
     let tap = stream(&engine, &container, Source::Tap).await;

@@ -13,7 +13,7 @@ use crate::bench::{Bench, named};
 use crate::ready::{SECOND, endless, proxy, start_service};
 
 #[tokio::test]
-async fn a_service_is_stopped_and_sealed_and_its_container_gone_when_its_scope_ends() {
+async fn a_service_ends_with_its_scope() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     let service = start_service(&bench, &manager, endless()).await;
@@ -33,7 +33,7 @@ async fn a_service_is_stopped_and_sealed_and_its_container_gone_when_its_scope_e
 }
 
 #[tokio::test]
-async fn a_service_is_stopped_when_a_panic_leaves_its_scope() {
+async fn a_service_ends_with_a_panic() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     let service = start_service(&bench, &manager, endless()).await;
@@ -46,7 +46,7 @@ async fn a_service_is_stopped_when_a_panic_leaves_its_scope() {
 }
 
 #[tokio::test]
-async fn a_service_whose_tasks_are_on_the_thread_of_its_scope_does_not_wait_for_itself() {
+async fn drop_does_not_deadlock_on_its_own_thread() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let service = start_service(&bench, &manager, endless()).await;
@@ -58,10 +58,10 @@ async fn a_service_whose_tasks_are_on_the_thread_of_its_scope_does_not_wait_for_
     assert_eq!(outcome.stopped(), Some(StopCause::Requested));
 }
 
-/// Set where a test is to do what it is ignored for.
+/// Set in a child that runs an ignored test.
 const AS_CARGO_DOES: &str = "MOAT_TEST_AS_CARGO_DOES";
 
-/// Runs a test of this binary that is ignored otherwise.
+/// Runs an ignored test of this binary.
 fn as_cargo_does(test: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--include-ignored", test])
@@ -71,21 +71,21 @@ fn as_cargo_does(test: &str) -> Output {
 }
 
 #[test]
-fn the_output_of_a_service_is_shown_with_the_failure_of_its_test_alone() {
-    let output = as_cargo_does("service::fails_with_a_service");
+fn only_a_failed_test_shows_output() {
+    let output = as_cargo_does("service::child_fails_with_a_service");
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success(), "{shown}");
     let expected = "moat: run db exited with code 143, stopped by moat: a stop was requested; its \
                     last lines:\n  listening on 80\n  broken\nmoat: audit file: /";
     assert!(shown.contains(expected), "{shown}");
     assert!(!shown.contains("listening on 81"), "{shown}");
-    let output = as_cargo_does("service::passes_with_a_service");
+    let output = as_cargo_does("service::child_passes_with_a_service");
     assert!(output.status.success());
 }
 
 #[test]
 #[ignore = "fails, for the one that looks at how"]
-fn fails_with_a_service() {
+fn child_fails_with_a_service() {
     if std::env::var_os(AS_CARGO_DOES).is_none() {
         return;
     }
@@ -110,7 +110,7 @@ fn fails_with_a_service() {
 
 #[test]
 #[ignore = "prints, for the one that looks at what"]
-fn passes_with_a_service() {
+fn child_passes_with_a_service() {
     if std::env::var_os(AS_CARGO_DOES).is_none() {
         return;
     }
@@ -122,7 +122,7 @@ fn passes_with_a_service() {
 }
 
 #[test]
-fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
+fn a_manager_outlives_its_runtime() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Scripted::new();
     let manager = tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -138,7 +138,7 @@ fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
         manager.start(named("between")).await.unwrap();
         manager
     });
-    // The runtime is gone, and with it all that was spawned on it.
+    // The runtime is gone, and with it all of its tasks.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -158,7 +158,7 @@ fn a_manager_outlives_the_runtime_that_it_was_opened_on() {
     assert_eq!(engine.containers(), 0);
 }
 
-/// One manager for all tests of a process, whichever of them comes first.
+/// One manager for all tests of this process.
 async fn shared() -> &'static Manager {
     static SHARED: OnceCell<Manager> = OnceCell::const_new();
     let open = async || {
@@ -172,7 +172,7 @@ async fn shared() -> &'static Manager {
 
 async fn uses_the_shared_manager() {
     let manager = shared().await;
-    // Without a name, which one that was killed in the middle would have left taken.
+    // Without an id: a killed test would leave it taken.
     let service = manager
         .service(RunSpec::new("any"), [Ready::line("up")])
         .await
@@ -183,25 +183,25 @@ async fn uses_the_shared_manager() {
 }
 
 #[tokio::test]
-async fn one_test_uses_the_manager_that_the_other_may_have_opened() {
+async fn one_test_shares_a_manager() {
     uses_the_shared_manager().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_other_test_uses_the_manager_that_the_one_may_have_opened() {
+async fn another_test_shares_the_manager() {
     uses_the_shared_manager().await;
 }
 
 #[cfg(feature = "process")]
 #[tokio::test]
-async fn the_port_of_a_local_process_is_the_port_itself() {
+async fn a_local_process_has_its_own_port() {
     let dir = tempfile::tempdir().unwrap();
     let manager = Manager::open(dir.path(), moat::LocalProcess::new())
         .await
         .unwrap();
     let at = proxy(0).await;
     let spec = RunSpec::command(["sleep", "1000"]);
-    // It stands for the process that listens.
+    // The test listens in place of the process.
     let service = manager
         .service(spec, [Ready::port(at.port())])
         .await

@@ -1,4 +1,4 @@
-//! What a manager that shuts down still does.
+//! Shutdown: records that are flushed, and stops that survive it.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,10 @@ use crate::bench::Bench;
 use crate::records::{actions, stops};
 use crate::sink_faults::{id, open, sealed_soon, sound, stalls};
 
-/// What a manager that closes may take to write what is left to say; what takes longer is lost.
+/// The time that a closing manager has to flush its records.
 const LEAVE: Duration = Duration::from_secs(2);
 
-/// Plays a round again while it says that the machine was too slow for it.
+/// Repeats a round while the machine was too slow for it.
 async fn in_time(round: impl AsyncFn() -> bool) {
     for _ in 0..5 {
         if round().await {
@@ -30,25 +30,25 @@ async fn in_time(round: impl AsyncFn() -> bool) {
     panic!("each of five rounds took too long");
 }
 
-/// A sink that is slow, and does at last what it was asked for. `false`: too late.
+/// The sink stalls, and recovers during the shutdown. `false` if that was too late.
 async fn shut_down_while_the_sink_stalls(manager: &Manager, sink: &Faulty) -> bool {
     let begin = Instant::now();
     let recover = async {
         sink.clear_faults();
     };
-    // The shutdown has begun when the sink is well again.
+    // The sink recovers after the shutdown has begun.
     let closed = async { tokio::join!(manager.shutdown(ShutdownMode::Leave), recover) };
     within(20, "the shutdown", closed).await;
     begin.elapsed() < LEAVE
 }
 
-/// Sits in front of something, changes its size, and leaves.
+/// Resizes the terminal and detaches.
 async fn visit(attachment: Attachment) {
     attachment.resize(WindowSize::new(100, 30)).await.unwrap();
 }
 
 #[tokio::test]
-async fn what_was_done_to_a_run_before_a_shutdown_is_in_its_audit() {
+async fn shutdown_flushes_actions_on_a_run() {
     for recovered in [false, true] {
         in_time(async || {
             let bench = Bench::new();
@@ -68,7 +68,7 @@ async fn what_was_done_to_a_run_before_a_shutdown_is_in_its_audit() {
             sink.fault(stalls());
             let options = AttachOptions::new().with_input();
             visit(run.attach_with(options).await.unwrap()).await;
-            // Once it was polled, it goes on.
+            // Once polled, the stop continues without its future.
             assert!(run.stop(None).now_or_never().is_none());
             if !shut_down_while_the_sink_stalls(&manager, &sink).await {
                 return false;
@@ -93,7 +93,7 @@ async fn what_was_done_to_a_run_before_a_shutdown_is_in_its_audit() {
 }
 
 #[tokio::test]
-async fn what_was_done_to_a_further_process_before_a_shutdown_is_in_its_audit() {
+async fn shutdown_flushes_actions_on_an_exec() {
     in_time(async || {
         let bench = Bench::new();
         let held = id("held");
@@ -124,7 +124,7 @@ async fn what_was_done_to_a_further_process_before_a_shutdown_is_in_its_audit() 
 }
 
 #[tokio::test]
-async fn a_shutdown_does_not_wait_for_a_sink_that_stalls() {
+async fn a_stalled_sink_does_not_delay_shutdown() {
     let bench = Bench::new();
     let held = id("held");
     bench.runtime.script(&held, Script::new().until_stopped());
@@ -139,7 +139,7 @@ async fn a_shutdown_does_not_wait_for_a_sink_that_stalls() {
 }
 
 #[tokio::test]
-async fn a_stop_before_a_shutdown_reaches_a_run_that_another_one_owns() {
+async fn a_stop_of_a_foreign_run_survives_shutdown() {
     for overtaken in [false, true] {
         in_time(async || {
             let bench = Bench::new();
@@ -154,16 +154,16 @@ async fn a_stop_before_a_shutdown_reaches_a_run_that_another_one_owns() {
             assert!(theirs.owned_elsewhere());
             let before = bench.runtime.calls(Call::Inspect);
             if overtaken {
-                // The image says which signal it is.
+                // The image defines the stop signal, so moat has to ask.
                 bench.runtime.link(Link::Silent);
             }
             assert!(theirs.stop(None).now_or_never().is_none());
             if overtaken {
-                eventually(20, "the question for the signal", async || {
+                eventually(20, "the request for the signal", async || {
                     (bench.runtime.calls(Call::Inspect) > before).then_some(())
                 })
                 .await;
-                // The next look at the run's files is due before the answer comes.
+                // The next look at the run's files is due before the answer.
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             let answer = async { bench.runtime.link(Link::Up) };
@@ -182,14 +182,14 @@ async fn a_stop_before_a_shutdown_reaches_a_run_that_another_one_owns() {
     }
 }
 
-/// A stop that comes while a start is under way asks as any other does, before it kills.
+/// A stop during a start sends the signal and waits before it kills, as any stop does.
 #[tokio::test]
-async fn a_stop_of_a_start_that_a_shutdown_cuts_off_has_its_grace() {
+async fn a_stop_of_an_aborted_start_has_its_grace() {
     in_time(async || {
         let bench = Bench::new();
         let well = id("well");
         bench.runtime.script(&well, Script::new().until_stopped());
-        // The container runs, and what is asked about it is not answered.
+        // The container runs, but the engine does not answer about it.
         bench.runtime.fault(Call::Inspect, Fault::Hang);
         let manager = open(&bench, &sound()).await;
         let start = manager.start(RunSpec::new("any").id(well.clone()));

@@ -1,4 +1,4 @@
-//! Sinks that stall or fail: which runs they hold up, and which not.
+//! Sinks that stall or fail: which runs they delay, and which they do not.
 
 use std::time::Duration;
 
@@ -21,12 +21,12 @@ pub fn sound() -> Faulty {
     Faulty::new(Jsonl::new())
 }
 
-/// The logs of the runs in whose ids is `held` take nothing.
+/// The logs of the runs with `held` in their ids stall.
 pub fn stalls() -> SinkFault {
     held(SinkFault::stall())
 }
 
-/// The logs of the runs in whose ids is `held` fail.
+/// The logs of the runs with `held` in their ids fail.
 pub fn fails() -> SinkFault {
     held(SinkFault::error())
 }
@@ -86,7 +86,7 @@ async fn sealed_exec(exec: &Exec) -> moat::Outcome {
 }
 
 #[tokio::test]
-async fn runs_that_cannot_be_taken_over_yet_keep_no_other_from_it() {
+async fn blocked_recoveries_do_not_block_others() {
     for fault in [fails(), stalls()] {
         let bench = Bench::new();
         let well = id("10-well");
@@ -97,21 +97,21 @@ async fn runs_that_cannot_be_taken_over_yet_keep_no_other_from_it() {
         let sink = sound();
         sink.fault(fault);
         let manager = open(&bench, &sink).await;
-        eventually(20, "the taking over of the one that is well", async || {
+        eventually(20, "the recovery of the other run", async || {
             let info = manager.root().info(&well).unwrap();
             info.owned.then_some(())
         })
         .await;
         let run = manager.get(&well).await.unwrap();
-        let stopped = within(20, "the stop of the one that is well", run.stop(None)).await;
+        let stopped = within(20, "the stop of the other run", run.stop(None)).await;
         assert_eq!(stopped.unwrap().code(), Some(143), "{shown}");
-        // What a slow disk has not sealed when the stop returns is sealed beside the others.
+        // On a slow disk, the run is sealed after the stop returns.
         sealed_soon(&run).await;
     }
 }
 
 #[tokio::test]
-async fn a_stop_reaches_the_container_while_the_log_of_its_run_cannot_be_opened() {
+async fn a_stop_works_while_the_log_cannot_be_opened() {
     for fault in [fails(), stalls()] {
         let bench = Bench::new();
         let held = id("held");
@@ -141,7 +141,7 @@ async fn a_stop_reaches_the_container_while_the_log_of_its_run_cannot_be_opened(
 }
 
 #[tokio::test]
-async fn a_run_that_is_removed_by_others_while_it_is_taken_over_is_given_up() {
+async fn a_run_removed_during_recovery_is_dropped() {
     let bench = Bench::new();
     let held = id("held");
     leave(&bench, std::slice::from_ref(&held)).await;
@@ -170,9 +170,9 @@ async fn a_run_that_is_removed_by_others_while_it_is_taken_over_is_given_up() {
     sealed_soon(&next).await;
 }
 
-/// What was told of the end stays, whatever becomes of the process and of the container.
+/// A reported exit stays, even if the process and the container are gone.
 #[tokio::test]
-async fn an_exit_is_written_down_while_a_sink_stalls() {
+async fn an_exit_is_recorded_while_a_sink_stalls() {
     let bench = Bench::new();
     let held = id("held");
     let script = Script::new().stdout("a line\n").until_stopped();
@@ -189,7 +189,7 @@ async fn an_exit_is_written_down_while_a_sink_stalls() {
     assert_eq!(outcome.code(), Some(7));
     assert!(outcome.sealed().is_none(), "{outcome}");
     let root = Root::open(manager.root().path()).unwrap();
-    eventually(60, "what other processes see", async || {
+    eventually(60, "the exit for other processes", async || {
         (root.info(&held).unwrap().status == RunStatus::Exited).then_some(())
     })
     .await;
@@ -201,9 +201,9 @@ async fn an_exit_is_written_down_while_a_sink_stalls() {
     assert_eq!(outcome.code(), Some(7), "{outcome}");
 }
 
-/// Invariant 9: once a process runs, nothing waits for the sink.
+/// Invariant 9: once an exec has started, nothing waits for the sink.
 #[tokio::test]
-async fn a_sink_that_stalls_holds_up_no_further_process() {
+async fn a_stalled_sink_does_not_block_exec() {
     let bench = Bench::new();
     let held = id("held");
     bench.runtime.script(&held, Script::new().until_stopped());
@@ -214,7 +214,7 @@ async fn a_sink_that_stalls_holds_up_no_further_process() {
     let manager = open(&bench, &sink).await;
     let run = manager.start(RunSpec::new("any").id(held.clone()));
     let run = run.await.unwrap();
-    // Its log is open when the engine is asked, and stalls when it has answered.
+    // The log is open when the engine is asked, and stalls once it has answered.
     bench.runtime.link(Link::Silent);
     let stall = async {
         eventually(20, "the request", async || {
@@ -234,11 +234,11 @@ async fn a_sink_that_stalls_holds_up_no_further_process() {
     assert_eq!(outcome.code(), Some(7), "{outcome}");
 }
 
-/// Types into something, changes its size, and is told by the log of `run` that it has failed.
+/// Writes input and resizes the terminal. The log of `run` fails in between.
 async fn type_while_the_sink_fails(attachment: &mut Attachment, run: &Run, sink: &Faulty) -> Input {
     let mut input = attachment.input().unwrap();
     input.write_all(b"before\n").await.unwrap();
-    eventually(20, "what was typed before", async || {
+    eventually(20, "the first input", async || {
         (typed(&run.audit().unwrap()) == b"before\n").then_some(())
     })
     .await;
@@ -249,7 +249,7 @@ async fn type_while_the_sink_fails(attachment: &mut Attachment, run: &Run, sink:
 }
 
 #[tokio::test]
-async fn what_was_done_while_a_sink_failed_is_recorded_when_it_is_well() {
+async fn actions_during_a_sink_failure_are_recorded() {
     let bench = Bench::new();
     let held = id("held");
     bench.runtime.script(&held, Script::new().echo());
@@ -273,11 +273,11 @@ async fn what_was_done_while_a_sink_failed_is_recorded_when_it_is_well() {
 }
 
 #[tokio::test]
-async fn what_was_typed_into_a_further_process_while_a_sink_failed_is_recorded_when_it_is_well() {
+async fn exec_input_during_a_sink_failure_is_recorded() {
     let bench = Bench::new();
     let held = id("held");
     bench.runtime.script(&held, Script::new().until_stopped());
-    // It prints nothing: what was typed is all that its log can fail at.
+    // The exec prints nothing, so its log can only fail at its input.
     bench.runtime.next_exec(Script::new().until_stopped());
     let sink = sound();
     let manager = open(&bench, &sink).await;
@@ -287,7 +287,7 @@ async fn what_was_typed_into_a_further_process_while_a_sink_failed_is_recorded_w
     let options = AttachOptions::new().with_input();
     let mut attachment = exec.attach_with(options).await.unwrap();
     let audit = exec.audit().unwrap();
-    eventually(20, "what was done before", async || {
+    eventually(20, "the first action", async || {
         (actions(&audit) == [Action::AttachInput]).then_some(())
     })
     .await;

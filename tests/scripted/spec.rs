@@ -6,7 +6,7 @@ use std::path::Path;
 
 use moat::audit::{LogState, Reader, verify};
 use moat::runtime::scripted::{Call, Script};
-use moat::spec::RunRecord;
+use moat::spec::{InvalidSpec, RunRecord};
 use moat::{Error, RunId, ShutdownMode};
 use serde_json::json;
 
@@ -14,14 +14,14 @@ use crate::bench::Bench;
 use crate::left::{BOUND, contents};
 use crate::spec_cases::{SECRET, long, refused, taken};
 
-/// What an error may have, in bytes: it goes to a terminal, and to logs.
+/// The most bytes of an error, which goes to terminals and logs.
 const LONGEST: usize = 1000;
 
-/// The message of a refusal, which must not be one of a secret, of megabytes, or of two lines.
+/// The refusal names the field, and has no secret, no second line and no megabytes.
 fn assert_refused(field: &str, error: impl Into<Error>) {
     let error = error.into();
     let texts = [error.chain(), format!("{error:?}")];
-    let Error::InvalidSpec(moat::spec::InvalidSpec {
+    let Error::InvalidSpec(InvalidSpec {
         field: named,
         reason,
         ..
@@ -38,7 +38,7 @@ fn assert_refused(field: &str, error: impl Into<Error>) {
 }
 
 #[tokio::test]
-async fn a_hostile_value_is_refused_by_its_field_before_anything_is_made() {
+async fn a_hostile_value_is_refused_by_its_field() {
     let bench = Bench::in_memory();
     let manager = bench.open_patiently().await;
     let before = contents(&bench.root());
@@ -55,7 +55,7 @@ async fn a_hostile_value_is_refused_by_its_field_before_anything_is_made() {
 }
 
 #[test]
-fn a_hostile_run_id_is_refused_however_it_comes() {
+fn a_hostile_run_id_is_refused() {
     let long_ones = [65, 10_000].map(|length| long("x", length));
     let ids = [
         "",
@@ -102,7 +102,7 @@ fn a_hostile_run_id_is_refused_however_it_comes() {
         assert_refused("id", RunId::new(id).unwrap_err());
         assert_refused("id", id.parse::<RunId>().unwrap_err());
         assert_refused("id", RunId::try_from(id.to_owned()).unwrap_err());
-        // As it may stand in a file that someone has edited.
+        // As in a file that was edited.
         let read: Result<RunId, _> = serde_json::from_value(json!(id));
         assert!(
             read.unwrap_err().to_string().contains("invalid id"),
@@ -112,7 +112,7 @@ fn a_hostile_run_id_is_refused_however_it_comes() {
 }
 
 #[tokio::test]
-async fn an_odd_value_that_is_taken_makes_a_run_like_any_other() {
+async fn an_accepted_odd_value_makes_a_normal_run() {
     let bench = Bench::in_memory();
     let manager = bench.open_patiently().await;
     for (name, spec) in taken() {
@@ -129,7 +129,7 @@ async fn an_odd_value_that_is_taken_makes_a_run_like_any_other() {
         let state = verify(&audit).unwrap().state;
         assert!(matches!(state, LogState::Sealed(_)), "{name}: {state:?}");
         assert_eq!(run.dir().parent(), Some(&*bench.root()), "{name}");
-        // What was asked for is what is written down.
+        // The record has the requested settings.
         assert_eq!(record(run.dir()).settings, *spec.settings(), "{name}");
         assert!(Reader::open(&audit).unwrap().all(|record| record.is_ok()));
         drop(run);
@@ -139,7 +139,7 @@ async fn an_odd_value_that_is_taken_makes_a_run_like_any_other() {
 }
 
 #[tokio::test]
-async fn odd_values_come_back_from_the_disk_as_they_were_and_no_secret_is_there() {
+async fn odd_values_survive_recovery_without_secrets() {
     let bench = Bench::in_memory();
     let manager = bench.open_patiently().await;
     let mut kept = Vec::new();
@@ -173,9 +173,9 @@ fn record(dir: &Path) -> RunRecord {
     serde_json::from_slice(&fs::read(dir.join("run.json")).unwrap()).unwrap()
 }
 
-/// A root is opened where its caller says, and nowhere else.
+/// A path that the system cannot represent is an error.
 #[test]
-fn a_path_with_a_nul_byte_is_no_root() {
+fn a_path_with_a_nul_byte_is_refused() {
     let error = moat::Root::open(Path::new("/tmp/a\0b")).unwrap_err();
     assert!(matches!(error, Error::Storage { .. }), "{error}");
 }

@@ -17,7 +17,7 @@ pub fn long(text: &str, times: usize) -> String {
     text.repeat(times)
 }
 
-/// The specs that are refused, by the field that the refusal names.
+/// The specs that are refused, by the field that the error names.
 pub fn refused() -> Vec<(&'static str, RunSpec)> {
     let huge = || long("x", 10_000_000);
     let mut cases = Vec::new();
@@ -388,7 +388,7 @@ pub fn refused() -> Vec<(&'static str, RunSpec)> {
     cases
 }
 
-/// The specs that are taken: odd, but with a meaning that holds.
+/// The odd specs that are accepted.
 pub fn taken() -> Vec<(&'static str, RunSpec)> {
     let id = |id: &str| any().id(RunId::new(id).unwrap());
     let centuries = Duration::from_secs(366 * 24 * 3600 * 100);

@@ -1,4 +1,4 @@
-//! How a run starts, and what is left if it does not.
+//! Starts of runs, and failed starts.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::records::{events, text};
 use crate::recovery::start_up_to;
 
 #[tokio::test]
-async fn a_run_leaves_a_sealed_file_with_both_streams_and_the_exit() {
+async fn a_run_leaves_a_sealed_file() {
     let bench = Bench::new();
     let script = Script::new().stdout("out\n").stderr("err").exit(7);
     let outcome = bench.run(script, spec()).await;
@@ -30,7 +30,7 @@ async fn a_run_leaves_a_sealed_file_with_both_streams_and_the_exit() {
 
 /// Invariant 1.
 #[tokio::test]
-async fn the_file_is_there_before_the_engine_is_asked_for_a_container() {
+async fn the_audit_file_comes_before_the_container() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let id = RunId::new("early").unwrap();
@@ -40,7 +40,7 @@ async fn the_file_is_there_before_the_engine_is_asked_for_a_container() {
 }
 
 #[tokio::test]
-async fn what_cannot_start_is_sealed_with_the_reason_and_its_container_removed() {
+async fn a_failed_start_is_sealed_with_its_reason() {
     let bench = Bench::new();
     let outcome = bench
         .run(Script::new().fail_to_start("no such command"), spec())
@@ -72,7 +72,7 @@ async fn what_cannot_start_is_sealed_with_the_reason_and_its_container_removed()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_of_create_or_start_leaves_no_orphan() {
+async fn a_lost_answer_leaves_no_orphan() {
     let bench = Bench::new();
     bench.runtime.fault(Call::Create, Fault::AnswerLost);
     let outcome = bench.run(Script::new(), spec()).await;
@@ -91,9 +91,9 @@ async fn a_lost_answer_of_create_or_start_leaves_no_orphan() {
     assert_eq!(text(&outcome, Stream::Stdout), "ran\n");
 }
 
-/// Invariant 6: what another process was told meanwhile, and what is sealed, is the same.
+/// Invariant 6: what another process has seen and what is sealed are the same.
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_to_the_removal_of_what_never_started_changes_no_ending() {
+async fn a_lost_answer_to_remove_keeps_the_ending() {
     let bench = Bench::new();
     bench.runtime.fault(Call::Remove, Fault::AnswerLost);
     let script = Script::new().fail_to_start("no such command");
@@ -107,7 +107,7 @@ async fn a_lost_answer_to_the_removal_of_what_never_started_changes_no_ending() 
 }
 
 #[tokio::test]
-async fn dropping_the_start_in_the_middle_leaves_a_run_that_is_watched() {
+async fn a_dropped_start_still_captures_the_run() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().stdout("x\n").exit(6));
     let manager = bench.open().await;
@@ -115,7 +115,7 @@ async fn dropping_the_start_in_the_middle_leaves_a_run_that_is_watched() {
     {
         let start = manager.start(spec().id(id.clone()));
         tokio::pin!(start);
-        // Polled once: what it began goes on without it.
+        // After one poll, the start continues without its future.
         let _ = futures::poll!(start.as_mut());
     }
     let outcome = loop {
@@ -130,7 +130,7 @@ async fn dropping_the_start_in_the_middle_leaves_a_run_that_is_watched() {
 }
 
 #[tokio::test]
-async fn a_name_is_taken_once_and_a_removed_run_is_gone() {
+async fn a_run_id_is_unique_until_removed() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let id = RunId::new("twice").unwrap();
@@ -141,7 +141,7 @@ async fn a_name_is_taken_once_and_a_removed_run_is_gone() {
         Err(Error::RunExists { .. })
     ));
     let dir = run.dir().to_owned();
-    // Its monitor may still be at the container.
+    // The monitor may still be removing the container.
     while let Err(error) = manager.remove(&id).await {
         assert!(matches!(error, Error::Owned { .. }), "{error}");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -154,7 +154,7 @@ async fn a_name_is_taken_once_and_a_removed_run_is_gone() {
 }
 
 #[tokio::test]
-async fn starts_beyond_the_room_wait_and_one_that_waits_can_be_stopped() {
+async fn waiting_starts_can_be_stopped() {
     let bench = Bench::new();
     let manager = bench.builder_here().max_concurrent(1).open().await.unwrap();
     let mut events = manager.events();
@@ -170,7 +170,7 @@ async fn starts_beyond_the_room_wait_and_one_that_waits_can_be_stopped() {
             event.kind == EventKind::Waiting && event.run.as_ref().unwrap().as_str() == name
         };
         let told = async { while !is_it(&events.next().await.unwrap()) {} };
-        within(60, "the wait for a turn", told).await;
+        within(60, "the wait for a permit", told).await;
     };
     let second = start("b");
     waits("b").await;

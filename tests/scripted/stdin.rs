@@ -23,7 +23,7 @@ pub async fn write_and_end(output: &mut Attachment) {
 }
 
 #[tokio::test]
-async fn what_is_written_comes_back_and_the_end_of_the_input_is_the_containers() {
+async fn the_container_sees_input_and_its_end() {
     let bench = Bench::new();
     bench
         .runtime
@@ -41,9 +41,9 @@ async fn what_is_written_comes_back_and_the_end_of_the_input_is_the_containers()
     assert_eq!(actions(&path), [Action::AttachInput, Action::InputEnd]);
 }
 
-/// The record is there before the container starts, and before a writer is.
+/// The record exists before the container starts and before there is a writer.
 #[tokio::test]
-async fn an_input_that_cannot_be_connected_to_fails_the_start_and_leaves_a_sealed_audit() {
+async fn unreachable_stdin_fails_the_start() {
     let bench = Bench::new();
     let refused = RuntimeError::Rejected {
         operation: "attach to the container's input",
@@ -68,7 +68,7 @@ async fn an_input_that_cannot_be_connected_to_fails_the_start_and_leaves_a_seale
 }
 
 #[tokio::test]
-async fn input_that_the_spec_does_not_ask_for_makes_nothing() {
+async fn input_without_stdin_in_the_spec_is_refused() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     let started = manager
@@ -79,9 +79,9 @@ async fn input_that_the_spec_does_not_ask_for_makes_nothing() {
     assert!(manager.list().await.unwrap().is_empty());
 }
 
-/// H33: whoever takes the run over knows that the end which the container saw was none.
+/// H33: the recovering manager knows that the end of input came from a lost writer.
 #[tokio::test]
-async fn a_writer_that_died_with_its_process_is_recorded_by_the_next() {
+async fn a_writer_lost_with_its_process_is_recorded() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().echo());
     let first = bench.open_on_threads().await;
@@ -90,7 +90,7 @@ async fn a_writer_that_died_with_its_process_is_recorded_by_the_next() {
     input.write_all(b"half\n").await.unwrap();
     printed(&mut output, b"half\n").await;
     let id = run.id().clone();
-    // As if the process had died: nothing more is told.
+    // As if the process had died: nothing more is recorded.
     first.shutdown(ShutdownMode::Leave).await;
     drop((run, output));
 
@@ -105,9 +105,9 @@ async fn a_writer_that_died_with_its_process_is_recorded_by_the_next() {
     assert_eq!(actions(&path), [Action::AttachInput, Action::InputLost]);
 }
 
-/// What is recorded of the input is what the engine has taken.
+/// The record has the input that the engine accepted.
 #[tokio::test]
-async fn input_is_in_the_audit_only_where_it_was_asked_for() {
+async fn input_is_recorded_on_request() {
     for record in [false, true] {
         let bench = Bench::new();
         bench.runtime.next(Script::new().echo());

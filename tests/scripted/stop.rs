@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::records::{broken, events};
 
-/// The process that was asked for the stop dies before the grace is over.
+/// The process that was asked to stop the run dies during the grace period.
 #[tokio::test]
-async fn a_stop_outlives_the_process_that_was_asked_for_it() {
-    // A first manager that is held up for that long before it leaves kills, too.
+async fn a_stop_outlives_its_manager() {
+    // In the second round, the first manager still lives when the grace period ends, and kills.
     for (grace, closed) in [(5.0, Duration::ZERO), (2.0, Duration::from_millis(2100))] {
         let bench = Bench::new();
         let script = Script::new().stdout("a\n").ignore_term().until_stopped();
@@ -62,9 +62,9 @@ async fn a_stop_outlives_the_process_that_was_asked_for_it() {
     }
 }
 
-/// Invariant 6: many at once, and the exit is the same for all.
+/// Invariant 6: concurrent calls agree on the exit.
 #[tokio::test]
-async fn a_stop_that_races_with_the_natural_exit_keeps_the_real_one() {
+async fn stop_wait_and_exit_agree_in_a_race() {
     for _ in 0..50 {
         let bench = Bench::new();
         bench.runtime.next(
@@ -92,7 +92,7 @@ async fn a_stop_that_races_with_the_natural_exit_keeps_the_real_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_sends_the_signal_then_kills_after_the_grace() {
+async fn the_grace_period_ends_in_a_kill() {
     let bench = Bench::new();
     bench
         .runtime
@@ -112,7 +112,7 @@ async fn a_stop_sends_the_signal_then_kills_after_the_grace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kill_that_was_asked_of_a_looker_on_goes_on_when_he_becomes_the_owner() {
+async fn a_kill_continues_after_a_takeover() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().until_stopped());
     let first = bench.open().await;
@@ -139,7 +139,7 @@ async fn a_kill_that_was_asked_of_a_looker_on_goes_on_when_he_becomes_the_owner(
 }
 
 #[tokio::test]
-async fn a_token_stops_its_runs_also_those_that_have_not_started() {
+async fn a_token_stops_started_and_later_runs() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let token = CancellationToken::new();
@@ -157,7 +157,7 @@ async fn a_token_stops_its_runs_also_those_that_have_not_started() {
     let stopped = within(60, "the stop", sealed(&run)).await;
     assert_eq!(stopped.stopped(), Some(StopCause::Cancelled));
     let late = manager.start(spec().stop_when(token.clone())).await;
-    // It is stopped before its start, or right after it.
+    // The stop comes before the start or right after it.
     let outcome = match late {
         Ok(run) => sealed(&run).await,
         Err(Error::NotStarted { outcome, .. }) => *outcome,
@@ -170,7 +170,7 @@ async fn a_token_stops_its_runs_also_those_that_have_not_started() {
 }
 
 #[tokio::test]
-async fn a_signal_stops_all_runs_and_seals_them_and_a_second_one_kills() {
+async fn a_second_signal_kills_the_runs() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let raise = |signal| kill_process(getpid(), signal).unwrap();

@@ -9,7 +9,7 @@ use tracing::span;
 
 use crate::bench::run_into;
 
-/// Keeps the events of one target.
+/// Collects the events of one target.
 struct Collector(Arc<Mutex<Vec<String>>>);
 
 struct Text(String);
@@ -42,7 +42,7 @@ impl tracing::Subscriber for Collector {
 }
 
 #[test]
-fn each_line_is_an_event_of_tracing_with_its_run_and_stream() {
+fn each_line_is_an_event_of_tracing() {
     let events = Arc::<Mutex<Vec<String>>>::default();
     tracing::subscriber::set_global_default(Collector(Arc::clone(&events))).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();

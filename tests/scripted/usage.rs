@@ -9,7 +9,7 @@ use crate::bench::{Bench, sealed, spec};
 use crate::events::{all, words};
 
 #[tokio::test(start_paused = true)]
-async fn what_a_run_uses_is_sampled_and_its_peaks_are_in_the_seal() {
+async fn usage_is_sampled_and_sealed() {
     let bench = Bench::new();
     let manager = bench.open().await;
     let script = Script::new()
@@ -27,7 +27,7 @@ async fn what_a_run_uses_is_sampled_and_its_peaks_are_in_the_seal() {
     let told = words(&all(events).await);
     let samples = told.iter().filter(|word| *word == "usage").count();
     assert_eq!(samples as u64, usage.samples);
-    // One that does not ask for it is not sampled.
+    // Without `sample`, nothing is sampled.
     let bench = Bench::new();
     let manager = bench.open().await;
     let run = bench.start(

@@ -12,7 +12,7 @@ use crate::records::actions;
 use crate::stdin::{pipe, write_and_end};
 
 #[tokio::test]
-async fn a_terminal_is_given_its_size_and_each_change_is_recorded_once() {
+async fn each_size_change_is_recorded_once() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().until_stopped());
     let manager = bench.open_on_threads().await;
@@ -37,16 +37,16 @@ async fn a_terminal_is_given_its_size_and_each_change_is_recorded_once() {
 }
 
 #[tokio::test]
-async fn a_container_without_a_terminal_has_no_size() {
+async fn a_size_needs_a_terminal() {
     let error = RunSpec::new("any").window(WindowSize::new(1, 1)).validate();
     assert!(error.is_err());
     let error = pipe().tty(true).validate();
     assert!(error.is_err());
 }
 
-/// A pipe has one writer, which a call that fails does not use up.
+/// A pipe has one writer. A failed call does not take it.
 #[tokio::test]
-async fn a_size_that_is_refused_leaves_the_input_to_be_had() {
+async fn a_refused_size_leaves_the_input_free() {
     let bench = Bench::new();
     bench.runtime.next(Script::new().echo());
     bench.runtime.next_exec(Script::new().echo());

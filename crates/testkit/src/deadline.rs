@@ -20,7 +20,7 @@ pub async fn eventually<T>(
         }
         assert!(
             start.elapsed() < Duration::from_secs(seconds),
-            "no {what} after {seconds} s"
+            "{seconds} s passed before {what}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -34,6 +34,6 @@ pub async fn eventually<T>(
 pub async fn within<T>(seconds: u64, what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(Duration::from_secs(seconds), future).await {
         Ok(value) => value,
-        Err(_) => panic!("no {what} after {seconds} s"),
+        Err(_) => panic!("{seconds} s passed before {what}"),
     }
 }

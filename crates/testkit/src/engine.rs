@@ -49,7 +49,7 @@ pub fn connect() -> Result<Docker, String> {
     Docker::connect_with_defaults().map_err(|error| format!("cannot reach an engine: {error}"))
 }
 
-/// Runs `future` on a thread of its own; the caller may be async code.
+/// Runs `future` on a separate thread. The caller may be async code.
 ///
 /// # Panics
 ///

@@ -11,7 +11,7 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, FormatSetting};
 pub use libtest_mimic::{Completion, Failed};
 
-/// What a trial needs of the machine: `Ok` if it is there, else the reason for skipping the trial.
+/// A requirement of a trial: `Ok` if the machine meets it, else the reason for skipping.
 pub type Need = Result<(), String>;
 
 /// Skipped trials, by reason.
@@ -126,7 +126,7 @@ pub fn skip(reason: &str) -> Completion {
     Completion::ignored_with(reason)
 }
 
-/// Whether the environment variable promises what it names: its value is `required`.
+/// True if the value of the environment variable is `required`.
 pub fn is_required(variable: &str) -> bool {
     std::env::var(variable).is_ok_and(|value| value == "required")
 }
@@ -136,7 +136,7 @@ pub fn name(path: &str) -> &str {
     path.split_once("::").map_or(path, |(_, name)| name)
 }
 
-/// Runs a trial on an async runtime of its own. It fails after `bound`.
+/// Runs a trial on a new async runtime. It fails after `bound`.
 pub fn bounded(bound: Duration, trial: impl Future<Output = ()>) -> Result<(), Failed> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

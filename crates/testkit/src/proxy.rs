@@ -57,7 +57,7 @@ struct State {
 pub struct Proxy {
     socket: PathBuf,
     state: Arc<Mutex<State>>,
-    /// How many times all connections were cut; `u64::MAX` while the proxy is down.
+    /// The number of times that all connections were cut; `u64::MAX` while the proxy is down.
     cuts: watch::Sender<u64>,
     /// True while nothing passes.
     frozen: watch::Sender<bool>,

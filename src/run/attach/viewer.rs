@@ -377,7 +377,7 @@ impl Viewer {
             AfterTail::Finish => return Ok(Stage::Done),
             AfterTail::Subscribe => {
                 let subscription = self.subscribe();
-                if subscription.pieces.is_some() {
+                if subscription.receiver.is_some() {
                     return Ok(Stage::Seam(subscription));
                 }
             }

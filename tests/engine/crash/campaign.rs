@@ -9,7 +9,7 @@ use super::check::Tally;
 use super::plan::Plan;
 use super::round::Round;
 
-/// How many rounds are played at once.
+/// The number of rounds at a time.
 const AT_ONCE: usize = 4;
 
 /// Plays rounds until `kills` processes were killed, and prints the figures.

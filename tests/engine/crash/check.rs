@@ -1,4 +1,4 @@
-//! What must hold in the end, whichever process was killed.
+//! Invariants that hold in the end, whichever process was killed.
 
 use std::path::Path;
 use std::{fmt, fs};
@@ -9,7 +9,7 @@ use testkit::audit::Audit;
 
 use super::plan::Planned;
 
-/// The figures of rounds, and what was wrong in them.
+/// The figures of rounds and the problems in them.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub kills: u32,
@@ -26,7 +26,7 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "kills {}, lines {}, lost {}, doubled {}, unsealed {}, wrong verdicts {}, left behind {}",
+            "kills {}, lines {}, lost {}, doubled {}, unsealed {}, wrong verdicts {}, left over {}",
             self.kills,
             self.lines,
             self.lost,
@@ -55,7 +55,7 @@ impl Tally {
     }
 }
 
-/// Compares what is left in `root` with what `runs` are known to have printed.
+/// Compares the content of `root` with the known output of `runs`.
 pub fn check(root: &Path, gate: &Path, runs: &[Planned], tally: &mut Tally) {
     let view = Root::open(root).unwrap();
     for entry in fs::read_dir(root).unwrap() {
@@ -70,7 +70,7 @@ pub fn check(root: &Path, gate: &Path, runs: &[Planned], tally: &mut Tally) {
         let dir = view.dir(&id);
         let began = gate.join(format!("began-{id}")).exists();
         if !dir.exists() {
-            // Its process died before it had a folder; then nothing may have been asked for.
+            // The process died before it made a directory, so no container may exist.
             if began {
                 tally.unsealed += 1;
                 tally.problem(format!("{id} ran, and has no audit"));
@@ -132,8 +132,7 @@ fn check_audit(run: &Planned, began: bool, audit: &Audit, tally: &mut Tally) {
     }
 }
 
-/// Counts the lines that are missing, and those that are too much: where lines are out of order,
-/// or changed, as both.
+/// Counts missing and surplus lines. Lines out of order, or changed, count as both.
 fn compare(id: &str, stream: &str, found: &[u8], expected: &[u8], tally: &mut Tally) {
     let lines = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
     tally.lines += lines(expected);
@@ -155,13 +154,13 @@ fn compare(id: &str, stream: &str, found: &[u8], expected: &[u8], tally: &mut Ta
     ));
 }
 
-/// Whether the container of a run is to be there when all is over.
+/// True if the container of a run is to be kept.
 pub fn is_kept(root: &Path, run: &Planned) -> bool {
     let id = RunId::new(&run.id).unwrap();
     let Ok(info) = Root::open(root).and_then(|root| root.info(&id)) else {
         return false;
     };
-    // What was asked for is not known of a run whose process died before it was written down.
+    // The settings of a run are unknown if its process died before recording them.
     let (Some(seal), Some(record)) = (info.seal, info.record) else {
         return false;
     };

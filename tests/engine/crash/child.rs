@@ -15,10 +15,10 @@ use testkit::{child, engine};
 use super::plan::{Deadly, Planned};
 use super::saboteur::{Saboteur, Trap};
 
-/// Says that this process is such a one, and what it is to do.
+/// The role of this process as a child.
 const ROLE: &str = "crash";
 
-/// What the process is told, as JSON in [`ROLE`].
+/// The orders of the child.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Orders {
     pub root: PathBuf,
@@ -26,13 +26,13 @@ pub struct Orders {
     pub image: String,
     /// The engine's address; `None`: the default.
     pub address: Option<String>,
-    /// The runs to start; none: look after what is there.
+    /// The runs to start. Empty: only recover.
     pub runs: Vec<Planned>,
     pub death: Option<Deadly>,
 }
 
-/// Does what it is told, if this process is one that is told. It ends by itself only when all
-/// runs of the root are sealed.
+/// Follows the orders if this process is in that role. It ends once all runs of the root are
+/// sealed.
 pub fn role() -> Option<()> {
     let orders = child::orders(ROLE)?;
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -47,7 +47,7 @@ async fn obey(orders: Orders) {
     };
     let mut trap = None;
     match orders.death {
-        Some(Deadly::TruncatedTail(bytes)) => {
+        Some(Deadly::Torn(bytes)) => {
             let limit = Rlimit {
                 current: Some(bytes),
                 maximum: Some(bytes),
@@ -95,7 +95,7 @@ async fn obey(orders: Orders) {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-/// The process. Dropped, it is killed.
+/// A child process. Dropped, it is killed.
 pub struct Process(Child);
 
 impl Drop for Process {
@@ -114,14 +114,14 @@ impl Process {
         Self(child)
     }
 
-    /// Kills it with SIGKILL. `false`: it had ended already.
+    /// Kills the process with SIGKILL. `false` if it had ended.
     pub fn kill(mut self) -> bool {
         let lived = self.0.try_wait().unwrap().is_none();
         self.0.kill().unwrap();
         lived
     }
 
-    /// Waits for its end, which must come.
+    /// Waits for the end of the process.
     pub async fn ended(&mut self) -> ExitStatus {
         eventually(90, "the end of the process", async || {
             self.0.try_wait().unwrap()
@@ -130,8 +130,8 @@ impl Process {
     }
 }
 
-/// Waits until the engine has no more than `kept` containers of `root`, for at most `bound`, and
-/// says how many it has.
+/// Waits at most `bound` until the engine has at most `kept` containers of `root`. Returns their
+/// number.
 pub async fn cleaned(docker: &bollard::Docker, root: &Path, kept: usize, bound: Duration) -> usize {
     let id = engine::root_id(root).unwrap_or_default();
     let begin = Instant::now();

@@ -1,4 +1,4 @@
-//! What is left when a process that embeds moat is killed, at every step and at any moment: each run
+//! Kills of a process that embeds moat, at every step and at any moment. In the end, each run is
 //! sealed, each line once and in order, and no container or file too many.
 //!
 //! `MOAT_KILLS` and `MOAT_SEED` set the length and the course of the long form, `soak`, which runs
@@ -18,7 +18,7 @@ use check::Tally;
 use plan::{Deadly, Plan, Planned};
 use round::Round;
 
-/// A seed that gives the kills in CI the same course each time.
+/// A fixed seed, so that the kills in CI have the same course each time.
 const SEED: u64 = 20_261_124;
 const KILLS: u32 = 60;
 const SOAK_KILLS: u32 = 1_000;
@@ -26,7 +26,11 @@ const SOAK_KILLS: u32 = 1_000;
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for point in plan::START {
-        trials.push(killed("process_is_killed", point, vec![Deadly::at(point)]));
+        trials.push(killed(
+            "a_run_is_sealed_after_a_kill",
+            point,
+            vec![Deadly::at(point)],
+        ));
     }
     for &(start, point, times) in plan::RECOVERY {
         let mut deaths = vec![Deadly::at(start)];
@@ -37,7 +41,11 @@ pub fn trials() -> Vec<Trial> {
         };
         let runs = vec![run];
         let point = format!("{point}, started until {start}");
-        trials.push(trial("recovery_is_killed", &point, Plan { runs, deaths }));
+        trials.push(trial(
+            "a_run_is_sealed_after_kills_in_recovery",
+            &point,
+            Plan { runs, deaths },
+        ));
     }
     for point in ["during start", "before remove", "after remove"] {
         let plan = Plan {
@@ -48,7 +56,7 @@ pub fn trials() -> Vec<Trial> {
             deaths: vec![Deadly::at(point)],
         };
         trials.push(trial(
-            "process_is_killed",
+            "a_run_is_sealed_after_a_kill",
             &format!("{point} that fails"),
             plan,
         ));
@@ -56,23 +64,21 @@ pub fn trials() -> Vec<Trial> {
     for &bytes in plan::TORN {
         let point = format!("in_a_write_at_byte_{bytes}");
         trials.push(killed(
-            "process_is_killed",
+            "a_run_is_sealed_after_a_kill",
             &point,
-            vec![Deadly::TruncatedTail(bytes)],
+            vec![Deadly::Torn(bytes)],
         ));
     }
     trials.push(on_engine(
-        "a_create_that_reaches_the_engine_after_its_sender_was_killed_leaves_no_container",
+        "a_create_of_a_killed_sender_leaves_no_container",
         || clean(&block_on(Round::killed_while_under_way("create"))),
     ));
-    trials.push(on_engine(
-        "a_start_that_reaches_the_engine_after_its_sender_was_killed_runs_nothing_unaudited",
-        || clean(&block_on(Round::killed_while_under_way("start"))),
-    ));
-    trials.push(on_engine(
-        "kills_at_any_moment_lose_and_double_nothing",
-        || clean(&campaign::play(SEED, KILLS)),
-    ));
+    trials.push(on_engine("a_start_of_a_killed_sender_is_captured", || {
+        clean(&block_on(Round::killed_while_under_way("start")))
+    }));
+    trials.push(on_engine("kills_at_any_moment_lose_nothing", || {
+        clean(&campaign::play(SEED, KILLS))
+    }));
     let soak = on_engine("soak", || {
         let seed = number("MOAT_SEED", SEED)?;
         let kills = number("MOAT_KILLS", u64::from(SOAK_KILLS))?;
@@ -87,37 +93,33 @@ fn on_engine(name: &str, run: impl FnOnce() -> Result<(), Failed> + Send + 'stat
 }
 
 /// A trial in which each process is killed at its point, which it must reach.
-fn killed(who: &str, point: &str, deaths: Vec<Deadly>) -> Trial {
+fn killed(sentence: &str, point: &str, deaths: Vec<Deadly>) -> Trial {
     let runs = vec![Planned::plain()];
-    trial(who, point, Plan { runs, deaths })
+    trial(sentence, point, Plan { runs, deaths })
 }
 
-fn trial(who: &str, point: &str, plan: Plan) -> Trial {
+fn trial(sentence: &str, point: &str, plan: Plan) -> Trial {
     let point = point.replace(", ", " ").replace(' ', "_");
-    on_engine(
-        &format!("a_run_is_sealed_when_its_{who}::{point}"),
-        move || {
-            let play = || block_on(async { Round::new().await.play(&plan).await });
-            let (mut tally, mut tries) = (play(), 1);
-            // Where that one question gets no answer, all of the engine's log is read instead.
-            while tally.kills == 0 && plan.dies_at("after evidence") && tries < 5 {
-                (tally, tries) = (play(), tries + 1);
-            }
-            if tally.kills as usize != plan.deaths.len() {
-                return Err(format!("{} of {} were killed", tally.kills, plan.deaths.len()).into());
-            }
-            clean(&tally)
-        },
-    )
+    on_engine(&format!("{sentence}::{point}"), move || {
+        let play = || block_on(async { Round::new().await.play(&plan).await });
+        let (mut tally, mut tries) = (play(), 1);
+        // If the question for evidence gets no answer, the whole log is read instead.
+        while tally.kills == 0 && plan.dies_at("after evidence") && tries < 5 {
+            (tally, tries) = (play(), tries + 1);
+        }
+        if tally.kills as usize != plan.deaths.len() {
+            return Err(format!("{} of {} were killed", tally.kills, plan.deaths.len()).into());
+        }
+        clean(&tally)
+    })
 }
 
-/// Runs `future` to its end.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(future)
 }
 
-/// Nothing is lost, doubled, unsealed, untrue or left behind.
+/// Asserts that nothing is lost, repeated, unsealed, wrong or left over.
 fn clean(tally: &Tally) -> Result<(), Failed> {
     match tally.problems.as_slice() {
         [] => Ok(()),

@@ -4,8 +4,7 @@ use moat::spec::KeepContainer;
 use serde::{Deserialize, Serialize};
 use testkit::sequence;
 
-/// The points between `start` and the removal of the container at which a process can be killed,
-/// in the order of one run.
+/// The points at which a process can be killed, in the order of one run.
 pub const START: &[&str] = &[
     "before prepare",
     "before open",
@@ -28,8 +27,8 @@ pub const START: &[&str] = &[
     "after remove",
 ];
 
-/// The points at which processes that take a run over are killed one after the other, as often as
-/// it says; before each, the one at which the process died that had started the run.
+/// The points at which recovering processes are killed, and how many of them. First comes the point
+/// at which the process died that had started the run.
 pub const RECOVERY: &[(&str, &str, usize)] = &[
     ("before open", "before resume", 2),
     ("before create", "after resume", 2),
@@ -53,24 +52,24 @@ pub const RECOVERY: &[(&str, &str, usize)] = &[
     ("after seal", "after remove", 1),
 ];
 
-/// Lengths that a file may not exceed: the process is killed by the write that would, after as
-/// much of it as fits. The first is in the temporary form of `run.json`, the others are in the
-/// audit file's `start` record, and in batches of output.
+/// Limits on the length of files. The write that would pass the limit writes a part and kills the
+/// process. The first limits hit the temporary form of `run.json`, the others the audit's `start`
+/// record and batches of output.
 pub const TORN: &[u64] = &[0, 100, 1_000, 2_000, 5_000, 20_000];
 
 /// Where a process is killed.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Deadly {
-    /// At a point, the `nth` time that it is reached; `during` a call, so many milliseconds after
-    /// it was made.
+    /// At a point, the `nth` time that it is reached. `during`: this many milliseconds into the
+    /// call.
     Point {
         name: String,
         nth: u32,
         after_ms: u64,
     },
-    /// In the write that would make any file longer than this.
-    TruncatedTail(u64),
-    /// From outside, so many milliseconds after it was started.
+    /// In the write that would make a file longer than this.
+    Torn(u64),
+    /// From outside, this many milliseconds after its start.
     Moment(u64),
 }
 
@@ -84,27 +83,27 @@ impl Deadly {
     }
 }
 
-/// A run whose every byte is known.
+/// A run with known output.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Planned {
     pub id: String,
-    /// Lines on stdout, and on stderr.
+    /// The number of lines, on stdout and on stderr.
     pub lines: u64,
     pub burst: u64,
     pub delay_ms: u64,
-    /// The length of one more line, on stdout.
+    /// The length of one more line on stdout.
     pub long: Option<u64>,
     pub tty: bool,
     pub keep: KeepContainer,
     pub code: u8,
-    /// Whether there is a command to run.
+    /// True if the command does not exist.
     pub missing: bool,
-    /// Whether its second half comes after `/gate/go`.
+    /// True if the second half waits for `/gate/go`.
     pub gated: bool,
 }
 
 impl Planned {
-    /// One that lasts for some tenths of a second.
+    /// A run of a few tenths of a second.
     pub fn plain() -> Self {
         Self {
             id: "run-0".into(),
@@ -120,8 +119,8 @@ impl Planned {
         }
     }
 
-    /// One that outlasts the processes that take it over: only what still runs is waited for, and
-    /// has its log followed.
+    /// A run that outlasts the recovering processes. Only a running container is waited for and has
+    /// its log followed.
     pub fn lasting() -> Self {
         Self {
             gated: true,
@@ -129,8 +128,8 @@ impl Planned {
         }
     }
 
-    /// The command. The run says by files in `/gate` that it has begun, and that it has printed
-    /// everything, so that nobody has to ask an engine or a log.
+    /// The command. The run reports its start and its end by files in `/gate`, so that no trial
+    /// depends on an engine or a log for that.
     pub fn command(&self) -> Vec<String> {
         if self.missing {
             return vec!["missing".into()];
@@ -161,7 +160,7 @@ impl Planned {
         steps.split(' ').map(Into::into).collect()
     }
 
-    /// What it prints on each stream.
+    /// The output on each stream.
     pub fn expected(&self) -> Vec<(&'static str, Vec<u8>)> {
         let mut out = Vec::new();
         if let Some(length) = self.long {
@@ -173,7 +172,7 @@ impl Planned {
             out.extend(sequence::lines("out", self.lines, 64));
             return vec![("stdout", out), ("stderr", err)];
         }
-        // On a terminal the two take turns, by burst.
+        // On a terminal, the two streams take turns by burst.
         let mut at = 1;
         while at <= self.lines {
             let last = (at + self.burst.max(1)).min(self.lines + 1);
@@ -190,16 +189,16 @@ impl Planned {
     }
 }
 
-/// Runs that one process starts, and where it and each one that takes them over is killed.
+/// Runs that one process starts, and where this process and each recovering process is killed.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub runs: Vec<Planned>,
-    /// The first is that of the process which starts the runs.
+    /// The first is for the process that starts the runs.
     pub deaths: Vec<Deadly>,
 }
 
 impl Plan {
-    /// The plan that follows from `seed`.
+    /// The plan of a seed.
     pub fn random(seed: u64) -> Self {
         let rng = &mut fastrand::Rng::with_seed(seed);
         let runs = (0..rng.u64(1..=3)).map(|number| random_run(rng, number));
@@ -212,12 +211,12 @@ impl Plan {
         Self { runs, deaths }
     }
 
-    /// Whether the first process dies at this point.
+    /// True if the first process dies at this point.
     pub fn dies_at(&self, point: &str) -> bool {
         matches!(self.deaths.first(), Some(Deadly::Point { name, .. }) if name == point)
     }
 
-    /// Whether the request for a container may be under way when its sender dies.
+    /// True if a request for a container may outlive its sender.
     pub fn may_outlive(&self) -> bool {
         self.runs.len() > 1
             || self.dies_at("during create")
@@ -252,8 +251,8 @@ fn random_run(rng: &mut fastrand::Rng, number: u64) -> Planned {
 fn random_death(rng: &mut fastrand::Rng, points: &[&str]) -> Deadly {
     match rng.u32(0..10) {
         0..=4 => Deadly::Moment(rng.u64(0..700)),
-        // Most files are short, and most of what is written comes first.
-        5 => Deadly::TruncatedTail(1 << rng.u64(0..20)),
+        // Most files are short, and most writes come early.
+        5 => Deadly::Torn(1 << rng.u64(0..20)),
         _ => Deadly::Point {
             name: rng.choice(points).copied().unwrap_or_default().into(),
             nth: [1, 1, 1, 2, 3, 7][rng.usize(0..6)],

@@ -14,17 +14,17 @@ use super::check::{self, Tally, check};
 use super::child::{Orders, Process, cleaned};
 use super::plan::{Deadly, Plan, Planned};
 
-/// How long a request is under way whose sender is killed meanwhile.
+/// The delay of a request whose sender is killed.
 const UNDER_WAY: Duration = Duration::from_secs(5);
 
-/// The folder of a round, and the engine. Dropped, it removes the containers of its root, also
-/// when the trial has failed.
+/// The directory of a round, and the engine. Dropped, it removes the containers of its root, also
+/// after a failure.
 pub struct Round {
     dir: TempDir,
     docker: bollard::Docker,
     image: String,
     address: Option<String>,
-    /// Through which the process that starts the runs reaches the engine.
+    /// The proxy between the engine and the process that starts the runs.
     proxy: Option<Proxy>,
 }
 
@@ -43,7 +43,8 @@ impl Round {
             .tempdir()
             .unwrap();
         fs::create_dir(dir.path().join("gate")).unwrap();
-        // Made once and for all: what is killed later is killed while it starts its runs.
+        // The root is made in advance, so that the killed processes are killed while they start
+        // their runs.
         moat::Manager::open(
             dir.path().join("root"),
             moat::Docker::connect().await.unwrap(),
@@ -61,15 +62,15 @@ impl Round {
         }
     }
 
-    /// Has whoever starts the runs go through a proxy, which sees what becomes of a request whose
-    /// sender is dead.
+    /// Puts a proxy in front of the engine for the process that starts the runs. The proxy sees
+    /// requests whose sender is dead.
     fn watch(&mut self) -> &Proxy {
         let proxy = Proxy::listen(self.dir.path()).unwrap();
         self.address = Some(proxy.address());
         self.proxy.insert(proxy)
     }
 
-    /// Waits until the engine has carried out each request for a container.
+    /// Waits until the engine has answered each request for a container.
     async fn settled(&self) {
         let Some(proxy) = &self.proxy else { return };
         eventually(60, "the answer to a create", async || {
@@ -96,7 +97,7 @@ impl Round {
         }
     }
 
-    /// Plays the plan to its end, and says what is left.
+    /// Plays the plan to its end and returns what is left.
     pub async fn play(&mut self, plan: &Plan) -> Tally {
         if plan.may_outlive() {
             self.watch();
@@ -106,20 +107,20 @@ impl Round {
         for death in &plan.deaths {
             kills += u32::from(self.die(&self.orders(runs, Some(death.clone()))).await);
             runs = &[];
-            // Who takes them over talks to the engine itself.
+            // Recovering processes reach the engine directly.
             self.address = None;
         }
         fs::write(self.dir.path().join("gate/go"), "").unwrap();
         self.judge(&plan.runs, kills).await
     }
 
-    /// Starts a process and sees it die. `false`: it had come to its end before.
+    /// Starts a process and waits until it dies. `false` if it ended by itself.
     async fn die(&self, orders: &Orders) -> bool {
         let mut process = Process::start(orders);
         match orders.death {
             Some(Deadly::Moment(after)) => {
                 let moment = Duration::from_millis(after);
-                // A kill at a moment is what the trial is about.
+                // This kill comes at any moment, so the process may end before.
                 let _ = tokio::time::timeout(moment, process.ended()).await;
                 process.kill()
             }
@@ -135,7 +136,7 @@ impl Round {
         }
     }
 
-    /// Leaves one process alone, which seals what there is, and compares with what was printed.
+    /// Lets one process seal everything, and compares the result with the known output.
     async fn judge(&self, runs: &[Planned], kills: u32) -> Tally {
         let mut tally = Tally {
             kills,
@@ -145,8 +146,8 @@ impl Round {
             let kept = runs.iter().filter(|run| check::is_kept(&self.root(), run));
             kept.count()
         };
-        // A request whose sender was killed may still have been under way: what it has made is
-        // for whoever opens the root next.
+        // A request whose sender was killed may still be in progress. The next process to open the
+        // root finds its result.
         for _ in 0..3 {
             self.settled().await;
             let status = Process::start(&self.orders(&[], None)).ended().await;
@@ -176,8 +177,8 @@ impl Round {
         tally
     }
 
-    /// Kills the process that starts a run while its request for `operation` is under way: it
-    /// reaches the engine when its sender is dead, and another one has taken the run over.
+    /// Kills the process that starts a run during its request for `operation`. The request reaches
+    /// the engine after another process has recovered the run.
     pub async fn killed_while_under_way(operation: &str) -> Tally {
         let mut round = Self::new().await;
         round.watch().fault(operation, Fault::Late(UNDER_WAY));

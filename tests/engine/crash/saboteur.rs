@@ -22,12 +22,12 @@ use rustix::process::{Signal, getpid, kill_process};
 /// The point at which this process is killed.
 #[derive(Debug)]
 pub struct Trap {
-    /// `before`, `during` or `after`, and the call.
+    /// `before`, `during` or `after` the call.
     when: String,
     call: String,
     nth: u32,
     after: Duration,
-    /// What a run that lasts waits for is to be found in there.
+    /// The directory with the gate that a long run waits for.
     gate: PathBuf,
     reached: AtomicU32,
 }
@@ -60,7 +60,7 @@ fn die() -> ! {
     }
 }
 
-/// `T`, in the hands of someone who may kill this process.
+/// A runtime or a sink that kills this process at the point of the trap.
 #[derive(Debug)]
 pub struct Saboteur<T> {
     inner: T,
@@ -159,7 +159,7 @@ impl<T: Runtime> Runtime for Saboteur<T> {
         if let Some(trap) = self.trap.as_ref()
             && (trap.when.as_str(), trap.call.as_str()) == ("after", "wait")
         {
-            // Not before there is somebody who waits for the end.
+            // Not before something waits for the exit.
             std::fs::write(trap.gate.join("go"), "").unwrap();
         }
         self.call("wait", self.inner.wait(container)).await

@@ -13,19 +13,19 @@ use tempfile::TempDir;
 use testkit::deadline::eventually;
 use testkit::{engine, image};
 
-/// Where the kernel shows the groups of processes; with version 1 there is a folder for each kind.
+/// The control groups of the kernel; version 1 has a directory per kind.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// What is special about a daemon.
+/// The variants of a daemon.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Kind {
     /// Containers outlive the daemon.
     pub live_restore: bool,
-    /// The size of a disk for all that it keeps, as `mount` has it.
+    /// The size of a disk for its data, as `mount` takes it.
     pub disk: Option<&'static str>,
 }
 
-/// A daemon, and a folder for a root. Dropped, it leaves no process, mount or file behind.
+/// A daemon, and a directory for a root. Dropped, it leaves no process, mount or file.
 pub struct Daemon {
     dir: TempDir,
     containerd: Child,
@@ -34,7 +34,7 @@ pub struct Daemon {
     pub image: String,
 }
 
-/// Whether this machine has what it takes.
+/// True if this machine can run a daemon.
 pub fn is_possible() -> bool {
     let all = "[ $(id -u) = 0 ] && command -v dockerd containerd unshare";
     let found = Command::new("sh")
@@ -45,7 +45,7 @@ pub fn is_possible() -> bool {
 }
 
 impl Daemon {
-    /// One whose containers end with it.
+    /// A daemon whose containers end with it.
     pub async fn new() -> Self {
         Self::of(Kind::default()).await
     }
@@ -68,7 +68,7 @@ impl Daemon {
             assert!(mounted.unwrap().success());
         }
         write_configuration(path, kind.live_restore);
-        // The client asks for a socket from the start; the daemon puts its own in the place.
+        // The client needs a socket from the start. The daemon replaces it.
         let socket = path.join("d.sock");
         drop(UnixListener::bind(&socket).unwrap());
         let address = format!("unix://{}", socket.display());
@@ -124,14 +124,14 @@ impl Daemon {
         .await;
     }
 
-    /// Ends it with SIGTERM, and waits for that, with something to do between the two.
+    /// Ends the daemon with SIGTERM. `then` runs between the signal and the end.
     pub async fn terminate(&mut self, then: impl FnOnce(&Self)) {
         self.signal("TERM");
         then(self);
         self.ended().await;
     }
 
-    /// Ends it with SIGKILL.
+    /// Ends the daemon with SIGKILL.
     pub async fn kill(&mut self) {
         self.signal("KILL");
         self.ended().await;
@@ -146,7 +146,7 @@ impl Daemon {
         .await;
     }
 
-    /// Lets it do nothing until [`thaw`](Self::thaw).
+    /// Stops the daemon until [`thaw`](Self::thaw).
     pub fn freeze(&self) {
         self.signal("STOP");
     }
@@ -172,12 +172,12 @@ impl Daemon {
         self.path().join("d.sock")
     }
 
-    /// The address of the daemon, as `DOCKER_HOST` has it.
+    /// The address of the daemon, as in `DOCKER_HOST`.
     pub fn address(&self) -> String {
         format!("unix://{}", self.socket().display())
     }
 
-    /// The folder of the root.
+    /// The directory of the root.
     pub fn root(&self) -> PathBuf {
         self.path().join("root")
     }
@@ -187,14 +187,14 @@ impl Daemon {
         self.manager_at(&self.address()).await
     }
 
-    /// The same, that reaches the daemon in another way.
+    /// The same through another address.
     pub async fn manager_at(&self, address: &str) -> Manager {
         let docker = Docker::connect_to(address).await.unwrap();
         Manager::open(self.root(), docker).await.unwrap()
     }
 
-    /// A run of the workload with these steps, separated by spaces. It can wait at a gate, with
-    /// `await /gate/NAME`. A daemon that goes gives it 10 s to end.
+    /// A run of the workload with these steps, separated by spaces. It can wait at a gate with
+    /// `await /gate/NAME`. A daemon that ends gives it 10 s to end.
     pub fn spec(&self, steps: &str) -> RunSpec {
         RunSpec::new(&self.image)
             .cmd(steps.split(' '))
@@ -203,7 +203,7 @@ impl Daemon {
             .engine_patch(serde_json::json!({"StopTimeout": 10}))
     }
 
-    /// Lets a run go on that waits at this gate.
+    /// Lets a run pass this gate.
     pub fn open_gate(&self, name: &str) {
         fs::write(self.path().join("gate").join(name), "").unwrap();
     }
@@ -222,7 +222,7 @@ impl Daemon {
         found.remove(0)
     }
 
-    /// Waits until the daemon has no container any more.
+    /// Waits until the daemon has no container.
     pub async fn is_clean(&self) {
         let root = engine::root_id(&self.root()).expect("the root has an id");
         eventually(90, "the removal of the container", async || {
@@ -232,7 +232,7 @@ impl Daemon {
         .await;
     }
 
-    /// Waits until a container has ended, by the daemon's word.
+    /// Waits until the daemon reports that a container has ended.
     pub async fn container_ended(&self, container: &str) {
         eventually(30, "the end of the container", async || {
             let found = self.docker.inspect_container(container, None).await.ok()?;
@@ -241,7 +241,7 @@ impl Daemon {
         .await;
     }
 
-    /// The file that the daemon keeps a container's output in.
+    /// The log file of a container.
     pub fn log_of(&self, container: &str) -> PathBuf {
         let dir = self.path().join("data/containers").join(container);
         dir.join(format!("{container}-json.log"))
@@ -270,7 +270,7 @@ impl Daemon {
         shims
     }
 
-    /// The groups of processes of all containers that the daemon knows.
+    /// The control groups of all containers of the daemon.
     fn cgroups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let containers = fs::read_dir(self.path().join("data/containers"));
@@ -299,7 +299,7 @@ impl Daemon {
                 kill("KILL", pid.parse().unwrap());
             }
         }
-        // A shim whose container has ended is ended by containerd, which cleans up behind it.
+        // containerd ends a shim whose container has ended, and cleans up after it.
         let deadline = Instant::now() + Duration::from_secs(5);
         while Instant::now() < deadline && !self.shims().is_empty() {
             std::thread::sleep(Duration::from_millis(20));
@@ -317,7 +317,7 @@ impl Daemon {
     fn unmount_all(&self) {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let path = self.path().display().to_string();
-        // The last that was mounted first.
+        // The last mount first.
         for mount in mounts.lines().rev() {
             if let Some(target) = mount.split(' ').nth(1)
                 && target.starts_with(&path)
@@ -343,7 +343,7 @@ impl Drop for Daemon {
     }
 }
 
-/// A containerd and a daemon of their own, whose own defaults rotate output away.
+/// Configures a containerd and a daemon whose defaults rotate output away.
 fn write_configuration(path: &Path, live_restore: bool) {
     let quoted = |file: &str| format!("{:?}", path.join(file).display().to_string());
     let containerd = format!(

@@ -1,4 +1,4 @@
-//! Changes by others to containers: stops, kills, removals, pauses, restarts.
+//! External changes to containers: stops, kills, removals, pauses, restarts.
 
 use std::time::Duration;
 
@@ -19,21 +19,21 @@ use crate::stage::{assert_bytes, assert_complete, end, printed, read};
 
 testkit::trials! {
     crate::daemon::on_daemon:
-        a_killed_shim_ends_the_run_with_the_engines_own_code_and_all_that_was_printed,
-        a_stop_by_others_is_the_containers_own_end,
-        a_kill_by_others_is_code_137_and_complete,
-        a_removal_by_others_in_the_middle_of_output_is_said,
-        a_pause_by_others_is_no_end_and_loses_nothing,
-        a_stop_ends_a_container_that_others_have_paused,
-        a_renamed_container_is_watched_recovered_and_removed,
-        a_kept_container_that_others_start_again_changes_nothing,
-        a_container_that_others_start_again_before_its_log_is_read_is_never_complete,
+        a_killed_shim_ends_the_run_with_all_output,
+        an_external_stop_is_a_normal_exit,
+        an_external_kill_is_code_137_and_complete,
+        an_external_removal_is_recorded,
+        an_external_pause_loses_nothing,
+        a_stop_ends_an_externally_paused_container,
+        a_renamed_container_is_recovered_and_removed,
+        a_restart_of_a_kept_container_changes_nothing,
+        an_external_restart_before_replay_is_a_gap,
         a_run_of_another_daemon_is_left_alone,
 }
 
-/// The container goes with its process. Whatever code the engine makes up for it, what was
-/// printed until then is known.
-async fn a_killed_shim_ends_the_run_with_the_engines_own_code_and_all_that_was_printed() {
+/// The container ends with its shim. The engine invents an exit code, but the output until then is
+/// known.
+async fn a_killed_shim_ends_the_run_with_all_output() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let spec = daemon.spec("lines 300 + sleep 600");
@@ -48,7 +48,7 @@ async fn a_killed_shim_ends_the_run_with_the_engines_own_code_and_all_that_was_p
     assert_eq!(assert_says(&audit, 300), 0);
 }
 
-async fn a_stop_by_others_is_the_containers_own_end() {
+async fn an_external_stop_is_a_normal_exit() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -69,7 +69,7 @@ async fn a_stop_by_others_is_the_containers_own_end() {
     assert_bytes(audit.stream("stdout"), &expected);
 }
 
-async fn a_kill_by_others_is_code_137_and_complete() {
+async fn an_external_kill_is_code_137_and_complete() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -88,8 +88,8 @@ async fn a_kill_by_others_is_code_137_and_complete() {
     daemon.is_clean().await;
 }
 
-/// The file is open to the end; the log that would confirm it is gone.
-async fn a_removal_by_others_in_the_middle_of_output_is_said() {
+/// The stream is read to its end, but the log that would confirm it is gone.
+async fn an_external_removal_is_recorded() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -109,7 +109,7 @@ async fn a_removal_by_others_in_the_middle_of_output_is_said() {
     assert!(all.starts_with(audit.stream("stdout")));
 }
 
-async fn a_pause_by_others_is_no_end_and_loses_nothing() {
+async fn an_external_pause_loses_nothing() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -131,8 +131,8 @@ async fn a_pause_by_others_is_no_end_and_loses_nothing() {
     assert_eq!(assert_says(&audit, 400), 0);
 }
 
-/// A signal does not reach what is frozen; SIGKILL must.
-async fn a_stop_ends_a_container_that_others_have_paused() {
+/// Only SIGKILL reaches a paused container.
+async fn a_stop_ends_an_externally_paused_container() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -151,8 +151,8 @@ async fn a_stop_ends_a_container_that_others_have_paused() {
     assert_eq!(assert_says(&audit, 100), 0);
 }
 
-/// A name is anyone's to change.
-async fn a_renamed_container_is_watched_recovered_and_removed() {
+/// Any client of the engine can rename a container.
+async fn a_renamed_container_is_recovered_and_removed() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let id = RunId::new("one").unwrap();
@@ -168,7 +168,7 @@ async fn a_renamed_container_is_watched_recovered_and_removed() {
     renamed.await.unwrap();
     drop(run);
     manager.shutdown(ShutdownMode::Leave).await;
-    // Not even its id is written down any more.
+    // Not even the container's id is recorded.
     let run_json = daemon.root().join("one/run.json");
     let text = std::fs::read_to_string(&run_json).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -186,8 +186,8 @@ async fn a_renamed_container_is_watched_recovered_and_removed() {
     daemon.is_clean().await;
 }
 
-/// Its audit is sealed: what it prints now is nobody's.
-async fn a_kept_container_that_others_start_again_changes_nothing() {
+/// The audit is sealed. Later output belongs to no run.
+async fn a_restart_of_a_kept_container_changes_nothing() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let spec = daemon
@@ -216,15 +216,15 @@ async fn a_kept_container_that_others_start_again_changes_nothing() {
     assert_complete(&audit);
 }
 
-/// Between the end of the container and the reading of its log, which has two executions then.
-async fn a_container_that_others_start_again_before_its_log_is_read_is_never_complete() {
+/// Between the exit of the container and the replay of its log, which then has two executions.
+async fn an_external_restart_before_replay_is_a_gap() {
     let daemon = Daemon::new().await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
     let manager = daemon.manager_at(&proxy.address()).await;
     let spec = daemon.spec("lines 100 + await /gate/go + lines 100 --from 101");
     let run = manager.start(spec).await.unwrap();
     printed(&run, "out 00000100 ").await;
-    // There is nothing to seal by but the whole log.
+    // The only evidence is the whole log.
     proxy.cut();
     let container = daemon.container().await;
     let address = daemon.address();
@@ -236,14 +236,14 @@ async fn a_container_that_others_start_again_before_its_log_is_read_is_never_com
     daemon.open_gate("go");
     let (outcome, audit) = sealed(&run).await;
     assert_eq!(outcome.code(), Some(0));
-    // Where the tap's end was taken for the container's, it may have had all of the first one.
+    // If the end of the tap is taken for the exit, the tap may have had the whole first execution.
     let gaps = audit.all("gap");
     assert!(gaps.iter().any(|gap| gap["reason"] == "started_again"));
     let twice = sequence::lines("out", 200, 64).repeat(2);
     assert!(twice.starts_with(audit.stream("stdout")));
 }
 
-/// Starts a container again that has ended, and waits for its second end.
+/// Restarts a container that has ended, and waits for its second exit.
 async fn start_if_ended(address: String, container: String) -> bool {
     let version = bollard::API_DEFAULT_VERSION;
     let docker = bollard::Docker::connect_with_unix(&address, 60, version).unwrap();
@@ -258,7 +258,7 @@ async fn start_if_ended(address: String, container: String) -> bool {
     true
 }
 
-/// What one daemon does not find lives on another one.
+/// A container that one daemon does not have may be on another daemon.
 async fn a_run_of_another_daemon_is_left_alone() {
     let (daemon, other) = (Daemon::new().await, Daemon::new().await);
     let manager = daemon.manager().await;

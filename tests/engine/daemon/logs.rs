@@ -13,23 +13,23 @@ use crate::stage::{Watched, assert_bytes, assert_complete, printed};
 
 testkit::trials! {
     crate::daemon::on_daemon:
-        a_deleted_log_leaves_what_was_received_and_is_a_possible_gap,
-        a_log_that_was_deleted_while_nobody_watched_is_a_gap,
-        a_truncated_log_leaves_what_was_received_and_is_complete,
-        a_log_that_was_truncated_while_nobody_watched_is_a_gap,
-        a_torn_log_leaves_what_was_received_and_is_complete,
-        a_log_that_was_torn_while_nobody_watched_is_a_gap,
-        a_full_disk_of_the_daemon_leaves_what_was_received_and_is_a_possible_gap,
-        a_full_disk_of_the_daemon_while_nobody_watched_is_a_gap,
-        a_full_disk_of_the_daemon_is_not_taken_for_a_terminals_output,
+        a_deleted_log_is_a_possible_gap,
+        a_log_deleted_without_owner_is_a_gap,
+        a_truncated_log_after_capture_is_complete,
+        a_log_truncated_without_owner_is_a_gap,
+        a_torn_log_after_capture_is_complete,
+        a_log_torn_without_owner_is_a_gap,
+        a_full_daemon_disk_is_a_possible_gap,
+        a_full_daemon_disk_without_owner_is_a_gap,
+        an_engine_error_is_not_terminal_output,
 }
 
 const STEPS: &str = "lines 200 + await /gate/go + lines 200 --from 201 + exit 5";
 
-/// What happens to the file between the two halves of the output.
+/// The damage to the log file between the halves of the output.
 type Damage = fn(&Daemon, &str);
 
-/// With a tap, which is not touched by it.
+/// With a tap, which the damage does not affect.
 async fn watched(kind: Kind, damage: Damage) -> testkit::audit::Audit {
     let daemon = Daemon::of(kind).await;
     let manager = daemon.manager().await;
@@ -39,13 +39,14 @@ async fn watched(kind: Kind, damage: Damage) -> testkit::audit::Audit {
     daemon.open_gate("go");
     let (outcome, audit) = sealed(&run).await;
     assert_eq!(outcome.code(), Some(5), "{}", audit.end);
-    // Whatever the log says, what was received is there.
+    // Whatever the log says, the received output is there.
     assert_bytes(audit.stream("stdout"), &sequence::lines("out", 400, 64));
     audit
 }
 
-/// Without: the log alone has the second half. `None`: what was left of the disk took whole records,
-/// as once in a hundred times: the daemon lost the others, and its log does not show it.
+/// Without a tap: only the log has the second half. `None`: the rest of the disk had room for whole
+/// records, as happens once in a hundred times. The daemon lost the other records, and its log does
+/// not show it.
 async fn unwatched(kind: Kind, damage: Damage) -> Option<testkit::audit::Audit> {
     let daemon = Daemon::of(kind).await;
     let manager = daemon.manager().await;
@@ -86,7 +87,7 @@ fn truncate(daemon: &Daemon, container: &str) {
     log.unwrap().set_len(0).unwrap();
 }
 
-/// In the middle of a record, as a disk that was full leaves it.
+/// In the middle of a record, as a full disk leaves it.
 fn tear(daemon: &Daemon, container: &str) {
     let log = File::options().write(true).open(daemon.log_of(container));
     let log = log.unwrap();
@@ -106,35 +107,35 @@ const SMALL: Kind = Kind {
     disk: Some("32m"),
 };
 
-async fn a_deleted_log_leaves_what_was_received_and_is_a_possible_gap() {
+async fn a_deleted_log_is_a_possible_gap() {
     let audit = watched(Kind::default(), delete).await;
     assert_gap(&audit, "log_shorter", true);
 }
 
-async fn a_log_that_was_deleted_while_nobody_watched_is_a_gap() {
+async fn a_log_deleted_without_owner_is_a_gap() {
     unwatched(Kind::default(), delete).await.unwrap();
 }
 
-/// The end of the log agrees with what was received: all of it was.
-async fn a_truncated_log_leaves_what_was_received_and_is_complete() {
+/// The end of the log agrees with the received output, which is complete.
+async fn a_truncated_log_after_capture_is_complete() {
     assert_complete(&watched(Kind::default(), truncate).await);
 }
 
-async fn a_log_that_was_truncated_while_nobody_watched_is_a_gap() {
+async fn a_log_truncated_without_owner_is_a_gap() {
     unwatched(Kind::default(), truncate).await.unwrap();
 }
 
-async fn a_torn_log_leaves_what_was_received_and_is_complete() {
+async fn a_torn_log_after_capture_is_complete() {
     assert_complete(&watched(Kind::default(), tear).await);
 }
 
-async fn a_log_that_was_torn_while_nobody_watched_is_a_gap() {
+async fn a_log_torn_without_owner_is_a_gap() {
     unwatched(Kind::default(), tear).await.unwrap();
 }
 
-async fn a_full_disk_of_the_daemon_leaves_what_was_received_and_is_a_possible_gap() {
+async fn a_full_daemon_disk_is_a_possible_gap() {
     let audit = watched(SMALL, fill).await;
-    // TruncatedTail, or, where the disk ended with a record, short.
+    // Torn, or short if the disk ended with a whole record.
     let gaps = audit.all("gap");
     let reason = gaps[0]["reason"].as_str().unwrap();
     assert!(
@@ -144,7 +145,7 @@ async fn a_full_disk_of_the_daemon_leaves_what_was_received_and_is_a_possible_ga
     assert_gap(&audit, reason, true);
 }
 
-async fn a_full_disk_of_the_daemon_while_nobody_watched_is_a_gap() {
+async fn a_full_daemon_disk_without_owner_is_a_gap() {
     let audit = loop {
         if let Some(audit) = unwatched(SMALL, fill).await {
             break audit;
@@ -153,8 +154,8 @@ async fn a_full_disk_of_the_daemon_while_nobody_watched_is_a_gap() {
     assert_gap(&audit, "log_unreadable", false);
 }
 
-/// There the daemon's error comes as if the container had printed it.
-async fn a_full_disk_of_the_daemon_is_not_taken_for_a_terminals_output() {
+/// On a terminal, the daemon's error arrives like output of the container.
+async fn an_engine_error_is_not_terminal_output() {
     let daemon = Daemon::of(SMALL).await;
     let manager = daemon.manager().await;
     let id = RunId::new("one").unwrap();

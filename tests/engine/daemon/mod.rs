@@ -1,4 +1,4 @@
-//! What moat promises when the engine itself is hurt, on daemons that the trials start.
+//! Faults of the engine itself, on daemons that the trials start.
 
 use std::sync::OnceLock;
 use std::time::Duration;

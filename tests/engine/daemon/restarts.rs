@@ -14,18 +14,18 @@ use crate::stage::{assert_bytes, assert_complete, printed};
 
 testkit::trials! {
     crate::daemon::on_daemon:
-        a_graceful_restart_during_output_waits_for_the_container_and_loses_nothing,
-        a_killed_daemon_during_output_is_a_possible_gap,
-        a_graceful_restart_with_live_restore_during_output_is_a_possible_gap,
-        a_killed_daemon_with_live_restore_during_output_is_a_possible_gap,
-        a_graceful_restart_during_silence_stops_the_container_and_loses_nothing,
-        a_killed_daemon_during_silence_loses_nothing_that_was_printed,
-        a_graceful_restart_with_live_restore_during_silence_loses_no_line,
-        a_killed_daemon_with_live_restore_during_silence_loses_no_line,
-        what_died_in_a_daemons_memory_is_never_passed_over,
-        what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_over,
-        a_killed_daemon_under_load_loses_no_line_unsaid,
-        a_container_that_ends_while_its_daemon_is_down_keeps_its_exit_code,
+        a_restart_during_output_loses_nothing,
+        a_kill_during_output_is_a_possible_gap,
+        a_live_restore_during_output_is_a_possible_gap,
+        a_kill_with_live_restore_is_a_possible_gap,
+        a_restart_during_silence_loses_nothing,
+        a_kill_during_silence_loses_no_output,
+        a_live_restore_during_silence_loses_no_line,
+        a_kill_with_live_restore_in_silence_is_lossless,
+        output_lost_in_daemon_memory_is_a_gap,
+        output_lost_in_memory_without_owner_is_a_gap,
+        a_kill_under_load_records_each_lost_line,
+        an_exit_while_the_daemon_is_down_keeps_its_code,
 }
 
 const LIVE: Kind = Kind {
@@ -33,7 +33,7 @@ const LIVE: Kind = Kind {
     disk: None,
 };
 
-/// How the daemon ends.
+/// The signal that ends the daemon.
 #[derive(Clone, Copy, PartialEq)]
 enum By {
     Term,
@@ -44,7 +44,7 @@ async fn restart(daemon: &mut Daemon, by: By) {
     restart_and(daemon, by, |_| {}).await;
 }
 
-/// The same, with something to do while the daemon ends, or is gone.
+/// The same; `then` runs while the daemon ends or is gone.
 async fn restart_and(daemon: &mut Daemon, by: By, then: impl FnOnce(&Daemon)) {
     match by {
         By::Term => daemon.terminate(then).await,
@@ -56,8 +56,8 @@ async fn restart_and(daemon: &mut Daemon, by: By, then: impl FnOnce(&Daemon)) {
     daemon.start().await;
 }
 
-/// A daemon that is asked to end waits for its containers, and for what they print, and tells who
-/// waits. At times it is gone before it has told: then nothing shows that it was not killed.
+/// A daemon that gets SIGTERM waits for its containers and their output, and reports that it waits.
+/// Sometimes it is gone before the report. Then nothing shows that it was not killed.
 fn assert_waited_for(audit: &Audit) {
     match audit.all("gap").len() {
         0 => assert_complete(audit),
@@ -66,7 +66,7 @@ fn assert_waited_for(audit: &Audit) {
     assert!(audit.all("gap").len() <= 1, "{:?}", audit.all("gap"));
 }
 
-/// In the middle of 3,000 lines, all of which are printed, and half of them later.
+/// In the middle of 3,000 lines. All of them are printed, half of them later.
 async fn during_output(kind: Kind, by: By) {
     let mut daemon = Daemon::of(kind).await;
     let manager = daemon.manager().await;
@@ -87,23 +87,23 @@ async fn during_output(kind: Kind, by: By) {
     }
 }
 
-async fn a_graceful_restart_during_output_waits_for_the_container_and_loses_nothing() {
+async fn a_restart_during_output_loses_nothing() {
     during_output(Kind::default(), By::Term).await;
 }
 
-async fn a_killed_daemon_during_output_is_a_possible_gap() {
+async fn a_kill_during_output_is_a_possible_gap() {
     during_output(Kind::default(), By::Kill).await;
 }
 
-async fn a_graceful_restart_with_live_restore_during_output_is_a_possible_gap() {
+async fn a_live_restore_during_output_is_a_possible_gap() {
     during_output(LIVE, By::Term).await;
 }
 
-async fn a_killed_daemon_with_live_restore_during_output_is_a_possible_gap() {
+async fn a_kill_with_live_restore_is_a_possible_gap() {
     during_output(LIVE, By::Kill).await;
 }
 
-/// While the container waits for a signal, or at a gate.
+/// While the container waits for a signal or at a gate.
 async fn during_silence(kind: Kind, by: By) {
     let mut daemon = Daemon::of(kind).await;
     let manager = daemon.manager().await;
@@ -114,7 +114,7 @@ async fn during_silence(kind: Kind, by: By) {
     let run = manager.start(daemon.spec(steps)).await.unwrap();
     let last = ["ready\n", "out 00000200 "][usize::from(kind.live_restore)];
     printed(&run, last).await;
-    // What the tap has, the log may not have yet.
+    // The log may not have what the tap has.
     let log = daemon.log_of(&daemon.container().await);
     eventually(60, "the daemon's log", async || {
         let log = std::fs::read_to_string(&log).unwrap_or_default();
@@ -137,26 +137,26 @@ async fn during_silence(kind: Kind, by: By) {
     }
 }
 
-async fn a_graceful_restart_during_silence_stops_the_container_and_loses_nothing() {
+async fn a_restart_during_silence_loses_nothing() {
     during_silence(Kind::default(), By::Term).await;
 }
 
-/// The one that comes stops the containers that it finds.
-async fn a_killed_daemon_during_silence_loses_nothing_that_was_printed() {
+/// The next daemon stops the containers that it finds.
+async fn a_kill_during_silence_loses_no_output() {
     during_silence(Kind::default(), By::Kill).await;
 }
 
-async fn a_graceful_restart_with_live_restore_during_silence_loses_no_line() {
+async fn a_live_restore_during_silence_loses_no_line() {
     during_silence(LIVE, By::Term).await;
 }
 
-async fn a_killed_daemon_with_live_restore_during_silence_loses_no_line() {
+async fn a_kill_with_live_restore_in_silence_is_lossless() {
     during_silence(LIVE, By::Kill).await;
 }
 
-/// What a daemon has taken from a container, and not written to its log, dies with it. The log
-/// that the next one goes on with does not show it.
-async fn what_died_in_a_daemons_memory_is_never_passed_over() {
+/// Output that a daemon has read from a container but not written to its log is lost with the
+/// daemon. The log does not show it.
+async fn output_lost_in_daemon_memory_is_a_gap() {
     let mut daemon = Daemon::of(LIVE).await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
     let manager = daemon.manager_at(&proxy.address()).await;
@@ -164,7 +164,7 @@ async fn what_died_in_a_daemons_memory_is_never_passed_over() {
                  + await /gate/2 + echo -whole + lines 100 --from 101";
     let run = manager.start(daemon.spec(steps)).await.unwrap();
     printed(&run, "out 00000100 ").await;
-    // From here on there is the log alone, which does not get half a line.
+    // From now on only the log has the output. It does not get half a line.
     proxy.cut();
     daemon.open_gate("1");
     daemon.gate_opens("printed").await;
@@ -175,8 +175,8 @@ async fn what_died_in_a_daemons_memory_is_never_passed_over() {
     assert_gap(&audit, "engine_restarted", true);
 }
 
-/// The same, where nobody watched meanwhile.
-async fn what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_over() {
+/// The same without an owner.
+async fn output_lost_in_memory_without_owner_is_a_gap() {
     let mut daemon = Daemon::of(LIVE).await;
     let manager = daemon.manager().await;
     let steps = "lines 100 + await /gate/1 + print half + write /gate/printed x \
@@ -201,8 +201,8 @@ async fn what_died_in_a_daemons_memory_while_nobody_watched_is_never_passed_over
     assert_gap(&audit, "engine_restarted", true);
 }
 
-/// A megabyte is on its way through the daemon when it is killed.
-async fn a_killed_daemon_under_load_loses_no_line_unsaid() {
+/// A megabyte is in transit through the daemon when it is killed.
+async fn a_kill_under_load_records_each_lost_line() {
     let mut daemon = Daemon::of(LIVE).await;
     let manager = daemon.manager().await;
     let spec = daemon.spec("lines 300000 --burst 500 + await /gate/go");
@@ -219,8 +219,8 @@ async fn a_killed_daemon_under_load_loses_no_line_unsaid() {
     assert_eq!(audit.verdict(), "gap", "{}", audit.end);
 }
 
-/// Invariant 10: the next daemon knows what became of the container, and until then nobody does.
-async fn a_container_that_ends_while_its_daemon_is_down_keeps_its_exit_code() {
+/// Invariant 10: the next daemon knows the exit. Until then it is unknown.
+async fn an_exit_while_the_daemon_is_down_keeps_its_code() {
     let mut daemon = Daemon::of(LIVE).await;
     let manager = daemon.manager().await;
     let steps = "lines 100 + await /gate/go + lines 100 --from 101 + write /gate/done x + exit 5";

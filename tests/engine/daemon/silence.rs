@@ -13,23 +13,23 @@ use crate::stage::{assert_complete, printed, read, seal};
 
 testkit::trials! {
     crate::daemon::on_daemon:
-        a_frozen_daemon_is_no_end_and_loses_nothing,
-        a_stop_reaches_a_container_of_a_frozen_daemon_when_that_goes_on,
-        a_start_at_a_frozen_daemon_fails_and_nothing_runs_unaudited,
-        a_start_at_a_daemon_that_is_frozen_for_a_while_succeeds_late,
-        a_create_that_lands_after_its_bound_never_runs,
-        a_start_that_lands_after_its_bound_is_watched,
-        a_socket_that_is_gone_for_a_while_changes_nothing,
+        a_frozen_daemon_loses_nothing,
+        a_stop_is_retried_until_the_daemon_thaws,
+        a_start_at_a_frozen_daemon_fails,
+        a_start_at_a_briefly_frozen_daemon_succeeds,
+        a_create_after_its_timeout_never_runs,
+        a_start_after_its_timeout_is_captured,
+        a_missing_socket_loses_nothing,
         a_slow_connection_loses_nothing,
-        a_frozen_connection_is_no_end_and_loses_nothing,
-        a_wait_that_is_never_answered_does_not_hang_the_run,
+        a_frozen_connection_loses_nothing,
+        an_unanswered_wait_does_not_hang_the_run,
 }
 
-/// Longer than the bound of a call.
+/// Longer than the timeout of a call.
 const LONG: Duration = Duration::from_secs(32);
 
-/// The container's process is none of the daemon's: it goes on, until its pipe is full.
-async fn a_frozen_daemon_is_no_end_and_loses_nothing() {
+/// The container's process does not depend on the daemon. It continues until its pipe is full.
+async fn a_frozen_daemon_loses_nothing() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let steps = "lines 1500 --burst 10 --delay-ms 5 + await /gate/go \
@@ -47,7 +47,7 @@ async fn a_frozen_daemon_is_no_end_and_loses_nothing() {
     assert_complete(&audit);
 }
 
-async fn a_stop_reaches_a_container_of_a_frozen_daemon_when_that_goes_on() {
+async fn a_stop_is_retried_until_the_daemon_thaws() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let run = manager
@@ -69,8 +69,8 @@ async fn a_stop_reaches_a_container_of_a_frozen_daemon_when_that_goes_on() {
     assert_complete(&audit);
 }
 
-/// The request may be carried out all the same: what comes of it is removed, or never runs.
-async fn a_start_at_a_frozen_daemon_fails_and_nothing_runs_unaudited() {
+/// The engine may still carry out the request. Its result is removed, or never runs.
+async fn a_start_at_a_frozen_daemon_fails() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     daemon.freeze();
@@ -87,7 +87,7 @@ async fn a_start_at_a_frozen_daemon_fails_and_nothing_runs_unaudited() {
     assert!(!source.is_definitive(), "{source}");
     assert!(outcome.ending.never_started(), "{outcome}");
     seal(&outcome);
-    // What landed late goes with the next opening.
+    // The next manager removes the late result.
     manager.shutdown(ShutdownMode::Leave).await;
     let manager = daemon.manager().await;
     manager.wait_recovery().await.unwrap();
@@ -96,7 +96,7 @@ async fn a_start_at_a_frozen_daemon_fails_and_nothing_runs_unaudited() {
 }
 
 /// A short freeze is only slow.
-async fn a_start_at_a_daemon_that_is_frozen_for_a_while_succeeds_late() {
+async fn a_start_at_a_briefly_frozen_daemon_succeeds() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     daemon.freeze();
@@ -111,7 +111,8 @@ async fn a_start_at_a_daemon_that_is_frozen_for_a_while_succeeds_late() {
     assert_complete(&audit);
 }
 
-/// Freezes the daemon when a request is about to reach it, and thaws it when its bound has passed.
+/// Freezes the daemon when a request is about to reach it, and thaws it after the request's
+/// timeout.
 async fn frozen_at(operation: &str) -> (Daemon, Proxy, Manager, Result<Run, Error>) {
     let daemon = Daemon::new().await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
@@ -131,8 +132,8 @@ async fn frozen_at(operation: &str) -> (Daemon, Proxy, Manager, Result<Run, Erro
     (daemon, proxy, manager, started)
 }
 
-/// Only the one who asked for it would start it.
-async fn a_create_that_lands_after_its_bound_never_runs() {
+/// Only the sender of the request would start the container.
+async fn a_create_after_its_timeout_never_runs() {
     let (daemon, proxy, manager, started) = frozen_at("create").await;
     let Err(Error::NotStarted { outcome, source }) = started else {
         panic!("it was started");
@@ -154,10 +155,10 @@ async fn a_create_that_lands_after_its_bound_never_runs() {
     assert!(!daemon.path().join("gate/ran").exists());
 }
 
-/// Invariant 10: that the start was not answered does not mean that it did not happen.
-async fn a_start_that_lands_after_its_bound_is_watched() {
+/// Invariant 10: an unanswered start may have happened.
+async fn a_start_after_its_timeout_is_captured() {
     let (daemon, _proxy, _manager, started) = frozen_at("start").await;
-    // When the daemon goes on, it may do something else first: then nothing runs.
+    // After the thaw, the daemon may serve another request first. Then nothing runs.
     if let Err(Error::NotStarted { outcome, .. }) = &started {
         assert!(outcome.ending.never_started(), "{outcome}");
         daemon.is_clean().await;
@@ -170,8 +171,8 @@ async fn a_start_that_lands_after_its_bound_is_watched() {
     assert_complete(&audit);
 }
 
-/// Invariant 10. Connections that are open stay open; no new ones come about.
-async fn a_socket_that_is_gone_for_a_while_changes_nothing() {
+/// Invariant 10. Open connections stay open; new ones fail.
+async fn a_missing_socket_loses_nothing() {
     let daemon = Daemon::new().await;
     let manager = daemon.manager().await;
     let steps = "lines 200 + await /gate/go + lines 200 --from 201 + write /gate/done x + exit 5";
@@ -182,7 +183,7 @@ async fn a_socket_that_is_gone_for_a_while_changes_nothing() {
     daemon.open_gate("go");
     daemon.gate_opens("done").await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    // What the engine has told of the end is not confirmed yet.
+    // The engine's report of the exit is not confirmed yet.
     let ending = run.state().ending().cloned();
     assert!(ending.is_none(), "{ending:?}");
     fs::rename(&aside, daemon.socket()).unwrap();
@@ -192,7 +193,7 @@ async fn a_socket_that_is_gone_for_a_while_changes_nothing() {
     assert_complete(&audit);
 }
 
-/// As over a bad line: 20 kB a second, and a fifth of a second late.
+/// A bad line: 20 kB per second with a delay of a fifth of a second.
 async fn a_slow_connection_loses_nothing() {
     let daemon = Daemon::new().await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
@@ -214,8 +215,8 @@ async fn a_slow_connection_loses_nothing() {
     assert_complete(&audit);
 }
 
-/// Nothing comes through, and nothing breaks: neither side is told.
-async fn a_frozen_connection_is_no_end_and_loses_nothing() {
+/// Nothing passes and nothing breaks: neither side notices.
+async fn a_frozen_connection_loses_nothing() {
     let daemon = Daemon::new().await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
     let manager = daemon.manager_at(&proxy.address()).await;
@@ -234,8 +235,8 @@ async fn a_frozen_connection_is_no_end_and_loses_nothing() {
     assert_complete(&audit);
 }
 
-/// What never breaks and never answers is given up, by a bound, and asked again.
-async fn a_wait_that_is_never_answered_does_not_hang_the_run() {
+/// A call that neither breaks nor answers times out and is retried.
+async fn an_unanswered_wait_does_not_hang_the_run() {
     let daemon = Daemon::new().await;
     let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
     proxy.fault("wait", Fault::Hang);

@@ -1,4 +1,4 @@
-//! Whether an audit says the truth about what a container is known to have printed.
+//! Checks of audits against the known output of a container.
 
 use moat::{Outcome, Run};
 use testkit::audit::Audit;
@@ -6,8 +6,8 @@ use testkit::sequence;
 
 use crate::stage::{end, read};
 
-/// Asserts that stdout has lines of 1 to `count`, each at most once, whole and in order; and that
-/// an audit that has not all of them says so. Returns how many are missing.
+/// Asserts that stdout has lines 1 to `count`, each at most once, whole and in order, and that an
+/// audit without all of them has a gap. Returns how many are missing.
 #[track_caller]
 pub fn assert_says(audit: &Audit, count: u64) -> u64 {
     let mut last = 0;
@@ -23,7 +23,7 @@ pub fn assert_says(audit: &Audit, count: u64) -> u64 {
                 assert!(number > last, "line {number} comes after line {last}");
                 (last, found) = (number, found + 1);
             }
-            // Of a line, a part can be missing, where that is said.
+            // A part of a line may be missing if there is a gap.
             None => assert_eq!(audit.verdict(), "gap", "{text:?} after line {last}"),
         }
     }
@@ -40,7 +40,7 @@ pub fn assert_says(audit: &Audit, count: u64) -> u64 {
     missing
 }
 
-/// Asserts that there is a gap for this reason, and whether it is only possible.
+/// Asserts that there is a gap with this reason, and that it is possible or certain.
 #[track_caller]
 pub fn assert_gap(audit: &Audit, reason: &str, possible: bool) {
     assert_eq!(audit.verdict(), "gap", "{}", audit.end);
@@ -52,7 +52,7 @@ pub fn assert_gap(audit: &Audit, reason: &str, possible: bool) {
     );
 }
 
-/// Sees a run to its seal, and says what the fault came to.
+/// Waits for the seal of a run and prints the effect of the fault.
 pub async fn sealed(run: &Run) -> (Outcome, Audit) {
     let outcome = end(run).await;
     let audit = read(&outcome);
@@ -60,7 +60,7 @@ pub async fn sealed(run: &Run) -> (Outcome, Audit) {
     (outcome, audit)
 }
 
-/// Says what a fault came to, for those who want to know: `--nocapture`.
+/// Prints the effect of a fault, for `--nocapture`.
 pub fn show(outcome: &Outcome, audit: &Audit) {
     let gaps: Vec<_> = audit
         .all("gap")

@@ -17,15 +17,15 @@ use crate::stage::{Stage, printed};
 
 testkit::trials! {
     crate::storage::on_engine:
-        a_process_out_of_descriptors_refuses_new_runs_and_loses_nothing_of_the_old,
+        no_descriptors_lose_no_output,
 }
 
-/// Says that this process is such a one, and what it is to do.
+/// The role of this process as a child.
 const ROLE: &str = "descriptors";
 
 const RUN: &str = "old";
 
-/// What the process is told, as JSON in [`ROLE`].
+/// The orders of the child.
 #[derive(Debug, Serialize, Deserialize)]
 struct Orders {
     root: PathBuf,
@@ -33,7 +33,7 @@ struct Orders {
     image: String,
 }
 
-/// Does what it is told, if this process is one that is told.
+/// Follows the orders if this process is in that role.
 pub fn role() -> Option<()> {
     let orders = child::orders(ROLE)?;
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -53,7 +53,7 @@ async fn obey(orders: Orders) {
         .bind(&orders.gate, "/gate");
     let run = manager.start(spec).await.unwrap();
     printed(&run, "out 00000100 ").await;
-    // Those that are open stay so.
+    // Open descriptors stay open.
     let before = getrlimit(Resource::Nofile);
     let none = Rlimit {
         current: Some(3),
@@ -64,7 +64,7 @@ async fn obey(orders: Orders) {
     let refused = manager.start(RunSpec::new(&orders.image).id(id)).await;
     assert!(matches!(refused, Err(Error::Storage { .. })), "{refused:?}");
     println!("none are left");
-    // Its end may be heard of by now, or be heard of later.
+    // The exit may be known by now, or later.
     let _ = timeout(Duration::from_secs(3), run.wait()).await;
     setrlimit(Resource::Nofile, before).unwrap();
     let listed = manager.list().await.unwrap();
@@ -73,7 +73,7 @@ async fn obey(orders: Orders) {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-async fn a_process_out_of_descriptors_refuses_new_runs_and_loses_nothing_of_the_old(stage: &Stage) {
+async fn no_descriptors_lose_no_output(stage: &Stage) {
     let orders = Orders {
         root: stage.root(),
         gate: stage.dir.path().join("gate"),

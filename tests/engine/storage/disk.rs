@@ -7,11 +7,11 @@ use std::process::{Command, Stdio};
 
 use testkit::engine;
 
-/// What a file takes on it, at least.
+/// The least space that a file takes.
 pub const PAGE: u64 = 4096;
 
-/// A file system in memory, of a few megabytes, with a root of runs on it. Dropped, it is gone,
-/// and so are the containers of the root.
+/// A file system in memory, of a few megabytes, for a root. Dropped, it is unmounted, and the
+/// containers of the root are removed.
 pub struct Disk {
     path: PathBuf,
 }
@@ -19,19 +19,19 @@ pub struct Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         engine::sweep(&self.path);
-        // What a thread has still open goes with it.
+        // Files that a thread still has open go with the mount.
         run(Command::new("umount").arg("--lazy").arg(&self.path));
     }
 }
 
 impl Disk {
-    /// Whether this machine lets us mount.
+    /// True if this user may mount a file system.
     pub fn is_possible() -> bool {
         let all = "unshare --mount mount -t tmpfs -o size=64k moat-test /tmp";
         run(Command::new("sh").args(["-c", all]))
     }
 
-    /// Mounts one at `path`, which is made.
+    /// Makes the directory `path` and mounts a file system there.
     pub fn mount(path: &Path) -> Self {
         fs::create_dir(path).unwrap();
         let mut mount = Command::new("mount");
@@ -46,7 +46,7 @@ impl Disk {
         self.path.join("ballast")
     }
 
-    /// Takes all the room that there is, but for so many pages.
+    /// Fills the disk except for this many pages.
     pub fn fill(&self, but: u64) {
         let mut file = File::create(self.ballast()).unwrap();
         let mut pages = 0;
@@ -60,7 +60,7 @@ impl Disk {
         file.set_len((pages - but) * PAGE).unwrap();
     }
 
-    /// Gives the room back.
+    /// Empties the disk.
     pub fn free(&self) {
         fs::remove_file(self.ballast()).unwrap();
     }

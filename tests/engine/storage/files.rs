@@ -1,4 +1,4 @@
-//! Changes by others to the files of a run while its container runs.
+//! External changes to the files of a run while its container runs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -18,22 +18,22 @@ use crate::stage::Stage;
 
 testkit::trials! {
     crate::storage::on_engine:
-        a_folder_that_is_removed_meanwhile_is_made_again_with_all_that_was_printed,
-        a_truncated_audit_is_never_sealed_with_a_hole,
-        an_audit_that_was_edited_in_place_is_captured_again,
-        an_audit_that_was_replaced_by_an_edited_copy_is_captured_again,
+        a_removed_directory_is_restored,
+        a_truncated_audit_is_captured_again,
+        an_edited_audit_is_captured_again,
+        a_replaced_audit_is_captured_again,
         #[cfg(feature = "testing")]
-        an_audit_that_has_lost_a_line_while_its_disk_refused_is_captured_again,
-        what_others_append_to_an_audit_is_not_sealed,
-        an_edited_audit_that_no_log_stands_behind_is_a_gap,
-        an_audit_that_was_only_looked_at_and_linked_is_sealed_as_it_is,
-        another_runs_sealed_audit_in_the_place_is_never_taken_for_this_ones;
+        a_line_lost_during_a_fault_is_captured_again,
+        appended_foreign_records_are_not_sealed,
+        an_edited_audit_without_backstop_is_a_gap,
+        a_linked_audit_is_sealed_unchanged,
+        another_runs_audit_is_never_accepted;
     crate::storage::on_immutable:
-        an_audit_that_may_not_be_written_any_more_is_waited_for,
-        a_folder_that_may_not_be_changed_any_more_loses_nothing,
+        an_immutable_audit_is_retried,
+        an_immutable_directory_loses_nothing,
 }
 
-/// A file or folder that nobody may change, not even root. Dropped, it is as it was.
+/// A file or directory that not even root can change. Dropped, it is as before.
 struct Immutable(PathBuf);
 
 impl Drop for Immutable {
@@ -55,7 +55,7 @@ fn chattr(flag: &str, path: &Path) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Whether this machine lets us make files immutable, and means it.
+/// True if this user can make files immutable, with effect.
 pub fn is_possible() -> bool {
     let file = tempfile::NamedTempFile::new().unwrap();
     if !chattr("+i", file.path()) {
@@ -83,10 +83,10 @@ fn spec(stage: &Stage) -> RunSpec {
     )
 }
 
-/// Starts it, and waits until its first lines are in its audit.
+/// Starts a run and waits until its first lines are in its audit.
 async fn start(manager: &Manager, spec: RunSpec) -> Run {
     let run = manager.start(spec).await.unwrap();
-    // In the order of receipt, which can be either.
+    // The streams have no common order.
     written(&run, "out 00000200 ").await;
     written(&run, "err 00000200 ").await;
     run
@@ -103,7 +103,7 @@ async fn written(run: &Run, text: &str) {
     .await;
 }
 
-/// Lets the run print on, and waits until that was received.
+/// Lets the run print more, and waits until moat has received it.
 async fn print_more(stage: &Stage, run: &Run) {
     let mut output = run.attach().await.unwrap();
     stage.open_gate("more");
@@ -112,29 +112,29 @@ async fn print_more(stage: &Stage, run: &Run) {
         .await;
 }
 
-/// Where the line `text` begins in the audit.
+/// The offset of `text` in the audit.
 fn find(audit: &Path, text: &str) -> u64 {
     fs::read_to_string(audit).unwrap().find(text).unwrap() as u64
 }
 
-/// Changes one character of what an audit has of line 7.
+/// Changes one character of line 7 in an audit.
 fn edit(audit: &Path) {
     let at = find(audit, "out 00000007 ");
     let file = OpenOptions::new().write(true).open(audit).unwrap();
-    // Nobody can see an edit in the tick of the file system's clock in which the owner wrote.
+    // An edit in the same tick of the file system's clock as the owner's write cannot be seen.
     std::thread::sleep(Duration::from_millis(20));
     file.write_at(b"9", at + "out 0000000".len() as u64)
         .unwrap();
 }
 
-/// Puts a file with this text in the place of another.
+/// Replaces a file by one with this text.
 fn replace(path: &Path, text: impl AsRef<[u8]>) {
     let temporary = path.with_extension("by-others");
     fs::write(&temporary, text).unwrap();
     fs::rename(temporary, path).unwrap();
 }
 
-async fn a_folder_that_is_removed_meanwhile_is_made_again_with_all_that_was_printed(stage: &Stage) {
+async fn a_removed_directory_is_restored(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     fs::remove_dir_all(run.dir()).unwrap();
@@ -143,8 +143,8 @@ async fn a_folder_that_is_removed_meanwhile_is_made_again_with_all_that_was_prin
     assert_whole(stage, &run, &["out", "err"], 300).await;
 }
 
-/// To nothing, in the middle of a record, and between two.
-async fn a_truncated_audit_is_never_sealed_with_a_hole(stage: &Stage) {
+/// Truncated to nothing, inside a record, and between two records.
+async fn a_truncated_audit_is_captured_again(stage: &Stage) {
     let manager = manager(stage).await;
     for place in [None, Some(" 00000100 "), Some("{\"ts\"")] {
         let run = start(&manager, spec(stage)).await;
@@ -161,8 +161,8 @@ async fn a_truncated_audit_is_never_sealed_with_a_hole(stage: &Stage) {
     }
 }
 
-/// Before more is written, and when nothing but the seal is to come.
-async fn an_audit_that_was_edited_in_place_is_captured_again(stage: &Stage) {
+/// Before more output, and when only the seal is to come.
+async fn an_edited_audit_is_captured_again(stage: &Stage) {
     let manager = manager(stage).await;
     for late in [false, true] {
         let run = start(&manager, spec(stage)).await;
@@ -182,8 +182,8 @@ async fn an_audit_that_was_edited_in_place_is_captured_again(stage: &Stage) {
     }
 }
 
-/// As an editor does it.
-async fn an_audit_that_was_replaced_by_an_edited_copy_is_captured_again(stage: &Stage) {
+/// As an editor replaces a file.
+async fn a_replaced_audit_is_captured_again(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     let audit = run.audit().unwrap();
@@ -194,10 +194,11 @@ async fn an_audit_that_was_replaced_by_an_edited_copy_is_captured_again(stage: &
     assert_whole(stage, &run, &["out", "err"], 300).await;
 }
 
-/// What is read back then is a file of whole records, as any.
+/// The edited file has only whole records.
 #[cfg(feature = "testing")]
-async fn an_audit_that_has_lost_a_line_while_its_disk_refused_is_captured_again(stage: &Stage) {
-    use moat::sink::{Faulty, Jsonl, SinkCall, SinkFault};
+async fn a_line_lost_during_a_fault_is_captured_again(stage: &Stage) {
+    use moat::sink::Jsonl;
+    use moat::sink::{Faulty, SinkCall, SinkFault};
 
     let sink = Faulty::new(Jsonl::new());
     let docker = Docker::connect().await.unwrap();
@@ -224,8 +225,8 @@ async fn an_audit_that_has_lost_a_line_while_its_disk_refused_is_captured_again(
     assert_whole(stage, &run, &["out", "err"], 300).await;
 }
 
-/// A record, as well as garbage; less than comes after it, as well as more.
-async fn what_others_append_to_an_audit_is_not_sealed(stage: &Stage) {
+/// A valid record and garbage; less than the rest of the run, and more.
+async fn appended_foreign_records_are_not_sealed(stage: &Stage) {
     let manager = manager(stage).await;
     let note = r#"{"type":"note","ts":"2026-11-24T00:00:00.000000000Z","text":"by others"}"#;
     for added in [format!("{note}\n"), format!("{note}\n").repeat(1000)] {
@@ -245,8 +246,8 @@ async fn what_others_append_to_an_audit_is_not_sealed(stage: &Stage) {
     }
 }
 
-/// What was there before the edit cannot be told from what was there after it.
-async fn an_edited_audit_that_no_log_stands_behind_is_a_gap(stage: &Stage) {
+/// The content before the edit is unknown.
+async fn an_edited_audit_without_backstop_is_a_gap(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage).backstop(Backstop::None)).await;
     edit(&run.audit().unwrap());
@@ -261,8 +262,8 @@ async fn an_edited_audit_that_no_log_stands_behind_is_a_gap(stage: &Stage) {
     assert!(aside.contains("err 00000200 "), "what was there is kept");
 }
 
-/// It is no harm, and not taken for any.
-async fn an_audit_that_was_only_looked_at_and_linked_is_sealed_as_it_is(stage: &Stage) {
+/// Reading and linking change nothing.
+async fn a_linked_audit_is_sealed_unchanged(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     let audit = run.audit().unwrap();
@@ -273,13 +274,13 @@ async fn an_audit_that_was_only_looked_at_and_linked_is_sealed_as_it_is(stage: &
     stage.open_gate("end");
     let audit = assert_whole(stage, &run, &["out", "err"], 300).await;
     assert!(audit.all("resume").is_empty(), "{:?}", audit.events);
-    // The last lines alone are asked for, or all, if that fails.
+    // Only the last lines are read, or the whole log if that fails.
     let evidence = audit.evidence();
     assert!(["tail", "replay"].contains(&evidence), "{evidence}");
 }
 
-/// It is whole, and of another run.
-async fn another_runs_sealed_audit_in_the_place_is_never_taken_for_this_ones(stage: &Stage) {
+/// The file is whole, but of another run.
+async fn another_runs_audit_is_never_accepted(stage: &Stage) {
     let manager = manager(stage).await;
     let other = manager.start(stage.spec("lines 300")).await.unwrap();
     crate::stage::end(&other).await;
@@ -294,14 +295,14 @@ async fn another_runs_sealed_audit_in_the_place_is_never_taken_for_this_ones(sta
     assert_eq!(outcome.code(), Some(7), "{outcome}");
     assert!(outcome.sealed().is_none(), "{outcome}");
     assert!(run.problem().is_some_and(|told| told.contains(reason)));
-    // It is nobody's to change but the one's who put it there.
+    // A foreign sealed file is not changed.
     let state = verify(&audit).unwrap().state;
     assert!(matches!(state, LogState::Sealed(_)), "{state:?}");
     fs::remove_file(&audit).unwrap();
     assert_whole(stage, &run, &["out", "err"], 300).await;
 }
 
-async fn an_audit_that_may_not_be_written_any_more_is_waited_for(stage: &Stage) {
+async fn an_immutable_audit_is_retried(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     let immutable = Immutable::make(&run.audit().unwrap());
@@ -312,8 +313,8 @@ async fn an_audit_that_may_not_be_written_any_more_is_waited_for(stage: &Stage) 
     assert_whole(stage, &run, &["out", "err"], 300).await;
 }
 
-/// The file is open, and takes all; no other can be made or replaced.
-async fn a_folder_that_may_not_be_changed_any_more_loses_nothing(stage: &Stage) {
+/// The open file accepts writes; no other file can be made or replaced.
+async fn an_immutable_directory_loses_nothing(stage: &Stage) {
     let manager = manager(stage).await;
     let run = start(&manager, spec(stage)).await;
     let immutable = Immutable::make(run.dir());

@@ -12,16 +12,16 @@ use crate::stage::{Stage, assert_complete, printed};
 
 testkit::trials! {
     crate::storage::on_small_disk:
-        a_disk_that_is_full_at_the_start_refuses_the_run_and_leaves_nothing,
-        a_disk_that_fills_in_the_middle_loses_nothing_once_it_has_room,
-        a_disk_that_is_full_at_the_seal_is_waited_for,
-        a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later,
-        a_full_disk_is_waited_for_by_the_next_manager_too,
+        a_disk_full_at_the_start_refuses_the_run,
+        a_disk_full_during_output_loses_nothing,
+        a_disk_full_at_the_seal_is_retried,
+        a_stop_works_on_a_full_disk,
+        the_next_manager_retries_a_full_disk,
 }
 
 const FULL: &str = "No space left";
 
-/// A manager of a root on a small disk, whose waiters are told soon of a seal that is pending.
+/// A manager of a root on a small disk, with a short seal timeout.
 async fn manager(stage: &Stage) -> Manager {
     let docker = Docker::connect().await.unwrap();
     Manager::builder(stage.root(), docker)
@@ -39,8 +39,8 @@ async fn start(manager: &Manager, spec: RunSpec) -> Run {
 }
 
 /// With room for nothing, for the record of the intent, for the first record of the audit, and for
-/// what comes next.
-async fn a_disk_that_is_full_at_the_start_refuses_the_run_and_leaves_nothing(stage: &Stage) {
+/// later records.
+async fn a_disk_full_at_the_start_refuses_the_run(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
     for pages in 0..6 {
@@ -71,7 +71,7 @@ async fn a_disk_that_is_full_at_the_start_refuses_the_run_and_leaves_nothing(sta
     assert!(manager.list().await.unwrap().is_empty());
 }
 
-async fn a_disk_that_fills_in_the_middle_loses_nothing_once_it_has_room(stage: &Stage) {
+async fn a_disk_full_during_output_loses_nothing(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
     let steps = "lines 100 --stream both + await /gate/full \
@@ -88,8 +88,8 @@ async fn a_disk_that_fills_in_the_middle_loses_nothing_once_it_has_room(stage: &
     assert_eq!(audit.evidence(), "replay");
 }
 
-/// All that was printed is in the file, and its last page has room for less than the seal.
-async fn a_disk_that_is_full_at_the_seal_is_waited_for(stage: &Stage) {
+/// The whole output is in the file, and its last page has no room for the seal.
+async fn a_disk_full_at_the_seal_is_retried(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
     let steps = "lines 100 --stream both + await /gate/text + read /gate/padding \
@@ -97,7 +97,7 @@ async fn a_disk_that_is_full_at_the_seal_is_waited_for(stage: &Stage) {
     let run = start(&manager, stage.gated(steps)).await;
     printed_in_file(&run, "err 00000100 ").await;
     let length = run.audit().unwrap().metadata().unwrap().len();
-    // A record takes some 80 bytes beside its text.
+    // A record takes about 80 bytes in addition to its text.
     let room = 2 * PAGE - length % PAGE;
     let padding = "p".repeat(room as usize - 300);
     std::fs::write(stage.dir.path().join("gate/padding"), padding).unwrap();
@@ -128,8 +128,8 @@ async fn printed_in_file(run: &Run, text: &str) {
     .await;
 }
 
-/// Nothing of a stop goes through the disk but its record, which comes later.
-async fn a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later(stage: &Stage) {
+/// A stop needs the disk only for its record, which is written later.
+async fn a_stop_works_on_a_full_disk(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let manager = manager(stage).await;
     let steps = "lines 100 + await /gate/full + lines 1900 --from 101 --burst 10 \
@@ -147,7 +147,7 @@ async fn a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later(stage: 
     assert!(outcome.sealed().is_none(), "{outcome}");
     disk.free();
     let audit = assert_whole(stage, &run, &["out"], 2000).await;
-    // As the first process of a container it takes no signal that it has no handler for.
+    // The first process of a container ignores signals without a handler.
     assert_eq!(audit.end["exit"]["code"], 137);
     let stops = audit.all("stop");
     assert_eq!(stops.len(), 1, "{stops:?}");
@@ -155,8 +155,8 @@ async fn a_stop_on_a_full_disk_stops_the_container_and_is_recorded_later(stage: 
     assert_eq!(audit.end["stopped"], "requested");
 }
 
-/// Whoever finds the run knows of its end from the engine alone.
-async fn a_full_disk_is_waited_for_by_the_next_manager_too(stage: &Stage) {
+/// The recovering manager knows of the exit from the engine only.
+async fn the_next_manager_retries_a_full_disk(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
     let first = manager(stage).await;
     let steps = "lines 100 --stream both + await /gate/full \

@@ -1,4 +1,4 @@
-//! What moat promises when the audit cannot be written: a full disk, files that others change, no
+//! Audits that cannot be written: a full disk, files that others change, no
 //! file descriptors, and sinks that fail, stall or panic.
 
 use std::sync::OnceLock;

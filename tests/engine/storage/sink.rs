@@ -13,16 +13,16 @@ use crate::stage::{Stage, assert_complete, printed};
 
 testkit::trials! {
     crate::storage::on_engine:
-        a_sink_that_stalls_holds_up_neither_the_container_nor_a_stop,
-        a_sink_that_stalls_at_the_first_record_holds_up_nothing,
-        a_shutdown_does_not_wait_for_a_sink_that_stalls,
-        a_sink_that_fails_some_times_loses_nothing,
-        a_sink_that_cannot_open_a_log_refuses_the_run_and_leaves_nothing,
-        a_sink_that_fails_for_ever_keeps_the_container_and_hangs_nobody,
-        a_sink_that_panics_is_survived_and_loses_nothing,
+        a_stall_blocks_neither_container_nor_stop,
+        a_stall_at_the_first_record_blocks_nothing,
+        a_stalled_sink_does_not_delay_shutdown,
+        temporary_failures_lose_nothing,
+        a_failed_open_refuses_the_run,
+        a_permanent_failure_keeps_the_container,
+        a_panic_loses_nothing,
 }
 
-/// All calls on a log that is there.
+/// All calls on an open log.
 const ALL: &[SinkCall] = &[
     SinkCall::Append,
     SinkCall::Sync,
@@ -32,7 +32,7 @@ const ALL: &[SinkCall] = &[
 
 const FAILED: &str = "injected fault";
 
-/// More lines than all that stands between a container and a sink can hold: 13 MB.
+/// More lines than all buffers between a container and a sink hold: 13 MB.
 const MANY: u64 = 200_000;
 
 async fn manager(stage: &Stage, sink: &Faulty) -> Manager {
@@ -45,7 +45,7 @@ async fn manager(stage: &Stage, sink: &Faulty) -> Manager {
         .unwrap()
 }
 
-/// A run of a thousand lines on both streams: a hundred, and the rest behind a gate.
+/// A run of a thousand lines on both streams: a hundred, and the rest after a gate.
 fn thousand(stage: &Stage) -> RunSpec {
     stage.gated(
         "lines 100 --stream both + await /gate/go \
@@ -60,13 +60,13 @@ async fn start(manager: &Manager, spec: RunSpec) -> Run {
     run
 }
 
-/// The container prints on, and ends when it is told to, while the sink is stalled. (H9)
+/// The container continues and can be stopped while the sink is stalled. (H9)
 async fn assert_not_held_up(stage: &Stage, manager: &Manager, sink: &Faulty, run: &Run) {
     eventually(60, "the end of the container's output", async || {
         stage.dir.path().join("gate/done").exists().then_some(())
     })
     .await;
-    // As the first process of a container it takes no signal that it has no handler for.
+    // The first process of a container ignores signals without a handler.
     let stop = run.stop(Some(Duration::from_secs(2)));
     let outcome = within(60, "the stop", stop).await.unwrap();
     assert_eq!(outcome.code(), Some(137), "{outcome}");
@@ -79,7 +79,7 @@ async fn assert_not_held_up(stage: &Stage, manager: &Manager, sink: &Faulty, run
 }
 
 /// Invariant 9.
-async fn a_sink_that_stalls_holds_up_neither_the_container_nor_a_stop(stage: &Stage) {
+async fn a_stall_blocks_neither_container_nor_stop(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     let steps = format!(
@@ -93,8 +93,8 @@ async fn a_sink_that_stalls_holds_up_neither_the_container_nor_a_stop(stage: &St
     assert_not_held_up(stage, &manager, &sink, &run).await;
 }
 
-/// The same, for what is written before any output is.
-async fn a_sink_that_stalls_at_the_first_record_holds_up_nothing(stage: &Stage) {
+/// The same before any output.
+async fn a_stall_at_the_first_record_blocks_nothing(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     sink.fault(SinkFault::stall().on([SinkCall::Append]));
@@ -105,7 +105,7 @@ async fn a_sink_that_stalls_at_the_first_record_holds_up_nothing(stage: &Stage) 
     assert_not_held_up(stage, &manager, &sink, &run).await;
 }
 
-async fn a_shutdown_does_not_wait_for_a_sink_that_stalls(stage: &Stage) {
+async fn a_stalled_sink_does_not_delay_shutdown(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let first = manager(stage, &sink).await;
     let run = start(&first, thousand(stage)).await;
@@ -119,8 +119,8 @@ async fn a_shutdown_does_not_wait_for_a_sink_that_stalls(stage: &Stage) {
     assert_whole(stage, &run, &["out", "err"], 1000).await;
 }
 
-/// Each of its calls, and all of them, several times in a row.
-async fn a_sink_that_fails_some_times_loses_nothing(stage: &Stage) {
+/// Each call, and all calls, several times in a row.
+async fn temporary_failures_lose_nothing(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     for calls in [&[SinkCall::Append], &[SinkCall::Seal], ALL] as [&[SinkCall]; 3] {
@@ -134,7 +134,7 @@ async fn a_sink_that_fails_some_times_loses_nothing(stage: &Stage) {
     }
 }
 
-async fn a_sink_that_cannot_open_a_log_refuses_the_run_and_leaves_nothing(stage: &Stage) {
+async fn a_failed_open_refuses_the_run(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     let spec = || stage.spec("lines 10").id(RunId::new("same").unwrap());
@@ -148,8 +148,8 @@ async fn a_sink_that_cannot_open_a_log_refuses_the_run_and_leaves_nothing(stage:
     assert_whole(stage, &run, &["out"], 10).await;
 }
 
-/// It is told of, and what comes after it knows all.
-async fn a_sink_that_fails_for_ever_keeps_the_container_and_hangs_nobody(stage: &Stage) {
+/// The failure is reported, and the next manager recovers everything.
+async fn a_permanent_failure_keeps_the_container(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let first = manager(stage, &sink).await;
     let run = start(&first, thousand(stage)).await;
@@ -182,8 +182,8 @@ async fn a_sink_that_fails_for_ever_keeps_the_container_and_hangs_nobody(stage: 
     assert_whole(stage, &run, &["out", "err"], 1000).await;
 }
 
-/// In each of its calls. The run is asked for once more, as one whose owner has died.
-async fn a_sink_that_panics_is_survived_and_loses_nothing(stage: &Stage) {
+/// In each call. Then the run is requested again, as if its owner had died.
+async fn a_panic_loses_nothing(stage: &Stage) {
     let sink = Faulty::new(Jsonl::new());
     let manager = manager(stage, &sink).await;
     for call in [SinkCall::Append, SinkCall::Seal] {

@@ -1,4 +1,4 @@
-//! What is true of a run whose audit could not be written for a while.
+//! Assertions about a run whose audit could not be written for a while.
 
 use std::time::Duration;
 
@@ -12,14 +12,13 @@ use testkit::sequence;
 
 use crate::stage::{Stage, assert_complete, end, read};
 
-/// How long `wait` waits for a seal in these trials.
+/// The time that `wait` waits for a seal in these trials.
 pub const SEAL_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Asserts that the run is told to have ended with `code`, by all who can tell, and that it is not
-/// sealed for a reason that has `reason` in it; that its audit does not pass for a sealed one; and
-/// that its container is kept.
+/// Asserts that the exit with `code` is reported everywhere, that the pending seal has a reason
+/// with `reason` in it, that the audit does not verify as sealed, and that the container is kept.
 pub async fn assert_pending(stage: &Stage, manager: &Manager, run: &Run, code: i64, reason: &str) {
-    // Told of the exit before anything has failed, one is told the reason later.
+    // If the exit is reported before the first failure, the reason comes later.
     eventually(60, reason, async || {
         let outcome = within(60, "the exit", run.wait()).await.unwrap();
         assert_eq!(outcome.code(), Some(code), "{outcome}");
@@ -41,8 +40,8 @@ pub async fn assert_pending(stage: &Stage, manager: &Manager, run: &Run, code: i
     assert_eq!(stage.containers().await.len(), 1, "the container is kept");
 }
 
-/// Waits for the seal of a run, and asserts that its audit has lines 1 to `count` on each of the
-/// `streams`, and says so, and that nothing else is left of the run.
+/// Waits for the seal of a run. Asserts that its audit has lines 1 to `count` on each of the
+/// `streams` and is complete, and that nothing else is left of the run.
 pub async fn assert_whole(stage: &Stage, run: &Run, streams: &[&str], count: u64) -> Audit {
     let (_, audit) = assert_sealed(stage, run).await;
     assert_complete(&audit);
@@ -54,7 +53,7 @@ pub async fn assert_whole(stage: &Stage, run: &Run, streams: &[&str], count: u64
     audit
 }
 
-/// Waits for the seal of a run, and reads its audit, which has one, or is refused.
+/// Waits for the seal of a run and reads its audit.
 pub async fn assert_sealed(stage: &Stage, run: &Run) -> (Outcome, Audit) {
     let outcome = end(run).await;
     let audit = read(&outcome);
@@ -62,7 +61,7 @@ pub async fn assert_sealed(stage: &Stage, run: &Run) -> (Outcome, Audit) {
     (outcome, audit)
 }
 
-/// Asserts that no file is left of a sealed run but those that are meant to stay.
+/// Asserts that a sealed run has no other files than it should.
 fn assert_files(stage: &Stage, run: &Run) {
     let names = |dir| {
         std::fs::read_dir(dir)

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use quick_junit::{Report, TestCase, TestCaseStatus};
 use tempfile::TempDir;
 
-use crate::support::audit::Audit;
-use crate::support::{busybox, engine};
+use testkit::audit::Audit;
+use testkit::{busybox, engine};
 
 pub struct Fixture {
     dir: TempDir,

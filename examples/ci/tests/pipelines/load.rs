@@ -3,9 +3,14 @@
 use std::time::{Duration, Instant};
 
 use crate::fixture::{Fixture, Process};
-use crate::support::example::peak;
+use testkit::examples::peak;
 
-pub fn a_large_build_stays_within_time_and_memory(fixture: &Fixture) {
+testkit::trials! {
+    crate::on_engine:
+        a_large_build_stays_within_time_and_memory,
+}
+
+fn a_large_build_stays_within_time_and_memory(fixture: &Fixture) {
     let numbers: Vec<_> = (1..=28).map(|n| format!("'{n}'")).collect();
     let pipeline = format!(
         "[[step]]\nname = 'loud'\ncommands = ['seq 1 1000000', 'sleep 3']\n\

@@ -6,7 +6,20 @@ use std::process::Command;
 use crate::fixture::{
     Fixture, Process, assert_code, run, text, wait_for, wait_for_line, wait_for_text,
 };
-use crate::support::engine;
+use testkit::engine;
+
+testkit::trials! {
+    crate::anywhere:
+        resume_reruns_only_interrupted_runs,
+        resume_reruns_runs_that_never_started,
+        resume_does_not_add_retries,
+        a_changed_pipeline_cannot_be_resumed,
+        a_running_build_cannot_be_resumed,
+        resume_without_a_build_starts_one;
+    crate::on_engine:
+        resume_recovers_running_containers,
+        the_next_build_stops_leftover_containers,
+}
 
 fn resumed(mut command: Command) -> Command {
     command.arg("--resume");
@@ -24,7 +37,7 @@ fn wait_for_seal(fixture: &Fixture, run: &str) {
     wait_for_text(fixture, run, "\"type\":\"end\"");
 }
 
-pub fn resume_recovers_running_containers(fixture: &Fixture) {
+fn resume_recovers_running_containers(fixture: &Fixture) {
     let pipeline = "[[step]]\nname = 'first'\ncommands = ['echo once']\n\
         [[step]]\nname = 'slow'\nneeds = ['first']\n\
         commands = ['for i in $(seq 100); do echo line $i; sleep 0.1; done']\n\
@@ -55,7 +68,7 @@ pub fn resume_recovers_running_containers(fixture: &Fixture) {
     assert_eq!(fixture.runs().len(), 3);
 }
 
-pub fn the_next_build_stops_leftover_containers(fixture: &Fixture) {
+fn the_next_build_stops_leftover_containers(fixture: &Fixture) {
     let old = "[[step]]\nname = 'old'\ngrace = 0.3\ncommands = ['echo started', 'sleep 600']\n";
     let process = Process::start(fixture.docker(old));
     wait_for_line(fixture, "old 1", "started");
@@ -73,7 +86,7 @@ pub fn the_next_build_stops_leftover_containers(fixture: &Fixture) {
     fixture.assert_no_containers();
 }
 
-pub fn resume_reruns_only_interrupted_runs(fixture: &Fixture) {
+fn resume_reruns_only_interrupted_runs(fixture: &Fixture) {
     let dir = fixture.path().display();
     let pipeline = format!(
         "[[step]]\nname = 'first'\ncommands = ['echo x >> {dir}/first']\n\
@@ -97,7 +110,7 @@ pub fn resume_reruns_only_interrupted_runs(fixture: &Fixture) {
     assert!(fixture.statuses().values().all(|status| status == "passed"));
 }
 
-pub fn resume_does_not_add_retries(fixture: &Fixture) {
+fn resume_does_not_add_retries(fixture: &Fixture) {
     let dir = fixture.path().display();
     let pipeline = format!(
         "[[step]]\nname = 'bad'\nretries = 1\ncommands = ['echo x >> {dir}/bad', 'exit 3']\n\
@@ -118,7 +131,7 @@ pub fn resume_does_not_add_retries(fixture: &Fixture) {
 }
 
 /// One run was queued, and one was refused by the runtime.
-pub fn resume_reruns_runs_that_never_started(fixture: &Fixture) {
+fn resume_reruns_runs_that_never_started(fixture: &Fixture) {
     let dir = fixture.path().display();
     let pipeline = format!(
         "[[step]]\nname = 'step'\nmatrix = {{ n = ['1', '2'] }}\n\
@@ -162,7 +175,7 @@ pub fn resume_reruns_runs_that_never_started(fixture: &Fixture) {
     assert_eq!(fixture.runs().len(), 6);
 }
 
-pub fn a_changed_pipeline_cannot_be_resumed(fixture: &Fixture) {
+fn a_changed_pipeline_cannot_be_resumed(fixture: &Fixture) {
     let pipeline = "[[step]]\nname = 'a'\ncommands = ['echo a']\n";
     run(fixture.process(pipeline), 0);
     let changed = pipeline.replace("echo a", "echo b");
@@ -180,7 +193,7 @@ pub fn a_changed_pipeline_cannot_be_resumed(fixture: &Fixture) {
     run(resumed(fixture.process(pipeline)), 0);
 }
 
-pub fn a_running_build_cannot_be_resumed(fixture: &Fixture) {
+fn a_running_build_cannot_be_resumed(fixture: &Fixture) {
     let pipeline = "[[step]]\nname = 'a'\ncommands = ['echo started', 'sleep 600']\n";
     let process = Process::start(fixture.process(pipeline));
     wait_for_line(fixture, "a 1", "started");
@@ -192,7 +205,7 @@ pub fn a_running_build_cannot_be_resumed(fixture: &Fixture) {
     assert_eq!(process.end().0, 143);
 }
 
-pub fn resume_without_a_build_starts_one(fixture: &Fixture) {
+fn resume_without_a_build_starts_one(fixture: &Fixture) {
     let pipeline = "[[step]]\nname = 'a'\ncommands = ['echo a']\n";
     run(resumed(fixture.process(pipeline)), 0);
     assert_eq!(fixture.audits().len(), 1);

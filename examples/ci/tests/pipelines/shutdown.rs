@@ -4,6 +4,15 @@ use std::fs;
 
 use crate::fixture::{Fixture, Process, assert_code, run, text, wait_for_line};
 
+testkit::trials! {
+    crate::anywhere:
+        a_signal_stops_and_seals_local_processes,
+        a_killed_build_leaves_no_earlier_report,
+        nothing_runs_if_reports_cannot_be_written;
+    crate::on_engine:
+        a_signal_stops_and_seals_containers,
+}
+
 const PIPELINE: &str = "\
     [[step]]\nname = 'quick'\ncommands = ['echo done']\n\
     [[step]]\nname = 'long'\ngrace = 30\nneeds = ['quick']\n\
@@ -36,12 +45,12 @@ fn stop(fixture: &Fixture, process: Process, signal: &str, code: i32) {
     assert!(fixture.path().join("out/report.html").exists());
 }
 
-pub fn a_signal_stops_and_seals_local_processes(fixture: &Fixture) {
+fn a_signal_stops_and_seals_local_processes(fixture: &Fixture) {
     let process = Process::start(fixture.process(PIPELINE));
     stop(fixture, process, "TERM", 143);
 }
 
-pub fn a_signal_stops_and_seals_containers(fixture: &Fixture) {
+fn a_signal_stops_and_seals_containers(fixture: &Fixture) {
     let process = Process::start(fixture.docker(PIPELINE));
     stop(fixture, process, "INT", 130);
     fixture.assert_no_containers();
@@ -50,7 +59,7 @@ pub fn a_signal_stops_and_seals_containers(fixture: &Fixture) {
 /// A killed build writes no reports.
 ///
 /// Those of an earlier build could be mistaken for its own.
-pub fn a_killed_build_leaves_no_earlier_report(fixture: &Fixture) {
+fn a_killed_build_leaves_no_earlier_report(fixture: &Fixture) {
     run(
         fixture.process("[[step]]\nname = 'a'\nexec = ['true']\n"),
         0,
@@ -68,7 +77,7 @@ pub fn a_killed_build_leaves_no_earlier_report(fixture: &Fixture) {
     assert_eq!(files[0].file_name(), "unrelated");
 }
 
-pub fn nothing_runs_if_reports_cannot_be_written(fixture: &Fixture) {
+fn nothing_runs_if_reports_cannot_be_written(fixture: &Fixture) {
     fs::write(fixture.path().join("out"), "a file").unwrap();
     let mut command = fixture.process("[[step]]\nname = 'a'\nexec = ['true']\n");
     let output = command.output().unwrap();

@@ -5,6 +5,21 @@ use std::time::{Duration, Instant};
 
 use crate::fixture::{Fixture, Process, assert_code, run, text, wait_for_line};
 
+testkit::trials! {
+    crate::anywhere:
+        the_demo_passes_as_local_processes,
+        independent_steps_run_in_parallel,
+        jobs_limits_the_number_of_running_steps,
+        a_failed_step_skips_only_its_dependents,
+        an_allowed_failure_does_not_fail_the_build,
+        a_failed_step_is_retried_up_to_its_limit,
+        a_matrix_runs_one_step_per_cell,
+        limits_stop_hanging_and_silent_steps,
+        an_invalid_pipeline_creates_nothing;
+    crate::on_engine:
+        the_demo_passes_in_containers,
+}
+
 const DEMO: &str = include_str!("../../../pipelines/demo.toml");
 
 fn assert_demo_passed(fixture: &Fixture, out: &str) {
@@ -36,17 +51,17 @@ fn assert_demo_passed(fixture: &Fixture, out: &str) {
     }
 }
 
-pub fn the_demo_passes_as_local_processes(fixture: &Fixture) {
+fn the_demo_passes_as_local_processes(fixture: &Fixture) {
     assert_demo_passed(fixture, &run(fixture.process(DEMO), 0));
 }
 
-pub fn the_demo_passes_in_containers(fixture: &Fixture) {
+fn the_demo_passes_in_containers(fixture: &Fixture) {
     assert_demo_passed(fixture, &run(fixture.docker(DEMO), 0));
     fixture.assert_no_containers();
 }
 
 /// Neither step can end before both have printed a line.
-pub fn independent_steps_run_in_parallel(fixture: &Fixture) {
+fn independent_steps_run_in_parallel(fixture: &Fixture) {
     let step = |name| {
         format!(
             "[[step]]\nname = '{name}'\ntimeout = 60\n\
@@ -71,7 +86,7 @@ pub fn independent_steps_run_in_parallel(fixture: &Fixture) {
 }
 
 /// A second step at the same time would find the lock.
-pub fn jobs_limits_the_number_of_running_steps(fixture: &Fixture) {
+fn jobs_limits_the_number_of_running_steps(fixture: &Fixture) {
     let pipeline = format!(
         "[[step]]\nname = 'one'\nmatrix = {{ n = ['1', '2', '3'] }}\n\
          commands = ['mkdir {dir}/lock', 'sleep 0.1', 'rmdir {dir}/lock']\n",
@@ -81,7 +96,7 @@ pub fn jobs_limits_the_number_of_running_steps(fixture: &Fixture) {
     assert_eq!(fixture.audits().len(), 3);
 }
 
-pub fn a_failed_step_skips_only_its_dependents(fixture: &Fixture) {
+fn a_failed_step_skips_only_its_dependents(fixture: &Fixture) {
     let out = run(
         fixture.process(
             "[[step]]\nname = 'bad'\ncommands = ['echo broken >&2', 'exit 7', 'echo not here']\n\
@@ -111,7 +126,7 @@ pub fn a_failed_step_skips_only_its_dependents(fixture: &Fixture) {
     );
 }
 
-pub fn an_allowed_failure_does_not_fail_the_build(fixture: &Fixture) {
+fn an_allowed_failure_does_not_fail_the_build(fixture: &Fixture) {
     let out = run(
         fixture.process(
             "[[step]]\nname = 'bad'\nallow_failure = true\ncommands = ['exit 7']\n\
@@ -128,7 +143,7 @@ pub fn an_allowed_failure_does_not_fail_the_build(fixture: &Fixture) {
     assert_eq!(fixture.statuses()["after"], "passed");
 }
 
-pub fn a_failed_step_is_retried_up_to_its_limit(fixture: &Fixture) {
+fn a_failed_step_is_retried_up_to_its_limit(fixture: &Fixture) {
     let step = |name, passes_at: u32| {
         format!(
             "[[step]]\nname = '{name}'\nretries = 2\n\
@@ -155,7 +170,7 @@ pub fn a_failed_step_is_retried_up_to_its_limit(fixture: &Fixture) {
     assert_eq!(junit.matches("<rerunFailure").count(), 2, "{junit}");
 }
 
-pub fn a_matrix_runs_one_step_per_cell(fixture: &Fixture) {
+fn a_matrix_runs_one_step_per_cell(fixture: &Fixture) {
     run(
         fixture.process(
             "[[step]]\nname = 'test'\nmatrix = { os = ['a', 'b'], n = ['1', '2'] }\n\
@@ -172,7 +187,7 @@ pub fn a_matrix_runs_one_step_per_cell(fixture: &Fixture) {
     }
 }
 
-pub fn limits_stop_hanging_and_silent_steps(fixture: &Fixture) {
+fn limits_stop_hanging_and_silent_steps(fixture: &Fixture) {
     let started = Instant::now();
     run(
         fixture.process(
@@ -197,7 +212,7 @@ pub fn limits_stop_hanging_and_silent_steps(fixture: &Fixture) {
     assert_eq!(fixture.audits()["silent 1"].end["stopped"], "silence_limit");
 }
 
-pub fn an_invalid_pipeline_creates_nothing(fixture: &Fixture) {
+fn an_invalid_pipeline_creates_nothing(fixture: &Fixture) {
     for (pipeline, message) in [
         (
             "[[step]]\nname = 'a'\n",

@@ -8,7 +8,17 @@ use pty_process::Size;
 
 use crate::fixture::{Fixture, program, run};
 
-pub fn secrets_appear_only_in_the_audit(fixture: &Fixture) {
+testkit::trials! {
+    crate::anywhere:
+        secrets_appear_only_in_the_audit,
+        a_truncated_secret_is_in_no_view,
+        output_cannot_issue_github_commands,
+        a_terminal_shows_one_line_per_step,
+        a_closed_stdout_does_not_fail_the_build,
+        only_the_last_lines_are_printed,
+}
+
+fn secrets_appear_only_in_the_audit(fixture: &Fixture) {
     let secret = "s3cr3t-Zq7w";
     // The last secret spans two records of the audit, which have 16 KiB each.
     let pipeline = "[[step]]\nname = 'a'\nsecrets = ['MOAT_TEST_SECRET']\ncommands = [\n\
@@ -34,7 +44,7 @@ pub fn secrets_appear_only_in_the_audit(fixture: &Fixture) {
 }
 
 /// Only the start of a long line is shown. Its end cuts through a secret.
-pub fn a_truncated_secret_is_in_no_view(fixture: &Fixture) {
+fn a_truncated_secret_is_in_no_view(fixture: &Fixture) {
     let secret: String = (1000..4000).map(|n| format!("k{n}")).collect();
     let pipeline = "[[step]]\nname = 'a'\nsecrets = ['MOAT_TEST_SECRET']\ncommands = [\n\
         'head -c 55000 /dev/zero | tr \"\\0\" x; echo \"$MOAT_TEST_SECRET\"', 'exit 3']\n";
@@ -69,7 +79,7 @@ fn commands(out: &str) -> Vec<String> {
     commands
 }
 
-pub fn output_cannot_issue_github_commands(fixture: &Fixture) {
+fn output_cannot_issue_github_commands(fixture: &Fixture) {
     let pipeline = r###"
         [[step]]
         name = "bad"
@@ -106,7 +116,7 @@ pub fn output_cannot_issue_github_commands(fixture: &Fixture) {
     assert_eq!(commands.len(), 8, "{commands:?}");
 }
 
-pub fn only_the_last_lines_are_printed(fixture: &Fixture) {
+fn only_the_last_lines_are_printed(fixture: &Fixture) {
     let out = run(
         fixture.process("[[step]]\nname = 'a'\ncommands = ['seq 1 5000']\n"),
         0,
@@ -118,7 +128,7 @@ pub fn only_the_last_lines_are_printed(fixture: &Fixture) {
     );
 }
 
-pub fn a_terminal_shows_one_line_per_step(fixture: &Fixture) {
+fn a_terminal_shows_one_line_per_step(fixture: &Fixture) {
     let pipeline = fixture.pipeline(
         "[[step]]\nname = 'slow'\ntimeout = 60\nsecrets = ['MOAT_TEST_SECRET']\n\
          commands = ['printf \"\\033[2J$MOAT_TEST_SECRET is hidden\\n\"', \
@@ -167,7 +177,7 @@ pub fn a_terminal_shows_one_line_per_step(fixture: &Fixture) {
     assert!(has(&["why"]) && has(&["junit: "]), "{shown}");
 }
 
-pub fn a_closed_stdout_does_not_fail_the_build(fixture: &Fixture) {
+fn a_closed_stdout_does_not_fail_the_build(fixture: &Fixture) {
     let pipeline = fixture.pipeline("[[step]]\nname = 'a'\ncommands = ['echo a']\n");
     let (mut pty, pts) = pty_process::blocking::open().unwrap();
     let (reader, writer) = std::io::pipe().unwrap();

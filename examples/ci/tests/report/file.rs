@@ -13,6 +13,21 @@ use moat_ci::mask::Mask;
 use moat_ci::report::{EDGE_BYTES, EDGE_LINES, Report, Status};
 use moat_ci::rows::MAX_LINE_BYTES;
 
+testkit::trials! {
+    crate::anywhere:
+        output_cannot_close_its_data_element,
+        output_round_trips_byte_for_byte,
+        a_secret_is_masked_everywhere,
+        a_secret_split_between_records_is_masked,
+        a_truncated_secret_is_masked,
+        overlapping_secrets_are_masked_completely,
+        omitted_lines_are_counted_exactly,
+        long_lines_are_truncated_and_bounded,
+        a_bad_audit_affects_only_its_attempt,
+        a_report_is_replaced_atomically,
+        a_million_lines_are_written_in_bounded_memory,
+}
+
 pub(crate) const WRITE_REPORT_OF: &str = "MOAT_WRITE_REPORT_OF";
 
 /// The text of the data element with this id.
@@ -53,7 +68,7 @@ const HOSTILE: [&str; 6] = [
     "]]>'\"\\&lt;",
 ];
 
-pub(crate) fn output_cannot_close_its_data_element() {
+fn output_cannot_close_its_data_element() {
     let mask = Mask::new([]);
     let mut report = Report {
         title: HOSTILE.concat(),
@@ -87,7 +102,7 @@ pub(crate) fn output_cannot_close_its_data_element() {
     assert_eq!(lines(&rows(&html, "rows-0-0")), HOSTILE);
 }
 
-pub(crate) fn output_round_trips_byte_for_byte() {
+fn output_round_trips_byte_for_byte() {
     let all: Vec<u8> = (0..=255).filter(|byte| *byte != b'\n').collect();
     let report = of_one(|dir| {
         let audit = Audit::new("bytes", 0).print("stdout", [&all[..], b"\n"].concat());
@@ -117,7 +132,7 @@ pub(crate) fn output_round_trips_byte_for_byte() {
     assert_eq!(kinds(&rows[..4]), ["0", "1", "2", "seal"]);
 }
 
-pub(crate) fn a_secret_is_masked_everywhere() {
+fn a_secret_is_masked_everywhere() {
     let secret = "hunter2-of-the-west";
     let key = "-----BEGIN KEY-----\r\nfirst line of it\nab\nlast line of it\n";
     let mask = Mask::new([secret.to_owned(), key.to_owned(), String::new()]);
@@ -153,7 +168,7 @@ pub(crate) fn a_secret_is_masked_everywhere() {
     );
 }
 
-pub(crate) fn a_secret_split_between_records_is_masked() {
+fn a_secret_split_between_records_is_masked() {
     let mask = Mask::new(["hunter2-of-the-west".to_owned()]);
     let report = written(&mask, |dir| {
         let audit = Audit::new("split", 0)
@@ -175,7 +190,7 @@ pub(crate) fn a_secret_split_between_records_is_masked() {
     );
 }
 
-pub(crate) fn a_truncated_secret_is_masked() {
+fn a_truncated_secret_is_masked() {
     let secret = "0123456789abcdefghijklmnopqrstuvwxyz".to_owned();
     let mask = Mask::new([secret.clone()]);
     // At each position around the limit, and with secrets before it, whose masks are shorter.
@@ -205,7 +220,7 @@ pub(crate) fn a_truncated_secret_is_masked() {
     }
 }
 
-pub(crate) fn overlapping_secrets_are_masked_completely() {
+fn overlapping_secrets_are_masked_completely() {
     let mask = Mask::new(["abcd", "bcd", "cdefg", "xyz", "aba"].map(String::from));
     let cases = [
         ("-abcdefg-", "-***-"),
@@ -221,7 +236,7 @@ pub(crate) fn overlapping_secrets_are_masked_completely() {
     assert_eq!(Mask::new(["ab".to_owned()]).line("ab"), "ab");
 }
 
-pub(crate) fn omitted_lines_are_counted_exactly() {
+fn omitted_lines_are_counted_exactly() {
     let middle = 1_234;
     let total = 2 * EDGE_LINES + middle;
     let report = of_one(|dir| {
@@ -261,7 +276,7 @@ pub(crate) fn omitted_lines_are_counted_exactly() {
     );
 }
 
-pub(crate) fn long_lines_are_truncated_and_bounded() {
+fn long_lines_are_truncated_and_bounded() {
     let long = "x".repeat(3 * MAX_LINE_BYTES / 2);
     let report = of_one(|dir| {
         let number = 3 * EDGE_BYTES as usize / MAX_LINE_BYTES;
@@ -285,7 +300,7 @@ pub(crate) fn long_lines_are_truncated_and_bounded() {
     assert_eq!(lines(&rows).last(), Some(&"the end"));
 }
 
-pub(crate) fn a_bad_audit_affects_only_its_attempt() {
+fn a_bad_audit_affects_only_its_attempt() {
     let report = written(&Mask::new([]), |dir| {
         let whole = Audit::new("whole", 0).out("hello").sealed(dir, 0);
         let changed = Audit::new("changed", 0).out("hello").sealed(dir, 1);
@@ -315,7 +330,7 @@ pub(crate) fn a_bad_audit_affects_only_its_attempt() {
     assert!(texts(&rows)[0].contains("nothing.jsonl"), "{rows:?}");
 }
 
-pub(crate) fn a_report_is_replaced_atomically() {
+fn a_report_is_replaced_atomically() {
     let dir = tempfile::tempdir().unwrap();
     let report = Report {
         title: "new".into(),
@@ -340,7 +355,7 @@ pub(crate) fn a_report_is_replaced_atomically() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
 }
 
-pub(crate) fn a_million_lines_are_written_in_bounded_memory() {
+fn a_million_lines_are_written_in_bounded_memory() {
     let dir = tempfile::tempdir().unwrap();
     let attempt = Audit::new("million", 0).unsealed(dir.path());
     let mut file = fs::OpenOptions::new()

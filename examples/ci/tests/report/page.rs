@@ -10,6 +10,23 @@ use crate::sample::{StdinChunk, of_one, pipeline, step, written};
 use moat_ci::mask::Mask;
 use moat_ci::report::{EDGE_LINES, Status};
 
+testkit::trials! {
+    crate::in_browser:
+        only_visible_rows_are_in_the_document,
+        search_marks_matches_across_colors,
+        lines_are_filtered_by_match_and_stream,
+        hostile_output_is_text,
+        invalid_utf8_and_control_bytes_are_visible,
+        color_escapes_apply_and_others_are_dropped,
+        overwritten_text_is_hidden_but_searchable,
+        gaps_are_in_order_and_the_seal_is_last,
+        omitted_lines_keep_their_numbers,
+        the_first_failed_step_is_selected,
+        a_report_without_steps_or_audits_opens,
+        foreign_scripts_do_not_run,
+        keys_move_between_matches,
+}
+
 fn clean(page: &StdinChunk, fragment: &str) -> Dom {
     let dom = open(&page.page, fragment);
     assert_eq!(dom.console, Vec::<String>::new());
@@ -34,7 +51,7 @@ fn big() -> StdinChunk {
     })
 }
 
-pub(crate) fn only_visible_rows_are_in_the_document() {
+fn only_visible_rows_are_in_the_document() {
     let page = big();
     let dom = clean(&page, "");
     let rows = dom.rows();
@@ -57,7 +74,7 @@ pub(crate) fn only_visible_rows_are_in_the_document() {
     assert_eq!(dom.text("which"), "Line 54,321, stdout");
 }
 
-pub(crate) fn search_marks_matches_across_colors() {
+fn search_marks_matches_across_colors() {
     let page = big();
     let dom = clean(&page, "step=build&q=NEEDLE");
     assert_eq!(dom.text("count"), "2 matching lines");
@@ -85,7 +102,7 @@ pub(crate) fn search_marks_matches_across_colors() {
     assert_eq!(dom.text("count"), "no matches");
 }
 
-pub(crate) fn lines_are_filtered_by_match_and_stream() {
+fn lines_are_filtered_by_match_and_stream() {
     let page = of_one(|dir| {
         let audit = Audit::new("both", 0)
             .out("a 1")
@@ -114,7 +131,7 @@ pub(crate) fn lines_are_filtered_by_match_and_stream() {
     assert!(rows("step=build&stream=stderr")[3].html.contains("line=5"));
 }
 
-pub(crate) fn hostile_output_is_text() {
+fn hostile_output_is_text() {
     let hostile = [
         "</script><script>document.title='owned'</script>",
         "<img src=x onerror=\"document.title='owned'\">",
@@ -157,7 +174,7 @@ pub(crate) fn hostile_output_is_text() {
     assert!(before.contains("<title>a pipeline</title>"));
 }
 
-pub(crate) fn invalid_utf8_and_control_bytes_are_visible() {
+fn invalid_utf8_and_control_bytes_are_visible() {
     let page = of_one(|dir| {
         let audit = Audit::new("bytes", 0)
             .print("stdout", b"a\xff\xfeb\n")
@@ -192,7 +209,7 @@ pub(crate) fn invalid_utf8_and_control_bytes_are_visible() {
     );
 }
 
-pub(crate) fn color_escapes_apply_and_others_are_dropped() {
+fn color_escapes_apply_and_others_are_dropped() {
     let page = of_one(|dir| {
         let audit = Audit::new("colors", 0)
             .out("\x1b[1;31mred\x1b[0m plain")
@@ -258,7 +275,7 @@ pub(crate) fn color_escapes_apply_and_others_are_dropped() {
     );
 }
 
-pub(crate) fn overwritten_text_is_hidden_but_searchable() {
+fn overwritten_text_is_hidden_but_searchable() {
     let page = of_one(|dir| {
         let audit = Audit::new("progress", 0)
             .print("tty", "a line of a terminal\r\n")
@@ -281,7 +298,7 @@ pub(crate) fn overwritten_text_is_hidden_but_searchable() {
     assert_eq!(dom.rows()[1].text, "↻ 210%\\r55%\\r100% done");
 }
 
-pub(crate) fn gaps_are_in_order_and_the_seal_is_last() {
+fn gaps_are_in_order_and_the_seal_is_last() {
     let page = of_one(|dir| {
         let audit = Audit::new("gaps", 0)
             .started()
@@ -320,7 +337,7 @@ pub(crate) fn gaps_are_in_order_and_the_seal_is_last() {
     assert!(seal.text.starts_with("sealed: exited with code 7; audit gap, evidence tail; 3 records, 22 bytes, 2 gaps; digest verified: "), "{}", seal.text);
 }
 
-pub(crate) fn omitted_lines_keep_their_numbers() {
+fn omitted_lines_keep_their_numbers() {
     let total = 2 * EDGE_LINES + 900_000;
     let page = of_one(|dir| {
         Audit::new("million", 0)
@@ -344,7 +361,7 @@ pub(crate) fn omitted_lines_keep_their_numbers() {
     assert_eq!(rows[omission + 1].class, "stdout on");
 }
 
-pub(crate) fn the_first_failed_step_is_selected() {
+fn the_first_failed_step_is_selected() {
     let page = written(&Mask::new([]), pipeline);
     // A copy for people to look at.
     let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("report.html");
@@ -400,7 +417,7 @@ pub(crate) fn the_first_failed_step_is_selected() {
     );
 }
 
-pub(crate) fn a_report_without_steps_or_audits_opens() {
+fn a_report_without_steps_or_audits_opens() {
     let none = written(&Mask::new([]), |_| vec![]);
     assert_eq!(clean(&none, "step=none").text("title"), "a pipeline");
     let skipped = written(&Mask::new([]), |dir| {
@@ -415,7 +432,7 @@ pub(crate) fn a_report_without_steps_or_audits_opens() {
     clean(&skipped, "step=skipped&q=x&only=1&line=3&attempt=9");
 }
 
-pub(crate) fn foreign_scripts_do_not_run() {
+fn foreign_scripts_do_not_run() {
     let page = of_one(|dir| Audit::new("run", 0).out("hello").sealed(dir, 0));
     let html = page.html().replace(
         "</body>",
@@ -435,7 +452,7 @@ pub(crate) fn foreign_scripts_do_not_run() {
     assert_eq!(dom.rows()[0].text, "hello", "the script of the page ran");
 }
 
-pub(crate) fn keys_move_between_matches() {
+fn keys_move_between_matches() {
     let page = of_one(|dir| {
         let audit = Audit::new("keys", 0).lines((1..=500).map(|number| format!("line {number}")));
         audit.sealed(dir, 0)

@@ -1,0 +1,158 @@
+//! A directory for a root, and the programs that use it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use testkit::{engine, examples, image};
+
+/// A directory with a root. Dropped, it removes the containers of the root.
+pub struct Place {
+    pub dir: TempDir,
+    image: OnceLock<String>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.image.get().is_none() {
+            return;
+        }
+        for root in ["root", "moat-runs"] {
+            engine::sweep(&self.dir.path().join(root));
+        }
+    }
+}
+
+/// A process that is killed if a test ends early.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("moat-test-")
+            .tempdir()
+            .unwrap();
+        Self {
+            dir,
+            image: OnceLock::new(),
+        }
+    }
+}
+
+impl Place {
+    /// The test image, made on the first call.
+    pub fn image(&self) -> &str {
+        self.image.get_or_init(|| {
+            engine::block_on(async { image::provide(&engine::connect().unwrap()).await.unwrap() })
+        })
+    }
+
+    /// `run --root ROOT --runtime process OPTIONS -- sh -c SCRIPT`
+    pub fn process(&self, options: &[&str], script: &str) -> Command {
+        let mut command = example("run");
+        command
+            .arg("--root")
+            .arg(self.root())
+            .args(["--runtime", "process"]);
+        command.args(options).args(["--", "sh", "-c", script]);
+        command
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    pub fn audit(&self, run: &str) -> PathBuf {
+        self.root().join(run).join("logs.jsonl")
+    }
+
+    /// `run --root ROOT --network none OPTIONS IMAGE -- STEPS`
+    pub fn run(&self, options: &[&str], steps: &str) -> Command {
+        let mut command = example("run");
+        command
+            .arg("--root")
+            .arg(self.root())
+            .args(["--network", "none"]);
+        command
+            .args(options)
+            .arg(self.image())
+            .arg("--")
+            .args(steps.split(' '));
+        command
+    }
+
+    /// `runs --root ROOT ARGUMENTS`
+    pub fn runs(&self, arguments: &[&str]) -> Command {
+        let mut command = example("runs");
+        command.arg("--root").arg(self.root()).args(arguments);
+        command
+    }
+}
+
+pub fn example(name: &str) -> Command {
+    Command::new(examples::program(name))
+}
+
+pub fn output(mut command: Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[track_caller]
+pub fn assert_code(output: &Output, code: i32) {
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "stdout: {}\nstderr: {}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The audit file that the last line of stderr names.
+#[track_caller]
+pub fn audit_of(output: &Output) -> PathBuf {
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last = stderr.lines().last().unwrap_or_default();
+    let path = last.strip_prefix("audit: ");
+    PathBuf::from(path.unwrap_or_else(|| panic!("no audit in the last line: {stderr}")))
+}
+
+pub fn wait_for(what: &str, mut fact: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !fact() {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "{what} did not come"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn audited(path: &Path, text: &str) {
+    wait_for(text, || {
+        fs::read_to_string(path).unwrap_or_default().contains(text)
+    });
+}
+
+pub fn signal(process: &Process, name: &str) {
+    let id = process.0.id().to_string();
+    let status = Command::new("kill")
+        .args(["-s", name, &id])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}

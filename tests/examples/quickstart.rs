@@ -1,0 +1,63 @@
+//! The example `quickstart`.
+
+use testkit::audit::Audit;
+
+use crate::place::{Place, assert_code, example, output, text};
+
+testkit::trials! {
+    crate::on_engine:
+        it_names_the_engine_that_it_found,
+        a_missing_image_prints_how_to_get_one;
+    crate::anywhere:
+        without_an_engine_it_runs_a_local_process,
+}
+
+/// On any engine, with or without the image.
+fn it_names_the_engine_that_it_found(place: &Place) {
+    place.image();
+    let mut command = example("quickstart");
+    command.current_dir(place.dir.path());
+    let found = output(command);
+    assert_code(&found, 0);
+    let stdout = text(&found.stdout);
+    assert!(
+        stdout.starts_with("runtime: Docker Engine ")
+            || stdout.starts_with("runtime: Podman Engine "),
+        "{stdout}"
+    );
+    assert!(stdout.contains("stdout: hello, stranger\n"), "{stdout}");
+    assert!(stdout.contains("exited with code 3; audit complete"));
+}
+
+fn without_an_engine_it_runs_a_local_process(place: &Place) {
+    let mut command = example("quickstart");
+    command.current_dir(place.dir.path());
+    command.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
+    let found = output(command);
+    assert_code(&found, 0);
+    let stdout = text(&found.stdout);
+    let mut lines = stdout.lines();
+    let first = lines.next().unwrap();
+    assert!(first.starts_with("runtime: local processes"), "{stdout}");
+    let why = match cfg!(feature = "docker") {
+        true => "/nowhere/docker.sock",
+        false => "without its feature `docker`",
+    };
+    assert!(first.contains(why), "{stdout}");
+    assert!(stdout.contains("stdout: hello, stranger\n"), "{stdout}");
+    assert!(stdout.contains("exited with code 3; audit complete"));
+    let audit = stdout.lines().last().unwrap().strip_prefix("audit: ");
+    Audit::read(&place.dir.path().join(audit.unwrap())).unwrap();
+}
+
+fn a_missing_image_prints_how_to_get_one(place: &Place) {
+    place.image();
+    let mut command = example("quickstart");
+    command.current_dir(place.dir.path());
+    command.arg("localhost:1/nothing:here");
+    let output = output(command);
+    assert_code(&output, 1);
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("localhost:1/nothing:here"), "{stderr}");
+    assert!(stderr.contains("docker import"), "{stderr}");
+}

@@ -1,0 +1,149 @@
+//! The example `runs`, on an engine.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use testkit::audit::Audit;
+use testkit::sequence;
+
+use crate::place::{Place, Process, assert_code, audit_of, audited, output, text};
+
+testkit::trials! {
+    crate::on_engine:
+        verify_finds_one_changed_byte,
+        a_killed_run_is_recovered_without_loss,
+        a_detached_run_can_be_managed,
+        it_follows_and_stops_a_run_of_another_process,
+        list_logs_and_verify_need_no_engine,
+}
+
+fn verify_finds_one_changed_byte(place: &Place) {
+    assert_code(
+        &output(place.run(&["--name", "first"], "echo out + exit 7")),
+        7,
+    );
+    assert_code(&output(place.runs(&["verify", "first"])), 0);
+    let sum = |path: &Path| {
+        let script = "head -c -78 \"$1\" | sha256sum | cut -c -64; tail -c 67 \"$1\" | head -c 64";
+        let output = Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(path)
+            .output()
+            .unwrap();
+        let text = text(&output.stdout);
+        let (found, sealed) = text.split_once('\n').unwrap();
+        found == sealed
+    };
+    let path = place.audit("first");
+    assert!(sum(&path));
+    let bytes = fs::read(&path).unwrap();
+    let changed = place.dir.path().join("changed.jsonl");
+    let code = text(&bytes).find("\"code\":7").unwrap() + 7;
+    for at in (0..bytes.len()).step_by(97).chain([code]) {
+        let mut copy = bytes.clone();
+        copy[at] ^= 1;
+        fs::write(&changed, &copy).unwrap();
+        let output = output(place.runs(&["verify", changed.to_str().unwrap()]));
+        assert_ne!(output.status.code(), Some(0), "byte {at} was changed");
+        // The text around the digest is the same in every seal, so only moat checks it.
+        let from_end = bytes.len() - at;
+        let frames = from_end <= 3 || (68..=78).contains(&from_end);
+        assert!(frames || !sum(&changed), "byte {at} was changed");
+    }
+}
+
+fn a_killed_run_is_recovered_without_loss(place: &Place) {
+    let steps = "lines 2000 --burst 10 --delay-ms 25";
+    let mut command = place.run(&["--name", "first"], steps);
+    let child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let process = Process(child);
+    audited(&place.audit("first"), "out 00000300 ");
+    drop(process);
+    let found = output(place.runs(&["recover"]));
+    assert_code(&found, 0);
+    let stdout = text(&found.stdout);
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    assert!(
+        stdout.contains("first") && stdout.contains("complete"),
+        "{stdout}"
+    );
+    let audit = Audit::read(&place.audit("first")).unwrap();
+    sequence::check(audit.stream("stdout"), "out", 2000, 64).unwrap();
+}
+
+fn a_detached_run_can_be_managed(place: &Place) {
+    let found = output(place.run(&["--detach"], "lines 100 + sleep 5 + exit 9"));
+    assert_code(&found, 0);
+    let id = text(&found.stdout).trim().to_owned();
+    audit_of(&found);
+    let found = output(place.runs(&["list", "--json"]));
+    assert_code(&found, 0);
+    let listed: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
+    assert_eq!(listed[0]["run"], id.as_str());
+    assert_eq!(listed[0]["state"], "running");
+    let found = output(place.runs(&["wait", &id]));
+    assert_code(&found, 9);
+    let found = output(place.runs(&["logs", &id]));
+    assert_code(&found, 0);
+    assert_eq!(found.stdout, sequence::lines("out", 100, 64));
+    assert_code(&output(place.runs(&["verify", &id])), 0);
+    assert_code(&output(place.runs(&["remove", &id])), 0);
+    assert!(!place.root().join(&id).exists());
+    assert_code(&output(place.runs(&["wait", &id])), 125);
+}
+
+fn it_follows_and_stops_a_run_of_another_process(place: &Place) {
+    let mut command = place.run(&["--name", "first"], "lines 100 + trap --exit 5");
+    let child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut owner = Process(child);
+    audited(&place.audit("first"), "ready");
+    let mut follow = place.runs(&["logs", "first", "--follow"]);
+    let follow = follow.stdout(Stdio::piped()).spawn().unwrap();
+    let mut wait = place.runs(&["wait", "first"]);
+    let wait = wait.stdout(Stdio::piped()).spawn().unwrap();
+    let refused = output(place.runs(&["remove", "first"]));
+    assert_code(&refused, 125);
+    assert_code(&output(place.runs(&["stop", "first"])), 0);
+    let followed = follow.wait_with_output().unwrap();
+    let mut expected = sequence::lines("out", 100, 64);
+    expected.extend_from_slice(b"ready\ncaught SIGTERM\n");
+    assert!(followed.stdout == expected, "{}", text(&followed.stdout));
+    assert_code(&wait.wait_with_output().unwrap(), 5);
+    assert_eq!(owner.0.wait().unwrap().code(), Some(5));
+}
+
+fn list_logs_and_verify_need_no_engine(place: &Place) {
+    assert_code(
+        &output(place.run(&["--name", "first"], "echo out + warn err + exit 7")),
+        7,
+    );
+    let alone = |arguments: &[&str]| {
+        let mut command = place.runs(arguments);
+        command.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
+        output(command)
+    };
+    let listed = alone(&["list"]);
+    assert_code(&listed, 0);
+    let table = text(&listed.stdout);
+    assert!(
+        table.contains("first") && table.contains("exited"),
+        "{table}"
+    );
+    let logs = alone(&["logs", "first"]);
+    assert_eq!(
+        (text(&logs.stdout), text(&logs.stderr)),
+        ("out\n".into(), "err\n".into())
+    );
+    assert_code(&alone(&["verify", "first"]), 0);
+    assert_code(&alone(&["verify", "other"]), 125);
+    assert_code(&alone(&["wait", "first"]), 125);
+}
