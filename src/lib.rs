@@ -192,6 +192,8 @@ pub mod events;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod guide;
+#[cfg(test)]
+mod layers;
 pub mod manager;
 mod monitor;
 pub mod outcome;

@@ -62,7 +62,7 @@
 //! systems without a Linux `/proc`, the guardian learns the id of such a process a moment after the
 //! start. Until then, only the hang-up of the terminal ends the process.
 //!
-//! For this reason, [`ShutdownMode::Leave`](crate::manager::Shutdown) stops the runs of this runtime, and a
+//! For this reason, [`ShutdownMode::Leave`](crate::ShutdownMode) stops the runs of this runtime, and a
 //! detached run is rejected. If this process dies, the next open of the root seals the run as lost,
 //! with the captured output and a gap. Bytes that were still in a pipe are lost.
 //!

@@ -1,0 +1,257 @@
+//! The allowed imports between rooms, as ARCHITECTURE.md draws them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each room with the rooms that it may import, from the bottom to the top.
+///
+/// A room imports only rooms above it in this list, so that no circle can exist.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("timestamp", &[]),
+    ("spec", &["timestamp"]),
+    ("outcome", &["spec", "timestamp"]),
+    ("state", &["outcome", "spec", "timestamp"]),
+    ("error", &["outcome", "spec"]),
+    ("disk", &["error"]),
+    ("runtime", &["error", "outcome", "spec", "timestamp"]),
+    (
+        "audit",
+        &["disk", "error", "outcome", "runtime", "spec", "timestamp"],
+    ),
+    ("events", &["audit", "outcome", "spec", "timestamp"]),
+    (
+        "sink",
+        &["audit", "disk", "error", "outcome", "spec", "timestamp"],
+    ),
+    (
+        "capture",
+        &[
+            "audit",
+            "error",
+            "outcome",
+            "runtime",
+            "sink",
+            "spec",
+            "timestamp",
+        ],
+    ),
+    (
+        "root",
+        &[
+            "audit",
+            "disk",
+            "error",
+            "outcome",
+            "sink",
+            "spec",
+            "state",
+            "timestamp",
+        ],
+    ),
+    (
+        "conformance",
+        &[
+            "audit",
+            "error",
+            "outcome",
+            "runtime",
+            "sink",
+            "spec",
+            "timestamp",
+        ],
+    ),
+    (
+        "monitor",
+        &[
+            "audit",
+            "capture",
+            "disk",
+            "error",
+            "events",
+            "outcome",
+            "root",
+            "runtime",
+            "sink",
+            "spec",
+            "state",
+            "timestamp",
+        ],
+    ),
+    (
+        "run",
+        &[
+            "audit",
+            "capture",
+            "disk",
+            "error",
+            "events",
+            "monitor",
+            "outcome",
+            "root",
+            "runtime",
+            "sink",
+            "spec",
+            "state",
+            "timestamp",
+        ],
+    ),
+    ("terminal", &["error", "outcome", "run", "spec"]),
+    (
+        "manager",
+        &[
+            "audit",
+            "disk",
+            "error",
+            "events",
+            "monitor",
+            "outcome",
+            "root",
+            "run",
+            "runtime",
+            "sink",
+            "spec",
+            "state",
+            "timestamp",
+        ],
+    ),
+    (
+        "blocking",
+        &[
+            "error", "manager", "outcome", "run", "runtime", "spec", "state",
+        ],
+    ),
+];
+
+/// Files outside of the rooms: they are hidden or empty in a release build.
+const TOOLS: &[&str] = &["lib", "bench", "fuzz", "guide", "layers"];
+
+/// The most lines of a file, its unit tests aside.
+const MAX_LINES: usize = 600;
+
+/// One file of the library, without its unit tests and its comments.
+struct Source {
+    path: PathBuf,
+    room: String,
+    lines: Vec<(usize, String)>,
+}
+
+#[test]
+fn imports_point_down_and_name_a_room() {
+    let allowed: BTreeMap<_, _> = ROOMS.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let Some(allowed) = allowed.get(source.room.as_str()) else {
+            if !TOOLS.contains(&source.room.as_str()) {
+                wrong.push(format!("{}: not in ROOMS", source.path.display()));
+            }
+            continue;
+        };
+        for (number, line) in &source.lines {
+            for target in imports(line) {
+                if target != source.room && !allowed.contains(&target) {
+                    wrong.push(format!(
+                        "{}:{number}: {} must not import {target}",
+                        source.path.display(),
+                        source.room
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_allowed_imports_have_no_circle() {
+    let mut below = BTreeSet::new();
+    for (room, allowed) in ROOMS {
+        for target in *allowed {
+            assert!(
+                below.contains(target),
+                "{room} imports {target}, which is above it"
+            );
+        }
+        below.insert(room);
+    }
+}
+
+#[test]
+fn no_import_renames_an_item_of_the_crate() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let mut statement = String::new();
+        for (number, line) in &source.lines {
+            let line = line.trim();
+            let begins = line.starts_with("use ") || line.starts_with("pub use ");
+            if statement.is_empty() && !begins {
+                continue;
+            }
+            statement.push_str(line);
+            if !line.ends_with(';') {
+                continue;
+            }
+            let ours = statement.contains("use crate::") || statement.contains("use super::");
+            if ours && statement.contains(" as ") && !statement.contains(" as _") {
+                wrong.push(format!("{}:{number}: {statement}", source.path.display()));
+            }
+            statement.clear();
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_file_is_longer_than_the_limit() {
+    let long: Vec<_> = sources()
+        .into_iter()
+        .map(|source| (source.lines.last().map_or(0, |line| line.0), source.path))
+        .filter(|(lines, _)| *lines > MAX_LINES)
+        .collect();
+    assert!(long.is_empty(), "{long:?}");
+}
+
+/// The rooms that a line of code names after `crate::`.
+fn imports(line: &str) -> impl Iterator<Item = &str> {
+    line.split("crate::").skip(1).map(|rest| {
+        let end = rest
+            .find(|c: char| !c.is_alphanumeric() && c != '_')
+            .unwrap_or(rest.len());
+        &rest[..end]
+    })
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut sources = Vec::new();
+    let mut pending = vec![root.clone()];
+    while let Some(dir) = pending.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() {
+                pending.push(path);
+            } else if name.ends_with(".rs") && !["tests.rs", "crash.rs"].contains(&name) {
+                sources.push(read(&root, path));
+            }
+        }
+    }
+    assert!(sources.len() > 100, "{} files", sources.len());
+    sources
+}
+
+fn read(root: &Path, path: PathBuf) -> Source {
+    let text = fs::read_to_string(&path).unwrap();
+    let code = text.split("\nmod tests {").next().unwrap();
+    let relative = path.strip_prefix(root).unwrap();
+    let first = relative.iter().next().unwrap().to_str().unwrap();
+    Source {
+        room: first.trim_end_matches(".rs").to_owned(),
+        lines: (1..)
+            .zip(code.lines())
+            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+            .map(|(number, line)| (number, line.to_owned()))
+            .collect(),
+        path,
+    }
+}
