@@ -1,14 +1,14 @@
-//! The conformance suite on what comes with moat, and on implementors that break one clause each.
+//! The conformance suite on the implementations of this crate, and on broken implementations.
 //!
-//! The trials on an engine are listed as ignored where none answers, and fail where one is promised
-//! by `MOAT_ENGINE=required`. `DOCKER_HOST` says which engine: `cargo test --test conformance
-//! --all-features -- docker::`.
+//! The trials on an engine are ignored if no engine answers, and fail if `MOAT_ENGINE=required` is
+//! set. `DOCKER_HOST` selects the engine:
+//! `cargo test --test conformance --all-features -- docker::`.
 
 #![allow(
     unreachable_pub,
     clippy::disallowed_methods,
     clippy::unwrap_used,
-    reason = "nobody reaches into a test; tests spawn as their users do, and fail by panicking"
+    reason = "a test has no callers, spawns like user code, and fails by panicking"
 )]
 
 #[cfg(feature = "docker")]
@@ -26,12 +26,12 @@ mod sinks;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 #[cfg(feature = "process")]
 use moat::conformance::ShellHarness;
-use moat::conformance::{self, CaseResult};
+use moat::conformance::{self, Case, CaseResult, Failure};
 use moat::sink::{Fanout, Jsonl, Memory};
 #[cfg(feature = "process")]
 use moat::{LocalProcess, RunSpec};
 
-/// By which clock a row is tried: a double's takes no time.
+/// The clock of a case. With a paused clock, a test double takes no time.
 #[derive(Clone, Copy, PartialEq)]
 enum Clock {
     Real,
@@ -40,99 +40,100 @@ enum Clock {
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    // Trials wait for the engine more than they compute.
+    // Cases mostly wait for the engine.
     arguments.test_threads.get_or_insert(8);
     let memory = Memory::new();
-    // One row for each implementor.
-    let rows = [
-        row(
+    let trials = [
+        trials(
             "scripted",
             Clock::Paused,
-            conformance::runtime(scripted::Stage::new),
+            conformance::runtime(scripted::ScriptedHarness::new),
         ),
         #[cfg(feature = "docker")]
-        engine::row(|| {
-            row(
-                "docker",
-                Clock::Real,
-                conformance::runtime(engine::Stage::new),
-            )
-        }),
+        engine::ignore_without_engine(trials(
+            "docker",
+            Clock::Real,
+            conformance::runtime(engine::EngineHarness::new),
+        )),
         #[cfg(feature = "process")]
-        row(
+        trials(
             "process",
             Clock::Real,
             conformance::runtime(|| {
                 ShellHarness::new(LocalProcess::new(), RunSpec::command(["true"]))
             }),
         ),
-        row(
+        trials(
             "jsonl",
             Clock::Real,
-            conformance::sink(sinks::OfJsonl(Jsonl::new)),
+            conformance::sink(sinks::JsonlHarness(Jsonl::new)),
         ),
-        row(
+        trials(
             "memory",
             Clock::Real,
-            conformance::sink(sinks::OfMemory(memory)),
+            conformance::sink(sinks::MemoryHarness(memory)),
         ),
-        row(
+        trials(
             "fanout",
             Clock::Real,
-            conformance::sink(sinks::OfJsonl(|| {
+            conformance::sink(sinks::JsonlHarness(|| {
                 Fanout::new(Jsonl::new()).best_effort(Memory::new())
             })),
         ),
-        broken_runtime::rows(),
-        broken_sink::rows(),
+        broken_runtime::trials(),
+        broken_sink::trials(),
     ];
-    libtest_mimic::run(&arguments, rows.into_iter().flatten().collect()).exit();
+    libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
 }
 
-fn row(implementor: &str, clock: Clock, trials: Vec<conformance::Case>) -> Vec<Trial> {
-    let trial = |trial: conformance::Case| {
-        let name = format!("{implementor}::{}", trial.name());
-        Trial::ignorable_test(name, move || match run(clock, trial) {
+/// Returns a trial for each case, with the name of the implementation.
+fn trials(implementation: &str, clock: Clock, cases: Vec<Case>) -> Vec<Trial> {
+    let trial = |case: Case| {
+        let name = format!("{implementation}::{}", case.name());
+        Trial::ignorable_test(name, move || match run(clock, case) {
             Ok(CaseResult::Passed) => Ok(Completion::Completed),
             Ok(CaseResult::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
-            Ok(other) => Err(Failed::from(format!("{other:?}"))),
+            Ok(other) => Err(Failed::from(format!("unknown result {other:?}"))),
             Err(failure) => Err(Failed::from(failure)),
         })
     };
-    trials.into_iter().map(trial).collect()
+    cases.into_iter().map(trial).collect()
 }
 
-fn run(clock: Clock, trial: conformance::Case) -> Result<CaseResult, conformance::Failure> {
+fn run(clock: Clock, case: Case) -> Result<CaseResult, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(clock == Clock::Paused)
         .build()
         .unwrap()
-        .block_on(trial.run())
+        .block_on(case.run())
 }
 
-/// A row that shows that each clause can fail: a trial is green if the clause of its name is red on
-/// the implementor that `broken` gives for it.
-fn red(
-    implementor: &str,
-    broken: impl Fn(&'static str) -> Vec<conformance::Case> + Send + Clone + 'static,
+/// Returns a trial for each clause, which passes if the case fails on a broken implementation.
+///
+/// `cases` returns the cases of an implementation that violates the named clause.
+fn broken(
+    implementation: &str,
+    cases: impl Fn(&'static str) -> Vec<Case> + Send + Clone + 'static,
 ) -> Vec<Trial> {
-    // What these say of themselves cannot be tried.
-    const NEVER_TRIED: [&str; 3] = [
-        "append::records_survive_the_death_of_the_process",
-        "sync::synced_records_survive_the_power_failing",
-        "threads::the_one_that_polls_is_not_blocked",
+    // The suite skips these cases for every implementation.
+    const ALWAYS_SKIPPED: [&str; 3] = [
+        "append::survives_a_killed_process",
+        "sync::survives_power_loss",
+        "threads::are_not_blocked",
     ];
-    let names = broken("").into_iter().map(|trial| trial.name());
-    let names = names.filter(|name| !NEVER_TRIED.contains(name));
+    let names = cases("").into_iter().map(|case| case.name());
+    let names = names.filter(|name| !ALWAYS_SKIPPED.contains(name));
     let trial = |name: &'static str| {
-        let broken = broken.clone();
-        Trial::test(format!("broken_{implementor}::{name}"), move || {
-            let mut trials = broken(name).into_iter();
-            let trial = trials.find(|trial| trial.name() == name).unwrap();
-            match run(Clock::Paused, trial) {
+        let cases = cases.clone();
+        Trial::test(format!("broken_{implementation}::{name}"), move || {
+            let mut cases = cases(name).into_iter();
+            let case = cases.find(|case| case.name() == name).unwrap();
+            match run(Clock::Paused, case) {
                 Err(_) => Ok(()),
-                Ok(tried) => Err(Failed::from(format!("it is broken, and passes: {tried:?}"))),
+                Ok(result) => Err(Failed::from(format!(
+                    "the broken implementation is not detected: {result:?}"
+                ))),
             }
         })
     };
