@@ -133,35 +133,41 @@ impl Behavior {
             let _ = writeln!(script, "trap 'exit {}' TERM", self.exit);
         }
         for step in &self.steps {
-            match step {
-                Step::Print(stream, bytes) => {
-                    // Shells limit the length of a word.
-                    for part in bytes.chunks(1024) {
-                        script.push_str("printf '");
-                        for byte in part {
-                            let _ = write!(script, "\\{byte:03o}");
-                        }
-                        let _ = writeln!(script, "'{}", redirection(*stream));
-                    }
-                }
-                Step::Lines(stream, count) => {
-                    let _ = writeln!(
-                        script,
-                        "i=0; while [ $i -lt {count} ]; do printf '%063d\\n' $i; i=$((i+1)); done{}",
-                        redirection(*stream)
-                    );
-                }
-                Step::Pause(duration) => {
-                    let _ = writeln!(script, "sleep {}", duration.as_secs_f64());
-                }
-                Step::Echo => script.push_str("cat\n"),
-            }
+            step.write_script(&mut script);
         }
         if self.waits_for_signal {
             script.push_str("while :; do sleep 0.05; done\n");
         }
         let _ = writeln!(script, "exit {}", self.exit);
         vec!["sh".into(), "-c".into(), script]
+    }
+}
+
+impl Step {
+    fn write_script(&self, script: &mut String) {
+        match self {
+            Self::Print(stream, bytes) => {
+                // Shells limit the length of a word.
+                for part in bytes.chunks(1024) {
+                    script.push_str("printf '");
+                    for byte in part {
+                        let _ = write!(script, "\\{byte:03o}");
+                    }
+                    let _ = writeln!(script, "'{}", redirection(*stream));
+                }
+            }
+            Self::Lines(stream, count) => {
+                let _ = writeln!(
+                    script,
+                    "i=0; while [ $i -lt {count} ]; do printf '%063d\\n' $i; i=$((i+1)); done{}",
+                    redirection(*stream)
+                );
+            }
+            Self::Pause(duration) => {
+                let _ = writeln!(script, "sleep {}", duration.as_secs_f64());
+            }
+            Self::Echo => script.push_str("cat\n"),
+        }
     }
 }
 

@@ -8,14 +8,14 @@ use crate::error::RuntimeError;
 use crate::runtime::{Continuity, Status};
 use crate::spec::{ContainerId, RootId, RunId};
 
-/// How long a case watches for a change that must not happen.
+/// The time for which a case watches for a change that must not happen.
 const OBSERVATION: Duration = Duration::from_millis(300);
 
 /// Describes the result of a call for a failure.
 fn describe<T: std::fmt::Debug>(result: &Result<T, RuntimeError>) -> String {
     match result {
-        Ok(value) => format!("it returned {value:?}"),
-        Err(error) => format!("it failed: {}", error_chain(error)),
+        Ok(value) => format!("the call returned {value:?}"),
+        Err(error) => format!("the call failed: {}", error_chain(error)),
     }
 }
 
@@ -48,7 +48,7 @@ async fn ensure_status(
     })
 }
 
-pub(crate) mod name {
+pub(super) mod name {
     use super::*;
 
     pub(crate) async fn is_lowercase_and_constant(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -61,30 +61,35 @@ pub(crate) mod name {
     }
 }
 
-pub(crate) mod capabilities {
+pub(super) mod capabilities {
     use super::*;
 
     pub(crate) async fn are_constant(fixture: &RuntimeFixture) -> Result<(), Abort> {
         let before = fixture.capabilities();
         fixture.run_to_exit(&Behavior::new()).await?;
         ensure(fixture.capabilities() == before, || {
-            format!("{before:?} became {:?}", fixture.capabilities())
+            format!(
+                "the capabilities changed from {before:?} to {:?}",
+                fixture.capabilities()
+            )
         })
     }
 }
 
-pub(crate) mod engine {
+pub(super) mod engine {
     use super::*;
 
     pub(crate) async fn identifies_the_engine(fixture: &RuntimeFixture) -> Result<(), Abort> {
         let engine = fixture.runtime.engine().await?;
         ensure(!engine.name.is_empty(), || "the engine has no name".into())?;
         let again = fixture.runtime.engine().await?;
-        ensure(again == engine, || format!("{engine:?} became {again:?}"))
+        ensure(again == engine, || {
+            format!("the answer changed from {engine:?} to {again:?}")
+        })
     }
 }
 
-pub(crate) mod validate {
+pub(super) mod validate {
     use super::*;
 
     pub(crate) async fn rejects_unsupported_fields(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -98,7 +103,7 @@ pub(crate) mod validate {
     }
 }
 
-pub(crate) mod prepare {
+pub(super) mod prepare {
     use super::*;
 
     pub(crate) async fn is_idempotent(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -119,7 +124,7 @@ pub(crate) mod prepare {
     }
 }
 
-pub(crate) mod create {
+pub(super) mod create {
     use super::*;
 
     pub(crate) async fn does_not_start_the_container(
@@ -129,7 +134,7 @@ pub(crate) mod create {
         tokio::time::sleep(OBSERVATION).await;
         let inspection = fixture.runtime.inspect(&container).await?;
         let unstarted = inspection.status == Status::Created && inspection.started_at.is_none();
-        ensure(unstarted, || format!("{inspection:?}"))
+        ensure(unstarted, || format!("`inspect` returned {inspection:?}"))
     }
 
     pub(crate) async fn makes_the_container_findable(
@@ -154,7 +159,9 @@ pub(crate) mod create {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let after = fixture.runtime.inspect(&container).await?;
         let same = after.status == Status::Ended && after.started_at == before.started_at;
-        ensure(same, || format!("{before:?} became {after:?}"))
+        ensure(same, || {
+            format!("the container changed from {before:?} to {after:?}")
+        })
     }
 
     pub(crate) async fn rejects_a_duplicate_name(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -168,14 +175,14 @@ pub(crate) mod create {
     }
 }
 
-pub(crate) mod start {
+pub(super) mod start {
     use super::*;
 
     pub(crate) async fn sets_the_start_time(fixture: &RuntimeFixture) -> Result<(), Abort> {
         let container = fixture.start(&Behavior::new().waits_for_signal()).await?;
         let inspection = fixture.runtime.inspect(&container).await?;
         ensure(inspection.started_at.is_some(), || {
-            format!("{inspection:?}")
+            format!("`inspect` returned {inspection:?}")
         })
     }
 
@@ -212,7 +219,7 @@ pub(crate) mod start {
     }
 }
 
-pub(crate) mod wait {
+pub(super) mod wait {
     use super::*;
 
     pub(crate) async fn returns_when_the_container_exits(
@@ -273,7 +280,7 @@ pub(crate) mod wait {
     }
 }
 
-pub(crate) mod inspect {
+pub(super) mod inspect {
     use super::*;
 
     pub(crate) async fn reports_each_status_in_order(
@@ -319,19 +326,21 @@ pub(crate) mod inspect {
     }
 }
 
-pub(crate) mod continuity {
+pub(super) mod continuity {
     use super::*;
 
     pub(crate) async fn is_not_broken_without_a_restart(
         fixture: &RuntimeFixture,
     ) -> Result<(), Abort> {
         let container = fixture.start(&Behavior::new().waits_for_signal()).await?;
-        let code = fixture.runtime.continuity(&container).await?;
-        ensure(code != Continuity::Broken, || format!("{code:?}"))
+        let continuity = fixture.runtime.continuity(&container).await?;
+        ensure(continuity != Continuity::Broken, || {
+            format!("`continuity` returned {continuity:?}")
+        })
     }
 }
 
-pub(crate) mod signal {
+pub(super) mod signal {
     use super::*;
 
     pub(crate) async fn reaches_the_first_process(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -370,7 +379,7 @@ pub(crate) mod signal {
     }
 }
 
-pub(crate) mod remove {
+pub(super) mod remove {
     use super::*;
 
     pub(crate) async fn removes_a_created_container(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -421,7 +430,7 @@ pub(crate) mod remove {
     }
 }
 
-pub(crate) mod find {
+pub(super) mod find {
     use super::*;
 
     pub(crate) async fn returns_only_containers_of_the_root(

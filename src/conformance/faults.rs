@@ -1,6 +1,6 @@
 //! The clauses of [`Runtime`](crate::runtime::Runtime) on errors.
 
-pub(crate) mod errors {
+pub(super) mod errors {
     use std::time::Duration;
 
     use futures::StreamExt;
@@ -117,7 +117,7 @@ pub(crate) mod errors {
         fixture.harness.bring_back().await;
         let inspection = fixture.runtime.inspect(&container).await?;
         ensure(inspection.status == Status::Running, || {
-            format!("the container became {:?}", inspection.status)
+            format!("the status changed to {:?}", inspection.status)
         })
     }
 
@@ -133,7 +133,9 @@ pub(crate) mod errors {
         fixture.harness.take_down().await?;
         match within("the pending wait", wait).await? {
             Err(error) => ensure(!error.is_definitive(), || error_chain(&error)),
-            Ok(status) => ensure(status.code.is_none(), || format!("{status:?}")),
+            Ok(status) => ensure(status.code.is_none(), || {
+                format!("`wait` returned {status:?}")
+            }),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The test setups that an implementor provides.
+//! The test setups of an implementation.
 
 use std::sync::Arc;
 

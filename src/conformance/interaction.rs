@@ -37,7 +37,7 @@ fn every_byte() -> Vec<u8> {
     (0..=255).chain(*b"\x10\x11\x10").collect()
 }
 
-pub(crate) mod stdin {
+pub(super) mod stdin {
     use super::*;
 
     pub(crate) async fn delivers_every_byte(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -82,14 +82,14 @@ pub(crate) mod stdin {
             drop(input);
             let status = fixture.runtime.inspect(&container).await?.status;
             ensure(status == Status::Running, || {
-                format!("the container became {status:?}")
+                format!("the status changed to {status:?}")
             })?;
         }
         Ok(())
     }
 }
 
-pub(crate) mod attach_running {
+pub(super) mod attach_running {
     use super::*;
 
     const PROMPT: &[u8] = b"a prompt: ";
@@ -123,7 +123,7 @@ pub(crate) mod attach_running {
     }
 }
 
-pub(crate) mod resize {
+pub(super) mod resize {
     use super::*;
     use crate::spec::WindowSize;
 
@@ -144,7 +144,7 @@ pub(crate) mod resize {
     }
 }
 
-pub(crate) mod exec {
+pub(super) mod exec {
     use super::*;
     use crate::runtime::StartedExec;
     use crate::spec::ExecSpec;

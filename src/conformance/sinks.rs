@@ -13,7 +13,7 @@ use crate::outcome::Stream;
 use crate::sink::{LogSink, Resumed, RunPlace};
 use crate::timestamp::Timestamp;
 
-pub(crate) mod open {
+pub(super) mod open {
     use super::*;
 
     pub(crate) async fn writes_the_start_record(fixture: &SinkFixture) -> Result<(), Abort> {
@@ -78,7 +78,7 @@ pub(crate) mod open {
     }
 }
 
-pub(crate) mod path {
+pub(super) mod path {
     use super::*;
 
     pub(crate) async fn names_the_log_file(fixture: &SinkFixture) -> Result<(), Abort> {
@@ -96,7 +96,7 @@ pub(crate) mod path {
     }
 }
 
-pub(crate) mod append {
+pub(super) mod append {
     use std::task::Poll;
 
     use super::*;
@@ -224,7 +224,7 @@ pub(crate) mod append {
     }
 }
 
-pub(crate) mod sync {
+pub(super) mod sync {
     use super::*;
 
     pub(crate) async fn survives_power_loss(_: &SinkFixture) -> Result<(), Abort> {
@@ -245,7 +245,7 @@ pub(crate) mod sync {
     }
 }
 
-pub(crate) mod resume {
+pub(super) mod resume {
     use super::*;
 
     pub(crate) async fn reports_a_missing_log(fixture: &SinkFixture) -> Result<(), Abort> {
@@ -253,7 +253,9 @@ pub(crate) mod resume {
         for _ in 0..2 {
             let (resumed, records) = fixture.resume(&place).await?;
             let absent = matches!(resumed, Resumed::Absent) && records.is_empty();
-            ensure(absent, || format!("{resumed:?} with {records:?}"))?;
+            ensure(absent, || {
+                format!("`resume` returned {resumed:?} and visited {records:?}")
+            })?;
         }
         fixture.open(&place).await.map(drop)
     }
@@ -335,7 +337,7 @@ pub(crate) mod resume {
     }
 }
 
-pub(crate) mod seal {
+pub(super) mod seal {
     use super::*;
 
     pub(crate) async fn is_returned_by_resume(fixture: &SinkFixture) -> Result<(), Abort> {
@@ -347,7 +349,7 @@ pub(crate) mod seal {
             let (resumed, mut records) = fixture.resume(&place).await?;
             match resumed {
                 Resumed::Sealed(found) if found == sealed => {}
-                other => return fail(format!("{other:?} instead of {sealed:?}")),
+                other => return fail(format!("`resume` returned {other:?} instead of {sealed:?}")),
             }
             // A sink may visit the seal as the last record, or omit it.
             records.retain(|record| !matches!(record, Record::Event(Event::End(_))));
@@ -377,7 +379,7 @@ pub(crate) mod seal {
         drop(log);
         match fixture.resume(&place).await? {
             (Resumed::Sealed(found), _) if found == sealed => Ok(()),
-            (other, _) => fail(format!("{other:?} instead of {sealed:?}")),
+            (other, _) => fail(format!("`resume` returned {other:?} instead of {sealed:?}")),
         }
     }
 
@@ -393,7 +395,7 @@ pub(crate) mod seal {
     }
 }
 
-pub(crate) mod errors {
+pub(super) mod errors {
     use super::*;
 
     pub(crate) async fn are_permanent(fixture: &SinkFixture) -> Result<(), Abort> {
@@ -415,7 +417,7 @@ pub(crate) mod errors {
     }
 }
 
-pub(crate) mod threads {
+pub(super) mod threads {
     use super::*;
 
     pub(crate) async fn are_not_blocked(_: &SinkFixture) -> Result<(), Abort> {

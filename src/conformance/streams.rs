@@ -16,7 +16,7 @@ use crate::spec::{Backstop, RunId};
 
 const EMPTY: &[u8] = b"";
 
-/// How long a container runs after it has printed a large output.
+/// The time for which a container still runs after a large output.
 ///
 /// An engine with a [`DrainLimit`](crate::runtime::DrainLimit) may discard output that it has not
 /// read shortly after the exit.
@@ -34,7 +34,7 @@ fn with_crlf(bytes: &[u8]) -> Vec<u8> {
     shown
 }
 
-pub(crate) mod attach {
+pub(super) mod attach {
     use super::*;
 
     pub(crate) async fn resolves_before_the_start(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -43,7 +43,7 @@ pub(crate) mod attach {
         let output = within("`attach`", fixture.runtime.attach(&container, false)).await??;
         let inspection = fixture.runtime.inspect(&container).await?;
         ensure(inspection.status == Status::Created, || {
-            format!("attaching made the container {:?}", inspection.status)
+            format!("attaching changed the status to {:?}", inspection.status)
         })?;
         fixture.runtime.start(&container).await?;
         ensure_bytes("stdout", &collect(output).await?.stdout, b"late\n")
@@ -64,9 +64,9 @@ pub(crate) mod attach {
     ) -> Result<(), Abort> {
         let behavior = Behavior::new()
             .out("one\n")
-            .err("eins\n")
+            .err("error one\n")
             .out("two\n\n")
-            .err("zwei, without a newline")
+            .err("error two, without a newline")
             .out("\u{20ac} and three");
         let got = fixture.collect_output(&behavior).await?;
         for stream in Stream::ALL {
@@ -159,7 +159,7 @@ pub(crate) mod attach {
         }
         let inspection = fixture.runtime.inspect(&container).await?;
         ensure(inspection.status == Status::Created, || {
-            format!("{inspection:?}")
+            format!("`inspect` returned {inspection:?}")
         })?;
         fixture.runtime.remove(&container, false).await?;
         Ok(())
@@ -186,7 +186,7 @@ pub(crate) mod attach {
     }
 }
 
-pub(crate) mod logs {
+pub(super) mod logs {
     use super::*;
 
     pub(crate) async fn return_all_output(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -222,7 +222,7 @@ pub(crate) mod logs {
             .lines(Stream::Stdout, 300)
             .lines(Stream::Stderr, 300)
             .out("three\n")
-            .err("drei\n");
+            .err("error three\n");
         let container = fixture.run_to_exit(&behavior).await?;
         let log = fixture
             .read_log(&container, LogsRequest::all(false))
@@ -247,7 +247,7 @@ pub(crate) mod logs {
         ensure_bytes("stdout", &log.await?.stdout, b"so far\n")?;
         let inspection = fixture.runtime.inspect(&container).await?;
         ensure(inspection.status == Status::Running, || {
-            format!("{inspection:?}")
+            format!("`inspect` returned {inspection:?}")
         })
     }
 
@@ -351,7 +351,7 @@ pub(crate) mod logs {
     }
 }
 
-pub(crate) mod copy_out {
+pub(super) mod copy_out {
     use super::*;
 
     const NAME: &str = "moat-conformance";
