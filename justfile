@@ -58,6 +58,15 @@ docs:
 docs-rs:
     RUSTDOCFLAGS='-D warnings --cfg docsrs' cargo +nightly doc --locked --quiet --package moat --lib --all-features --no-deps
 
+# The public API, compared with tests/public-api.txt (rustup toolchain install nightly; cargo install cargo-public-api)
+public-api:
+    cargo +nightly public-api --package moat --all-features -sss | diff tests/public-api.txt - \
+        || { echo 'The public API has changed. If this is intended: just public-api-update' >&2; exit 1; }
+
+# Writes tests/public-api.txt
+public-api-update:
+    cargo +nightly public-api --package moat --all-features -sss >tests/public-api.txt
+
 # All tests, or those that the arguments name: `just test --test audit_format`
 test *args:
     cargo test --locked --workspace --all-features {{ args }}

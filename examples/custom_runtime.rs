@@ -28,7 +28,9 @@ impl<R: Runtime> Runtime for Unprivileged<R> {
 
     fn name(&self) -> &'static str { "unprivileged" }
     /// Only what is forwarded below: no input and no execs.
-    fn capabilities(&self) -> Capabilities { Capabilities::NONE.with_tap().with_logs() }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NONE.with_attach_before_start().with_logs()
+    }
 
     async fn engine(&self) -> Result<EngineInfo> { self.0.engine().await }
     async fn prepare(&self, spec: &RunSpec) -> Result<()> { self.0.prepare(spec).await }

@@ -1,4 +1,4 @@
-//! How a run ended, and how sure moat is of what it captured.
+//! The ending of a run, and the completeness of its log.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::spec::{ContainerId, RunId};
 use crate::timestamp::Timestamp;
 
-/// One of a container's streams of output.
+/// An output stream of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stream {
@@ -17,7 +17,7 @@ pub enum Stream {
     Stdout,
     /// Standard error.
     Stderr,
-    /// The terminal: both, as one.
+    /// The terminal, which merges both streams.
     Tty,
 }
 
@@ -25,7 +25,7 @@ impl Stream {
     /// All streams.
     pub const ALL: [Self; 3] = [Self::Stdout, Self::Stderr, Self::Tty];
 
-    /// The stream's name in the audit file: `stdout`, `stderr` or `tty`.
+    /// Returns the name in the audit file: `stdout`, `stderr` or `tty`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
@@ -41,15 +41,15 @@ impl fmt::Display for Stream {
     }
 }
 
-/// One value for each stream.
+/// One value per stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PerStream<T> {
-    /// That of standard output.
+    /// The value of standard output.
     pub stdout: T,
-    /// That of standard error.
+    /// The value of standard error.
     pub stderr: T,
-    /// That of the terminal.
+    /// The value of the terminal.
     pub tty: T,
 }
 
@@ -76,39 +76,39 @@ impl<T> std::ops::IndexMut<Stream> for PerStream<T> {
 }
 
 impl PerStream<u64> {
-    /// The sum over the streams.
+    /// Returns the sum over all streams.
     pub fn total(&self) -> u64 {
         self.stdout + self.stderr + self.tty
     }
 }
 
-/// How a run ended. It is immutable: the first one that is known stays.
+/// The ending of a run. It never changes once it is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Ending {
-    /// The container ran, and ended.
+    /// The container ran and ended.
     Exited(Exit),
-    /// The container was made, but the engine could not start it.
+    /// The container was created, but the engine could not start it.
     FailedToStart {
-        /// Why, in the engine's words, without secrets.
+        /// The engine's message, without secrets.
         reason: String,
     },
-    /// The container was never made.
+    /// The container was never created.
     NotCreated {
-        /// Why, without secrets.
+        /// The reason, without secrets.
         reason: String,
-        /// Whether the process that should have made it died.
+        /// True if the process died before it created the container.
         aborted: bool,
     },
-    /// Someone else removed the container.
+    /// The container was removed externally.
     Removed {
-        /// The exit code, if the engine still told it.
+        /// The exit code, if the engine reported it before the removal.
         code: Option<i64>,
     },
-    /// What became of the container cannot be known any more.
+    /// The ending of the container cannot be determined any more.
     Lost {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -125,7 +125,7 @@ impl Ending {
         Self::FailedToStart { reason }
     }
 
-    /// The same ending, with its words changed: for taking out secrets.
+    /// Redacts the engine's messages.
     pub(crate) fn redacted(mut self, redact: impl Fn(&str) -> String) -> Self {
         match &mut self {
             Self::FailedToStart { reason }
@@ -137,7 +137,7 @@ impl Ending {
         self
     }
 
-    /// The exit code, where there is one.
+    /// Returns the exit code, if there is one.
     pub fn code(&self) -> Option<i64> {
         match self {
             Self::Exited(exit) => exit.code,
@@ -146,12 +146,12 @@ impl Ending {
         }
     }
 
-    /// Whether the container ran, ended by itself or by a signal, with code 0.
+    /// Returns true if the container ran and exited with code 0.
     pub fn success(&self) -> bool {
         matches!(self, Self::Exited(Exit { code: Some(0), .. }))
     }
 
-    /// Whether the container was never started.
+    /// Returns true if the container never started.
     pub fn never_started(&self) -> bool {
         matches!(self, Self::FailedToStart { .. } | Self::NotCreated { .. })
     }
@@ -163,32 +163,34 @@ impl fmt::Display for Ending {
             Self::Exited(exit) => exit.fmt(f),
             Self::FailedToStart { reason } => write!(f, "failed to start: {reason}"),
             Self::NotCreated { reason, .. } => write!(f, "not created: {reason}"),
-            Self::Removed { code: Some(code) } => write!(f, "removed by others, exit code {code}"),
-            Self::Removed { code: None } => f.write_str("removed by others"),
+            Self::Removed { code: Some(code) } => write!(f, "removed externally, exit code {code}"),
+            Self::Removed { code: None } => f.write_str("removed externally"),
             Self::Lost { reason } => write!(f, "lost: {reason}"),
         }
     }
 }
 
-/// How a container ended, as its engine tells it. Nothing is inferred from the code.
+/// The exit of a container, as the engine reports it.
+///
+/// moat infers nothing from the exit code.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Exit {
-    /// The exit code; `None` where the engine does not know it.
+    /// The exit code; `None` if the engine does not know it.
     pub code: Option<i64>,
-    /// Whether the engine says that the container was killed for want of memory.
+    /// True if the container was killed because it was out of memory.
     pub oom_killed: bool,
-    /// The engine's own error, if it has one.
+    /// The engine's error, if it reports one.
     pub error: Option<String>,
-    /// When it started, by the engine's clock.
+    /// The start time, by the engine's clock.
     pub started_at: Option<Timestamp>,
-    /// When it ended, by the engine's clock.
+    /// The end time, by the engine's clock.
     pub finished_at: Option<Timestamp>,
 }
 
 impl Exit {
-    /// An exit with this code.
+    /// Creates an exit that has only a code.
     pub fn with_code(code: i64) -> Self {
         Self {
             code: Some(code),
@@ -201,7 +203,7 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.code {
             Some(code) => write!(f, "exited with code {code}")?,
-            None => f.write_str("exited with a code that the engine does not know")?,
+            None => f.write_str("exited with an unknown code")?,
         }
         if self.oom_killed {
             f.write_str(", out of memory")?;
@@ -213,38 +215,54 @@ impl fmt::Display for Exit {
     }
 }
 
-/// Why moat stopped a run.
+/// The reason for which moat stopped a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StopCause {
-    /// The caller asked for it.
+    /// The caller requested a stop.
     Requested,
-    /// The caller asked for a kill.
+    /// The caller requested a kill.
     Killed,
-    /// The time limit was reached.
+    /// The run reached its time limit.
     TimeLimit,
-    /// The output limit was reached.
+    /// The run reached its output limit.
     OutputLimit,
-    /// Nothing was printed for longer than the silence limit.
+    /// The run wrote no output for longer than its silence limit.
     SilenceLimit,
-    /// A token that was to stop it was cancelled.
+    /// A cancellation token of the run was cancelled.
     Cancelled,
-    /// The manager was shut down with the runs stopped.
-    ShutdownMode,
+    /// The manager was shut down, which stopped its runs.
+    Shutdown,
 }
 
-/// What the audit file says of its own completeness.
+/// The completeness of an audit file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Verdict {
-    /// Every byte of every stream is there.
+    /// The file has every byte of every stream.
     Complete,
-    /// Every line is there; in some, marked `lossy`, the engine's log has replaced bytes.
+    /// The file has every line.
+    ///
+    /// In lines marked `lossy`, the engine's log replaced bytes.
     Lossy,
-    /// Something is missing, or may be: the `gap` records say what, and why.
+    /// Output is or may be missing.
+    ///
+    /// The `gap` records name the range and the reason.
     Gap,
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NeverStarted => "never started",
+            Self::Tail => "the tail of the engine's log",
+            Self::Replay => "the whole log of the engine",
+            Self::Eof => "the end of the attachment",
+            Self::None => "none",
+        })
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -257,117 +275,121 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// What a verdict stands on.
+/// The evidence for a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Evidence {
-    /// The container never ran: there was nothing to capture.
+    /// The container never ran, so there was no output.
     NeverStarted,
-    /// The tap came to its end, and the tail of the engine's log agrees with it.
+    /// The attachment ended, and the tail of the engine's log matches it.
     Tail,
-    /// The engine's log was read from its start to its end, after the exit.
+    /// The engine's log was read from start to end after the exit.
     Replay,
-    /// The tap came to its end, and nothing stood behind it.
+    /// The attachment ended, and there was no log to compare with.
     Eof,
-    /// None: what was captured could not be checked against anything.
+    /// The captured output could not be checked.
     None,
 }
 
-/// The seal: what the last record of a sealed audit file says of the whole run.
+/// The last record of a sealed audit file, which summarizes the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Seal {
-    /// When the file was sealed.
+    /// The time of the seal.
     pub ts: Timestamp,
-    /// How the run ended.
+    /// The ending of the run.
     pub exit: Ending,
-    /// What the file says of its own completeness.
+    /// The completeness of the file.
     pub verdict: Verdict,
-    /// What that stands on.
+    /// The evidence for the verdict.
     pub evidence: Evidence,
     /// The number of output records.
     pub records: u64,
-    /// The bytes of output in them, newlines included, by stream.
+    /// The bytes of output in these records, per stream, newlines included.
     pub bytes: PerStream<u64>,
     /// The number of `gap` records.
     #[serde(default)]
     pub gaps: u64,
-    /// Why moat stopped the run, if it did.
+    /// The reason for which moat stopped the run, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<StopCause>,
-    /// The engine's id of the container, where one was made.
+    /// The engine's id of the container, if one was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<ContainerId>,
-    /// The digest of the image, as the engine resolved it.
+    /// The digest of the image that the engine used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
-    /// Seconds from the engine's answer that the container had ended until all was captured.
+    /// Seconds from the engine's report of the end to the end of the capture.
     #[serde(default)]
     pub capture_seconds: f64,
-    /// What was sampled of it while it ran: the most of each, as far as this was seen.
+    /// The maximum of the samples of resource usage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Box<Usage>>,
-    /// SHA-256, in hexadecimal, of every byte of the file before this field.
+    /// The SHA-256 digest, in hexadecimal, of the file before this field.
     #[serde(default)]
     pub sha256: String,
 }
 
-/// What is known of a run that has ended.
+/// The result of a run that ended.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Outcome {
     /// The run.
     pub run: RunId,
-    /// How it ended.
+    /// The ending of the run.
     pub ending: Ending,
-    /// The seal of its audit file.
+    /// The seal of the audit file.
     pub seal: SealState,
-    /// The audit file; `None` where the sink writes none.
+    /// The audit file; `None` if the sink writes none.
     pub audit: Option<PathBuf>,
-    /// The last lines of its output, at most 20 and 4 KiB, invalid UTF-8 replaced; empty where
-    /// this manager did not capture them.
+    /// The last lines of the output, with invalid UTF-8 replaced.
+    ///
+    /// At most 20 lines and 4 KiB. Empty if this manager did not capture them.
     pub last_lines: Vec<String>,
-    /// What was sampled of it while it ran: the most of each. `None`: its spec did not ask for
-    /// that, or nothing was seen.
+    /// The maximum of the samples of resource usage.
+    ///
+    /// `None`: the spec does not sample, or there is no sample.
     pub usage: Option<Usage>,
 }
 
-/// Whether the audit file is sealed.
+/// The state of the seal of an audit file.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum SealState {
-    /// It is, and this is its last record.
+    /// The file is sealed. This is its last record.
     Sealed(Box<Seal>),
-    /// Not yet: the exit is known, and moat goes on trying.
+    /// The exit is known, and moat retries the seal.
     Pending {
-        /// What stands in the way.
+        /// The reason why the file is not sealed.
         reason: String,
     },
 }
 
 impl Outcome {
-    /// The exit code, where there is one.
+    /// Returns the exit code, if there is one.
     pub fn code(&self) -> Option<i64> {
         self.ending.code()
     }
 
-    /// Whether the container ran and ended with code 0.
+    /// Returns true if the container ran and exited with code 0.
     pub fn success(&self) -> bool {
         self.ending.success()
     }
 
-    /// Why moat stopped the run, if it did, as far as that is sealed.
+    /// Returns the reason for which moat stopped the run.
+    ///
+    /// `None` until the file is sealed.
     pub fn stopped(&self) -> Option<StopCause> {
         self.sealed().and_then(|seal| seal.stopped)
     }
 
-    /// How a run failed: its ending, why it was stopped, and its last lines, escaped.
+    /// Returns a display of the ending, the stop cause and the last lines.
     pub(crate) fn failure(&self) -> Failure<'_> {
         Failure(self)
     }
 
-    /// The seal, if the file is sealed.
+    /// Returns the seal, if the file is sealed.
     pub fn sealed(&self) -> Option<&Seal> {
         match &self.seal {
             SealState::Sealed(seal) => Some(seal),
@@ -375,7 +397,7 @@ impl Outcome {
         }
     }
 
-    /// How long the container ran, by the engine's clock.
+    /// Returns the running time of the container, by the engine's clock.
     pub fn duration(&self) -> Option<Duration> {
         match &self.ending {
             Ending::Exited(Exit {
@@ -388,7 +410,7 @@ impl Outcome {
     }
 }
 
-/// How a run failed, over several lines where it has printed something.
+/// The message of a failed run. It has several lines if the run has output.
 pub(crate) struct Failure<'a>(&'a Outcome);
 
 impl fmt::Display for Failure<'_> {
@@ -402,7 +424,7 @@ impl fmt::Display for Failure<'_> {
     }
 }
 
-/// The end of an error's message: the last lines of a run's output, escaped, if there are any.
+/// The last lines of a run's output, escaped, as the end of an error message.
 pub(crate) struct LastLines<'a>(pub(crate) &'a [String]);
 
 impl fmt::Display for LastLines<'_> {
@@ -413,7 +435,7 @@ impl fmt::Display for LastLines<'_> {
         for line in self.0 {
             f.write_str("\n  ")?;
             for character in line.chars() {
-                // What a container prints does not steer the terminal that an error is shown on.
+                // Escape sequences in the output must not reach the terminal that shows an error.
                 match character.is_control() && character != '\t' {
                     true => write!(f, "{}", character.escape_default())?,
                     false => write!(f, "{character}")?,
@@ -433,12 +455,12 @@ impl fmt::Display for StopCause {
             Self::OutputLimit => "its output limit was reached",
             Self::SilenceLimit => "it printed nothing for too long",
             Self::Cancelled => "it was cancelled",
-            Self::ShutdownMode => "its manager was shut down",
+            Self::Shutdown => "its manager was shut down",
         })
     }
 }
 
-/// The ending of a noun with this count.
+/// Returns the plural suffix of a noun with this count.
 fn plural(count: u64) -> &'static str {
     match count {
         1 => "",
@@ -465,34 +487,34 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What a container uses, or the most of each that was seen of it.
+/// The resource usage of a container: one sample, or the maximum of several.
 #[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Memory, in bytes, without the file cache that could be taken back at once.
+    /// Memory in bytes, without the reclaimable file cache.
     pub memory: u64,
-    /// CPU time since its start, in seconds over all CPUs.
+    /// CPU time since the start, in seconds over all CPUs.
     pub cpu_seconds: f64,
-    /// Processes and threads.
+    /// The number of processes and threads.
     pub pids: u64,
-    /// How many samples this is of.
+    /// The number of samples.
     pub samples: u64,
 }
 
 impl Usage {
-    /// One sample.
+    /// Creates a sample.
     pub fn new(memory: u64, cpu: Duration, pids: u64) -> Self {
         Self {
             memory,
-            // Of so few digits that it reads back as it was written.
+            // Whole microseconds, so that the number parses back to the same value.
             cpu_seconds: cpu.as_micros() as f64 / 1e6,
             pids,
             samples: 1,
         }
     }
 
-    /// The most of each.
+    /// Returns the maximum of each value.
     #[must_use]
     pub(crate) fn most(self, other: Self) -> Self {
         Self {
@@ -500,6 +522,26 @@ impl Usage {
             cpu_seconds: self.cpu_seconds.max(other.cpu_seconds),
             pids: self.pids.max(other.pids),
             samples: self.samples + other.samples,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_causes_have_their_names_in_the_file_format() {
+        for (cause, name) in [
+            (StopCause::Requested, "requested"),
+            (StopCause::Killed, "killed"),
+            (StopCause::TimeLimit, "time_limit"),
+            (StopCause::OutputLimit, "output_limit"),
+            (StopCause::SilenceLimit, "silence_limit"),
+            (StopCause::Cancelled, "cancelled"),
+            (StopCause::Shutdown, "shutdown"),
+        ] {
+            assert_eq!(serde_json::to_value(cause).unwrap(), name);
         }
     }
 }

@@ -256,7 +256,7 @@ fn in_tests_passes_and_shows_the_output_of_a_service_with_a_failure(place: &Plac
     for line in ["  starting", "  listening"] {
         assert!(lines.lines().any(|shown| shown == line), "{stderr}");
     }
-    let audit = shown[1].trim().strip_prefix("its audit: ").unwrap();
+    let audit = shown[1].trim().strip_prefix("audit file: ").unwrap();
     let audit = Audit::read(&place.dir.path().join(audit)).unwrap();
     assert_eq!(audit.verdict(), "complete");
     assert!(left.is_empty(), "{left:?}");

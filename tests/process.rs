@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use moat::audit::{Event, GapReason, LogState, Reader, Record, verify};
 use moat::outcome::{Evidence, StopCause, Stream};
-use moat::runtime::{CreateRequest, RuntimeError, Status};
+use moat::runtime::{ContainerStatus, CreateRequest, RuntimeError};
 use moat::spec::{LimitAction, RootId, Stdin};
 use moat::{
     Ending, Error, Exit, LocalProcess, Manager, Outcome, Root, Run, RunId, RunSpec, Runtime, Seal,
@@ -619,7 +619,7 @@ async fn shutting_down_stops_what_cannot_be_left_and_seals_it() {
     let info = Root::open(place.root()).unwrap().info(&id).unwrap();
     let seal = info.seal.unwrap();
     assert_eq!(seal.exit.code(), Some(5));
-    assert_eq!(seal.stopped, Some(StopCause::ShutdownMode));
+    assert_eq!(seal.stopped, Some(StopCause::Shutdown));
     assert_eq!(seal.verdict, Verdict::Complete);
 }
 
@@ -1022,7 +1022,7 @@ async fn a_process_is_found_from_its_making_to_its_removal() {
     let found = runtime.find(&direct.root).await.unwrap();
     assert_eq!(
         (&found[0].container, found[0].status),
-        (&container, Status::Created)
+        (&container, ContainerStatus::Created)
     );
     assert!(runtime.find(&RootId::generate()).await.unwrap().is_empty());
     let early = runtime.signal(&container, "SIGTERM").await;
@@ -1036,7 +1036,7 @@ async fn a_process_is_found_from_its_making_to_its_removal() {
     let inspection = runtime.inspect(&container).await.unwrap();
     assert_eq!(
         (inspection.status, inspection.code),
-        (Status::Ended, Some(9))
+        (ContainerStatus::Ended, Some(9))
     );
     let late = runtime.signal(&container, "SIGTERM").await;
     assert!(matches!(late, Err(RuntimeError::Conflict { .. })));

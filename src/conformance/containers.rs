@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::runtime_fixture::{RuntimeFixture, eventually, within};
 use super::{Abort, Behavior, ensure, error_chain, fail};
 use crate::error::RuntimeError;
-use crate::runtime::{Continuity, Status};
+use crate::runtime::{ContainerStatus, Continuity};
 use crate::spec::{ContainerId, RootId, RunId};
 
 /// The time for which a case watches for a change that must not happen.
@@ -37,7 +37,7 @@ async fn ensure_gone(fixture: &RuntimeFixture, container: &ContainerId) -> Resul
 async fn ensure_status(
     fixture: &RuntimeFixture,
     container: &ContainerId,
-    status: Status,
+    status: ContainerStatus,
 ) -> Result<(), Abort> {
     let inspection = fixture.runtime.inspect(container).await?;
     ensure(inspection.status == status, || {
@@ -133,7 +133,8 @@ pub(super) mod create {
         let container = fixture.create(&Behavior::new()).await?;
         tokio::time::sleep(OBSERVATION).await;
         let inspection = fixture.runtime.inspect(&container).await?;
-        let unstarted = inspection.status == Status::Created && inspection.started_at.is_none();
+        let unstarted =
+            inspection.status == ContainerStatus::Created && inspection.started_at.is_none();
         ensure(unstarted, || format!("`inspect` returned {inspection:?}"))
     }
 
@@ -145,7 +146,7 @@ pub(super) mod create {
         let container = fixture.create_with(&fixture.root, &run, &spec).await?;
         let found = fixture.runtime.find(&fixture.root).await?;
         let one = matches!(&found[..], [one] if one.container == container && one.run == run
-            && one.status == Status::Created);
+            && one.status == ContainerStatus::Created);
         ensure(one, || {
             format!("`find` returned {found:?} instead of {container} for {run}")
         })
@@ -158,7 +159,7 @@ pub(super) mod create {
         let before = fixture.wait_ended(&container).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let after = fixture.runtime.inspect(&container).await?;
-        let same = after.status == Status::Ended && after.started_at == before.started_at;
+        let same = after.status == ContainerStatus::Ended && after.started_at == before.started_at;
         ensure(same, || {
             format!("the container changed from {before:?} to {after:?}")
         })
@@ -194,7 +195,7 @@ pub(super) mod start {
         ensure(matches!(result, Err(RuntimeError::Rejected { .. })), || {
             describe(&result)
         })?;
-        ensure_status(fixture, &container, Status::Created).await?;
+        ensure_status(fixture, &container, ContainerStatus::Created).await?;
         fixture.runtime.remove(&container, false).await?;
         Ok(())
     }
@@ -271,7 +272,7 @@ pub(super) mod wait {
             let wait = fixture.runtime.wait(&container);
             let _ = tokio::time::timeout(Duration::from_millis(50), wait).await;
         }
-        ensure_status(fixture, &container, Status::Running).await?;
+        ensure_status(fixture, &container, ContainerStatus::Running).await?;
         fixture.runtime.signal(&container, "SIGTERM").await?;
         let code = fixture.wait(&container).await?;
         ensure(code == Some(4), || {
@@ -289,9 +290,9 @@ pub(super) mod inspect {
         let container = fixture
             .create(&Behavior::new().out("ready\n").waits_for_signal())
             .await?;
-        ensure_status(fixture, &container, Status::Created).await?;
+        ensure_status(fixture, &container, ContainerStatus::Created).await?;
         fixture.runtime.start(&container).await?;
-        ensure_status(fixture, &container, Status::Running).await?;
+        ensure_status(fixture, &container, ContainerStatus::Running).await?;
         fixture.runtime.signal(&container, "SIGKILL").await?;
         fixture.wait(&container).await?;
         fixture.wait_ended(&container).await.map(drop)
@@ -358,7 +359,7 @@ pub(super) mod signal {
             .await?;
         fixture.runtime.signal(&container, "SIGTERM").await?;
         tokio::time::sleep(OBSERVATION).await;
-        ensure_status(fixture, &container, Status::Running).await?;
+        ensure_status(fixture, &container, ContainerStatus::Running).await?;
         fixture.runtime.signal(&container, "SIGKILL").await?;
         let code = fixture.wait(&container).await?;
         ensure(code == Some(137), || {
@@ -369,7 +370,7 @@ pub(super) mod signal {
     pub(crate) async fn conflicts_before_the_start(fixture: &RuntimeFixture) -> Result<(), Abort> {
         let container = fixture.create(&Behavior::new()).await?;
         ensure_conflict(fixture.runtime.signal(&container, "SIGTERM").await)?;
-        ensure_status(fixture, &container, Status::Created).await
+        ensure_status(fixture, &container, ContainerStatus::Created).await
     }
 
     pub(crate) async fn conflicts_after_the_exit(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -397,7 +398,7 @@ pub(super) mod remove {
     ) -> Result<(), Abort> {
         let container = fixture.start_ready(Behavior::new()).await?;
         ensure_conflict(fixture.runtime.remove(&container, false).await)?;
-        ensure_status(fixture, &container, Status::Running).await
+        ensure_status(fixture, &container, ContainerStatus::Running).await
     }
 
     pub(crate) async fn force_removes_a_running_container(
@@ -464,9 +465,9 @@ pub(super) mod find {
         let running = fixture.start_ready(Behavior::new()).await?;
         let ended = fixture.run_to_exit(&Behavior::new()).await?;
         let expected = [
-            (created, Status::Created),
-            (running, Status::Running),
-            (ended, Status::Ended),
+            (created, ContainerStatus::Created),
+            (running, ContainerStatus::Running),
+            (ended, ContainerStatus::Ended),
         ];
         eventually(
             "`find` returns all three containers with their states",

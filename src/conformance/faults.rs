@@ -10,7 +10,7 @@ pub(super) mod errors {
     use crate::conformance::runtime_fixture::{RuntimeFixture, within};
     use crate::conformance::{Abort, Behavior, ensure, error_chain, fail};
     use crate::error::RuntimeError;
-    use crate::runtime::{CreateRequest, LogsRequest, Status};
+    use crate::runtime::{ContainerStatus, CreateRequest, LogsRequest};
     use crate::spec::{ContainerId, RunId, RunSpec};
 
     /// The 30 s limit of each call, and 5 s for a busy machine.
@@ -116,7 +116,7 @@ pub(super) mod errors {
         }
         fixture.harness.bring_back().await;
         let inspection = fixture.runtime.inspect(&container).await?;
-        ensure(inspection.status == Status::Running, || {
+        ensure(inspection.status == ContainerStatus::Running, || {
             format!("the status changed to {:?}", inspection.status)
         })
     }

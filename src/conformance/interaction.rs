@@ -11,7 +11,7 @@ use super::runtime_fixture::{
 };
 use super::{Abort, Behavior, ensure, error_chain, fail, skip};
 use crate::error::RuntimeError;
-use crate::runtime::{InputWriter, Status};
+use crate::runtime::{ContainerStatus, InputWriter};
 use crate::spec::Stdin;
 
 async fn write(input: &mut InputWriter, bytes: &[u8]) -> Result<(), Abort> {
@@ -81,7 +81,7 @@ pub(super) mod stdin {
             ensure_bytes("stdout", &got, text.as_bytes())?;
             drop(input);
             let status = fixture.runtime.inspect(&container).await?.status;
-            ensure(status == Status::Running, || {
+            ensure(status == ContainerStatus::Running, || {
                 format!("the status changed to {status:?}")
             })?;
         }

@@ -12,7 +12,7 @@ use super::{Abort, Behavior, error_chain, fail, skip};
 use crate::error::RuntimeError;
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{
-    Capabilities, CreateRequest, Inspection, LogsRequest, OutputStream, Runtime, Status,
+    Capabilities, ContainerStatus, CreateRequest, Inspection, LogsRequest, OutputStream, Runtime,
 };
 use crate::spec::{ContainerId, RootId, RunId, RunSpec, Stdin};
 
@@ -159,12 +159,12 @@ impl RuntimeFixture {
         Ok(status.code)
     }
 
-    /// Polls until the status of the container is [`Status::Ended`].
+    /// Polls until the status of the container is [`ContainerStatus::Ended`].
     pub(super) async fn wait_ended(&self, container: &ContainerId) -> Result<Inspection, Abort> {
         let runtime = &self.runtime;
         eventually("the container ends", || async {
             let inspection = runtime.inspect(container).await?;
-            Ok((inspection.status == Status::Ended).then_some(inspection))
+            Ok((inspection.status == ContainerStatus::Ended).then_some(inspection))
         })
         .await
     }

@@ -11,7 +11,7 @@ use super::runtime_fixture::{
 use super::{Abort, Behavior, ensure, error_chain, fail, skip};
 use crate::error::RuntimeError;
 use crate::outcome::Stream;
-use crate::runtime::{Archive, LogsRequest, Status};
+use crate::runtime::{Archive, ContainerStatus, LogsRequest};
 use crate::spec::{Backstop, RunId};
 
 const EMPTY: &[u8] = b"";
@@ -42,7 +42,7 @@ pub(super) mod attach {
         let container = fixture.create(&Behavior::new().out("late\n")).await?;
         let output = within("`attach`", fixture.runtime.attach(&container, false)).await??;
         let inspection = fixture.runtime.inspect(&container).await?;
-        ensure(inspection.status == Status::Created, || {
+        ensure(inspection.status == ContainerStatus::Created, || {
             format!("attaching changed the status to {:?}", inspection.status)
         })?;
         fixture.runtime.start(&container).await?;
@@ -158,7 +158,7 @@ pub(super) mod attach {
             Err(error) => return fail(error_chain(&error)),
         }
         let inspection = fixture.runtime.inspect(&container).await?;
-        ensure(inspection.status == Status::Created, || {
+        ensure(inspection.status == ContainerStatus::Created, || {
             format!("`inspect` returned {inspection:?}")
         })?;
         fixture.runtime.remove(&container, false).await?;
@@ -246,7 +246,7 @@ pub(super) mod logs {
         });
         ensure_bytes("stdout", &log.await?.stdout, b"so far\n")?;
         let inspection = fixture.runtime.inspect(&container).await?;
-        ensure(inspection.status == Status::Running, || {
+        ensure(inspection.status == ContainerStatus::Running, || {
             format!("`inspect` returned {inspection:?}")
         })
     }

@@ -1,4 +1,4 @@
-//! What can go wrong, by what a caller can do about it.
+//! The errors of moat.
 
 mod runtime;
 mod sink;
@@ -9,35 +9,34 @@ pub use sink::SinkError;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk;
 use crate::outcome::{LastLines, Outcome};
 use crate::spec::{InvalidSpec, RunId};
 
-/// `std::result::Result` with moat's [`Error`].
+/// A [`std::result::Result`] with moat's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong, by what a caller can do about it.
+/// The errors of moat, grouped by the remedy.
 ///
-/// The message names the operation and what it was about; the cause is in `source`. No secret of
-/// a [`RunSpec`](crate::spec::RunSpec) is in either.
+/// The message names the operation and its object. [`source`](std::error::Error::source) is the
+/// cause. Neither contains a secret of a [`RunSpec`](crate::spec::RunSpec).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The spec is wrong: correct the field.
+    /// The spec is invalid. Correct the field.
     #[error(transparent)]
     InvalidSpec(#[from] InvalidSpec),
 
-    /// There is a run of that name already: choose another one.
-    #[error("run {run} exists already: {}", path.display())]
+    /// The root has a run of this id. Use another id.
+    #[error("cannot create run {run}: {} already exists", path.display())]
     RunExists {
         /// The run.
         run: RunId,
-        /// Its folder.
+        /// The directory of the run.
         path: PathBuf,
     },
 
-    /// There is no such run in the root.
-    #[error("there is no run {run} in {}", root.display())]
+    /// The root has no run of this id.
+    #[error("cannot find run {run} in {}", root.display())]
     NoSuchRun {
         /// The run.
         run: RunId,
@@ -45,8 +44,8 @@ pub enum Error {
         root: PathBuf,
     },
 
-    /// Another process, or another manager of this one, owns the run.
-    #[error("run {run} is owned by another live process ({})", path.display())]
+    /// Another process, or another manager of this process, owns the run.
+    #[error("cannot lock {}: another live process owns run {run}", path.display())]
     Owned {
         /// The run.
         run: RunId,
@@ -54,35 +53,39 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// The run's audit file has no final seal yet: wait for it.
-    #[error("run {run} is not sealed yet; wait for it, or stop it first")]
+    /// The run's audit file has no final seal yet.
+    ///
+    /// Stop the run, or wait for its end.
+    #[error("run {run} is not sealed yet; stop it, or wait for its end")]
     NotSealed {
         /// The run.
         run: RunId,
     },
 
-    /// The run is one of another runtime, which alone can look after it: open the root with that.
-    #[error("run {run} is one of the runtime {runtime}: open its root with that")]
+    /// The run belongs to another runtime. Open the root with that runtime.
+    #[error("cannot open run {run}: it belongs to the runtime {runtime}; use that runtime")]
     OtherRuntime {
         /// The run.
         run: RunId,
-        /// The runtime that it was started with, by its name.
+        /// The name of the runtime that started the run.
         runtime: String,
     },
 
-    /// The run is one of another engine, which alone has its container: open the root against that
-    /// one. If that one is gone for good, as after it was installed anew, nobody can say any more
-    /// how the run ended: keep its audit file elsewhere if you like, and remove its folder.
+    /// The run belongs to another engine, which has its container.
+    ///
+    /// Open the root with that engine. If that engine no longer exists, for example after a new
+    /// installation, the end of the run cannot be determined. Save the audit file if you need it,
+    /// and remove the run's directory.
     #[error(
-        "run {run} is one of the engine {engine}, and this is the engine {here}: open its root \
-         against that one, or remove the folder of the run if that one is gone for good"
+        "cannot open run {run} with the engine {here}: it belongs to the engine {engine}; open \
+         its root with that engine, or remove the run's directory if that engine no longer exists"
     )]
     OtherEngine {
         /// The run.
         run: RunId,
-        /// What the engine that the run was started on calls itself.
+        /// The id of the engine that started the run.
         engine: String,
-        /// What the engine that was asked calls itself.
+        /// The id of the connected engine.
         here: String,
     },
 
@@ -93,89 +96,96 @@ pub enum Error {
         run: RunId,
     },
 
-    /// The standard input cannot be written to, or not by this one: look on without it.
-    #[error("the input of run {run} cannot be written to: {reason}")]
+    /// The standard input of the run cannot be written. Attach without input.
+    #[error("cannot write to the input of run {run}: {reason}")]
     NoInput {
         /// The run.
         run: RunId,
-        /// Why not.
+        /// The reason.
         reason: &'static str,
     },
 
-    /// The run did not come to run. Its audit file is there all the same, and says why.
-    #[error("run {} did not start", outcome.run)]
+    /// The run did not start. Its audit file exists and records the reason.
+    #[error("cannot start run {}", outcome.run)]
     NotStarted {
-        /// What is known of it.
+        /// The outcome of the run.
         outcome: Box<Outcome>,
-        /// Why.
+        /// The cause.
         source: RuntimeError,
     },
 
-    /// The run did not end with code 0: see [`Outcome::into_result`].
+    /// The run did not exit with code 0: see [`Outcome::into_result`].
     ///
-    /// The message has the last lines of its output, each on a line of its own.
+    /// The message ends with the last lines of the output, each on its own line.
     #[error("{}", outcome.failure())]
     Failed {
-        /// What is known of it.
+        /// The outcome of the run.
         outcome: Box<Outcome>,
     },
 
-    /// The run did not become ready: see [`Run::wait_ready`](crate::run::Run::wait_ready).
+    /// The run did not become ready.
     ///
-    /// The message has the last lines of its output, each on a line of its own.
+    /// See [`Run::wait_ready`](crate::run::Run::wait_ready).
+    /// The message ends with the last lines of the output, each on its own line.
     #[error("run {run} is not ready: {reason}{}", LastLines(last_lines))]
     NotReady {
         /// The run.
         run: RunId,
-        /// What was waited for, and why it did not come.
+        /// The condition that was not met, and why.
         reason: String,
-        /// How the run ended, where that is why.
+        /// The outcome of the run, if the run ended first.
         outcome: Option<Box<Outcome>>,
-        /// The last lines of its output so far, at most 20, invalid UTF-8 replaced.
+        /// The last lines of the output so far: see [`Outcome::last_lines`].
         last_lines: Vec<String>,
-        /// Its audit file; `None` where the sink writes none.
+        /// The audit file; `None` if the sink writes none.
         audit: Option<PathBuf>,
     },
 
-    /// The engine refused, or could not be reached.
+    /// The engine refused the operation or is unreachable.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 
-    /// A file could not be read or written: look after the disk, or the permissions.
+    /// A file operation failed. Check the disk and the permissions.
     #[error("cannot {operation} {}", path.display())]
     Storage {
-        /// What was to be done, as a verb: `write`.
+        /// The operation, as a verb: `write`.
         operation: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
 
-    /// A sealed audit file, or a run's record, is damaged. moat never changes it.
-    #[error("{} is damaged: {reason}", path.display())]
+    /// A sealed audit file or the record of a run is damaged.
+    ///
+    /// moat never changes such a file.
+    #[error("cannot read {}: the file is damaged: {reason}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where, and how.
+        /// The position and kind of the damage.
         reason: String,
     },
 
-    /// A sink of the caller failed.
+    /// A custom sink failed.
     #[error(transparent)]
     Sink(#[from] SinkError),
 
-    /// The sink took nothing for too long. What it missed is read from the engine's log later.
-    #[error("the sink took nothing for 2 s")]
+    /// The sink accepted no record for 2 s.
+    ///
+    /// moat reads the missed output from the engine's log later.
+    #[error("cannot write the log: the sink accepted no record for 2 s")]
     Stalled,
 
-    /// The manager was shut down.
+    /// The manager is shut down.
     #[error("the manager is shut down")]
     Closed,
 }
 
 impl Error {
-    /// An error of file I/O: `operation` is a verb, such as `write`.
+    /// Creates an error of a file operation.
+    ///
+    /// `operation` is a verb, such as `write`.
     pub(crate) fn storage(
         operation: &'static str,
         path: impl AsRef<Path>,
@@ -188,7 +198,7 @@ impl Error {
         }
     }
 
-    /// The kind of an error of file I/O.
+    /// Returns the kind of a failed file operation.
     pub(crate) fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
             Self::Storage { source, .. } => Some(source.kind()),
@@ -196,32 +206,17 @@ impl Error {
         }
     }
 
-    /// Whether it stays until a human has been at the files.
-    pub(crate) fn is_lasting(&self) -> bool {
-        match self {
-            Self::Damaged { .. }
-            | Self::InvalidSpec(_)
-            | Self::NoSuchRun { .. }
-            | Self::OtherRuntime { .. }
-            | Self::OtherEngine { .. } => true,
-            Self::Storage { source, .. } => {
-                disk::is_irregular(source) || source.kind() == io::ErrorKind::Unsupported
-            }
-            _ => false,
-        }
-    }
-
-    /// The message, and those of all causes, on one line.
+    /// Returns the messages of the error and of all its causes, on one line.
     pub fn chain(&self) -> String {
         chain(self)
     }
 }
 
 impl Outcome {
-    /// Returns the outcome of a run that exited with code 0, and an error for any other.
+    /// Converts an outcome other than exit code 0 into an error.
     ///
-    /// The message of the error shows how the run ended, in the engine's words, and its last
-    /// lines. Gaps in the audit file are no error: see [`Seal::verdict`](crate::outcome::Seal).
+    /// The message of the error has the ending of the run and its last lines. A gap in the audit
+    /// file is not an error: see [`Seal::verdict`](crate::outcome::Seal).
     ///
     /// # Errors
     ///
@@ -236,7 +231,7 @@ impl Outcome {
     }
 }
 
-/// The message of `error`, and those of all its causes, on one line.
+/// Returns the messages of `error` and of all its causes, on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,86 +1,90 @@
-//! What can go wrong with an engine.
+//! The errors of an engine.
 
 use std::time::Duration;
 
-/// What a runtime says of a call that failed. See [`Runtime`](crate::runtime::Runtime) for which of them are facts.
+/// The error of a failed call to an engine.
+///
+/// The contract of [`Runtime`](crate::runtime::Runtime) defines which variants are definitive.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
-    /// The engine could not be reached.
+    /// The engine is unreachable.
     #[error("cannot reach the engine at {address}: {reason}")]
     Unavailable {
-        /// The address that was tried.
+        /// The address of the engine.
         address: String,
-        /// Why not, and what to do about it.
+        /// The reason, and a remedy if one is known.
         reason: String,
     },
 
-    /// The engine did not answer in time. The request may be carried out all the same.
-    #[error("the engine did not {operation} within {} s", after.as_secs())]
+    /// The engine did not answer in time. It may still carry out the request.
+    #[error("cannot {operation}: the engine did not answer within {} s", after.as_secs())]
     Timeout {
-        /// What it was asked for, as a verb: `create the container`.
+        /// The operation, as a verb phrase: `create the container`.
         operation: &'static str,
-        /// The bound.
+        /// The timeout.
         after: Duration,
     },
 
-    /// The connection broke, or what came over it made no sense.
-    #[error("the connection to the engine broke while it was asked to {operation}: {reason}")]
+    /// The connection broke, or the answer was invalid.
+    ///
+    /// The engine may have carried out the request.
+    #[error("cannot {operation}: the connection to the engine broke: {reason}")]
     Broken {
-        /// What it was asked for, as a verb.
+        /// The operation, as a verb phrase.
         operation: &'static str,
-        /// How it broke.
+        /// The reason.
         reason: String,
     },
 
-    /// There is no such container.
-    #[error("the engine cannot {operation}: {reason}")]
+    /// The container does not exist.
+    #[error("cannot {operation}: {reason}")]
     NotFound {
-        /// What it was asked for, as a verb.
+        /// The operation, as a verb phrase.
         operation: &'static str,
-        /// The engine's words.
+        /// The engine's message.
         reason: String,
     },
 
-    /// The container is in a state that does not allow it.
-    #[error("the engine cannot {operation}: {reason}")]
+    /// The state of the container does not allow the operation.
+    #[error("cannot {operation}: {reason}")]
     Conflict {
-        /// What it was asked for, as a verb.
+        /// The operation, as a verb phrase.
         operation: &'static str,
-        /// The engine's words.
+        /// The engine's message.
         reason: String,
     },
 
-    /// There is no such image, and none could be pulled.
-    #[error("no image {image}: {reason}")]
+    /// The image does not exist, and the engine cannot pull it.
+    #[error("cannot find image {image}: {reason}")]
     NoSuchImage {
         /// The image.
         image: String,
-        /// Why it is not there, and what to do about it.
+        /// The reason, and a remedy if one is known.
         reason: String,
     },
 
-    /// The engine refused.
-    #[error("the engine refused to {operation}: {reason}")]
+    /// The engine refused the operation.
+    #[error("cannot {operation}: {reason}")]
     Rejected {
-        /// What it was asked for, as a verb.
+        /// The operation, as a verb phrase.
         operation: &'static str,
-        /// The engine's words.
+        /// The engine's message.
         reason: String,
     },
 
-    /// The runtime cannot do that.
-    #[error("the {runtime} runtime cannot {operation}")]
+    /// The runtime does not support the operation.
+    #[error("cannot {operation}: the {runtime} runtime does not support this")]
     Unsupported {
         /// The runtime's name.
         runtime: &'static str,
-        /// What was asked for, as a verb.
+        /// The operation, as a verb phrase.
         operation: &'static str,
     },
 }
 
 impl RuntimeError {
-    /// Whether the engine has answered, and the answer holds.
+    /// Returns true if the engine answered and the answer is final.
     pub fn is_definitive(&self) -> bool {
         !matches!(
             self,
@@ -88,12 +92,12 @@ impl RuntimeError {
         )
     }
 
-    /// Whether it says that there is no such container.
+    /// Returns true if the container does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
 
-    /// The same error, with its words changed: for taking out secrets.
+    /// Maps the reason. The caller uses this to redact secrets.
     pub(crate) fn map_reason(mut self, map: impl FnOnce(&str) -> String) -> Self {
         match &mut self {
             Self::Unavailable { reason, .. }
@@ -105,5 +109,46 @@ impl RuntimeError {
             Self::Timeout { .. } | Self::Unsupported { .. } => {}
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_the_operation_then_the_cause() {
+        let operation = "start the container";
+        let after = Duration::from_secs(30);
+        let reason = || "no space".to_owned();
+        for (error, message) in [
+            (
+                RuntimeError::Timeout { operation, after },
+                "cannot start the container: the engine did not answer within 30 s",
+            ),
+            (
+                RuntimeError::Broken {
+                    operation,
+                    reason: reason(),
+                },
+                "cannot start the container: the connection to the engine broke: no space",
+            ),
+            (
+                RuntimeError::Rejected {
+                    operation,
+                    reason: reason(),
+                },
+                "cannot start the container: no space",
+            ),
+            (
+                RuntimeError::Unsupported {
+                    runtime: "scripted",
+                    operation,
+                },
+                "cannot start the container: the scripted runtime does not support this",
+            ),
+        ] {
+            assert_eq!(error.to_string(), message);
+        }
     }
 }

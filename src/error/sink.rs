@@ -1,4 +1,4 @@
-//! The error of a sink.
+//! The errors of a sink.
 
 use std::error::Error;
 use std::fmt;
@@ -6,9 +6,9 @@ use std::io;
 
 use crate::spec::RunId;
 
-/// The error of a [`LogSink`](crate::sink::LogSink) that keeps records outside of files.
+/// The error of a [`LogSink`](crate::sink::LogSink) that does not write files.
 ///
-/// `?` turns an [`io::Error`] or a `SinkError` into [`Error::Sink`](crate::Error::Sink).
+/// `?` converts a `SinkError` into [`Error::Sink`](crate::Error::Sink).
 ///
 /// ```
 /// use moat::RunId;
@@ -27,7 +27,7 @@ pub struct SinkError {
 }
 
 impl SinkError {
-    /// An error with this cause.
+    /// Creates an error from its cause.
     pub fn new(source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             operation: "write",
@@ -36,14 +36,14 @@ impl SinkError {
         }
     }
 
-    /// Sets the operation that failed, as a verb. Default: `write`.
+    /// Sets the failed operation, as a verb. Default: `write`.
     #[must_use]
     pub fn operation(mut self, operation: &'static str) -> Self {
         self.operation = operation;
         self
     }
 
-    /// Sets the run whose log the operation was for.
+    /// Sets the run of the log.
     #[must_use]
     pub fn run(mut self, run: &RunId) -> Self {
         self.run = Some(run.clone());

@@ -1,4 +1,4 @@
-//! What all monitors of a manager share.
+//! State that all monitors of a manager share.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::capture::Hub;
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::events::EventBus;
-use crate::monitor::entry::{Entry, Pipe, Status, TYPED};
+use crate::monitor::entry::{Entry, Pipe, RunSnapshot, STDIN_QUEUE_RECORDS};
 use crate::monitor::tasks::Tasks;
 use crate::monitor::{Inbox, Monitor};
 use crate::root::Root;
@@ -21,17 +21,20 @@ use crate::runtime::Runtime;
 use crate::sink::{LogSink, RunPlace};
 use crate::spec::RunId;
 
-/// How long a manager that closes waits for what was asked of it before: a sink, or an engine, that
-/// stalls holds it up no longer.
-const LEAVE: Duration = Duration::from_secs(2);
+/// Time that a closing manager gives its tasks to execute and record earlier requests.
+///
+/// A stalled sink or engine does not delay a shutdown for longer.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// The shared part of all handles of a manager.
 #[derive(Debug)]
-pub(crate) struct Inner {
+pub(crate) struct ManagerInner {
     pub(crate) context: Arc<Context>,
-    /// Ends all monitors when the last handle goes.
+    /// Ends all monitors when the last handle is dropped.
     pub(crate) _closes: DropGuard,
 }
 
-/// What all monitors of a manager share.
+/// State that all monitors of a manager share.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) root: Root,
@@ -40,31 +43,32 @@ pub(crate) struct Context {
     pub(crate) disk: Disk,
     pub(crate) tasks: Tasks,
     pub(crate) closing: CancellationToken,
-    /// Of the runs that have a monitor.
+    /// Entries of the runs that have a monitor.
     pub(crate) entries: Mutex<HashMap<RunId, Arc<Entry>>>,
+    /// Limits how many runs are recovered at once.
     pub(crate) recoveries: Semaphore,
-    /// What the scan at the opening has found; `None` until it is done.
+    /// Runs that the scan at the opening has found; `None` until the scan is done.
     pub(crate) scanned: watch::Sender<Option<Vec<Arc<Entry>>>>,
-    /// Whether the containers that nobody owned at the opening were removed.
+    /// Becomes true once the orphans that the opening found are removed.
     pub(crate) swept: watch::Sender<bool>,
     pub(crate) seal_timeout: Duration,
-    /// What happens to runs.
     pub(crate) event_bus: EventBus,
-    /// How many runs may be under way at once; `None`: any number.
+    /// Permits for running containers; `None`: their number is not limited.
     pub(crate) concurrency: Option<Arc<Semaphore>>,
-    /// How many shutdowns that stop all runs are under way: while any is, nothing is started.
+    /// Number of shutdowns in progress that stop all runs. While it is not 0, no run starts.
     pub(crate) stopping: AtomicUsize,
+    /// Number of the last attachment.
     pub(crate) attachments: AtomicU64,
 }
 
-impl Inner {
+impl ManagerInner {
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.context
     }
 }
 
 impl Context {
-    /// The number of the next attachment, from 1.
+    /// Returns the number of a new attachment, from 1.
     pub(crate) fn next_attachment(&self) -> u64 {
         self.attachments.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -73,7 +77,7 @@ impl Context {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does file I/O on the root, on a thread for it.
+    /// Runs file I/O on the root, on a thread of the disk pool.
     pub(crate) async fn on_disk<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -85,24 +89,23 @@ impl Context {
             .await
     }
 
-    /// Resolves when the manager has closed, and what was to be recorded before that has had its
-    /// time.
-    pub(crate) async fn left(&self) {
+    /// Resolves when the manager is closing and its grace period has elapsed.
+    pub(crate) async fn shutdown_grace_elapsed(&self) {
         self.closing.cancelled().await;
-        sleep(LEAVE).await;
+        sleep(SHUTDOWN_GRACE).await;
     }
 
-    /// A new entry, and the monitor that goes with it.
+    /// Returns a new entry and its monitor.
     pub(crate) fn monitor(self: &Arc<Self>, place: RunPlace) -> (Arc<Entry>, Monitor) {
-        let (status, receiver) = watch::channel(Status::new());
+        let (snapshot, receiver) = watch::channel(RunSnapshot::new());
         let (stops, requests) = mpsc::unbounded_channel();
-        let (notes, noted) = mpsc::unbounded_channel();
-        let (typed, received) = mpsc::channel(TYPED);
+        let (notes, note_records) = mpsc::unbounded_channel();
+        let (typed, stdin_records) = mpsc::channel(STDIN_QUEUE_RECORDS);
         let hub = Arc::new(Hub::default());
         let pipe = Arc::<Mutex<Pipe>>::default();
         let entry = Arc::new(Entry {
             place: place.clone(),
-            status: receiver,
+            snapshot: receiver,
             stops,
             notes,
             typed,
@@ -111,13 +114,14 @@ impl Context {
         });
         let inbox = Inbox {
             stops: requests,
-            notes: noted,
-            typed: Some(received),
+            notes: note_records,
+            typed: Some(stdin_records),
         };
-        let monitor = Monitor::new(Arc::clone(self), place, status, inbox, pipe, hub);
+        let monitor = Monitor::new(Arc::clone(self), place, snapshot, inbox, pipe, hub);
         (entry, monitor)
     }
 
+    /// Returns where the run with this id is stored.
     pub(crate) fn place(&self, id: &RunId) -> RunPlace {
         RunPlace::new(id.clone(), self.root.dir(id))
     }

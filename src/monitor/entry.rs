@@ -1,4 +1,4 @@
-//! What the handles of a run and its monitor share.
+//! State and channels that the handles of a run share with its monitor.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use crate::audit::{self, Event as Record, Follow};
+use crate::audit::{self, Event, Follow};
 use crate::capture::Hub;
 use crate::error::Result;
 use crate::monitor::context::Context;
@@ -17,47 +17,47 @@ use crate::runtime::InputWriter;
 use crate::sink::RunPlace;
 use crate::state::State;
 
-/// How many records of input wait for the log.
-pub(crate) const TYPED: usize = 16;
+/// Capacity of the queue of input records.
+pub(super) const STDIN_QUEUE_RECORDS: usize = 16;
 
-/// What everyone may know of a run. Only its monitor changes it.
+/// The published state of a run. Only its monitor changes it.
 #[derive(Debug, Clone)]
-pub(crate) struct Status {
+pub(crate) struct RunSnapshot {
     pub(crate) state: State,
     pub(crate) seal: Option<Seal>,
-    /// What stands in the way of the seal, or of taking the run over.
+    /// Why the run cannot be sealed or recovered now.
     pub(crate) problem: Option<String>,
     pub(crate) last_lines: Vec<String>,
-    /// What was sampled of it.
+    /// Peak of the sampled resource usage.
     pub(crate) usage: Option<Usage>,
-    /// Whether the run was taken over, is owned elsewhere, or cannot be taken over.
+    /// Set once this manager owns the run, another one does, or recovery has failed.
     pub(crate) ownership_known: bool,
-    /// Whether a live process other than this one owns it.
+    /// Set while another manager owns the run.
     pub(crate) elsewhere: bool,
-    /// Whether its output comes live: else it comes by way of the engine's log.
+    /// Set if output comes from a live tap, and not from the engine's log.
     pub(crate) tapped: bool,
-    /// Why nobody here can see it to its end.
-    pub(crate) given_up: Option<GivenUp>,
-    /// The runtime that the run is of, where that is not the one of this manager.
+    /// Why this manager has given up the run.
+    pub(crate) give_up_reason: Option<GiveUpReason>,
+    /// Name of the run's runtime, if the manager has another one.
     pub(crate) other_runtime: Option<String>,
-    /// The engine that the run is of, and the one here, where these are two.
+    /// Ids of the run's engine and of the manager's engine, if they differ.
     pub(crate) other_engine: Option<(String, String)>,
 }
 
-/// Why a run was given up. A manager that closes gives up none: it leaves them.
+/// Why a manager has given up a run. A closing manager gives up none of its runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum GivenUp {
-    /// There is a problem with its files that stays until a human has been at them.
+pub(crate) enum GiveUpReason {
+    /// Its files are damaged, and a retry cannot help.
     Damaged,
-    /// Someone has removed it.
+    /// Its directory was removed externally.
     Removed,
-    /// It is one of another runtime than this manager has.
+    /// It belongs to another runtime than the manager's.
     OtherRuntime,
-    /// It is one of another engine than this manager's runtime speaks with.
+    /// It belongs to another engine than the manager's.
     OtherEngine,
 }
 
-impl Status {
+impl RunSnapshot {
     pub(crate) fn new() -> Self {
         Self {
             state: State::Intended,
@@ -68,13 +68,13 @@ impl Status {
             ownership_known: false,
             elsewhere: false,
             tapped: false,
-            given_up: None,
+            give_up_reason: None,
             other_runtime: None,
             other_engine: None,
         }
     }
 
-    /// Adds what this manager knows of a run that it owns to what its files say.
+    /// Updates `info`, which was read from the files, if this manager owns the run.
     pub(crate) fn add_to(&self, info: &mut RunInfo) {
         if self.elsewhere || info.seal.is_some() {
             return;
@@ -87,7 +87,7 @@ impl Status {
         }
     }
 
-    /// Of a run that is sealed, or was before something became of its files.
+    /// The snapshot of a sealed run. With a `problem`, its files are damaged since the seal.
     pub(crate) fn sealed(seal: Seal, problem: Option<String>) -> Self {
         Self {
             state: State::Ended {
@@ -95,7 +95,7 @@ impl Status {
                 ending: seal.exit.clone(),
             },
             seal: Some(seal),
-            given_up: problem.is_some().then_some(GivenUp::Damaged),
+            give_up_reason: problem.is_some().then_some(GiveUpReason::Damaged),
             problem,
             ownership_known: true,
             ..Self::new()
@@ -107,32 +107,32 @@ impl Status {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StopRequest {
     pub(crate) cause: StopCause,
-    /// `None`: that of the spec.
+    /// `None`: the grace period of the spec.
     pub(crate) grace: Option<Duration>,
 }
 
-/// What a run's handles and its monitor share.
+/// The handles' side of a run.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) place: RunPlace,
-    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) snapshot: watch::Receiver<RunSnapshot>,
     pub(crate) stops: mpsc::UnboundedSender<StopRequest>,
-    /// What is to be recorded of those who sit in front of it.
-    pub(crate) notes: mpsc::UnboundedSender<Record>,
-    /// What they wrote to it, where that is recorded.
-    pub(crate) typed: mpsc::Sender<Record>,
+    /// Records of attachments.
+    pub(crate) notes: mpsc::UnboundedSender<Event>,
+    /// Records of input, if the spec asks for them.
+    pub(crate) typed: mpsc::Sender<Event>,
     pub(crate) pipe: Arc<Mutex<Pipe>>,
     pub(crate) hub: Arc<Hub>,
 }
 
 impl Entry {
-    /// Of a run without a monitor.
-    pub(crate) fn sealed(place: RunPlace, status: watch::Receiver<Status>) -> Self {
+    /// The entry of a run without a monitor.
+    pub(crate) fn sealed(place: RunPlace, snapshot: watch::Receiver<RunSnapshot>) -> Self {
         let hub = Arc::new(Hub::default());
         hub.close();
         Self {
             place,
-            status,
+            snapshot,
             stops: mpsc::unbounded_channel().0,
             notes: mpsc::unbounded_channel().0,
             typed: mpsc::channel(1).0,
@@ -142,7 +142,9 @@ impl Entry {
     }
 }
 
-/// Who has the writing end of a pipe, which there is one of.
+/// State of the standard input of a run with [`Stdin::Pipe`](crate::spec::Stdin::Pipe).
+///
+/// It has one writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Pipe {
     #[default]
@@ -151,19 +153,20 @@ pub(crate) enum Pipe {
     Ended,
 }
 
+/// Locks a mutex, poisoned or not.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends an input that nobody writes to any more.
+/// Closes a container's standard input.
 pub(crate) fn close_stdin(mut writer: InputWriter) {
-    // A connection that carries output too is not closed by dropping one half of it.
+    // Dropping one half of a connection that also carries output does not close it.
     let _ = writer
         .as_mut()
         .poll_shutdown(&mut Poller::from_waker(Waker::noop()));
 }
 
-/// The last lines of output in an audit file.
+/// Returns the last lines of output in an audit file.
 pub(crate) fn last_lines(audit: PathBuf, most: usize) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for record in Follow::new(audit).last(most).wait(false).records()? {
@@ -174,29 +177,30 @@ pub(crate) fn last_lines(audit: PathBuf, most: usize) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-pub(crate) fn outcome(context: &Context, place: &RunPlace, status: &Status) -> Outcome {
-    let ending = status
+/// Returns the outcome of a run, as far as it is known.
+pub(crate) fn outcome(context: &Context, place: &RunPlace, snapshot: &RunSnapshot) -> Outcome {
+    let ending = snapshot
         .state
         .ending()
         .cloned()
         .unwrap_or_else(|| Ending::Lost {
-            reason: "it has not ended".into(),
+            reason: "the run has not ended".into(),
         });
     Outcome {
         run: place.run.clone(),
         ending,
-        seal: match &status.seal {
+        seal: match &snapshot.seal {
             Some(seal) => SealState::Sealed(Box::new(seal.clone())),
             None => SealState::Pending {
-                reason: status
+                reason: snapshot
                     .problem
                     .clone()
-                    .unwrap_or_else(|| "the capture is not at its end yet".into()),
+                    .unwrap_or_else(|| "the capture has not ended".into()),
             },
         },
         audit: context.sink.path(place),
-        last_lines: status.last_lines.clone(),
-        usage: status.usage.or(status
+        last_lines: snapshot.last_lines.clone(),
+        usage: snapshot.usage.or(snapshot
             .seal
             .as_ref()
             .and_then(|seal| seal.usage.as_deref().copied())),

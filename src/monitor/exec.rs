@@ -1,37 +1,42 @@
-//! The monitor's part of a further process in a container.
+//! The monitor of an exec: one more command in a run's container, with its own log.
 
+use std::future::pending;
+use std::iter;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use crate::audit::{Event as Record, Gap, GapReason, Resume, ResumeCause};
-use crate::capture::{Capture, Hub, PumpEnd, Signals};
+use crate::audit::{Event, Gap, GapReason, Resume, ResumeCause, Started};
+use crate::capture::{Capture, Hub, PumpEnd};
 use crate::error::{Error, Result, chain};
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Pipe, close_stdin, lock};
-use crate::monitor::seal::{EARLY, read, reading};
+use crate::monitor::evidence::EOF_TOLERANCE;
+use crate::monitor::machine::{ExitReport, Machine, Setup};
+use crate::monitor::output::PumpOutcome;
+use crate::monitor::seal::{SealFacts, build_seal, read, reading};
 use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
-use crate::outcome::{Ending, Evidence, Exit, Seal, Verdict};
-use crate::runtime::{ExecId, InputWriter, StartedExec};
+use crate::monitor::watch::{Target, Watched};
+use crate::outcome::{Ending, Evidence, Exit, Seal};
+use crate::runtime::{ExecId, InputWriter, OutputStream, Runtime, StartedExec};
 use crate::sink::{Resumed, RunPlace};
-use crate::spec::{ContainerId, ExecSpec, RunId, Stdin};
+use crate::spec::{ContainerId, ExecSpec, RunId, Secrets, Stdin};
 use crate::state::Transition;
-use crate::timestamp::Timestamp;
 
-/// How long the end of a process may be unknown after its output has come to its end, and its
-/// container has ended, too.
-const KNOWN_AFTER: Duration = Duration::from_secs(5);
+/// Longest wait for the exit code after the output and the container have ended.
+const EXIT_CODE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The writing end of a further process's input while nobody has it.
+/// The standard input of an exec while no attachment has it.
 ///
-/// Where nobody ever asks for a pipe, the process sees its end all the same: it would wait for it
-/// for as long as its container runs.
+/// Dropping the slot closes a pipe. Otherwise, a process that reads its input to the end would
+/// wait for as long as its container runs.
 pub(crate) struct StdinSlot {
     pub(crate) writer: Mutex<Option<InputWriter>>,
     mode: Stdin,
@@ -48,7 +53,7 @@ impl Drop for StdinSlot {
     }
 }
 
-/// What is known once it runs.
+/// A started exec.
 pub(crate) struct ExecStarted {
     pub(crate) id: ExecId,
     pub(crate) input: Arc<StdinSlot>,
@@ -56,14 +61,21 @@ pub(crate) struct ExecStarted {
 
 pub(crate) type Reply = oneshot::Sender<Result<ExecStarted, StartError>>;
 
-/// How a further process ended, and what was captured of it.
+/// The ending of an exec, and the evidence for its capture.
 struct ExecOutcome {
     ending: Ending,
     evidence: Evidence,
     gap: Option<Gap>,
 }
 
+impl ExitReport for ExecOutcome {
+    fn ending(&self) -> &Ending {
+        &self.ending
+    }
+}
+
 impl Monitor {
+    /// Starts an exec, and watches it until its log is sealed or the manager closes.
     pub(crate) async fn run_exec(
         mut self,
         container: ContainerId,
@@ -72,19 +84,19 @@ impl Monitor {
         reply: Reply,
     ) {
         let context = Arc::clone(&self.context);
-        let watched = AssertUnwindSafe(self.watch_exec(container, spec, capture, reply));
+        let task = AssertUnwindSafe(self.start_and_watch_exec(container, spec, capture, reply));
         tokio::select! {
             biased;
-            result = watched.catch_unwind() => {
-                let _ = self.unless_it_panicked(result);
+            result = task.catch_unwind() => {
+                let _ = self.report_panic(result);
             }
-            () = context.left() => {}
+            () = context.shutdown_grace_elapsed() => {}
         }
         self.hub.close();
     }
 
-    /// Sees it to its seal. `None`: the manager closes, and the next opening seals it.
-    async fn watch_exec(
+    /// Returns `None` if the manager closes first. The next opening then seals the log.
+    async fn start_and_watch_exec(
         &mut self,
         container: ContainerId,
         spec: ExecSpec,
@@ -95,153 +107,116 @@ impl Monitor {
         let mode = spec.stdin();
         let context = Arc::clone(&self.context);
         let closing = &context.closing;
-        let execed = closing.run_until_cancelled(context.runtime.exec(&container, &spec));
-        let execed = execed.await?;
+        let started = closing.run_until_cancelled(context.runtime.exec(&container, &spec));
+        let started = started.await?;
         drop(spec);
         let StartedExec {
             id, output, input, ..
-        } = match execed {
-            Ok(execed) => execed,
+        } = match started {
+            Ok(started) => started,
             Err(error) => {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
                 let ending = Ending::failed_to_start(chain(&error));
                 self.publish(Transition::Ended(ending.clone()));
                 let _ = reply.send(Err(StartError::Sealed(error)));
-                let rest = ExecOutcome {
+                let outcome = ExecOutcome {
                     ending,
                     evidence: Evidence::NeverStarted,
                     gap: None,
                 };
-                return self.seal_exec(capture, rest, Vec::new()).await;
+                return self.seal_exec(capture, outcome, Vec::new()).await;
             }
         };
-        let (events, received) = mpsc::unbounded_channel();
         let started = self.started(&container, None, Vec::new()).await;
-        // It is written with the output: from here on, nothing may wait for the sink.
-        let _ = events.send(Record::Started(Box::new(started)));
         self.publish(Transition::Started(None));
-        let begun = ExecStarted {
+        let exec = ExecStarted {
             id: id.clone(),
             input: Arc::new(StdinSlot {
                 writer: Mutex::new(input),
                 mode,
             }),
         };
-        if reply.send(Ok(begun)).is_err() {
-            // Nobody waits for it any more, and its input has gone with it.
+        if reply.send(Ok(exec)).is_err() {
+            // The caller is gone, and the input with it.
             *lock(&self.pipe) = Pipe::Ended;
         }
-
-        let mut signals = Signals {
-            events: received,
-            typed: self.typed.take().unwrap_or_else(|| mpsc::channel(1).1),
-            exited: CancellationToken::new(),
-            leaving: closing.clone(),
-            limit: CancellationToken::new(),
-            recorded: CancellationToken::new(),
-        };
-        let end = match capture.needs_log() {
-            true => PumpEnd::Stalled,
-            false => {
-                let tap = capture.tap(output, &mut signals);
-                tokio::pin!(tap);
-                loop {
-                    tokio::select! {
-                        end = &mut tap => break end,
-                        Some(note) = self.notes.recv() => {
-                            let _ = events.send(note);
-                        }
-                    }
-                }
-            }
-        };
-        let ended = self.how_it_ended(&container, &id, end);
-        let Some(rest) = closing.run_until_cancelled(ended).await else {
-            self.flush_on_shutdown(&mut capture, signals.queued()).await;
-            return None;
-        };
-        self.publish(Transition::Ended(rest.ending.clone()));
-        let mut left = signals.queued();
-        while let Ok(note) = self.notes.try_recv() {
-            left.push(note);
-        }
-        self.seal_exec(capture, rest, left).await
+        let (outcome, unwritten) = self
+            .capture_exec(&container, id, output, started, &mut capture)
+            .await?;
+        self.seal_exec(capture, outcome, unwritten).await
     }
 
-    async fn how_it_ended(
+    /// Watches a started exec with the machine of a run.
+    ///
+    /// Returns the records that are not written yet, or `None` if the manager closes.
+    async fn capture_exec(
         &mut self,
         container: &ContainerId,
-        id: &ExecId,
-        end: PumpEnd,
-    ) -> ExecOutcome {
-        let lost = |reason: String| ExecOutcome {
-            ending: Ending::Lost { reason },
-            evidence: Evidence::None,
-            gap: Some(Gap::new(GapReason::NoBackstop)),
-        };
-        match end {
-            PumpEnd::Eof => {}
-            PumpEnd::Broken(error) => {
-                let error = error.map_reason(|reason| self.secrets.redact(reason));
-                return lost(format!("the connection was lost: {error}"));
-            }
-            PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Left => {
-                return lost("its log took nothing".into());
-            }
-            PumpEnd::Sink(error) => return lost(format!("its log failed: {}", error.chain())),
-        }
+        id: ExecId,
+        output: OutputStream,
+        started: Started,
+        capture: &mut Capture,
+    ) -> Option<(ExecOutcome, Vec<Event>)> {
+        let settings = capture.progress.record.as_ref();
+        let settings = settings.map(|record| record.settings.clone());
+        let settings = settings.unwrap_or_default();
+        let (mut target, mut signals) = Target::new(self, capture, container, &settings, None);
+        // Written with the output: from here on, a slow sink must not delay the tap.
+        target.record(Event::Started(Box::new(started)));
+        let (tap_ended, tap_end) = oneshot::channel();
+        let mut tap = Box::pin(async {
+            let end = match capture.needs_log() {
+                true => PumpEnd::Stalled,
+                false => capture.tap(output, &mut signals).await,
+            };
+            let _ = tap_ended.send(end);
+            PumpOutcome::default()
+        });
         let runtime = Arc::clone(&self.context.runtime);
-        let mut backoff = Backoff::new();
-        let mut container_ended = None;
-        let eof = tokio::time::Instant::now();
-        let mut ran_on = false;
-        let code = loop {
-            match runtime.exec_inspect(id).await {
-                Ok(inspection) if !inspection.running => break inspection.code,
-                // It has closed its output, and goes on; or the connection was cut.
-                Ok(_) => ran_on = eof.elapsed() > EARLY,
-                Err(error) if error.is_definitive() => break None,
-                Err(error) => tracing::warn!(%container, %error, "cannot inspect a process yet"),
+        let closing = self.context.closing.clone();
+        let secrets = self.secrets.clone();
+        let exit = pin!(async {
+            match tap_end.await {
+                Ok(end) if !closing.is_cancelled() => match broken_exec(end, &secrets) {
+                    Some(outcome) => outcome,
+                    None => wait_exec(&*runtime, container, &id).await,
+                },
+                // The watch ends because the manager closes. The next opening seals the log.
+                _ => pending().await,
             }
-            let now = tokio::time::Instant::now();
-            match runtime.inspect(container).await {
-                Ok(inspection) if inspection.code.is_none() => container_ended = None,
-                Err(error) if !error.is_definitive() => {}
-                _ if *container_ended.get_or_insert(now) + KNOWN_AFTER < now => break None,
-                _ => {}
+        });
+        let machine = Machine::new(Instant::now(), Setup::default());
+        let watched = self
+            .watch_with(machine, &mut target, exit, tap.as_mut())
+            .await;
+        drop(tap);
+        let mut unwritten = signals.drain();
+        match watched {
+            Watched::Done { exit, .. } => {
+                unwritten.extend(iter::from_fn(|| self.notes.try_recv().ok()));
+                Some((exit, unwritten))
             }
-            backoff.pause().await;
-        };
-        match code {
-            // A process may close its output long before it ends; but so ends, too, a connection
-            // that was cut, and there is nothing to compare it with.
-            Some(code) if ran_on => ExecOutcome {
-                ending: Ending::Exited(Exit::with_code(code)),
-                evidence: Evidence::None,
-                gap: Some(Gap::possible(GapReason::NoBackstop)),
-            },
-            Some(code) => ExecOutcome {
-                ending: Ending::Exited(Exit::with_code(code)),
-                evidence: Evidence::Eof,
-                gap: None,
-            },
-            None => ExecOutcome {
-                gap: Some(Gap::possible(GapReason::NoBackstop)),
-                ..lost("its container ended before the engine told its exit code".into())
-            },
+            Watched::Closing(stops) => {
+                unwritten.extend(stops);
+                self.flush_on_shutdown(capture, unwritten).await;
+                None
+            }
         }
     }
 
-    /// Seals the log of a further process: tries until it succeeds, or the manager closes.
+    /// Retries until the log is sealed. Returns `None` if the manager closes first.
     async fn seal_exec(
         &mut self,
         mut capture: Capture,
-        mut rest: ExecOutcome,
-        mut left: Vec<Record>,
+        mut outcome: ExecOutcome,
+        mut unwritten: Vec<Event>,
     ) -> Option<()> {
         let mut backoff = Backoff::new();
         let seal = loop {
-            match self.try_seal_exec(&mut capture, &mut rest, &mut left).await {
+            match self
+                .try_seal_exec(&mut capture, &mut outcome, &mut unwritten)
+                .await
+            {
                 Ok(seal) => break seal,
                 Err(error) => self.report_blocked(&error),
             }
@@ -249,11 +224,11 @@ impl Monitor {
             closing.run_until_cancelled(backoff.pause()).await?;
         };
         let last_lines = capture.progress.last_lines();
-        self.status.send_modify(|status| {
-            status.seal = Some(seal);
-            status.problem = None;
-            status.last_lines = last_lines;
-            status.ownership_known = true;
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.seal = Some(seal);
+            snapshot.problem = None;
+            snapshot.last_lines = last_lines;
+            snapshot.ownership_known = true;
         });
         Some(())
     }
@@ -261,8 +236,8 @@ impl Monitor {
     async fn try_seal_exec(
         &mut self,
         capture: &mut Capture,
-        rest: &mut ExecOutcome,
-        left: &mut Vec<Record>,
+        outcome: &mut ExecOutcome,
+        unwritten: &mut Vec<Event>,
     ) -> Result<Seal> {
         if capture.needs_log() {
             let (progress, visit) = reading();
@@ -270,77 +245,141 @@ impl Monitor {
                 Resumed::Sealed(seal) => return Ok(seal),
                 Resumed::Open { log, torn } => {
                     capture.resume(read(&progress), log);
-                    let mut records = vec![Record::Resume(Resume::new(ResumeCause::Sink, torn))];
+                    let mut records = vec![Event::Resume(Resume::new(ResumeCause::Sink, torn))];
                     records.extend(capture.unwritten());
                     capture.write(records).await?;
-                    rest.evidence = Evidence::None;
-                    rest.gap.get_or_insert(Gap::new(GapReason::Sink));
+                    outcome.evidence = Evidence::None;
+                    outcome.gap.get_or_insert(Gap::new(GapReason::Sink));
                 }
                 Resumed::Absent => {
                     return Err(Error::Damaged {
                         path: self.place.dir.clone(),
-                        reason: "the log of a further process is not there any more".into(),
+                        reason: "the log of the exec is missing".into(),
                     });
                 }
             }
         }
-        seal_exec(capture, rest, left).await
+        seal_exec(capture, outcome, unwritten).await
     }
 }
 
+impl ExecOutcome {
+    /// The outcome of an exec that cannot be observed any longer.
+    fn lost(reason: String) -> Self {
+        Self {
+            ending: Ending::Lost { reason },
+            evidence: Evidence::None,
+            gap: Some(Gap::new(GapReason::NoBackstop)),
+        }
+    }
+}
+
+/// Returns the outcome of an exec whose output did not end cleanly.
+///
+/// The engine keeps no log of an exec, so the output cannot be read again.
+fn broken_exec(end: PumpEnd, secrets: &Secrets) -> Option<ExecOutcome> {
+    let reason = match end {
+        PumpEnd::Eof => return None,
+        PumpEnd::Broken(error) => {
+            let error = error.map_reason(|reason| secrets.redact(reason));
+            format!("the connection was lost: {error}")
+        }
+        PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Shutdown => {
+            "the sink of its log stalled".into()
+        }
+        PumpEnd::Sink(error) => format!("its log failed: {}", error.chain()),
+    };
+    Some(ExecOutcome::lost(reason))
+}
+
+/// Waits for the end of an exec whose output has ended cleanly.
+async fn wait_exec(runtime: &dyn Runtime, container: &ContainerId, id: &ExecId) -> ExecOutcome {
+    let mut backoff = Backoff::new();
+    let mut container_ended = None;
+    let eof = Instant::now();
+    let mut outlived_output = false;
+    let code = loop {
+        match runtime.exec_inspect(id).await {
+            Ok(inspection) if !inspection.running => break inspection.code,
+            // The process has closed its output and still runs, or the connection was cut.
+            Ok(_) => outlived_output = eof.elapsed() > EOF_TOLERANCE,
+            Err(error) if error.is_definitive() => break None,
+            Err(error) => tracing::warn!(%container, %error, "cannot inspect the exec: retrying"),
+        }
+        let now = Instant::now();
+        match runtime.inspect(container).await {
+            Ok(inspection) if inspection.code.is_none() => container_ended = None,
+            Err(error) if !error.is_definitive() => {}
+            _ if *container_ended.get_or_insert(now) + EXIT_CODE_TIMEOUT < now => break None,
+            _ => {}
+        }
+        backoff.pause().await;
+    };
+    match code {
+        // A process may close its output long before it ends. A connection that was cut looks the
+        // same, and there is no log to compare the capture with.
+        Some(code) if outlived_output => ExecOutcome {
+            ending: Ending::Exited(Exit::with_code(code)),
+            evidence: Evidence::None,
+            gap: Some(Gap::possible(GapReason::NoBackstop)),
+        },
+        Some(code) => ExecOutcome {
+            ending: Ending::Exited(Exit::with_code(code)),
+            evidence: Evidence::Eof,
+            gap: None,
+        },
+        None => ExecOutcome {
+            gap: Some(Gap::possible(GapReason::NoBackstop)),
+            ..ExecOutcome::lost(
+                "its container ended before the engine reported its exit code".into(),
+            )
+        },
+    }
+}
+
+/// Writes the last records and the seal of an exec's log.
 async fn seal_exec(
     capture: &mut Capture,
-    rest: &mut ExecOutcome,
-    left: &mut Vec<Record>,
+    outcome: &mut ExecOutcome,
+    unwritten: &mut Vec<Event>,
 ) -> Result<Seal> {
-    let mut records = left.clone();
-    if let Some(gap) = &rest.gap
+    let mut records = unwritten.clone();
+    if let Some(gap) = &outcome.gap
         && !capture.progress.has_gap(gap.reason, None)
     {
-        records.push(Record::Gap(gap.clone()));
+        records.push(Event::Gap(gap.clone()));
     }
     capture.finish_lines().await?;
     capture.write(records).await?;
-    left.clear();
-    let progress = &capture.progress;
-    let container = progress.record.as_ref();
-    let container = container.and_then(|record| record.container.clone());
-    let seal = Seal {
-        ts: Timestamp::now(),
-        exit: rest.ending.clone(),
-        verdict: match progress.gaps {
-            0 => Verdict::Complete,
-            _ => Verdict::Gap,
-        },
-        evidence: rest.evidence,
-        records: progress.records,
-        bytes: progress.bytes(),
-        gaps: progress.gaps,
+    unwritten.clear();
+    let record = capture.progress.record.as_ref();
+    let facts = SealFacts {
+        ending: outcome.ending.clone(),
+        evidence: outcome.evidence,
+        container: record.and_then(|record| record.container.clone()),
         stopped: None,
-        container,
-        image_digest: None,
         usage: None,
-        capture_seconds: 0.0,
-        sha256: String::new(),
+        captured: Duration::ZERO,
     };
+    let seal = build_seal(&capture.progress, facts);
     capture.seal(seal).await
 }
 
-/// Seals the logs of further processes whose owner has gone: what became of them nobody knows.
+/// Seals the logs of execs whose owner has died. The endings of these execs are unknown.
 pub(crate) async fn seal_lost(context: &Context, run: &RunId) {
     let id = run.clone();
     let open = context
-        .on_disk("look for further processes in", move |root| {
-            Ok(root.open_execs(&id))
+        .on_disk("list the execs of a run in", move |root| {
+            Ok(root.unsealed_execs(&id))
         })
         .await;
     for number in open.unwrap_or_default() {
         let place = context.place(run).of_exec(number);
         match seal_one(context, &place).await {
-            // Its process lives: it is that one's to seal.
+            // A live owner seals its log.
             Ok(()) | Err(Error::Owned { .. }) => {}
             Err(error) => {
-                tracing::warn!(%run, number, error = %error.chain(), "cannot seal a log");
+                tracing::warn!(%run, number, error = %error.chain(), "cannot seal the log of an exec");
             }
         }
     }
@@ -352,20 +391,20 @@ async fn seal_one(context: &Context, place: &RunPlace) -> Result<()> {
         return Ok(());
     };
     let progress = read(&progress);
-    let began = progress.started.is_some();
+    let started = progress.started.is_some();
     let mut capture = Capture::new(progress, Arc::new(Hub::default()), log, None);
-    let mut rest = ExecOutcome {
+    let mut outcome = ExecOutcome {
         ending: Ending::Lost {
-            reason: "the process that ran it has gone, and its connection with it".into(),
+            reason: "its owner died, and the connection was lost".into(),
         },
         evidence: Evidence::None,
-        gap: Some(match began {
+        gap: Some(match started {
             true => Gap::new(GapReason::NoBackstop),
-            // It may never have been started.
+            // The exec may never have started.
             false => Gap::possible(GapReason::NoBackstop),
         }),
     };
-    let mut left = vec![Record::Resume(Resume::new(ResumeCause::Reopened, torn))];
-    seal_exec(&mut capture, &mut rest, &mut left).await?;
+    let mut unwritten = vec![Event::Resume(Resume::new(ResumeCause::Reopened, torn))];
+    seal_exec(&mut capture, &mut outcome, &mut unwritten).await?;
     Ok(())
 }

@@ -1,16 +1,19 @@
-//! Where a run's output comes from while its container runs.
+//! The sources of a run's output while its container runs.
+
+use std::ops::ControlFlow;
 
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Capture, PumpEnd, Reading, Signals};
 use crate::error::{Error, RuntimeError};
 use crate::monitor::context::Context;
-use crate::monitor::seal::EARLY;
+use crate::monitor::evidence::EOF_TOLERANCE;
 use crate::monitor::wait::Backoff;
-use crate::runtime::{LogsRequest, OutputStream};
+use crate::runtime::{LogFidelity, LogsRequest, OutputStream};
 use crate::spec::{Backstop, ContainerId, Settings};
 
-/// Where output comes from.
+/// A source of output.
 pub(crate) enum Source {
     Tap(OutputStream),
     /// The engine's log, read from its start and followed.
@@ -18,19 +21,20 @@ pub(crate) enum Source {
     None,
 }
 
-/// How the pumping of all sources ended.
-#[derive(Default)]
+/// The end of all sources.
+#[derive(Debug, Default)]
 pub(crate) struct PumpOutcome {
     /// When the tap ended.
     pub(crate) tap_ended: Option<Instant>,
-    /// Whether that was a clean end.
+    /// Set if the tap ended cleanly.
     pub(crate) eof: bool,
-    /// The sink's error, if that was it.
+    /// The error of the sink, if the sink ended the capture.
     pub(crate) failed: Option<Error>,
 }
 
-/// Pumps the tap; and where that breaks, or there is none, what the engine's log has and gets, as
-/// a preview: only what is read again after the exit counts.
+/// Captures the tap, then the engine's log if there is no tap or the tap breaks.
+///
+/// The engine's log is only a preview: what counts is read again after the exit.
 pub(crate) async fn pump(
     context: &Context,
     capture: &mut Capture,
@@ -39,76 +43,119 @@ pub(crate) async fn pump(
     settings: &Settings,
     signals: &mut Signals,
 ) -> PumpOutcome {
-    let exited = signals.exited.clone();
-    let over = || async {
-        tokio::select! {
-            () = exited.cancelled() => {}
-            () = context.closing.cancelled() => {}
-        }
-    };
     if capture.needs_log() {
         return PumpOutcome::default();
     }
-    let mut pumped = PumpOutcome::default();
-    match source {
-        Source::None => return pumped,
-        Source::Tap(stream) => {
-            let end = capture.tap(stream, signals).await;
-            pumped.tap_ended = capture.source_ended();
-            match end {
-                PumpEnd::Eof => {
-                    pumped.eof = true;
-                    // A container may close its output long before it ends; but so ends, too, the
-                    // tap of an engine that is killed, or that a proxy cuts.
-                    tokio::select! {
-                        () = over() => return pumped,
-                        () = sleep(EARLY) => {}
-                    }
-                }
-                PumpEnd::Broken(error) => tracing::warn!(%container, %error, "the tap broke"),
-                PumpEnd::Silent(_) => tracing::warn!(%container, "the tap did not end"),
-                end => return pumped.failed(end),
+    let outcome = match source {
+        Source::None => return PumpOutcome::default(),
+        Source::Follow => PumpOutcome::default(),
+        Source::Tap(stream) => match tap(context, capture, stream, container, signals).await {
+            ControlFlow::Continue(outcome) => outcome,
+            ControlFlow::Break(outcome) => return outcome,
+        },
+    };
+    if !context.runtime.capabilities().logs || settings.backstop == Backstop::None {
+        return outcome;
+    }
+    match follow(context, capture, container, settings.tty, signals).await {
+        Some(end) => outcome.failed(end),
+        None => outcome,
+    }
+}
+
+/// Captures the tap. Breaks if the engine's log must not be followed after it.
+async fn tap(
+    context: &Context,
+    capture: &mut Capture,
+    stream: OutputStream,
+    container: &ContainerId,
+    signals: &mut Signals,
+) -> ControlFlow<PumpOutcome, PumpOutcome> {
+    let end = capture.tap(stream, signals).await;
+    let mut outcome = PumpOutcome {
+        tap_ended: capture.source_ended(),
+        ..PumpOutcome::default()
+    };
+    match end {
+        PumpEnd::Eof => {
+            outcome.eof = true;
+            // A container may close its output long before it ends. The tap of an engine that is
+            // killed, or that a proxy cuts, ends in the same way.
+            tokio::select! {
+                () = exited_or_closing(context, &signals.exited) => ControlFlow::Break(outcome),
+                () = sleep(EOF_TOLERANCE) => ControlFlow::Continue(outcome),
             }
         }
-        Source::Follow => {}
+        PumpEnd::Broken(error) => {
+            tracing::warn!(%container, %error, "the tap broke");
+            ControlFlow::Continue(outcome)
+        }
+        PumpEnd::Silent(_) => {
+            tracing::warn!(%container, "the tap did not end");
+            ControlFlow::Continue(outcome)
+        }
+        end => ControlFlow::Break(outcome.failed(end)),
     }
-    if !context.runtime.capabilities().logs || settings.backstop == Backstop::None {
-        return pumped;
-    }
+}
+
+/// Captures the engine's log until the container has ended or the manager closes.
+///
+/// Returns the end of the capture if it cannot continue.
+async fn follow(
+    context: &Context,
+    capture: &mut Capture,
+    container: &ContainerId,
+    tty: bool,
+    signals: &mut Signals,
+) -> Option<PumpEnd> {
+    let exited = signals.exited.clone();
     let mut backoff = Backoff::new();
     loop {
-        let follow = async {
-            let inspection = context.runtime.inspect(container).await?;
-            let Some(fidelity) = inspection.log.fidelity else {
-                return Ok(None);
-            };
-            let request = LogsRequest::follow(settings.tty);
-            let stream = context.runtime.logs(container, request).await?;
-            Ok::<_, RuntimeError>(Some((fidelity, stream)))
-        };
         let followed = tokio::select! {
-            followed = follow => followed,
-            () = over() => return pumped,
+            followed = follow_log(context, container, tty) => followed,
+            () = exited_or_closing(context, &exited) => return None,
         };
         match followed {
             Ok(Some((fidelity, stream))) => {
-                // It comes again.
+                // The log is read from its start: bytes past the output limit come again.
                 capture.forget_dropped();
-                match capture
-                    .replay(stream, fidelity, Reading::Preview, signals)
-                    .await
-                {
-                    PumpEnd::Eof | PumpEnd::Silent(_) | PumpEnd::Broken(_) => {}
-                    end => return pumped.failed(end),
+                let replay = capture.replay(stream, fidelity, Reading::Preview, signals);
+                let end = replay.await;
+                if !matches!(end, PumpEnd::Eof | PumpEnd::Silent(_) | PumpEnd::Broken(_)) {
+                    return Some(end);
                 }
             }
-            Ok(None) => return pumped,
-            Err(error) => tracing::warn!(%container, %error, "cannot follow the engine's log yet"),
+            Ok(None) => return None,
+            Err(error) => {
+                tracing::warn!(%container, %error, "cannot follow the engine's log: retrying");
+            }
         }
         tokio::select! {
             () = backoff.pause() => {}
-            () = over() => return pumped,
+            () = exited_or_closing(context, &exited) => return None,
         }
+    }
+}
+
+/// Opens the engine's log. Returns `None` if the engine keeps no readable log.
+async fn follow_log(
+    context: &Context,
+    container: &ContainerId,
+    tty: bool,
+) -> Result<Option<(LogFidelity, OutputStream)>, RuntimeError> {
+    let inspection = context.runtime.inspect(container).await?;
+    let Some(fidelity) = inspection.log.fidelity else {
+        return Ok(None);
+    };
+    let request = LogsRequest::follow(tty);
+    let stream = context.runtime.logs(container, request).await?;
+    Ok(Some((fidelity, stream)))
+}
+
+async fn exited_or_closing(context: &Context, exited: &CancellationToken) {
+    tokio::select! {
+        () = exited.cancelled() => {}
+        () = context.closing.cancelled() => {}
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a container uses, sampled while it runs.
+//! Samples of a running container's resource usage.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -11,8 +11,10 @@ use crate::monitor::context::Context;
 use crate::outcome::Usage;
 use crate::spec::{ContainerId, RunId};
 
-/// The next sample, an interval from now; never, without one, or where the engine cannot tell.
-pub(crate) async fn sample(
+/// Waits for one interval and returns the next sample.
+///
+/// Never resolves without an interval, or if the runtime cannot sample.
+pub(super) async fn sample(
     context: Arc<Context>,
     run: RunId,
     container: ContainerId,
@@ -26,11 +28,11 @@ pub(crate) async fn sample(
         match context.runtime.stats(&container).await {
             Ok(usage) => return usage,
             Err(error @ RuntimeError::Unsupported { .. }) => {
-                tracing::warn!(%run, %error, "nothing is sampled");
+                tracing::warn!(%run, %error, "the runtime cannot sample resource usage");
                 return pending().await;
             }
-            // It has ended, or the engine does not answer now.
-            Err(error) => tracing::debug!(%run, %container, %error, "no sample"),
+            // The container has ended, or the engine does not answer now.
+            Err(error) => tracing::debug!(%run, %container, %error, "cannot sample"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Stopping a container: a signal, a grace, and SIGKILL until it is gone.
+//! Stopping a container: a signal, a grace period, then SIGKILL until the container has ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,26 +14,28 @@ use crate::runtime::Runtime;
 use crate::spec::ContainerId;
 use crate::timestamp::Timestamp;
 
-/// How long to wait before a signal that may not have arrived is sent again.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How long SIGKILL is given before it is sent again.
-const KILL_AGAIN: Duration = Duration::from_secs(10);
-/// So far away that no clock overflows.
-const NEVER: Duration = Duration::from_secs(86_400 * 365 * 30);
+/// Pause before a signal is sent again that the engine may not have received.
+const SIGNAL_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause before SIGKILL is sent again to a container that still runs.
+const KILL_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest grace period, 30 years: a deadline this far away does not overflow the clock.
+const MAX_GRACE: Duration = Duration::from_secs(86_400 * 365 * 30);
 
-/// Carries out requests to stop a container. Its owner polls it until the container has ended.
+/// Executes the requests to stop a container.
+///
+/// Its owner polls [`proceed`](Self::proceed) until the container has ended.
 #[derive(Default)]
 pub(crate) struct Stopper {
     kill_at: Option<Instant>,
-    /// The first cause is the one that counts.
+    /// The cause of the first request. Later requests do not change it.
     pub(crate) cause: Option<StopCause>,
     sequence: Option<BoxFuture<'static, ()>>,
-    /// Whether the engine has answered to its first signal.
-    asked: CancellationToken,
+    /// Cancelled once the engine has answered the first signal of `sequence`.
+    signaled: CancellationToken,
 }
 
 impl Stopper {
-    /// Takes a request, and says what is to be recorded of it.
+    /// Begins a stop and returns its record.
     pub(crate) fn request(
         &mut self,
         runtime: &Arc<dyn Runtime>,
@@ -43,7 +45,7 @@ impl Stopper {
         default_grace: Duration,
     ) -> Stop {
         self.cause.get_or_insert(request.cause);
-        let grace = request.grace.unwrap_or(default_grace).min(NEVER);
+        let grace = request.grace.unwrap_or(default_grace).min(MAX_GRACE);
         let killed = request.cause == StopCause::Killed;
         let first = (!killed).then(|| signal.to_owned());
         self.kill_at(runtime, container, first, grace);
@@ -54,22 +56,24 @@ impl Stopper {
         }
     }
 
-    /// Goes on with a stop that an owner before this one has begun: SIGKILL is due when it was, by
-    /// the wall clock. The signal before it was sent then, and is not sent twice.
-    pub(crate) fn carry_on(
+    /// Resumes a stop that an earlier owner of the run began.
+    ///
+    /// SIGKILL stays due at the same wall-clock time. The signal before SIGKILL was sent by the
+    /// earlier owner and is not sent twice.
+    pub(crate) fn resume(
         &mut self,
         runtime: &Arc<dyn Runtime>,
         container: &ContainerId,
         stop: &Stop,
     ) {
         let grace = Duration::try_from_secs_f64(stop.grace_seconds.unwrap_or(0.0));
-        let grace = grace.unwrap_or(NEVER).min(NEVER);
-        // A clock that was set back makes it no longer.
-        let left = stop.ts.saturating_add(grace).since(Timestamp::now());
-        self.kill_at(runtime, container, None, left.min(grace));
+        let grace = grace.unwrap_or(MAX_GRACE).min(MAX_GRACE);
+        // A clock that was set back does not extend the grace period.
+        let remaining = stop.ts.saturating_add(grace).since(Timestamp::now());
+        self.kill_at(runtime, container, None, remaining.min(grace));
     }
 
-    /// Sends a signal, and SIGKILL when the grace is over, unless that is due earlier already.
+    /// Sends a signal now and SIGKILL after `grace`, unless SIGKILL is already due earlier.
     fn kill_at(
         &mut self,
         runtime: &Arc<dyn Runtime>,
@@ -80,18 +84,18 @@ impl Stopper {
         let kill_at = Instant::now() + grace;
         if self.kill_at.is_none_or(|at| kill_at < at) {
             self.kill_at = Some(kill_at);
-            self.asked = CancellationToken::new();
+            self.signaled = CancellationToken::new();
             self.sequence = Some(Box::pin(sequence(
                 Arc::clone(runtime),
                 container.clone(),
                 signal,
                 kill_at,
-                self.asked.clone(),
+                self.signaled.clone(),
             )));
         }
     }
 
-    /// Goes on with what was requested. It never ends. Cancel-safe.
+    /// Executes the requested stop. Never resolves. Cancel-safe.
     pub(crate) async fn proceed(&mut self) {
         if let Some(sequence) = &mut self.sequence {
             sequence.await;
@@ -100,11 +104,11 @@ impl Stopper {
         std::future::pending().await
     }
 
-    /// Goes on with what was requested until the engine has been asked for it, if anything was.
-    pub(crate) async fn asked(&mut self) {
+    /// Executes the requested stop, if any, until the engine has answered its first signal.
+    pub(crate) async fn proceed_until_signaled(&mut self) {
         if self.sequence.is_some() {
-            let asked = self.asked.clone();
-            asked.run_until_cancelled(self.proceed()).await;
+            let signaled = self.signaled.clone();
+            signaled.run_until_cancelled(self.proceed()).await;
         }
     }
 }
@@ -114,35 +118,35 @@ async fn sequence(
     container: ContainerId,
     signal: Option<String>,
     kill_at: Instant,
-    asked: CancellationToken,
+    signaled: CancellationToken,
 ) {
-    let ask = async {
+    let first = async {
         if let Some(signal) = signal {
-            // A fact, whatever it is, will not change by asking again: the exit is on its way, or
-            // SIGKILL is.
+            // A definitive error does not change on a retry: the container has ended, or SIGKILL
+            // follows.
             while let Err(error) = runtime.signal(&container, &signal).await
                 && !error.is_definitive()
             {
-                tracing::warn!(%container, %error, "cannot send {signal} yet");
-                sleep(AGAIN).await;
+                tracing::warn!(%container, %error, "cannot send {signal}: retrying");
+                sleep(SIGNAL_RETRY_INTERVAL).await;
             }
-            asked.cancel();
+            signaled.cancel();
         }
         std::future::pending::<()>().await
     };
     tokio::select! {
-        () = ask => {}
+        () = first => {}
         () = sleep_until(kill_at) => {}
     }
     loop {
         match runtime.signal(&container, "SIGKILL").await {
             Err(error) if !error.is_definitive() => {
-                tracing::warn!(%container, %error, "cannot send SIGKILL yet");
-                sleep(AGAIN).await;
+                tracing::warn!(%container, %error, "cannot send SIGKILL: retrying");
+                sleep(SIGNAL_RETRY_INTERVAL).await;
             }
             _ => {
-                asked.cancel();
-                sleep(KILL_AGAIN).await;
+                signaled.cancel();
+                sleep(KILL_INTERVAL).await;
             }
         }
     }

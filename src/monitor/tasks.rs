@@ -1,4 +1,4 @@
-//! Where the tasks of a manager run.
+//! The task tracker of a manager, and the Tokio runtime that its tasks run on.
 
 use std::io;
 
@@ -6,28 +6,31 @@ use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The tasks of a manager, and the runtime that they run on.
+/// The tasks of a manager.
+///
+/// Every task is spawned here, so that a shutdown can wait for all of them.
 #[derive(Debug)]
 pub(crate) struct Tasks {
     handle: Handle,
     tracker: TaskTracker,
-    own: bool,
+    /// Set if only this manager uses the runtime of `handle`.
+    dedicated: bool,
 }
 
 impl Tasks {
-    /// On a runtime of somebody else's.
+    /// Runs tasks on the caller's runtime.
     pub(crate) fn on(handle: Handle) -> Self {
         Self {
             handle,
             tracker: TaskTracker::new(),
-            own: false,
+            dedicated: false,
         }
     }
 
-    /// On threads of their own, which leave when `closing` is cancelled and all tasks have ended.
+    /// Runs tasks on a dedicated thread, until `closing` is cancelled and all tasks have ended.
     ///
-    /// A tap that is not read in time costs output: the engine gives up on what it could not hand
-    /// on some time after the exit. So what else the process does, on its runtime, is kept away.
+    /// A tap that is not read in time costs output: the engine drops what it could not deliver
+    /// some time after the exit. On a dedicated thread, the caller's tasks cannot delay the reads.
     pub(crate) fn on_own_threads(closing: CancellationToken) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
@@ -35,7 +38,7 @@ impl Tasks {
             .enable_all()
             .build()?;
         let tasks = Self {
-            own: true,
+            dedicated: true,
             ..Self::on(runtime.handle().clone())
         };
         let tracker = tasks.tracker.clone();
@@ -52,11 +55,12 @@ impl Tasks {
         Ok(tasks)
     }
 
-    /// Whether they go on while the caller's thread is blocked.
+    /// Returns true if tasks make progress while the caller's runtime is blocked.
     pub(crate) fn are_on_own_threads(&self) -> bool {
-        self.own
+        self.dedicated
     }
 
+    /// Spawns a task that a shutdown waits for.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn_on(task, &self.handle);
     }

@@ -1,4 +1,4 @@
-//! The one waiter on a container.
+//! The wait for the end of a container. Each container has one waiter.
 
 use std::time::Duration;
 
@@ -6,163 +6,251 @@ use tokio::time::{Instant, interval_at, sleep};
 
 use crate::error::RuntimeError;
 use crate::outcome::{Ending, Exit};
-use crate::runtime::{Continuity, Inspection, Runtime, Status, WaitStatus};
+use crate::runtime::{ContainerStatus, Continuity, Inspection, Runtime, WaitStatus};
 use crate::spec::ContainerId;
 use crate::timestamp::Timestamp;
 
-/// How often the engine is asked whether the container still runs, beside waiting.
-const PROBE: Duration = Duration::from_secs(30);
-/// Between tries, first and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Interval between inspections of a running container during the wait.
+const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+/// First and longest pause between attempts.
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// How a container ended, and how that was seen.
+/// The end of a container, as the wait observed it.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) ending: Ending,
-    /// Whether the wait was broken off in between: then what the tap gave proves less.
+    /// The wait was interrupted, so the output of the tap proves less.
     pub(crate) interrupted: bool,
-    /// Whether the engine was, or may have been, restarted meanwhile.
+    /// The engine was, or may have been, restarted during the wait.
     pub(crate) engine_restarted: bool,
-    /// Whether someone has started the container again since.
+    /// Another execution of the container has started since.
     pub(crate) started_again: bool,
     pub(crate) inspection: Option<Inspection>,
 }
 
-/// Pauses that grow.
+/// A pause that doubles with each attempt, up to a maximum.
 #[derive(Debug)]
-pub(crate) struct Backoff(Duration);
+pub(super) struct Backoff(Duration);
 
 impl Backoff {
-    pub(crate) fn new() -> Self {
-        Self(FIRST_PAUSE)
+    pub(super) fn new() -> Self {
+        Self(MIN_BACKOFF)
     }
 
-    pub(crate) async fn pause(&mut self) {
+    pub(super) async fn pause(&mut self) {
         sleep(self.0).await;
-        self.0 = (self.0 * 2).min(LONGEST_PAUSE);
+        self.0 = (self.0 * 2).min(MAX_BACKOFF);
     }
 }
 
-/// Waits until a container that has started has ended. Only facts end it: an engine that does not
-/// answer is asked again, for as long as it takes.
-pub(crate) async fn wait(
+/// Waits until a container that has started has ended.
+///
+/// Only a definitive answer ends the wait. An engine that does not answer is asked
+/// again, without a deadline.
+pub(super) async fn wait(
     runtime: &dyn Runtime,
     container: &ContainerId,
     started_at: Option<Timestamp>,
 ) -> Ended {
-    let mut interrupted = false;
-    // The engine was out of reach, and may be another process since.
-    let mut lost = false;
-    let mut restarted = false;
-    let mut told: Option<WaitStatus> = None;
+    let mut seen = Observations::default();
     let mut backoff = Backoff::new();
     loop {
         match wait_or_probe(runtime, container).await {
-            Ok(Heard::Waited(status)) => {
-                // An engine that goes away answers without a code.
-                lost |= status.code.is_none();
-                told = Some(status);
+            Ok(Wakeup::Answer(answer)) => {
+                // An engine that shuts down answers without a code.
+                seen.unreachable |= answer.code.is_none();
+                seen.answer = Some(answer);
             }
-            Ok(Heard::Probed) => interrupted = true,
+            Ok(Wakeup::Probe) => seen.interrupted = true,
             Err(error) => {
-                interrupted = true;
-                lost |= !error.is_definitive() && !has_code(&told);
+                seen.failure(&error);
                 if !error.is_not_found() {
                     tracing::warn!(%container, %error, "the wait was interrupted");
                     backoff.pause().await;
                 }
             }
         }
-        let code = told.as_ref().and_then(|status| status.code);
-        let inspected = runtime.inspect(container).await;
-        if lost
-            && inspected.is_ok()
-            && let Ok(continuity) = runtime.continuity(container).await
-        {
-            lost = false;
-            restarted |= continuity != Continuity::Unbroken;
-        }
-        let ended = |ending, started_again, inspection| Ended {
-            ending,
-            interrupted,
-            engine_restarted: lost || restarted,
-            started_again,
-            inspection,
-        };
-        match inspected {
-            Ok(now) if another(started_at, &now) => {
-                let exit = Exit {
-                    code,
-                    error: told.and_then(|status| status.error),
-                    started_at,
-                    ..Exit::default()
-                };
-                return ended(Ending::Exited(exit), true, Some(now));
+        match runtime.inspect(container).await {
+            Ok(now) => {
+                seen.check_continuity(runtime, container).await;
+                if let Some((ending, started_again)) = seen.ending(started_at, &now) {
+                    return seen.ended(ending, started_again, Some(now));
+                }
+                // The container is being removed, or the wait returned early.
             }
-            Ok(now) if now.status == Status::Ended => {
-                let exit = exit(&now, told.as_ref());
-                return ended(Ending::Exited(exit), false, Some(now));
-            }
-            // It is being removed; or the wait answered too early, or for another reason.
-            Ok(_) => backoff.pause().await,
             Err(error) if error.is_not_found() => {
-                return ended(Ending::Removed { code }, false, None);
+                let ending = Ending::Removed { code: seen.code() };
+                return seen.ended(ending, false, None);
             }
             Err(error) => {
-                interrupted = true;
-                lost |= !error.is_definitive() && !has_code(&told);
+                seen.failure(&error);
                 tracing::warn!(%container, %error, "cannot inspect the container yet");
-                backoff.pause().await;
             }
+        }
+        backoff.pause().await;
+    }
+}
+
+/// The observations of a wait.
+#[derive(Debug, Default)]
+struct Observations {
+    interrupted: bool,
+    /// The engine was unreachable, and may have been restarted since.
+    unreachable: bool,
+    restarted: bool,
+    /// The engine's last answer to the wait.
+    answer: Option<WaitStatus>,
+}
+
+impl Observations {
+    /// The exit code that the engine answered with.
+    fn code(&self) -> Option<i64> {
+        self.answer.as_ref().and_then(|answer| answer.code)
+    }
+
+    /// Observes a request that failed.
+    ///
+    /// An engine that has reported an exit code had read all output by then, so a
+    /// later restart loses none.
+    fn failure(&mut self, error: &RuntimeError) {
+        self.interrupted = true;
+        self.unreachable |= !error.is_definitive() && self.code().is_none();
+    }
+
+    /// Asks an engine that is reachable again if it was restarted.
+    async fn check_continuity(&mut self, runtime: &dyn Runtime, container: &ContainerId) {
+        if self.unreachable
+            && let Ok(continuity) = runtime.continuity(container).await
+        {
+            self.unreachable = false;
+            self.restarted |= continuity != Continuity::Unbroken;
+        }
+    }
+
+    /// Returns the ending that an inspection shows, and true if another execution
+    /// has started since.
+    fn ending(&self, started_at: Option<Timestamp>, now: &Inspection) -> Option<(Ending, bool)> {
+        if another(started_at, now) {
+            // The inspection describes the other execution.
+            let exit = Exit {
+                code: self.code(),
+                error: self.answer.as_ref().and_then(|answer| answer.error.clone()),
+                started_at,
+                ..Exit::default()
+            };
+            return Some((Ending::Exited(exit), true));
+        }
+        let ended = now.status == ContainerStatus::Ended;
+        ended.then(|| (Ending::Exited(exit(now, self.answer.as_ref())), false))
+    }
+
+    fn ended(self, ending: Ending, started_again: bool, inspection: Option<Inspection>) -> Ended {
+        Ended {
+            ending,
+            interrupted: self.interrupted,
+            engine_restarted: self.unreachable || self.restarted,
+            started_again,
+            inspection,
         }
     }
 }
 
-/// Whether the engine has told of an end that it has seen: by then it had all of the output.
-fn has_code(told: &Option<WaitStatus>) -> bool {
-    told.as_ref().is_some_and(|status| status.code.is_some())
-}
-
-/// Whether this is another execution of the container.
-pub(crate) fn another(started_at: Option<Timestamp>, now: &Inspection) -> bool {
+/// Returns true if the container runs another execution than the one that started
+/// at `started_at`.
+pub(super) fn another(started_at: Option<Timestamp>, now: &Inspection) -> bool {
     matches!((started_at, now.started_at), (Some(then), Some(now)) if then != now)
 }
 
-/// The exit that an inspection tells.
-pub(crate) fn exit(inspection: &Inspection, told: Option<&WaitStatus>) -> Exit {
-    let told_error = || told.and_then(|status| status.error.clone());
+/// Returns the exit that an inspection reports. `answer` fills what the inspection
+/// does not report.
+pub(super) fn exit(inspection: &Inspection, answer: Option<&WaitStatus>) -> Exit {
+    let error = || answer.and_then(|answer| answer.error.clone());
     Exit {
-        code: inspection.code.or(told.and_then(|status| status.code)),
+        code: inspection.code.or(answer.and_then(|answer| answer.code)),
         oom_killed: inspection.oom_killed,
-        error: inspection.error.clone().or_else(told_error),
+        error: inspection.error.clone().or_else(error),
         started_at: inspection.started_at,
         finished_at: inspection.finished_at,
     }
 }
 
-enum Heard {
-    Waited(WaitStatus),
-    /// A probe saw what the wait did not tell.
-    Probed,
+/// The event that ended one wait.
+enum Wakeup {
+    Answer(WaitStatus),
+    /// A probe found that the container has ended, and the wait had not returned.
+    Probe,
 }
 
 async fn wait_or_probe(
     runtime: &dyn Runtime,
     container: &ContainerId,
-) -> Result<Heard, RuntimeError> {
+) -> Result<Wakeup, RuntimeError> {
     let wait = runtime.wait(container);
     tokio::pin!(wait);
-    let mut probes = interval_at(Instant::now() + PROBE, PROBE);
+    let mut probes = interval_at(Instant::now() + PROBE_INTERVAL, PROBE_INTERVAL);
     loop {
         tokio::select! {
-            status = &mut wait => return status.map(Heard::Waited),
+            answer = &mut wait => return answer.map(Wakeup::Answer),
             _ = probes.tick() => match runtime.inspect(container).await {
-                Ok(inspection) if inspection.status == Status::Ended => return Ok(Heard::Probed),
+                Ok(inspection) if inspection.status == ContainerStatus::Ended => return Ok(Wakeup::Probe),
                 Err(error) if error.is_not_found() => return Err(error),
-                // It runs, or the engine does not answer: the wait goes on.
+                // The container runs, or the engine does not answer.
                 _ => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeout() -> RuntimeError {
+        RuntimeError::Timeout {
+            operation: "inspect",
+            after: PROBE_INTERVAL,
+        }
+    }
+
+    fn answer(code: Option<i64>) -> Option<WaitStatus> {
+        Some(WaitStatus { code, error: None })
+    }
+
+    #[test]
+    fn a_failure_after_an_exit_code_loses_no_output() {
+        let rejected = RuntimeError::Rejected {
+            operation: "inspect",
+            reason: String::new(),
+        };
+        let rows = [
+            (None, timeout(), true),
+            (answer(None), timeout(), true),
+            (answer(Some(0)), timeout(), false),
+            (None, rejected, false),
+        ];
+        for (answer, error, unreachable) in rows {
+            let mut seen = Observations {
+                answer,
+                ..Observations::default()
+            };
+            seen.failure(&error);
+            assert!(seen.interrupted);
+            assert_eq!(seen.unreachable, unreachable, "{seen:?}");
+            let ended = seen.ended(Ending::Removed { code: None }, false, None);
+            assert_eq!(ended.engine_restarted, unreachable);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn backoff_doubles_up_to_its_maximum() {
+        let mut backoff = Backoff::new();
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            let before = Instant::now();
+            backoff.pause().await;
+            pauses.push(before.elapsed().as_millis());
+        }
+        assert_eq!(pauses, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
     }
 }

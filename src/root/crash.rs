@@ -1,7 +1,7 @@
-//! What a crash may leave of a root and of a run's `run.json`, at every point of their life.
+//! Crash tests of a root and of `run.json`.
 //!
-//! As in `sink::jsonl::crash`: what is done to the files is taken down, and every image that a
-//! crash may leave of every beginning of that is opened.
+//! As in `sink::jsonl::crash`, a journal records every file operation. The test opens each disk
+//! image that a crash after any prefix of the journal may leave.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,19 +13,21 @@ use crate::root::{Root, RunFile};
 use crate::sink::{Jsonl, LogSink, RunPlace};
 use crate::spec::{ContainerId, RootId, RunId, RunRecord, RunSpec};
 
-/// Small enough for a record of a run to have several.
-const SECTOR: usize = 256;
+/// Small enough that the record of a run spans several sectors.
+const SECTOR_BYTES: usize = 256;
+/// The parent directories do not exist at the start.
 const ROOT: &str = "made/too/root";
 
-/// What is to be found after a crash.
+/// The guarantees that hold after a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 struct Promise {
-    /// The root has its id.
+    /// The root has its final id.
     root: bool,
-    /// The run is there, with this version of its file or a later one; 0: it need not be.
+    /// The oldest version of the run's file that may be found. 0: none is required.
     version: usize,
-    /// The run may be gone, or is.
+    /// The run may be missing, because its removal has begun.
     removing: bool,
+    /// The run is missing.
     removed: bool,
 }
 
@@ -39,7 +41,7 @@ impl Story {
         RunId::new("run").unwrap()
     }
 
-    /// Opens the root of an image, and checks all that is in it.
+    /// Opens the root of a disk image and checks its contents.
     fn check(&self, image: &Image, promise: Promise) {
         let disk = scratch();
         put(image, disk.path());
@@ -62,20 +64,21 @@ impl Story {
             assert_eq!(root.read_run(&info.run).unwrap().as_ref(), Some(last));
         }
         root.sweep();
-        let left = take(disk.path());
+        let swept = take(disk.path());
         assert!(
-            left.keys()
+            swept
+                .keys()
                 .all(|path| !path.to_string_lossy().contains("removed"))
         );
     }
 }
 
 #[test]
-fn a_root_opens_and_a_run_has_a_whole_record_after_any_crash() {
+fn a_root_and_its_runs_survive_any_crash() {
     let disk = scratch();
     let journal = Journal::of(disk.path());
     let mut promises = Vec::new();
-    // What holds for a process that is killed, and for a failure of the power.
+    // The guarantees after SIGKILL, and after a power failure.
     let mut promised = |killed: Promise, failed: Promise| {
         promises.push((journal.len(), killed, failed));
     };
@@ -90,13 +93,7 @@ fn a_root_opens_and_a_run_has_a_whole_record_after_any_crash() {
     let spec = RunSpec::new("image");
     let run = Story::run();
     let record = RunRecord::new(run.clone(), root.id().clone(), "scripted", &spec);
-    let mut file = RunFile {
-        v: 1,
-        record,
-        ending: None,
-        ending_if_missing: None,
-        seal: None,
-    };
+    let mut file = RunFile::new(record);
     let mut versions = vec![file.clone()];
     create_dir(&root.dir(&run)).unwrap();
     let lock = root.lock(&run).unwrap();
@@ -139,7 +136,7 @@ fn a_root_opens_and_a_run_has_a_whole_record_after_any_crash() {
     let mut killed = BTreeSet::new();
     let mut failed = BTreeSet::new();
     let mut again = Vec::new();
-    let mut medium = Medium::of(&Image::new(), SECTOR);
+    let mut medium = Medium::of(&Image::new(), SECTOR_BYTES);
     for done in 0..=ops.len() {
         let held = promises.iter().rfind(|(from, ..)| *from <= done);
         let (if_killed, if_failed) = held.map_or_else(Default::default, |(_, k, f)| (*k, *f));
@@ -159,7 +156,7 @@ fn a_root_opens_and_a_run_has_a_whole_record_after_any_crash() {
     assert_eq!(
         medium.live(),
         take(disk.path()),
-        "something was not taken down"
+        "the journal missed an operation"
     );
     for (image, promise) in killed.iter().chain(&failed) {
         story.check(image, *promise);
@@ -188,21 +185,23 @@ fn a_root_opens_and_a_run_has_a_whole_record_after_any_crash() {
     );
 }
 
-/// Opens a root whose maker was killed, and gives the id, and every image that a failure of the
-/// power may leave meanwhile, with whether the id counted by then.
-fn reopenings(left: &Medium) -> (RootId, BTreeMap<Image, bool>) {
+/// Opens a root whose creator was killed.
+///
+/// Returns the id, and each image that a power failure may leave meanwhile. The flag of an image is
+/// true if the id must be final by then.
+fn reopenings(after_kill: &Medium) -> (RootId, BTreeMap<Image, bool>) {
     let disk = scratch();
-    put(&left.live(), disk.path());
+    put(&after_kill.live(), disk.path());
     let journal = Journal::of(disk.path());
     let root = Root::open_or_create(disk.path().join(ROOT)).unwrap();
-    let mut medium = left.clone();
+    let mut medium = after_kill.clone();
     let mut images = BTreeMap::new();
     let ops = journal.ops();
     for (done, op) in ops.iter().enumerate() {
         medium.apply(op);
         for image in medium.failed() {
-            let counts = done + 1 == ops.len();
-            *images.entry(image).or_default() |= counts;
+            let is_final = done + 1 == ops.len();
+            *images.entry(image).or_default() |= is_final;
         }
     }
     (root.id().clone(), images)

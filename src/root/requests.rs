@@ -1,23 +1,24 @@
-//! What other processes leave for the owner of a run to record.
+//! Requests and notes that other processes leave for the owner of a run to record.
 
 use std::path::PathBuf;
 
-use crate::audit::{Event as Record, Stop};
+use crate::audit::{Event, Stop};
 use crate::disk;
 use crate::error::Result;
-use crate::root::{Root, read};
+use crate::root::Root;
+use crate::root::json_file::read;
 use crate::spec::RunId;
 
-/// What is longer than this is no request to stop a run.
-const LONGEST_REQUEST: u64 = 64 << 10;
+/// The size limit of a request. Larger files are ignored.
+const MAX_REQUEST_BYTES: u64 = 64 << 10;
 
 impl Root {
-    /// What other processes have left for the owner of a run to record, the oldest first.
-    pub(crate) fn left(&self, run: &RunId) -> Vec<(PathBuf, Record)> {
+    /// Reads the requests and notes that wait in the directory of a run, oldest first.
+    pub(crate) fn pending_requests(&self, run: &RunId) -> Vec<(PathBuf, Event)> {
         let Ok(entries) = std::fs::read_dir(self.dir(run)) else {
             return Vec::new();
         };
-        let mut left = Vec::new();
+        let mut pending = Vec::new();
         for path in entries.flatten().map(|entry| entry.path()) {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
                 continue;
@@ -26,35 +27,35 @@ impl Root {
             if !(stop || note) || !name.ends_with(".json") {
                 continue;
             }
-            let Ok(bytes) = read(&path, LONGEST_REQUEST) else {
+            let Ok(bytes) = read(&path, MAX_REQUEST_BYTES) else {
                 continue;
             };
             let record = match stop {
-                true => serde_json::from_slice(&bytes).ok().map(Record::Stop),
-                // Nothing but notes is anybody else's to add.
+                true => serde_json::from_slice(&bytes).ok().map(Event::Stop),
+                // Other processes may add notes, but no other kind of record.
                 false => serde_json::from_slice(&bytes)
                     .ok()
-                    .filter(|record| matches!(record, Record::Note { .. })),
+                    .filter(|record| matches!(record, Event::Note { .. })),
             };
-            left.extend(record.map(|record| (path, record)));
+            pending.extend(record.map(|record| (path, record)));
         }
-        // Their names say the order of their files alone, which threads have made.
-        left.sort_by_key(|(_, record)| match record {
-            Record::Note { ts, .. } => Some(*ts),
-            Record::Stop(stop) => Some(stop.ts),
+        // File names are ordered by when a writer thread created them, not by the request's time.
+        pending.sort_by_key(|(_, record)| match record {
+            Event::Note { ts, .. } => Some(*ts),
+            Event::Stop(stop) => Some(stop.ts),
             _ => None,
         });
-        left
+        pending
     }
 
-    /// Leaves a note on a run, for its owner to record.
-    pub(crate) fn leave_note(&self, run: &RunId, note: &Record) -> Result<()> {
+    /// Writes a note for the owner of a run to record.
+    pub(crate) fn leave_note(&self, run: &RunId, note: &Event) -> Result<()> {
         let name = format!("note-{}.json", RunId::generate());
         let bytes = serde_json::to_vec(note).unwrap_or_default();
         disk::write_atomic(&self.dir(run).join(name), &bytes)
     }
 
-    /// Leaves a request to stop a run, for its owner to record.
+    /// Writes a stop request for the owner of a run to record.
     pub(crate) fn leave_stop(&self, run: &RunId, stop: &Stop) -> Result<()> {
         let name = format!("stop-{}.json", RunId::generate());
         let bytes = serde_json::to_vec(stop).unwrap_or_default();

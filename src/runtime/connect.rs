@@ -1,5 +1,4 @@
-//! The runtime that is there: Docker, else Podman, else local processes, where the caller allows
-//! that.
+//! The choice of a runtime: Docker, else Podman, else local processes if the caller allows it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,41 +6,43 @@ use std::sync::Arc;
 use super::Runtime;
 use crate::error::{Error, Result, RuntimeError};
 
-/// What to do where no engine answers.
+/// The behavior of [`connect`] if no engine answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Fallback {
     /// [`connect`] fails.
     #[default]
     None,
-    /// Commands run as local processes, **without any isolation**.
+    /// [`connect`] returns local processes, **without any isolation**.
     #[cfg(feature = "process")]
     Process,
 }
 
-/// What [`connect`] has settled on.
+/// The kind of a runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RuntimeKind {
     /// Docker.
     Docker,
-    /// Podman, by its Docker-compatible socket.
+    /// Podman, through its Docker-compatible socket.
     Podman,
     /// Local processes.
     Process,
 }
 
-/// The runtime that was there, and why it was chosen: its `Display` says both.
+/// The runtime that [`connect`] chose.
+///
+/// Its `Display` names the runtime and the reason.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Connected {
     /// The runtime, for [`Manager::open`](crate::manager::Manager::open).
     pub runtime: Arc<dyn Runtime>,
-    /// What it is.
+    /// The kind of the runtime.
     pub choice: RuntimeKind,
-    /// Its name, version and place, for people: `Docker Engine 27.1.1 at unix:///run/docker.sock`.
+    /// The name, version and address: `Docker Engine 27.1.1 at tcp://db:2375`.
     pub chosen: String,
-    /// What was tried before it, in order, and why it was not that.
+    /// The errors of the engines that were tried before, in order.
     pub skipped: Vec<String>,
 }
 
@@ -56,40 +57,40 @@ impl fmt::Display for Connected {
     }
 }
 
-/// Connects to the runtime that is there.
+/// Connects to the first runtime that is available.
 ///
-/// 1. Where `DOCKER_HOST` is set, the engine that it names, and no other one: who names an engine
-///    does not mean another machine.
+/// 1. If `DOCKER_HOST` is set, only the engine that it names. A caller who names an engine does
+///    not want another machine.
 /// 2. Otherwise Docker's socket on this machine, then Podman's: the engine that `CONTAINER_HOST`
 ///    names, else `$XDG_RUNTIME_DIR/podman/podman.sock`, else `/run/podman/podman.sock`.
-/// 3. Otherwise what `fallback` says.
+/// 3. Otherwise the `fallback`.
 ///
-/// A root is best kept to one kind of runtime: a manager leaves runs of another kind alone.
+/// Use one kind of runtime for each root: a manager ignores runs of another kind.
 ///
 /// ```no_run
 /// # async fn open() -> moat::Result<()> {
-/// let there = moat::connect(moat::Fallback::None).await?;
-/// println!("{there}"); // Docker Engine 27.1.1 at unix:///var/run/docker.sock
-/// let manager = moat::Manager::open("runs", there.runtime).await?;
+/// let connected = moat::connect(moat::Fallback::None).await?;
+/// println!("{connected}"); // Docker Engine 27.1.1 at unix:///var/run/docker.sock
+/// let manager = moat::Manager::open("runs", connected.runtime).await?;
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// # Errors
 ///
-/// [`Error::Runtime`], most often with [`RuntimeError::Unavailable`]: it says what was tried. Each
-/// engine has 30 s to answer.
+/// [`Error::Runtime`], usually with [`RuntimeError::Unavailable`], which names the engines that
+/// were tried. The timeout for each engine is 30 s.
 ///
 /// # Cancel safety
 ///
-/// It changes nothing, and can be dropped.
+/// The call changes nothing and is cancel-safe.
 pub async fn connect(fallback: Fallback) -> Result<Connected> {
     let errors = match engine().await {
         Ok(connected) => return Ok(connected),
         Err(errors) => errors,
     };
     match fallback {
-        Fallback::None => Err(all(errors)),
+        Fallback::None => Err(combine(errors)),
         #[cfg(feature = "process")]
         Fallback::Process => Ok(Connected {
             runtime: Arc::new(super::process::LocalProcess::new()),
@@ -104,14 +105,14 @@ fn chains(errors: &[Error]) -> Vec<String> {
     errors.iter().map(Error::chain).collect()
 }
 
-/// All errors as one.
-fn all(mut errors: Vec<Error>) -> Error {
+/// Combines all errors into one.
+fn combine(mut errors: Vec<Error>) -> Error {
     match errors.pop() {
         Some(error) if errors.is_empty() => error,
         last => {
             errors.extend(last);
             RuntimeError::Unavailable {
-                address: "the addresses that are known".into(),
+                address: "any known address".into(),
                 reason: chains(&errors).join("; and "),
             }
             .into()
@@ -123,7 +124,7 @@ fn all(mut errors: Vec<Error>) -> Error {
 async fn engine() -> Result<Connected, Vec<Error>> {
     let error = RuntimeError::Unavailable {
         address: "any address".into(),
-        reason: "moat was built without its feature `docker`".into(),
+        reason: "moat was built without the feature `docker`".into(),
     };
     Err(vec![error.into()])
 }
@@ -142,7 +143,7 @@ async fn engine() -> Result<Connected, Vec<Error>> {
         return Err(errors);
     }
     let user = get("XDG_RUNTIME_DIR");
-    let address = podman(get("CONTAINER_HOST"), user, std::path::Path::exists);
+    let address = podman_address(get("CONTAINER_HOST"), user, std::path::Path::exists);
     let connecting = async { Docker::connect_to(&address?).await };
     match connecting.await {
         Ok(docker) => return Ok(connected(docker, &errors)),
@@ -165,9 +166,9 @@ fn connected(docker: super::docker::Docker, errors: &[Error]) -> Connected {
     }
 }
 
-/// Where Podman listens.
+/// Returns the address of Podman.
 #[cfg(feature = "docker")]
-fn podman(
+fn podman_address(
     host: Option<String>,
     runtime_dir: Option<String>,
     exists: impl Fn(&std::path::Path) -> bool,
@@ -184,7 +185,7 @@ fn podman(
         Some(path) => Ok(format!("unix://{path}")),
         None => Err(RuntimeError::Unavailable {
             address: format!("unix://{}", sockets[0]),
-            reason: format!("there is no socket of Podman at {}", sockets.join(" or ")),
+            reason: format!("Podman has no socket at {}", sockets.join(" or ")),
         }),
     }
 }
@@ -194,21 +195,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn podman_is_where_its_environment_says_else_at_its_sockets_the_users_first() {
+    fn the_user_socket_of_podman_precedes_the_system() {
         let user = || Some("/run/user/1".to_owned());
-        let found = podman(Some("tcp://db:1".into()), user(), |_| true);
+        let found = podman_address(Some("tcp://db:1".into()), user(), |_| true);
         assert_eq!(found.unwrap(), "tcp://db:1");
-        let found = podman(None, user(), |_| true);
+        let found = podman_address(None, user(), |_| true);
         assert_eq!(found.unwrap(), "unix:///run/user/1/podman/podman.sock");
         let system = |path: &std::path::Path| path.starts_with("/run/podman");
-        let found = podman(None, user(), system);
+        let found = podman_address(None, user(), system);
         assert_eq!(found.unwrap(), "unix:///run/podman/podman.sock");
-        let none = podman(None, user(), |_| false).unwrap_err().to_string();
+        let none = podman_address(None, user(), |_| false)
+            .unwrap_err()
+            .to_string();
         assert!(none.contains("/run/user/1/podman/podman.sock or /run/podman"));
     }
 
     #[test]
-    fn what_was_tried_is_in_the_error() {
+    fn the_error_names_all_engines_that_were_tried() {
         let error = || {
             Error::from(RuntimeError::Unavailable {
                 address: "here".into(),
@@ -216,14 +219,14 @@ mod tests {
             })
         };
         let one = "cannot reach the engine at here: it is gone";
-        assert_eq!(all(vec![error()]).to_string(), one);
-        let two = all(vec![error(), error()]).to_string();
+        assert_eq!(combine(vec![error()]).to_string(), one);
+        let two = combine(vec![error(), error()]).to_string();
         assert!(two.ends_with(&format!("{one}; and {one}")), "{two}");
     }
 
     #[cfg(feature = "process")]
     #[test]
-    fn what_was_chosen_is_told_with_what_was_tried_before() {
+    fn the_choice_names_the_engines_that_were_skipped() {
         let mut connected = Connected {
             runtime: Arc::new(super::super::process::LocalProcess::new()),
             choice: RuntimeKind::Process,

@@ -1,4 +1,4 @@
-//! A runtime that is shared, such as an `Arc<dyn Runtime>`, is one.
+//! `Arc<dyn Runtime>` implements [`Runtime`].
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! A sink that shows many runs on one terminal.
+//! A sink that prints many runs to one terminal.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -9,11 +9,11 @@ use async_trait::async_trait;
 use crate::audit::{Batch, Event, RecordRef, Start};
 use crate::error::{Result, SinkError};
 use crate::outcome::{Seal, Stream};
-use crate::sink::printable::{printable, said};
+use crate::sink::printable::{describe, printable};
 use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 use crate::spec::RunId;
 
-/// The lines of many runs on one terminal, each behind its run's name, in a colour of its own.
+/// A sink that prints the lines of many runs, each with the name and color of its run.
 ///
 /// ```text
 /// build | compiling
@@ -22,13 +22,13 @@ use crate::spec::RunId;
 /// build * exited with code 0; audit complete
 /// ```
 ///
-/// `|` is for standard output and terminals, `!` for standard error, `*` for what moat says. A part
-/// of a line ends in `…`. Whatever could move the cursor, change colours or ring a bell is spelled
-/// out, so no container can touch the lines of another.
+/// `|` marks standard output and terminals, `!` standard error, `*` messages of moat. A partial
+/// line ends in `…`. Characters that could move the cursor, change colors or ring the bell are
+/// escaped, so a container cannot alter the lines of another.
 ///
-/// It keeps nothing, so it is no full sink: a run that is resumed has an empty log here, and goes
-/// on. Alone it leaves no audit, and writing to a terminal that someone has halted blocks; it is
-/// made for [`Fanout::best_effort`](super::Fanout).
+/// `Console` stores nothing: a resumed run starts with an empty log. Alone it leaves no audit file,
+/// and a suspended terminal blocks its writes. Use it in a
+/// [`Fanout::best_effort`](super::Fanout::best_effort).
 #[derive(Clone)]
 pub struct Console {
     out: Arc<Mutex<Out>>,
@@ -36,8 +36,8 @@ pub struct Console {
 
 struct Out {
     to: Box<dyn Write + Send>,
-    colours: bool,
-    /// The longest name so far, so that lines stand below each other.
+    colors: bool,
+    /// Length of the longest name so far, for alignment.
     width: usize,
 }
 
@@ -48,23 +48,27 @@ impl fmt::Debug for Console {
 }
 
 impl Console {
-    /// On standard output; in colour if that is a terminal and `NO_COLOR` is not set.
+    /// Prints to standard output.
+    ///
+    /// Uses colors if standard output is a terminal and `NO_COLOR` is not set.
     pub fn stdout() -> Self {
-        let colours = io::stdout().is_terminal();
-        Self::to(io::stdout()).colours(colours && plain_is_not_asked_for())
+        let colors = io::stdout().is_terminal();
+        Self::to(io::stdout()).colors(colors && colors_allowed())
     }
 
-    /// On standard error; in colour if that is a terminal and `NO_COLOR` is not set.
+    /// Prints to standard error.
+    ///
+    /// Uses colors if standard error is a terminal and `NO_COLOR` is not set.
     pub fn stderr() -> Self {
-        let colours = io::stderr().is_terminal();
-        Self::to(io::stderr()).colours(colours && plain_is_not_asked_for())
+        let colors = io::stderr().is_terminal();
+        Self::to(io::stderr()).colors(colors && colors_allowed())
     }
 
-    /// On anything that can be written to, without colours.
+    /// Prints to any writer, without colors.
     pub fn to(out: impl Write + Send + 'static) -> Self {
         let out = Out {
             to: Box::new(out),
-            colours: false,
+            colors: false,
             width: 0,
         };
         Self {
@@ -72,16 +76,17 @@ impl Console {
         }
     }
 
-    /// With colours, or without.
-    pub fn colours(self, colours: bool) -> Self {
+    /// Enables or disables colors.
+    #[must_use]
+    pub fn colors(self, colors: bool) -> Self {
         self.out
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .colours = colours;
+            .colors = colors;
         self
     }
 
-    fn log(&self, place: &RunPlace) -> Log {
+    fn log(&self, place: &RunPlace) -> ConsoleLog {
         let run = &place.run;
         let name = match place.exec {
             None => run.to_string(),
@@ -89,7 +94,7 @@ impl Console {
         };
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         out.width = out.width.max(name.len());
-        Log {
+        ConsoleLog {
             console: self.clone(),
             run: run.clone(),
             name,
@@ -97,7 +102,7 @@ impl Console {
     }
 }
 
-fn plain_is_not_asked_for() -> bool {
+fn colors_allowed() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
@@ -120,15 +125,15 @@ impl LogSink for Console {
 }
 
 #[derive(Debug)]
-struct Log {
+struct ConsoleLog {
     console: Console,
     run: RunId,
-    /// Who prints: the run, and which further process in its container.
+    /// The run, and the number of the exec if the log is that of an exec.
     name: String,
 }
 
-impl Log {
-    /// Writes whole lines, at once.
+impl ConsoleLog {
+    /// Writes whole lines with one call, so that lines of two runs do not mix.
     fn show(&self, operation: &'static str, batch: &Batch) -> Result<()> {
         let mut out = self
             .console
@@ -136,15 +141,15 @@ impl Log {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let name = format!("{:width$}", self.name, width = out.width);
-        // The colours from red to cyan, by the name.
-        let colour = 31
+        // One of the colors from red to cyan, by the hash of the run's id.
+        let color = 31
             + self.run.as_str().bytes().fold(0u32, |sum, byte| {
                 sum.wrapping_mul(31).wrapping_add(byte.into())
             }) % 6;
         let mut text = String::new();
         for record in batch.iter() {
             let (mark, line) = match record {
-                RecordRef::Event(event) => ('*', said(event)),
+                RecordRef::Event(event) => ('*', describe(event)),
                 RecordRef::Output {
                     stream,
                     bytes,
@@ -156,8 +161,8 @@ impl Log {
                     (mark, printable(bytes) + end)
                 }
             };
-            text.push_str(&if out.colours {
-                format!("\x1b[{colour}m{name} {mark}\x1b[0m {line}\n")
+            text.push_str(&if out.colors {
+                format!("\x1b[{color}m{name} {mark}\x1b[0m {line}\n")
             } else {
                 format!("{name} {mark} {line}\n")
             });
@@ -173,7 +178,7 @@ impl Log {
 }
 
 #[async_trait]
-impl RunLog for Log {
+impl RunLog for ConsoleLog {
     async fn append(&mut self, batch: Batch) -> Result<()> {
         self.show("append to", &batch)
     }

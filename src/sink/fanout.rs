@@ -1,4 +1,4 @@
-//! A sink in front of several: one that counts, and others as far as they keep up.
+//! A sink that forwards to one required sink and to best-effort sinks.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,24 +17,27 @@ use crate::error::{Error, Result};
 use crate::outcome::Seal;
 use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 
-/// How much waits for a best-effort sink, for each run; past it, the sink is given up for the run.
-const ROOM: usize = 8 << 20;
-/// How long a best-effort sink is waited for: at a resumption, and at the seal.
-const GRACE: Duration = Duration::from_secs(1);
-/// How much of a log is handed on at once when a best-effort sink catches up.
-const PART: usize = 256 << 10;
+/// Bytes of one run that may wait for a best-effort sink before the sink is dropped for the run.
+const QUEUE_LIMIT: usize = 8 << 20;
+/// Longest wait for a best-effort sink when a run is resumed and when it is sealed.
+const BEST_EFFORT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval between two attempts to resume a log that is still open.
+const OWNED_RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// Size in bytes of the batches with which a best-effort sink catches up.
+const CATCH_UP_BATCH: usize = 256 << 10;
 
-/// A sink in front of several: one that is required, and others that get what it has taken.
+/// A sink that forwards records to one required sink and to best-effort sinks.
 ///
-/// What the required sink says is what the fan-out says: its errors, its seal, its path, its log at
-/// a resumption. A best-effort sink that fails, panics, hangs or blocks harms neither it nor the
-/// others: each has a thread of its own, and at most 8 MiB of a run wait for it. One that fails, or
-/// has more to take than that, is given up for the run, with a warning through [`tracing`]; what it
-/// has is a first part of the log. At a resumption it catches up from the required sink's log. At
-/// the seal it is waited for, for 1 s at most.
+/// The required sink decides: its errors, seal, path and resumed log are those of the fan-out.
+/// Best-effort sinks get the records that the required sink has accepted. Each one runs on its own
+/// thread, so a best-effort sink that fails, panics or blocks affects no other sink.
 ///
-/// A sink that keeps nothing ([`Console`](super::Console), [`Tracing`](super::Tracing)) is shown
-/// what is new.
+/// A best-effort sink that fails, or has more than 8 MiB of a run waiting, is dropped for that run
+/// with a warning through [`tracing`]. Its log is then a prefix of the required one, and catches up
+/// when the run is resumed. The seal waits at most 1 s for best-effort sinks.
+///
+/// Sinks that store nothing ([`Console`](super::Console), [`Tracing`](super::Tracing)) do not catch
+/// up: they get new records only.
 ///
 /// ```
 /// use moat::sink::{Console, Fanout, Jsonl, Tracing};
@@ -51,7 +54,7 @@ pub struct Fanout {
 }
 
 impl Fanout {
-    /// A fan-out to this one alone.
+    /// Creates a fan-out with one required sink.
     pub fn new(required: impl LogSink) -> Self {
         Self {
             required: Arc::new(required),
@@ -59,7 +62,9 @@ impl Fanout {
         }
     }
 
-    /// And to this one, as far as it keeps up.
+    /// Adds a best-effort sink.
+    ///
+    /// If no thread can be started for the sink, it gets nothing, and a warning is emitted.
     pub fn best_effort(mut self, sink: impl LogSink) -> Self {
         match Thread::new() {
             Ok(thread) => self.branches.push(Branch {
@@ -68,7 +73,7 @@ impl Fanout {
                 stuck: Arc::default(),
             }),
             Err(error) => {
-                tracing::warn!(%error, "no thread for a best-effort sink: it gets nothing")
+                tracing::warn!(%error, "cannot start a thread for a best-effort sink")
             }
         }
         self
@@ -80,11 +85,11 @@ impl Fanout {
 struct Branch {
     sink: Arc<dyn LogSink>,
     thread: Arc<Thread>,
-    /// Whether it was waited for in vain, and has sealed nothing since.
+    /// Set when a wait for the sink timed out, until the sink seals a log.
     stuck: Arc<AtomicBool>,
 }
 
-/// The thread that polls a best-effort sink. It ends when this is dropped, and the sink lets it.
+/// The thread that polls a best-effort sink. Ends after `Thread` is dropped, unless the sink blocks.
 struct Thread {
     handle: Handle,
     _stop: oneshot::Sender<()>,
@@ -116,7 +121,7 @@ impl Thread {
     }
 }
 
-/// What a best-effort sink is handed of one run.
+/// A call on the log of a best-effort sink.
 enum Item {
     Open(Box<Start>),
     Batch(Batch, usize),
@@ -124,12 +129,12 @@ enum Item {
     Seal(Box<Seal>),
 }
 
-/// The way of one run to one best-effort sink.
+/// The queue from one run to one best-effort sink.
 #[derive(Debug)]
 struct Lane {
     branch: Branch,
     place: RunPlace,
-    /// `None`: the sink was given up.
+    /// `None`: the sink is dropped for this run.
     items: Option<mpsc::UnboundedSender<Item>>,
     waiting: Arc<AtomicUsize>,
     done: Option<oneshot::Receiver<()>>,
@@ -142,7 +147,7 @@ impl fmt::Debug for Item {
 }
 
 impl Lane {
-    /// To a log that is there, or to one that the first item opens.
+    /// Queues for an open log, or for a log that the first item opens.
     fn new(branch: &Branch, place: &RunPlace, log: Option<Box<dyn RunLog>>) -> Self {
         let (items, queue) = mpsc::unbounded_channel();
         let (finished, done) = oneshot::channel();
@@ -152,12 +157,12 @@ impl Lane {
             let waiting = Arc::clone(&waiting);
             async move {
                 if let Err(error) = carry(&branch, &place, log, queue, &waiting).await {
-                    given_up(&place, &error);
+                    report_dropped(&place, &error);
                 }
                 let _ = finished.send(());
             }
         };
-        // Not a task of the manager's: it may hang, and its shutdown must not.
+        // Not on the manager's tracker: the sink may hang, and the shutdown must not.
         branch.thread.handle.spawn(carry);
         Self {
             branch: branch.clone(),
@@ -169,7 +174,7 @@ impl Lane {
     }
 
     fn send(&mut self, item: Item) {
-        // A sink that has failed has said so itself.
+        // A sink that failed has already been reported.
         if self
             .items
             .as_ref()
@@ -184,32 +189,32 @@ impl Lane {
         if self.items.is_none() || batch.is_empty() {
             return;
         }
-        if self.waiting.fetch_add(weight, Ordering::Relaxed) + weight > ROOM {
-            given_up(&self.place, &"it takes too little");
+        if self.waiting.fetch_add(weight, Ordering::Relaxed) + weight > QUEUE_LIMIT {
+            report_dropped(&self.place, &"it is too slow");
             self.items = None;
             return;
         }
         self.send(Item::Batch(batch, weight));
     }
 
-    /// Waits for the sink to be done, but not for long, and not again for one that is stuck.
+    /// Waits for the sink to finish, up to the timeout, and not at all for a stuck sink.
     async fn finish(mut self) {
         self.items = None;
         let Some(done) = self.done.take() else { return };
         if self.branch.stuck.load(Ordering::Relaxed) {
             return;
         }
-        if timeout(GRACE, done).await.is_err() {
+        if timeout(BEST_EFFORT_TIMEOUT, done).await.is_err() {
             self.branch.stuck.store(true, Ordering::Relaxed);
         }
     }
 }
 
-fn given_up(place: &RunPlace, reason: &dyn fmt::Display) {
-    tracing::warn!(run = %place.run, %reason, "a best-effort sink is given up for a run");
+fn report_dropped(place: &RunPlace, reason: &dyn fmt::Display) {
+    tracing::warn!(run = %place.run, %reason, "a best-effort sink is dropped for a run");
 }
 
-/// Hands what comes to the sink, until it fails or nothing more comes.
+/// Forwards items to the sink until it fails or the queue closes.
 async fn carry(
     branch: &Branch,
     place: &RunPlace,
@@ -235,61 +240,61 @@ async fn carry(
     Ok(())
 }
 
-/// A best-effort sink's own log at a resumption.
-enum OwnedContainer {
-    /// It has none.
+/// The log of a best-effort sink when a run is resumed.
+enum BranchLog {
     Absent,
-    /// It has so many records, and goes on; 0: it keeps nothing.
+    /// The log and the number of its records. A sink that stores nothing has 0.
     Open(Box<dyn RunLog>, u64),
 }
 
 impl Branch {
-    /// What the sink has of a run; `None`: all of it, or it is given up.
-    async fn found(&self, place: &RunPlace) -> Option<OwnedContainer> {
-        let (answer, answered) = oneshot::channel();
-        let look = {
-            let (sink, place) = (Arc::clone(&self.sink), place.clone());
-            async move {
-                let found = loop {
-                    let count = Arc::new(AtomicUsize::new(0));
-                    let counted = Arc::clone(&count);
-                    let visit: RecordVisitor = Box::new(move |record| {
-                        counted.fetch_add(usize::from(is_shared(&record)), Ordering::Relaxed);
-                    });
-                    match sink.resume(&place, visit).await {
-                        // Its last items are on their way.
-                        Err(Error::Owned { .. }) => sleep(Duration::from_millis(20)).await,
-                        Err(error) => break Err(error),
-                        Ok(Resumed::Absent) => break Ok(Some(OwnedContainer::Absent)),
-                        Ok(Resumed::Sealed(_)) => break Ok(None),
-                        Ok(Resumed::Open { log, .. }) => {
-                            let count = count.load(Ordering::Relaxed) as u64;
-                            break Ok(Some(OwnedContainer::Open(log, count)));
-                        }
-                    }
-                };
-                let _ = answer.send(found);
-            }
-        };
+    /// Opens the sink's log of a run. `None`: the log is sealed, or the sink is dropped.
+    async fn open_log(&self, place: &RunPlace) -> Option<BranchLog> {
         if self.stuck.load(Ordering::Relaxed) {
             return None;
         }
-        let task = self.thread.handle.spawn(look);
-        match timeout(GRACE, answered).await {
-            Ok(Ok(Ok(found))) => return found,
-            Ok(Ok(Err(error))) => given_up(place, &error),
-            Ok(Err(_)) => given_up(place, &"it panicked"),
+        let (answer, answered) = oneshot::channel();
+        let (sink, resumed_place) = (Arc::clone(&self.sink), place.clone());
+        let task = self.thread.handle.spawn(async move {
+            let _ = answer.send(resume_branch(&*sink, &resumed_place).await);
+        });
+        match timeout(BEST_EFFORT_TIMEOUT, answered).await {
+            Ok(Ok(Ok(log))) => return log,
+            Ok(Ok(Err(error))) => report_dropped(place, &error),
+            Ok(Err(_)) => report_dropped(place, &"it panicked"),
             Err(_) => {
                 task.abort();
                 self.stuck.store(true, Ordering::Relaxed);
-                given_up(place, &"it does not say what it has");
+                report_dropped(place, &"it does not answer in time");
             }
         }
         None
     }
 }
 
-/// Whether a record is in each sink's log: digests are a file's own, and a seal is sealed.
+/// Resumes the log of a best-effort sink. `None`: it is sealed.
+async fn resume_branch(sink: &dyn LogSink, place: &RunPlace) -> Result<Option<BranchLog>> {
+    loop {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let visit: RecordVisitor = Box::new(move |record| {
+            counted.fetch_add(usize::from(is_shared(&record)), Ordering::Relaxed);
+        });
+        match sink.resume(place, visit).await {
+            // The last items of the previous log are still queued.
+            Err(Error::Owned { .. }) => sleep(OWNED_RETRY_INTERVAL).await,
+            Err(error) => return Err(error),
+            Ok(Resumed::Absent) => return Ok(Some(BranchLog::Absent)),
+            Ok(Resumed::Sealed(_)) => return Ok(None),
+            Ok(Resumed::Open { log, .. }) => {
+                let count = count.load(Ordering::Relaxed) as u64;
+                return Ok(Some(BranchLog::Open(log, count)));
+            }
+        }
+    }
+}
+
+/// Returns true for records that every sink stores. Digests and seals are per sink.
 fn is_shared(record: &RecordRef<'_>) -> bool {
     !matches!(
         record,
@@ -297,44 +302,44 @@ fn is_shared(record: &RecordRef<'_>) -> bool {
     )
 }
 
-/// A best-effort sink that gets what it has missed.
-struct Behind {
+/// A best-effort sink that gets the records that it missed.
+struct CatchUp {
     lane: Lane,
-    /// How many of the records it has.
+    /// Number of records that the sink already has.
     has: u64,
-    part: Batch,
+    batch: Batch,
 }
 
-impl Behind {
-    fn new(branch: &Branch, place: &RunPlace, found: OwnedContainer) -> Self {
-        let (log, has) = match found {
-            OwnedContainer::Absent => (None, 0),
-            OwnedContainer::Open(log, 0) => (Some(log), u64::MAX),
-            OwnedContainer::Open(log, has) => (Some(log), has),
+impl CatchUp {
+    fn new(branch: &Branch, place: &RunPlace, log: BranchLog) -> Self {
+        let (log, has) = match log {
+            BranchLog::Absent => (None, 0),
+            BranchLog::Open(log, 0) => (Some(log), u64::MAX),
+            BranchLog::Open(log, has) => (Some(log), has),
         };
         Self {
             lane: Lane::new(branch, place, log),
             has,
-            part: Batch::new(),
+            batch: Batch::new(),
         }
     }
 
-    /// Shows it the record of this number.
-    fn see(&mut self, number: u64, record: RecordRef<'_>) {
+    /// Forwards the record with this number, unless the sink has it.
+    fn record(&mut self, number: u64, record: RecordRef<'_>) {
         if number < self.has {
             return;
         }
         match record {
             RecordRef::Event(Event::Start(start)) => self.lane.send(Item::Open(start.clone())),
-            record => self.part.push(record),
+            record => self.batch.push(record),
         }
-        if self.part.weight() > PART {
-            self.lane.batch(std::mem::take(&mut self.part));
+        if self.batch.weight() > CATCH_UP_BATCH {
+            self.lane.batch(std::mem::take(&mut self.batch));
         }
     }
 
-    fn caught_up(mut self) -> Lane {
-        self.lane.batch(std::mem::take(&mut self.part));
+    fn finish(mut self) -> Lane {
+        self.lane.batch(std::mem::take(&mut self.batch));
         self.lane
     }
 }
@@ -348,40 +353,41 @@ impl LogSink for Fanout {
             lane.send(Item::Open(Box::new(start.clone())));
             lane
         });
-        Ok(Box::new(Log {
+        Ok(Box::new(FanoutLog {
             lanes: lanes.collect(),
             required,
         }))
     }
 
     async fn resume(&self, place: &RunPlace, mut visit: RecordVisitor) -> Result<Resumed> {
-        let found = join_all(self.branches.iter().map(|branch| branch.found(place))).await;
-        let behind = self
+        let found = join_all(self.branches.iter().map(|branch| branch.open_log(place))).await;
+        let catch_ups = self
             .branches
             .iter()
             .zip(found)
-            .filter_map(|(branch, found)| Some(Behind::new(branch, place, found?)));
-        let behind = Arc::new(Mutex::new(behind.collect::<Vec<_>>()));
+            .filter_map(|(branch, found)| Some(CatchUp::new(branch, place, found?)));
+        let catch_ups = Arc::new(Mutex::new(catch_ups.collect::<Vec<_>>()));
         let both: RecordVisitor = {
-            let behind = Arc::clone(&behind);
+            let catch_ups = Arc::clone(&catch_ups);
             let mut number = 0;
             Box::new(move |record| {
                 visit(record);
                 if !is_shared(&record) {
                     return;
                 }
-                for branch in &mut *behind.lock().unwrap_or_else(PoisonError::into_inner) {
-                    branch.see(number, record);
+                for branch in &mut *catch_ups.lock().unwrap_or_else(PoisonError::into_inner) {
+                    branch.record(number, record);
                 }
                 number += 1;
             })
         };
         let resumed = self.required.resume(place, both).await?;
-        let behind = std::mem::take(&mut *behind.lock().unwrap_or_else(PoisonError::into_inner));
-        let lanes = behind.into_iter().map(Behind::caught_up).collect();
+        let catch_ups =
+            std::mem::take(&mut *catch_ups.lock().unwrap_or_else(PoisonError::into_inner));
+        let lanes = catch_ups.into_iter().map(CatchUp::finish).collect();
         Ok(match resumed {
             Resumed::Open { log, torn } => Resumed::Open {
-                log: Box::new(Log {
+                log: Box::new(FanoutLog {
                     required: log,
                     lanes,
                 }),
@@ -409,18 +415,18 @@ async fn finish(lanes: Vec<Lane>, seal: &Seal) {
 }
 
 #[derive(Debug)]
-struct Log {
+struct FanoutLog {
     required: Box<dyn RunLog>,
     lanes: Vec<Lane>,
 }
 
 #[async_trait]
-impl RunLog for Log {
+impl RunLog for FanoutLog {
     async fn append(&mut self, batch: Batch) -> Result<()> {
         if self.lanes.is_empty() {
             return self.required.append(batch).await;
         }
-        // They get what the required one has taken, so that theirs is a first part of its log.
+        // Only after the required sink has accepted the records, so that each log is a prefix of it.
         let copy = batch.clone();
         self.required.append(batch).await?;
         for lane in &mut self.lanes {

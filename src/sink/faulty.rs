@@ -226,9 +226,9 @@ impl fmt::Debug for SinkFault {
 #[derive(Debug)]
 struct Faults {
     pending: Mutex<Vec<SinkFault>>,
-    /// How many times `pending` was changed from outside.
+    /// Number of external changes to `pending`.
     changes: watch::Sender<u64>,
-    /// How many calls had a fault.
+    /// Number of calls that had a fault.
     injected: watch::Sender<u64>,
 }
 

@@ -12,16 +12,16 @@ use crate::outcome::{Seal, Stream};
 use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 use crate::spec::RunId;
 
-/// A sink that keeps records in memory, for tests. A clone sees the same logs.
+/// A sink that keeps records in memory, for tests. Clones share the logs.
 ///
-/// It keeps the contract, but for what it says of the death of the process and of the machine: its
-/// logs live as long as its last clone. Nothing bounds what it takes.
+/// The contract holds, except that no log survives the process: logs live as long as the last
+/// clone. Memory use is unbounded.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
-    logs: Arc<Mutex<HashMap<Key, SkipReason>>>,
+    logs: Arc<Mutex<HashMap<Key, StoredLog>>>,
 }
 
-/// A run, and the number of the further process, if it is the log of one.
+/// A run, and the number of the exec if the log is that of an exec.
 type Key = (RunId, Option<u32>);
 
 fn key(place: &RunPlace) -> Key {
@@ -29,21 +29,21 @@ fn key(place: &RunPlace) -> Key {
 }
 
 #[derive(Debug, Default)]
-struct SkipReason {
+struct StoredLog {
     records: Vec<Record>,
     seal: Option<Seal>,
     open: bool,
-    /// Whether the next call on the log is to fail.
+    /// Makes the next call on the log fail.
     spoiled: bool,
 }
 
 impl Memory {
-    /// A sink without logs.
+    /// Creates a sink without logs.
     pub fn new() -> Self {
         Self::default()
     }
 
-    fn logs(&self) -> MutexGuard<'_, HashMap<Key, SkipReason>> {
+    fn logs(&self) -> MutexGuard<'_, HashMap<Key, StoredLog>> {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -55,12 +55,12 @@ impl Memory {
         runs
     }
 
-    /// The records of a run's log, but for its seal; empty if there is none.
+    /// The records of a run's log, without the seal. Empty if the run has no log.
     pub fn records(&self, run: &RunId) -> Vec<Record> {
         self.records_of(&(run.clone(), None))
     }
 
-    /// The same, of the log of a further process in the run's container, by its number from 1.
+    /// The records of an exec's log, without the seal. Execs are numbered from 1.
     pub fn exec_records(&self, run: &RunId, number: u32) -> Vec<Record> {
         self.records_of(&(run.clone(), Some(number)))
     }
@@ -72,7 +72,7 @@ impl Memory {
             .unwrap_or_default()
     }
 
-    /// What a run has printed on one stream, newlines included.
+    /// The output of a run on one stream, with newlines.
     pub fn output(&self, run: &RunId, stream: Stream) -> Vec<u8> {
         let mut bytes = Vec::new();
         for record in self
@@ -93,13 +93,14 @@ impl Memory {
         bytes
     }
 
-    /// The seal of a run's log, if it has one.
+    /// The seal of a run's log; `None` if it is not sealed.
     pub fn seal(&self, run: &RunId) -> Option<Seal> {
         self.logs().get(&(run.clone(), None))?.seal.clone()
     }
 
-    /// Makes the next call on a run's log fail, if it is open: the log takes nothing more then,
-    /// and can be resumed.
+    /// Makes the next call on a run's open log fail.
+    ///
+    /// After the failure the log accepts no records, and can be resumed.
     pub fn fail(&self, run: &RunId) {
         if let Some(kept) = self.logs().get_mut(&(run.clone(), None)) {
             kept.spoiled = true;
@@ -117,10 +118,10 @@ impl LogSink for Memory {
                 path: PathBuf::from("memory"),
             });
         }
-        let kept = SkipReason {
+        let kept = StoredLog {
             records: vec![Record::Event(Event::Start(Box::new(start.clone())))],
             open: true,
-            ..SkipReason::default()
+            ..StoredLog::default()
         };
         logs.insert(key(place), kept);
         Ok(self.log(place))
@@ -142,7 +143,7 @@ impl LogSink for Memory {
             kept.spoiled = false;
             (kept.records.clone(), kept.seal.clone())
         };
-        // Nothing is locked meanwhile: the caller may ask this sink for something.
+        // Unlocked first, because the visitor may call this sink.
         let log = seal.is_none().then(|| self.log(place));
         records.iter().filter_map(Record::as_ref).for_each(visit);
         Ok(match (seal, log) {
@@ -154,7 +155,7 @@ impl LogSink for Memory {
 
 impl Memory {
     fn log(&self, place: &RunPlace) -> Box<dyn RunLog> {
-        Box::new(Log {
+        Box::new(MemoryLog {
             memory: self.clone(),
             key: key(place),
             failed: false,
@@ -162,19 +163,19 @@ impl Memory {
     }
 }
 
-/// A log that is open.
+/// An open log.
 #[derive(Debug)]
-struct Log {
+struct MemoryLog {
     memory: Memory,
     key: Key,
     failed: bool,
 }
 
-impl Log {
+impl MemoryLog {
     fn with<T>(
         &mut self,
         operation: &'static str,
-        act: impl FnOnce(&mut SkipReason) -> T,
+        act: impl FnOnce(&mut StoredLog) -> T,
     ) -> Result<T> {
         let fail = |reason: &str| {
             Err(SinkError::new(reason)
@@ -189,13 +190,13 @@ impl Log {
         };
         self.failed |= std::mem::take(&mut kept.spoiled);
         if self.failed {
-            return fail("it was made to fail");
+            return fail("the test made it fail");
         }
         Ok(act(kept))
     }
 }
 
-impl Drop for Log {
+impl Drop for MemoryLog {
     fn drop(&mut self) {
         if let Some(kept) = self.memory.logs().get_mut(&self.key) {
             kept.open = false;
@@ -204,7 +205,7 @@ impl Drop for Log {
 }
 
 #[async_trait]
-impl RunLog for Log {
+impl RunLog for MemoryLog {
     async fn append(&mut self, batch: Batch) -> Result<()> {
         self.with("append to", |kept| {
             kept.records.extend(batch.iter().map(Record::from));

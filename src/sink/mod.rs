@@ -1,4 +1,4 @@
-//! Where records go: the [`LogSink`] trait, the records, and the default sink, [`Jsonl`].
+//! Where records go: the [`LogSink`] trait, and the default sink, [`Jsonl`].
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -28,115 +28,114 @@ pub use faulty::{Faulty, SinkCall, SinkFault};
 pub use jsonl::{Durability, Jsonl};
 pub use memory::Memory;
 
-/// Where the records of runs go.
+/// The destination of the records of runs.
 ///
 /// # The contract
 ///
-/// **A log exists before its container.** When [`open`](Self::open) returns, the log is there, has
-/// its `start` record, and will be there after the power fails.
+/// **A log exists before its container.** When [`open`](Self::open) returns, the log exists, has
+/// its `start` record, and survives a power loss.
 ///
-/// **What was appended stays.** When [`RunLog::append`] returns, its records survive the death of
-/// this process by any signal; after [`RunLog::sync`], they survive that of the machine.
+/// **Appended records stay.** When [`RunLog::append`] returns, its records survive the death of
+/// this process by any signal. After [`RunLog::sync`], they survive a power loss.
 ///
-/// **A log is a prefix of what was appended.** No record is in it twice, none is missing before
-/// one that is there, and none is half there when [`resume`](Self::resume) returns.
+/// **A log is a prefix of the appended records.** No record is in the log twice, and none is missing
+/// before another. When [`resume`](Self::resume) returns, no record is incomplete.
 ///
-/// **One writer.** A log that is open cannot be resumed, by this or another process:
-/// [`Error::Owned`](crate::error::Error::Owned). It is open until its [`RunLog`] is dropped, and what that
-/// has begun has come to its end.
+/// **One writer.** An open log cannot be resumed, by this or another process:
+/// [`Error::Owned`](crate::Error::Owned). A log is open until its [`RunLog`] is dropped and all
+/// operations on it have ended.
 ///
-/// **At most one seal.** After [`RunLog::seal`], `resume` gives the seal, and no log to write to.
+/// **At most one seal.** After [`RunLog::seal`], `resume` returns the seal and no log to write to.
 ///
-/// **After an error a log takes nothing more.** Each later call on it fails. It is dropped, and
-/// resumed when the fault may have passed: what was not appended comes again, from another source.
+/// **After an error a log accepts no records.** Each later call on it fails. The log is dropped, and
+/// resumed later. Records that were not appended are then captured again from another source.
 ///
-/// **A further process has a log of its own.** A place names a run, or, where its `exec` is set, a
-/// further process in the run's container. A sink that knows one log for each run alone must fail
-/// [`open`](Self::open) for those; then nothing is started.
-///
-/// `moat::conformance::sink` has a trial for each of these clauses, with the
-/// feature `conformance`.
+/// **Each exec has its own log.** A place names a run, or an exec in its container if `exec` is
+/// set. A sink that cannot store logs of execs must fail [`open`](Self::open) for them; the exec is
+/// then not started.
 ///
 /// A sink may be slow. It must not block the thread that polls its futures.
+///
+/// `moat::conformance::sink` (feature `conformance`) tests each of these clauses.
 #[async_trait]
 pub trait LogSink: fmt::Debug + Send + Sync + 'static {
-    /// Makes the log of a run, with `start` as its first record.
+    /// Creates the log of a run, with `start` as its first record.
     ///
     /// # Errors
     ///
-    /// [`Error::RunExists`](crate::error::Error::RunExists) if there is one, open or not.
+    /// [`Error::RunExists`](crate::Error::RunExists) if the log exists, open or not.
     async fn open(&self, place: &RunPlace, start: &Start) -> Result<Box<dyn RunLog>>;
 
-    /// Reads the log of a run back, and opens it to go on where it ends.
+    /// Reads the log of a run, and reopens it for appending.
     ///
-    /// `visit` is called once for each record that is in the log, in order, from any thread, before
-    /// this returns; whether the seal is one of them is left to the sink. What is not whole at its end is taken out of the log.
+    /// Calls `visit` once for each record in the log, in order, from any thread, before it returns.
+    /// Passing the seal to `visit` is optional. An incomplete record at the end is removed from
+    /// the log.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`](crate::error::Error::Damaged) if the log is sealed, and not what was sealed:
-    /// nothing is changed then.
+    /// [`Error::Damaged`](crate::Error::Damaged) if a sealed log does not match its seal. The log is
+    /// then left unchanged.
     async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed>;
 
-    /// The file that holds the run's log, if it is one.
+    /// The file that holds the log; `None` if the sink writes no files.
     fn path(&self, place: &RunPlace) -> Option<PathBuf> {
         let _ = place;
         None
     }
 }
 
-/// What is called for each record of a log that is read back.
+/// A callback for each record of a log that is resumed.
 pub type RecordVisitor = Box<dyn FnMut(RecordRef<'_>) + Send>;
 
-/// What [`LogSink::resume`] has found.
+/// The result of [`LogSink::resume`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Resumed {
-    /// There is no log, or not even a whole first record of one.
+    /// The log does not exist, or has no complete first record.
     Absent,
-    /// It ended without a seal, and goes on.
+    /// The log has no seal, and is open for appending.
     Open {
         /// The log, to append to.
         log: Box<dyn RunLog>,
-        /// What was cut off at its end, and where it is now.
+        /// The incomplete end that was moved aside, if any.
         torn: Option<TruncatedTail>,
     },
-    /// It is sealed: nothing can be added.
+    /// The log is sealed: nothing can be appended.
     Sealed(Seal),
 }
 
-/// The log of one run, while it is written.
+/// The log of one run, open for appending.
 #[async_trait]
 pub trait RunLog: fmt::Debug + Send {
-    /// Appends records, all or, in the case of an error, some first part of them.
+    /// Appends records. On an error, a prefix of them may have been appended.
     ///
-    /// Not cancel-safe: a log whose `append` was dropped takes nothing more.
+    /// Not cancel-safe: after a dropped `append`, each later call fails.
     async fn append(&mut self, batch: Batch) -> Result<()>;
 
-    /// Makes what was appended survive the machine's power failing.
+    /// Makes appended records survive a power loss.
     async fn sync(&mut self) -> Result<()>;
 
-    /// Writes the last record, and makes it all survive the machine's power failing.
+    /// Appends the seal, and makes the whole log survive a power loss.
     ///
-    /// The `sha256` of `seal` is ignored, and set in what is returned where the sink keeps one.
+    /// Ignores the `sha256` of `seal`. The returned seal has the digest, if the sink computes one.
     async fn seal(&mut self, seal: Seal) -> Result<Seal>;
 }
 
-/// Where a run is kept: its name, and its folder.
+/// The id and the directory of a run, or of an exec in its container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RunPlace {
     /// The run.
     pub run: RunId,
-    /// Its folder, which exists.
+    /// The directory of the run. It exists.
     pub dir: PathBuf,
-    /// The number of a further process in the run's container, which has a log of its own; `None`:
-    /// the run itself.
+    /// The number of the exec, from 1; `None` for the run itself.
     pub exec: Option<u32>,
 }
 
 impl RunPlace {
-    /// The place of `run`, in `folder`.
+    /// The place of `run` in the directory `dir`.
     pub fn new(run: RunId, dir: impl AsRef<Path>) -> Self {
         Self {
             run,
@@ -145,7 +144,7 @@ impl RunPlace {
         }
     }
 
-    /// The place of a further process in the run's container.
+    /// The place of an exec in the run's container.
     pub fn of_exec(&self, number: u32) -> Self {
         Self {
             exec: Some(number),

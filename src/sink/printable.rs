@@ -1,11 +1,13 @@
-//! Output as text that does nothing to who reads it.
+//! Output and events as text that is safe to print.
 
 use std::fmt::Write as _;
 
 use crate::audit::Event;
 
-/// `bytes` as text in one line, with all that could move a cursor, change a colour, ring a bell or
-/// turn the direction of writing spelled out: `\x1b`, `\u{202e}`; bytes that are no text, `\xff`.
+/// Returns `bytes` as one line of printable text.
+///
+/// Escapes characters that could move the cursor, change colors, ring the bell or change the
+/// writing direction: `\x1b`, `\u{202e}`. Invalid UTF-8 becomes `\xff`.
 pub(super) fn printable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
@@ -16,7 +18,9 @@ pub(super) fn printable(bytes: &[u8]) -> String {
                 '\r' => text.write_str("\\r"),
                 '\n' => text.write_str("\\n"),
                 c if c.is_ascii_control() => write!(text, "\\x{:02x}", u32::from(c)),
-                c if c.is_control() || turns(c) => write!(text, "\\u{{{:x}}}", u32::from(c)),
+                c if c.is_control() || is_directional(c) => {
+                    write!(text, "\\u{{{:x}}}", u32::from(c))
+                }
                 c => text.write_char(c),
             };
         }
@@ -27,12 +31,12 @@ pub(super) fn printable(bytes: &[u8]) -> String {
     text
 }
 
-/// An event in one line.
-pub(super) fn said(event: &Event) -> String {
+/// Describes an event in one line.
+pub(super) fn describe(event: &Event) -> String {
     let text = match event {
         Event::Start(start) => {
             let settings = &start.record.settings;
-            let mut text = format!("is to run {}", settings.image);
+            let mut text = format!("running {}", settings.image);
             for word in &settings.cmd {
                 text.push(' ');
                 text.push_str(word);
@@ -40,28 +44,28 @@ pub(super) fn said(event: &Event) -> String {
             text
         }
         Event::Started(started) => format!("started as {}", started.container),
-        Event::Resume(_) => "goes on".into(),
+        Event::Resume(_) => "capture resumed".into(),
         Event::Gap(gap) => {
-            let what = if gap.possible {
+            let certainty = if gap.possible {
                 "may be missing"
             } else {
                 "is missing"
             };
             let detail = gap.detail.as_deref().unwrap_or_default();
-            format!("output {what}: {:?} {detail}", gap.reason)
+            format!("output {certainty}: {:?} {detail}", gap.reason)
         }
-        Event::Stop(stop) => format!("is stopped with {}", stop.signal),
+        Event::Stop(stop) => format!("stopping with {}", stop.signal),
         Event::Note { text, .. } => text.clone(),
-        // It is in the audit because the spec asks for that; no screen and no other log was named.
-        Event::Stdin(written) => format!("{} bytes of input", written.bytes.len()),
-        Event::Check { .. } => "so far the file is whole".into(),
+        // The spec asks for input in the audit file only.
+        Event::Stdin(chunk) => format!("{} bytes of input", chunk.bytes.len()),
+        Event::Check { .. } => "digest checkpoint".into(),
         Event::End(seal) => format!("{}; audit {}", seal.exit, seal.verdict),
     };
     printable(text.trim_end().as_bytes())
 }
 
-/// Whether a character changes where, or in which direction, others are shown.
-fn turns(c: char) -> bool {
+/// Returns true for characters that change the position or direction of others.
+fn is_directional(c: char) -> bool {
     matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
@@ -70,7 +74,7 @@ mod tests {
     use crate::sink::printable::printable;
 
     #[test]
-    fn escape_sequences_are_spelled_out_and_text_is_left_alone() {
+    fn control_characters_are_escaped() {
         for (bytes, text) in [
             (&b"plain\ttext"[..], "plain\ttext"),
             ("\u{20ac} \u{1f980}".as_bytes(), "\u{20ac} \u{1f980}"),

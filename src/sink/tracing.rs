@@ -1,27 +1,27 @@
-//! A sink that hands records to `tracing`.
+//! A sink that emits records through `tracing`.
 
 use async_trait::async_trait;
 
 use crate::audit::{Batch, Event, RecordRef, Start};
 use crate::error::Result;
 use crate::outcome::Seal;
-use crate::sink::printable::{printable, said};
+use crate::sink::printable::{describe, printable};
 use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 use crate::spec::RunId;
 
-/// Each record as an event of [`tracing`]: output with the target `moat::output`, at level `INFO`,
-/// with the fields `run`, `stream` and `partial`; the rest with the target `moat::run`. What is of a
-/// further process in a run's container has its number, from 1, in the field `exec`.
+/// A sink that emits each record as an event of [`tracing`].
 ///
-/// Bytes that could harm a terminal are spelled out.
+/// Output has the target `moat::output`, level `INFO` and the fields `run`, `stream` and `partial`.
+/// All other records have the target `moat::run`. Records of an exec carry its number, from 1, in
+/// the field `exec`. Control characters are escaped.
 ///
-/// It keeps nothing, so it is no full sink: a run that is resumed has an empty log here, and goes
-/// on. Alone it leaves no audit; it is made for [`Fanout::best_effort`](super::Fanout).
+/// `Tracing` stores nothing: a resumed run starts with an empty log. Alone it leaves no audit file.
+/// Use it in a [`Fanout::best_effort`](super::Fanout::best_effort).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tracing;
 
 impl Tracing {
-    /// The sink.
+    /// Creates the sink.
     pub fn new() -> Self {
         Self
     }
@@ -30,27 +30,27 @@ impl Tracing {
 #[async_trait]
 impl LogSink for Tracing {
     async fn open(&self, place: &RunPlace, start: &Start) -> Result<Box<dyn RunLog>> {
-        let log = Log::of(place);
+        let log = TracingLog::of(place);
         log.event(&Event::Start(Box::new(start.clone())));
         Ok(Box::new(log))
     }
 
     async fn resume(&self, place: &RunPlace, _visit: RecordVisitor) -> Result<Resumed> {
         Ok(Resumed::Open {
-            log: Box::new(Log::of(place)),
+            log: Box::new(TracingLog::of(place)),
             torn: None,
         })
     }
 }
 
 #[derive(Debug)]
-struct Log {
+struct TracingLog {
     run: RunId,
-    /// The number of the further process, if it is the log of one.
+    /// The number of the exec; `None` for the log of the run.
     exec: Option<u32>,
 }
 
-impl Log {
+impl TracingLog {
     fn of(place: &RunPlace) -> Self {
         Self {
             run: place.run.clone(),
@@ -61,14 +61,14 @@ impl Log {
     fn event(&self, event: &Event) {
         let Self { run, exec } = self;
         match event {
-            Event::Gap(_) => tracing::warn!(target: "moat::run", %run, exec, "{}", said(event)),
-            _ => tracing::info!(target: "moat::run", %run, exec, "{}", said(event)),
+            Event::Gap(_) => tracing::warn!(target: "moat::run", %run, exec, "{}", describe(event)),
+            _ => tracing::info!(target: "moat::run", %run, exec, "{}", describe(event)),
         }
     }
 }
 
 #[async_trait]
-impl RunLog for Log {
+impl RunLog for TracingLog {
     async fn append(&mut self, batch: Batch) -> Result<()> {
         for record in batch.iter() {
             match record {

@@ -1,4 +1,4 @@
-//! What to run, secrets included.
+//! The builder of a run's spec, including its secrets.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,23 +9,22 @@ use tokio_util::sync::CancellationToken;
 
 use super::secrets::Secret;
 use super::{
-    Backstop, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit, Port, Pull, RunId,
-    Secrets, Settings, Stdin, Ulimit, WindowSize,
+    Backstop, Credentials, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit, Port,
+    Pull, PullProgress, RunId, Secrets, Settings, Stdin, Ulimit, WindowSize,
 };
 
-/// How far the pull of an image has come: called for each report of the engine.
+/// A callback for the progress of a pull.
 type OnPull = Arc<dyn Fn(PullProgress) + Send + Sync>;
 
-/// What to run: an image, a command, and all that a container can be told.
+/// The specification of a run: image, command and settings.
 ///
-/// A spec has an image, or, where the runtime starts local processes, a command alone: see
+/// A spec has an image, or only a command for a runtime that starts local processes: see
 /// [`new`](Self::new) and [`command`](Self::command).
 ///
-/// Nothing is checked until [`validate`](Self::validate), which
-/// [`Manager::start`](crate::manager::Manager::start) calls first of all. Values of the environment and
-/// registry credentials are kept in memory only: they do not reach a file, an error, or the
-/// `Debug` output. The command, the labels and all other settings are recorded verbatim; they may
-/// have 4 MiB in all, as JSON.
+/// [`Manager::start`](crate::manager::Manager::start) calls [`validate`](Self::validate) first. The
+/// builder methods check nothing. Environment values and registry credentials stay in memory: no
+/// file, error or `Debug` output contains them. The command, the labels and all other settings are
+/// recorded verbatim, and have at most 4 MiB as JSON.
 ///
 /// ```
 /// use std::time::Duration;
@@ -50,68 +49,6 @@ pub struct RunSpec {
     pub(super) stop_when: Option<CancellationToken>,
 }
 
-/// How far the pull of an image has come, as the engine reports it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PullProgress {
-    /// The layer's id; `None` where the report is of the whole image.
-    pub layer: Option<String>,
-    /// What is happening, in the engine's words.
-    pub status: String,
-    /// Bytes done of this step.
-    pub current: Option<u64>,
-    /// Bytes of this step in all.
-    pub total: Option<u64>,
-}
-
-impl PullProgress {
-    /// A report of a runtime.
-    pub fn new(status: impl Into<String>) -> Self {
-        Self {
-            layer: None,
-            status: status.into(),
-            current: None,
-            total: None,
-        }
-    }
-}
-
-/// Credentials for an image registry. `Debug` does not show the password.
-#[derive(Clone)]
-pub struct Credentials {
-    pub(crate) username: String,
-    pub(crate) password: Secret,
-}
-
-impl Credentials {
-    /// A user name, and a password or token.
-    pub fn new(username: impl Into<String>, password: impl Into<String>) -> Self {
-        Self {
-            username: username.into(),
-            password: Secret(password.into()),
-        }
-    }
-
-    /// The user name.
-    pub fn username(&self) -> &str {
-        &self.username
-    }
-
-    /// The password or token: a secret.
-    pub fn password(&self) -> &str {
-        &self.password.0
-    }
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("username", &self.username)
-            .field("password", &self.password)
-            .finish()
-    }
-}
-
 impl fmt::Debug for RunSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RunSpec")
@@ -129,7 +66,7 @@ fn strings<S: Into<String>>(values: impl IntoIterator<Item = S>) -> Vec<String> 
 }
 
 impl RunSpec {
-    /// A run of `image`, with the image's own command.
+    /// Creates a spec that runs the command of `image`.
     pub fn new(image: impl Into<String>) -> Self {
         Self {
             id: None,
@@ -145,56 +82,68 @@ impl RunSpec {
         }
     }
 
-    /// A run of a command without an image, for runtimes that need none, such as local processes.
+    /// Creates a spec without an image, for a runtime of local processes.
     pub fn command<S: Into<String>>(cmd: impl IntoIterator<Item = S>) -> Self {
         Self::new("").cmd(cmd)
     }
 
-    /// Names the run. Default: [`RunId::generate`].
+    /// Sets the id of the run. Default: [`RunId::generate`].
     pub fn id(mut self, id: RunId) -> Self {
         self.id = Some(id);
         self
     }
 
-    /// The command and its arguments, in place of the image's own. They are recorded verbatim.
-    /// Docker's have less than 128 KiB each, which is what Linux takes.
+    /// Sets the command and its arguments. Default: the image's own.
+    ///
+    /// They are recorded verbatim. For Docker, each argument has less than 128 KiB, the limit of
+    /// Linux.
     pub fn cmd<S: Into<String>>(mut self, cmd: impl IntoIterator<Item = S>) -> Self {
         self.settings.cmd = strings(cmd);
         self
     }
 
-    /// The entrypoint, in place of the image's own; of nothing: none at all.
+    /// Sets the entrypoint.
+    ///
+    /// Default: the image's own. An empty one disables the image's entrypoint.
     pub fn entrypoint<S: Into<String>>(mut self, entrypoint: impl IntoIterator<Item = S>) -> Self {
         self.settings.entrypoint = Some(strings(entrypoint));
         self
     }
 
-    /// Adds a variable to the environment. Its name is recorded, its value never. For Docker both
-    /// have less than 128 KiB, which is what Linux takes.
+    /// Adds an environment variable.
+    ///
+    /// The name is recorded, and the value never is. For Docker, name and value together have less
+    /// than 128 KiB, the limit of Linux.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.push((name.into(), Secret(value.into())));
         self
     }
 
-    /// The working directory, an absolute path in the container. Default: the image's own.
+    /// Sets the working directory, an absolute path in the container.
+    ///
+    /// Default: the image's own.
     pub fn workdir(mut self, path: impl Into<String>) -> Self {
         self.settings.workdir = Some(path.into());
         self
     }
 
-    /// `user`, `uid`, `user:group` or `uid:gid`. Default: the image's own.
+    /// Sets the user: `user`, `uid`, `user:group` or `uid:gid`.
+    ///
+    /// Default: the image's own.
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.settings.user = Some(user.into());
         self
     }
 
-    /// The container's host name. Default: the engine's choice.
+    /// Sets the container's host name. Default: the engine's choice.
     pub fn hostname(mut self, name: impl Into<String>) -> Self {
         self.settings.hostname = Some(name.into());
         self
     }
 
-    /// Mounts a file or folder of the engine's host: both paths are absolute.
+    /// Mounts a file or directory of the engine's host.
+    ///
+    /// Both paths are absolute.
     pub fn bind(self, source: impl Into<PathBuf>, target: impl Into<String>) -> Self {
         self.mount(Mount::Bind {
             source: source.into(),
@@ -212,7 +161,7 @@ impl RunSpec {
         })
     }
 
-    /// Mounts a file system in memory, of at most `size` bytes where that is given.
+    /// Mounts a file system in memory, limited to `size` bytes.
     pub fn tmpfs(self, target: impl Into<String>, size: Option<u64>) -> Self {
         self.mount(Mount::Tmpfs {
             target: target.into(),
@@ -227,20 +176,22 @@ impl RunSpec {
         self
     }
 
-    /// The network mode: `bridge`, `host`, `none`, `container:<id>` or a network's name.
-    /// Default: the engine's own.
+    /// Sets the network mode.
+    ///
+    /// A mode is `bridge`, `host`, `none`, `container:<id>` or a network's name. Default: the
+    /// engine's own.
     pub fn network(mut self, mode: impl Into<String>) -> Self {
         self.settings.network = Some(mode.into());
         self
     }
 
-    /// Adds a name for the container on its network, which must be one made by a user.
+    /// Adds a name of the container on its network, which must be user-defined.
     pub fn network_alias(mut self, alias: impl Into<String>) -> Self {
         self.settings.network_aliases.push(alias.into());
         self
     }
 
-    /// Offers a port of the container on the host.
+    /// Publishes a port of the container on the host.
     pub fn port(mut self, port: Port) -> Self {
         self.settings.ports.push(port);
         self
@@ -260,52 +211,52 @@ impl RunSpec {
         self
     }
 
-    /// Memory limit, in bytes. Default: none.
+    /// Limits the memory, in bytes. Default: no limit.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.settings.memory = Some(bytes);
         self
     }
 
-    /// CPU limit, in CPUs: `1.5` is one and a half. Default: none.
+    /// Limits the CPU usage, in CPUs: `1.5` is one and a half.
+    ///
+    /// Default: no limit.
     pub fn cpus(mut self, cpus: f64) -> Self {
         self.settings.cpus = Some(cpus);
         self
     }
 
-    /// The most processes that the container may have. Default: the engine's own.
+    /// Limits the number of processes in the container.
+    ///
+    /// Default: the engine's limit.
     pub fn pids_limit(mut self, processes: u64) -> Self {
         self.settings.pids_limit = Some(processes);
         self
     }
 
-    /// Adds a resource limit, as `setrlimit` has it: `ulimit("nofile", 1024, 4096)`.
+    /// Adds a resource limit of `setrlimit`: `ulimit("nofile", 1024, 4096)`.
     pub fn ulimit(mut self, name: impl Into<String>, soft: i64, hard: i64) -> Self {
-        self.settings.ulimits.push(Ulimit {
-            name: name.into(),
-            soft,
-            hard,
-        });
+        self.settings.ulimits.push(Ulimit::new(name, soft, hard));
         self
     }
 
-    /// The size of `/dev/shm`, in bytes. Default: the engine's own, 64 MiB for Docker.
+    /// Sets the size of `/dev/shm`, in bytes.
+    ///
+    /// Default: the engine's own, 64 MiB for Docker.
     pub fn shm_size(mut self, bytes: u64) -> Self {
         self.settings.shm_size = Some(bytes);
         self
     }
 
-    /// Adds a device of the host, at the same path, to read, write and make nodes of.
+    /// Adds a device of the host at the same path, with permissions `rwm`.
     pub fn device(mut self, path: impl Into<String>) -> Self {
         let path = path.into();
-        self.settings.devices.push(Device {
-            host: path.clone(),
-            container: path,
-            permissions: "rwm".into(),
-        });
+        self.settings
+            .devices
+            .push(Device::new(path.clone(), path, "rwm"));
         self
     }
 
-    /// GPUs that the container sees. Default: none.
+    /// Sets the GPUs that the container can use. Default: none.
     pub fn gpus(mut self, gpus: Gpus) -> Self {
         self.settings.gpus = Some(gpus);
         self
@@ -329,120 +280,135 @@ impl RunSpec {
         self
     }
 
-    /// Adds a security option, as the engine takes it: `no-new-privileges`, `seccomp=...`.
+    /// Adds a security option in the engine's syntax: `no-new-privileges`.
     pub fn security_opt(mut self, option: impl Into<String>) -> Self {
         self.settings.security_opt.push(option.into());
         self
     }
 
-    /// Whether the container has the host's privileges. Default: no.
+    /// Gives the container the host's privileges. Default: false.
     pub fn privileged(mut self, privileged: bool) -> Self {
         self.settings.privileged = privileged;
         self
     }
 
-    /// Whether the container's root file system is read-only. Default: no.
+    /// Makes the container's root file system read-only. Default: false.
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.settings.read_only = read_only;
         self
     }
 
-    /// Whether an init process forwards signals and reaps orphans. Default: no.
+    /// Adds an init process that forwards signals and reaps orphans.
+    ///
+    /// Default: false.
     pub fn init(mut self, init: bool) -> Self {
         self.settings.init = init;
         self
     }
 
-    /// `os[/arch[/variant]]`. Default: the engine's own.
+    /// Sets the platform, `os[/arch[/variant]]`. Default: the engine's own.
     pub fn platform(mut self, platform: impl Into<String>) -> Self {
         self.settings.platform = Some(platform.into());
         self
     }
 
-    /// The OCI runtime, by the name that the engine knows it by: `runsc`, say.
+    /// Sets the OCI runtime by the engine's name for it, such as `runsc`.
     pub fn oci_runtime(mut self, name: impl Into<String>) -> Self {
         self.settings.oci_runtime = Some(name.into());
         self
     }
 
-    /// Adds a label. Labels are recorded verbatim; names under `moat.` are moat's own.
+    /// Adds a label.
+    ///
+    /// Labels are recorded verbatim. Names under `moat.` are reserved.
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.labels.insert(name.into(), value.into());
         self
     }
 
-    /// Whether the container has a terminal; its output is then one stream, `tty`. Default: no.
+    /// Gives the container a terminal.
+    ///
+    /// Its output is then one stream, `tty`. Default: false.
     pub fn tty(mut self, tty: bool) -> Self {
         self.settings.tty = tty;
         self
     }
 
-    /// What the container's standard input is. Default: [`Stdin::None`].
+    /// Sets the container's standard input. Default: [`Stdin::None`].
     pub fn stdin(mut self, stdin: Stdin) -> Self {
         self.settings.stdin = stdin;
         self
     }
 
-    /// Whether the audit has what is written to the container's standard input: passwords that
-    /// are typed with it. Default: no, it never has.
+    /// Records the container's standard input in the audit. Default: false.
+    ///
+    /// The record includes all passwords that are typed.
     pub fn record_stdin(mut self, record: bool) -> Self {
         self.settings.record_stdin = record;
         self
     }
 
-    /// The size that the terminal has when the container starts, as far as the engine can do that:
-    /// see [`Manager::start_attached`](crate::manager::Manager::start_attached). Default: the engine's,
-    /// which with Docker is 0 by 0.
+    /// Sets the size of the terminal when the container starts.
+    ///
+    /// Not every engine supports this. See
+    /// [`Manager::start_attached`](crate::manager::Manager::start_attached). Default: the engine's
+    /// size, which is 0 by 0 for Docker.
     pub fn window(mut self, size: WindowSize) -> Self {
         self.settings.window = Some(size);
         self
     }
 
-    /// The signal that asks the container to stop: `SIGINT`, say, or a number from 1 to 64.
+    /// Sets the stop signal: a name such as `SIGINT`, or a number from 1 to 64.
+    ///
     /// Default: the image's own, else `SIGTERM`.
     pub fn stop_signal(mut self, signal: impl Into<String>) -> Self {
         self.settings.stop_signal = Some(signal.into());
         self
     }
 
-    /// How long a stop waits between that signal and SIGKILL. Default: 10 s.
+    /// Sets the time between the stop signal and SIGKILL. Default: 10 s.
     pub fn stop_grace(mut self, grace: Duration) -> Self {
         self.settings.stop_grace = grace;
         self
     }
 
-    /// Stops the run when its container has been up for this long. Default: no limit.
+    /// Stops the run when its container has run for `limit`. Default: no limit.
     ///
-    /// The deadline is persisted as wall-clock time. It is enforced by the process that owns the
-    /// run, and where that has gone, by the next one that opens the root.
+    /// The deadline is recorded as wall-clock time. The process that owns the run enforces it. If
+    /// that process ends, the next process that opens the root enforces it.
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.settings.time_limit = Some(limit);
         self
     }
 
-    /// Stops the run when its container has printed nothing for this long, from its start on.
-    /// Default: no limit. At least a second.
+    /// Stops the run when its container has written no output for `limit`.
     ///
-    /// It is persisted. Where a run is taken over, it counts from then; while nobody can hear the
-    /// container (the sink has failed, or there is neither a tap nor a log), it does not.
+    /// Default: no limit. Minimum: 1 s. The time starts with the container, and again when a
+    /// manager recovers the run. It stops while moat receives no output: the sink has failed, or
+    /// there is neither an attachment nor a log.
     pub fn silence_limit(mut self, limit: Duration) -> Self {
         self.settings.silence_limit = Some(limit);
         self
     }
 
-    /// Samples the memory and the CPU time that the container uses this often while it runs; an
-    /// engine forgets both at its end. Default: never. At least 100 ms; a second or more is usual.
+    /// Samples memory and CPU time of the running container at this interval.
     ///
-    /// The most of each is in the seal and in [`Outcome::usage`](crate::outcome::Outcome::usage), each
-    /// sample is an event. An engine that cannot tell is asked once, and a run that ends before
-    /// the first sample has none. A local process is not sampled: that is refused.
+    /// Default: never. Minimum: 100 ms; a second or more is usual. An engine forgets both values
+    /// at the container's end.
+    ///
+    /// The maximum of each value is in the seal and in
+    /// [`Outcome::usage`](crate::outcome::Outcome::usage). Each sample is an event. A run that ends
+    /// before the first sample has none. If the engine does not support sampling, moat does not
+    /// ask again. A local process does not support this setting.
     pub fn sample(mut self, interval: Duration) -> Self {
         self.settings.sample = Some(interval);
         self
     }
 
-    /// Stops the run when `token` is cancelled, also before its container is there: see
-    /// [`Run::stop_when`](crate::run::Run::stop_when). It is not persisted.
+    /// Stops the run when `token` is cancelled.
+    ///
+    /// This also works before the container exists.
+    /// See [`Run::stop_when`](crate::run::Run::stop_when). The token is not recorded.
     pub fn stop_when(mut self, token: CancellationToken) -> Self {
         self.stop_when = Some(token);
         self
@@ -450,137 +416,127 @@ impl RunSpec {
 
     /// Limits the output, in bytes over all streams. Default: no limit.
     pub fn output_limit(mut self, bytes: u64, action: LimitAction) -> Self {
-        self.settings.output_limit = Some(OutputLimit { bytes, action });
+        self.settings.output_limit = Some(OutputLimit::new(bytes, action));
         self
     }
 
-    /// When to pull the image. Default: [`Pull::Missing`].
+    /// Sets the pull policy. Default: [`Pull::Missing`].
     pub fn pull(mut self, pull: Pull) -> Self {
         self.settings.pull = pull;
         self
     }
 
-    /// Credentials for the image's registry. Default: those of Docker's configuration file and
-    /// its helpers.
+    /// Sets the credentials for the image's registry.
+    ///
+    /// Default: the credentials of Docker's configuration file and its helpers.
     pub fn credentials(mut self, credentials: Credentials) -> Self {
         self.credentials = Some(credentials);
         self
     }
 
-    /// Called with the progress of a pull, on the runtime's threads: it must not block.
+    /// Sets a callback for the progress of a pull.
+    ///
+    /// It runs on the runtime's threads and must not block.
     pub fn on_pull(mut self, report: impl Fn(PullProgress) + Send + Sync + 'static) -> Self {
         self.on_pull = Some(Arc::new(report));
         self
     }
 
-    /// Whether the container stays after the seal. Default: [`KeepContainer::OnGap`].
+    /// Sets the policy for keeping the container.
+    ///
+    /// Default: [`KeepContainer::OnGap`].
     pub fn keep(mut self, keep: KeepContainer) -> Self {
         self.settings.keep = keep;
         self
     }
 
-    /// What stands behind the live tap. Default: [`Backstop::Engine`].
+    /// Sets the second source of output. Default: [`Backstop::Engine`].
     pub fn backstop(mut self, backstop: Backstop) -> Self {
         self.settings.backstop = backstop;
         self
     }
 
-    /// Says that the run is meant to outlive this process; it needs a backstop. Default: no.
+    /// Declares that the run may outlive this process. Default: false.
     ///
-    /// Every run of an engine survives the end of its manager; a local process does not, and
-    /// refuses this. It only lets `validate` refuse what could not be captured then.
+    /// `validate` then refuses a spec without a backstop, because output after the end of this
+    /// process would be lost. The setting has no other effect: a container always survives the
+    /// end of its manager. A local process does not, so the process runtime refuses this setting.
     pub fn detached(mut self, detached: bool) -> Self {
         self.settings.detached = detached;
         self
     }
 
-    /// Merges `patch` over the engine's create request, as JSON merge patch (RFC 7396) has it:
-    /// the way to what this builder has no method for. The engine's own names hold, for Docker
-    /// those of `POST /containers/create`: `json!({"HostConfig": {"OomScoreAdj": 500}})`.
+    /// Merges `patch` into the engine's create request.
     ///
-    /// What moat's promise stands on (terminal, log driver, restart policy, auto-remove, moat's
-    /// labels) and what the engine does not know is refused, by name, when the run starts; so is
-    /// what is nested more than 100 deep. The patch is not persisted: it may hold secrets.
+    /// `patch` is a JSON merge patch (RFC 7396). It reaches settings for which the builder has no
+    /// method. The names are those of the engine. For Docker, they are the names of `POST
+    /// /containers/create`: `json!({"HostConfig": {"OomScoreAdj": 500}})`.
+    ///
+    /// The start of the run refuses a patch that changes a setting on which moat relies: terminal,
+    /// log driver, restart policy, auto-remove, or moat's labels. It also refuses unknown settings
+    /// and more than 100 levels of nesting. The patch may hold secrets, so it is not recorded.
     pub fn engine_patch(mut self, patch: serde_json::Value) -> Self {
         self.patch = Some(patch);
         self
     }
 
-    /// The name of the run, if the caller chose one.
+    /// Returns the id of the run, if the caller set one.
     pub fn run_id(&self) -> Option<&RunId> {
         self.id.as_ref()
     }
 
-    /// All settings that are no secrets.
+    /// Returns all settings that are not secrets.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// The environment, names and values: for runtimes alone, since values are secrets.
-    pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(super) fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
         self.env.iter().map(|(k, v)| (k.as_str(), v.0.as_str()))
     }
 
-    /// The names of the environment's variables. What follows a stray `=` is no name.
+    /// Returns the names of the environment variables, cut at a stray `=`.
     pub(super) fn env_names(&self) -> impl Iterator<Item = &str> {
         self.env
             .iter()
             .map(|(name, _)| name.split_once('=').map_or(name.as_str(), |(name, _)| name))
     }
 
-    /// What stops the run when it is cancelled.
+    /// Returns the token that stops the run.
     pub(crate) fn stop_token(&self) -> Option<&CancellationToken> {
         self.stop_when.as_ref()
     }
 
-    /// The registry credentials that were given: for runtimes alone.
-    pub fn registry_credentials(&self) -> Option<&Credentials> {
-        self.credentials.as_ref()
-    }
-
-    /// The patch of the engine's create request: for runtimes alone.
-    pub fn patch(&self) -> Option<&serde_json::Value> {
-        self.patch.as_ref()
-    }
-
-    /// Has the progress of a pull reported to one more.
+    /// Adds a callback for the progress of a pull.
     pub(crate) fn also_on_pull(
         mut self,
         report: impl Fn(&PullProgress) + Send + Sync + 'static,
     ) -> Self {
-        let asked = self.on_pull.take();
+        let on_pull = self.on_pull.take();
         self.on_pull(move |progress| {
             report(&progress);
-            if let Some(asked) = &asked {
-                asked(progress);
+            if let Some(on_pull) = &on_pull {
+                on_pull(progress);
             }
         })
     }
 
-    /// Reports the progress of a pull to whoever asked for it: for runtimes.
-    pub fn report_pull(&self, progress: PullProgress) {
-        if let Some(on_pull) = &self.on_pull {
-            on_pull(progress);
-        }
-    }
-
-    /// What must be taken out of anything that an engine says.
+    /// Returns the values to redact in the engine's messages.
     pub(crate) fn secrets(&self) -> Secrets {
         let env = Secrets::values_of(&self.env);
         let password = self.credentials.iter().map(|c| c.password.0.clone());
         let mut patched = Vec::new();
         if let Some(patch) = &self.patch {
-            leaves(patch, &mut patched);
+            collect_strings(patch, &mut patched);
         }
         let patched = patched
             .into_iter()
-            .filter(|text| text.len() >= Secrets::ALONE);
+            .filter(|text| text.len() >= Secrets::MIN_VALUE_BYTES);
         Secrets::new(env.chain(password).chain(patched))
     }
 }
 
-/// Collects the texts of `value`, and the part after `=` of those that have one.
-fn leaves(value: &serde_json::Value, into: &mut Vec<String>) {
+/// Collects the strings of `value`, and the part after `=` of each string.
+fn collect_strings(value: &serde_json::Value, into: &mut Vec<String>) {
     use serde_json::Value;
     match value {
         Value::String(text) => {
@@ -589,8 +545,10 @@ fn leaves(value: &serde_json::Value, into: &mut Vec<String>) {
             }
             into.push(text.clone());
         }
-        Value::Array(values) => values.iter().for_each(|value| leaves(value, into)),
-        Value::Object(values) => values.values().for_each(|value| leaves(value, into)),
+        Value::Array(values) => values.iter().for_each(|value| collect_strings(value, into)),
+        Value::Object(values) => values
+            .values()
+            .for_each(|value| collect_strings(value, into)),
         _ => {}
     }
 }

@@ -1,4 +1,4 @@
-//! What to run beside a container's first process, secrets included.
+//! The builder of an exec's spec, including its secrets.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use super::validate::check_env;
 use super::{Secrets, Settings, Stdin, WindowSize};
 use crate::spec::InvalidSpec;
 
-/// A further process in a container that runs: see [`Run::exec`](crate::run::Run::exec).
+/// The specification of an exec: see [`Run::exec`](crate::run::Run::exec).
 ///
-/// As with a [`RunSpec`](crate::spec::RunSpec), the command is recorded verbatim, and the values of the
-/// environment are in no file, no error and no `Debug` output.
+/// As for a [`RunSpec`](crate::spec::RunSpec), the command is recorded verbatim. No file, error or
+/// `Debug` output contains a value of the environment.
 #[derive(Clone)]
 pub struct ExecSpec {
     pub(super) cmd: Vec<String>,
@@ -38,7 +38,7 @@ impl fmt::Debug for ExecSpec {
 }
 
 impl ExecSpec {
-    /// A command and its arguments.
+    /// Creates a spec from a command and its arguments.
     pub fn new<S: Into<String>>(cmd: impl IntoIterator<Item = S>) -> Self {
         Self {
             cmd: cmd.into_iter().map(Into::into).collect(),
@@ -52,56 +52,67 @@ impl ExecSpec {
         }
     }
 
-    /// Adds a variable to the environment, which is that of the container otherwise. The value is
-    /// a secret.
+    /// Adds a variable to the environment of the container.
+    ///
+    /// The value is a secret.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.push((name.into(), Secret(value.into())));
         self
     }
 
-    /// The working directory, an absolute path. Default: the container's.
+    /// Sets the working directory, an absolute path. Default: the container's.
     pub fn workdir(mut self, path: impl Into<String>) -> Self {
         self.workdir = Some(path.into());
         self
     }
 
-    /// `user`, `uid`, `user:group` or `uid:gid`. Default: the container's.
+    /// Sets the user: `user`, `uid`, `user:group` or `uid:gid`.
+    ///
+    /// Default: the container's.
     pub fn user(mut self, user: impl Into<String>) -> Self {
         self.user = Some(user.into());
         self
     }
 
-    /// Whether the process has a terminal; its output is then one stream, `tty`. Default: no.
+    /// Gives the process a terminal.
+    ///
+    /// Its output is then one stream, `tty`. Default: false.
     pub fn tty(mut self, tty: bool) -> Self {
         self.tty = tty;
         self
     }
 
-    /// Whether its standard input can be written to: up to its end, or, with a terminal, as often
-    /// as one likes. Default: no, it is at its end from the start.
+    /// Makes the standard input writable.
+    ///
+    /// Default: false, the input is at its end.
+    ///
+    /// Without a terminal, one writer writes the input to its end. With a terminal, the input has
+    /// no end.
     pub fn interactive(mut self, stdin: bool) -> Self {
         self.stdin = stdin;
         self
     }
 
-    /// Whether its audit has what is written to its standard input. Default: no.
+    /// Records the standard input in the exec's audit. Default: false.
     pub fn record_stdin(mut self, record: bool) -> Self {
         self.record_stdin = record;
         self
     }
 
-    /// The size of its terminal. Default: the engine's.
+    /// Sets the size of the terminal. Default: the engine's.
     pub fn window(mut self, size: WindowSize) -> Self {
         self.window = Some(size);
         self
     }
 
-    /// The command and its arguments.
+    /// Returns the command and its arguments.
     pub fn command(&self) -> &[String] {
         &self.cmd
     }
 
-    /// The environment's variables, values included: for runtimes alone.
+    /// Returns the names and values of the environment, for runtimes.
+    ///
+    /// The values are secrets.
     pub fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
         self.env
             .iter()
@@ -114,7 +125,7 @@ impl ExecSpec {
             .map(|(name, _)| name.split_once('=').map_or(name.as_str(), |(name, _)| name))
     }
 
-    /// What its standard input is.
+    /// Returns the kind of the standard input.
     pub fn stdin(&self) -> Stdin {
         match (self.stdin, self.tty) {
             (false, _) => Stdin::None,
@@ -123,7 +134,7 @@ impl ExecSpec {
         }
     }
 
-    /// What may be written down of it, as if it were a run of its own of this image.
+    /// Returns the settings that are not secrets, as those of a run of `image`.
     pub fn settings(&self, image: &str) -> Settings {
         Settings {
             image: image.to_owned(),
@@ -138,27 +149,27 @@ impl ExecSpec {
         }
     }
 
-    /// The names of the environment's variables.
+    /// Returns the names of the environment variables.
     pub(crate) fn recorded_env(&self) -> Vec<String> {
         self.env_names().map(Into::into).collect()
     }
 
-    /// What must be taken out of anything that an engine says.
+    /// Returns the values to redact in the engine's messages.
     pub(crate) fn secrets(&self) -> Secrets {
         Secrets::of_env(&self.env)
     }
 
-    /// Checks all that can be checked without an engine.
+    /// Checks the spec as far as this is possible without an engine.
     ///
     /// # Errors
     ///
-    /// [`InvalidSpec`], which names the first field that is wrong and says why.
+    /// [`InvalidSpec`], which names the first invalid field and the reason.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
         if self.cmd.is_empty() {
             return Err(InvalidSpec::new("cmd", "it is empty"));
         }
         check_env(self.environment())?;
-        // The image is not part of it.
+        // An exec has no image. Any name passes the check.
         self.settings("any").validate()
     }
 }
@@ -168,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_value_of_the_environment_is_shown_or_recorded() {
+    fn environment_values_are_not_shown_or_recorded() {
         let spec = ExecSpec::new(["sh"]).env("TOKEN", "s3cr3t");
         assert!(!format!("{spec:?}").contains("s3cr3t"));
         assert_eq!(spec.recorded_env(), ["TOKEN"]);
@@ -178,8 +189,12 @@ mod tests {
     }
 
     #[test]
-    fn a_command_of_nothing_is_refused_and_its_input_follows_from_the_terminal() {
+    fn an_empty_command_is_refused() {
         assert!(ExecSpec::new([""; 0]).validate().is_err());
+    }
+
+    #[test]
+    fn the_input_of_a_terminal_stays_open() {
         let spec = ExecSpec::new(["sh"]).interactive(true);
         assert_eq!(spec.stdin(), Stdin::Pipe);
         assert_eq!(spec.tty(true).stdin(), Stdin::Open);

@@ -1,4 +1,4 @@
-//! The names of runs, roots and containers.
+//! The ids of runs, roots and containers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,34 +7,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::InvalidSpec;
 
-/// The most characters that a run id may have.
-const MAX_RUN_ID: usize = 64;
+/// The maximum length of a run id, in bytes.
+const MAX_RUN_ID_BYTES: usize = 64;
 
-/// The file in a root that says that it is one, and its id.
+/// The file that marks a directory as a root and has the root's id.
 pub(crate) const ROOT_FILE: &str = "root.json";
 
-/// The name of a run: a sortable unique id, or one that the caller chose.
+/// The id of a run: generated, sortable and unique, or set by the caller.
 ///
-/// It is also the name of the run's folder, and part of the container's name, so it has 1 to 64
-/// of the characters `A-Z a-z 0-9 _ . -`, and the first is a letter or a digit. `root.json`
-/// is taken.
+/// The id is also the name of the run's directory and a part of the container's name. It has 1 to
+/// 64 of the characters `A-Z a-z 0-9 _ . -`, and begins with a letter or a digit. `root.json` is
+/// reserved.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(String);
 
 impl RunId {
-    /// Takes `id` as the name of a run.
+    /// Creates an id from text.
     ///
     /// # Errors
     ///
-    /// [`InvalidSpec`] if it is empty, longer than 64 characters, has a character that cannot
-    /// be in the name of a folder and of a container, or is `root.json`.
+    /// [`InvalidSpec`] if `id` is empty, is longer than 64 characters, is `root.json`, or has a
+    /// character that is not allowed in the names of directories and containers.
     pub fn new(id: impl Into<String>) -> Result<Self, InvalidSpec> {
         let id = id.into();
         let invalid = |reason: String| Err(InvalidSpec::new("id", reason));
-        if id.is_empty() || id.len() > MAX_RUN_ID {
+        if id.is_empty() || id.len() > MAX_RUN_ID_BYTES {
             return invalid(format!(
-                "a run id has 1 to {MAX_RUN_ID} characters, this one has {}",
+                "a run id has 1 to {MAX_RUN_ID_BYTES} characters, but this one has {}",
                 id.chars().count()
             ));
         }
@@ -46,21 +46,21 @@ impl RunId {
             .find(|c| !c.is_ascii_alphanumeric() && !"_.-".contains(*c))
         {
             return invalid(format!(
-                "{id:?} has {bad:?}; a run id has letters, digits, '_', '.' and '-' only"
+                "{id:?} has {bad:?}; a run id has only letters, digits, '_', '.' and '-'"
             ));
         }
         if id == ROOT_FILE {
-            return invalid(format!("{id:?} is the name of a file that each root has"));
+            return invalid(format!("{id:?} is the name of a file in each root"));
         }
         Ok(Self(id))
     }
 
-    /// A new id: unique, and sorted by the millisecond of its making.
+    /// Generates a unique id. Ids sort by the millisecond of their generation.
     pub fn generate() -> Self {
         Self(ulid::Ulid::generate().to_string().to_ascii_lowercase())
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -94,23 +94,25 @@ impl From<RunId> for String {
     }
 }
 
-/// The random id of a root, made once, when the root is made.
+/// The random id of a root, generated when the root is created.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RootId(String);
 
 impl RootId {
-    /// A new random id.
+    /// Generates a random id.
     pub fn generate() -> Self {
         Self(format!("{:020x}", ulid::Ulid::generate().random()))
     }
 
-    /// The id as text: 20 hexadecimal digits.
+    /// Returns the id as text: 20 hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name of the container of run `id` in this root: `moat-<root id, 8>-<run id>`.
+    /// Returns the name of the container of run `id`.
+    ///
+    /// The name is `moat-<last 8 digits of the root id>-<run id>`.
     pub fn container_name(&self, id: &RunId) -> String {
         format!("moat-{}-{id}", &self.0[self.0.len() - 8..])
     }
@@ -130,7 +132,7 @@ impl TryFrom<String> for RootId {
             Ok(Self(id))
         } else {
             Err(format!(
-                "{id:?} is not a root id: 20 hexadecimal digits were expected"
+                "{id:?} is not a root id, which has 20 hexadecimal digits"
             ))
         }
     }
@@ -142,18 +144,18 @@ impl From<RootId> for String {
     }
 }
 
-/// The engine's own id of a container.
+/// The engine's id of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ContainerId(String);
 
 impl ContainerId {
-    /// Takes an engine's id.
+    /// Wraps an id of the engine.
     pub fn new(id: impl Into<String>) -> Self {
         Self(id.into())
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -170,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_id_cannot_leave_its_root() {
+    fn a_run_id_cannot_escape_its_root() {
         let long = "x".repeat(10_000);
         for bad in [
             "",

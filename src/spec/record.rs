@@ -1,42 +1,44 @@
-//! What is persisted of a run.
+//! The record of a run, which is written to files.
 
 use serde::{Deserialize, Serialize};
 
 use super::{ContainerId, RootId, RunId, RunSpec, Settings};
 use crate::timestamp::Timestamp;
 
-/// What is persisted of a run: what to run, without secrets, and what recovery needs.
+/// The record of a run in files.
 ///
-/// It is the file `run.json` in the run's folder, and the body of the audit's `start` record.
-/// The names of environment variables are in it, their values never.
+/// It has the settings without secrets, and the state that recovery needs.
+/// The record is the file `run.json` in the run's directory, and the body of the audit's `start`
+/// record. It has the names of environment variables, and never their values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RunRecord {
     /// The run.
     pub run: RunId,
-    /// The root that it is in.
+    /// The root of the run.
     pub root: RootId,
-    /// When it was asked for.
+    /// The time at which the run was requested.
     pub created: Timestamp,
     /// The runtime's name: `docker`.
     pub runtime: String,
-    /// What tells the engine that has the container from all others; `None`: it was not asked
-    /// yet, or does not say.
+    /// The id of the engine that has the container.
+    ///
+    /// `None`: the engine was not queried yet, or reports no id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_id: Option<String>,
-    /// What to run.
+    /// The settings.
     #[serde(flatten)]
     pub settings: Settings,
     /// The names of the environment variables.
     #[serde(default)]
     pub env: Vec<String>,
-    /// Whether the create request was patched: what with is not recorded.
+    /// True if the spec has an engine patch. The patch itself is not recorded.
     #[serde(default)]
     pub patched: bool,
-    /// The container, once the engine has made it.
+    /// The container, once it is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<ContainerId>,
-    /// When the time limit ends, by the wall clock.
+    /// The end of the time limit, by the wall clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
 }
@@ -57,7 +59,7 @@ impl RunRecord {
         }
     }
 
-    /// The name of the run's container.
+    /// Returns the name of the run's container.
     pub fn container_name(&self) -> String {
         self.root.container_name(&self.run)
     }

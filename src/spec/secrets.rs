@@ -1,8 +1,8 @@
-//! Text that must not reach a file, an error or a log.
+//! Text that no file, error or log may contain.
 
 use std::fmt;
 
-/// A value whose `Debug` does not show it.
+/// A string with a redacted `Debug` output.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(pub(crate) String);
 
@@ -12,19 +12,21 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The secrets of a run, for taking them out of what an engine says.
+/// The secrets of a run, which are redacted in the engine's messages.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Secrets(Vec<Secret>);
 
 impl Secrets {
-    /// Shorter values are no secrets by themselves, and taking them out of a message would leave
-    /// nothing of it; they go where the engine echoes `NAME=value`.
-    pub(super) const ALONE: usize = 4;
+    /// The minimum length, in bytes, of a value that is redacted on its own.
+    ///
+    /// A message in which every shorter value is redacted is unreadable. A shorter value is
+    /// redacted only in `NAME=value`.
+    pub(super) const MIN_VALUE_BYTES: usize = 4;
 
-    /// What is secret of an environment.
+    /// Returns the secrets of an environment.
     pub(super) fn values_of(env: &[(String, Secret)]) -> impl Iterator<Item = String> {
         env.iter().flat_map(|(name, value)| {
-            let alone = (value.0.len() >= Self::ALONE).then(|| value.0.clone());
+            let alone = (value.0.len() >= Self::MIN_VALUE_BYTES).then(|| value.0.clone());
             std::iter::once(format!("{name}={}", value.0)).chain(alone)
         })
     }
@@ -39,20 +41,20 @@ impl Secrets {
             .filter(|value| !value.trim().is_empty())
             .map(Secret)
             .collect();
-        // The longest first: a secret may be a part of another one.
+        // Longest first: a secret may be a part of another secret.
         values.sort_by_key(|value| std::cmp::Reverse(value.0.len()));
         values.dedup();
         Self(values)
     }
 
-    /// `text` with `***` in place of every secret.
+    /// Returns `text` with every secret replaced by `***`.
     pub(crate) fn redact(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for Secret(value) in &self.0 {
             if text.contains(value.as_str()) {
                 text = text.replace(value.as_str(), "***");
             }
-            // Engines quote what they echo.
+            // Engines quote the values that they echo.
             let quoted = value.escape_debug().to_string();
             if quoted != *value && text.contains(&quoted) {
                 text = text.replace(&quoted, "***");
@@ -67,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_taken_out_of_what_the_engine_says_also_when_it_is_quoted() {
+    fn secrets_are_redacted_even_if_quoted() {
         let secrets = Secrets::new([
             "s3cr3t".into(),
             "s3cr3t-long".into(),

@@ -1,4 +1,4 @@
-//! What to run, as far as it may be written down.
+//! The settings of a run that are recorded.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,18 +6,23 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The part of a [`RunSpec`](crate::spec::RunSpec) that holds no secrets, and is persisted as it is.
+#[cfg(doc)]
+use super::RunSpec;
+
+/// The part of a [`RunSpec`] without secrets, which is recorded verbatim.
 ///
-/// The fields are set through the methods of `RunSpec`, which say what each means.
+/// The methods of `RunSpec` set the fields and document their meaning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Settings {
-    /// The image's name, with its tag or digest; empty: none, for a local process.
+    /// The image's name with its tag or digest; empty for a local process.
     pub image: String,
     /// The command and its arguments; empty: the image's own.
     pub cmd: Vec<String>,
-    /// The entrypoint; `None`: the image's own, `Some` of nothing: none at all.
+    /// The entrypoint.
+    ///
+    /// `None`: the image's own. An empty list disables the image's entrypoint.
     pub entrypoint: Option<Vec<String>>,
     /// The working directory in the container.
     pub workdir: Option<String>,
@@ -27,29 +32,29 @@ pub struct Settings {
     pub hostname: Option<String>,
     /// Bind mounts, named volumes and tmpfs.
     pub mounts: Vec<Mount>,
-    /// The network mode: `bridge`, `host`, `none`, `container:<id>` or a network's name.
+    /// The network mode: see [`RunSpec::network`].
     pub network: Option<String>,
-    /// Further names of the container on its network.
+    /// Additional names of the container on its network.
     pub network_aliases: Vec<String>,
-    /// Ports of the container that the host offers.
+    /// Published ports.
     pub ports: Vec<Port>,
-    /// Further lines for `/etc/hosts`: name and address.
+    /// Additional lines of `/etc/hosts`: name and address.
     pub extra_hosts: Vec<(String, String)>,
     /// Addresses of DNS servers.
     pub dns: Vec<String>,
-    /// Memory limit, in bytes.
+    /// The memory limit, in bytes.
     pub memory: Option<u64>,
-    /// CPU limit, in CPUs: `1.5` is one and a half.
+    /// The CPU limit, in CPUs.
     pub cpus: Option<f64>,
-    /// The most processes that the container may have.
+    /// The maximum number of processes in the container.
     pub pids_limit: Option<u64>,
     /// Resource limits of the container's processes.
     pub ulimits: Vec<Ulimit>,
     /// The size of `/dev/shm`, in bytes.
     pub shm_size: Option<u64>,
-    /// Devices of the host that the container sees.
+    /// Devices of the host that the container can use.
     pub devices: Vec<Device>,
-    /// GPUs that the container sees.
+    /// GPUs that the container can use.
     pub gpus: Option<Gpus>,
     /// Kernel parameters of the container's namespaces.
     pub sysctls: BTreeMap<String, String>,
@@ -57,53 +62,55 @@ pub struct Settings {
     pub cap_add: Vec<String>,
     /// Capabilities to drop.
     pub cap_drop: Vec<String>,
-    /// Security options, as the engine takes them: `no-new-privileges`, `seccomp=...`.
+    /// Security options in the engine's syntax: `no-new-privileges`.
     pub security_opt: Vec<String>,
-    /// Whether the container has the host's privileges.
+    /// True if the container has the host's privileges.
     pub privileged: bool,
-    /// Whether the container's root file system is read-only.
+    /// True if the container's root file system is read-only.
     pub read_only: bool,
-    /// Whether an init process reaps the container's orphans.
+    /// True if an init process forwards signals and reaps orphans.
     pub init: bool,
     /// `os[/arch[/variant]]`.
     pub platform: Option<String>,
-    /// The name of the OCI runtime, as the engine knows it (`runsc`, say).
+    /// The engine's name of the OCI runtime: `runsc`.
     pub oci_runtime: Option<String>,
-    /// Labels, beside those that moat sets.
+    /// Labels in addition to those of moat.
     pub labels: BTreeMap<String, String>,
-    /// Whether the container has a terminal.
+    /// True if the container has a terminal.
     pub tty: bool,
-    /// What the container's standard input is.
+    /// The container's standard input.
     pub stdin: Stdin,
-    /// Whether the audit has what is written to the container's standard input.
-    #[serde(skip_serializing_if = "is_not")]
+    /// True if the audit records the container's standard input.
+    #[serde(skip_serializing_if = "is_false")]
     pub record_stdin: bool,
-    /// The size that the terminal has when the container starts; `None`: the engine's default.
+    /// The terminal's size when the container starts.
+    ///
+    /// `None`: the engine's default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowSize>,
-    /// The signal that asks the container to stop; `None`: the image's own, else `SIGTERM`.
+    /// The stop signal; `None`: the image's own, else `SIGTERM`.
     pub stop_signal: Option<String>,
-    /// How long a stop waits between that signal and SIGKILL.
+    /// The time between the stop signal and SIGKILL.
     #[serde(with = "seconds")]
     pub stop_grace: Duration,
-    /// The time limit, from the start of the container.
+    /// The time limit, measured from the start of the container.
     #[serde(with = "seconds_option")]
     pub time_limit: Option<Duration>,
-    /// How long it may print nothing.
+    /// The maximum time without output.
     #[serde(with = "seconds_option", skip_serializing_if = "Option::is_none")]
     pub silence_limit: Option<Duration>,
-    /// How often what it uses is sampled.
+    /// The interval between samples of resource usage.
     #[serde(with = "seconds_option", skip_serializing_if = "Option::is_none")]
     pub sample: Option<Duration>,
-    /// The limit of the output.
+    /// The limit on the output.
     pub output_limit: Option<OutputLimit>,
-    /// When to pull the image.
+    /// The pull policy.
     pub pull: Pull,
-    /// Whether the container stays after the seal.
+    /// The policy for keeping the container after the seal.
     pub keep: KeepContainer,
-    /// What stands behind the live tap.
+    /// The second source of output, used if the attachment breaks.
     pub backstop: Backstop,
-    /// Whether the run is meant to outlive the process that started it.
+    /// True if the run may outlive the process that started it.
     pub detached: bool,
 }
 
@@ -157,46 +164,50 @@ impl Default for Settings {
     }
 }
 
-fn is_not(flag: &bool) -> bool {
+fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-/// Something that the container sees at a path of its own.
+/// A file system that is mounted into the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Mount {
-    /// A file or folder of the engine's host.
+    /// A file or directory of the engine's host.
     Bind {
-        /// An absolute path on the engine's host; it must exist.
+        /// An absolute path on the engine's host. It must exist.
         source: PathBuf,
         /// An absolute path in the container.
         target: String,
-        /// Whether the container cannot write to it.
+        /// True if the container cannot write to it.
         read_only: bool,
     },
-    /// A named volume of the engine; it is made where it is missing, and never removed by moat.
+    /// A named volume.
+    ///
+    /// The engine creates a missing volume, and moat never removes one.
     Volume {
         /// The volume's name.
         name: String,
         /// An absolute path in the container.
         target: String,
-        /// Whether the container cannot write to it.
+        /// True if the container cannot write to it.
         read_only: bool,
     },
     /// A file system in memory that ends with the container.
     Tmpfs {
         /// An absolute path in the container.
         target: String,
-        /// The most bytes that it holds; `None`: the engine's default, half of the memory.
+        /// The maximum size, in bytes.
+        ///
+        /// `None`: the engine's default, half of the memory.
         size: Option<u64>,
-        /// Whether the container cannot write to it.
+        /// True if the container cannot write to it.
         read_only: bool,
     },
 }
 
 impl Mount {
-    /// Where the container sees it.
+    /// Returns the path in the container.
     pub fn target(&self) -> &str {
         match self {
             Self::Bind { target, .. }
@@ -206,22 +217,22 @@ impl Mount {
     }
 }
 
-/// A port of the container that the host offers.
+/// A port of the container, published on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Port {
     /// The port in the container.
     pub container: u16,
-    /// The port on the host; `None`: the engine chooses a free one.
+    /// The port on the host; `None`: the engine picks a free one.
     pub host: Option<u16>,
-    /// The host's address to listen on; `None`: all.
+    /// The host's address to listen on; `None`: all addresses.
     pub address: Option<String>,
     /// The transport.
     pub protocol: Protocol,
 }
 
 impl Port {
-    /// A TCP port of the container, offered on a port of the host that the engine chooses.
+    /// Creates a TCP port, published on a free port of the host.
     pub fn tcp(container: u16) -> Self {
         Self {
             container,
@@ -231,7 +242,7 @@ impl Port {
         }
     }
 
-    /// A UDP port of the container, offered on a port of the host that the engine chooses.
+    /// Creates a UDP port, published on a free port of the host.
     pub fn udp(container: u16) -> Self {
         Self {
             protocol: Protocol::Udp,
@@ -239,13 +250,13 @@ impl Port {
         }
     }
 
-    /// Offers it on this port of the host.
+    /// Sets the port on the host.
     pub fn host(mut self, port: u16) -> Self {
         self.host = Some(port);
         self
     }
 
-    /// Offers it on this address of the host alone.
+    /// Sets the address on the host. Default: all addresses.
     pub fn address(mut self, address: impl Into<String>) -> Self {
         self.address = Some(address.into());
         self
@@ -266,57 +277,91 @@ pub enum Protocol {
     Sctp,
 }
 
-/// A resource limit, as `setrlimit` has it.
+/// A resource limit of `setrlimit`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Ulimit {
-    /// Its name, without `RLIMIT_` and in lower case: `nofile`.
+    /// The name in lower case, without `RLIMIT_`: `nofile`.
     pub name: String,
-    /// The soft limit; -1 is without limit.
+    /// The soft limit; -1: unlimited.
     pub soft: i64,
-    /// The hard limit; -1 is without limit.
+    /// The hard limit; -1: unlimited.
     pub hard: i64,
 }
 
-/// A device of the host that the container sees.
+impl Ulimit {
+    /// Creates a limit: `Ulimit::new("nofile", 1024, 4096)`.
+    pub fn new(name: impl Into<String>, soft: i64, hard: i64) -> Self {
+        Self {
+            name: name.into(),
+            soft,
+            hard,
+        }
+    }
+}
+
+/// A device of the host that the container can use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Device {
-    /// Its path on the host.
+    /// The path on the host.
     pub host: String,
-    /// Its path in the container.
+    /// The path in the container.
     pub container: String,
-    /// What the container may do: some of `r`, `w`, `m`.
+    /// The permissions: one or more of `r` (read), `w` (write), `m` (`mknod`).
     pub permissions: String,
 }
 
-/// GPUs that the container sees.
+impl Device {
+    /// Creates a device.
+    pub fn new(
+        host: impl Into<String>,
+        container: impl Into<String>,
+        permissions: impl Into<String>,
+    ) -> Self {
+        Self {
+            host: host.into(),
+            container: container.into(),
+            permissions: permissions.into(),
+        }
+    }
+}
+
+/// GPUs that the container can use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Gpus {
-    /// All of them.
+    /// All GPUs.
     All,
-    /// So many of them, whichever.
+    /// This number of GPUs, picked by the engine.
     Count(u32),
-    /// Those with these ids.
+    /// The GPUs with these ids.
     Ids(Vec<String>),
 }
 
-/// What the container's standard input is.
+/// The standard input of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Stdin {
-    /// At its end from the start.
+    /// The input is at its end from the start.
     #[default]
     None,
-    /// What one writer writes, to its end: shutting the [`Input`](crate::run::attach::input::Input) down ends it. An
-    /// engine cannot tell a writer that died from one that had finished, so the container sees an
-    /// end either way; the audit says which it was. Without a writer the container waits for one.
+    /// One writer writes the input. Shutdown of the [`Input`] ends the input.
     ///
-    /// A terminal has no such end, so this goes without `tty`.
+    /// The engine cannot distinguish a crashed writer from a finished one, so the container reads
+    /// the end of the input in both cases. The audit records which case it was. Without a writer,
+    /// the container waits for one.
+    ///
+    /// The input of a terminal has no end, so this variant excludes `tty`.
+    ///
+    /// [`Input`]: crate::run::attach::input::Input
     Pipe,
-    /// Open for the container's whole life: any number of writers, one after the other or at
-    /// once, come and go. It has no end, so that a program which reads up to it never does.
+    /// The input is open for the container's whole life.
+    ///
+    /// Any number of writers share it. It has no end, so a program that reads to the end of its
+    /// input never finishes.
     Open,
 }
 
@@ -330,7 +375,7 @@ pub struct WindowSize {
 }
 
 impl WindowSize {
-    /// So many columns, and so many rows.
+    /// Creates a size.
     pub const fn new(columns: u16, rows: u16) -> Self {
         Self { columns, rows }
     }
@@ -342,59 +387,73 @@ impl std::fmt::Display for WindowSize {
     }
 }
 
-/// What happens at the limit of a run's output.
+/// A limit on the output of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OutputLimit {
-    /// The limit, in bytes over all streams.
+    /// The limit in bytes, over all streams.
     pub bytes: u64,
-    /// What happens past it.
+    /// The action at the limit.
     pub action: LimitAction,
 }
 
-/// What happens past the limit of a run's output.
+impl OutputLimit {
+    /// Creates a limit.
+    pub const fn new(bytes: u64, action: LimitAction) -> Self {
+        Self { bytes, action }
+    }
+}
+
+/// The action at the limit of a run's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LimitAction {
-    /// The run is stopped; what it printed past the limit is a gap.
+    /// Stops the run. Output past the limit is a gap.
     Stop,
-    /// The run goes on; what it prints past the limit is a gap.
+    /// Discards output past the limit, which is a gap. The run continues.
     Drop,
 }
 
-/// When to pull the image.
+/// The pull policy of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Pull {
-    /// When the engine does not have it.
+    /// Pulls an image that the engine does not have.
     #[default]
     Missing,
-    /// Before every run.
+    /// Pulls before every run.
     Always,
-    /// Never: a missing image is an error.
+    /// Never pulls. A missing image is an error.
     Never,
 }
 
-/// Whether the container stays after the seal. A container that never started is always removed.
+/// The policy for keeping a container after the seal.
+///
+/// A container that never started is always removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum KeepContainer {
-    /// It is removed after every seal.
+    /// Always removes the container.
     Never,
-    /// It stays when the seal has a gap, so that a human can look at what is left of it.
+    /// Keeps the container if the seal has a gap, so that it can be examined.
     #[default]
     OnGap,
-    /// It stays when the seal has a gap, or the exit is anything but code 0.
+    /// Keeps the container if the seal has a gap, or if the exit code is not 0.
     OnFailure,
-    /// It stays until [`Manager::remove`](crate::manager::Manager::remove), or, where the spec has a time
-    /// limit, until a [`reap`](crate::manager::ReapOptions::remove_after) from another root: by default a day past
-    /// that. A reaper sees the container alone, and neither its run's policy nor its seal.
+    /// Keeps the container until [`Manager::remove`].
+    ///
+    /// If the spec has a time limit, a [`reap`](crate::manager::ReapOptions::remove_after) from
+    /// another root also removes the container, by default a day after the limit. A reaper sees
+    /// only the container, and neither the policy nor the seal of its run.
+    ///
+    /// [`Manager::remove`]: crate::manager::Manager::remove
     Always,
 }
 
-/// What stands behind the live tap, for when it breaks.
+/// The second source of output, used if the attachment to the container breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -402,8 +461,10 @@ pub enum Backstop {
     /// The engine's own log of the container.
     #[default]
     Engine,
-    /// Nothing. The engine writes no log, which is faster; what the tap misses (this process is
-    /// killed, the connection breaks, the sink stalls) is a final gap of unknown size.
+    /// No second source. The engine writes no log, which is faster.
+    ///
+    /// Output that the attachment misses is a final gap of unknown size. This happens if this
+    /// process is killed, the connection breaks, or the sink stalls.
     None,
 }
 

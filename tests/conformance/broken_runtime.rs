@@ -13,16 +13,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::pending;
 use futures::{StreamExt, stream};
-use libtest_mimic::Trial;
 use moat::conformance::{self, Behavior, RuntimeHarness, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::{
-    Archive, Capabilities, Chunk, Continuity, CreateRequest, Created, EngineInfo, ExecId,
-    ExecInspection, InputWriter, Inspection, LogFidelity, LogsRequest, OutputStream,
-    OwnedContainer, Runtime, RuntimeError, StartedExec, Status, WaitStatus,
+    Archive, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest, Created, EngineInfo,
+    ExecId, ExecInspection, InputWriter, Inspection, LogFidelity, LogsRequest, OutputStream,
+    OwnedContainer, Runtime, RuntimeError, StartedExec, WaitStatus,
 };
 use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
 use moat::{RunId, RunSpec};
+use testkit::harness::Trial;
 use tokio::io::AsyncWrite;
 
 use crate::scripted;
@@ -50,7 +50,7 @@ impl Broken {
         self.calls.fetch_add(1, SeqCst) == 0
     }
 
-    async fn status(&self, container: &ContainerId) -> Option<Status> {
+    async fn status(&self, container: &ContainerId) -> Option<ContainerStatus> {
         Some(self.inner.inspect(container).await.ok()?.status)
     }
 }
@@ -176,7 +176,7 @@ impl Runtime for Broken {
     }
 
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created> {
-        for (_, value) in request.spec.environment() {
+        for (_, value) in request.view().environment() {
             self.secret.lock().unwrap().push_str(value);
         }
         self.roots.lock().unwrap().insert(request.root.to_string());
@@ -302,7 +302,7 @@ impl Runtime for Broken {
         match self.clause {
             "wait::returns_when_the_container_exits" => return Ok(WaitStatus::default()),
             "wait::returns_at_once_after_the_exit"
-                if self.status(container).await == Some(Status::Ended) =>
+                if self.status(container).await == Some(ContainerStatus::Ended) =>
             {
                 return pending().await;
             }
@@ -324,10 +324,7 @@ impl Runtime for Broken {
             }
             "attach::drop_leaves_the_container_running" if self.dropped.load(SeqCst) => {
                 // The exit code of SIGPIPE.
-                Ok(WaitStatus {
-                    code: Some(141),
-                    ..status
-                })
+                Ok(WaitStatus::new(Some(141)).with_error(status.error))
             }
             "remove::ends_pending_waits" => match self.status(container).await {
                 None => pending().await,
@@ -351,8 +348,10 @@ impl Runtime for Broken {
         };
         match self.clause {
             "start::sets_the_start_time" => inspection.started_at = None,
-            "inspect::reports_each_status_in_order" if inspection.status == Status::Running => {
-                inspection.status = Status::Created;
+            "inspect::reports_each_status_in_order"
+                if inspection.status == ContainerStatus::Running =>
+            {
+                inspection.status = ContainerStatus::Created;
             }
             "inspect::reports_the_code_only_after_the_exit" => inspection.code = Some(0),
             "inspect::orders_start_and_finish_times" => {
@@ -385,7 +384,7 @@ impl Runtime for Broken {
             "logs::return_all_output" => truncated(log),
             "logs::can_be_read_repeatedly" if !self.is_first_call() => stream::empty().boxed(),
             "logs::keep_the_order_of_each_stream" => on_stdout(log, Stream::Stderr),
-            "logs::end_without_follow" if status == Some(Status::Running) => {
+            "logs::end_without_follow" if status == Some(ContainerStatus::Running) => {
                 log.chain(stream::pending()).boxed()
             }
             "logs::are_empty_before_the_start" => log.chain(stream::pending()).boxed(),
@@ -434,7 +433,7 @@ impl Runtime for Broken {
                 }
             }
             "find::returns_containers_in_every_state" => {
-                found.retain(|found| found.status != Status::Ended);
+                found.retain(|found| found.status != ContainerStatus::Ended);
             }
             _ => {}
         }
@@ -498,7 +497,7 @@ impl RuntimeHarness for BrokenHarness {
     }
 }
 
-pub fn trials() -> Vec<Trial> {
+pub fn trials() -> impl Iterator<Item = Trial> {
     crate::broken("runtime", |clause| {
         conformance::runtime(move || BrokenHarness {
             inner: scripted::ScriptedHarness::new(),

@@ -6,13 +6,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 
 use async_trait::async_trait;
-use libtest_mimic::Trial;
 use moat::audit::{Batch, Event, Output, Record, RecordRef, Start};
 use moat::conformance::{self, SinkHarness, Unsupported};
 use moat::outcome::Stream;
 use moat::sink::{Memory, RecordVisitor, Resumed, RunLog, RunPlace};
 use moat::timestamp::Timestamp;
 use moat::{Error, LogSink, Result, RunId, Seal};
+use testkit::harness::Trial;
 
 /// The in-memory sink, except for one clause.
 #[derive(Debug, Clone)]
@@ -216,7 +216,7 @@ impl SinkHarness for BrokenHarness {
     }
 }
 
-pub fn trials() -> Vec<Trial> {
+pub fn trials() -> impl Iterator<Item = Trial> {
     crate::broken("sink", |clause| {
         conformance::sink(BrokenHarness(Broken {
             memory: Memory::new(),

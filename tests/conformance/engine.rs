@@ -5,27 +5,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use libtest_mimic::Trial;
 use moat::conformance::{Behavior, RuntimeHarness, Step, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::Runtime;
 use moat::spec::{ExecSpec, Pull};
 use moat::{Docker, RunSpec};
 use tempfile::TempDir;
+use testkit::engine::{block_on, connect};
+use testkit::image;
+use testkit::proxy::Proxy;
 use tokio::sync::OnceCell;
-
-use crate::support::engine::{block_on, connect, is_expected};
-use crate::support::image;
-use crate::support::proxy::Proxy;
-
-/// Marks the trials of an engine as ignored if no engine answers.
-pub fn ignore_without_engine(trials: Vec<Trial>) -> Vec<Trial> {
-    let ignored = !is_expected();
-    trials
-        .into_iter()
-        .map(|trial| trial.with_ignored_flag(ignored))
-        .collect()
-}
 
 /// An engine with a proxy per case, which can cut the connection.
 pub struct EngineHarness {
@@ -138,8 +127,8 @@ fn arguments(behavior: &Behavior) -> Result<Vec<String>, Unsupported> {
     } else if behavior.waits_for_signal {
         step(format!("on-term {}", behavior.exit), None);
     }
-    for step_to_run in &behavior.steps {
-        match step_to_run {
+    for done in &behavior.steps {
+        match done {
             Step::Print(stream, bytes) => {
                 let mut text = "hex ".to_owned();
                 for byte in bytes {

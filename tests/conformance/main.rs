@@ -1,20 +1,14 @@
-//! The conformance suite on the implementations of this crate, and on broken implementations.
+//! The conformance suite on the runtimes and sinks of moat, and on implementors that break one
+//! clause each.
 //!
-//! The trials on an engine are ignored if no engine answers, and fail if `MOAT_ENGINE=required` is
-//! set. `DOCKER_HOST` selects the engine:
-//! `cargo test --test conformance --all-features -- docker::`.
+//! Without an engine, the trials of `docker` are skipped; with `MOAT_ENGINE=required` they fail.
+//! `DOCKER_HOST` selects the engine: `cargo test --test conformance --all-features -- docker::`.
 
 #![allow(
     unreachable_pub,
     clippy::disallowed_methods,
-    clippy::unwrap_used,
-    reason = "a test has no callers, spawns like user code, and fails by panicking"
+    reason = "no other crate uses a test; tests spawn tasks as applications do"
 )]
-
-#[cfg(feature = "docker")]
-#[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod support;
 
 mod broken_runtime;
 mod broken_sink;
@@ -23,15 +17,14 @@ mod engine;
 mod scripted;
 mod sinks;
 
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
 #[cfg(feature = "process")]
-use moat::conformance::ShellHarness;
-use moat::conformance::{self, Case, CaseResult, Failure};
-use moat::sink::{Fanout, Jsonl, Memory};
+use moat::conformance::{self, CaseResult, ShellHarness};
+use moat::sink::{Fanout, Faulty, Jsonl, Memory};
 #[cfg(feature = "process")]
 use moat::{LocalProcess, RunSpec};
+use testkit::harness::{Completion, Failed, Harness, Trial, skip};
 
-/// The clock of a case. With a paused clock, a test double takes no time.
+/// The clock of a row. A double runs on a paused clock and takes no time.
 #[derive(Clone, Copy, PartialEq)]
 enum Clock {
     Real,
@@ -39,68 +32,71 @@ enum Clock {
 }
 
 fn main() {
-    let mut arguments = Arguments::from_args();
-    // Cases mostly wait for the engine.
-    arguments.test_threads.get_or_insert(8);
-    let memory = Memory::new();
-    let trials = [
-        trials(
-            "scripted",
-            Clock::Paused,
-            conformance::runtime(scripted::ScriptedHarness::new),
-        ),
-        #[cfg(feature = "docker")]
-        engine::ignore_without_engine(trials(
+    let harness = Harness::from_args(8).trials(row(
+        "scripted",
+        Clock::Paused,
+        conformance::runtime(scripted::ScriptedHarness::new),
+    ));
+    #[cfg(feature = "docker")]
+    let harness = harness.trials(
+        row(
             "docker",
             Clock::Real,
             conformance::runtime(engine::EngineHarness::new),
-        )),
-        #[cfg(feature = "process")]
-        trials(
-            "process",
-            Clock::Real,
-            conformance::runtime(|| {
-                ShellHarness::new(LocalProcess::new(), RunSpec::command(["true"]))
-            }),
-        ),
-        trials(
+        )
+        .map(|trial| trial.needs(testkit::engine::need())),
+    );
+    #[cfg(feature = "process")]
+    let harness = harness.trials(row(
+        "process",
+        Clock::Real,
+        conformance::runtime(|| ShellHarness::new(LocalProcess::new(), RunSpec::command(["true"]))),
+    ));
+    let fanout = || Fanout::new(Jsonl::new()).best_effort(Memory::new());
+    harness
+        .trials(row(
             "jsonl",
             Clock::Real,
             conformance::sink(sinks::JsonlHarness(Jsonl::new)),
-        ),
-        trials(
+        ))
+        .trials(row(
             "memory",
             Clock::Real,
-            conformance::sink(sinks::MemoryHarness(memory)),
-        ),
-        trials(
+            conformance::sink(sinks::MemoryHarness(Memory::new())),
+        ))
+        .trials(row(
             "fanout",
             Clock::Real,
-            conformance::sink(sinks::JsonlHarness(|| {
-                Fanout::new(Jsonl::new()).best_effort(Memory::new())
-            })),
-        ),
-        broken_runtime::trials(),
-        broken_sink::trials(),
-    ];
-    libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit();
+            conformance::sink(sinks::JsonlHarness(fanout)),
+        ))
+        .trials(row(
+            "faulty",
+            Clock::Real,
+            conformance::sink(sinks::FaultyHarness(Faulty::new(Memory::new()))),
+        ))
+        .trials(broken_runtime::trials())
+        .trials(broken_sink::trials())
+        .run()
 }
 
-/// Returns a trial for each case, with the name of the implementation.
-fn trials(implementation: &str, clock: Clock, cases: Vec<Case>) -> Vec<Trial> {
-    let trial = |case: Case| {
-        let name = format!("{implementation}::{}", case.name());
-        Trial::ignorable_test(name, move || match run(clock, case) {
+/// The trials of one implementor.
+fn row(
+    implementor: &str,
+    clock: Clock,
+    cases: Vec<conformance::Case>,
+) -> impl Iterator<Item = Trial> {
+    cases.into_iter().map(move |case| {
+        let name = format!("{implementor}::{}", case.name());
+        Trial::skippable(&name, move || match run(clock, case) {
             Ok(CaseResult::Passed) => Ok(Completion::Completed),
-            Ok(CaseResult::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
-            Ok(other) => Err(Failed::from(format!("unknown result {other:?}"))),
+            Ok(CaseResult::Skipped(reason)) => Ok(skip(&reason)),
+            Ok(other) => Err(Failed::from(format!("{other:?}"))),
             Err(failure) => Err(Failed::from(failure)),
         })
-    };
-    cases.into_iter().map(trial).collect()
+    })
 }
 
-fn run(clock: Clock, case: Case) -> Result<CaseResult, Failure> {
+fn run(clock: Clock, case: conformance::Case) -> Result<CaseResult, conformance::Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(clock == Clock::Paused)
@@ -113,9 +109,9 @@ fn run(clock: Clock, case: Case) -> Result<CaseResult, Failure> {
 ///
 /// `cases` returns the cases of an implementation that violates the named clause.
 fn broken(
-    implementation: &str,
-    cases: impl Fn(&'static str) -> Vec<Case> + Send + Clone + 'static,
-) -> Vec<Trial> {
+    implementor: &str,
+    cases: impl Fn(&'static str) -> Vec<conformance::Case> + Send + Clone + 'static,
+) -> impl Iterator<Item = Trial> {
     // The suite skips these cases for every implementation.
     const ALWAYS_SKIPPED: [&str; 3] = [
         "append::survives_a_killed_process",
@@ -124,9 +120,9 @@ fn broken(
     ];
     let names = cases("").into_iter().map(|case| case.name());
     let names = names.filter(|name| !ALWAYS_SKIPPED.contains(name));
-    let trial = |name: &'static str| {
+    names.map(move |name| {
         let cases = cases.clone();
-        Trial::test(format!("broken_{implementation}::{name}"), move || {
+        Trial::new(&format!("broken_{implementor}::{name}"), move || {
             let mut cases = cases(name).into_iter();
             let case = cases.find(|case| case.name() == name).unwrap();
             match run(Clock::Paused, case) {
@@ -136,6 +132,5 @@ fn broken(
                 ))),
             }
         })
-    };
-    names.map(trial).collect()
+    })
 }

@@ -1,4 +1,4 @@
-//! The harness of the scripted runtime.
+//! The scripted runtime for the suite.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,7 +34,7 @@ impl RuntimeHarness for ScriptedHarness {
     }
 
     fn spec(&self, behavior: &Behavior) -> Result<RunSpec, Unsupported> {
-        // The image selects the script, so each spec has a new image.
+        // Each spec has a separate image, which selects its script.
         let image = format!("script-{}", self.specs.fetch_add(1, Ordering::Relaxed));
         self.engine.image(&image, behavior.into());
         Ok(RunSpec::new(image))

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use moat::LogSink;
 use moat::audit::LOG_FILE;
 use moat::conformance::{SinkHarness, Unsupported};
-use moat::sink::{Memory, RunPlace};
+use moat::sink::{Faulty, Memory, RunPlace, SinkCall, SinkFault};
 
 fn unsupported(error: io::Error) -> Unsupported {
     error.to_string().into()
 }
 
-/// A sink with the log files of `Jsonl`.
+/// A sink with the logs of `Jsonl`.
 pub struct JsonlHarness<F>(pub F);
 
 impl<S: LogSink, F: Fn() -> S + Send + Sync + 'static> SinkHarness for JsonlHarness<F> {
@@ -51,6 +51,23 @@ impl SinkHarness for MemoryHarness {
 
     fn spoil(&self, place: &RunPlace) -> Result<(), Unsupported> {
         self.0.fail(&place.run);
+        Ok(())
+    }
+}
+
+/// A sink with injected faults.
+pub struct FaultyHarness(pub Faulty);
+
+impl SinkHarness for FaultyHarness {
+    fn sink(&self) -> Arc<dyn LogSink> {
+        Arc::new(self.0.clone())
+    }
+
+    fn spoil(&self, place: &RunPlace) -> Result<(), Unsupported> {
+        let run = place.run.clone();
+        let fault = SinkFault::error().at(move |place| place.run == run);
+        let calls = [SinkCall::Append, SinkCall::Sync, SinkCall::Seal];
+        self.0.fault(fault.on(calls).times(1));
         Ok(())
     }
 }

@@ -181,7 +181,7 @@ async fn a_manager_that_stops_its_runs_seals_them(stage: &Stage) {
     let info = Root::open(stage.root()).unwrap().info(&id()).unwrap();
     let seal = info.seal.unwrap();
     assert_eq!(seal.exit.code(), Some(2));
-    assert_eq!(seal.stopped, Some(StopCause::ShutdownMode));
+    assert_eq!(seal.stopped, Some(StopCause::Shutdown));
 }
 
 /// The limit is a point in time that is written down, not a timer of the process that died.

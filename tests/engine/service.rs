@@ -51,7 +51,7 @@ async fn a_port_is_ready_when_the_container_listens_behind_it(stage: &Stage) {
     }
     let why = why(late.unwrap_err());
     assert!(
-        why.contains("closed at once") || why.contains("refused"),
+        why.contains("closed immediately") || why.contains("refused"),
         "{why}"
     );
     stage.open_gate("go");
@@ -109,7 +109,7 @@ async fn a_health_check_is_asked_of_the_engine(stage: &Stage) {
     let late = service.wait_ready(Ready::healthy().within(SOON)).await;
     let why_late = why(late.unwrap_err());
     assert!(
-        why_late.contains("before its health check said so"),
+        why_late.contains("before its health check passed"),
         "{why_late}"
     );
     // It is a fact, also for one that is told at once.

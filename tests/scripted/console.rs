@@ -78,24 +78,24 @@ async fn the_console_shows_whole_lines_behind_names_and_spells_out_what_could_ha
 }
 
 #[tokio::test]
-async fn colours_are_around_the_name_alone() {
+async fn colors_are_around_the_name_alone() {
     let (console, text) = shown();
     run_into(
-        console.colours(true),
+        console.colors(true),
         "build",
         Script::new().stdout("\x1b[31mred\n"),
     )
     .await;
     let text = String::from_utf8(text.try_iter().flatten().collect()).unwrap();
     for line in text.lines() {
-        let colours = line.split_once("\x1b[0m ").map(|(name, rest)| {
+        let colors = line.split_once("\x1b[0m ").map(|(name, rest)| {
             (
                 name.starts_with("\x1b[3"),
                 name.matches('\x1b').count(),
                 rest.contains('\x1b'),
             )
         });
-        assert_eq!(colours, Some((true, 1, false)), "{line:?}");
+        assert_eq!(colors, Some((true, 1, false)), "{line:?}");
     }
     assert!(text.contains("\\x1b[31mred"), "{text}");
 }

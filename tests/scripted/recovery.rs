@@ -219,7 +219,7 @@ async fn a_root_is_listed_without_an_engine_and_taken_over_on_demand() {
         1,
         "only at the first opening"
     );
-    let outcome = next.kill(&running).await.unwrap();
+    let outcome = next.get(&running).await.unwrap().kill().await.unwrap();
     assert_eq!(outcome.code(), Some(137));
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use moat::runtime::scripted::{Break, Call, Fault, Link, Script, Scripted, Source};
-use moat::runtime::{CreateRequest, LogsRequest, OutputStream, Runtime, RuntimeError, Status};
+use moat::runtime::{
+    ContainerStatus, CreateRequest, LogsRequest, OutputStream, Runtime, RuntimeError,
+};
 use moat::spec::{ContainerId, RootId};
 use moat::{RunId, RunSpec};
 use tokio::time::{Instant, timeout};
@@ -105,7 +107,7 @@ async fn an_engine_that_is_down_breaks_what_is_open_and_refuses_the_rest() {
     engine.link(Link::Up);
     assert_eq!(
         engine.inspect(&container).await.unwrap().status,
-        Status::Running
+        ContainerStatus::Running
     );
 }
 

@@ -188,16 +188,13 @@ async fn a_signal_stops_all_runs_and_seals_them_and_a_second_one_kills() {
         matches!(
             first,
             EventKind::StopRequested {
-                cause: StopCause::ShutdownMode,
+                cause: StopCause::Shutdown,
                 ..
             }
         ),
         "{first:?}"
     );
-    assert_eq!(
-        sealed(&quick).await.stopped(),
-        Some(StopCause::ShutdownMode)
-    );
+    assert_eq!(sealed(&quick).await.stopped(), Some(StopCause::Shutdown));
     assert!(matches!(manager.start(spec()).await, Err(Error::Closed)));
     assert!(!signals.is_finished());
     raise(rustix::process::Signal::TERM);
@@ -205,5 +202,5 @@ async fn a_signal_stops_all_runs_and_seals_them_and_a_second_one_kills() {
     assert_eq!((signal, signal.exit_code()), (Signal::Interrupt, 130));
     let outcome = run.wait().await.unwrap();
     assert_eq!(outcome.code(), Some(137));
-    assert_eq!(outcome.stopped(), Some(StopCause::ShutdownMode));
+    assert_eq!(outcome.stopped(), Some(StopCause::Shutdown));
 }

@@ -146,7 +146,7 @@ impl Build {
             Ending::Lost { .. } => true,
             // Includes a refusal by the engine: its cause may be fixed before the resume.
             ending if ending.never_started() => true,
-            _ => outcome.stopped() == Some(StopCause::ShutdownMode),
+            _ => outcome.stopped() == Some(StopCause::Shutdown),
         };
         ended_with_process && self.earlier_run(&outcome.run).is_some()
     }

@@ -1,64 +1,99 @@
-//! Runs that no task of this manager watches: another process owns them, or their log is not open.
+//! Runs that this manager does not watch yet: another process owns them, or their log is not open.
 
 use std::future::pending;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::sleep;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::monitor::entry::StopRequest;
+use crate::monitor::recover::POLL_INTERVAL;
 use crate::monitor::stop::Stopper;
-use crate::root::{Lock, RunFile};
-use crate::spec::{ContainerId, RunRecord};
+use crate::outcome::Seal;
+use crate::root::{Lock, Root, RunFile};
+use crate::spec::{ContainerId, RunId, RunRecord};
 use crate::state::{RunStatus, Transition};
 
-/// How often the files of a run that another process owns are looked at.
-pub(crate) const LOOK: Duration = Duration::from_millis(100);
-
-/// Whose a run is.
+/// The owner of a run.
 enum Ownership {
-    Ours(Lock, Option<Box<RunFile>>),
-    Theirs(Box<Option<RunFile>>, RunStatus),
-    /// Perhaps of one who makes it at this moment.
-    Unmade,
+    /// This task acquired the lock.
+    Acquired(Lock, Option<Box<RunFile>>),
+    /// Another live process holds the lock.
+    Foreign(Option<Box<RunFile>>, RunStatus),
+    /// Another process may be creating the run.
+    BeingCreated,
 }
 
-/// A container that is there, as the run's record says, and that no task here watches.
-pub(crate) struct Unwatched {
+/// The next step of a task that waits for a run.
+enum Wait {
+    /// This task owns the run.
+    Done(Option<Unwatched>),
+    /// The run is sealed, removed, or cannot be recovered.
+    Over,
+    /// The run has another owner, or an error may be temporary.
+    Retry(Option<Unwatched>),
+}
+
+/// A container that the run's record names, and that no task here watches.
+pub(super) struct Unwatched {
     container: ContainerId,
     record: RunRecord,
 }
 
 impl Unwatched {
-    fn of(record: RunRecord) -> Option<Self> {
+    fn new(record: RunRecord) -> Option<Self> {
         let container = record.container.clone()?;
         Some(Self { container, record })
     }
 }
 
+impl Ownership {
+    /// Acquires the lock of a run, or reads the files of its owner.
+    fn acquire(root: &Root, run: &RunId) -> Result<Self> {
+        if !root.has(run) {
+            return Err(root.no_such_run(run));
+        }
+        if root.is_being_created(run) {
+            return Ok(Self::BeingCreated);
+        }
+        match root.lock(run) {
+            Ok(lock) => {
+                let file = root.read_run(run).ok().flatten();
+                Ok(Self::Acquired(lock, file.map(Box::new)))
+            }
+            Err(Error::Owned { .. }) => {
+                let info = root.info(run)?;
+                let file = root.read_run(run)?;
+                Ok(Self::Foreign(file.map(Box::new), info.status))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
 impl Monitor {
-    /// Waits until this task owns the run, with one of the permits to take it over. `None`:
-    /// another one has sealed it, or it is gone, or the manager closes.
+    /// Waits until this task owns the run, and holds one of the recovery `permits`.
     ///
-    /// Meanwhile a stop goes to the engine, and is left for the owner to record. It goes on when
-    /// this task has become the owner.
-    pub(crate) async fn wait_for_ownership<'a>(
+    /// Returns `None` if another process seals the run, if the run is removed or cannot be
+    /// recovered, or if the manager closes.
+    ///
+    /// Meanwhile stop requests go to the engine, and are left for the owner of the run to record.
+    /// Once this task owns the run, it completes a stop that is still in progress.
+    pub(super) async fn wait_for_ownership<'a>(
         &mut self,
         permits: &'a Semaphore,
     ) -> Option<(SemaphorePermit<'a>, Option<Unwatched>)> {
         let context = Arc::clone(&self.context);
         let mut unwatched = None;
         loop {
-            let run = self.place.run.clone();
-            // Where the manager closes, it is left by way of that alone: a stop is sent first.
+            // Forwarding is the only way out if the manager closes: it sends pending stops first.
             let permit = self
                 .stopper
-                .meanwhile(
+                .forward_stops_while(
                     &context,
                     unwatched.as_ref(),
                     &mut self.stops,
@@ -66,84 +101,90 @@ impl Monitor {
                 )
                 .await?
                 .ok()?;
-            let looked = context
-                .on_disk("look at", move |root| {
-                    if !root.has(&run) {
-                        return Err(root.no_such_run(&run));
-                    }
-                    if root.is_being_made(&run) {
-                        return Ok(Ownership::Unmade);
-                    }
-                    match root.lock(&run) {
-                        Ok(lock) => {
-                            let file = root.read_run(&run).ok().flatten();
-                            return Ok(Ownership::Ours(lock, file.map(Box::new)));
-                        }
-                        Err(Error::Owned { .. }) => {}
-                        Err(error) => return Err(error),
-                    }
-                    let info = root.info(&run)?;
-                    Ok(Ownership::Theirs(
-                        Box::new(root.read_run(&run)?),
-                        info.status,
-                    ))
+            let run = self.place.run.clone();
+            let ownership = context
+                .on_disk("check the owner of a run in", move |root| {
+                    Ownership::acquire(root, &run)
                 })
                 .await;
-            let (mut record, mut in_reach) = (None, false);
-            match looked {
-                Ok(Ownership::Ours(lock, file)) => {
-                    self.lock = Some(lock);
-                    self.status.send_modify(|status| status.elsewhere = false);
-                    let ours = file.filter(|file| self.is_ours(&file.record).is_ok());
-                    return Some((permit, ours.and_then(|file| Unwatched::of(file.record))));
-                }
-                Ok(Ownership::Theirs(file, status)) => {
-                    if let Some(file) = *file {
-                        // Its owner's files can be followed all the same.
-                        let ours = self.is_ours(&file.record).is_ok();
-                        in_reach = ours && !context.runtime.capabilities().process_bound;
-                        if let Some(seal) = &file.seal {
-                            self.publish_foreign(&file.record, RunStatus::Running);
-                            self.publish(Transition::Ended(seal.exit.clone()));
-                            self.status.send_modify(|status| {
-                                status.seal = file.seal.clone();
-                                status.problem = None;
-                                status.ownership_known = true;
-                            });
-                            self.emit(EventKind::from(seal));
-                            return None;
-                        }
-                        self.publish_foreign(&file.record, status);
-                        if let Some(ending) = file.ending {
-                            self.publish(Transition::Ended(ending));
-                        }
-                        record = Some(file.record);
-                    }
-                    self.status.send_modify(|status| {
-                        status.elsewhere = true;
-                        status.ownership_known = true;
-                    });
-                }
-                Ok(Ownership::Unmade) => {}
-                Err(error) => {
-                    self.report_blocked(&error);
-                    self.mark_ownership_known();
-                    if self.give_up_if_permanent(&error) {
-                        return None;
-                    }
-                }
+            match self.on_ownership(ownership) {
+                Wait::Done(unwatched) => return Some((permit, unwatched)),
+                Wait::Over => return None,
+                Wait::Retry(container) => unwatched = container,
             }
             drop(permit);
-            // A request stays where it is until there is a container to stop, or the run is ours; and
-            // where this runtime cannot reach it, whoever asks is told so.
-            unwatched = record.filter(|_| in_reach).and_then(Unwatched::of);
+            // While no container is known, a stop request waits in its channel.
             self.stopper
-                .meanwhile(&context, unwatched.as_ref(), &mut self.stops, sleep(LOOK))
+                .forward_stops_while(
+                    &context,
+                    unwatched.as_ref(),
+                    &mut self.stops,
+                    sleep(POLL_INTERVAL),
+                )
                 .await?;
         }
     }
 
-    fn publish_foreign(&self, record: &RunRecord, status: RunStatus) {
+    fn on_ownership(&mut self, ownership: Result<Ownership>) -> Wait {
+        match ownership {
+            Ok(Ownership::Acquired(lock, file)) => {
+                self.lock = Some(lock);
+                self.snapshot
+                    .send_modify(|snapshot| snapshot.elsewhere = false);
+                let file = file.filter(|file| self.verify_runtime(&file.record).is_ok());
+                Wait::Done(file.and_then(|file| Unwatched::new(file.record)))
+            }
+            Ok(Ownership::Foreign(file, status)) => self.on_foreign_owner(file, status),
+            Ok(Ownership::BeingCreated) => Wait::Retry(None),
+            Err(error) => {
+                self.report_blocked(&error);
+                self.mark_ownership_known();
+                match self.give_up_if_permanent(&error) {
+                    true => Wait::Over,
+                    false => Wait::Retry(None),
+                }
+            }
+        }
+    }
+
+    /// Publishes the state of a run that another live process owns.
+    fn on_foreign_owner(&mut self, file: Option<Box<RunFile>>, status: RunStatus) -> Wait {
+        let mut unwatched = None;
+        if let Some(file) = file {
+            // The files of a run can be followed even if its runtime is another one.
+            let is_reachable = self.verify_runtime(&file.record).is_ok()
+                && !self.context.runtime.capabilities().process_bound;
+            if let Some(seal) = &file.seal {
+                self.publish_foreign_seal(&file.record, seal);
+                return Wait::Over;
+            }
+            self.publish_foreign_status(&file.record, status);
+            if let Some(ending) = file.ending {
+                self.publish(Transition::Ended(ending));
+            }
+            if is_reachable {
+                unwatched = Unwatched::new(file.record);
+            }
+        }
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.elsewhere = true;
+            snapshot.ownership_known = true;
+        });
+        Wait::Retry(unwatched)
+    }
+
+    fn publish_foreign_seal(&self, record: &RunRecord, seal: &Seal) {
+        self.publish_foreign_status(record, RunStatus::Running);
+        self.publish(Transition::Ended(seal.exit.clone()));
+        self.snapshot.send_modify(|snapshot| {
+            snapshot.seal = Some(seal.clone());
+            snapshot.problem = None;
+            snapshot.ownership_known = true;
+        });
+        self.emit(EventKind::from(seal));
+    }
+
+    fn publish_foreign_status(&self, record: &RunRecord, status: RunStatus) {
         if let Some(container) = &record.container {
             self.publish(Transition::Created(container.clone()));
         }
@@ -154,10 +195,12 @@ impl Monitor {
 }
 
 impl Stopper {
-    /// Does `work`. Meanwhile stops go to the engine, and are left in the run's folder, for whoever
-    /// writes its audit to record; while no container is known, they stay where they are. `None`:
-    /// the manager closes, and what was asked for before is done.
-    pub(crate) async fn meanwhile<T>(
+    /// Does `work`, and meanwhile forwards stop requests to the engine.
+    ///
+    /// Each request is also left in the directory of the run, for its owner to record. While no
+    /// container is known, requests stay in `stops`. Returns `None` if the manager closes, after
+    /// the pending requests were forwarded.
+    pub(super) async fn forward_stops_while<T>(
         &mut self,
         context: &Context,
         unwatched: Option<&Unwatched>,
@@ -169,29 +212,23 @@ impl Stopper {
             tokio::select! {
                 biased;
                 done = &mut work => return Some(done),
-                () = context.closing.cancelled() => {
-                    while let Some(unwatched) = unwatched
-                        && let Ok(request) = stops.try_recv()
-                    {
-                        self.stop_unwatched(context, unwatched, request).await;
-                    }
-                    self.asked().await;
-                    return None;
-                }
+                () = context.closing.cancelled() => break,
                 () = self.proceed() => {}
-                Some((request, unwatched)) = async {
-                    match unwatched {
-                        Some(unwatched) => Some((stops.recv().await?, unwatched)),
-                        None => pending().await,
-                    }
-                } => {
-                    self.stop_unwatched(context, unwatched, request).await;
+                Some((request, unwatched)) = next_stop(stops, unwatched) => {
+                    self.forward_stop(context, unwatched, request).await;
                 }
             }
         }
+        while let Some(unwatched) = unwatched
+            && let Ok(request) = stops.try_recv()
+        {
+            self.forward_stop(context, unwatched, request).await;
+        }
+        self.proceed_until_signaled().await;
+        None
     }
 
-    async fn stop_unwatched(
+    async fn forward_stop(
         &mut self,
         context: &Context,
         Unwatched { container, record }: &Unwatched,
@@ -212,13 +249,24 @@ impl Stopper {
         stop.by_pid = Some(std::process::id());
         context.event_bus.emit(&record.run, EventKind::from(&stop));
         let run = record.run.clone();
-        let left = context
-            .on_disk("leave a request in", move |root| {
+        let written = context
+            .on_disk("leave a stop request in", move |root| {
                 root.leave_stop(&run, &stop)
             })
             .await;
-        if let Err(error) = left {
-            tracing::warn!(run = %record.run, error = %error.chain(), "no request was left");
+        if let Err(error) = written {
+            tracing::warn!(run = %record.run, error = %error.chain(), "cannot leave a stop request");
         }
+    }
+}
+
+/// Receives the next stop request. Never resolves while no container is known.
+async fn next_stop<'a>(
+    stops: &mut mpsc::UnboundedReceiver<StopRequest>,
+    unwatched: Option<&'a Unwatched>,
+) -> Option<(StopRequest, &'a Unwatched)> {
+    match unwatched {
+        Some(unwatched) => Some((stops.recv().await?, unwatched)),
+        None => pending().await,
     }
 }

@@ -1,181 +1,60 @@
-//! Taking over runs whose owner has gone. Recovery starts nothing.
+//! Recovery of runs whose owner has died. Recovery never starts a container.
 
-pub(crate) mod foreign;
+mod audit;
+mod engine;
+mod foreign;
+mod locate;
+mod scan;
 
-use std::num::NonZero;
-use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::sync::mpsc;
+use tokio::sync::{SemaphorePermit, mpsc};
 use tokio::time::sleep;
 use tracing::Instrument;
 
-use crate::audit::{
-    Action, Event as Record, Gap, GapReason, Interaction, Resume, ResumeCause, Started,
-};
-use crate::capture::Capture;
-use crate::disk;
 use crate::error::{Error, Result};
 use crate::monitor::context::Context;
-use crate::monitor::entry::{Entry, GivenUp, Pipe, lock};
-use crate::monitor::output::Source;
-use crate::monitor::recover::foreign::LOOK;
-use crate::monitor::seal::{may_remove, read, reading};
-use crate::monitor::wait::{self, Backoff, Ended, another};
-use crate::monitor::{Monitor, WatchOutcome, exec};
-use crate::outcome::Ending;
-use crate::root::{Root, RunFile};
-use crate::runtime::{
-    Continuity, EngineInfo, Inspection, OwnedContainer, Runtime, Status as Phase,
-};
-use crate::sink::Resumed;
-use crate::spec::{Backstop, ContainerId, RunId, RunRecord, Settings, Stdin};
+use crate::monitor::entry::{Entry, GiveUpReason};
+use crate::monitor::policy::is_permanent;
+use crate::monitor::recover::audit::{Audit, OpenAudit};
+use crate::monitor::recover::foreign::Unwatched;
+use crate::monitor::recover::locate::Located;
+use crate::monitor::wait::Backoff;
+use crate::monitor::{Monitor, exec};
+use crate::root::RunFile;
+use crate::spec::RunId;
 use crate::state::Transition;
-use crate::timestamp::Timestamp;
 
-/// How long one whose log or engine does not answer keeps others from being taken over.
-const HELD: Duration = Duration::from_secs(2);
+pub(crate) use crate::monitor::recover::engine::verify_engine_id;
+pub(crate) use crate::monitor::recover::scan::scan;
 
-/// So many runs are looked at by one thread.
-const FEW: usize = 256;
+/// The interval between checks of a foreign run, or of a disappearing container.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-fn cores() -> usize {
-    thread::available_parallelism().map_or(1, NonZero::get)
+/// The time after which an attempt releases its recovery permit.
+///
+/// A log or an engine that does not answer must not delay the recovery of other runs.
+const PERMIT_HOLD_LIMIT: Duration = Duration::from_secs(2);
+
+/// The result of an attempt to recover a run.
+enum Attempt {
+    Sealed(Box<RunFile>),
+    /// The log is open, and the container was located.
+    Located(Located),
 }
 
-/// What is not sealed.
-#[derive(Default)]
-struct Unsealed {
-    runs: Vec<RunId>,
-    /// Runs that are, of which a further process is not.
-    execs: Vec<RunId>,
+/// A run that this task has recovered.
+enum Recovered {
+    Sealed(Box<RunFile>),
+    Open(Box<OpenAudit>, Located),
 }
 
-impl Unsealed {
-    fn among(root: &Root, runs: &[RunId]) -> Self {
-        let mut open = Self::default();
-        for run in runs {
-            // What cannot be read is for its monitor to say.
-            if !matches!(root.read_run(run), Ok(Some(file)) if file.seal.is_some()) {
-                open.runs.push(run.clone());
-            } else if !root.open_execs(run).is_empty() {
-                open.execs.push(run.clone());
-            }
-        }
-        open
-    }
-
-    fn and(mut self, other: Self) -> Self {
-        self.runs.extend(other.runs);
-        self.execs.extend(other.execs);
-        self
-    }
-}
-
-/// Takes over every run that is not sealed, and sweeps up containers that sealed runs left.
-pub(crate) async fn scan(context: Arc<Context>) {
-    let closing = context.closing.clone();
-    tokio::select! {
-        () = scan_all(&context) => {}
-        () = closing.cancelled() => {}
-    }
-}
-
-async fn scan_all(context: &Arc<Context>) {
-    let listed = context
-        .on_disk("list", |root| {
-            root.sweep();
-            let runs = root.runs()?;
-            // Many are read by all cores.
-            let share = runs.len().div_ceil(cores()).max(FEW);
-            Ok(thread::scope(|scope| {
-                let shares = runs.chunks(share).map(|share| {
-                    let look = || Unsealed::among(root, share);
-                    // Where no thread is to be had, it is done here.
-                    thread::Builder::new()
-                        .spawn_scoped(scope, look)
-                        .map_err(|_| look())
-                });
-                let shares: Vec<_> = shares.collect();
-                let parts = shares.into_iter().map(|share| match share {
-                    Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                    Err(part) => part,
-                });
-                parts.fold(Unsealed::default(), Unsealed::and)
-            }))
-        })
-        .await;
-    let Unsealed {
-        runs: unsealed,
-        execs: unsealed_execs,
-    } = listed.unwrap_or_else(|error| {
-        tracing::error!(error = %error.chain(), "cannot list the runs to recover");
-        Default::default()
-    });
-    for run in unsealed_execs {
-        exec::seal_lost(context, &run).await;
-    }
-    let entries = unsealed.iter().map(|run| take_over(context, run)).collect();
-    context.scanned.send_replace(Some(entries));
-
-    let mut backoff = Backoff::new();
-    let found = loop {
-        match context.runtime.find(context.root.id()).await {
-            Ok(found) => break found,
-            Err(error) if error.is_definitive() => {
-                tracing::warn!(%error, "cannot look for containers that were left");
-                break Vec::new();
-            }
-            Err(error) => tracing::warn!(%error, "cannot look for containers that were left yet"),
-        }
-        backoff.pause().await;
-    };
-    for found in found {
-        sweep(context, found).await;
-    }
-    context.swept.send_replace(true);
-}
-
-/// Removes a container that nobody owns any more: of a run that is sealed, by policy; and one
-/// that was never started, of a run that is not there.
-async fn sweep(context: &Arc<Context>, found: OwnedContainer) {
-    if context.entries().contains_key(&found.run) {
-        return;
-    }
-    let run = found.run.clone();
-    let known = context
-        .on_disk("read", move |root| {
-            if !root.has(&run) {
-                return Ok(Some(None));
-            }
-            let _lock = root.lock(&run)?;
-            Ok(root
-                .read_run(&run)?
-                .filter(|file| file.seal.is_some())
-                .map(Some))
-        })
-        .await;
-    let remove = match known {
-        Ok(Some(None)) => found.status == Phase::Created,
-        Ok(Some(Some(RunFile {
-            record,
-            seal: Some(seal),
-            ..
-        }))) => found.status == Phase::Created || may_remove(&seal, record.settings.keep),
-        _ => false,
-    };
-    if remove {
-        // Without force: what runs is not ours to end.
-        let removed = context.runtime.remove(&found.container, false).await;
-        tracing::info!(run = %found.run, container = %found.container, ?removed, "swept");
-    }
-}
-
-/// The entry of a run that is not sealed; made, with a monitor that takes the run over, where
-/// there is none.
+/// Returns the entry of an unsealed run.
+///
+/// If the run has no entry, this creates one, with a monitor that recovers the run.
 pub(crate) fn take_over(context: &Arc<Context>, id: &RunId) -> Arc<Entry> {
     let mut entries = context.entries();
     if let Some(entry) = entries.get(id) {
@@ -190,76 +69,138 @@ pub(crate) fn take_over(context: &Arc<Context>, id: &RunId) -> Arc<Entry> {
 }
 
 impl Monitor {
-    /// Takes a run over, once no live process owns it, and sees it to its end.
+    /// Takes over a run without a live owner, and watches it until it is sealed.
     async fn recover(mut self) {
         let context = Arc::clone(&self.context);
         let sealed = tokio::select! {
             biased;
-            sealed = AssertUnwindSafe(self.take_over_and_watch()).catch_unwind() => sealed,
-            () = context.left() => Ok(None),
+            sealed = AssertUnwindSafe(self.recover_and_watch()).catch_unwind() => sealed,
+            () = context.shutdown_grace_elapsed() => Ok(None),
         };
-        let sealed = self.unless_it_panicked(sealed);
-        self.leave(sealed).await;
+        let sealed = self.report_panic(sealed);
+        self.release(sealed).await;
     }
 
-    async fn take_over_and_watch(&mut self) -> Option<RunFile> {
+    async fn recover_and_watch(&mut self) -> Option<RunFile> {
         let context = Arc::clone(&self.context);
-        // Where its owner has sealed it, that removes what is to be removed.
+        // A foreign owner that seals the run also removes its container.
         let (permit, unwatched) = self.wait_for_ownership(&context.recoveries).await?;
+        match self.retry_take_over(permit, unwatched).await? {
+            Recovered::Sealed(file) => Some(*file),
+            Recovered::Open(open, located) => self.watch_recovered(*open, located).await,
+        }
+    }
+
+    /// Retries until the log is open and the container is located.
+    ///
+    /// Returns `None` if the error is permanent, or if the manager closes.
+    async fn retry_take_over(
+        &mut self,
+        permit: SemaphorePermit<'_>,
+        unwatched: Option<Unwatched>,
+    ) -> Option<Recovered> {
+        let context = Arc::clone(&self.context);
+        let unwatched = unwatched.as_ref();
         let mut permit = Some(permit);
         let mut backoff = Backoff::new();
         let mut opened = None;
-        let taken = loop {
-            // A stop is not held up by a log or an engine that does not answer.
+        loop {
+            // Stops are forwarded meanwhile: a log or an engine that does not answer must not
+            // delay them.
             let mut stops = std::mem::replace(&mut self.stops, mpsc::unbounded_channel().1);
             let mut stopper = std::mem::take(&mut self.stopper);
-            let tried = async {
-                let tried = self.try_to_take_over(&mut opened);
-                tokio::pin!(tried);
-                tokio::select! {
-                    biased;
-                    tried = &mut tried => return tried,
-                    () = sleep(HELD) => permit = None,
-                }
-                tried.await
-            };
-            let unwatched = unwatched.as_ref();
-            let tried = stopper
-                .meanwhile(&context, unwatched, &mut stops, tried)
+            let attempt = self.try_with_permit(&mut opened, &mut permit);
+            let attempt = stopper
+                .forward_stops_while(&context, unwatched, &mut stops, attempt)
                 .await?;
-            let ends = match &tried {
-                Ok(_) => true,
-                Err(error) => {
-                    self.report_blocked(error);
-                    // An engine that does not answer is waited for.
-                    if !matches!(error, Error::Runtime(error) if !error.is_definitive()) {
-                        self.mark_ownership_known();
-                    }
-                    self.give_up_if_permanent(error)
-                }
+            let retry = match &attempt {
+                Ok(_) => false,
+                Err(error) => !self.on_recovery_error(error),
             };
-            if !ends {
+            if retry {
                 drop(permit.take());
-                let again = async {
+                let next = async {
                     backoff.pause().await;
                     context.recoveries.acquire().await.ok()
                 };
                 permit = stopper
-                    .meanwhile(&context, unwatched, &mut stops, again)
+                    .forward_stops_while(&context, unwatched, &mut stops, next)
                     .await?;
             }
             (self.stops, self.stopper) = (stops, stopper);
-            match tried {
-                Ok(CaseResult::Sealed(file)) => return Some(*file),
-                Ok(CaseResult::Taken(taken)) => break taken,
-                Err(_) if ends => return None,
-                Err(_) => {}
+            match attempt {
+                Ok(Attempt::Sealed(file)) => return Some(Recovered::Sealed(file)),
+                Ok(Attempt::Located(located)) => return Some(Recovered::Open(opened?, located)),
+                Err(_) if retry => {}
+                Err(_) => return None,
             }
+        }
+    }
+
+    /// Tries to take the run over, and releases the permit if that takes too long.
+    async fn try_with_permit(
+        &mut self,
+        opened: &mut Option<Box<OpenAudit>>,
+        permit: &mut Option<SemaphorePermit<'_>>,
+    ) -> Result<Attempt> {
+        let attempt = self.try_to_take_over(opened);
+        tokio::pin!(attempt);
+        tokio::select! {
+            biased;
+            done = &mut attempt => return done,
+            () = sleep(PERMIT_HOLD_LIMIT) => *permit = None,
+        }
+        attempt.await
+    }
+
+    /// Opens the log of the run, unless it is in `opened`, and locates the container.
+    ///
+    /// The log stays in `opened` for the next attempt, so that it is resumed only once. A log that
+    /// failed is opened again.
+    async fn try_to_take_over(&mut self, opened: &mut Option<Box<OpenAudit>>) -> Result<Attempt> {
+        let run = self.place.run.clone();
+        let exists = self.context.on_disk("find a run in", move |root| {
+            let exists = root.has(&run).then_some(());
+            exists.ok_or_else(|| root.no_such_run(&run))
+        });
+        exists.await?;
+        if let Some(open) = opened {
+            // The engine at this address may have been replaced since the last attempt.
+            self.verify_run_engine(&open.file.record, open.capture.progress.started.as_ref())
+                .await?;
+        }
+        let mut open = match opened.take() {
+            Some(open) if !open.capture.needs_log() => open,
+            _ => match self.open_audit().await? {
+                Audit::Sealed(file) => return Ok(Attempt::Sealed(file)),
+                Audit::Open(open) => {
+                    // The run was verified to belong to this runtime, and so were its execs.
+                    exec::seal_lost(&self.context, &self.place.run).await;
+                    open
+                }
+            },
         };
-        drop(permit);
-        let mut open = opened?;
-        self.status.send_modify(|status| status.problem = None);
-        let watched = match taken {
+        let located = self.locate(&mut open).await;
+        *opened = Some(open);
+        Ok(Attempt::Located(located?))
+    }
+
+    /// Reports an error of an attempt. Returns true if the error is permanent.
+    fn on_recovery_error(&self, error: &Error) -> bool {
+        self.report_blocked(error);
+        // An engine that does not answer may come back: whether this task can own the run is still
+        // open.
+        if !matches!(error, Error::Runtime(error) if !error.is_definitive()) {
+            self.mark_ownership_known();
+        }
+        self.give_up_if_permanent(error)
+    }
+
+    /// Watches the container until it has exited, and seals the run.
+    async fn watch_recovered(&mut self, mut open: OpenAudit, located: Located) -> Option<RunFile> {
+        self.snapshot
+            .send_modify(|snapshot| snapshot.problem = None);
+        let watched = match located {
             Located::Ended(watched) => {
                 self.publish(Transition::Ended(watched.ended.ending.clone()));
                 *watched
@@ -267,571 +208,49 @@ impl Monitor {
             Located::Running(source, started_at) => {
                 self.publish(Transition::Started(started_at));
                 self.mark_ownership_known();
-                if let Some(places) = &context.concurrency {
-                    self.permit = Arc::clone(places).try_acquire_owned().ok();
+                if let Some(concurrency) = &self.context.concurrency {
+                    self.permit = Arc::clone(concurrency).try_acquire_owned().ok();
                 }
+                self.resume_stops(&open);
                 let (file, capture) = (&mut open.file, &mut open.capture);
-                if let Some(container) = &file.record.container {
-                    for stop in &capture.progress.stops {
-                        self.stopper.carry_on(&context.runtime, container, stop);
-                    }
-                }
                 self.watch(file, capture, source, started_at, None).await?
             }
         };
         self.finish(open.file, open.capture, watched).await
     }
 
-    /// Opens the run's log, if it is not in `opened`, and finds its container. The log stays there
-    /// for the next try, unless it has failed: it was resumed once.
-    async fn try_to_take_over(&mut self, opened: &mut Option<Box<Open>>) -> Result<CaseResult> {
-        let run = self.place.run.clone();
-        let there = self.context.on_disk("look for", move |root| {
-            let there = root.has(&run).then_some(());
-            there.ok_or_else(|| root.no_such_run(&run))
-        });
-        there.await?;
-        if let Some(open) = opened {
-            // It may be another one since the last try.
-            self.verify_run_engine(&open.file.record, open.capture.progress.started.as_ref())
-                .await?;
-        }
-        let mut open = match opened.take() {
-            Some(open) if !open.capture.needs_log() => open,
-            _ => {
-                match self.open_audit().await? {
-                    Audit::Sealed(file) => return Ok(CaseResult::Sealed(file)),
-                    Audit::Open(open) => {
-                        // The run is this runtime's, and so are its further processes.
-                        exec::seal_lost(&self.context, &self.place.run).await;
-                        open
-                    }
-                }
-            }
+    /// Resumes the stops that the dead owner recorded.
+    fn resume_stops(&mut self, open: &OpenAudit) {
+        let Some(container) = &open.file.record.container else {
+            return;
         };
-        let taken = self.locate(&mut open).await;
-        *opened = Some(open);
-        Ok(CaseResult::Taken(taken?))
+        for stop in &open.capture.progress.stops {
+            self.stopper.resume(&self.context.runtime, container, stop);
+        }
     }
 
-    pub(crate) fn mark_ownership_known(&self) {
-        self.status
-            .send_modify(|status| status.ownership_known = true);
+    /// Records that the owner of the run is known, or that the run cannot be recovered.
+    fn mark_ownership_known(&self) {
+        self.snapshot
+            .send_modify(|snapshot| snapshot.ownership_known = true);
     }
 
-    /// Whether nothing can be done about an error here; that is told.
-    pub(crate) fn give_up_if_permanent(&self, error: &Error) -> bool {
+    /// Gives the run up if no retry can succeed. Returns true if it did.
+    fn give_up_if_permanent(&self, error: &Error) -> bool {
         let given_up = match error {
-            Error::NoSuchRun { .. } => GivenUp::Removed,
-            Error::OtherRuntime { .. } => GivenUp::OtherRuntime,
+            Error::NoSuchRun { .. } => GiveUpReason::Removed,
+            Error::OtherRuntime { .. } => GiveUpReason::OtherRuntime,
             Error::OtherEngine { engine, here, .. } => {
                 let engines = Some((engine.clone(), here.clone()));
-                self.status
-                    .send_modify(|status| status.other_engine = engines);
-                GivenUp::OtherEngine
+                self.snapshot
+                    .send_modify(|snapshot| snapshot.other_engine = engines);
+                GiveUpReason::OtherEngine
             }
-            error if error.is_lasting() => GivenUp::Damaged,
+            error if is_permanent(error) => GiveUpReason::Damaged,
             _ => return false,
         };
-        self.status
-            .send_modify(|status| status.given_up = Some(given_up));
+        self.snapshot
+            .send_modify(|snapshot| snapshot.give_up_reason = Some(given_up));
         true
-    }
-
-    /// Reads what there is of the run, and opens its log.
-    async fn open_audit(&mut self) -> Result<Audit> {
-        let context = Arc::clone(&self.context);
-        let run = self.place.run.clone();
-        let file = context
-            .on_disk("read", move |root| root.read_run(&run))
-            .await;
-        let recorded = matches!(file, Ok(Some(_)));
-        // One flipped bit makes no run another runtime's: both of its files have to say so.
-        let ours = |record: &RunRecord| record.runtime == context.runtime.name();
-        let (mut is_ours, mut has_met) = (false, false);
-        if let Ok(Some(RunFile { record, seal, .. })) = &file {
-            let run = self.place.run.clone();
-            let audited = context.on_disk("look at", move |root| Ok(root.audited(&run)));
-            let audited = audited.await?;
-            is_ours = seal.is_some() || ours(record) || audited.record.as_ref().is_some_and(ours);
-            if !is_ours {
-                self.is_ours(record)?;
-            }
-            // What is sealed needs no engine.
-            if seal.is_none() && audited.seal.is_none() {
-                let ids = [audited.engine_id.as_deref(), record.engine_id.as_deref()];
-                has_met = self.verify_engine_id(ids).await?;
-            }
-        }
-        let (progress, visit) = reading();
-        let resumed = context.sink.resume(&self.place, visit).await?;
-        let progress = read(&progress);
-        if let Some(record) = &progress.record {
-            self.check_place(record)?;
-            if !is_ours && !matches!(resumed, Resumed::Sealed(_)) {
-                self.is_ours(record)?;
-            }
-            if !has_met && !matches!(resumed, Resumed::Sealed(_)) {
-                self.verify_run_engine(record, progress.started.as_ref())
-                    .await?;
-            }
-        }
-        let (mut file, note) = self.believed(file, progress.record.as_ref()).await?;
-        let recorded = recorded && note.is_none();
-        if let Some(started) = &progress.started {
-            file.record.container = Some(started.container.clone());
-            if started.engine_id.is_some() {
-                file.record.engine_id = started.engine_id.clone();
-            }
-        }
-        let capture = match resumed {
-            Resumed::Sealed(seal) => {
-                if file.record.container.is_none() {
-                    file.record.container = seal.container.clone();
-                }
-                exec::seal_lost(&context, &self.place.run).await;
-                self.publish(Transition::Ended(seal.exit.clone()));
-                file.seal = Some(seal);
-                // Last: whoever is told of the seal may close the manager, and what comes behind
-                // it, the removal of the container, is not to be cut off.
-                self.close(&file, progress.last_lines()).await;
-                return Ok(Audit::Sealed(Box::new(file)));
-            }
-            Resumed::Open { log, torn } => {
-                let mut capture = self.capture(&file, progress, log);
-                let resume = Resume::new(ResumeCause::Reopened, torn);
-                let mut records = vec![Record::Resume(resume)];
-                records.extend(note);
-                records.extend(self.lost_input(&file, capture.progress.input));
-                capture.write(records).await?;
-                capture
-            }
-            Resumed::Absent => {
-                let (progress, log) = self.open_log(&file.record).await?;
-                self.capture(&file, progress, log)
-            }
-        };
-        Ok(Audit::Open(Box::new(Open {
-            file,
-            recorded,
-            capture,
-        })))
-    }
-
-    /// What became of a pipe's input whose writer was in the process that has gone.
-    fn lost_input(&self, file: &RunFile, input: Option<(Action, u32)>) -> Option<Record> {
-        if file.record.settings.stdin != Stdin::Pipe {
-            return None;
-        }
-        let (action, pid) = input?;
-        *lock(&self.pipe) = Pipe::Ended;
-        (action == Action::AttachInput).then(|| Record::Note {
-            ts: Timestamp::now(),
-            text: format!(
-                "the writer of the input, in process {pid}, died before its end; the container \
-                 saw one"
-            ),
-            interaction: Some(Interaction::new(Action::InputLost, 0)),
-        })
-    }
-
-    /// Refuses a run of another runtime: what this one does not find may live all the same.
-    pub(crate) fn is_ours(&self, record: &RunRecord) -> Result<()> {
-        if record.runtime == self.context.runtime.name() {
-            return Ok(());
-        }
-        let runtime = record.runtime.clone();
-        self.status
-            .send_modify(|status| status.other_runtime = Some(runtime.clone()));
-        Err(Error::OtherRuntime {
-            run: self.place.run.clone(),
-            runtime,
-        })
-    }
-
-    /// Refuses a run of another engine: see [`meet`].
-    async fn verify_engine_id(&mut self, recorded: [Option<&str>; 2]) -> Result<bool> {
-        let met = verify_engine_id(&*self.context.runtime, &self.place.run, recorded).await?;
-        let has_met = met.is_some();
-        self.engine = met.or(self.engine.take());
-        Ok(has_met)
-    }
-
-    async fn verify_run_engine(
-        &mut self,
-        record: &RunRecord,
-        started: Option<&Started>,
-    ) -> Result<bool> {
-        let started = started.and_then(|started| started.engine_id.as_deref());
-        self.verify_engine_id([started, record.engine_id.as_deref()])
-            .await
-    }
-
-    /// Finds out where the run's container is, and writes down what that shows.
-    async fn locate(&mut self, open: &mut Open) -> Result<Located> {
-        let Open {
-            file,
-            recorded,
-            capture,
-        } = open;
-        let found = self.find_out(file, *recorded, capture).await?;
-        // What was written down of the end holds, whatever became of the container since.
-        let taken = match (&file.ending, found) {
-            (Some(ending), Located::Ended(mut watched)) => {
-                watched.ended.ending = ending.clone();
-                Located::Ended(watched)
-            }
-            (_, found) => found,
-        };
-        self.complete(file, capture).await?;
-        Ok(taken)
-    }
-
-    /// What is to be run: the audit has what `run.json` had when the run began, and wins. What
-    /// cannot be believed is moved aside, and that is noted.
-    async fn believed(
-        &mut self,
-        file: Result<Option<RunFile>>,
-        audited: Option<&RunRecord>,
-    ) -> Result<(RunFile, Option<Record>)> {
-        let Some(audited) = audited else {
-            let file = file?.unwrap_or_else(|| self.unknown());
-            return Ok((file, None));
-        };
-        let of_audit = || RunFile {
-            v: 1,
-            record: audited.clone(),
-            ending: None,
-            ending_if_missing: None,
-            seal: None,
-        };
-        let (file, reason) = match file {
-            Ok(None) => return Ok((of_audit(), None)),
-            Ok(Some(mut file)) => {
-                let (container, deadline, engine_id) = (
-                    file.record.container.take(),
-                    file.record.deadline.take(),
-                    file.record.engine_id.take(),
-                );
-                let same = file.record == *audited;
-                file.record = RunRecord {
-                    container,
-                    deadline,
-                    engine_id,
-                    ..audited.clone()
-                };
-                if same {
-                    return Ok((file, None));
-                }
-                (file, "it is not what the audit file begins with".to_owned())
-            }
-            Err(Error::Damaged { reason, .. }) => (of_audit(), reason),
-            Err(Error::Storage { source, .. }) if disk::is_irregular(&source) => {
-                (of_audit(), source.to_string())
-            }
-            Err(error) => return Err(error),
-        };
-        let run = self.place.run.clone();
-        let aside = self
-            .context
-            .on_disk("move a record aside in", move |root| root.quarantine(&run))
-            .await?;
-        tracing::warn!(run = %self.place.run, reason, "run.json was moved aside, to {aside}");
-        let text = format!("run.json was damaged, and is {aside} now: {reason}");
-        let note = Record::note(text);
-        Ok((file, Some(note)))
-    }
-
-    /// Writes `run.json` again where it has less than is known now.
-    async fn complete(&mut self, file: &mut RunFile, capture: &mut Capture) -> Result<()> {
-        let started = capture.progress.started.as_ref();
-        if let (None, Some(limit)) = (file.record.deadline, file.record.settings.time_limit) {
-            let from = started.and_then(|started| started.started_at);
-            let from = from.unwrap_or(file.record.created);
-            file.record.deadline = Some(from.saturating_add(limit));
-        }
-        let known = file.clone();
-        self.context
-            .on_disk("record what is known in", move |root| {
-                let run = &known.record.run;
-                match root.read_run(run) {
-                    Ok(Some(file)) if file == known => Ok(()),
-                    _ => root.write_run(&known),
-                }
-            })
-            .await
-    }
-
-    /// The record of a run whose process died before it was written.
-    fn unknown(&self) -> RunFile {
-        RunFile {
-            v: 1,
-            record: RunRecord {
-                run: self.place.run.clone(),
-                root: self.context.root.id().clone(),
-                created: Timestamp::now(),
-                runtime: self.context.runtime.name().to_owned(),
-                engine_id: None,
-                settings: Settings::default(),
-                env: Vec::new(),
-                patched: false,
-                container: None,
-                deadline: None,
-            },
-            ending: None,
-            ending_if_missing: None,
-            seal: None,
-        }
-    }
-
-    /// Where the container is: only facts decide.
-    async fn find_out(
-        &mut self,
-        file: &mut RunFile,
-        recorded: bool,
-        capture: &mut Capture,
-    ) -> Result<Located> {
-        let runtime = Arc::clone(&self.context.runtime);
-        let started_at = capture
-            .progress
-            .started
-            .as_ref()
-            .and_then(|started| started.started_at);
-        let mut unasked = false;
-        let mut container = match file.record.container.clone() {
-            Some(container) => container,
-            None => match self.labelled().await? {
-                // The engine is asked to start a container only when its id is written down; one
-                // that is gone, and whose id was not, was never started. An engine gives a
-                // creation up, too.
-                Some(container) => {
-                    unasked = recorded;
-                    container
-                }
-                None => return Ok(Located::ended(not_created())),
-            },
-        };
-        let mut sure = false;
-        loop {
-            file.record.container = Some(container.clone());
-            let inspection = match runtime.inspect(&container).await {
-                Ok(inspection) => inspection,
-                // The id is from a file: one that was damaged must not hide a container.
-                Err(error) if error.is_definitive() && !sure => {
-                    sure = true;
-                    match self.labelled().await? {
-                        Some(found) => container = found,
-                        None if error.is_not_found() => {}
-                        None => return Err(error.into()),
-                    }
-                    continue;
-                }
-                Err(error) if error.is_not_found() => {
-                    // Where this run's owner has removed it, that is written down.
-                    return Ok(Located::ended(
-                        match file.ending.as_ref().or(file.ending_if_missing.as_ref()) {
-                            Some(ending) => ending.clone(),
-                            None if unasked => {
-                                file.record.container = None;
-                                not_created()
-                            }
-                            None => {
-                                self.publish(Transition::Created(container));
-                                match runtime.capabilities().process_bound {
-                                    true => Ending::Lost {
-                                        reason: "it ended with the process that had started it"
-                                            .into(),
-                                    },
-                                    false => Ending::Removed { code: None },
-                                }
-                            }
-                        },
-                    ));
-                }
-                Err(error) => return Err(error.into()),
-            };
-            self.publish(Transition::Created(container.clone()));
-            if another(started_at, &inspection) {
-                return Ok(Located::after_the_fact(Ended {
-                    ending: Ending::Lost {
-                        reason: "its container was started again by others".into(),
-                    },
-                    interrupted: true,
-                    engine_restarted: false,
-                    started_again: true,
-                    inspection: Some(inspection),
-                }));
-            }
-            if matches!(inspection.status, Phase::Running | Phase::Ended) {
-                // A start that was under way when its sender died has come first.
-                file.ending_if_missing = None;
-                if let Some(ending) = &file.ending
-                    && ending.never_started()
-                {
-                    return Ok(Located::after_the_fact(Ended {
-                        ending: ending.clone(),
-                        interrupted: true,
-                        engine_restarted: false,
-                        started_again: true,
-                        inspection: Some(inspection),
-                    }));
-                }
-            }
-            match inspection.status {
-                Phase::Created => {
-                    let ending = Ending::FailedToStart {
-                        reason: "the process that started the run ended before its container was \
-                                 started"
-                            .into(),
-                    };
-                    match self
-                        .remove_unstarted(file, &container, ending.clone())
-                        .await
-                    {
-                        Ok(()) => return Ok(Located::ended(ending)),
-                        Err(crate::error::RuntimeError::Conflict { .. }) => sleep(LOOK).await,
-                        Err(error) if error.is_not_found() => sleep(LOOK).await,
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                Phase::Removing => sleep(LOOK).await,
-                Phase::Running => {
-                    let now = inspection.started_at;
-                    self.record_started(capture, &container, inspection).await?;
-                    self.record_restart(capture, &container).await?;
-                    let source = match file.record.settings.backstop {
-                        Backstop::Engine => Source::Follow,
-                        Backstop::None => Source::None,
-                    };
-                    return Ok(Located::Running(source, started_at.or(now)));
-                }
-                Phase::Ended => {
-                    let exit = wait::exit(&inspection, None);
-                    self.record_started(capture, &container, inspection.clone())
-                        .await?;
-                    self.record_restart(capture, &container).await?;
-                    return Ok(Located::after_the_fact(Ended {
-                        ending: Ending::Exited(exit),
-                        interrupted: true,
-                        engine_restarted: false,
-                        started_again: false,
-                        inspection: Some(inspection),
-                    }));
-                }
-            }
-        }
-    }
-
-    /// The container that the engine has for this run, by its labels.
-    async fn labelled(&mut self) -> Result<Option<ContainerId>> {
-        let found = self.context.runtime.find(self.context.root.id()).await?;
-        let mine = found.into_iter().find(|found| found.run == self.place.run);
-        Ok(mine.map(|found| found.container))
-    }
-
-    /// Writes the `started` record that the process which died did not come to.
-    async fn record_started(
-        &mut self,
-        capture: &mut Capture,
-        container: &ContainerId,
-        inspection: Inspection,
-    ) -> Result<()> {
-        self.image_signal = inspection.stop_signal.clone();
-        if capture.progress.started.is_some() {
-            return Ok(());
-        }
-        let started = self.started(container, Some(inspection), Vec::new()).await;
-        capture
-            .write(vec![Record::Started(Box::new(started))])
-            .await
-    }
-
-    /// Writes a gap if the engine is another process than the one that started the container.
-    async fn record_restart(
-        &mut self,
-        capture: &mut Capture,
-        container: &ContainerId,
-    ) -> Result<()> {
-        let gap = Gap::possible(GapReason::EngineRestarted);
-        if capture.progress.has_gap(gap.reason, gap.stream) {
-            return Ok(());
-        }
-        match self.context.runtime.continuity(container).await {
-            Ok(Continuity::Broken) => capture.write(vec![Record::Gap(gap)]).await,
-            Err(error) if !error.is_definitive() => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Asks the engine who it is, if it is `recorded` which one has the run's container, and refuses to
-/// be another one: what this one does not find may live all the same. One flipped bit makes no
-/// engine another one: all that is recorded has to say so. An engine that does not answer may be
-/// any; one that does not say who it is, is taken for the one.
-pub(crate) async fn verify_engine_id(
-    runtime: &dyn Runtime,
-    run: &RunId,
-    recorded: [Option<&str>; 2],
-) -> Result<Option<EngineInfo>> {
-    let recorded = || recorded.into_iter().flatten();
-    let Some(first) = recorded().next() else {
-        return Ok(None);
-    };
-    let engine = match runtime.engine().await {
-        Ok(engine) => engine,
-        Err(error) if error.is_definitive() => return Ok(Some(EngineInfo::default())),
-        Err(error) => return Err(error.into()),
-    };
-    match &engine.id {
-        Some(here) if recorded().all(|id| id != here) => Err(Error::OtherEngine {
-            run: run.clone(),
-            engine: first.to_owned(),
-            here: here.clone(),
-        }),
-        _ => Ok(Some(engine)),
-    }
-}
-
-fn not_created() -> Ending {
-    Ending::NotCreated {
-        reason: "the process that started the run ended before its container was made".into(),
-        aborted: true,
-    }
-}
-
-/// What a run has of an audit.
-enum Audit {
-    Sealed(Box<RunFile>),
-    Open(Box<Open>),
-}
-
-/// An audit that goes on.
-struct Open {
-    file: RunFile,
-    /// Whether that is what the run's owner has written down.
-    recorded: bool,
-    capture: Capture,
-}
-
-/// What a try to take a run over came to.
-enum CaseResult {
-    Sealed(Box<RunFile>),
-    Taken(Located),
-}
-
-/// Where its container was found.
-enum Located {
-    Running(Source, Option<Timestamp>),
-    Ended(Box<WatchOutcome>),
-}
-
-impl Located {
-    fn ended(ending: Ending) -> Self {
-        Self::Ended(Box::new(WatchOutcome::never(ending)))
-    }
-
-    /// It ended while nobody watched.
-    fn after_the_fact(ended: Ended) -> Self {
-        Self::Ended(Box::new(WatchOutcome::untapped(ended)))
     }
 }

@@ -1,29 +1,35 @@
-//! Where an engine listens: `DOCKER_HOST`, or a socket on this machine.
+//! The address of an engine: `DOCKER_HOST`, or a Unix socket on this machine.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::error::RuntimeError;
 
-/// The socket of an engine that was installed for the whole machine.
+/// The socket of an engine that is installed system-wide.
 const SYSTEM_SOCKET: &str = "/var/run/docker.sock";
+/// The port of an engine without TLS.
+const PLAIN_PORT: u16 = 2375;
+/// The port of an engine with TLS.
+const TLS_PORT: u16 = 2376;
 
-/// Where an engine listens, and how to speak with it.
+/// The address of an engine, and its TLS certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) endpoint: Endpoint,
-    /// The folder of `ca.pem`, `cert.pem` and `key.pem`, where TLS is asked for.
+    /// The directory of `ca.pem`, `cert.pem` and `key.pem`. `None`: no TLS.
     pub(super) certificates: Option<PathBuf>,
 }
 
-/// The place to connect to.
+/// A Unix socket or a TCP port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Unix(PathBuf),
     Tcp { host: String, port: u16 },
 }
 
-/// What the environment says; read in one place, so that the rest is a function of it.
+/// The environment variables that select an engine.
+///
+/// They are read in one place, so that the other functions are pure.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Environment {
     host: Option<String>,
@@ -36,7 +42,7 @@ pub(super) struct Environment {
 
 impl Environment {
     pub(super) fn read() -> Self {
-        // An empty variable is one that is not set, as Docker's own client has it.
+        // Docker's CLI treats an empty variable as unset.
         let get = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let path = |name| get(name).map(PathBuf::from);
         Self {
@@ -49,7 +55,14 @@ impl Environment {
         }
     }
 
-    /// The folder of Docker's configuration file.
+    /// Requires TLS, with the certificates in `dir`.
+    pub(super) fn with_certificates(mut self, dir: PathBuf) -> Self {
+        self.tls_verify = true;
+        self.cert_path = Some(dir);
+        self
+    }
+
+    /// The directory of Docker's configuration file.
     pub(super) fn config_dir(&self) -> Option<PathBuf> {
         let home = || Some(self.home.as_ref()?.join(".docker"));
         self.config.clone().or_else(home)
@@ -62,7 +75,7 @@ impl Environment {
 }
 
 impl Address {
-    /// The engine that the environment names, else the one on this machine.
+    /// The engine that `DOCKER_HOST` names, else the first socket that exists.
     pub(super) fn local(environment: &Environment) -> Result<Self, RuntimeError> {
         if let Some(host) = &environment.host {
             return Self::parse(host, environment);
@@ -72,89 +85,59 @@ impl Address {
         sockets.extend(user.map(|dir| dir.join("docker.sock")));
         let desktop = environment.home.iter();
         sockets.extend(desktop.map(|home| home.join(".docker/run/docker.sock")));
-        match sockets.iter().find(|path| path.exists()) {
-            Some(path) => Ok(Self::unix(path)),
-            None => {
-                let tried: Vec<_> = sockets.iter().map(|p| p.display().to_string()).collect();
-                Err(unusable(
-                    &Self::unix(Path::new(SYSTEM_SOCKET)).to_string(),
-                    format!(
-                        "there is no socket at {}: is the engine running? If it listens \
-                         elsewhere, set DOCKER_HOST",
-                        tried.join(" or ")
-                    ),
-                ))
-            }
+        if let Some(path) = sockets.iter().find(|path| path.exists()) {
+            return Ok(Self::unix(path));
         }
+        let tried: Vec<_> = sockets.iter().map(|p| p.display().to_string()).collect();
+        Err(RuntimeError::Unavailable {
+            address: Self::unix(Path::new(SYSTEM_SOCKET)).to_string(),
+            reason: format!(
+                "there is no socket at {}: is the engine running? If it listens elsewhere, set \
+                 DOCKER_HOST",
+                tried.join(" or ")
+            ),
+        })
     }
 
-    /// The address that `text` names: `unix://`, `tcp://`, `http://` or `https://`.
+    /// Parses a `unix://`, `tcp://`, `http://` or `https://` address.
     pub(super) fn parse(text: &str, environment: &Environment) -> Result<Self, RuntimeError> {
         let text = text.trim();
+        Self::try_parse(text, environment).map_err(|reason| RuntimeError::Unavailable {
+            address: redacted(text),
+            reason,
+        })
+    }
+
+    fn try_parse(text: &str, environment: &Environment) -> Result<Self, String> {
         let Some((scheme, rest)) = text.split_once("://") else {
-            let like = if text.starts_with('/') {
-                "unix://"
-            } else {
-                "tcp://"
-            };
-            return Err(unusable(
-                &shown(text),
-                format!("the address has no scheme: write {like}{}", shown(text)),
-            ));
+            return Err(missing_scheme(text));
         };
-        let refuse = |reason: String| Err(unusable(&shown(text), reason));
         let tls = match scheme {
             "unix" => {
                 let path = Path::new(rest);
                 if !path.is_absolute() {
-                    return refuse("the path of the socket is not absolute".into());
+                    return Err("the path of the socket is not absolute".into());
                 }
                 return Ok(Self::unix(path));
             }
             "tcp" => environment.tls_verify,
             "http" => false,
             "https" => true,
-            "ssh" => {
-                return refuse(
-                    "ssh:// is not supported: forward the engine's socket with `ssh -L`, and give \
-                     that as unix:// or tcp://"
-                        .into(),
-                );
-            }
-            "npipe" => return refuse("npipe:// is not supported: give unix:// or tcp://".into()),
-            _ => {
-                return refuse(format!(
-                    "{scheme}:// is not supported: give unix://, tcp://, http:// or https://"
-                ));
-            }
+            _ => return Err(unsupported_scheme(scheme)),
         };
         if tls && !cfg!(feature = "tls") {
-            return refuse(
-                "TLS is asked for, by https:// or DOCKER_TLS_VERIFY, and moat was built without \
-                 its feature `tls`"
+            return Err(
+                "TLS is required (by https://, DOCKER_TLS_VERIFY or certificates), but moat was built \
+                 without its feature `tls`"
                     .into(),
             );
         }
-        if rest.contains('@') {
-            return refuse("a user in the address is not supported".into());
-        }
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        if !path.is_empty() {
-            return refuse("a path in the address is not supported".into());
-        }
-        let (host, port) = match split_port(authority) {
-            Some(parts) => parts,
-            None => return refuse(format!("{authority:?} is not a host and a port")),
-        };
-        let port = match port {
-            Some(port) => port,
-            None if tls => 2376,
-            None => 2375,
-        };
+        let (host, port) = host_and_port(rest)?;
+        let default_port = if tls { TLS_PORT } else { PLAIN_PORT };
         Ok(Self {
             endpoint: Endpoint::Tcp {
                 host: host.to_owned(),
-                port,
+                port: port.unwrap_or(default_port),
             },
             certificates: tls.then(|| environment.certificates()),
         })
@@ -167,7 +150,7 @@ impl Address {
         }
     }
 
-    /// Where the ports are that containers on the engine's host publish.
+    /// The host on which the engine's containers publish their ports.
     pub(super) fn host(&self) -> &str {
         match &self.endpoint {
             Endpoint::Unix(_) => "127.0.0.1",
@@ -175,7 +158,7 @@ impl Address {
         }
     }
 
-    /// What the `Host` header says.
+    /// The value of the `Host` header.
     pub(super) fn authority(&self) -> String {
         match &self.endpoint {
             Endpoint::Unix(_) => "localhost".to_owned(),
@@ -197,7 +180,41 @@ impl fmt::Display for Address {
     }
 }
 
-/// Host and port of `host`, `host:port`, `[::1]` or `[::1]:port`.
+fn missing_scheme(text: &str) -> String {
+    let scheme = if text.starts_with('/') {
+        "unix://"
+    } else {
+        "tcp://"
+    };
+    format!(
+        "the address has no scheme: write {scheme}{}",
+        redacted(text)
+    )
+}
+
+fn unsupported_scheme(scheme: &str) -> String {
+    match scheme {
+        "ssh" => "ssh:// is not supported: forward the engine's socket with `ssh -L`, and give \
+                  the forwarded address as unix:// or tcp://"
+            .into(),
+        "npipe" => "npipe:// is not supported: give unix:// or tcp://".into(),
+        _ => format!("{scheme}:// is not supported: give unix://, tcp://, http:// or https://"),
+    }
+}
+
+/// Parses an address after its scheme: a host, and a port if there is one.
+fn host_and_port(rest: &str) -> Result<(&str, Option<u16>), String> {
+    if rest.contains('@') {
+        return Err("a user in the address is not supported".into());
+    }
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    if !path.is_empty() {
+        return Err("a path in the address is not supported".into());
+    }
+    split_port(authority).ok_or_else(|| format!("{authority:?} is not a host and a port"))
+}
+
+/// Splits `host`, `host:port`, `[::1]` or `[::1]:port`.
 fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
@@ -226,21 +243,14 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-/// The address as it may be shown: what stands before an `@` can be a password.
-fn shown(text: &str) -> String {
+/// The address without the part before `@`, which can contain a password.
+fn redacted(text: &str) -> String {
     match text.rsplit_once('@') {
         Some((before, after)) => match before.split_once("://") {
             Some((scheme, _)) => format!("{scheme}://...@{after}"),
             None => format!("...@{after}"),
         },
         None => text.to_owned(),
-    }
-}
-
-fn unusable(address: &str, reason: String) -> RuntimeError {
-    RuntimeError::Unavailable {
-        address: address.to_owned(),
-        reason,
     }
 }
 
@@ -253,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_address_is_understood() {
+    fn each_scheme_is_parsed() {
         for (text, shown) in [
             ("unix:///run/x.sock", "unix:///run/x.sock"),
             ("tcp://db:1", "tcp://db:1"),
@@ -268,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_remote_engine_publishes_is_looked_for_on_its_host() {
+    fn ports_are_published_on_the_engines_host() {
         for (text, host) in [
             ("unix:///run/x.sock", "127.0.0.1"),
             ("tcp://db:1", "db"),
@@ -279,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_address_is_refused_with_what_to_write_instead() {
+    fn a_bad_address_is_refused_with_a_hint() {
         for (text, hint) in [
             ("/run/x.sock", "write unix:///run/x.sock"),
             ("db:2375", "write tcp://db:2375"),
@@ -306,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_in_an_address_is_not_shown() {
+    fn errors_do_not_show_a_password() {
         for text in [
             "tcp://me:s3cr3t@db:1",
             "me:s3cr3t@db:1",
@@ -318,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_asked_for_by_the_scheme_or_the_environment() {
+    fn the_scheme_or_the_environment_selects_tls() {
         let environment = Environment {
             tls_verify: true,
             cert_path: Some("/certs".into()),
@@ -349,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_comes_before_the_sockets_of_this_machine() {
+    fn docker_host_overrides_local_sockets() {
         let environment = Environment {
             host: Some("unix:///nowhere.sock".into()),
             ..Environment::default()
@@ -359,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_are_looked_for_where_dockers_client_does() {
+    fn certificates_are_found_where_dockers_cli_finds_them() {
         let mut environment = Environment {
             home: Some("/home/me".into()),
             ..Environment::default()

@@ -1,28 +1,29 @@
-//! What Docker cannot do, refused before there is an engine to ask.
+//! Checks of a spec for Docker that need no engine.
 
 use super::create::{self, Log};
 use super::patch;
-use crate::spec::InvalidSpec;
-use crate::spec::{Mount, RunSpec, Settings};
+use crate::spec::{InvalidSpec, Mount, RunSpec, RuntimeView, Settings};
 
-/// The longest argument, and the longest variable with its name and `=`, that Linux takes, in bytes:
-/// 32 pages of 4 KiB, with a NUL byte at the end. A container with a longer one is started, and
-/// ends by an error on what looks like its own standard error.
-const LONGEST_ARGUMENT: usize = (128 << 10) - 1;
+/// The longest argument, or variable with its name and `=`, that Linux accepts.
+///
+/// The limit is 32 pages of 4 KiB, including a NUL byte. A container with a
+/// longer argument starts, and then fails with an error that looks like its own
+/// stderr.
+const MAX_ARGUMENT_BYTES: usize = (128 << 10) - 1;
 
-/// Checks what can be checked of a spec without an engine.
+/// Refuses a spec that Docker cannot run, without asking an engine.
 pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     let settings = spec.settings();
     if settings.image.is_empty() {
         return Err(InvalidSpec::new(
             "image",
-            "it is empty; name an image, such as \"busybox:1.36\"",
+            "the image is empty: give one, such as \"busybox:1.36\"",
         ));
     }
     arguments(spec)?;
     sizes(settings)?;
     network(settings)?;
-    if let Some(patch) = spec.patch() {
+    if let Some(patch) = RuntimeView::new(spec).patch() {
         let log = Log::of(settings.backstop);
         patch::apply(create::draft(spec, log), patch)?;
     }
@@ -34,17 +35,18 @@ fn arguments(spec: &RunSpec) -> Result<(), InvalidSpec> {
     let cmd = settings.cmd.iter().map(|text| ("cmd", text.len()));
     let entrypoint = settings.entrypoint.iter().flatten();
     let entrypoint = entrypoint.map(|text| ("entrypoint", text.len()));
-    let env = spec.environment();
+    let view = RuntimeView::new(spec);
+    let env = view.environment();
     let env = env.map(|(name, value)| ("env", name.len() + 1 + value.len()));
     for (field, length) in cmd.chain(entrypoint).chain(env) {
-        if length > LONGEST_ARGUMENT {
-            let what = match field {
+        if length > MAX_ARGUMENT_BYTES {
+            let object = match field {
                 "env" => "a variable, with its name,",
                 _ => "an argument",
             };
             let reason = format!(
-                "{what} has {length} bytes: Linux takes at most {LONGEST_ARGUMENT}; put it into a \
-                 file and mount that"
+                "{object} has {length} bytes: Linux accepts at most {MAX_ARGUMENT_BYTES}; put the \
+                 text into a file and mount the file"
             );
             return Err(InvalidSpec::new(field, reason));
         }
@@ -61,14 +63,17 @@ fn sizes(settings: &Settings) -> Result<(), InvalidSpec> {
         } = mount
             && i64::try_from(*size).is_err()
         {
-            let reason = format!("the tmpfs at {target:?} has {size} bytes: the most is 2^63 - 1");
+            let reason =
+                format!("the tmpfs at {target:?} has {size} bytes: the maximum is 2^63 - 1");
             return Err(InvalidSpec::new("mounts", reason));
         }
     }
     Ok(())
 }
 
-/// A container in another one's network has that one's names and servers.
+/// Refuses names and DNS servers with the network of another container.
+///
+/// The container shares the other container's hostname, hosts and DNS servers.
 fn network(settings: &Settings) -> Result<(), InvalidSpec> {
     let mode = settings.network.as_deref().unwrap_or_default();
     let Some(other) = mode.strip_prefix("container:") else {
@@ -86,7 +91,10 @@ fn network(settings: &Settings) -> Result<(), InvalidSpec> {
         ("dns", !settings.dns.is_empty()),
     ] {
         if set {
-            let reason = format!("it cannot be set with network {mode:?}, whose own holds");
+            let reason = format!(
+                "the field cannot be set with network {mode:?}, which shares the other \
+                 container's setting"
+            );
             return Err(InvalidSpec::new(field, reason));
         }
     }
@@ -99,7 +107,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_docker_cannot_do_is_refused_by_the_name_of_its_field() {
+    fn an_unsupported_spec_is_refused_with_its_field() {
         let spec = || RunSpec::new("busybox");
         let joined = || spec().network("container:other");
         for (field, bad) in [

@@ -1,4 +1,4 @@
-//! From what to run to the body of `POST /containers/create`.
+//! Builds the body of `POST /containers/create` from a spec.
 
 use std::collections::HashMap;
 
@@ -9,19 +9,19 @@ use bollard::models::{
 };
 
 use crate::runtime::CreateRequest;
-use crate::spec::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, Settings, Stdin};
+use crate::spec::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, RuntimeView, Settings, Stdin};
 
-/// The label with the id of the root.
+/// The label with the root's id.
 pub(super) const ROOT_LABEL: &str = "moat.root";
-/// The label with the id of the run.
+/// The label with the run's id.
 pub(super) const RUN_LABEL: &str = "moat.run";
-/// The label with the time past which the container is left over, where there is one.
+/// The label with the time after which the container is an orphan, if any.
 pub(super) const DEADLINE_LABEL: &str = "moat.deadline";
 
-/// The size at which the engine's log would be cut, in bytes: a petabyte. `-1` is refused.
-const NEVER: &str = "1000000000000000";
+/// The maximum size of the engine's log, in bytes: 1 PB. Engines refuse `-1`.
+const MAX_LOG_BYTES: &str = "1000000000000000";
 
-/// How the engine is asked to keep the output.
+/// The engine's log driver for a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Log {
     JsonFile,
@@ -37,8 +37,10 @@ impl Log {
         }
     }
 
-    /// The driver's configuration. The engine merges its own defaults for the driver in, so each
-    /// option that could lose output is named, even where its value is the engine's usual one.
+    /// The driver's configuration.
+    ///
+    /// The engine merges in its defaults for the driver. So each option that
+    /// could lose output is set, even to its usual value.
     fn config(self) -> HostConfigLogConfig {
         let typ = match self {
             Self::JsonFile => "json-file",
@@ -49,9 +51,9 @@ impl Log {
             Self::None => &[],
             _ => &[
                 ("max-file", "1"),
-                ("max-size", NEVER),
+                ("max-size", MAX_LOG_BYTES),
                 ("mode", "blocking"),
-                // With a single file the engine refuses to compress, at start.
+                // With a single file, the engine refuses compression at start.
                 ("compress", "false"),
             ],
         };
@@ -80,17 +82,17 @@ pub(super) fn body(request: &CreateRequest<'_>, log: Log) -> ContainerCreateBody
     body
 }
 
-/// The body for a spec: all but moat's own labels, and the patch.
+/// The body for a spec, without moat's labels and the patch.
 pub(super) fn draft(spec: &RunSpec, log: Log) -> ContainerCreateBody {
     let set = spec.settings();
-    let env: Vec<_> = spec
+    let env: Vec<_> = RuntimeView::new(spec)
         .environment()
         .map(|(k, v)| format!("{k}={v}"))
         .collect();
     ContainerCreateBody {
         image: Some(set.image.clone()),
         cmd: some(set.cmd.clone()),
-        // What Docker's own client sends for 'none at all'.
+        // Docker's CLI sends one empty string to clear the image's entrypoint.
         entrypoint: set.entrypoint.clone().map(|entrypoint| {
             if entrypoint.is_empty() {
                 vec![String::new()]
@@ -109,8 +111,7 @@ pub(super) fn draft(spec: &RunSpec, log: Log) -> ContainerCreateBody {
         attach_stdout: Some(true),
         attach_stderr: Some(true),
         open_stdin: Some(set.stdin != Stdin::None),
-        // With it the end of any connection to the input is the end of the input; without it the
-        // input has none.
+        // If set, stdin ends when any connection to it ends. Otherwise stdin never ends.
         stdin_once: Some(set.stdin == Stdin::Pipe),
         stop_signal: set.stop_signal.clone(),
         host_config: Some(host_config(set, log)),
@@ -169,10 +170,10 @@ fn host_config(set: &Settings, log: Log) -> HostConfig {
         security_opt: some(set.security_opt.clone()),
         privileged: Some(set.privileged),
         readonly_rootfs: Some(set.read_only),
-        // Said even where it is false: the engine may have another default.
+        // Set even if false: the engine's default may differ.
         init: Some(set.init),
         runtime: set.oci_runtime.clone(),
-        // Engines before API 1.42 take it, and do nothing with it.
+        // Engines before API 1.42 ignore it.
         console_size: set
             .window
             .map(|size| vec![size.rows.into(), size.columns.into()]),
@@ -180,8 +181,10 @@ fn host_config(set: &Settings, log: Log) -> HostConfig {
     }
 }
 
-/// A mount by its type, which makes the engine refuse a source that does not exist, where the
-/// older `Binds` would make a folder.
+/// A typed mount.
+///
+/// The engine refuses a typed mount whose source does not exist. With the older
+/// `Binds`, it would create a directory.
 fn mount(mount: &Mount) -> EngineMount {
     let (typ, source, read_only) = match mount {
         Mount::Bind {
@@ -259,12 +262,12 @@ fn gpu_request(gpus: &Gpus) -> DeviceRequest {
     }
 }
 
-/// What is empty is left to the engine and the image.
+/// Leaves an empty list to the defaults of the engine and the image.
 fn some<T>(values: Vec<T>) -> Option<Vec<T>> {
     Some(values).filter(|values| !values.is_empty())
 }
 
-/// A number that `validate` has bounded.
+/// Converts a number that validation has bounded.
 fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -284,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_spec_says_all_that_the_promise_stands_on_and_nothing_else() {
+    fn a_plain_spec_sets_only_what_moat_requires() {
         assert_eq!(
             json(&RunSpec::new("busybox:1")),
             json!({
@@ -401,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pipe_ends_with_its_writer() {
+    fn only_a_pipe_ends_when_its_writer_closes() {
         for (stdin, open, once) in [
             (Stdin::None, false, false),
             (Stdin::Pipe, true, true),
@@ -416,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entrypoint_of_nothing_is_none_at_all_and_not_the_images_own() {
+    fn an_empty_entrypoint_clears_the_images_entrypoint() {
         let body = json(&RunSpec::new("x").entrypoint([""; 0]));
         assert_eq!(body["Entrypoint"], json!([""]));
         assert_eq!(json(&RunSpec::new("x"))["Entrypoint"], Value::Null);
@@ -432,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_asked_for_by_count_or_by_id() {
+    fn gpus_are_requested_by_count_or_by_id() {
         let of = |gpus| serde_json::to_value(gpu_request(&gpus)).unwrap();
         assert_eq!(
             of(Gpus::Count(2)),

@@ -1,4 +1,4 @@
-//! Credentials for an image registry: the caller's, else those of Docker's configuration.
+//! Registry credentials: from the spec, else from Docker's configuration.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -17,14 +17,15 @@ use crate::spec::Credentials;
 
 /// The key of Docker Hub in Docker's configuration.
 const HUB: &str = "https://index.docker.io/v1/";
-/// How long a helper may take.
-const BOUND: Duration = Duration::from_secs(30);
+/// The timeout of a credential helper.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The credentials that were found, encoded as the engine wants them in a header.
+/// The encoded credentials of a pull.
 #[derive(Default)]
 pub(super) struct Header {
+    /// The value of `X-Registry-Auth`. `None`: no credentials.
     pub(super) value: Option<String>,
-    /// Why there are none though there should be some: for the error of a pull that fails.
+    /// Why a lookup failed, for the error of a failed pull.
     pub(super) trouble: Option<String>,
 }
 
@@ -39,9 +40,9 @@ pub(super) fn registry(image: &str) -> &str {
     }
 }
 
-/// The credentials for an image.
+/// Looks up the credentials for an image.
 ///
-/// A helper that fails is no error: many images can be pulled without credentials.
+/// A failed lookup is not an error: many images need no credentials.
 pub(super) async fn header(image: &str, given: Option<&Credentials>) -> Header {
     let registry = registry(image).to_owned();
     if let Some(given) = given {
@@ -58,7 +59,7 @@ pub(super) async fn header(image: &str, given: Option<&Credentials>) -> Header {
     let found = match look_up(dir.join("config.json"), registry.clone()).await {
         Ok(found) => found,
         Err(trouble) => {
-            tracing::warn!(registry, trouble, "no registry credentials");
+            tracing::warn!(registry, trouble, "cannot look up registry credentials");
             return Header {
                 value: None,
                 trouble: Some(trouble),
@@ -71,27 +72,31 @@ pub(super) async fn header(image: &str, given: Option<&Credentials>) -> Header {
     }
 }
 
-/// Looks a registry up on a thread of its own: a helper is a process, which may hang, and a hung
-/// thread of the runtime would hang its shutdown.
+/// Looks a registry up on a dedicated thread.
+///
+/// A credential helper is a process that may hang. A hung thread of tokio's
+/// blocking pool would block the shutdown of the runtime.
 async fn look_up(config: PathBuf, registry: String) -> Result<Option<DockerCredential>, String> {
     let (send, found) = oneshot::channel();
     let thread = std::thread::Builder::new().name("moat-credentials".into());
     let spawned = thread.spawn(move || {
-        // Nobody waits for it any more after the bound.
+        // The receiver is dropped after the timeout.
         let _ = send.send(read(&config, &registry));
     });
-    spawned.map_err(|error| format!("no thread for the credential helper: {error}"))?;
-    match timeout(BOUND, found).await {
+    spawned.map_err(|error| format!("cannot start a thread for the credential helper: {error}"))?;
+    match timeout(HELPER_TIMEOUT, found).await {
         Ok(Ok(found)) => found,
-        Ok(Err(_)) => Err("the look-up of credentials failed".into()),
+        Ok(Err(_)) => Err("the lookup of credentials panicked".into()),
         Err(_) => Err(format!(
-            "the credential helper did not answer within {} s",
-            BOUND.as_secs()
+            "the credential helper did not respond within {} s",
+            HELPER_TIMEOUT.as_secs()
         )),
     }
 }
 
-/// What the configuration has for a registry. No error quotes what a helper printed.
+/// Reads a registry's credentials from the configuration file.
+///
+/// Errors do not quote the output of a helper.
 fn read(config: &Path, registry: &str) -> Result<Option<DockerCredential>, String> {
     let file = match File::open(config) {
         Ok(file) => BufReader::new(file),
@@ -102,7 +107,7 @@ fn read(config: &Path, registry: &str) -> Result<Option<DockerCredential>, Strin
     match docker_credential::get_credential_from_reader(file, registry) {
         Ok(found) => Ok(Some(found)),
         Err(E::NoCredentialConfigured) => Ok(None),
-        // The helper's way to say that it has none.
+        // This is how a helper reports that it has no credentials.
         Err(E::HelperFailure {
             ref stdout,
             ref stderr,
@@ -117,17 +122,18 @@ fn read(config: &Path, registry: &str) -> Result<Option<DockerCredential>, Strin
             Err(format!("the credential helper {helper} failed"))
         }
         Err(E::HelperCommunicationError) => {
-            Err("the credential helper of Docker's configuration cannot be run".into())
+            Err("the credential helper in Docker's configuration cannot be run".into())
         }
         Err(E::MalformedHelperResponse) => {
-            Err("the credential helper's answer made no sense".into())
+            Err("the response of the credential helper is malformed".into())
         }
-        Err(_) => Err(format!("{} made no sense", config.display())),
+        Err(_) => Err(format!("cannot parse {}", config.display())),
     }
 }
 
-/// The value of `X-Registry-Auth`: JSON in the URL-safe alphabet, which is the one that engines
-/// read; in the other one some passwords would be dropped without a word.
+/// Encodes the value of `X-Registry-Auth`: JSON in URL-safe Base64.
+///
+/// With the standard alphabet, engines silently ignore some passwords.
 fn encoded(found: DockerCredential, registry: &str) -> String {
     let json: Value = match found {
         DockerCredential::IdentityToken(token) => {
@@ -150,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_without_a_host_is_docker_hubs() {
+    fn an_image_without_a_host_is_on_docker_hub() {
         for (image, key) in [
             ("busybox", HUB),
             ("library/busybox:1", HUB),
@@ -164,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn given_credentials_come_first_and_every_password_survives_the_encoding() {
+    async fn credentials_of_the_spec_are_url_safe() {
         let given = Credentials::new("me", "~~~???>>>ÿ");
         let header = header("registry.test/x", Some(&given)).await;
         let value = header.value.unwrap();
@@ -182,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_configuration_is_looked_up_by_registry() {
+    fn credentials_are_found_by_registry() {
         let auth = base64::engine::general_purpose::STANDARD.encode("me:s3cr3t");
         let file = config(&json!({"auths": {HUB: {"auth": auth}}}));
         let found = read(file.path(), HUB).unwrap();
@@ -196,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_or_helper_that_does_not_work_is_named_and_not_quoted() {
+    fn a_failed_lookup_is_not_quoted() {
         let file = config(&json!({"auths": {HUB: {"auth": "s3cr3t"}}}));
         let error = read(file.path(), HUB).unwrap_err();
         assert!(!error.contains("s3cr3t"), "{error}");

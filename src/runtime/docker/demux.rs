@@ -1,4 +1,4 @@
-//! The engine's framing of a container's output: bytes in, chunks out. It knows no connection.
+//! Parses the engine's framing of output, without I/O: bytes in, chunks out.
 
 use std::collections::VecDeque;
 
@@ -7,73 +7,79 @@ use bytes::{Buf, Bytes};
 use crate::outcome::Stream;
 use crate::runtime::Chunk;
 
-/// The length of a frame's header: type, three zeros, the payload's length in big endian.
+/// The length of a frame's header, in bytes.
+///
+/// A header is the type, three zeros, and the payload's length in big endian.
 pub(crate) const HEADER: usize = 8;
-/// Shorter pieces are copied together: a chunk must not pin a read buffer many times its size.
-const WHOLE: usize = 16 << 10;
-/// Where pieces that are copied together are cut.
+/// The smallest piece that becomes a chunk without a copy, in bytes.
+///
+/// Smaller pieces are merged: a chunk must not pin a read buffer many times its
+/// size.
+const ZERO_COPY_BYTES: usize = 16 << 10;
+/// The size at which merged pieces become a chunk, in bytes.
 pub(crate) const CHUNK: usize = 64 << 10;
-/// The most that is kept of the engine's own error.
+/// The longest error message kept from the engine, in bytes.
 pub(crate) const ERROR_TEXT: usize = 1 << 10;
 
-/// Takes an engine's output stream apart.
+/// The demultiplexer of an engine's output stream.
 ///
-/// Without a terminal it is a sequence of frames; with one it is the bytes themselves. Which of
-/// them follows from how the container was made, never from the bytes. It holds at most 64 KiB of
-/// output beyond what can be popped, however long a frame claims to be.
+/// Without a terminal, the stream is a sequence of frames. With a terminal, it
+/// is raw bytes. The container's settings decide between the two, never the
+/// bytes. Beyond the chunks that can be popped, the demultiplexer holds at most
+/// 64 KiB, regardless of the length that a frame claims.
 #[derive(Debug)]
 pub(crate) struct Demux {
-    place: Place,
-    /// Pieces of one stream that are not yet worth a chunk.
-    small: (Stream, Vec<u8>),
+    state: State,
+    /// Merged pieces of one stream that are smaller than a chunk.
+    merged: (Stream, Vec<u8>),
     ready: VecDeque<Result<Chunk, Fault>>,
 }
 
-/// What is wrong with the framing. Nothing comes after it.
+/// An error in the framing. The stream ends after it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Fault {
-    #[error("{0:02x?} is not the header of a frame")]
+    #[error("{0:02x?} is not a frame header")]
     Header([u8; HEADER]),
-    #[error("dangling frame: the output ended in the middle of one")]
+    #[error("dangling frame: the output ended inside a frame")]
     Dangling,
-    #[error("the engine's own error: {0}")]
+    #[error("the engine reports an error: {0}")]
     Engine(String),
 }
 
-/// Where in the stream the next byte stands.
+/// The kind of the next byte in the stream.
 #[derive(Debug)]
-enum Place {
+enum State {
     Terminal,
-    /// In a header, of which so many bytes are known.
+    /// A header: its buffer, and the number of bytes in it.
     Header([u8; HEADER], usize),
-    /// In a payload, of which so many bytes are to come.
+    /// A payload: its stream, and the number of remaining bytes.
     Payload(Stream, u32),
-    /// In the engine's own error, of which so many bytes are to come.
+    /// The engine's error: its text, and the number of remaining bytes.
     Error(Vec<u8>, u32),
-    /// After the end or a fault.
+    /// The end of the stream, or a fault.
     End,
 }
 
-const START: Place = Place::Header([0; HEADER], 0);
+const START: State = State::Header([0; HEADER], 0);
 
 impl Demux {
     pub(crate) fn new(tty: bool) -> Self {
         Self {
-            place: if tty { Place::Terminal } else { START },
-            small: (Stream::Tty, Vec::new()),
+            state: if tty { State::Terminal } else { START },
+            merged: (Stream::Tty, Vec::new()),
             ready: VecDeque::new(),
         }
     }
 
-    /// Takes the next bytes of the stream.
+    /// Parses the next bytes of the stream.
     pub(crate) fn push(&mut self, mut bytes: Bytes) {
         while !bytes.is_empty() {
-            match &mut self.place {
-                Place::Terminal => {
+            match &mut self.state {
+                State::Terminal => {
                     let all = std::mem::take(&mut bytes);
                     self.emit(Stream::Tty, all, 0);
                 }
-                Place::Header(header, filled) => {
+                State::Header(header, filled) => {
                     let count = bytes.len().min(HEADER - *filled);
                     bytes.copy_to_slice(&mut header[*filled..*filled + count]);
                     *filled += count;
@@ -82,16 +88,16 @@ impl Demux {
                         self.enter(header);
                     }
                 }
-                Place::Payload(stream, left) => {
+                State::Payload(stream, left) => {
                     let stream = *stream;
                     let piece = bytes.split_to(bytes.len().min(*left as usize));
                     *left -= piece.len() as u32;
                     if *left == 0 {
-                        self.place = START;
+                        self.state = START;
                     }
                     self.emit(stream, piece, bytes.len());
                 }
-                Place::Error(text, left) => {
+                State::Error(text, left) => {
                     let piece = bytes.split_to(bytes.len().min(*left as usize));
                     *left -= piece.len() as u32;
                     let room = ERROR_TEXT - text.len();
@@ -100,16 +106,16 @@ impl Demux {
                         self.finish();
                     }
                 }
-                Place::End => return,
+                State::End => return,
             }
         }
     }
 
-    /// Says that no more bytes come for now: what was held back can be popped.
+    /// Makes the held bytes available to [`pop`](Self::pop).
     pub(crate) fn flush(&mut self) {
-        let (stream, mut bytes) = (self.small.0, std::mem::take(&mut self.small.1));
+        let (stream, mut bytes) = (self.merged.0, std::mem::take(&mut self.merged.1));
         if !bytes.is_empty() {
-            // Room that was made for what was another stream's must not wait with it.
+            // The chunk must not pin capacity that was reserved for another stream's bytes.
             if bytes.capacity() > 2 * bytes.len() {
                 bytes.shrink_to_fit();
             }
@@ -118,20 +124,20 @@ impl Demux {
         }
     }
 
-    /// Says that the stream has ended. Only between two frames is that a clean end.
+    /// Ends the stream. An end inside a frame is a fault.
     pub(crate) fn finish(&mut self) {
-        match std::mem::replace(&mut self.place, Place::End) {
-            Place::Terminal | Place::Header(_, 0) => self.flush(),
-            Place::Header(..) | Place::Payload(..) => self.fail(Fault::Dangling),
-            Place::Error(text, _) => {
+        match std::mem::replace(&mut self.state, State::End) {
+            State::Terminal | State::Header(_, 0) => self.flush(),
+            State::Header(..) | State::Payload(..) => self.fail(Fault::Dangling),
+            State::Error(text, _) => {
                 let text = String::from_utf8_lossy(&text).trim().to_owned();
                 self.fail(Fault::Engine(text));
             }
-            Place::End => {}
+            State::End => {}
         }
     }
 
-    /// The next chunk, or the fault, after which there is nothing.
+    /// The next chunk, or the fault that ends the stream.
     pub(crate) fn pop(&mut self) -> Option<Result<Chunk, Fault>> {
         self.ready.pop_front()
     }
@@ -142,28 +148,28 @@ impl Demux {
             [1, 0, 0, 0] => Stream::Stdout,
             [2, 0, 0, 0] => Stream::Stderr,
             [3, 0, 0, 0] => {
-                self.place = Place::Error(Vec::new(), length);
+                self.state = State::Error(Vec::new(), length);
                 if length == 0 {
                     self.finish();
                 }
                 return;
             }
-            // Type 0 is standard input, which an engine has no reason to send.
+            // Type 0 is stdin, which engines do not send.
             _ => return self.fail(Fault::Header(header)),
         };
-        self.place = match length {
+        self.state = match length {
             0 => START,
-            length => Place::Payload(stream, length),
+            length => State::Payload(stream, length),
         };
     }
 
-    /// Passes a piece on, behind which so many bytes are here already, of whichever stream.
-    fn emit(&mut self, stream: Stream, piece: Bytes, more: usize) {
-        if self.small.0 != stream {
+    /// Adds a piece, which `following` more bytes of any stream follow.
+    fn emit(&mut self, stream: Stream, piece: Bytes, following: usize) {
+        if self.merged.0 != stream {
             self.flush();
-            self.small.0 = stream;
+            self.merged.0 = stream;
         }
-        if piece.len() >= WHOLE {
+        if piece.len() >= ZERO_COPY_BYTES {
             self.flush();
             self.ready.push_back(Ok(Chunk {
                 stream,
@@ -171,18 +177,18 @@ impl Demux {
             }));
             return;
         }
-        if self.small.1.is_empty() {
-            self.small.1.reserve((piece.len() + more).min(CHUNK));
+        if self.merged.1.is_empty() {
+            self.merged.1.reserve((piece.len() + following).min(CHUNK));
         }
-        self.small.1.extend_from_slice(&piece);
-        if self.small.1.len() >= CHUNK {
+        self.merged.1.extend_from_slice(&piece);
+        if self.merged.1.len() >= CHUNK {
             self.flush();
         }
     }
 
     fn fail(&mut self, fault: Fault) {
         self.flush();
-        self.place = Place::End;
+        self.state = State::End;
         self.ready.push_back(Err(fault));
     }
 }
@@ -199,12 +205,12 @@ mod tests {
         frame
     }
 
-    /// The runs of bytes of one stream, and the fault.
+    /// The output, merged by stream, and the fault.
     type Seen = (Vec<(Stream, Vec<u8>)>, Option<Fault>);
 
     fn drain(demux: &mut Demux, seen: &mut Seen) {
         while let Some(item) = demux.pop() {
-            assert!(seen.1.is_none(), "{item:?} came after a fault");
+            assert!(seen.1.is_none(), "an item after a fault: {item:?}");
             match item {
                 Ok(chunk) => {
                     assert!(!chunk.bytes.is_empty(), "an empty chunk");
@@ -220,7 +226,7 @@ mod tests {
         }
     }
 
-    /// What comes out of `input` when it is cut after each of `cuts` bytes, in turn.
+    /// Parses `input` in pieces of `cuts` bytes, each with an optional flush.
     fn run(tty: bool, input: &[u8], cuts: &[(usize, bool)]) -> Seen {
         let mut demux = Demux::new(tty);
         let mut seen = Seen::default();
@@ -247,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_out_as_the_bytes_of_their_streams_in_order() {
+    fn frames_are_split_by_stream_in_order() {
         let input = [
             frame(1, b"a\n"),
             frame(1, b"b\n"),
@@ -269,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_has_no_frames_whatever_its_bytes_look_like() {
+    fn a_terminal_has_no_frames() {
         let input = b"\x01\0\0\0\xff\xff\xff\xff x\nhidden\n\x03\0\0\0\0\0\0\x01";
         let (seen, fault) = run(true, input, &[(3, false), (9, true)]);
         assert_eq!(seen, [(Stream::Tty, input.to_vec())]);
@@ -288,7 +294,7 @@ mod tests {
 
     #[test]
     fn large_pieces_are_not_copied() {
-        let input = Bytes::from(frame(1, &[b'x'; WHOLE]));
+        let input = Bytes::from(frame(1, &[b'x'; ZERO_COPY_BYTES]));
         let mut demux = Demux::new(false);
         demux.push(input.clone());
         let chunk = demux.pop().unwrap().unwrap();
@@ -296,13 +302,13 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_claims_four_gigabytes_is_passed_on_piece_by_piece() {
+    fn a_frame_of_four_gigabytes_is_not_buffered() {
         let mut demux = Demux::new(false);
         demux.push(Bytes::from_static(b"\x01\0\0\0\xff\xff\xff\xff"));
         let mut bytes = 0;
         for _ in 0..100 {
             demux.push(Bytes::from(vec![b'x'; 10_000]));
-            assert!(demux.small.1.len() < CHUNK);
+            assert!(demux.merged.1.len() < CHUNK);
             while let Some(chunk) = demux.pop() {
                 bytes += chunk.unwrap().bytes.len();
             }
@@ -314,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_ends_inside_a_frame_is_dangling() {
+    fn an_end_inside_a_frame_is_a_fault() {
         for cut in 1..HEADER + 3 {
             let input = [frame(2, b"ok"), frame(1, b"abc")[..cut].to_vec()].concat();
             let (seen, fault) = whole(&input);
@@ -324,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_the_header_of_a_frame_is_a_fault_after_what_came_before_it() {
+    fn an_invalid_header_is_a_fault_after_the_output() {
         for header in [
             *b"\0\0\0\0\0\0\0\x01",
             *b"\x04\0\0\0\0\0\0\x01",
@@ -339,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn the_engines_own_error_is_a_fault_and_no_output() {
+    fn the_engines_error_is_a_fault() {
         let (seen, fault) = whole(&[frame(1, b"ok"), frame(3, b"disk full\n")].concat());
         assert_eq!(fault, Some(Fault::Engine("disk full".into())));
         assert_eq!(seen, [(Stream::Stdout, b"ok".to_vec())]);
@@ -358,7 +364,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_comes_out_does_not_depend_on_how_the_input_is_cut(
+        fn the_output_does_not_depend_on_the_cuts(
             frames in prop::collection::vec(
                 (1..=2u8, prop::collection::vec(any::<u8>(), 0..50)),
                 0..20,
@@ -372,7 +378,7 @@ mod tests {
         }
 
         #[test]
-        fn no_byte_is_lost_or_doubled(
+        fn each_byte_appears_exactly_once(
             frames in prop::collection::vec(
                 (1..=2u8, prop::collection::vec(any::<u8>(), 1..50)),
                 0..20,
@@ -402,7 +408,7 @@ mod tests {
         }
 
         #[test]
-        fn no_input_makes_it_panic(
+        fn no_input_panics(
             tty in any::<bool>(),
             input in prop::collection::vec(any::<u8>(), 0..200),
             cuts in cuts(),

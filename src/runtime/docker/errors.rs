@@ -1,4 +1,4 @@
-//! What went wrong with a call, and what it says of the container.
+//! Errors of a call to an engine, and what they prove about the container.
 
 use std::error::Error as StdError;
 use std::io;
@@ -7,30 +7,30 @@ use std::time::Duration;
 use crate::error::{RuntimeError, chain};
 use crate::spec::ContainerId;
 
-/// The most bytes that are kept of what an engine says of an error.
-const LONGEST: usize = 4 << 10;
+/// The longest error message kept from an engine, in bytes.
+const MAX_MESSAGE_BYTES: usize = 4 << 10;
 
-/// Why a call failed, before it is known what was called.
+/// Why a call failed. The operation is added by [`Failure::error`].
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// No connection came about: why, and what to do about it.
+    /// No connection: why, and what to do about it.
     Unreachable(String),
-    /// The bound passed.
+    /// The timeout expired.
     Timeout(Duration),
-    /// The connection broke, or the answer made no sense.
+    /// The connection broke, or the response is malformed.
     Broken(String),
-    /// The engine answered with an error.
+    /// The engine responded with an error.
     Refused(Refusal),
 }
 
-/// An answer of the engine that is an error.
+/// An error response of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: u16,
     pub(super) message: String,
 }
 
-/// A connection that did not come about: carried through the client's own errors.
+/// A failed connection, as the source of hyper's and bollard's errors.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Unreachable(pub(super) String);
@@ -38,8 +38,10 @@ pub(super) struct Unreachable(pub(super) String);
 impl Refusal {
     pub(super) fn new(status: u16, message: &str) -> Self {
         let mut message = message.trim();
-        if message.len() > LONGEST {
-            let cut = (0..=LONGEST).rev().find(|&at| message.is_char_boundary(at));
+        if message.len() > MAX_MESSAGE_BYTES {
+            let cut = (0..=MAX_MESSAGE_BYTES)
+                .rev()
+                .find(|&at| message.is_char_boundary(at));
             message = &message[..cut.unwrap_or(0)];
         }
         Self {
@@ -48,7 +50,7 @@ impl Refusal {
         }
     }
 
-    /// The refusal in an answer's body: JSON with a `message`, or plain text.
+    /// Reads an error from a response body: JSON with `message`, or plain text.
     pub(super) fn from_body(status: u16, body: &[u8]) -> Self {
         #[derive(serde::Deserialize)]
         struct Body {
@@ -60,27 +62,30 @@ impl Refusal {
         }
     }
 
+    /// Returns true if the message contains `text`, ignoring its ASCII case.
     pub(super) fn says(&self, text: &str) -> bool {
         self.message.to_ascii_lowercase().contains(text)
     }
 
-    /// Whether it says that there is no such container. A 404 alone does not: an unknown path, a
-    /// missing file and, from some versions, a missing executable are answered with it too.
+    /// Returns true if the container does not exist.
+    ///
+    /// ContainerStatus 404 alone is not enough: engines also use it for an unknown path,
+    /// a missing file and, in some versions, a missing executable.
     pub(super) fn is_no_container(&self) -> bool {
         self.status == 404 && self.says("no such container") && !self.says("no such container:path")
     }
 
-    /// The refusal that there is no such container, for when that is known by other means.
+    /// The refusal for a container that is known to be gone.
     pub(super) fn no_container(container: &ContainerId) -> Self {
         Self::new(404, &format!("No such container: {container}"))
     }
 
-    /// Whether a removal is refused since another one is under way.
+    /// Returns true if another removal of the container is in progress.
     pub(super) fn is_being_removed(&self) -> bool {
         self.status == 409 && self.says("already in progress")
     }
 
-    /// Whether the log is refused since the container is being removed.
+    /// Returns true if the log is refused due to a removal in progress.
     pub(super) fn is_marked_for_removal(&self) -> bool {
         self.status == 409 && self.says("marked for removal")
     }
@@ -103,12 +108,11 @@ impl Refusal {
                 RuntimeError::NotFound { operation, reason }
             }
             409 => RuntimeError::Conflict { operation, reason },
-            // Podman's words for a container that is in another state than it has to be in.
+            // Podman's message for a container in the wrong state.
             _ if self.says("container state improper") => {
                 RuntimeError::Conflict { operation, reason }
             }
-            // Not the engine's own answer, but that of a proxy in front of it, or of an engine
-            // that is not ready: no fact.
+            // Inconclusive: sent by a proxy, or by an engine that is not ready.
             502..=504 => RuntimeError::Unavailable {
                 address: address.to_owned(),
                 reason: format!("HTTP status {}: {reason}", self.status),
@@ -131,15 +135,27 @@ impl Failure {
         }
     }
 
-    /// A call that did not come to an answer.
-    fn of(error: &(dyn StdError + 'static)) -> Self {
+    /// A response that is not the expected JSON.
+    ///
+    /// serde's message is left out: it can quote the response, and with it
+    /// the container's environment.
+    pub(super) fn malformed(error: &serde_json::Error) -> Self {
+        Self::Broken(format!(
+            "the response is malformed at line {} column {}",
+            error.line(),
+            error.column()
+        ))
+    }
+
+    /// A call without a response.
+    fn no_response(error: &(dyn StdError + 'static)) -> Self {
         match unreachable(error) {
             Some(reason) => Self::Unreachable(reason),
             None => Self::Broken(chain(error)),
         }
     }
 
-    /// The refusal, if it is one that `test` holds for.
+    /// Returns the engine's refusal if `test` holds for it.
     pub(super) fn refusal(&self, test: impl FnOnce(&Refusal) -> bool) -> Option<&Refusal> {
         match self {
             Self::Refused(refusal) if test(refusal) => Some(refusal),
@@ -169,14 +185,14 @@ impl From<bollard::errors::Error> for Failure {
                 message,
             } => Self::Refused(Refusal::new(status_code, &message)),
             Error::DockerStreamError { error } => Self::Refused(Refusal::new(500, &error)),
-            // Its source is that of the error in it, which would be passed over.
-            Error::IOError { err } => Self::of(&err),
-            error => Self::of(&error),
+            // `source` of the outer error skips `err` itself.
+            Error::IOError { err } => Self::no_response(&err),
+            error => Self::no_response(&error),
         }
     }
 }
 
-/// Why no connection came about, if that is what `error` is about.
+/// Returns the reason if the error's chain contains a failed connection.
 fn unreachable(error: &(dyn StdError + 'static)) -> Option<String> {
     use hyper_util::client::legacy;
     let mut next = Some(error);
@@ -191,7 +207,7 @@ fn unreachable(error: &(dyn StdError + 'static)) -> Option<String> {
         {
             found = Some(chain(error));
         }
-        // The source of an I/O error is that of the error in it: that one would be passed over.
+        // `io::Error::source` skips the error that it wraps.
         next = match error
             .downcast_ref::<io::Error>()
             .and_then(io::Error::get_ref)
@@ -212,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_becomes_the_fact_that_it_states() {
+    fn each_refusal_has_its_error_kind() {
         for (status, message, kind) in [
             (404, "No such container: abc", "NotFound"),
             (
@@ -243,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_is_taken_out_of_a_body_of_any_kind() {
+    fn a_message_is_read_from_any_body() {
         for (body, message) in [
             (&b"{\"message\":\"no\"}"[..], "no"),
             (
@@ -256,12 +272,12 @@ mod tests {
         ] {
             assert_eq!(Refusal::from_body(404, body).message, message);
         }
-        let long = "é".repeat(LONGEST);
-        assert_eq!(Refusal::new(500, &long).message.len(), LONGEST);
+        let long = "é".repeat(MAX_MESSAGE_BYTES);
+        assert_eq!(Refusal::new(500, &long).message.len(), MAX_MESSAGE_BYTES);
     }
 
     #[test]
-    fn a_failed_connection_is_found_in_the_clients_error_and_is_no_fact() {
+    fn a_failed_connection_is_inconclusive() {
         let inner = io::Error::other(Unreachable("no socket".into()));
         let error = bollard::errors::Error::from(inner);
         let error = Failure::from(error).error("test", "unix:///x");

@@ -1,18 +1,19 @@
-//! What the engine remembers of events: in memory alone, so what it remembers of a start tells
-//! whether it is the same process that started the container.
+//! Continuity of an engine, from the events that it has in memory.
+//!
+//! An engine keeps events only in memory. If it still has the start event of a
+//! container, it has not restarted since.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::errors::Failure;
-use super::inspect::senseless;
 use crate::runtime::Continuity;
 use crate::spec::ContainerId;
 
-/// How many events an engine remembers.
-const MOST: usize = 256;
+/// The number of events that an engine keeps.
+const MAX_EVENTS: usize = 256;
 
-/// An item of the answer to `GET /events`.
+/// An item of the response to `GET /events`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Event {
@@ -30,12 +31,14 @@ struct Actor {
     id: String,
 }
 
-/// What the events that an engine remembers say of a container that it has started: all of them,
-/// but for what is newer than the request.
+/// Decides continuity for a started container, from one listing of the events.
+///
+/// The listing holds all events in the engine's memory that are older than the
+/// request.
 pub(super) fn continuity(json: &[u8], container: &ContainerId) -> Result<Continuity, Failure> {
     let mut count = 0;
     for event in serde_json::Deserializer::from_slice(json).into_iter() {
-        let event: Event = event.map_err(senseless)?;
+        let event: Event = event.map_err(|error| Failure::malformed(&error))?;
         if event.kind == "container"
             && event.action == "start"
             && event.actor.id == container.as_str()
@@ -44,37 +47,39 @@ pub(super) fn continuity(json: &[u8], container: &ContainerId) -> Result<Continu
         }
         count += 1;
     }
-    // One that remembers fewer than it could has forgotten none.
+    // An engine with room for more events has dropped none.
     Ok(match count {
-        MOST.. => Continuity::Unknown,
+        MAX_EVENTS.. => Continuity::Unknown,
         _ => Continuity::Broken,
     })
 }
 
-/// What they say where the first answer was [`Continuity::Broken`], and they were asked for again.
+/// Confirms [`Continuity::Broken`] of the `first` listing with a second one.
 ///
-/// Events that the first one left out for being newer make it short where no room is left, too, and
-/// the start may have gone for them. The second one has them; and where it begins as the first one
-/// does, nothing was forgotten in between.
+/// A full memory can yield a short listing: the listing leaves out events newer
+/// than its request, and those events may have displaced the start event. The
+/// second listing includes them. If it begins with the same event as the first,
+/// the engine dropped no event in between.
 pub(super) fn confirmed(
     first: &[u8],
-    again: &[u8],
+    second: &[u8],
     container: &ContainerId,
 ) -> Result<Continuity, Failure> {
-    let told = continuity(again, container)?;
-    let forgotten = match oldest(first)? {
-        Some(event) => oldest(again)? != Some(event),
+    let continuity = continuity(second, container)?;
+    let dropped = match oldest(first)? {
+        Some(event) => oldest(second)? != Some(event),
         None => false,
     };
-    Ok(match told {
-        Continuity::Broken if forgotten => Continuity::Unknown,
-        told => told,
+    Ok(match continuity {
+        Continuity::Broken if dropped => Continuity::Unknown,
+        continuity => continuity,
     })
 }
 
 fn oldest(json: &[u8]) -> Result<Option<Value>, Failure> {
     let mut events = serde_json::Deserializer::from_slice(json).into_iter();
-    events.next().transpose().map_err(senseless)
+    let oldest = events.next().transpose();
+    oldest.map_err(|error| Failure::malformed(&error))
 }
 
 #[cfg(test)]
@@ -89,45 +94,45 @@ mod tests {
             + "\n"
     }
 
-    fn told(events: &str) -> Continuity {
+    fn listed(events: &str) -> Continuity {
         continuity(events.as_bytes(), &ContainerId::new("mine")).unwrap()
     }
 
     #[test]
-    fn a_start_that_is_remembered_shows_that_the_engine_is_the_same() {
+    fn a_start_event_in_memory_proves_continuity() {
         let others = event("start", "other").repeat(300);
-        assert_eq!(told(&event("start", "mine")), Continuity::Unbroken);
+        assert_eq!(listed(&event("start", "mine")), Continuity::Unbroken);
         assert_eq!(
-            told(&(others + &event("start", "mine"))),
+            listed(&(others + &event("start", "mine"))),
             Continuity::Unbroken
         );
     }
 
     #[test]
-    fn a_start_that_is_not_remembered_was_another_process_or_is_forgotten() {
-        assert_eq!(told(""), Continuity::Broken);
-        assert_eq!(told(&event("die", "mine")), Continuity::Broken);
+    fn a_missing_start_event_is_broken_or_unknown() {
+        assert_eq!(listed(""), Continuity::Broken);
+        assert_eq!(listed(&event("die", "mine")), Continuity::Broken);
         let others = event("start", "other");
-        assert_eq!(told(&others.repeat(MOST - 1)), Continuity::Broken);
-        assert_eq!(told(&others.repeat(MOST)), Continuity::Unknown);
+        assert_eq!(listed(&others.repeat(MAX_EVENTS - 1)), Continuity::Broken);
+        assert_eq!(listed(&others.repeat(MAX_EVENTS)), Continuity::Unknown);
         assert!(continuity(b"<html>", &ContainerId::new("mine")).is_err());
     }
 
     #[test]
-    fn what_a_request_left_out_for_being_newer_may_have_taken_the_place_of_a_start() {
+    fn newer_events_may_have_displaced_the_start_event() {
         let mine = ContainerId::new("mine");
-        let told = |first: &str, again: &str| {
-            confirmed(first.as_bytes(), again.as_bytes(), &mine).unwrap()
+        let decide = |first: &str, second: &str| {
+            confirmed(first.as_bytes(), second.as_bytes(), &mine).unwrap()
         };
-        let others = event("die", "other").repeat(MOST - 2);
+        let others = event("die", "other").repeat(MAX_EVENTS - 2);
         let first = event("create", "other") + &others;
-        assert_eq!(told(&first, &first), Continuity::Broken);
+        assert_eq!(decide(&first, &first), Continuity::Broken);
         let more = first.clone() + &event("die", "other");
-        assert_eq!(told(&first, &more), Continuity::Unknown);
-        assert_eq!(told(&first, &others), Continuity::Unknown);
-        assert_eq!(told(&first, ""), Continuity::Unknown);
-        assert_eq!(told("", &others), Continuity::Broken);
+        assert_eq!(decide(&first, &more), Continuity::Unknown);
+        assert_eq!(decide(&first, &others), Continuity::Unknown);
+        assert_eq!(decide(&first, ""), Continuity::Unknown);
+        assert_eq!(decide("", &others), Continuity::Broken);
         let late = others + &event("start", "mine");
-        assert_eq!(told(&first, &late), Continuity::Unbroken);
+        assert_eq!(decide(&first, &late), Continuity::Unbroken);
     }
 }

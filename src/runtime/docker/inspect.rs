@@ -1,5 +1,7 @@
-//! What the engine tells of a container. Read as JSON of our own: bollard's model refuses states
-//! that it does not know, and Podman has some.
+//! Parses the engine's JSON about containers.
+//!
+//! bollard's models are not used: they refuse unknown container states, and
+//! Podman has states of that kind.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,14 +14,16 @@ use super::create;
 use super::errors::Failure;
 use crate::outcome::Usage;
 use crate::runtime::{
-    Health, Inspection, LabeledContainer, LogConfig, LogFidelity, OwnedContainer, PublishedPort,
-    Status, WaitStatus,
+    ContainerStatus, Health, Inspection, LabeledContainer, LogConfig, LogFidelity, OwnedContainer,
+    PublishedPort, WaitStatus,
 };
 use crate::spec::{ContainerId, Protocol, RootId, RunId};
 use crate::timestamp::Timestamp;
 
-/// What an answer to `GET /info` says that tells the engine from others. Up to Docker 20.10 the
-/// id is the machine's: all its daemons have it, each with a folder of its own.
+/// Reads an id that is unique to the engine from the response to `GET /info`.
+///
+/// Up to Docker 20.10 the id in the response belongs to the machine, and all
+/// its daemons share it. Their data directories differ.
 pub(super) fn engine_id(json: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -33,7 +37,7 @@ pub(super) fn engine_id(json: &[u8]) -> Option<String> {
     is_known.then(|| format!("{} {}", info.id, info.docker_root_dir))
 }
 
-/// An answer to `GET /containers/{id}/json`, as far as it matters.
+/// The response to `GET /containers/{id}/json`: the fields that moat reads.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Container {
@@ -122,7 +126,7 @@ struct Log {
     config: BTreeMap<String, String>,
 }
 
-/// An item of the answer to `GET /containers/json`.
+/// An item of the response to `GET /containers/json`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Listed {
@@ -132,14 +136,14 @@ struct Listed {
     state: String,
 }
 
-/// What comes for `null` in the place of a value.
+/// Deserializes `null` as the default value.
 fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     from: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
-/// The answer to an inspection.
+/// Parses the response to an inspection.
 pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failure> {
     let container: Container = parse(json)?;
     let state = container.state;
@@ -149,10 +153,10 @@ pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failur
         started_at: time(&state.started_at)?,
         finished_at: time(&state.finished_at)?,
         code: match status {
-            Status::Running => None,
-            // A failed start leaves its code; without one, 0 stands for nothing.
-            Status::Created => Some(state.exit_code).filter(|&code| code != 0),
-            Status::Ended | Status::Removing => Some(state.exit_code),
+            ContainerStatus::Running => None,
+            // A failed start leaves its exit code; otherwise the code is 0.
+            ContainerStatus::Created => Some(state.exit_code).filter(|&code| code != 0),
+            ContainerStatus::Ended | ContainerStatus::Removing => Some(state.exit_code),
         },
         oom_killed: state.oom_killed,
         error: text(state.error),
@@ -171,40 +175,42 @@ pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failur
     })
 }
 
-/// The answer to a listing: each container with the label of its run.
-pub(super) fn found(json: &[u8]) -> Result<Vec<OwnedContainer>, Failure> {
+/// Parses a list of one root's containers.
+///
+/// Containers without a valid run label are skipped with a warning.
+pub(super) fn owned(json: &[u8]) -> Result<Vec<OwnedContainer>, Failure> {
     let listed: Vec<Listed> = parse(json)?;
-    let mut found = Vec::with_capacity(listed.len());
+    let mut owned = Vec::with_capacity(listed.len());
     for container in listed {
         let run = container.labels.get(create::RUN_LABEL);
         let run = run.map(|run| RunId::new(run.as_str()));
         let Some(Ok(run)) = run else {
             tracing::warn!(
                 container = container.id,
-                "skipped a container of this root: its label {} names no run",
+                "skipping a container of this root: its label {} is not a valid run id",
                 create::RUN_LABEL,
             );
             continue;
         };
-        found.push(OwnedContainer {
+        owned.push(OwnedContainer {
             container: ContainerId::new(container.id),
             run,
             status: status(&container.state)?,
         });
     }
-    Ok(found)
+    Ok(owned)
 }
 
-/// The answer to a listing: those containers whose labels are moat's, with what they say.
-pub(super) fn marked(json: &[u8]) -> Result<Vec<LabeledContainer>, Failure> {
+/// Parses a list of containers, and keeps those with valid labels of moat.
+pub(super) fn labeled(json: &[u8]) -> Result<Vec<LabeledContainer>, Failure> {
     let listed: Vec<Listed> = parse(json)?;
-    let marked = listed.into_iter().filter_map(|container| {
+    let labeled = listed.into_iter().filter_map(|container| {
         let label = |name| container.labels.get(name).map(String::as_str);
         let root: RootId = serde_json::from_value(label(create::ROOT_LABEL)?.into()).ok()?;
         let run = RunId::new(label(create::RUN_LABEL)?).ok()?;
-        // One that cannot be read is none: nothing is done about such a container.
+        // A deadline that cannot be parsed never expires.
         let deadline = label(create::DEADLINE_LABEL).and_then(|at| at.parse().ok());
-        // So is a state that is not known.
+        // A container in an unknown state is left alone.
         let status = status(&container.state).ok()?;
         let container = ContainerId::new(container.id.as_str());
         Some(LabeledContainer {
@@ -212,10 +218,10 @@ pub(super) fn marked(json: &[u8]) -> Result<Vec<LabeledContainer>, Failure> {
             ..LabeledContainer::new(container, root, run, status)
         })
     });
-    Ok(marked.collect())
+    Ok(labeled.collect())
 }
 
-/// An answer to `GET /containers/{id}/stats`, as far as it matters.
+/// The response to `GET /containers/{id}/stats`: the fields that moat reads.
 #[derive(Debug, Deserialize)]
 struct Stats {
     #[serde(default, deserialize_with = "or_default")]
@@ -228,7 +234,7 @@ struct Stats {
 
 #[derive(Debug, Default, Deserialize)]
 struct MemoryStats {
-    /// Missing, as all else is, for a container that does not run.
+    /// Missing, like all other values, if the container is not running.
     usage: Option<u64>,
     #[serde(default, deserialize_with = "or_default")]
     stats: HashMap<String, Value>,
@@ -253,13 +259,13 @@ struct PidsStats {
     current: u64,
 }
 
-/// The answer to a request for what a container uses; `None`: it does not run.
+/// Parses resource usage. Returns `None` if the container is not running.
 pub(super) fn usage(json: &[u8]) -> Result<Option<Usage>, Failure> {
     let stats: Stats = parse(json)?;
     let Some(memory) = stats.memory_stats.usage else {
         return Ok(None);
     };
-    // As `docker stats` has it: under the first version of control groups, and the second.
+    // As `docker stats` computes it. The names are those of cgroup v1 and v2.
     let cache = ["total_inactive_file", "inactive_file"]
         .into_iter()
         .find_map(|name| stats.memory_stats.stats.get(name)?.as_u64())
@@ -271,7 +277,7 @@ pub(super) fn usage(json: &[u8]) -> Result<Option<Usage>, Failure> {
     )))
 }
 
-/// The answer to a wait, once it is whole; `None`: more of it is to come.
+/// Parses the response to a wait. Returns `None` if it is incomplete.
 pub(super) fn wait_status(json: &[u8]) -> Result<Option<WaitStatus>, Failure> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -291,12 +297,12 @@ pub(super) fn wait_status(json: &[u8]) -> Result<Option<WaitStatus>, Failure> {
     {
         None => return Ok(None),
         Some(Err(error)) if error.is_eof() => return Ok(None),
-        Some(wait) => wait.map_err(senseless)?,
+        Some(wait) => wait.map_err(|error| Failure::malformed(&error))?,
     };
     let error = wait.error.map(|error| error.message);
     let error = error.filter(|message| !message.is_empty());
     Ok(Some(WaitStatus {
-        // -1, and 0 beside an error, say that the engine did not see the end.
+        // -1, or 0 with an error: the engine did not observe the exit.
         code: wait
             .status_code
             .filter(|&code| code > 0 || (code == 0 && error.is_none())),
@@ -304,63 +310,66 @@ pub(super) fn wait_status(json: &[u8]) -> Result<Option<WaitStatus>, Failure> {
     }))
 }
 
-/// Where a container is in its life, by the word of Docker or of Podman.
-fn status(word: &str) -> Result<Status, Failure> {
-    match word.to_ascii_lowercase().as_str() {
-        "created" | "configured" | "initialized" => Ok(Status::Created),
-        "running" | "paused" | "restarting" | "stopping" => Ok(Status::Running),
-        "exited" | "dead" | "stopped" => Ok(Status::Ended),
-        "removing" => Ok(Status::Removing),
+/// Converts a state name of Docker or Podman.
+fn status(name: &str) -> Result<ContainerStatus, Failure> {
+    match name.to_ascii_lowercase().as_str() {
+        "created" | "configured" | "initialized" => Ok(ContainerStatus::Created),
+        "running" | "paused" | "restarting" | "stopping" => Ok(ContainerStatus::Running),
+        "exited" | "dead" | "stopped" => Ok(ContainerStatus::Ended),
+        "removing" => Ok(ContainerStatus::Removing),
         _ => Err(Failure::Broken(format!(
-            "{word:?} is not a state of a container that is known"
+            "{name:?} is not a known container state"
         ))),
     }
 }
 
-/// A time of the engine; the year 1 stands for 'never'.
+/// Parses a time. The year 1 means 'never'.
 fn time(text: &str) -> Result<Option<Timestamp>, Failure> {
     if text.is_empty() || text.starts_with("0001-01-01T") {
         return Ok(None);
     }
-    // Two executions are told apart by their times: what is not understood is not left out.
+    // Times distinguish two executions of a container, so an invalid time is an error.
     let time = text.parse();
     time.map(Some)
-        .map_err(|_| Failure::Broken(format!("{text:?} is not a time")))
+        .map_err(|_| Failure::Broken(format!("{text:?} is not a valid time")))
 }
 
-/// What cannot be read is left out: nothing that moat promises stands on it.
+/// Converts the published ports, and skips entries that cannot be parsed.
 fn ports(ports: BTreeMap<String, Option<Vec<Binding>>>) -> Vec<PublishedPort> {
     let mut published = Vec::new();
     for (key, bindings) in ports {
-        let Some((Ok(container), protocol)) = key
-            .split_once('/')
-            .map(|(port, protocol)| (port.parse(), protocol))
-        else {
+        let Some((container, protocol)) = container_port(&key) else {
             continue;
         };
-        let protocol = match protocol {
-            "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            "sctp" => Protocol::Sctp,
-            _ => continue,
-        };
-        for binding in bindings.into_iter().flatten() {
-            // Podman leaves it out for all addresses.
-            let any = || Some(Ipv4Addr::UNSPECIFIED.into());
-            let address: Option<IpAddr> = match binding.host_ip.as_str() {
-                "" => any(),
-                address => address.parse().ok(),
-            };
-            if let (Some(address), Ok(port)) = (address, binding.host_port.parse()) {
-                published.push(PublishedPort {
-                    container,
-                    protocol,
-                    at: SocketAddr::new(address, port),
-                });
-            }
-        }
+        let bound = bindings.iter().flatten().filter_map(host_address);
+        published.extend(bound.map(|at| PublishedPort {
+            container,
+            protocol,
+            at,
+        }));
     }
     published
+}
+
+/// Parses a key such as `80/tcp`.
+fn container_port(key: &str) -> Option<(u16, Protocol)> {
+    let (port, protocol) = key.split_once('/')?;
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        "sctp" => Protocol::Sctp,
+        _ => return None,
+    };
+    Some((port.parse().ok()?, protocol))
+}
+
+fn host_address(binding: &Binding) -> Option<SocketAddr> {
+    let address = match binding.host_ip.as_str() {
+        // Podman leaves the address out if a port is published on all addresses.
+        "" => Ipv4Addr::UNSPECIFIED.into(),
+        address => address.parse().ok()?,
+    };
+    Some(SocketAddr::new(address, binding.host_port.parse().ok()?))
 }
 
 fn addresses(networks: BTreeMap<String, Endpoint>) -> BTreeMap<String, IpAddr> {
@@ -368,8 +377,8 @@ fn addresses(networks: BTreeMap<String, Endpoint>) -> BTreeMap<String, IpAddr> {
     networks.into_iter().filter_map(of).collect()
 }
 
-fn health(word: &str) -> Option<Health> {
-    match word {
+fn health(name: &str) -> Option<Health> {
+    match name {
         "starting" => Some(Health::Starting),
         "healthy" => Some(Health::Healthy),
         "unhealthy" => Some(Health::Unhealthy),
@@ -392,16 +401,7 @@ fn log(log: Log, podman: bool) -> LogConfig {
 }
 
 fn parse<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, Failure> {
-    serde_json::from_slice(json).map_err(senseless)
-}
-
-pub(super) fn senseless(error: serde_json::Error) -> Failure {
-    // Not the error's own text: it can quote the answer, and with it the environment.
-    Failure::Broken(format!(
-        "the answer is not what was expected, at line {} column {}",
-        error.line(),
-        error.column()
-    ))
+    serde_json::from_slice(json).map_err(|error| Failure::malformed(&error))
 }
 
 #[cfg(test)]
@@ -416,11 +416,11 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_never_ran_has_no_times_and_no_code() {
+    fn a_created_container_has_no_times_and_no_code() {
         let seen = inspect(json!({"Status": "created", "ExitCode": 0, "Error": "",
             "OOMKilled": false, "StartedAt": "0001-01-01T00:00:00Z",
             "FinishedAt": "0001-01-01T00:00:00Z"}));
-        assert_eq!(seen.status, Status::Created);
+        assert_eq!(seen.status, ContainerStatus::Created);
         assert_eq!((seen.started_at, seen.finished_at), (None, None));
         assert_eq!(seen.code, None);
         assert_eq!(seen.error, None);
@@ -432,9 +432,9 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_start_leaves_a_created_container_with_its_code() {
+    fn a_failed_start_has_a_code() {
         let seen = inspect(json!({"Status": "created", "ExitCode": 127, "Error": "no such file"}));
-        assert_eq!(seen.status, Status::Created);
+        assert_eq!(seen.status, ContainerStatus::Created);
         assert_eq!(seen.code, Some(127));
         assert_eq!(seen.error.as_deref(), Some("no such file"));
     }
@@ -443,17 +443,20 @@ mod tests {
     fn a_running_container_has_no_code() {
         let seen = inspect(json!({"Status": "running", "ExitCode": 0,
             "StartedAt": "2026-11-22T18:23:25.491211661Z"}));
-        assert_eq!((seen.status, seen.code), (Status::Running, None));
+        assert_eq!((seen.status, seen.code), (ContainerStatus::Running, None));
         assert!(seen.started_at.is_some());
     }
 
     #[test]
-    fn an_ended_container_keeps_what_the_engine_says_of_its_end() {
+    fn an_exited_container_has_its_code_and_times() {
         let seen = inspect(
             json!({"Status": "exited", "ExitCode": 137, "OOMKilled": true,
             "FinishedAt": "2026-11-22T18:23:25.5+01:00"}),
         );
-        assert_eq!((seen.status, seen.code), (Status::Ended, Some(137)));
+        assert_eq!(
+            (seen.status, seen.code),
+            (ContainerStatus::Ended, Some(137))
+        );
         assert!(seen.oom_killed);
         assert_eq!(
             seen.finished_at.unwrap().to_string(),
@@ -462,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_container_is_reached_and_how_it_is_are_told_as_far_as_they_can_be_read() {
+    fn ports_addresses_and_health_are_parsed() {
         let json = json!({
             "State": {"Status": "running", "Health": {"Status": "starting", "Log": []}},
             "HostConfig": {"NetworkMode": "default"},
@@ -509,18 +512,18 @@ mod tests {
     }
 
     #[test]
-    fn each_engines_words_for_a_state_are_known_and_others_are_no_fact() {
-        for (word, expected) in [
-            ("configured", Status::Created),
-            ("initialized", Status::Created),
-            ("paused", Status::Running),
-            ("restarting", Status::Running),
-            ("stopping", Status::Running),
-            ("stopped", Status::Ended),
-            ("removing", Status::Removing),
-            ("dead", Status::Ended),
+    fn an_unknown_state_is_inconclusive() {
+        for (name, expected) in [
+            ("configured", ContainerStatus::Created),
+            ("initialized", ContainerStatus::Created),
+            ("paused", ContainerStatus::Running),
+            ("restarting", ContainerStatus::Running),
+            ("stopping", ContainerStatus::Running),
+            ("stopped", ContainerStatus::Ended),
+            ("removing", ContainerStatus::Removing),
+            ("dead", ContainerStatus::Ended),
         ] {
-            assert_eq!(status(word).unwrap(), expected, "{word}");
+            assert_eq!(status(name).unwrap(), expected, "{name}");
         }
         let error = status("melting").unwrap_err().error("inspect", "x");
         assert!(!error.is_definitive());
@@ -529,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_of_each_driver_is_what_it_is() {
+    fn each_log_driver_has_its_fidelity() {
         let of = |driver: &str, podman| {
             let driver = driver.to_owned();
             let config = BTreeMap::new();
@@ -544,21 +547,21 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_says_the_code_and_never_takes_an_error_for_success() {
-        let heard = |json: Value| wait_status(json.to_string().as_bytes()).unwrap().unwrap();
-        assert_eq!(heard(json!({"StatusCode": 7})).code, Some(7));
-        assert_eq!(heard(json!({"StatusCode": 0, "Error": null})).code, Some(0));
-        assert_eq!(heard(json!({"StatusCode": -1})).code, None);
-        assert_eq!(heard(json!({})).code, None);
-        let lost = heard(json!({"StatusCode": 0, "Error": {"Message": "canceled"}}));
+    fn a_wait_never_reports_an_error_as_success() {
+        let parse = |json: Value| wait_status(json.to_string().as_bytes()).unwrap().unwrap();
+        assert_eq!(parse(json!({"StatusCode": 7})).code, Some(7));
+        assert_eq!(parse(json!({"StatusCode": 0, "Error": null})).code, Some(0));
+        assert_eq!(parse(json!({"StatusCode": -1})).code, None);
+        assert_eq!(parse(json!({})).code, None);
+        let lost = parse(json!({"StatusCode": 0, "Error": {"Message": "canceled"}}));
         assert_eq!(lost.code, None);
         assert_eq!(lost.error.as_deref(), Some("canceled"));
-        let failed = heard(json!({"StatusCode": 127, "Error": {"Message": "bad"}}));
+        let failed = parse(json!({"StatusCode": 127, "Error": {"Message": "bad"}}));
         assert_eq!(failed.code, Some(127));
     }
 
     #[test]
-    fn half_an_answer_to_a_wait_is_no_answer() {
+    fn half_a_wait_response_is_incomplete() {
         assert!(wait_status(b"").unwrap().is_none());
         assert!(wait_status(b"{\"StatusCode\":").unwrap().is_none());
         assert!(wait_status(b"{\"StatusCode\":1}\n").unwrap().is_some());
@@ -566,21 +569,21 @@ mod tests {
     }
 
     #[test]
-    fn containers_without_a_valid_run_are_skipped() {
+    fn containers_without_a_valid_run_label_are_skipped() {
         let json = json!([
             {"Id": "a", "State": "running", "Labels": {"moat.run": "one"}},
             {"Id": "b", "State": "running", "Labels": {"moat.run": "../x"}},
             {"Id": "c", "State": "running", "Labels": null},
             {"Id": "d", "State": "exited", "Labels": {"moat.run": "two"}},
         ]);
-        let found = found(json.to_string().as_bytes()).unwrap();
-        let ids: Vec<_> = found.iter().map(|f| f.container.as_str()).collect();
+        let owned = owned(json.to_string().as_bytes()).unwrap();
+        let ids: Vec<_> = owned.iter().map(|c| c.container.as_str()).collect();
         assert_eq!(ids, ["a", "d"]);
-        assert_eq!(found[1].status, Status::Ended);
+        assert_eq!(owned[1].status, ContainerStatus::Ended);
     }
 
     #[test]
-    fn an_answer_that_makes_no_sense_is_not_quoted() {
+    fn a_malformed_response_is_not_quoted() {
         let json = br#"{"State": {"Status": 7}, "Config": "s3cr3t"}"#;
         let error = inspection(json, false).unwrap_err().error("inspect", "x");
         assert!(!error.is_definitive());

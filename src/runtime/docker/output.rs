@@ -1,38 +1,42 @@
-//! An engine's answer as the output of a container.
+//! The output of a container or exec, read from an engine's answer.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::complaint::Complaint;
 use super::demux::{Demux, Fault};
-use super::transport::{Answer, FULL_READ};
+use super::errors::Failure;
+use super::log_error::LogErrorFilter;
+use super::transport::Answer;
+use super::wire::FULL_READ_BYTES;
 use crate::error::RuntimeError;
 use crate::runtime::Chunk;
 
-/// How long output that keeps coming is left to gather before it is read again, at rest: an engine
-/// writes each line by itself, and each write would wake a thread. The runtime's clock rounds it up
-/// to about 1 ms; more would fill the socket. Output after a silence is read at once.
-const GATHER: Duration = Duration::from_micros(200);
-/// A shorter pause than this is no silence.
-const SILENCE: Duration = Duration::from_millis(3);
+/// The pause between two reads of continuous output.
+///
+/// An engine writes each line separately, and each write would wake a thread.
+/// tokio's timer rounds the pause up to about 1 ms. A longer pause would fill
+/// the socket. Output after an idle period is read without a pause.
+const READ_PAUSE: Duration = Duration::from_micros(200);
+/// Output is continuous if its reads are less than this apart.
+const IDLE_THRESHOLD: Duration = Duration::from_millis(3);
 
-/// The output that comes with an answer. Dropping it closes the connection.
+/// The output in an answer. Dropping it closes the connection.
 pub(super) struct Output {
-    /// `None` past the end of the bytes.
+    /// `None` after the last byte.
     answer: Option<Answer>,
     demux: Demux,
-    /// Of a terminal's log, where the engine's error is not framed.
-    complaint: Option<Complaint>,
-    /// Set while output gathers.
-    gather: Option<Pin<Box<Sleep>>>,
-    /// When something was read last.
-    read: Option<Instant>,
-    /// How the connection broke: told after what had arrived before it did.
+    /// Set for a terminal's log, in which the engine's error has no frame.
+    log_error: Option<LogErrorFilter>,
+    /// Set while reading is paused.
+    pause: Option<Pin<Box<Sleep>>>,
+    last_read: Option<Instant>,
+    /// The connection's error, reported after the data before it.
     broken: Option<RuntimeError>,
     operation: &'static str,
     address: String,
@@ -43,16 +47,16 @@ impl Output {
         Self {
             answer: Some(answer),
             demux: Demux::new(tty),
-            complaint: None,
-            gather: None,
-            read: None,
+            log_error: None,
+            pause: None,
+            last_read: None,
             broken: None,
             operation,
             address,
         }
     }
 
-    /// The same, of an engine's log.
+    /// The output in an engine's log.
     pub(super) fn of_log(
         answer: Answer,
         tty: bool,
@@ -60,14 +64,51 @@ impl Output {
         address: String,
     ) -> Self {
         Self {
-            complaint: tty.then(Complaint::default),
+            log_error: tty.then(LogErrorFilter::default),
             ..Self::new(answer, tty, operation, address)
         }
     }
 
-    /// Takes what was held back, after the last bytes.
-    fn release(&mut self) {
-        match self.complaint.as_mut().map(Complaint::finish) {
+    /// Polls for data, unless reading is paused.
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        match &mut self.answer {
+            Some(answer) => answer.poll_data(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    /// Pauses reading if output is continuous and no more of it waits.
+    fn schedule_pause(&mut self, read_bytes: usize) {
+        let now = Instant::now();
+        let last = self.last_read.replace(now);
+        let continuous = last.is_some_and(|last| now - last < IDLE_THRESHOLD);
+        if let Some(answer) = &mut self.answer
+            && answer.is_raw()
+            && continuous
+            && read_bytes < FULL_READ_BYTES
+        {
+            answer.deregister();
+            self.pause = Some(Box::pin(sleep_until(now + READ_PAUSE)));
+        }
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        self.schedule_pause(bytes.len());
+        let bytes = match &mut self.log_error {
+            Some(filter) => filter.push(bytes),
+            None => bytes,
+        };
+        self.demux.push(bytes);
+    }
+
+    /// Handles the end of the connection, clean or with a failure.
+    fn close(&mut self, failure: Option<Failure>) {
+        self.answer = None;
+        match self.log_error.as_mut().map(LogErrorFilter::finish) {
             None => {}
             Some(Ok(held)) => self.demux.push(held),
             Some(Err(reason)) => {
@@ -75,6 +116,33 @@ impl Output {
                 self.broken = Some(RuntimeError::Rejected { operation, reason });
             }
         }
+        match failure {
+            Some(failure) => {
+                self.broken = Some(failure.error(self.operation, &self.address));
+                self.demux.flush();
+            }
+            None => self.demux.finish(),
+        }
+    }
+
+    /// Ends the output with a fault of the framing.
+    fn fail(&mut self, fault: Fault) -> RuntimeError {
+        (self.answer, self.broken) = (None, None);
+        let operation = self.operation;
+        match fault {
+            // The engine has answered; a retry would not read more.
+            Fault::Engine(reason) => RuntimeError::Rejected { operation, reason },
+            fault => RuntimeError::Broken {
+                operation,
+                reason: fault.to_string(),
+            },
+        }
+    }
+
+    /// The next chunk or fault that the demultiplexer holds.
+    fn pop(&mut self) -> Option<Result<Chunk, RuntimeError>> {
+        let item = self.demux.pop()?;
+        Some(item.map_err(|fault| self.fail(fault)))
     }
 }
 
@@ -84,68 +152,23 @@ impl Stream for Output {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
-            match this.demux.pop() {
-                Some(Ok(chunk)) => return Poll::Ready(Some(Ok(chunk))),
-                Some(Err(fault)) => {
-                    (this.answer, this.broken) = (None, None);
-                    let operation = this.operation;
-                    let error = match fault {
-                        // It has answered, and will not get any further another time.
-                        Fault::Engine(reason) => RuntimeError::Rejected { operation, reason },
-                        fault => RuntimeError::Broken {
-                            operation,
-                            reason: fault.to_string(),
-                        },
-                    };
-                    return Poll::Ready(Some(Err(error)));
-                }
-                None => {}
+            if let Some(item) = this.pop() {
+                return Poll::Ready(Some(item));
             }
-            let Some(answer) = &mut this.answer else {
+            if this.answer.is_none() {
                 return Poll::Ready(this.broken.take().map(Err));
-            };
-            let gathering = this.gather.as_mut().map(|sleep| sleep.as_mut().poll(cx));
-            let data = match gathering {
-                Some(Poll::Pending) => Poll::Pending,
-                Some(Poll::Ready(())) | None => {
-                    this.gather = None;
-                    answer.poll_data(cx)
-                }
-            };
-            match data {
-                Poll::Ready(Some(Ok(bytes))) => {
-                    let now = Instant::now();
-                    let last = this.read.replace(now);
-                    let flows = last.is_some_and(|last| now - last < SILENCE);
-                    if answer.is_raw() && flows && bytes.len() < FULL_READ {
-                        answer.rest();
-                        this.gather = Some(Box::pin(sleep_until(now + GATHER)));
-                    }
-                    let bytes = match &mut this.complaint {
-                        Some(complaint) => complaint.push(bytes),
-                        None => bytes,
-                    };
-                    this.demux.push(bytes);
-                }
-                Poll::Ready(Some(Err(failure))) => {
-                    this.answer = None;
-                    this.release();
-                    this.broken = Some(failure.error(this.operation, &this.address));
-                    this.demux.flush();
-                }
-                Poll::Ready(None) => {
-                    this.answer = None;
-                    this.release();
-                    this.demux.finish();
-                }
-                // Small pieces wait for more of their kind only while more is there already.
+            }
+            match this.poll_data(cx) {
+                Poll::Ready(Some(Ok(bytes))) => this.push(bytes),
+                Poll::Ready(Some(Err(failure))) => this.close(Some(failure)),
+                Poll::Ready(None) => this.close(None),
+                // Small pieces are merged only with data that is already here.
                 Poll::Pending => {
                     this.demux.flush();
-                    if let Some(item) = this.demux.pop() {
-                        // A flush makes chunks alone.
-                        return Poll::Ready(item.ok().map(Ok));
-                    }
-                    return Poll::Pending;
+                    return match this.pop() {
+                        Some(item) => Poll::Ready(Some(item)),
+                        None => Poll::Pending,
+                    };
                 }
             }
         }

@@ -1,13 +1,15 @@
-//! The caller's patch of the create request: merged, and refused where it breaks a promise or
-//! would be lost. Its values may be secrets: only its paths are told.
+//! Applies `RunSpec::engine_patch` to the body of a create request.
+//!
+//! A patch is refused if it breaks a guarantee of moat, or if part of it would
+//! be lost. Errors name paths only: values may be secrets.
 
 use bollard::models::ContainerCreateBody;
 use serde_json::{Map, Value};
 
 use crate::spec::InvalidSpec;
 
-/// What moat's promise stands on, and what to use instead.
-const OURS: [(&[&str], &str); 10] = [
+/// The paths that cannot be patched, each with the reason or the alternative.
+const RESERVED: [(&[&str], &str); 10] = [
     (&["Image"], "the image is recorded: set it by RunSpec::new"),
     (&["Tty"], "set it by RunSpec::tty"),
     (&["OpenStdin"], "set it by RunSpec::stdin"),
@@ -29,33 +31,38 @@ const OURS: [(&[&str], &str); 10] = [
     ),
 ];
 
-/// `body` with `patch` merged over it, as RFC 7396 has it.
+/// Merges `patch` into `body`, as a JSON merge patch (RFC 7396).
 ///
 /// # Errors
 ///
-/// [`InvalidSpec`] for `engine_patch`, with the path in it that cannot be taken.
+/// [`InvalidSpec`] for `engine_patch`, with the path that is refused.
 pub(super) fn apply(
     body: ContainerCreateBody,
     patch: &Value,
 ) -> Result<ContainerCreateBody, InvalidSpec> {
     let Value::Object(entries) = patch else {
-        return refuse("a patch is a JSON object");
+        return refuse("the patch is not a JSON object");
     };
     check(entries)?;
-    let base = serde_json::to_value(body).map_err(|_| InvalidSpec::new(FIELD, "internal"))?;
+    let base = serde_json::to_value(body)
+        .map_err(|_| InvalidSpec::new(FIELD, "cannot convert the request to JSON"))?;
     let mut merged = base.clone();
     merge(&mut merged, patch);
     let Ok(body) = serde_json::from_value::<ContainerCreateBody>(merged.clone()) else {
-        let path = misfit(&base, patch).unwrap_or_default();
+        let path = invalid_path(&base, patch).unwrap_or_default();
         return refuse(&format!(
-            "the engine has another type of value for {}",
+            "{} has another type in the engine's API",
             shown(&path)
         ));
     };
-    let kept = serde_json::to_value(&body).map_err(|_| InvalidSpec::new(FIELD, "internal"))?;
+    let kept = serde_json::to_value(&body)
+        .map_err(|_| InvalidSpec::new(FIELD, "cannot convert the request to JSON"))?;
     let mut path = Vec::new();
     if lost(patch, &merged, &kept, &mut path) {
-        return refuse(&format!("the engine does not know {}", shown(&path)));
+        return refuse(&format!(
+            "{} is not a field of the engine's API",
+            shown(&path)
+        ));
     }
     Ok(body)
 }
@@ -68,20 +75,20 @@ fn refuse<T>(reason: &str) -> Result<T, InvalidSpec> {
 
 fn shown(path: &[String]) -> String {
     match path {
-        [] => "the patch as a whole".to_owned(),
+        [] => "the patch".to_owned(),
         path => path.join("."),
     }
 }
 
-/// Refuses what would break a promise.
+/// Refuses a patch of reserved paths and labels.
 fn check(patch: &Map<String, Value>) -> Result<(), InvalidSpec> {
-    for (path, reason) in OURS {
+    for (path, reason) in RESERVED {
         let mut place = patch;
         for (depth, key) in path.iter().enumerate() {
             match place.get(*key) {
                 None => break,
                 Some(Value::Object(inner)) if depth + 1 < path.len() => place = inner,
-                // The thing itself, or something that takes the place of all around it.
+                // The path itself, or a value that replaces one of its parents.
                 Some(_) => {
                     let path = path[..=depth].join(".");
                     return refuse(&format!("{path} cannot be patched: {reason}"));
@@ -93,15 +100,15 @@ fn check(patch: &Map<String, Value>) -> Result<(), InvalidSpec> {
         None => Ok(()),
         Some(Value::Object(labels)) => match labels.keys().find(|k| k.starts_with("moat.")) {
             Some(label) => refuse(&format!(
-                "Labels.{label} cannot be patched: names under \"moat.\" are moat's own"
+                "Labels.{label} cannot be patched: names that start with \"moat.\" are reserved"
             )),
             None => Ok(()),
         },
-        Some(_) => refuse("Labels cannot be replaced as a whole: moat's own are among them"),
+        Some(_) => refuse("Labels cannot be replaced as a whole: they include moat's labels"),
     }
 }
 
-/// JSON merge patch, RFC 7396.
+/// Applies a JSON merge patch (RFC 7396).
 fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();
@@ -121,8 +128,8 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// The first place in the patch that alone makes the body one that the engine cannot have.
-fn misfit(base: &Value, patch: &Value) -> Option<Vec<String>> {
+/// The first path in the patch that alone makes the body invalid.
+fn invalid_path(base: &Value, patch: &Value) -> Option<Vec<String>> {
     fn visit(base: &Value, patch: &Value, path: &mut Vec<String>) -> bool {
         let alone = path.iter().rev().fold(patch.clone(), |value, key| {
             Value::Object(Map::from_iter([(key.clone(), value)]))
@@ -145,7 +152,9 @@ fn misfit(base: &Value, patch: &Value) -> Option<Vec<String>> {
     visit(base, patch, &mut path).then_some(path)
 }
 
-/// Whether something that `patch` has set in `merged` is not in `kept`; `path` then leads to it.
+/// Returns true if a value that `patch` set in `merged` is missing in `kept`.
+///
+/// `path` is then the path of that value.
 fn lost(patch: &Value, merged: &Value, kept: &Value, path: &mut Vec<String>) -> bool {
     let Value::Object(entries) = patch else {
         return !covers(kept, merged);
@@ -164,7 +173,7 @@ fn lost(patch: &Value, merged: &Value, kept: &Value, path: &mut Vec<String>) -> 
     false
 }
 
-/// Whether all of `wanted` is in `kept`, where null stands for nothing.
+/// Returns true if `kept` contains all of `wanted`. Null means absent.
 fn covers(kept: &Value, wanted: &Value) -> bool {
     match (kept, wanted) {
         (Value::Object(kept), Value::Object(wanted)) => wanted
@@ -216,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_promise_stands_on_is_refused_by_its_path() {
+    fn reserved_paths_are_refused() {
         for (patch, path) in [
             (json!({"Image": "x"}), "Image"),
             (json!({"Tty": true}), "Tty"),
@@ -253,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_be_lost_is_refused_by_its_path_and_without_its_value() {
+    fn unknown_fields_are_refused_without_their_values() {
         for (patch, path) in [
             (json!({"Hostnme": "s3cr3t"}), "Hostnme"),
             (json!({"hostconfig": {"Privileged": true}}), "hostconfig"),
@@ -284,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn merging_follows_the_examples_of_the_rfc() {
+    fn merging_follows_the_examples_of_rfc_7396() {
         for (target, patch, result) in [
             (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
             (

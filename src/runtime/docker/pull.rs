@@ -1,4 +1,4 @@
-//! Making sure that an image is there.
+//! Image pulls, by the spec's pull policy.
 
 use std::time::Duration;
 
@@ -6,20 +6,21 @@ use bytes::{Buf, BytesMut};
 use serde::Deserialize;
 use tokio::time::timeout;
 
+use super::call::{Call, escaped};
+use super::client::{CALL_TIMEOUT, Client};
 use super::credentials::{self, Header};
 use super::errors::{Failure, Refusal};
-use super::transport::{Call, escaped, exchange};
-use super::{BOUND, Docker, accepted};
+use super::transport::exchange;
 use crate::error::RuntimeError;
-use crate::spec::{Pull, PullProgress, RunSpec};
+use crate::spec::{Pull, PullProgress, RunSpec, RuntimeView};
 
 const OPERATION: &str = "pull the image";
-/// How long a pull may go on without a report.
-const STALL: Duration = Duration::from_secs(60);
-/// The longest report.
-const LONGEST: usize = 1 << 20;
+/// The longest time without a progress report.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest progress report.
+const MAX_REPORT_BYTES: usize = 1 << 20;
 
-/// One line of the answer to a pull.
+/// One line of the response to a pull.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Report {
@@ -43,70 +44,44 @@ struct ErrorDetail {
     message: Option<String>,
 }
 
-impl Docker {
+impl Client {
     pub(super) async fn prepare_image(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
         let settings = spec.settings();
         let image = settings.image.as_str();
         if settings.pull != Pull::Always && self.has_image(image).await? {
             return Ok(());
         }
-        let missing = |reason: String| RuntimeError::NoSuchImage {
-            image: image.to_owned(),
-            reason,
-        };
         if settings.pull == Pull::Never {
-            return Err(missing(
-                "the engine does not have it, and the pull policy is Never: pull, load or build \
-                 it on that engine first"
-                    .into(),
-            ));
+            let reason = "the engine does not have the image, and the pull policy is Never: pull, \
+                          load or build the image on that engine first";
+            return Err(no_such_image(image, reason));
         }
         if is_id(image) {
             if self.has_image(image).await? {
                 return Ok(());
             }
-            return Err(missing(
-                "the engine does not have it, and an id cannot be pulled: give its name".into(),
-            ));
+            let reason = "the engine does not have the image, and an image id cannot be pulled: \
+                          give the image's name";
+            return Err(no_such_image(image, reason));
         }
-        let Header { value, trouble } =
-            credentials::header(image, spec.registry_credentials()).await;
+        let header = credentials::header(image, RuntimeView::new(spec).credentials()).await;
+        let Header { value, trouble } = header;
         let pulled = self.pull(spec, value).await;
-        let Err(failure) = pulled else {
-            if self.has_image(image).await? {
-                return Ok(());
-            }
-            return Err(missing("the pull ended without it".into()));
-        };
-        Err(match &failure {
-            Failure::Refused(refusal) => {
-                let mut reason = refusal.message.clone();
-                if let Some(trouble) = trouble {
-                    reason.push_str("; ");
-                    reason.push_str(&trouble);
-                }
-                if let Some(hint) = hint(refusal) {
-                    reason.push_str("; ");
-                    reason.push_str(hint);
-                }
-                // With Always, an older image may well be there.
-                if settings.pull == Pull::Missing || refusal.status == 404 || is_missing(refusal) {
-                    missing(reason)
-                } else {
-                    RuntimeError::Rejected {
-                        operation: OPERATION,
-                        reason,
-                    }
-                }
-            }
+        pulled.map_err(|failure| match &failure {
+            Failure::Refused(refusal) => refused(spec, refusal, trouble),
             _ => failure.error(OPERATION, &self.address),
-        })
+        })?;
+        if self.has_image(image).await? {
+            return Ok(());
+        }
+        let reason = "the pull succeeded, but the engine does not have the image";
+        Err(no_such_image(image, reason))
     }
 
     async fn has_image(&self, image: &str) -> Result<bool, RuntimeError> {
         let path = format!("/images/{}/json", escaped(image, b"/:@"));
-        // That it is there is all that matters: what the answer says of it is not read.
-        match accepted(&self.dial, Call::get(self.path(&path))).await {
+        // Only the status matters: the body is not read.
+        match self.accepted(Call::get(self.path(&path))).await {
             Ok(_) => Ok(true),
             Err(failure) if failure.refusal(Refusal::is_no_image).is_some() => Ok(false),
             Err(failure) => Err(failure.error("inspect the image", &self.address)),
@@ -122,13 +97,13 @@ impl Docker {
         if let Some(platform) = &spec.settings().platform {
             call = call.query("platform", platform);
         }
-        // The head can come with the first report only.
-        let answer = exchange(&self.dial, call, STALL).await?;
-        let mut answer = answer.accepted(BOUND).await?;
+        // Some engines send the response head with the first report.
+        let answer = exchange(&self.dial, call, STALL_TIMEOUT).await?;
+        let mut answer = answer.accepted(CALL_TIMEOUT).await?;
         let mut buffer = BytesMut::new();
         loop {
-            let data = timeout(STALL, answer.data()).await;
-            let data = data.map_err(|_| Failure::Timeout(STALL))?;
+            let data = timeout(STALL_TIMEOUT, answer.data()).await;
+            let data = data.map_err(|_| Failure::Timeout(STALL_TIMEOUT))?;
             let Some(data) = data.transpose()? else {
                 break;
             };
@@ -137,22 +112,50 @@ impl Docker {
                 report(spec, &buffer[..end])?;
                 buffer.advance(end + 1);
             }
-            if buffer.len() > LONGEST {
-                return Err(Failure::Broken("a report without an end".into()));
+            if buffer.len() > MAX_REPORT_BYTES {
+                return Err(Failure::Broken(format!(
+                    "a progress report is longer than {MAX_REPORT_BYTES} bytes"
+                )));
             }
         }
         report(spec, &buffer)
     }
 }
 
-/// Passes a line of the answer on; an error in it is that of the pull.
+fn no_such_image(image: &str, reason: impl Into<String>) -> RuntimeError {
+    RuntimeError::NoSuchImage {
+        image: image.to_owned(),
+        reason: reason.into(),
+    }
+}
+
+/// The error of a refused pull, with a failed credential lookup and a hint.
+fn refused(spec: &RunSpec, refusal: &Refusal, trouble: Option<String>) -> RuntimeError {
+    let settings = spec.settings();
+    let mut reason = refusal.message.clone();
+    for note in [trouble.as_deref(), hint(refusal)].into_iter().flatten() {
+        reason.push_str("; ");
+        reason.push_str(note);
+    }
+    // With `Pull::Always`, the engine may still have an older image.
+    if settings.pull == Pull::Missing || refusal.status == 404 || is_missing(refusal) {
+        no_such_image(&settings.image, reason)
+    } else {
+        RuntimeError::Rejected {
+            operation: OPERATION,
+            reason,
+        }
+    }
+}
+
+/// Reports one line of the response. An error line is the pull's error.
 fn report(spec: &RunSpec, line: &[u8]) -> Result<(), Failure> {
     let line = line.trim_ascii();
     if line.is_empty() {
         return Ok(());
     }
     let Ok(report) = serde_json::from_slice::<Report>(line) else {
-        return Err(Failure::Broken("a report that is not JSON".into()));
+        return Err(Failure::Broken("a progress report is not JSON".into()));
     };
     let detail = report.error_detail.and_then(|detail| detail.message);
     if let Some(error) = detail.or(report.error) {
@@ -164,12 +167,14 @@ fn report(spec: &RunSpec, line: &[u8]) -> Result<(), Failure> {
         progress.layer = report.id;
         progress.current = detail.current;
         progress.total = detail.total;
-        spec.report_pull(progress);
+        RuntimeView::new(spec).report_pull(progress);
     }
     Ok(())
 }
 
-/// The name of an image, and its digest or tag. Without one of them the engine would pull all tags.
+/// Splits an image into its name, and its digest or tag.
+///
+/// The tag defaults to `latest`: without a tag, the engine pulls all tags.
 fn reference(image: &str) -> (&str, &str) {
     if let Some((name, digest)) = image.split_once('@') {
         return (split_tag(name).0, digest);
@@ -178,7 +183,7 @@ fn reference(image: &str) -> (&str, &str) {
     (name, tag.unwrap_or("latest"))
 }
 
-/// A colon before the last slash is that of the registry's port.
+/// Splits a tag off. A colon before the last slash starts the registry's port.
 fn split_tag(image: &str) -> (&str, Option<&str>) {
     match image.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
@@ -192,7 +197,7 @@ fn is_id(image: &str) -> bool {
     hex && (digest.len() == 64 || digest.len() < image.len())
 }
 
-/// Whether it says that the registry has no such image, or does not show it.
+/// Returns true if the registry has no such image, or denies access to it.
 fn is_missing(refusal: &Refusal) -> bool {
     [
         "manifest unknown",
@@ -207,17 +212,17 @@ fn is_missing(refusal: &Refusal) -> bool {
     .any(|text| refusal.says(text))
 }
 
-/// What to do about a pull that failed.
+/// A hint for a refused pull, if one is known.
 fn hint(refusal: &Refusal) -> Option<&'static str> {
     let says = |texts: &[&str]| texts.iter().any(|text| refusal.says(text));
     if says(&["denied", "unauthorized", "authentication required"]) {
         return Some(
-            "check the name; log in with `docker login` or give RunSpec::credentials; an image \
-             that is in no registry has to be loaded or built on that engine",
+            "check the name; log in with `docker login` or set RunSpec::credentials; an \
+             image that is in no registry must be loaded or built on that engine",
         );
     }
     if says(&["no matching manifest"]) {
-        return Some("the image is not made for that platform");
+        return Some("the image is not available for that platform");
     }
     if says(&["manifest unknown", "not found"]) {
         return Some("check the name and the tag");
@@ -231,8 +236,8 @@ fn hint(refusal: &Refusal) -> Option<&'static str> {
         "lookup",
     ]) {
         return Some(
-            "the engine cannot reach the registry: check its network, or load the image there \
-             with `docker load`",
+            "the engine cannot reach the registry: check its network, or load the image on that \
+             engine with `docker load`",
         );
     }
     None
@@ -244,7 +249,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     #[test]
-    fn a_name_alone_means_its_latest_tag_and_never_all_tags() {
+    fn a_name_without_a_tag_means_latest() {
         for (image, name, tag) in [
             ("busybox", "busybox", "latest"),
             ("busybox:1", "busybox", "1"),
@@ -258,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_told_from_a_name() {
+    fn an_id_is_not_a_name() {
         assert!(is_id("sha256:abc"));
         assert!(is_id(&"a".repeat(64)));
         assert!(!is_id("abc"));
@@ -267,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_are_passed_on_and_an_error_among_them_is_the_pulls() {
+    fn progress_is_reported_and_an_error_fails_the_pull() {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
         let spec = RunSpec::new("x").on_pull(move |progress| sink.lock().unwrap().push(progress));
@@ -301,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_pull_says_what_to_do() {
+    fn a_failed_pull_has_a_hint() {
         let of = |message: &str| hint(&Refusal::new(500, message)).unwrap();
         assert!(of("pull access denied for x, repository does not exist").contains("docker login"));
         assert!(of("manifest for x:9 not found").contains("tag"));

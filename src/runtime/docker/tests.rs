@@ -1,4 +1,4 @@
-//! What the adapter makes of what comes over the wire.
+//! Tests of the adapter against scripted responses on a socket.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -7,16 +7,19 @@ use futures::StreamExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
+use super::address::Address;
+use super::client::{NO_TIMEOUT, path_segment};
+use super::dial::Dial;
 use super::*;
 use crate::outcome::Stream;
-use crate::runtime::{Chunk, Status};
+use crate::runtime::{Chunk, ContainerStatus};
 use crate::spec::{Credentials, Pull};
 
-/// A socket that a test answers on by itself, byte by byte.
+/// A socket on which a test responds, byte by byte.
 struct Socket {
-    _folder: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     listener: UnixListener,
 }
 
@@ -29,24 +32,26 @@ impl Socket {
         let parsed = Address::parse(&address, &Environment::default()).unwrap();
         let dial = Dial::new(parsed).unwrap();
         let docker = Docker {
-            client: dial.client(NEVER).unwrap(),
-            host: dial.address().host().to_owned(),
-            dial,
-            address,
-            engine: EngineInfo {
-                api: "1.41".into(),
-                ..EngineInfo::new("Docker Engine", "20.10")
+            port_host: dial.address().host().to_owned(),
+            client: Client {
+                bollard: dial.client(NO_TIMEOUT).unwrap(),
+                dial,
+                address,
+                engine: EngineInfo {
+                    api: "1.41".into(),
+                    ..EngineInfo::new("Docker Engine", "20.10")
+                },
+                podman: false,
             },
-            podman: false,
         };
         let socket = Self {
-            _folder: dir,
+            _dir: dir,
             listener,
         };
         (socket, docker)
     }
 
-    /// Takes a connection, and the request that comes over it.
+    /// Accepts a connection, and reads its request.
     async fn request(&self) -> (UnixStream, String) {
         let (mut stream, _) = self.listener.accept().await.unwrap();
         let mut request = Vec::new();
@@ -56,10 +61,10 @@ impl Socket {
         (stream, String::from_utf8(request).unwrap())
     }
 
-    /// Answers one request, and closes the connection.
-    async fn answer(&self, answer: impl AsRef<[u8]>) -> String {
+    /// Responds to one request, and closes the connection.
+    async fn respond(&self, response: impl AsRef<[u8]>) -> String {
         let (mut stream, request) = self.request().await;
-        stream.write_all(answer.as_ref()).await.unwrap();
+        stream.write_all(response.as_ref()).await.unwrap();
         request
     }
 }
@@ -67,7 +72,7 @@ impl Socket {
 const UPGRADED: &str =
     "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n\x01\0\0\0\0\0\0\x02hi";
 
-fn json_answer(status: u16, body: &serde_json::Value) -> String {
+fn json_response(status: u16, body: &serde_json::Value) -> String {
     let body = body.to_string();
     let length = body.len();
     format!("HTTP/1.1 {status} x\r\nContent-Length: {length}\r\n\r\n{body}")
@@ -89,19 +94,19 @@ fn stdout(bytes: &'static str) -> Chunk {
 }
 
 #[test]
-fn an_id_cannot_make_another_call_of_a_path() {
+fn an_unsafe_container_id_is_refused() {
     for bad in ["", "..", "a/b", "a?b", "a b", "json#", "é", "../images/x"] {
-        let error = checked(&ContainerId::new(bad)).unwrap_err();
+        let error = path_segment(&ContainerId::new(bad)).unwrap_err();
         assert!(matches!(
             error.error("x", "y"),
             RuntimeError::Rejected { .. }
         ));
     }
-    assert!(checked(&ContainerId::new("moat-01-a_b.c")).is_ok());
+    assert!(path_segment(&ContainerId::new("moat-01-a_b.c")).is_ok());
 }
 
 #[tokio::test]
-async fn a_tap_resolves_only_when_the_engine_has_answered() {
+async fn an_attach_resolves_once_the_engine_responds() {
     let (socket, docker) = Socket::new();
     let answered = AtomicBool::new(false);
     let engine = async {
@@ -112,9 +117,12 @@ async fn a_tap_resolves_only_when_the_engine_has_answered() {
         request
     };
     let client = async {
-        let tap = docker.attach(&ID, false).await.unwrap();
-        assert!(answered.load(Ordering::SeqCst), "before the answer");
-        all(tap).await
+        let output = docker.attach(&ID, false).await.unwrap();
+        assert!(
+            answered.load(Ordering::SeqCst),
+            "resolved before the response"
+        );
+        all(output).await
     };
     let (request, mut seen) = tokio::join!(engine, client);
     let line = "POST /v1.41/containers/abc/attach?stream=1&stdout=1&stderr=1 HTTP/1.1\r\n";
@@ -126,32 +134,32 @@ async fn a_tap_resolves_only_when_the_engine_has_answered() {
 }
 
 #[tokio::test]
-async fn an_engine_that_does_not_upgrade_can_be_tapped_too() {
+async fn an_attach_works_without_an_upgrade() {
     let (socket, docker) = Socket::new();
     let answer = "HTTP/1.1 200 OK\r\n\r\n\x01\0\0\0\0\0\0\x02hi\x02\0\0\0\0\0";
-    let (_, tap) = tokio::join!(socket.answer(answer), docker.attach(&ID, false));
-    let mut seen = all(tap.unwrap()).await;
+    let (_, output) = tokio::join!(socket.respond(answer), docker.attach(&ID, false));
+    let mut seen = all(output.unwrap()).await;
     assert_eq!(seen.remove(0).unwrap(), stdout("hi"));
     let error = seen.remove(0).unwrap_err().to_string();
     assert!(error.contains("dangling frame"), "{error}");
-    assert!(seen.is_empty(), "something came after an error");
+    assert!(seen.is_empty(), "an item after an error");
 }
 
 #[tokio::test]
-async fn a_log_that_is_cut_is_not_taken_for_a_whole_one() {
+async fn a_truncated_log_ends_with_an_error() {
     let (socket, docker) = Socket::new();
     let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
                   a\r\n\x01\0\0\0\0\0\0\x02hi\r\n";
     let request = LogsRequest::all(false);
-    let (_, log) = tokio::join!(socket.answer(answer), docker.logs(&ID, request));
+    let (_, log) = tokio::join!(socket.respond(answer), docker.logs(&ID, request));
     let mut seen = all(log.unwrap()).await;
     assert_eq!(seen.remove(0).unwrap(), stdout("hi"));
     assert!(matches!(seen.remove(0), Err(RuntimeError::Broken { .. })));
-    assert!(seen.is_empty(), "something came after an error");
+    assert!(seen.is_empty(), "an item after an error");
 }
 
 #[tokio::test]
-async fn a_log_of_many_lines_comes_as_few_chunks() {
+async fn a_log_of_many_lines_becomes_few_chunks() {
     let (socket, docker) = Socket::new();
     let mut answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
     for _ in 0..10_000 {
@@ -161,7 +169,7 @@ async fn a_log_of_many_lines_comes_as_few_chunks() {
     }
     answer.extend_from_slice(b"0\r\n\r\n");
     let log = async { all(docker.logs(&ID, LogsRequest::all(false)).await.unwrap()).await };
-    let (_, seen) = tokio::join!(socket.answer(answer), log);
+    let (_, seen) = tokio::join!(socket.respond(answer), log);
     let chunks = seen.len();
     let bytes: usize = seen
         .into_iter()
@@ -172,23 +180,23 @@ async fn a_log_of_many_lines_comes_as_few_chunks() {
 }
 
 #[tokio::test]
-async fn a_refused_tap_is_told_by_what_the_engine_says() {
+async fn a_refused_attach_has_the_engines_message() {
     for (status, message, kind) in [
         (404, "No such container: abc", "NotFound"),
         (409, "container abc is paused", "Conflict"),
         (500, "no", "Rejected"),
     ] {
         let (socket, docker) = Socket::new();
-        let answer = json_answer(status, &json!({"message": message}));
-        let (_, tap) = tokio::join!(socket.answer(answer), docker.attach(&ID, false));
-        let error = tap.err().unwrap();
+        let answer = json_response(status, &json!({"message": message}));
+        let (_, output) = tokio::join!(socket.respond(answer), docker.attach(&ID, false));
+        let error = output.err().unwrap();
         assert!(format!("{error:?}").starts_with(kind), "{error:?}");
         assert!(error.to_string().contains(message));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_engine_that_does_not_answer_is_a_timeout_and_no_fact() {
+async fn a_silent_engine_is_an_inconclusive_timeout() {
     let (socket, docker) = Socket::new();
     let silent = async {
         let held = socket.request().await;
@@ -210,46 +218,46 @@ async fn an_engine_that_does_not_answer_is_a_timeout_and_no_fact() {
 }
 
 #[tokio::test]
-async fn a_wait_that_ends_without_an_answer_says_nothing() {
+async fn an_incomplete_wait_is_an_error() {
     let (socket, docker) = Socket::new();
     let cut = "HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{\"StatusCode\"";
-    let (_, status) = tokio::join!(socket.answer(cut), docker.wait(&ID));
+    let (_, status) = tokio::join!(socket.respond(cut), docker.wait(&ID));
     assert!(matches!(status, Err(RuntimeError::Broken { .. })));
     let none = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-    let (_, status) = tokio::join!(socket.answer(none), docker.wait(&ID));
+    let (_, status) = tokio::join!(socket.respond(none), docker.wait(&ID));
     assert!(matches!(status, Err(RuntimeError::Broken { .. })));
-    let late = json_answer(200, &json!({"StatusCode": 7}));
-    let (_, status) = tokio::join!(socket.answer(late), docker.wait(&ID));
+    let late = json_response(200, &json!({"StatusCode": 7}));
+    let (_, status) = tokio::join!(socket.respond(late), docker.wait(&ID));
     assert_eq!(status.unwrap().code, Some(7));
 }
 
 #[tokio::test]
-async fn states_that_only_podman_has_are_understood() {
+async fn podmans_states_are_understood() {
     let (socket, docker) = Socket::new();
-    let answer = json_answer(200, &json!({"State": {"Status": "stopped", "ExitCode": 3}}));
-    let (_, seen) = tokio::join!(socket.answer(answer), docker.inspect(&ID));
+    let answer = json_response(200, &json!({"State": {"Status": "stopped", "ExitCode": 3}}));
+    let (_, seen) = tokio::join!(socket.respond(answer), docker.inspect(&ID));
     let seen = seen.unwrap();
-    assert_eq!((seen.status, seen.code), (Status::Ended, Some(3)));
+    assert_eq!((seen.status, seen.code), (ContainerStatus::Ended, Some(3)));
 }
 
 #[tokio::test]
-async fn a_removal_that_is_under_way_is_waited_for() {
+async fn a_concurrent_removal_is_awaited() {
     let (socket, docker) = Socket::new();
     let engine = async {
         let busy = json!({"message": "removal of container abc is already in progress"});
-        socket.answer(json_answer(409, &busy)).await;
+        socket.respond(json_response(409, &busy)).await;
         let here = json!({"State": {"Status": "removing"}});
-        socket.answer(json_answer(200, &here)).await;
+        socket.respond(json_response(200, &here)).await;
         let gone = json!({"message": "No such container: abc"});
-        socket.answer(json_answer(404, &gone)).await;
+        socket.respond(json_response(404, &gone)).await;
     };
     let ((), removed) = tokio::join!(engine, docker.remove(&ID, false));
     removed.unwrap();
 }
 
-/// What comes while an engine is asked is not in its answer, and pushes out what was.
+/// Events during a request are not in its response, and displace older events.
 #[tokio::test]
-async fn an_engine_that_forgets_while_it_is_asked_was_not_restarted() {
+async fn events_displaced_during_a_request_are_unknown() {
     let event = |id: &str| json!({"Type": "container", "Action": "die", "Actor": {"ID": id}});
     let (first, second) = (event("1").to_string(), event("2").to_string());
     for (answers, expected) in [
@@ -261,34 +269,34 @@ async fn an_engine_that_forgets_while_it_is_asked_was_not_restarted() {
             for answer in answers {
                 let length = answer.len();
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
-                let request = socket.answer(head + &answer).await;
+                let request = socket.respond(head + &answer).await;
                 assert!(request.starts_with("GET /v1.41/events?since=1&until="));
             }
             std::future::pending::<()>().await
         };
-        let told = tokio::select! {
+        let continuity = tokio::select! {
             () = engine => unreachable!(),
-            told = docker.continuity(&ID) => told.unwrap(),
+            continuity = docker.continuity(&ID) => continuity.unwrap(),
         };
-        assert_eq!(told, expected);
+        assert_eq!(continuity, expected);
     }
 }
 
 #[tokio::test]
-async fn a_log_that_goes_with_its_container_is_told_by_how_that_ends() {
+async fn a_log_that_is_removed_with_its_container_is_not_found() {
     let (socket, docker) = Socket::new();
     let gone = json!({"message": "No such container: abc"});
     let engine = async {
         let marked = json!({"message": "container which is dead or marked for removal"});
-        socket.answer(json_answer(409, &marked)).await;
-        socket.answer(json_answer(404, &gone)).await;
+        socket.respond(json_response(409, &marked)).await;
+        socket.respond(json_response(404, &gone)).await;
     };
     let ((), log) = tokio::join!(engine, docker.logs(&ID, LogsRequest::all(false)));
     assert!(log.err().unwrap().is_not_found());
 }
 
 #[tokio::test]
-async fn a_pull_sends_credentials_that_engines_can_read_and_reports_progress() {
+async fn a_pull_sends_credentials_and_reports_progress() {
     let (socket, docker) = Socket::new();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&seen);
@@ -298,11 +306,11 @@ async fn a_pull_sends_credentials_that_engines_can_read_and_reports_progress() {
         .on_pull(move |progress| sink.lock().unwrap().push(progress.status));
     let engine = async {
         let missing = json!({"message": "No such image: registry.test:5000/a/b"});
-        let asked = socket.answer(json_answer(404, &missing)).await;
+        let asked = socket.respond(json_response(404, &missing)).await;
         let pull = socket
-            .answer("HTTP/1.1 200 OK\r\n\r\n{\"status\":\"Pulling\"}\r\n{\"status\":\"Done\"}\r\n")
+            .respond("HTTP/1.1 200 OK\r\n\r\n{\"status\":\"Pulling\"}\r\n{\"status\":\"Done\"}\r\n")
             .await;
-        socket.answer(json_answer(200, &json!({}))).await;
+        socket.respond(json_response(200, &json!({}))).await;
         (asked, pull)
     };
     let ((asked, pull), prepared) = tokio::join!(engine, docker.prepare(&spec));
@@ -322,14 +330,14 @@ async fn a_pull_sends_credentials_that_engines_can_read_and_reports_progress() {
 }
 
 #[tokio::test]
-async fn an_error_within_a_pull_is_no_such_image_with_what_to_do() {
+async fn an_error_within_a_pull_has_a_hint() {
     let (socket, docker) = Socket::new();
     let spec = RunSpec::new("registry.test/x")
         .credentials(Credentials::new("me", "secret"))
         .pull(Pull::Always);
     let answer = "HTTP/1.1 200 OK\r\n\r\n{\"status\":\"Pulling\"}\r\n\
                   {\"errorDetail\":{\"message\":\"manifest unknown\"},\"error\":\"x\"}\r\n";
-    let (_, prepared) = tokio::join!(socket.answer(answer), docker.prepare(&spec));
+    let (_, prepared) = tokio::join!(socket.respond(answer), docker.prepare(&spec));
     let error = prepared.unwrap_err();
     assert!(
         matches!(error, RuntimeError::NoSuchImage { .. }),
@@ -342,7 +350,7 @@ async fn an_error_within_a_pull_is_no_such_image_with_what_to_do() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pull_without_progress_times_out_and_one_with_progress_does_not() {
+async fn only_a_pull_without_progress_times_out() {
     let (socket, docker) = Socket::new();
     let spec = RunSpec::new("registry.test/x")
         .credentials(Credentials::new("me", "secret"))
@@ -374,35 +382,36 @@ async fn a_pull_without_progress_times_out_and_one_with_progress_does_not() {
 }
 
 #[tokio::test]
-async fn a_client_of_the_callers_own_is_used_with_the_address_that_it_has() {
+async fn podman_is_recognized() {
     let (socket, docker) = Socket::new();
     let engine = async {
         socket
-            .answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+            .respond("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
             .await;
         let version = json!({"Version": "4.3.1", "ApiVersion": "1.41",
             "Components": [{"Name": "Podman Engine", "Version": "4.3.1"}]});
-        socket.answer(json_answer(200, &version)).await;
-        socket.answer(json_answer(200, &version)).await;
+        socket.respond(json_response(200, &version)).await;
+        socket.respond(json_response(200, &version)).await;
     };
-    let made = Docker::with_client(docker.client.clone(), &docker.address);
-    let ((), made) = tokio::join!(engine, made);
-    let made = made.unwrap();
-    assert!(made.podman);
-    assert_eq!(made.engine.name, "Podman Engine");
-    assert_eq!(made.engine.api, "1.41");
+    let connecting =
+        Docker::connect_with(ConnectOptions::default().address(&docker.client.address));
+    let ((), connected) = tokio::join!(engine, connecting);
+    let client = connected.unwrap().client;
+    assert!(client.podman);
+    assert_eq!(client.engine.name, "Podman Engine");
+    assert_eq!(client.engine.api, "1.41");
 }
 
 #[tokio::test]
-async fn something_else_that_listens_there_is_no_engine() {
+async fn another_server_is_not_an_engine() {
     for answer in [
         "HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nno!",
         "SSH-2.0-OpenSSH\r\n",
         "",
     ] {
         let (socket, docker) = Socket::new();
-        let connect = Docker::connect_to(&docker.address);
-        let (_, connected) = tokio::join!(socket.answer(answer), connect);
+        let connect = Docker::connect_to(&docker.client.address);
+        let (_, connected) = tokio::join!(socket.respond(answer), connect);
         let error = connected.unwrap_err();
         assert!(
             matches!(

@@ -1,4 +1,4 @@
-//! TLS to a remote engine, with the certificates of Docker's own client.
+//! TLS to a remote engine, with the certificate files of Docker's CLI.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::dial::Duplex;
 use super::errors::Unreachable;
+use super::wire::Duplex;
 
-/// Whom to trust, and who we are.
+/// The trusted CA and, if there is one, the client certificate.
 #[derive(Clone)]
 pub(super) struct Tls(TlsConnector);
 
@@ -25,14 +25,16 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Reads `ca.pem`, and, where they are there, `cert.pem` and `key.pem`. No other CA is trusted.
+    /// Reads `ca.pem` and, if present, `cert.pem` and `key.pem` from `dir`.
+    ///
+    /// No other CA is trusted.
     pub(super) fn load(dir: &Path) -> Result<Self, Unreachable> {
         let mut roots = RootCertStore::empty();
         let ca = dir.join("ca.pem");
         for certificate in certificates(&ca)? {
-            roots.add(certificate).map_err(|e| bad(&ca, &e))?;
+            roots.add(certificate).map_err(|e| unusable(&ca, &e))?;
         }
-        // The provider is named, since rustls panics where a program has two and chose none.
+        // The provider is explicit: rustls panics if a program links two and has installed none.
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|e| Unreachable(format!("TLS: {e}")))?
@@ -40,10 +42,11 @@ impl Tls {
         let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
         let config = if cert.exists() || key.exists() {
             let chain = certificates(&cert)?;
-            let secret = PrivateKeyDer::from_pem_file(&key).map_err(|e| bad(&key, &text(&e)))?;
+            let secret =
+                PrivateKeyDer::from_pem_file(&key).map_err(|e| unusable(&key, &redacted(&e)))?;
             config
                 .with_client_auth_cert(chain, secret)
-                .map_err(|e| bad(&cert, &e))?
+                .map_err(|e| unusable(&cert, &e))?
         } else {
             config.with_no_client_auth()
         };
@@ -56,11 +59,11 @@ impl Tls {
         host: &str,
     ) -> Result<Box<dyn Duplex>, Unreachable> {
         let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| Unreachable(format!("TLS: {host:?} is not the name of a server")))?;
+            .map_err(|_| Unreachable(format!("TLS: {host:?} is not a valid server name")))?;
         match self.0.connect(name, stream).await {
             Ok(stream) => Ok(Box::new(stream)),
             Err(error) => Err(Unreachable(format!(
-                "TLS: {error}: does the engine speak TLS there, and do ca.pem, cert.pem and \
+                "TLS: {error}: does the engine use TLS on this port, and do ca.pem, cert.pem and \
                  key.pem belong to it?"
             ))),
         }
@@ -70,24 +73,24 @@ impl Tls {
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unreachable> {
     let found: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<_, _>>)
-        .map_err(|e| bad(path, &text(&e)))?;
+        .map_err(|e| unusable(path, &redacted(&e)))?;
     match found.is_empty() {
-        true => Err(bad(path, &"there is no certificate in it")),
+        true => Err(unusable(path, &"the file contains no certificate")),
         false => Ok(found),
     }
 }
 
-/// What is wrong with a file, without what is in it: it may be a key.
-fn text(error: &pem::Error) -> String {
+/// Describes the error without the content of the file, which may be a key.
+fn redacted(error: &pem::Error) -> String {
     match error {
         pem::Error::Io(error) if error.kind() == io::ErrorKind::NotFound => {
-            "there is no such file; DOCKER_CERT_PATH names its folder".into()
+            "there is no such file; DOCKER_CERT_PATH sets its directory".into()
         }
         pem::Error::Io(error) => error.to_string(),
-        _ => "it is not PEM".into(),
+        _ => "the file is not PEM".into(),
     }
 }
 
-fn bad(path: &Path, reason: &dyn fmt::Display) -> Unreachable {
+fn unusable(path: &Path, reason: &dyn fmt::Display) -> Unreachable {
     Unreachable(format!("TLS: cannot use {}: {reason}", path.display()))
 }

@@ -1,8 +1,7 @@
 //! Validation of a spec for a local process, before anything is created.
 
 use super::signals;
-use crate::spec::InvalidSpec;
-use crate::spec::{Pull, RunSpec, Settings, Stdin};
+use crate::spec::{InvalidSpec, Pull, RunSpec, RuntimeView, Settings, Stdin};
 
 /// Rejects, by field name, each setting that a local process does not support.
 pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
@@ -117,8 +116,11 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
         ("sample", sample.is_some()),
         ("window", window.is_some()),
         ("pull", *pull == Pull::Always),
-        ("credentials", spec.registry_credentials().is_some()),
-        ("engine_patch", spec.patch().is_some()),
+        (
+            "credentials",
+            RuntimeView::new(spec).credentials().is_some(),
+        ),
+        ("engine_patch", RuntimeView::new(spec).patch().is_some()),
     ] {
         if set {
             return Err(InvalidSpec::new(

@@ -15,7 +15,7 @@ use super::dispositions;
 use super::guardian::Guardian;
 use super::output::ChildEnds;
 use crate::error::RuntimeError;
-use crate::spec::{RunSpec, Stdin};
+use crate::spec::{RunSpec, RuntimeView, Stdin};
 
 const OPERATION: &str = "start the process";
 /// Maximum scans of a session.
@@ -45,7 +45,7 @@ impl Plan {
         if settings.tty {
             env.insert("TERM".into(), "xterm".into());
         }
-        for (name, value) in spec.environment() {
+        for (name, value) in RuntimeView::new(spec).environment() {
             env.insert(name.into(), value.into());
         }
         Self {

@@ -11,7 +11,7 @@ use super::child::{Child, LiveChild, Plan};
 use super::output::{self, ChildEnds};
 use super::signals;
 use crate::error::RuntimeError;
-use crate::runtime::{Chunk, CreateRequest, Inspection, LogConfig, Status};
+use crate::runtime::{Chunk, ContainerStatus, CreateRequest, Inspection, LogConfig};
 use crate::spec::{RootId, RunId};
 use crate::timestamp::Timestamp;
 
@@ -279,9 +279,9 @@ impl Container {
     pub(super) fn inspect(&self) -> Inspection {
         let life = self.life.borrow().clone();
         let status = match (life.started_at, &life.end) {
-            (None, _) => Status::Created,
-            (Some(_), None) => Status::Running,
-            (Some(_), Some(_)) => Status::Ended,
+            (None, _) => ContainerStatus::Created,
+            (Some(_), None) => ContainerStatus::Running,
+            (Some(_), Some(_)) => ContainerStatus::Ended,
         };
         let mut inspection = Inspection::new(status);
         inspection.started_at = life.started_at;

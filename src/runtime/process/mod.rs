@@ -191,7 +191,9 @@ impl Runtime for LocalProcess {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::NONE.with_tap().with_transience()
+        Capabilities::NONE
+            .with_attach_before_start()
+            .with_process_bound()
     }
 
     async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
@@ -221,10 +223,7 @@ impl Runtime for LocalProcess {
             });
         }
         containers.insert(container.clone(), Arc::new(Container::new(&request)));
-        Ok(Created {
-            container,
-            warnings: Vec::new(),
-        })
+        Ok(Created::new(container))
     }
 
     async fn attach(
@@ -255,10 +254,7 @@ impl Runtime for LocalProcess {
     async fn wait(&self, container: &ContainerId) -> Result<WaitStatus, RuntimeError> {
         let end = self.container(container)?.wait_end().await;
         let end = end.ok_or_else(|| missing(container))?;
-        Ok(WaitStatus {
-            code: end.code,
-            error: end.error,
-        })
+        Ok(WaitStatus::new(end.code).with_error(end.error))
     }
 
     async fn inspect(&self, container: &ContainerId) -> Result<Inspection, RuntimeError> {

@@ -1,4 +1,4 @@
-//! How the scripted engine is reached, and what becomes of what is open when it is not.
+//! The connections to the scripted engine.
 
 use std::time::Duration;
 
@@ -6,25 +6,30 @@ use futures::stream::{self, StreamExt};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::Break;
+use super::fault::Break;
+use super::output::truncate;
 use crate::error::RuntimeError;
 use crate::runtime::{Chunk, OutputStream};
 
-/// How the scripted engine is reached.
+/// The state of the link to the scripted engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Link {
-    /// It answers.
+    /// The engine answers.
     #[default]
     Up,
-    /// Nobody listens: each call fails with [`RuntimeError::Unavailable`].
+    /// The engine does not listen.
+    ///
+    /// Each call fails with [`RuntimeError::Unavailable`].
     Down,
-    /// It takes requests, and neither carries them out nor answers: a call fails with
-    /// [`RuntimeError::Timeout`] after 30 s, what is unbounded waits, and streams give nothing.
+    /// The engine accepts requests, but neither carries them out nor answers.
+    ///
+    /// A call fails with [`RuntimeError::Timeout`] after 30 s. Waits do not return, and streams
+    /// yield nothing.
     Silent,
 }
 
-/// The connections to the engine, all at once.
+/// The state of all connections to the engine.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Connections {
     state: watch::Sender<State>,
@@ -33,8 +38,14 @@ pub(super) struct Connections {
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
     link: Link,
-    /// How often all that was open broke.
+    /// The number of times that all open connections broke.
     drops: u64,
+}
+
+impl State {
+    fn answers(&self) -> bool {
+        self.link != Link::Silent
+    }
 }
 
 fn dropped(operation: &'static str) -> RuntimeError {
@@ -56,32 +67,29 @@ impl Connections {
         self.state.send_modify(|state| state.drops += 1);
     }
 
-    /// Waits until the engine can be asked, within `bound` if there is one.
-    pub(super) async fn reach(&self, bound: Option<Duration>) -> Result<(), RuntimeError> {
+    /// Waits until the engine answers, for at most `limit`.
+    pub(super) async fn reach(&self, limit: Option<Duration>) -> Result<(), RuntimeError> {
         let mut state = self.state.subscribe();
-        let answers = state.wait_for(|state| state.link != Link::Silent);
-        let link = match bound {
-            None => answers.await.map(|state| state.link),
-            Some(after) => match timeout(after, answers).await {
-                Ok(state) => state.map(|state| state.link),
-                Err(_) => {
-                    return Err(RuntimeError::Timeout {
-                        operation: "answer",
-                        after,
-                    });
-                }
-            },
+        let answers = async { state.wait_for(State::answers).await.map(|state| state.link) };
+        let link = match limit {
+            None => answers.await,
+            Some(after) => timeout(after, answers)
+                .await
+                .map_err(|_| RuntimeError::Timeout {
+                    operation: "reach the engine",
+                    after,
+                })?,
         };
         match link {
             Ok(Link::Down) => Err(RuntimeError::Unavailable {
                 address: "scripted".into(),
-                reason: "it is down".into(),
+                reason: "the engine is down".into(),
             }),
             _ => Ok(()),
         }
     }
 
-    /// What `future` gives, unless its connection is dropped before.
+    /// Awaits `future`, and fails if the connection drops first.
     pub(super) async fn hold<T>(
         &self,
         operation: &'static str,
@@ -92,7 +100,7 @@ impl Connections {
         let answer = async {
             let value = future.await;
             let mut state = self.state.subscribe();
-            let _ = state.wait_for(|state| state.link != Link::Silent).await;
+            let _ = state.wait_for(State::answers).await;
             value
         };
         tokio::select! {
@@ -102,17 +110,8 @@ impl Connections {
         }
     }
 
-    /// `stream`, over a connection that can be dropped, and that breaks at `cut` if it is given.
+    /// Returns `stream` over a connection that can drop and breaks at `cut`.
     pub(super) fn carry(&self, stream: OutputStream, cut: Option<(u64, Break)>) -> OutputStream {
-        struct Carried {
-            stream: OutputStream,
-            room: u64,
-            how: Break,
-            state: watch::Receiver<State>,
-            drops: u64,
-            over: bool,
-        }
-        const OPERATION: &str = "give output";
         let state = self.state.subscribe();
         let drops = state.borrow().drops;
         let (room, how) = cut.unwrap_or((u64::MAX, Break::End));
@@ -122,56 +121,72 @@ impl Connections {
             how,
             state,
             drops,
-            over: false,
+            failed: false,
         };
-        stream::unfold(carried, |mut at| async move {
-            if at.over {
-                return None;
-            }
-            let next = async {
-                if at.room == 0 {
-                    return match at.how {
-                        Break::End => None,
-                        Break::Error => Some(Err(RuntimeError::Broken {
-                            operation: OPERATION,
-                            reason: "the stream broke off".into(),
-                        })),
-                        Break::Stall => std::future::pending().await,
-                    };
-                }
-                match at.stream.next().await {
-                    // Also at the container's end: a stall is for ever.
-                    None if at.how == Break::Stall => std::future::pending().await,
-                    next => next,
-                }
-            };
-            let mut silence = at.state.clone();
-            let answer = async {
-                let next = next.await;
-                let _ = silence.wait_for(|state| state.link != Link::Silent).await;
-                next
-            };
-            let drops = at.drops;
-            let next = tokio::select! {
-                biased;
-                _ = at.state.wait_for(|state| state.drops != drops) => Some(Err(dropped(OPERATION))),
-                next = answer => next,
-            };
-            let chunk = match next? {
-                Err(error) => {
-                    at.over = true;
-                    return Some((Err(error), at));
-                }
-                Ok(chunk) => chunk,
-            };
-            let take = at.room.min(chunk.bytes.len() as u64);
-            at.room -= take;
-            let chunk = Chunk {
-                stream: chunk.stream,
-                bytes: chunk.bytes.slice(..take as usize),
-            };
-            Some((Ok(chunk), at))
+        stream::unfold(carried, |mut carried| async move {
+            let item = carried.next().await?;
+            Some((item, carried))
         })
         .boxed()
+    }
+}
+
+/// A stream over one connection.
+struct Carried {
+    stream: OutputStream,
+    /// The bytes until the break.
+    room: u64,
+    how: Break,
+    state: watch::Receiver<State>,
+    /// The number of drops when the connection was opened.
+    drops: u64,
+    failed: bool,
+}
+
+impl Carried {
+    const OPERATION: &str = "read output";
+
+    async fn next(&mut self) -> Option<Result<Chunk, RuntimeError>> {
+        if self.failed {
+            return None;
+        }
+        let (drops, mut state) = (self.drops, self.state.clone());
+        let mut silence = self.state.clone();
+        let answer = async {
+            let item = self.read().await;
+            let _ = silence.wait_for(State::answers).await;
+            item
+        };
+        let item = tokio::select! {
+            biased;
+            _ = state.wait_for(|state| state.drops != drops) => {
+                Some(Err(dropped(Self::OPERATION)))
+            }
+            item = answer => item,
+        };
+        self.failed = matches!(item, Some(Err(_)));
+        item
+    }
+
+    async fn read(&mut self) -> Option<Result<Chunk, RuntimeError>> {
+        if self.room == 0 {
+            return match self.how {
+                Break::End => None,
+                Break::Error => Some(Err(RuntimeError::Broken {
+                    operation: Self::OPERATION,
+                    reason: "the stream broke".into(),
+                })),
+                Break::Stall => std::future::pending().await,
+            };
+        }
+        match self.stream.next().await {
+            // A stall is permanent, also after the container's end.
+            None if self.how == Break::Stall => std::future::pending().await,
+            Some(Ok(chunk)) => Some(Ok(Chunk {
+                bytes: truncate(&chunk.bytes, &mut self.room),
+                ..chunk
+            })),
+            item => item,
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What is written to the containers of the scripted runtime.
+//! The input of the scripted containers.
 
 use std::io;
 use std::pin::Pin;
@@ -6,31 +6,30 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
-use tokio::time::Instant;
 
-use super::Container;
+use super::container::Container;
 use crate::outcome::Stream;
-use crate::runtime::Status;
+use crate::runtime::ContainerStatus;
 
-/// The input of a container.
+/// A writer to the input of a container.
 #[derive(Debug)]
 pub(super) struct Input {
     container: Container,
-    /// Whether its end is that of the container's input.
-    ends: bool,
+    /// True if the end of this writer ends the container's input.
+    ends_input: bool,
 }
 
 impl Input {
-    pub(super) fn new(container: Container, ends: bool) -> Self {
-        Self { container, ends }
+    pub(super) fn new(container: Container, ends_input: bool) -> Self {
+        Self {
+            container,
+            ends_input,
+        }
     }
 
     fn end(&mut self) {
-        if std::mem::take(&mut self.ends) && self.container.script.echoes {
-            let code = self.container.script.code;
-            self.container.life.send_modify(|life| {
-                life.ended.get_or_insert((Instant::now(), code));
-            });
+        if std::mem::take(&mut self.ends_input) && self.container.script.echoes {
+            self.container.exit(self.container.script.code);
         }
     }
 }
@@ -47,19 +46,12 @@ impl AsyncWrite for Input {
         _: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let container = &self.container;
-        let life = *container.life.borrow();
-        if container.status(life) == Status::Ended {
+        if self.container.status() == ContainerStatus::Ended {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        if let (true, Some((started, _))) = (container.script.echoes, life.started) {
-            let print = (
-                started.elapsed(),
-                Stream::Stdout,
-                Bytes::copy_from_slice(bytes),
-            );
-            container.prints().push(print);
-            container.life.send_modify(|_| {});
+        if self.container.script.echoes {
+            let bytes = Bytes::copy_from_slice(bytes);
+            self.container.print_now(Stream::Stdout, bytes);
         }
         Poll::Ready(Ok(bytes.len()))
     }

@@ -1,25 +1,26 @@
-//! What the containers of the scripted runtime do.
+//! The behavior of the scripted containers.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::fault::Break;
 use crate::outcome::Stream;
 use crate::runtime::{Health, PublishedPort};
 use crate::spec::Protocol;
 
-/// What a container of [`Scripted`](super::Scripted) does.
+/// The behavior of a container of [`Scripted`](super::Scripted).
 #[derive(Debug, Clone, Default)]
 pub struct Script {
-    pub(super) prints: Vec<(Duration, Stream, Bytes)>,
+    pub(super) prints: Vec<Print>,
     pub(super) length: Duration,
     pub(super) code: i64,
-    pub(super) runs_on: bool,
+    pub(super) until_stopped: bool,
     pub(super) ignores_term: bool,
-    pub(super) start_fails: Option<String>,
+    pub(super) start_error: Option<String>,
     pub(super) echoes: bool,
-    pub(super) on_term: Option<i64>,
+    pub(super) code_on_term: Option<i64>,
     pub(super) tap: Option<(u64, Break)>,
     pub(super) log: Option<(u64, Break)>,
     pub(super) follow: Option<(u64, Break)>,
@@ -29,146 +30,148 @@ pub struct Script {
     pub(super) health: Option<(Duration, Health)>,
 }
 
-/// Where output is read from.
+/// One write of a container.
+#[derive(Debug, Clone)]
+pub(super) struct Print {
+    /// The time since the container's start.
+    pub(super) after: Duration,
+    pub(super) stream: Stream,
+    pub(super) bytes: Bytes,
+}
+
+/// A source of a container's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Source {
-    /// The tap.
+    /// The attachment that exists before the start.
     Tap,
-    /// The engine's log, to its end.
+    /// The engine's log up to its end.
     Log,
-    /// The engine's log, and what comes.
+    /// The engine's log, followed by live output.
     Follow,
 }
 
-/// How a stream breaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Break {
-    /// It comes to a clean end, and is short.
-    End,
-    /// It ends with an error.
-    Error,
-    /// Nothing comes any more, not even the end.
-    Stall,
-}
-
 impl Script {
-    /// A container that prints nothing, and ends at once with code 0.
+    /// Creates a container that writes nothing and exits at once with code 0.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Prints on standard output.
+    /// Writes to standard output.
     pub fn stdout(self, bytes: impl Into<Bytes>) -> Self {
         self.print(Stream::Stdout, bytes)
     }
 
-    /// Prints on standard error.
+    /// Writes to standard error.
     pub fn stderr(self, bytes: impl Into<Bytes>) -> Self {
         self.print(Stream::Stderr, bytes)
     }
 
-    /// Prints on any stream.
+    /// Writes to `stream`.
     pub fn print(mut self, stream: Stream, bytes: impl Into<Bytes>) -> Self {
-        self.prints.push((self.length, stream, bytes.into()));
+        self.prints.push(Print {
+            after: self.length,
+            stream,
+            bytes: bytes.into(),
+        });
         self
     }
 
-    /// Does nothing for a while.
+    /// Pauses for `duration`.
     pub fn pause(mut self, duration: Duration) -> Self {
         self.length += duration;
         self
     }
 
-    /// Ends with this code, in place of 0.
+    /// Sets the exit code. Default: 0.
     pub fn exit(mut self, code: i64) -> Self {
         self.code = code;
         self
     }
 
-    /// Does not end by itself: it waits for a signal.
+    /// Runs until a signal ends the container.
     pub fn until_stopped(mut self) -> Self {
-        self.runs_on = true;
+        self.until_stopped = true;
         self
     }
 
-    /// Prints what is written to its input, and ends at the end of that, or by a signal.
+    /// Echoes the input to standard output until its end or a signal.
     pub fn echo(mut self) -> Self {
         self.echoes = true;
-        self.runs_on = true;
+        self.until_stopped = true;
         self
     }
 
-    /// Ends with this code on SIGTERM, in place of 143.
+    /// Sets the exit code after SIGTERM. Default: 143.
     pub fn exit_on_term(mut self, code: i64) -> Self {
-        self.on_term = Some(code);
+        self.code_on_term = Some(code);
         self
     }
 
-    /// Ends on SIGKILL alone.
+    /// Ignores every signal except SIGKILL.
     pub fn ignore_term(mut self) -> Self {
         self.ignores_term = true;
         self
     }
 
-    /// Uses so many bytes of memory, and so many CPUs, while it runs. Default: 0.
+    /// Sets the usage while the container runs: memory in bytes, and CPUs.
+    ///
+    /// Default: 0.
     pub fn uses(mut self, memory: u64, cpus: f64) -> Self {
         self.memory = memory;
         self.cpus = cpus;
         self
     }
 
-    /// Has its TCP port `container` offered at `at`, where nothing listens but what the test has
-    /// there. Default: no port is offered.
-    pub fn port(mut self, container: u16, at: SocketAddr) -> Self {
-        self.ports.push(PublishedPort {
-            container,
-            protocol: Protocol::Tcp,
-            at,
-        });
-        self
-    }
-
-    /// Has a health check, which says this from so long after the start on, and nothing before.
-    /// Default: none.
-    pub fn health(mut self, after: Duration, says: Health) -> Self {
-        self.health = Some((after, says));
-        self
-    }
-
-    /// Cannot be started.
-    pub fn fail_to_start(mut self, reason: impl Into<String>) -> Self {
-        self.start_fails = Some(reason.into());
-        self
-    }
-
-    /// What is read from `source` breaks after so many bytes, each time that it is read.
+    /// Publishes the TCP port `container` at `at`. Default: no port.
     ///
-    /// A log that comes to an early [`Break::End`] has no more bytes: its tail is that of what it
-    /// has. A [`Break::Stall`] behind the last byte is a stream that does not end with its
-    /// container.
+    /// The runtime does not listen there. A test listens itself if it needs a connection.
+    pub fn port(mut self, container: u16, at: SocketAddr) -> Self {
+        let port = PublishedPort::new(container, Protocol::Tcp, at);
+        self.ports.push(port);
+        self
+    }
+
+    /// Adds a health check, which reports `result` from `after` the start on.
+    ///
+    /// Before, it reports [`Health::Starting`]. Default: no health check.
+    pub fn health(mut self, after: Duration, result: Health) -> Self {
+        self.health = Some((after, result));
+        self
+    }
+
+    /// Fails to start.
+    pub fn fail_to_start(mut self, reason: impl Into<String>) -> Self {
+        self.start_error = Some(reason.into());
+        self
+    }
+
+    /// Breaks every stream from `source` after `bytes` bytes.
+    ///
+    /// A log that breaks with [`Break::End`] has no further bytes, and its tail is the tail of
+    /// the bytes that it has. A [`Break::Stall`] after the last byte is a stream that does not end
+    /// with its container.
     pub fn break_at(mut self, source: Source, bytes: u64, how: Break) -> Self {
-        let place = match source {
+        let cut = match source {
             Source::Tap => &mut self.tap,
             Source::Log => &mut self.log,
             Source::Follow => &mut self.follow,
         };
-        *place = Some((bytes, how));
+        *cut = Some((bytes, how));
         self
     }
 
-    /// The tap comes to a clean end after so many bytes, as behind a proxy that cuts it.
+    /// Ends the attachment cleanly after `bytes` bytes, as a proxy may do.
     pub fn cut_tap_after(self, bytes: u64) -> Self {
         self.break_at(Source::Tap, bytes, Break::End)
     }
 
-    /// The tap does not end with the container.
+    /// Keeps the attachment open after the container's end.
     pub fn tap_never_ends(self) -> Self {
         self.break_at(Source::Tap, u64::MAX, Break::Stall)
     }
 
-    /// The engine's log has only so many bytes.
+    /// Truncates the engine's log to `bytes` bytes.
     pub fn cut_log_after(self, bytes: u64) -> Self {
         self.break_at(Source::Log, bytes, Break::End)
             .break_at(Source::Follow, bytes, Break::End)

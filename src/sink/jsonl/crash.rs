@@ -1,8 +1,8 @@
-//! What a crash may leave of a log, at every point of its life, and what becomes of that.
+//! Crash tests of the log: every image that a crash may leave is reopened.
 //!
-//! Each test lets the real sink act, and takes down what it does to its files. Of every beginning
-//! of that, every image that a crash may leave is made (`disk::image`), reopened and gone on with;
-//! and so is every image that a second crash may leave in the course of the reopening.
+//! Each test records the file operations of the real sink. For every prefix of these operations,
+//! every image that a crash may leave is created (`disk::image`), reopened and appended to. So is
+//! every image that a second crash may leave during the reopening.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -64,7 +64,7 @@ fn batch(records: &[Record]) -> Batch {
     batch
 }
 
-/// Each stream's bytes.
+/// The output bytes by stream.
 fn printed(records: &[Record]) -> PerStream<Vec<u8>> {
     let mut all = PerStream::<Vec<u8>>::default();
     for record in records {
@@ -78,7 +78,7 @@ fn printed(records: &[Record]) -> PerStream<Vec<u8>> {
     all
 }
 
-/// A seal that counts these records.
+/// A seal with the counts of these records.
 fn seal(records: &[Record]) -> Seal {
     let printed = printed(records);
     let count = |what: fn(&Record) -> bool| records.iter().filter(|one| what(one)).count();
@@ -107,17 +107,17 @@ fn read(bytes: &[u8]) -> (Vec<Record>, u64) {
     (records, reader.offset())
 }
 
-/// What was promised by some point of a log's life, in bytes of its file.
+/// The promises at one point in the life of a log, in bytes of its file.
 #[derive(Debug, Clone, Copy, Default)]
 struct Promise {
-    /// So much was appended, and that returned.
+    /// Bytes of records whose `append` has returned.
     appended: u64,
-    /// So much is to survive a failure of the power.
+    /// Bytes that must survive a power loss.
     synced: u64,
     sealed: bool,
 }
 
-/// The life of a log, which is taken down.
+/// A recorded life of a log.
 struct Story {
     disk: tempfile::TempDir,
     before: Image,
@@ -126,9 +126,9 @@ struct Story {
     log: Option<Box<dyn RunLog>>,
     durability: Durability,
     promise: Promise,
-    /// From which op on each promise holds.
+    /// The operation from which each promise holds.
     promises: Vec<(usize, Promise)>,
-    /// The crashes before this op are those of another test.
+    /// Crashes before this operation are covered by another test.
     from: usize,
 }
 
@@ -149,7 +149,7 @@ impl Story {
         }
     }
 
-    /// A log that is open.
+    /// An open log.
     fn opened(durability: Durability) -> Self {
         let mut story = Self::new(durability);
         story.open();
@@ -190,8 +190,8 @@ impl Story {
         self.promised(true);
     }
 
-    /// Waits for the sync that nobody else waits for.
-    fn synced_behind(&mut self) {
+    /// Waits for the periodic sync.
+    fn wait_periodic_sync(&mut self) {
         let begin = Instant::now();
         while !matches!(
             self.journal.ops().last(),
@@ -213,7 +213,7 @@ impl Story {
         self.promised(true);
     }
 
-    /// The process dies in the middle of a write.
+    /// Kills the process in the middle of a write.
     fn die(&mut self, torn: &[u8]) {
         self.log = None;
         let file = open_to_write(&self.disk.path().join(LOG)).unwrap();
@@ -240,7 +240,7 @@ impl Story {
         let image = take(self.disk.path());
         let mut medium = Medium::of(&self.before, 64);
         ops.iter().for_each(|op| medium.apply(op));
-        assert_eq!(medium.live(), image, "something was not taken down");
+        assert_eq!(medium.live(), image, "an operation was not recorded");
         let whole = image[Path::new(LOG)].clone().unwrap();
         Life {
             before: self.before,
@@ -257,7 +257,7 @@ impl Story {
     }
 }
 
-/// What was done in the life of a log.
+/// The operations in the life of a log.
 struct Life {
     before: Image,
     ops: Vec<Op>,
@@ -266,29 +266,29 @@ struct Life {
     log: Whole,
 }
 
-/// What a log came to.
+/// The final state of a log.
 struct Whole {
     bytes: Arc<[u8]>,
     records: Vec<Record>,
-    /// The logs that were read as they were left.
+    /// Logs that were read as the crash left them.
     looked_at: Mutex<HashSet<Arc<[u8]>>>,
-    /// The lengths from which a log was gone on with.
+    /// Lengths from which a log was continued.
     gone_on: Mutex<HashSet<u64>>,
 }
 
-/// How many images were reopened.
+/// Numbers of reopened images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct CaseResult {
-    /// That a process left which was killed, at any byte of a write.
+    /// Left by a killed process, at any byte of a write.
     killed: usize,
-    /// That a failure of the power left.
+    /// Left by a power loss.
     failed: usize,
-    /// That a second crash left in the course of reopening one of these.
+    /// Left by a second crash during the reopening.
     again: usize,
 }
 
 impl CaseResult {
-    /// Not so few that the model has ceased to look.
+    /// Fails if the model produces fewer images than expected.
     fn at_least(self, killed: usize, failed: usize, again: usize) {
         let enough = self.killed >= killed && self.failed >= failed && self.again >= again;
         assert!(enough, "{self:?}");
@@ -296,13 +296,13 @@ impl CaseResult {
 }
 
 impl Life {
-    /// What was promised when so many ops were done.
+    /// The promises after `done` operations.
     fn promise(&self, done: usize) -> Promise {
         let held = self.promises.iter().take_while(|(from, _)| *from <= done);
         held.last().map_or(Promise::default(), |(_, last)| *last)
     }
 
-    /// Every medium that there was, and the next op on it.
+    /// Every state of the medium, with the next operation.
     fn media(&self, sector: usize) -> Vec<(Medium, Option<&Op>, Promise)> {
         let mut medium = Medium::of(&self.before, sector);
         let mut all = Vec::new();
@@ -319,7 +319,7 @@ impl Life {
 
     /// Reopens every image that a crash may leave.
     ///
-    /// `sector` is the size of the sectors, `second` that when the power fails for a second time.
+    /// `sector` is the sector size at the first power loss, `second` at the second one.
     fn crash(&self, sector: usize, second: usize) -> CaseResult {
         let mut killed = Cases::default();
         let mut failed = Cases::default();
@@ -330,7 +330,7 @@ impl Life {
                 let case = Case::of(promise, promise.appended);
                 again.extend(self.killed_again(medium, &case));
                 killed.add(medium.live(), case);
-                // Killed, reopened, and only then the power fails: not all of it was synced.
+                // A power loss after the reopening: not all of the log was synced.
                 if at == 0 || at == left.len() / 2 {
                     let case = Case::of(promise, promise.synced);
                     again.extend(self.failed_again(medium, &case, false));
@@ -354,7 +354,7 @@ impl Life {
         }
     }
 
-    /// `whole`: also what is the same for all images with the same log.
+    /// `whole` includes the checks that depend on the log alone.
     fn check(&self, cases: &Cases, whole: bool) {
         let cases: Vec<_> = cases.0.iter().collect();
         std::thread::scope(|scope| {
@@ -368,7 +368,7 @@ impl Life {
         });
     }
 
-    /// Reopens what a crash left, and gives what is left if the process is killed meanwhile.
+    /// Reopens an image, and returns the images that a kill during the reopening leaves.
     fn killed_again(&self, left: &Medium, case: &Case) -> Cases {
         let mut cases = Cases::default();
         let (mut medium, reopened, ops) = self.reopened(left);
@@ -388,8 +388,9 @@ impl Life {
         (left.clone(), reopened, journal.ops())
     }
 
-    /// Reopens what a crash left, and gives every image that a failure of the power may leave
-    /// meanwhile; `safe`: all that the crash left is on the medium.
+    /// Reopens an image, and returns the images that a power loss during the reopening leaves.
+    ///
+    /// `safe` means that the first image is synced.
     fn failed_again(&self, left: &Medium, case: &Case, safe: bool) -> Cases {
         let mut cases = Cases::default();
         let (mut medium, reopened, ops) = self.reopened(left);
@@ -412,13 +413,13 @@ impl Life {
     }
 }
 
-/// What is to be found in an image.
+/// The content that an image must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Case {
-    /// So many bytes of the log.
+    /// Bytes of the log that must be there.
     there: u64,
     sealed: bool,
-    /// What an earlier reopening has cut off, or was about to.
+    /// The bytes that an earlier reopening has cut off, or was about to.
     torn: BTreeSet<Vec<u8>>,
 }
 
@@ -432,12 +433,12 @@ impl Case {
     }
 }
 
-/// Images, and what is to be found in each.
+/// Images with the content that each must have.
 #[derive(Default)]
 struct Cases(BTreeMap<Image, Case>);
 
 impl Cases {
-    /// Adds an image. Whichever way led to it, all that holds for one of them is in it.
+    /// Adds an image. An image that is reached twice must meet the expectations of both.
     fn add(&mut self, image: Image, case: Case) {
         match self.0.entry(image) {
             Entry::Vacant(entry) => {
@@ -459,15 +460,15 @@ impl Cases {
     }
 }
 
-/// A log that was found after a crash.
+/// A log after a crash.
 struct Reopened {
     disk: tempfile::TempDir,
     sink: Jsonl,
     log: Option<Box<dyn RunLog>>,
-    /// So many bytes were found good.
+    /// Bytes that the reopening kept.
     kept: u64,
     sealed: bool,
-    /// What was cut off.
+    /// The bytes that were cut off.
     torn: Option<Vec<u8>>,
 }
 
@@ -499,7 +500,7 @@ impl Reopened {
         self.disk.path().join(LOG)
     }
 
-    /// Every file that something was moved aside to.
+    /// The files with bytes that were moved aside.
     fn aside(&self) -> Vec<Vec<u8>> {
         let files = fs::read_dir(self.disk.path().join("root/run"));
         files
@@ -511,7 +512,7 @@ impl Reopened {
             .collect()
     }
 
-    /// Resumes the log, whose end was to be `whole`, and checks what that found.
+    /// Resumes the log, which is a prefix of `whole`, and checks the result.
     fn resume(&mut self, whole: &Whole) {
         let before = fs::read(self.path()).ok();
         let asides = self.aside().len();
@@ -537,7 +538,7 @@ impl Reopened {
         let seen = std::mem::take(&mut *seen.lock().unwrap());
         let after = fs::read(self.path()).ok();
         let kept = after.clone().unwrap_or_default();
-        match resumed.expect("it must never be refused") {
+        match resumed.expect("a crash must never make the log unusable") {
             Resumed::Absent => assert_eq!(after, None),
             Resumed::Sealed(_) => {
                 assert_eq!(before, after);
@@ -559,13 +560,13 @@ impl Reopened {
         }
         assert!(
             whole.bytes.starts_with(&kept),
-            "what is kept was never written"
+            "kept bytes were never written"
         );
         assert_eq!(seen, whole.records[..seen.len()]);
         assert_eq!(
             seen.len(),
             newlines(&kept),
-            "what is shown is not what is kept"
+            "the visited records are not the kept ones"
         );
         self.kept = kept.len() as u64;
         let before = before.unwrap_or_default();
@@ -577,8 +578,8 @@ impl Reopened {
         }
     }
 
-    /// Goes on to the end, as a replay does: with what is not there yet.
-    fn go_on(&mut self, whole: &Whole) {
+    /// Appends the missing records and seals the log, as a replay does.
+    fn complete(&mut self, whole: &Whole) {
         if !self.sealed {
             if self.log.is_none() {
                 let log = wait(self.sink.open(&place(self.disk.path()), &start()));
@@ -607,16 +608,16 @@ impl Reopened {
 }
 
 impl Whole {
-    /// Reopens an image, and goes on with it.
+    /// Reopens an image and completes its log.
     ///
-    /// All but the reopening has to do with the log alone: if not `whole`, it is done once for all
-    /// images with the same one.
+    /// Everything after the reopening depends on the log alone. Unless `whole` is set, it is done once
+    /// for all images with the same log.
     fn check(&self, image: &Image, case: &Case, whole: bool) {
         let _context = Context { image, case };
         let mut reopened = Reopened::of(image);
         let dir = place(reopened.disk.path()).dir;
         if !dir.is_dir() {
-            // The manager makes it again.
+            // The manager creates the log again.
             fs::create_dir(&dir).unwrap();
         }
         if let Some(Some(bytes)) = image.get(Path::new(LOG))
@@ -635,10 +636,10 @@ impl Whole {
         assert!(reopened.sealed || !case.sealed);
         let aside = reopened.aside();
         for torn in &case.torn {
-            assert!(aside.contains(torn), "what was torn is lost");
+            assert!(aside.contains(torn), "the incomplete end is lost");
         }
         if self.gone_on.lock().unwrap().insert(reopened.kept) || whole {
-            reopened.go_on(self);
+            reopened.complete(self);
         }
     }
 
@@ -647,7 +648,7 @@ impl Whole {
     }
 }
 
-/// Says which image it was that something is wrong with.
+/// Prints the image of a failed check.
 struct Context<'a> {
     image: &'a Image,
     case: &'a Case,
@@ -671,14 +672,14 @@ fn lines() -> [Record; 2] {
 }
 
 #[test]
-fn a_log_that_is_being_made_is_there_once_open_returned_and_is_made_anew_before() {
+fn a_crash_during_open_leaves_a_log_or_none() {
     let mut story = Story::new(Durability::default());
     story.open();
     story.end().crash(128, 256).at_least(700, 200, 2800);
 }
 
 #[test]
-fn a_log_that_is_never_synced_is_a_prefix_of_what_was_appended() {
+fn an_unsynced_log_is_a_prefix_of_the_appended_records() {
     let mut story = Story::opened(Durability::Interval(Duration::MAX));
     story.append(&lines());
     story.append(&[partial(Stream::Stdout, b"thr")]);
@@ -686,7 +687,7 @@ fn a_log_that_is_never_synced_is_a_prefix_of_what_was_appended() {
 }
 
 #[test]
-fn what_was_synced_or_appended_with_durability_always_is_there() {
+fn synced_records_survive_a_power_loss() {
     let mut story = Story::opened(Durability::Always);
     story.append(&lines());
     story.append(&[partial(Stream::Stdout, b"thr")]);
@@ -699,17 +700,17 @@ fn what_was_synced_or_appended_with_durability_always_is_there() {
 }
 
 #[test]
-fn what_was_synced_behind_the_log_is_there() {
+fn periodically_synced_records_survive_a_power_loss() {
     let mut story = Story::opened(Durability::Interval(Duration::from_millis(1)));
     story.append(&lines());
-    story.synced_behind();
+    story.wait_periodic_sync();
     story.append(&[partial(Stream::Stdout, b"thr")]);
-    story.synced_behind();
+    story.wait_periodic_sync();
     story.end().crash(64, 128).at_least(200, 20, 950);
 }
 
 #[test]
-fn a_seal_is_there_once_it_returned_and_costs_the_run_nothing_before() {
+fn a_seal_survives_once_it_has_returned() {
     let mut story = Story::opened(Durability::Interval(Duration::MAX));
     story.append(&lines());
     story.seal();
@@ -717,7 +718,7 @@ fn a_seal_is_there_once_it_returned_and_costs_the_run_nothing_before() {
 }
 
 #[test]
-fn a_log_whose_end_was_torn_goes_on_and_what_was_resumed_stays() {
+fn a_log_with_a_truncated_end_is_resumed() {
     let mut story = Story::opened(Durability::Interval(Duration::MAX));
     story.append(&lines());
     story.die(b"{\"ts\":\"2026-11-22T18:23:25.491211661Z\",\"str");
@@ -728,7 +729,7 @@ fn a_log_whose_end_was_torn_goes_on_and_what_was_resumed_stays() {
 }
 
 #[test]
-fn a_log_with_checks_is_a_prefix_of_what_was_appended() {
+fn a_log_with_checks_is_a_prefix_after_a_crash() {
     let mut story = Story::opened(Durability::Interval(Duration::MAX));
     story.append(&lines());
     story.append(&[partial(Stream::Stdout, b"thr")]);
@@ -739,9 +740,9 @@ fn a_log_with_checks_is_a_prefix_of_what_was_appended() {
     life.crash(64, 256).at_least(350, 550, 6500);
 }
 
-/// The other side of it: what no crash leaves is refused, and left as it is.
+/// Images that no crash leaves are refused, and left unchanged.
 #[test]
-fn a_seal_behind_lost_records_is_refused_and_a_seal_that_is_lost_itself_is_made_again() {
+fn a_seal_without_its_records_is_refused() {
     let mut story = Story::opened(Durability::default());
     story.append(&lines());
     story.seal();

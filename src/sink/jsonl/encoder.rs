@@ -1,42 +1,41 @@
-//! Records to bytes, with the running digest.
+//! The encoder of records, with the running digest.
 
 use std::io;
 
 use sha2::{Digest, Sha256};
 
 use crate::audit::line::{SEAL_KEY, hex};
-use crate::audit::lines::LONGEST_LINE;
+use crate::audit::line_reader::MAX_LINE_BYTES;
 use crate::audit::scan::Mark;
 use crate::audit::{Event, RecordRef, Start, Tally};
 use crate::outcome::Seal;
+use crate::sink::jsonl::ledger::WrittenPrefix;
 use crate::sink::jsonl::output::OutputText;
-use crate::sink::jsonl::witness::StdinChunk;
 
-/// A `check` record follows the first record that ends so many bytes behind the last one. (In
-/// tests of what a crash leaves, a file is short: all of it is tried.)
-const CHECK_EVERY: u64 = if cfg!(any(test, fuzzing)) {
+/// Bytes between two `check` records. Crash tests use short files, so they use a short interval.
+const CHECK_INTERVAL: u64 = if cfg!(any(test, fuzzing)) {
     1 << 10
 } else {
     4 << 20
 };
 
-/// Encodes records into one buffer, which its owner writes and clears.
+/// Encodes records into a buffer, which the owner writes and clears.
 #[derive(Debug)]
 pub(super) struct Encoder {
     buffer: Vec<u8>,
-    /// How much of the buffer `digest` has seen.
+    /// Bytes of the buffer that `digest` covers.
     hashed: usize,
     digest: Sha256,
-    /// The length of the file once the buffer is written.
+    /// Length of the file once the buffer is written.
     length: u64,
-    /// Where the last `check` record ends.
+    /// Offset after the last `check` record.
     checked: u64,
     tally: Tally,
     output: OutputText,
 }
 
 impl Encoder {
-    /// Goes on where `mark` is.
+    /// Continues at `mark`.
     pub(super) fn new(mark: Mark) -> Self {
         Self {
             buffer: Vec::new(),
@@ -49,27 +48,27 @@ impl Encoder {
         }
     }
 
-    /// What is to be written.
+    /// The bytes to write.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.buffer
     }
 
-    /// Forgets what was written.
+    /// Clears the buffer after a write.
     pub(super) fn clear(&mut self) {
         self.hash();
         self.buffer.clear();
         self.hashed = 0;
     }
 
-    /// The file, once all of the buffer is written and cleared.
-    pub(super) fn written(&self) -> StdinChunk {
-        StdinChunk {
+    /// The content of the file once the buffer is written and cleared.
+    pub(super) fn written(&self) -> WrittenPrefix {
+        WrittenPrefix {
             length: self.length,
             digest: self.digest.clone(),
         }
     }
 
-    /// What was encoded so far.
+    /// The counts of all encoded records.
     pub(super) fn tally(&self) -> Tally {
         self.tally
     }
@@ -79,14 +78,14 @@ impl Encoder {
         self.hashed = self.buffer.len();
     }
 
-    /// Adds the first record.
+    /// Encodes the first record.
     pub(super) fn start(&mut self, start: &Start) -> io::Result<()> {
         let from = self.buffer.len();
         serde_json::to_writer(&mut self.buffer, &Event::Start(Box::new(start.clone())))?;
         self.line(from)
     }
 
-    /// Adds a record, and a `check` record where one is due.
+    /// Encodes a record, and a `check` record if one is due.
     pub(super) fn record(&mut self, record: RecordRef<'_>) -> io::Result<()> {
         let from = self.buffer.len();
         match record {
@@ -104,7 +103,7 @@ impl Encoder {
             RecordRef::Event(Event::Start(_) | Event::Check { .. } | Event::End(_)) => {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidInput,
-                    "start, check and end records are not appended",
+                    "start, check and end records cannot be appended",
                 ));
             }
             RecordRef::Event(event) => {
@@ -113,7 +112,7 @@ impl Encoder {
             }
         }
         self.line(from)?;
-        if self.length - self.checked >= CHECK_EVERY {
+        if self.length - self.checked >= CHECK_INTERVAL {
             self.check()?;
         }
         Ok(())
@@ -129,9 +128,9 @@ impl Encoder {
         Ok(())
     }
 
-    /// Adds the last record, and gives the seal as it is in there.
+    /// Encodes the seal, and returns it with its digest.
     pub(super) fn seal(&mut self, mut seal: Seal) -> io::Result<Seal> {
-        // JSON has no other numbers, and a seal that cannot be read is none.
+        // JSON has finite numbers only.
         if let Some(usage) = &mut seal.usage
             && !usage.cpu_seconds.is_finite()
         {
@@ -144,7 +143,7 @@ impl Encoder {
         let from = self.buffer.len();
         let end = Event::End(Box::new(seal.clone()));
         serde_json::to_writer(&mut self.buffer, &end)?;
-        // The digest is the last field: everything before it is what it is the digest of.
+        // The digest is the last field, and covers everything before it.
         let head = self.buffer.len() - SEAL_KEY.len() - "\"}".len();
         debug_assert!(self.buffer[head..].starts_with(SEAL_KEY.as_bytes()));
         self.buffer.truncate(head);
@@ -157,11 +156,11 @@ impl Encoder {
         Ok(seal)
     }
 
-    /// Ends the line that began at `from`.
+    /// Ends the line that starts at `from`.
     fn line(&mut self, from: usize) -> io::Result<()> {
         self.buffer.push(b'\n');
         let length = self.buffer.len() - from;
-        if length > LONGEST_LINE {
+        if length > MAX_LINE_BYTES {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("a record of {length} bytes is longer than the format allows"),
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn output_is_a_line_with_its_flags_only_where_they_are_set() {
+    fn output_has_only_the_flags_that_are_set() {
         assert_eq!(
             encoded(b"a\"b", false, false),
             "{\"ts\":\"2026-11-22T18:23:25.491211661Z\",\"stream\":\"stdout\",\"line\":\"a\\\"b\"}\n"
@@ -211,8 +210,8 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_longer_than_a_reader_takes_is_refused() {
-        let bytes = vec![0; LONGEST_LINE / 6];
+    fn a_record_over_the_length_limit_is_refused() {
+        let bytes = vec![0; MAX_LINE_BYTES / 6];
         let mut encoder = Encoder::new(Mark::default());
         let record = RecordRef::Output {
             ts: ts(),
@@ -227,7 +226,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn bytes_come_back_as_they_went(
+        fn any_bytes_survive_a_round_trip(
             bytes in prop_oneof![
                 any::<Vec<u8>>(),
                 any::<String>().prop_map(String::into_bytes),

@@ -1,4 +1,4 @@
-//! The default sink: one file of JSON lines for each run.
+//! The default sink: one file of JSON lines per run.
 
 use std::fs::TryLockError;
 use std::io;
@@ -13,7 +13,7 @@ use crate::disk::{self, Disk, File};
 use crate::error::{Error, Result};
 use crate::outcome::Seal;
 use crate::sink::jsonl::encoder::Encoder;
-use crate::sink::jsonl::witness::Witness;
+use crate::sink::jsonl::ledger::WriteLedger;
 use crate::sink::jsonl::writer::{Syncer, Writer};
 use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 use crate::spec::RunId;
@@ -21,36 +21,38 @@ use crate::spec::RunId;
 #[cfg(test)]
 mod crash;
 mod encoder;
+mod ledger;
 pub(crate) mod output;
 mod recovery;
-mod witness;
 mod writer;
 
-/// The default sink: `logs.jsonl` in each run's folder, in the format of `docs/audit-format.md`, and
-/// beside it `exec-1.jsonl` and so on for further processes in its container.
+/// The default sink: `logs.jsonl` in the directory of each run.
 ///
-/// What was appended is written before [`RunLog::append`] returns: it survives the death of this
-/// process. When it survives that of the machine is [`Durability`]. The file has mode 0600, and
-/// is locked while it is open. All I/O is on a few threads of its own, which a clone shares.
+/// The format is that of `docs/audit-format.md`. Execs have files beside it: `exec-1.jsonl` and so
+/// on.
+///
+/// Records are written before [`RunLog::append`] returns, so they survive the death of this
+/// process. [`Durability`] sets when they survive a power loss. Files have mode 0600, and are
+/// locked while they are open. I/O runs on threads that clones share.
 #[derive(Debug, Clone)]
 pub struct Jsonl {
     durability: Durability,
     disk: Disk,
-    /// For syncs that nobody waits for.
+    /// Threads for periodic syncs, which no caller awaits.
     background: Disk,
-    witness: Witness,
+    ledger: WriteLedger,
 }
 
-/// When the records in a log survive the machine's power failing, beyond their being written.
+/// When written records survive a power loss.
 ///
-/// What is written survives the death of this process at any time. A log is always synced when it
-/// is opened, when it is resumed, when it is sealed, and by [`RunLog::sync`].
+/// Written records survive the death of this process in any case. A log is always synced when it is
+/// opened, resumed and sealed, and by [`RunLog::sync`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
-    /// This long after they were appended, at the latest. The default is 1 second.
+    /// At most this long after they were appended. The default is 1 s.
     ///
-    /// [`Duration::MAX`] leaves it to the operating system.
+    /// [`Duration::MAX`] leaves syncs to the operating system.
     Interval(Duration),
     /// When [`RunLog::append`] returns.
     Always,
@@ -63,25 +65,25 @@ impl Default for Durability {
 }
 
 impl Jsonl {
-    /// The sink, with the default [`Durability`].
+    /// Creates the sink with the default [`Durability`].
     pub fn new() -> Self {
         Self::with_durability(Durability::default())
     }
 
-    /// The sink, with this durability.
+    /// Creates the sink with this durability.
     pub fn with_durability(durability: Durability) -> Self {
         Self {
             durability,
             disk: Disk::new(),
             background: Disk::with_threads("moat-sync", 2),
-            witness: Witness::default(),
+            ledger: WriteLedger::default(),
         }
     }
 
-    /// Takes the file at `path` for one that another process has written.
+    /// Treats the file at `path` as written by another process.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn forget(&self, path: &Path) {
-        self.witness.forget(path);
+        self.ledger.forget(path);
     }
 
     fn syncer(&self, file: File, path: &Path) -> Syncer {
@@ -89,7 +91,7 @@ impl Jsonl {
     }
 
     fn log(&self, writer: Writer, path: PathBuf) -> Box<dyn RunLog> {
-        Box::new(Log {
+        Box::new(JsonlLog {
             writer: Some(Box::new(writer)),
             disk: self.disk.clone(),
             path,
@@ -153,11 +155,11 @@ impl Jsonl {
         let mut writer = Writer::new(
             self.syncer(file, path),
             Encoder::new(Mark::default()),
-            self.witness.clone(),
+            self.ledger.clone(),
         );
         writer.start(start)?;
         writer.sync()?;
-        // The file's name is in the run's folder, and that one's in the root.
+        // The entry of the file is in the run's directory, whose entry is in the root.
         let dir = disk::parent_dir(path);
         disk::sync_dir(dir)?;
         disk::sync_dir(disk::parent_dir(dir))?;
@@ -165,7 +167,7 @@ impl Jsonl {
     }
 }
 
-/// Takes the lock of the file at `path`, which `file` is.
+/// Locks `file`, which was opened from `path`.
 fn lock(file: &std::fs::File, run: &RunId, path: &Path) -> Result<()> {
     let owned = || Error::Owned {
         run: run.clone(),
@@ -184,23 +186,23 @@ fn lock(file: &std::fs::File, run: &RunId, path: &Path) -> Result<()> {
     }
 }
 
-/// A file that is open.
+/// An open file.
 #[derive(Debug)]
-struct Log {
-    /// `None` while a job has it: also for ever, if nobody has waited for that job's end.
+struct JsonlLog {
+    /// `None` while a job uses it. Stays `None` if the future of that job was dropped.
     writer: Option<Box<Writer>>,
     disk: Disk,
     path: PathBuf,
 }
 
-impl Log {
+impl JsonlLog {
     async fn with<T: Send + 'static>(
         &mut self,
         operation: &'static str,
         job: impl FnOnce(&mut Writer) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let mut writer = self.writer.take().ok_or_else(|| {
-            let dropped = "an earlier call on this log was dropped before its end";
+            let dropped = "an earlier call on this log was dropped before it ended";
             Error::storage(operation, &self.path, io::Error::other(dropped))
         })?;
         let (writer, result) = self
@@ -216,7 +218,7 @@ impl Log {
 }
 
 #[async_trait]
-impl RunLog for Log {
+impl RunLog for JsonlLog {
     async fn append(&mut self, batch: Batch) -> Result<()> {
         self.with("append to", move |writer| writer.append(&batch))
             .await

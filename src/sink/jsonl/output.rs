@@ -1,4 +1,4 @@
-//! A record of output to its line.
+//! The JSON line of an output record.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,15 +7,15 @@ use crate::audit::line::hex;
 use crate::outcome::Stream;
 use crate::timestamp::Timestamp;
 
-/// What is between the stream and the text.
-const LINE: &[u8] = br#","line":""#;
+/// The bytes between the stream and the text.
+const LINE_KEY: &[u8] = br#","line":""#;
 
-/// Writes records of output, each without its newline.
+/// Writes output records without the newline.
 #[derive(Debug, Default)]
 pub(crate) struct OutputText {
-    /// How a record of text begins, and what of: records that come together begin alike.
+    /// The beginning of a text record, cached: records of one chunk begin alike.
     head: Vec<u8>,
-    of: Option<(Timestamp, Stream)>,
+    head_of: Option<(Timestamp, Stream)>,
 }
 
 impl OutputText {
@@ -28,10 +28,10 @@ impl OutputText {
         lossy: bool,
         out: &mut Vec<u8>,
     ) {
-        if self.of != Some((ts, stream)) {
+        if self.head_of != Some((ts, stream)) {
             self.begin(ts, stream);
         }
-        // Nearly all lines, and all that is left to do with them is to copy.
+        // Nearly all lines take this path, which only copies.
         if is_plain(bytes) {
             out.reserve(self.head.len() + bytes.len() + 3);
             out.extend_from_slice(&self.head);
@@ -40,7 +40,7 @@ impl OutputText {
             out.extend_from_slice(&self.head);
             escape(text, out);
         } else {
-            out.extend_from_slice(&self.head[..self.head.len() - LINE.len()]);
+            out.extend_from_slice(&self.head[..self.head.len() - LINE_KEY.len()]);
             out.extend_from_slice(br#","b64":""#);
             base64(bytes, out);
         }
@@ -53,11 +53,11 @@ impl OutputText {
     }
 
     fn begin(&mut self, ts: Timestamp, stream: Stream) {
-        self.of = Some((ts, stream));
+        self.head_of = Some((ts, stream));
         let head = format!(r#"{{"ts":"{ts}","stream":"{stream}""#);
         self.head.clear();
         self.head.extend_from_slice(head.as_bytes());
-        self.head.extend_from_slice(LINE);
+        self.head.extend_from_slice(LINE_KEY);
     }
 }
 
@@ -68,17 +68,17 @@ fn base64(bytes: &[u8], out: &mut Vec<u8>) {
     debug_assert_eq!(written.ok(), Some(out.len() - from));
 }
 
-/// How many bytes are looked at together.
+/// Bytes that are checked at once.
 const BLOCK: usize = 16;
 
-/// Whether all of `bytes` are ASCII that a JSON string holds as it is.
+/// Returns true if all of `bytes` are ASCII that JSON does not escape.
 fn is_plain(bytes: &[u8]) -> bool {
     let Some((blocks, last)) = blocks(bytes) else {
         return !bytes.iter().any(|byte| is_special(*byte) || *byte >= 0x80);
     };
     let plain = |block: &[u8; BLOCK]| {
-        // Not `any`: without an early exit it is done many bytes at a time. As a signed number,
-        // what is no ASCII is below 0x20 as well.
+        // Not `any`: without an early exit the loop is vectorized. As a signed number, a byte that
+        // is not ASCII is below 0x20 too.
         !block.iter().fold(false, |bad, &byte| {
             bad | ((byte as i8) < 0x20) | (byte == b'"') | (byte == b'\\')
         })
@@ -86,12 +86,12 @@ fn is_plain(bytes: &[u8]) -> bool {
     blocks.iter().all(plain) && plain(last)
 }
 
-/// All whole blocks, and the last one of all bytes; `None` if there is none.
+/// All whole blocks, and the block of the last bytes; `None` if `bytes` is shorter than a block.
 fn blocks(bytes: &[u8]) -> Option<(&[[u8; BLOCK]], &[u8; BLOCK])> {
     Some((bytes.as_chunks().0, bytes.last_chunk()?))
 }
 
-/// What a byte is written as: itself (0), `\u00..` (`u`), or a backslash and this letter.
+/// The escape of each byte: none (0), `\u00..` (`u`), or a backslash and this letter.
 const ESCAPES: [u8; 256] = {
     let mut table = [0; 256];
     let mut control = 0;
@@ -113,7 +113,7 @@ fn is_special(byte: u8) -> bool {
     ESCAPES[usize::from(byte)] != 0
 }
 
-/// Writes `text` as the inside of a JSON string, as `serde_json` does.
+/// Writes the content of a JSON string, escaped as `serde_json` does.
 fn escape(text: &str, out: &mut Vec<u8>) {
     out.reserve(text.len());
     let (blocks, rest) = text.as_bytes().as_chunks::<BLOCK>();
@@ -155,7 +155,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn every_character_is_escaped_as_serde_json_does() {
+    fn each_character_is_escaped_as_serde_json_does() {
         for character in (0..=0x2fff)
             .chain(0xfff0..=0x1_0010)
             .filter_map(char::from_u32)
@@ -167,9 +167,9 @@ mod tests {
         }
     }
 
-    /// Each byte that is not plain, at each place of texts of each length around the blocks.
+    /// Each special byte, at each position of texts of each length around the block size.
     #[test]
-    fn a_byte_that_is_not_plain_is_seen_wherever_it_is() {
+    fn a_special_byte_is_found_at_any_position() {
         for length in 1..3 * BLOCK + 2 {
             for at in 0..length {
                 for byte in [0, 0x1f, b'"', b'\\', 0x80, 0xff, 0x7f, b' '] {

@@ -1,11 +1,11 @@
-//! Going on with a file whose writer has gone.
+//! Reopening a file whose writer has ended.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::audit::line::{self, Line};
-use crate::audit::lines::{Advance, Lines};
-use crate::audit::scan::{OwnedContainer, Scan, scan};
+use crate::audit::line_reader::{Advance, LineReader};
+use crate::audit::scan::{Finding, Scan, scan};
 use crate::audit::{Damage, RecordRef, TruncatedTail};
 use crate::disk::{self, File, open_new, open_to_write, parent_dir, sync_dir};
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::sink::{RecordVisitor, Resumed};
 use crate::spec::RunId;
 
 impl Jsonl {
-    /// Judges the file at `path`, and opens it to go on if it is not sealed.
+    /// Scans the file at `path`, and reopens it for appending if it is not sealed.
     pub(super) fn recover(
         &self,
         run: &RunId,
@@ -30,12 +30,12 @@ impl Jsonl {
             opened => opened?,
         };
         lock(file.as_std(), run, &path)?;
-        let held = file.as_std().try_clone();
-        let held = held.map_err(|error| Error::storage("lock", &path, error))?;
+        let lock_file = file.as_std().try_clone();
+        let lock_file = lock_file.map_err(|error| Error::storage("lock", &path, error))?;
         let resumed = self.recover_locked(file, path, visit);
         if !matches!(resumed, Ok(Resumed::Open { .. })) {
-            // Closed alone, it would be locked for as long as a child that was forked meanwhile.
-            let _ = held.unlock();
+            // Without this, a forked child that inherited the file would keep the lock.
+            let _ = lock_file.unlock();
         }
         resumed
     }
@@ -46,43 +46,41 @@ impl Jsonl {
         path: PathBuf,
         mut visit: RecordVisitor,
     ) -> Result<Resumed> {
-        let recovery = RecoveryMode {
+        let recovery = Recovery {
             file: &file,
             path: &path,
         };
         let length = recovery.attempt("read", file.as_std().metadata())?.len();
         let mut scan = recovery.attempt("read", scan(file.as_std()))?;
-        if let Some(written) = self.witness.recall(&path)
-            && !recovery.attempt("read", written.is_in(file.as_std()))?
+        if let Some(written) = self.ledger.recall(&path)
+            && !recovery.attempt("read", written.matches(file.as_std()))?
         {
             recovery.attempt("read", recovery.distrust(&mut scan))?;
         }
         let keep = scan.keep;
-        match scan.found {
-            OwnedContainer::Damaged(damage) => Err(Error::Damaged {
+        match scan.finding {
+            Finding::Damaged(damage) => Err(Error::Damaged {
                 path,
                 reason: damage.to_string(),
             }),
-            OwnedContainer::Sealed(seal) => {
+            Finding::Sealed(seal) => {
                 recovery.visit(keep.offset, &mut visit)?;
-                recovery.make_stay()?;
+                recovery.sync_all()?;
                 Ok(Resumed::Sealed(*seal))
             }
-            OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_)
-                if keep.offset == 0 =>
-            {
+            Finding::Unsealed { .. } | Finding::Repairable(_) if keep.offset == 0 => {
                 recovery.move_away(length)?;
                 Ok(Resumed::Absent)
             }
-            OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_) => {
+            Finding::Unsealed { .. } | Finding::Repairable(_) => {
                 let torn = recovery.cut(keep.offset, length)?;
                 recovery.visit(keep.offset, &mut visit)?;
-                recovery.make_stay()?;
+                recovery.sync_all()?;
                 recovery.attempt("seek in", file.as_std().seek(SeekFrom::Start(keep.offset)))?;
                 let writer = Writer::new(
                     self.syncer(file, &path),
                     Encoder::new(keep),
-                    self.witness.clone(),
+                    self.ledger.clone(),
                 );
                 Ok(Resumed::Open {
                     log: self.log(writer, path),
@@ -93,18 +91,19 @@ impl Jsonl {
     }
 }
 
-struct RecoveryMode<'a> {
+struct Recovery<'a> {
     file: &'a File,
     path: &'a Path,
 }
 
-impl RecoveryMode<'_> {
+impl Recovery<'_> {
     fn attempt<T>(&self, operation: &'static str, result: io::Result<T>) -> Result<T> {
         result.map_err(|error| Error::storage(operation, self.path, error))
     }
 
-    /// Someone has changed what this process has written: what is behind the last `check` cannot be
-    /// told from that, and a seal is another one's.
+    /// Handles a file that was changed externally since this process wrote it.
+    ///
+    /// Records after the last `check` cannot be trusted, and neither can a seal.
     fn distrust(&self, found: &mut Scan) -> io::Result<()> {
         let checked = found.keep.checked;
         let mut input = self.file.as_std();
@@ -113,32 +112,28 @@ impl RecoveryMode<'_> {
         let damage = Damage {
             line: keep.lines + 1,
             offset: keep.offset,
-            reason: "someone has changed it: what is from here on is not what was written".into(),
+            reason: "the file was changed externally from here on".into(),
         };
-        found.found = match found.found {
-            OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_) => {
-                OwnedContainer::TruncatedTail(damage)
-            }
-            OwnedContainer::Sealed(_) | OwnedContainer::Damaged(_) => {
-                OwnedContainer::Damaged(damage)
-            }
+        found.finding = match found.finding {
+            Finding::Unsealed { .. } | Finding::Repairable(_) => Finding::Repairable(damage),
+            Finding::Sealed(_) | Finding::Damaged(_) => Finding::Damaged(damage),
         };
         found.keep = keep;
         Ok(())
     }
 
-    /// Shows the records of the first `length` bytes, which were found to be good.
+    /// Passes the records of the first `length` bytes, which the scan accepted, to `visit`.
     fn visit(&self, length: u64, visit: &mut RecordVisitor) -> Result<()> {
         let mut input = self.file.as_std();
         self.attempt("seek in", input.rewind())?;
-        let mut lines = Lines::new(input.take(length));
+        let mut lines = LineReader::new(input.take(length));
         while self.attempt("read", lines.advance())? == Advance::Line {
             match line::parse(lines.line()) {
                 Ok(Line::Output(output)) => visit(output.as_record()),
                 Ok(Line::Event(event)) => visit(RecordRef::Event(&event)),
                 Ok(Line::Unknown(_)) => {}
                 Err(bad) => {
-                    let changed = format!("it changed while it was read: {}", bad.reason());
+                    let changed = format!("the file changed while it was read: {}", bad.reason());
                     return self.attempt("read", Err(io::Error::other(changed)));
                 }
             }
@@ -146,9 +141,8 @@ impl RecoveryMode<'_> {
         Ok(())
     }
 
-    /// Makes what was found survive the machine's power failing: it counts from now on, and whoever
-    /// wrote it may have died before it was synced, or its name.
-    fn make_stay(&self) -> Result<()> {
+    /// Syncs the file and its directory entries, which the previous writer may not have synced.
+    fn sync_all(&self) -> Result<()> {
         self.attempt("sync", self.file.sync_all())?;
         self.sync_names()
     }
@@ -159,7 +153,7 @@ impl RecoveryMode<'_> {
         sync_dir(parent_dir(dir))
     }
 
-    /// Moves what is behind `keep` aside. Until it is safe there, nothing is changed.
+    /// Moves the bytes after `keep` to another file. The log is cut only once they are synced.
     fn cut(&self, keep: u64, length: u64) -> Result<Option<TruncatedTail>> {
         if keep == length {
             return Ok(None);
@@ -176,17 +170,14 @@ impl RecoveryMode<'_> {
             return Err(error);
         }
         self.attempt("truncate", self.file.set_len(keep))?;
-        Ok(Some(TruncatedTail {
-            bytes: length - keep,
-            file: name,
-        }))
+        Ok(Some(TruncatedTail::new(length - keep, name)))
     }
 
     fn copy(&self, keep: u64, length: u64, mut aside: &File) -> Result<()> {
         let mut input = self.file.as_std();
         self.attempt("seek in", input.seek(SeekFrom::Start(keep)))?;
         let copied = io::copy(&mut input.take(length - keep), &mut aside);
-        // Which of the two files it was is not known: the one that was to be read is named.
+        // The failing file of the two is not known: the error names the one that was read.
         let copied = self.attempt("move aside the end of", copied)?;
         if copied != length - keep {
             let short = io::Error::from(io::ErrorKind::UnexpectedEof);
@@ -195,13 +186,13 @@ impl RecoveryMode<'_> {
         Ok(())
     }
 
-    /// Moves a file without even a first record away, so that one can be made.
+    /// Moves a file without a complete first record away, so that the log can be created.
     fn move_away(&self, length: u64) -> Result<()> {
         if length == 0 {
             self.attempt("remove", disk::remove_file(self.path))?;
         } else {
             self.attempt("sync", self.file.sync_all())?;
-            // The name is taken by the empty file: a rename alone could replace another one.
+            // An empty file reserves the name: a rename alone could replace another file.
             let (_, path, _) = self.new_file()?;
             let renamed = disk::rename(self.path, &path);
             if renamed.is_err() {
@@ -212,7 +203,7 @@ impl RecoveryMode<'_> {
         self.sync_names()
     }
 
-    /// Makes the next free one of `torn-1`, `torn-2`, ...
+    /// Creates the next free file of `torn-1`, `torn-2` and so on.
     fn new_file(&self) -> Result<(String, PathBuf, File)> {
         for number in 1u64.. {
             let name = format!("torn-{number}");
@@ -224,6 +215,6 @@ impl RecoveryMode<'_> {
                 Err(error) => return Err(error),
             }
         }
-        unreachable!("there are more numbers than files")
+        unreachable!("a file system has fewer files than numbers")
     }
 }

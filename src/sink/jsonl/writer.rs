@@ -1,4 +1,4 @@
-//! The one who writes a file, and the one who syncs it.
+//! The writer of a file, and its syncer.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -11,39 +11,40 @@ use crate::error::{Error, Result};
 use crate::outcome::Seal;
 use crate::sink::jsonl::Durability;
 use crate::sink::jsonl::encoder::Encoder;
-use crate::sink::jsonl::witness::{StdinChunk, Trace, Witness};
+use crate::sink::jsonl::ledger::{FileStamp, WriteLedger, WrittenPrefix};
 
-/// A buffer that is this full is written before the batch is at its end.
-const FULL: usize = 1 << 20;
+/// Bytes in the buffer that cause a write before the end of the batch.
+const FLUSH_SIZE: usize = 1 << 20;
 
-/// The only holder of what it takes to write to a file, and of its lock.
+/// The only writer of a file, with the lock of the file.
 ///
-/// A job on a disk thread has it while it runs, so whoever has it not cannot write.
+/// Each job on a disk thread takes the writer while it runs, so no two jobs write at once.
 #[derive(Debug)]
 pub(super) struct Writer {
     syncer: Arc<Syncer>,
     encoder: Encoder,
     sealed: bool,
-    /// What is in the file for certain; after a write that failed there may be more.
-    written: StdinChunk,
-    /// How the last write has left the file; and whether it was found otherwise since.
-    trace: Option<Trace>,
+    /// The content that is in the file for certain. A failed write may have added more.
+    written: WrittenPrefix,
+    /// The stamp of the file after the last write.
+    stamp: Option<FileStamp>,
+    /// Set once the stamp differs, which shows an external change.
     touched: bool,
-    witness: Witness,
+    ledger: WriteLedger,
 }
 
 impl Writer {
-    /// Writes to the end of `file`, whose lock is held, and where `encoder` goes on.
-    pub(super) fn new(syncer: Syncer, encoder: Encoder, witness: Witness) -> Self {
-        witness.forget(&syncer.path);
+    /// Appends to the locked file of `syncer`, where `encoder` continues.
+    pub(super) fn new(syncer: Syncer, encoder: Encoder, ledger: WriteLedger) -> Self {
+        ledger.forget(&syncer.path);
         Self {
             written: encoder.written(),
-            trace: Trace::of(syncer.file.as_std()),
+            stamp: FileStamp::of(syncer.file.as_std()),
             touched: false,
             syncer: Arc::new(syncer),
             encoder,
             sealed: false,
-            witness,
+            ledger,
         }
     }
 
@@ -62,7 +63,7 @@ impl Writer {
             self.encoder
                 .record(record)
                 .map_err(|error| self.syncer.fail("append to", error))?;
-            if self.encoder.bytes().len() >= FULL {
+            if self.encoder.bytes().len() >= FLUSH_SIZE {
                 self.flush()?;
             }
         }
@@ -73,36 +74,34 @@ impl Writer {
         }
     }
 
-    /// Makes what was written survive the machine's power failing.
+    /// Makes written records survive a power loss.
     pub(super) fn sync(&self) -> Result<()> {
         self.syncer.sync()
     }
 
-    /// Writes the last record, and makes it stay.
+    /// Writes the seal, and syncs the file.
     pub(super) fn seal(&mut self, seal: Seal) -> Result<Seal> {
         self.check("seal")?;
-        let told = Tally {
+        let sealed = Tally {
             records: seal.records,
             bytes: seal.bytes,
             gaps: seal.gaps,
         };
         let tally = self.encoder.tally();
-        if told != tally {
-            // Nothing is written: a seal that does not hold could not be taken back.
+        if sealed != tally {
+            // Nothing is written: a wrong seal could not be undone.
             return Err(self.syncer.fail(
                 "seal",
                 io::Error::new(
                     io::ErrorKind::InvalidInput,
-                    format!("the seal counts {told}, the file has {tally}"),
+                    format!("the seal counts {sealed}, the file has {tally}"),
                 ),
             ));
         }
-        // A file that someone has removed, or put another one in the place of, seals nothing; nor
-        // does one that is not what was written.
+        // A file that was removed, replaced or changed externally is not sealed.
         self.syncer.check_place()?;
         self.check_bytes()?;
-        // Before the seal, so that no failure of the power leaves it without all that it seals:
-        // that would be a damaged seal, which nothing may change.
+        // Before the seal: after a power loss, a seal without its records would be permanent damage.
         self.syncer.sync()?;
         let seal = self
             .encoder
@@ -131,37 +130,37 @@ impl Writer {
         if self.encoder.bytes().is_empty() {
             return Ok(());
         }
-        self.look();
+        self.check_stamp();
         (&self.syncer.file)
             .write_all(self.encoder.bytes())
             .map_err(|error| self.syncer.fail("write", error))?;
-        self.trace = Trace::of(self.syncer.file.as_std());
+        self.stamp = FileStamp::of(self.syncer.file.as_std());
         self.encoder.clear();
         self.written = self.encoder.written();
         Ok(())
     }
 
-    /// Sees whether another one than this was at the file since the last write.
-    fn look(&mut self) {
-        let now = Trace::of(self.syncer.file.as_std());
-        self.touched |= now.is_none() || now != self.trace;
+    /// Notes if the file was changed externally since the last write.
+    fn check_stamp(&mut self) {
+        let now = FileStamp::of(self.syncer.file.as_std());
+        self.touched |= now.is_none() || now != self.stamp;
     }
 
-    /// Checks that the file is what was written. One that nobody was at is.
+    /// Checks the content of the file, if its stamp shows an external change.
     fn check_bytes(&mut self) -> Result<()> {
-        self.look();
+        self.check_stamp();
         if !self.touched {
             return Ok(());
         }
         let file = self.syncer.file.as_std();
-        let same = self.written.is_in(file).and_then(|same| {
+        let same = self.written.matches(file).and_then(|same| {
             let length = file.metadata()?.len();
             Ok(same && length == self.written.length)
         });
         match same {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let changed = "someone has changed it: it is not what was written";
+                let changed = "the file was changed externally";
                 Err(self.syncer.fail("seal", io::Error::other(changed)))
             }
             Err(error) => Err(self.syncer.fail("read back", error)),
@@ -172,35 +171,35 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         if !self.sealed {
-            self.witness.leave(&self.syncer.path, self.written.clone());
+            self.ledger.record(&self.syncer.path, self.written.clone());
         }
-        // A sync may have the file in hand for a while yet, and a child that was forked even
-        // longer: the lock must not last as long as they do.
+        // A running sync, or a forked child, may hold the file for longer. They must not keep the
+        // lock.
         let _ = self.syncer.file.as_std().unlock();
     }
 }
 
-/// Syncs a file, beside the one who writes it, and keeps its first error for both.
+/// The syncer of a file. Keeps the first error, which all later calls return.
 #[derive(Debug)]
 pub(super) struct Syncer {
     file: File,
     path: PathBuf,
     durability: Durability,
-    /// The threads for syncs that nobody waits for: they must not keep appends waiting.
+    /// Threads for periodic syncs, apart from those for appends, which must not wait.
     threads: Disk,
-    state: Mutex<State>,
-    /// Held during a sync: the kernel tells an error once, so two at a time would share it.
-    one: Mutex<()>,
+    state: Mutex<SyncState>,
+    /// Held during a sync: the kernel reports an error to one of two concurrent syncs only.
+    syncing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// Whether a sync is to come.
+struct SyncState {
+    /// Whether a sync is planned.
     planned: bool,
     failure: Option<Failure>,
 }
 
-/// The first error of a log, which all later calls get.
+/// The first error of a log, which all later calls return.
 #[derive(Debug)]
 struct Failure {
     operation: &'static str,
@@ -220,11 +219,11 @@ impl Syncer {
             durability,
             threads,
             state: Mutex::default(),
-            one: Mutex::default(),
+            syncing: Mutex::default(),
         }
     }
 
-    /// Fails if anything has failed before.
+    /// Fails if an earlier call has failed.
     fn check(&self) -> Result<()> {
         match &lock(&self.state).failure {
             None => Ok(()),
@@ -233,13 +232,13 @@ impl Syncer {
                 &self.path,
                 io::Error::new(
                     failure.kind,
-                    format!("this log has failed before: {}", failure.text),
+                    format!("an earlier call failed: {}", failure.text),
                 ),
             )),
         }
     }
 
-    /// Checks that the file is still what its path leads to.
+    /// Checks that the path still leads to the file.
     fn check_place(&self) -> Result<()> {
         match disk::is_at(self.file.as_std(), &self.path) {
             Ok(true) => Ok(()),
@@ -247,14 +246,14 @@ impl Syncer {
                 "seal",
                 io::Error::new(
                     io::ErrorKind::NotFound,
-                    "someone has removed or replaced it",
+                    "the file was removed or replaced externally",
                 ),
             )),
             Err(error) => Err(self.fail("seal", error)),
         }
     }
 
-    /// Keeps the first error.
+    /// Records the first error.
     fn fail(&self, operation: &'static str, error: io::Error) -> Error {
         lock(&self.state).failure.get_or_insert_with(|| Failure {
             operation,
@@ -265,24 +264,24 @@ impl Syncer {
     }
 
     pub(super) fn sync(&self) -> Result<()> {
-        let _one = lock(&self.one);
+        let _syncing = lock(&self.syncing);
         self.check()?;
         self.file
             .sync_data()
             .map_err(|error| self.fail("sync", error))
     }
 
-    /// Sees to it that what is written by now is synced within `interval`.
+    /// Plans a sync of all written records within `interval`.
     fn sync_within(this: &Arc<Self>, interval: Duration) -> Result<()> {
         if std::mem::replace(&mut lock(&this.state).planned, true) {
             return Ok(());
         }
-        // A log that is dropped is not kept open for its sync: the one who resumes it syncs it.
+        // A planned sync does not keep a dropped log open: resuming the log syncs it.
         let weak = Arc::downgrade(this);
         let planned = this.threads.later(interval, move || {
             if let Some(this) = weak.upgrade() {
                 lock(&this.state).planned = false;
-                // The next call on the log gets the error.
+                // The next call on the log returns the error.
                 let _ = this.sync();
             }
         });
@@ -308,7 +307,11 @@ mod tests {
     fn writer(file: fs::File, durability: Durability) -> Writer {
         let threads = Disk::with_threads("moat-test", 1);
         let syncer = Syncer::new(file.into(), Path::new("log"), durability, threads);
-        Writer::new(syncer, Encoder::new(Mark::default()), Witness::default())
+        Writer::new(
+            syncer,
+            Encoder::new(Mark::default()),
+            WriteLedger::default(),
+        )
     }
 
     fn note() -> Batch {
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_idle_is_synced_all_the_same() {
+    fn an_idle_log_is_synced() {
         let file = tempfile::tempfile().unwrap();
         let mut writer = writer(file, Durability::Interval(Duration::from_secs(1)));
         for _ in 0..2 {
@@ -341,9 +344,9 @@ mod tests {
         writer.append(&note()).unwrap();
     }
 
-    /// A pipe takes writes, and cannot be synced.
+    /// A pipe accepts writes, but no syncs.
     #[test]
-    fn a_sync_that_fails_behind_the_log_fails_each_later_call_on_it() {
+    fn a_failed_periodic_sync_fails_each_later_call() {
         let (_reader, pipe) = io::pipe().unwrap();
         let file = fs::File::from(OwnedFd::from(pipe));
         let mut writer = writer(file, Durability::Interval(Duration::from_millis(1)));
@@ -354,12 +357,15 @@ mod tests {
             writer.sync().unwrap_err(),
         ] {
             let text = error.chain();
-            assert!(text.starts_with("cannot sync log: this log has"), "{text}");
+            assert!(
+                text.starts_with("cannot sync log: an earlier call failed"),
+                "{text}"
+            );
         }
     }
 
     #[test]
-    fn durability_always_tells_at_once_that_a_batch_could_not_be_synced() {
+    fn durability_always_reports_a_failed_sync_at_once() {
         let (_reader, pipe) = io::pipe().unwrap();
         let file = fs::File::from(OwnedFd::from(pipe));
         let mut writer = writer(file, Durability::Always);
@@ -368,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_is_gone_with_the_writer_whoever_else_has_the_file_open() {
+    fn dropping_the_writer_releases_the_lock() {
         let named = tempfile::NamedTempFile::new().unwrap();
         let file = named.reopen().unwrap();
         file.try_lock().unwrap();

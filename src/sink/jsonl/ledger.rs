@@ -1,5 +1,4 @@
-//! What this process remembers of the logs that it has written: so that what others do to them
-//! meanwhile is not taken for its own.
+//! The logs that this process has written, so that external changes to them are detected.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -10,19 +9,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
 
-/// How much of a file is read at once.
+/// Bytes per read.
 const CHUNK: usize = 256 << 10;
 
-/// How long a file was after a write, and the digest of all of it.
+/// The length and the digest of a file after a write.
 #[derive(Debug, Clone)]
-pub(super) struct StdinChunk {
+pub(super) struct WrittenPrefix {
     pub(super) length: u64,
     pub(super) digest: Sha256,
 }
 
-impl StdinChunk {
-    /// Whether `file` still begins with what was written.
-    pub(super) fn is_in(&self, file: &File) -> io::Result<bool> {
+impl WrittenPrefix {
+    /// Returns true if `file` still begins with the written bytes.
+    pub(super) fn matches(&self, file: &File) -> io::Result<bool> {
         let mut digest = Sha256::new();
         let mut buffer = vec![0; CHUNK];
         let mut at = 0;
@@ -42,43 +41,45 @@ impl StdinChunk {
     }
 }
 
-/// The logs that were given up without a seal, by their paths: the one who resumes one of them
-/// finds what its writer has left, or knows that others have been at it.
+/// The unsealed logs that this process has closed, by path.
+///
+/// When such a log is resumed, a mismatch shows an external change.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Witness {
-    left: Arc<Mutex<HashMap<PathBuf, StdinChunk>>>,
+pub(super) struct WriteLedger {
+    closed: Arc<Mutex<HashMap<PathBuf, WrittenPrefix>>>,
 }
 
-impl Witness {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, StdinChunk>> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+impl WriteLedger {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, WrittenPrefix>> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn leave(&self, path: &Path, written: StdinChunk) {
+    pub(super) fn record(&self, path: &Path, written: WrittenPrefix) {
         self.lock().insert(path.to_owned(), written);
     }
 
-    pub(super) fn recall(&self, path: &Path) -> Option<StdinChunk> {
+    pub(super) fn recall(&self, path: &Path) -> Option<WrittenPrefix> {
         self.lock().get(path).cloned()
     }
 
-    /// Someone writes it again, or nobody will.
+    /// Removes the entry of a file that is written again, or that no writer will resume.
     pub(super) fn forget(&self, path: &Path) {
         self.lock().remove(path);
     }
 }
 
-/// What a write leaves of marks on a file. Another one's leave others: then, and only then, it is
-/// worth the time to read the file again.
+/// The length and times of a file after a write.
+///
+/// Each external change alters the stamp, so a file is read again only if the stamp has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Trace {
+pub(super) struct FileStamp {
     pub(super) length: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
-impl Trace {
-    /// That of `file` now; `None` where that cannot be told.
+impl FileStamp {
+    /// The stamp of `file` now; `None` if its metadata cannot be read.
     pub(super) fn of(file: &File) -> Option<Self> {
         let of = |metadata: Metadata| Self {
             length: metadata.len(),

@@ -1,0 +1,465 @@
+//! The launch of a run: from its intent to a container that runs, with its output
+//! and input connected.
+//!
+//! Each stage is a type that holds what is known by then, so that a step cannot
+//! be taken too early. [`Monitor::launch`] runs the stages and handles every
+//! failure in one place.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use crate::audit::Started;
+use crate::capture::Capture;
+use crate::error::{RuntimeError, chain};
+use crate::events::EventKind;
+use crate::monitor::context::Context;
+use crate::monitor::entry::{Pipe, StopRequest, lock};
+use crate::monitor::output::Source;
+use crate::monitor::start::InitialAttach;
+use crate::monitor::wait::Backoff;
+use crate::monitor::{Launch, Monitor};
+use crate::outcome::Ending;
+use crate::root::RunFile;
+use crate::runtime::{ContainerStatus, CreateRequest, InputWriter, Inspection};
+use crate::spec::{ContainerId, RunSpec};
+use crate::state::Transition;
+use crate::timestamp::Timestamp;
+
+/// Timeout of an inspection or a resize during the start.
+const INSPECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time beyond the time limit and the grace period after which the container of a
+/// live owner counts as expired. It covers the calls to the engine.
+const DEADLINE_SLACK: Duration = Duration::from_secs(120);
+
+/// A launch that failed.
+enum LaunchError {
+    /// No container was created.
+    NotCreated(RuntimeError),
+    /// The container exists, and its start was not requested.
+    NotStarted(RuntimeError),
+    /// The start failed, and the ending of the run is known.
+    Ended(Ending, RuntimeError),
+}
+
+/// The state that every stage works on.
+///
+/// The file and the capture are borrowed, because they outlive a canceled launch.
+struct Launching<'a> {
+    monitor: &'a mut Monitor,
+    context: Arc<Context>,
+    spec: &'a RunSpec,
+    file: &'a mut RunFile,
+    capture: &'a mut Capture,
+}
+
+/// A run that is recorded, before the first request to the engine.
+struct Intended<'a>(Launching<'a>);
+
+/// A run whose image is present and whose engine is recorded.
+struct Prepared<'a>(Launching<'a>);
+
+/// A run whose container exists, and is recorded.
+struct Created<'a> {
+    launching: Launching<'a>,
+    container: ContainerId,
+    warnings: Vec<String>,
+}
+
+/// A run whose output and input are connected.
+struct Attached<'a> {
+    created: Created<'a>,
+    source: Source,
+    input: Option<InputWriter>,
+}
+
+/// A run whose container has started.
+pub(super) struct Running {
+    pub(super) source: Source,
+    /// The `started` record. The watch writes it with the output, because from
+    /// the start on nothing may wait for the sink.
+    pub(super) started: Started,
+    pub(super) input: Option<InputWriter>,
+}
+
+impl<'a> Intended<'a> {
+    /// Waits for a permit, pulls the image and records the engine's id.
+    async fn prepare(mut self) -> Result<Prepared<'a>, LaunchError> {
+        self.acquire_permit().await?;
+        let Launching {
+            monitor,
+            context,
+            spec,
+            file,
+            capture,
+        } = &mut self.0;
+        let runtime = &*context.runtime;
+        let engine = async { Ok(runtime.engine().await.ok()) };
+        let prepared = async { tokio::try_join!(runtime.prepare(spec), engine) };
+        (_, monitor.engine) = tokio::select! {
+            prepared = prepared => prepared.map_err(LaunchError::NotCreated)?,
+            error = monitor.stopped_early(capture) => return Err(LaunchError::NotCreated(error)),
+        };
+        let engine = monitor.engine.as_ref();
+        file.record.engine_id = engine.and_then(|engine| engine.id.clone());
+        // The next request may create a container that no other engine finds.
+        if file.record.engine_id.is_some()
+            && let Err(error) = monitor.write_run_file(file).await
+        {
+            return Err(LaunchError::NotCreated(RuntimeError::Rejected {
+                operation: "create the container",
+                reason: format!("cannot record the id of its engine: {}", error.chain()),
+            }));
+        }
+        Ok(Prepared(self.0))
+    }
+
+    /// Waits until another run may be under way.
+    async fn acquire_permit(&mut self) -> Result<(), LaunchError> {
+        let Launching {
+            monitor,
+            context,
+            capture,
+            ..
+        } = &mut self.0;
+        let Some(concurrency) = &context.concurrency else {
+            return Ok(());
+        };
+        monitor.permit = Arc::clone(concurrency).try_acquire_owned().ok();
+        if monitor.permit.is_some() {
+            return Ok(());
+        }
+        monitor.emit(EventKind::Waiting);
+        let permit = Arc::clone(concurrency).acquire_owned();
+        monitor.permit = tokio::select! {
+            permit = permit => permit.ok(),
+            error = monitor.stopped_early(capture) => return Err(LaunchError::NotCreated(error)),
+        };
+        Ok(())
+    }
+}
+
+impl<'a> Prepared<'a> {
+    /// Creates the container, and records its id.
+    async fn create(self) -> Result<Created<'a>, LaunchError> {
+        let Self(mut launching) = self;
+        let Launching {
+            monitor,
+            context,
+            spec,
+            file,
+            ..
+        } = &mut launching;
+        let name = file.record.container_name();
+        let settings = &file.record.settings;
+        let limit = settings.time_limit;
+        let expiry = limit.map(|limit| limit + settings.stop_grace + DEADLINE_SLACK);
+        let request = CreateRequest::new(&name, &file.record.root, &monitor.place.run, spec)
+            .deadline(expiry.map(|expiry| Timestamp::now().saturating_add(expiry)));
+        let created = match context.runtime.create(request).await {
+            Ok(created) => created,
+            Err(error) => {
+                if !error.is_definitive() {
+                    monitor.remove_late_create().await;
+                }
+                return Err(LaunchError::NotCreated(error));
+            }
+        };
+        let container = created.container;
+        monitor.publish(Transition::Created(container.clone()));
+        file.record.container = Some(container.clone());
+        file.record.deadline = limit.map(|limit| Timestamp::now().saturating_add(limit));
+        if let Err(error) = monitor.write_run_file(file).await {
+            return Err(LaunchError::NotStarted(RuntimeError::Rejected {
+                operation: "start the container",
+                reason: format!("cannot record its id: {}", error.chain()),
+            }));
+        }
+        Ok(Created {
+            launching,
+            container,
+            warnings: created.warnings,
+        })
+    }
+}
+
+impl<'a> Created<'a> {
+    /// Connects the output, and the input of an initial attachment.
+    async fn attach(mut self, attach: Option<InitialAttach>) -> Result<Attached<'a>, LaunchError> {
+        let Launching {
+            monitor,
+            context,
+            file,
+            capture,
+            ..
+        } = &mut self.launching;
+        let runtime = &context.runtime;
+        let source = if runtime.capabilities().attach_before_start {
+            let tap = runtime.attach(&self.container, file.record.settings.tty);
+            Source::Tap(tap.await.map_err(LaunchError::NotStarted)?)
+        } else {
+            Source::Follow
+        };
+        let mut input = None;
+        if let Some(attach) = attach {
+            if let Err(error) = capture.write(vec![attach.note]).await {
+                monitor.report_blocked(&error);
+            }
+            if attach.input {
+                let writer = runtime.stdin(&self.container).await;
+                input = Some(writer.map_err(LaunchError::NotStarted)?);
+                *lock(&monitor.pipe) = Pipe::Taken;
+            }
+        }
+        Ok(Attached {
+            created: self,
+            source,
+            input,
+        })
+    }
+}
+
+impl Attached<'_> {
+    /// Starts the container.
+    async fn start(self) -> Result<Running, LaunchError> {
+        let Created {
+            launching,
+            container,
+            warnings,
+        } = self.created;
+        let Launching {
+            monitor,
+            context,
+            file,
+            capture,
+            ..
+        } = launching;
+        if let Ok(request) = monitor.stops.try_recv() {
+            let error = monitor.record_early_stop(request, capture).await;
+            return Err(LaunchError::NotStarted(error));
+        }
+        let (at, asked) = (Instant::now(), Timestamp::now());
+        if let Err(error) = context.runtime.start(&container).await {
+            monitor.confirm_start(file, &container, error).await?;
+        }
+        monitor.launched = Some(Launch {
+            at,
+            asked,
+            answered: Timestamp::now(),
+        });
+        let inspection = inspect_started(&context, file, &container).await;
+        let started = monitor.started(&container, inspection, warnings).await;
+        let tapped = matches!(self.source, Source::Tap(_));
+        monitor
+            .snapshot
+            .send_modify(|snapshot| snapshot.tapped = tapped);
+        monitor.publish(Transition::Started(started.started_at));
+        Ok(Running {
+            source: self.source,
+            started,
+            input: self.input,
+        })
+    }
+}
+
+/// Sets the window size of a started container, and inspects it.
+///
+/// Returns `None` if the engine does not answer in time. The watch inspects the
+/// container later.
+async fn inspect_started(
+    context: &Context,
+    file: &RunFile,
+    container: &ContainerId,
+) -> Option<Inspection> {
+    let runtime = &context.runtime;
+    if let Some(size) = file.record.settings.window {
+        // No change where the engine set the size at the creation.
+        match timeout(INSPECT_TIMEOUT, runtime.resize(container, size)).await {
+            Ok(Err(error)) => tracing::warn!(%container, %error, "cannot set the window size"),
+            Err(_) => tracing::warn!(%container, "cannot set the window size: timed out"),
+            Ok(Ok(())) => {}
+        }
+    }
+    match timeout(INSPECT_TIMEOUT, runtime.inspect(container)).await {
+        Ok(Ok(inspection)) => Some(inspection),
+        Ok(Err(error)) => {
+            tracing::warn!(%container, %error, "cannot inspect the container");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+impl Monitor {
+    /// Launches the run. A container that was created and does not run is removed.
+    pub(super) async fn launch(
+        &mut self,
+        spec: &RunSpec,
+        attach: Option<InitialAttach>,
+        file: &mut RunFile,
+        capture: &mut Capture,
+    ) -> Result<Running, (Ending, RuntimeError)> {
+        let intended = Intended(Launching {
+            context: Arc::clone(&self.context),
+            monitor: self,
+            spec,
+            file,
+            capture,
+        });
+        let stages = async {
+            let prepared = intended.prepare().await?;
+            let created = prepared.create().await?;
+            let attached = created.attach(attach).await?;
+            attached.start().await
+        };
+        match stages.await {
+            Ok(running) => Ok(running),
+            Err(LaunchError::NotCreated(error)) => Err((Ending::not_created(chain(&error)), error)),
+            Err(LaunchError::NotStarted(error)) => Err(self.abandon(file, error).await),
+            Err(LaunchError::Ended(ending, error)) => Err((ending, error)),
+        }
+    }
+
+    /// Resolves when a stop is requested before the container exists.
+    async fn stopped_early(&mut self, capture: &mut Capture) -> RuntimeError {
+        match self.stops.recv().await {
+            Some(request) => self.record_early_stop(request, capture).await,
+            None => pending().await,
+        }
+    }
+
+    async fn record_early_stop(
+        &mut self,
+        request: StopRequest,
+        capture: &mut Capture,
+    ) -> RuntimeError {
+        let stop = self.stop_nothing(request);
+        if let Err(error) = capture.write(vec![stop]).await {
+            self.report_blocked(&error);
+        }
+        RuntimeError::Rejected {
+            operation: "start the container",
+            reason: "the run was stopped before its start".into(),
+        }
+    }
+
+    /// Removes the container of a creation without an answer, if the container
+    /// exists. A container that appears later is an orphan that never starts. The
+    /// next opening of the root removes it.
+    async fn remove_late_create(&mut self) {
+        let (runtime, run) = (&self.context.runtime, &self.place.run);
+        match runtime.find(self.context.root.id()).await {
+            Ok(found) => {
+                for found in found.iter().filter(|found| found.run == *run) {
+                    let removed = runtime.remove(&found.container, false).await;
+                    tracing::warn!(%run, ?removed, "removal of a container that was created late");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%run, %error, "cannot look for a container that was created late");
+            }
+        }
+    }
+
+    /// Removes a container whose start was not requested.
+    async fn abandon(&mut self, file: &mut RunFile, error: RuntimeError) -> (Ending, RuntimeError) {
+        let ending = self.failed_to_start(&error);
+        if let Some(container) = file.record.container.clone()
+            && let Err(error) = self
+                .remove_unstarted(file, &container, ending.clone())
+                .await
+        {
+            tracing::warn!(%container, %error, "cannot remove a container that never started");
+        }
+        (ending, error)
+    }
+
+    fn failed_to_start(&self, error: &RuntimeError) -> Ending {
+        Ending::failed_to_start(chain(error)).redacted(|reason| self.secrets.redact(reason))
+    }
+
+    /// Removes a container that has not started. Success means that the container
+    /// does not run, and never will.
+    ///
+    /// The ending is persisted first. If this process died between the removal and
+    /// the seal, the recovering manager would find no container, and no cause.
+    pub(super) async fn remove_unstarted(
+        &mut self,
+        file: &mut RunFile,
+        container: &ContainerId,
+        ending: Ending,
+    ) -> Result<(), RuntimeError> {
+        file.ending_if_missing = Some(ending);
+        self.persist_run_file(file).await;
+        let removed = self.context.runtime.remove(container, false).await;
+        if matches!(removed, Err(RuntimeError::Conflict { .. })) {
+            file.ending_if_missing = None;
+            self.persist_run_file(file).await;
+        }
+        removed
+    }
+
+    /// Finds out if a container runs although its start failed.
+    ///
+    /// Only a definitive answer decides: a removal without force succeeds only if
+    /// the container does not run.
+    async fn confirm_start(
+        &mut self,
+        file: &mut RunFile,
+        container: &ContainerId,
+        error: RuntimeError,
+    ) -> Result<(), LaunchError> {
+        let runtime = Arc::clone(&self.context.runtime);
+        let mut backoff = Backoff::new();
+        loop {
+            match runtime.inspect(container).await {
+                Ok(inspection) if inspection.status != ContainerStatus::Created => {
+                    if file.ending_if_missing.take().is_some() {
+                        self.persist_run_file(file).await;
+                    }
+                    return Ok(());
+                }
+                Ok(_) => {
+                    if let Some(ending) = self.remove_failed(file, container, &error).await {
+                        return Err(LaunchError::Ended(ending, error));
+                    }
+                }
+                Err(missing) if missing.is_not_found() => {
+                    // An earlier removal may have succeeded without an answer.
+                    let ending = file.ending_if_missing.clone();
+                    let ending = ending.unwrap_or(Ending::Removed { code: None });
+                    return Err(LaunchError::Ended(ending, error));
+                }
+                Err(error) => {
+                    tracing::warn!(%container, %error, "cannot inspect the container yet");
+                }
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Removes a container whose start failed with `error`. Returns the ending if
+    /// the container will never run.
+    async fn remove_failed(
+        &mut self,
+        file: &mut RunFile,
+        container: &ContainerId,
+        error: &RuntimeError,
+    ) -> Option<Ending> {
+        let ending = self.failed_to_start(error);
+        match self.remove_unstarted(file, container, ending.clone()).await {
+            Ok(()) => Some(ending),
+            Err(removal) if removal.is_not_found() => Some(ending),
+            // The container runs by now.
+            Err(RuntimeError::Conflict { .. }) => None,
+            Err(removal) if error.is_definitive() && removal.is_definitive() => {
+                tracing::warn!(%container, error = %removal, "cannot remove the container");
+                Some(ending)
+            }
+            Err(_) => None,
+        }
+    }
+}

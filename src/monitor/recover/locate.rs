@@ -1,0 +1,786 @@
+//! The search for the container of a run whose owner has died.
+//!
+//! [`decide`] maps the files of a run and one answer of the engine to the next step. It does no I/O.
+//! [`Monitor::locate`] asks the engine and carries the decisions out.
+
+use tokio::time::sleep;
+
+use crate::audit::{Event, Gap, GapReason};
+use crate::capture::Capture;
+use crate::error::{Result, RuntimeError};
+use crate::monitor::output::Source;
+use crate::monitor::recover::POLL_INTERVAL;
+use crate::monitor::recover::audit::OpenAudit;
+use crate::monitor::wait::{self, Ended, another};
+use crate::monitor::{Monitor, WatchOutcome};
+use crate::outcome::Ending;
+use crate::root::RunFile;
+use crate::runtime::{ContainerStatus, Continuity, Inspection};
+use crate::spec::{Backstop, ContainerId};
+use crate::state::Transition;
+use crate::timestamp::Timestamp;
+
+/// The location of a run's container.
+pub(super) enum Located {
+    Running(Source, Option<Timestamp>),
+    Ended(Box<WatchOutcome>),
+}
+
+impl Located {
+    /// A container that never ran, or that no longer exists.
+    fn never(ending: Ending) -> Self {
+        Self::Ended(Box::new(WatchOutcome::never(ending)))
+    }
+
+    /// A container that ended while no manager watched it.
+    fn unwatched(ending: Ending, started_again: bool, inspection: Inspection) -> Self {
+        Self::Ended(Box::new(WatchOutcome::untapped(Ended {
+            ending,
+            interrupted: true,
+            engine_restarted: false,
+            started_again,
+            inspection: Some(inspection),
+        })))
+    }
+}
+
+/// The knowledge about the container before the engine is asked.
+struct Known<'a> {
+    file: &'a RunFile,
+    /// The start time that the audit file records.
+    started_at: Option<Timestamp>,
+    id: IdState,
+    /// True if the owner cannot have asked the engine to start the container.
+    start_ruled_out: bool,
+    /// True if a container ends with the process that started it.
+    process_bound: bool,
+}
+
+/// The reliability of the container id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IdState {
+    /// The files of the run have no id.
+    Missing,
+    /// The id may come from a damaged file.
+    ///
+    /// A definitive inspection error is followed by a search by label.
+    Unverified,
+    /// A search by label has confirmed the id, so the next definitive error holds.
+    Verified,
+}
+
+impl IdState {
+    /// The state after a search by label.
+    fn after_search(self) -> Self {
+        match self {
+            Self::Missing => Self::Unverified,
+            Self::Unverified | Self::Verified => Self::Verified,
+        }
+    }
+}
+
+/// The answer of the engine about the container.
+#[derive(Debug)]
+enum Inspected {
+    /// There is no id to ask about.
+    NoId,
+    Found(Box<Inspection>),
+    NotFound,
+    /// A definitive error other than "not found".
+    Rejected(RuntimeError),
+    /// An error that does not prove anything, such as a timeout.
+    Inconclusive(RuntimeError),
+}
+
+/// The next step.
+#[derive(Debug)]
+enum Decision {
+    /// Search the engine for a container with the labels of the run.
+    Search(IfUnlabeled),
+    /// Inspect the container again after [`POLL_INTERVAL`].
+    InspectAgain,
+    /// Remove a container that was not started, so that it never will be.
+    RemoveUnstarted(Ending),
+    /// Return the error. The recovery is retried later.
+    Fail(RuntimeError),
+    /// End the search.
+    Conclude(Conclusion),
+}
+
+/// A definitive location of the container.
+#[derive(Debug)]
+enum Conclusion {
+    Running(Box<Inspection>),
+    /// The container exited while no manager watched it.
+    Exited(Ending, Box<Inspection>),
+    /// The container was started although the record says that its start failed.
+    StartedExternally(Ending, Box<Inspection>),
+    /// The container was started again: its output belongs to another execution.
+    StartedAgain(Ending, Box<Inspection>),
+    /// The container does not exist, and the record has its ending.
+    Missing(Ending),
+    /// The container does not exist, and was never started.
+    NotCreated(Ending),
+    /// The container existed, and was removed externally or ended with its process.
+    Vanished(Ending),
+}
+
+/// The step after a search that finds no container.
+#[derive(Debug)]
+enum IfUnlabeled {
+    NotCreated(Ending),
+    InspectAgain,
+    Fail(RuntimeError),
+}
+
+impl Known<'_> {
+    /// A recorded ending holds, whatever happened to the container since.
+    fn ending_or(&self, ending: Ending) -> Ending {
+        self.file.ending.clone().unwrap_or(ending)
+    }
+
+    /// The conclusion for a container that does not exist.
+    fn missing(&self) -> Conclusion {
+        let recorded = self.file.ending.as_ref();
+        match recorded.or(self.file.ending_if_missing.as_ref()) {
+            Some(ending) => Conclusion::Missing(ending.clone()),
+            None if self.start_ruled_out => Conclusion::NotCreated(not_created()),
+            None if self.process_bound => Conclusion::Vanished(ended_with_process()),
+            None => Conclusion::Vanished(Ending::Removed { code: None }),
+        }
+    }
+}
+
+/// Decides the next step. Only definitive answers of the engine end the search.
+fn decide(known: &Known<'_>, inspected: Inspected) -> Decision {
+    // An unverified id may come from a damaged file. It must not hide the real container.
+    let is_unverified = known.id == IdState::Unverified;
+    match inspected {
+        Inspected::NoId => {
+            Decision::Search(IfUnlabeled::NotCreated(known.ending_or(not_created())))
+        }
+        Inspected::NotFound if is_unverified => Decision::Search(IfUnlabeled::InspectAgain),
+        Inspected::Rejected(error) if is_unverified => Decision::Search(IfUnlabeled::Fail(error)),
+        Inspected::NotFound => Decision::Conclude(known.missing()),
+        Inspected::Rejected(error) | Inspected::Inconclusive(error) => Decision::Fail(error),
+        Inspected::Found(inspection) => decide_found(known, inspection),
+    }
+}
+
+/// Decides the next step for a container that exists.
+fn decide_found(known: &Known<'_>, inspection: Box<Inspection>) -> Decision {
+    if another(known.started_at, &inspection) {
+        let ending = known.ending_or(started_again());
+        return Decision::Conclude(Conclusion::StartedAgain(ending, inspection));
+    }
+    match (inspection.status, &known.file.ending) {
+        (ContainerStatus::Created, _) => {
+            Decision::RemoveUnstarted(known.ending_or(failed_to_start()))
+        }
+        (ContainerStatus::Removing, _) => Decision::InspectAgain,
+        (ContainerStatus::Running | ContainerStatus::Ended, Some(ending))
+            if ending.never_started() =>
+        {
+            Decision::Conclude(Conclusion::StartedExternally(ending.clone(), inspection))
+        }
+        (ContainerStatus::Running, _) => Decision::Conclude(Conclusion::Running(inspection)),
+        (ContainerStatus::Ended, _) => {
+            let exit = Ending::Exited(wait::exit(&inspection, None));
+            Decision::Conclude(Conclusion::Exited(known.ending_or(exit), inspection))
+        }
+    }
+}
+
+/// Decides if an engine restart may have lost output.
+///
+/// An engine that cannot tell is not evidence of a restart, but an engine that does not answer is
+/// asked again.
+fn restart_gap(continuity: Result<Continuity, RuntimeError>) -> Result<Option<Gap>, RuntimeError> {
+    match continuity {
+        Ok(Continuity::Broken) => Ok(Some(Gap::possible(GapReason::EngineRestarted))),
+        Ok(Continuity::Unbroken | Continuity::Unknown) => Ok(None),
+        Err(error) if error.is_definitive() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn not_created() -> Ending {
+    Ending::NotCreated {
+        reason: "the process that started the run ended before it created the container".into(),
+        aborted: true,
+    }
+}
+
+fn failed_to_start() -> Ending {
+    Ending::FailedToStart {
+        reason: "the process that started the run ended before it started the container".into(),
+    }
+}
+
+fn started_again() -> Ending {
+    Ending::Lost {
+        reason: "the container was started again externally".into(),
+    }
+}
+
+fn ended_with_process() -> Ending {
+    Ending::Lost {
+        reason: "the container ended with the process that started it".into(),
+    }
+}
+
+impl Monitor {
+    /// Locates the container of the run, and records what its location proves.
+    pub(super) async fn locate(&mut self, open: &mut OpenAudit) -> Result<Located> {
+        let located = self.find_container(open).await?;
+        self.update_run_file(&mut open.file, &mut open.capture)
+            .await?;
+        Ok(located)
+    }
+
+    async fn find_container(&mut self, open: &mut OpenAudit) -> Result<Located> {
+        let process_bound = self.context.runtime.capabilities().process_bound;
+        let started = open.capture.progress.started.as_ref();
+        let started_at = started.and_then(|started| started.started_at);
+        let has_id = open.file.record.container.is_some();
+        // The id is on disk before the engine is asked to start the container. So an intact record
+        // without an id proves that the container was never started.
+        let start_ruled_out = !has_id && open.is_intact;
+        let mut id = match has_id {
+            true => IdState::Unverified,
+            false => IdState::Missing,
+        };
+        loop {
+            let inspected = self.inspect(&open.file).await;
+            let known = Known {
+                file: &open.file,
+                started_at,
+                id,
+                start_ruled_out,
+                process_bound,
+            };
+            let ending = match decide(&known, inspected) {
+                Decision::Search(if_unlabeled) => {
+                    id = id.after_search();
+                    self.search_by_label(&mut open.file, if_unlabeled).await?
+                }
+                Decision::InspectAgain => {
+                    sleep(POLL_INTERVAL).await;
+                    None
+                }
+                Decision::RemoveUnstarted(ending) => {
+                    self.try_remove_unstarted(&mut open.file, ending).await?
+                }
+                Decision::Fail(error) => return Err(error.into()),
+                Decision::Conclude(conclusion) => {
+                    return self.conclude(open, started_at, conclusion).await;
+                }
+            };
+            if let Some(ending) = ending {
+                return Ok(Located::never(ending));
+            }
+        }
+    }
+
+    /// Inspects the container that the record names, and publishes that it exists.
+    async fn inspect(&mut self, file: &RunFile) -> Inspected {
+        let Some(container) = &file.record.container else {
+            return Inspected::NoId;
+        };
+        match self.context.runtime.inspect(container).await {
+            Ok(inspection) => {
+                self.publish(Transition::Created(container.clone()));
+                Inspected::Found(Box::new(inspection))
+            }
+            Err(error) if error.is_not_found() => Inspected::NotFound,
+            Err(error) if error.is_definitive() => Inspected::Rejected(error),
+            Err(error) => Inspected::Inconclusive(error),
+        }
+    }
+
+    /// Searches the engine for the container of this run by label.
+    ///
+    /// Returns the ending of the run if the engine has no such container.
+    async fn search_by_label(
+        &mut self,
+        file: &mut RunFile,
+        if_unlabeled: IfUnlabeled,
+    ) -> Result<Option<Ending>> {
+        let containers = self.context.runtime.find(self.context.root.id()).await?;
+        let labeled = containers.into_iter().find(|it| it.run == self.place.run);
+        match (labeled, if_unlabeled) {
+            (Some(labeled), _) => file.record.container = Some(labeled.container),
+            (None, IfUnlabeled::InspectAgain) => {}
+            (None, IfUnlabeled::NotCreated(ending)) => return Ok(Some(ending)),
+            (None, IfUnlabeled::Fail(error)) => return Err(error.into()),
+        }
+        Ok(None)
+    }
+
+    /// Removes a container that was not started.
+    ///
+    /// Returns `None`, after a pause, if the container was started or removed meanwhile.
+    async fn try_remove_unstarted(
+        &mut self,
+        file: &mut RunFile,
+        ending: Ending,
+    ) -> Result<Option<Ending>> {
+        let Some(container) = file.record.container.clone() else {
+            return Ok(Some(ending));
+        };
+        let removed = self.remove_unstarted(file, &container, ending.clone());
+        match removed.await {
+            Ok(()) => return Ok(Some(ending)),
+            Err(RuntimeError::Conflict { .. }) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        sleep(POLL_INTERVAL).await;
+        Ok(None)
+    }
+
+    /// Records what the location of the container proves.
+    async fn conclude(
+        &mut self,
+        open: &mut OpenAudit,
+        started_at: Option<Timestamp>,
+        conclusion: Conclusion,
+    ) -> Result<Located> {
+        let OpenAudit { file, capture, .. } = open;
+        match conclusion {
+            Conclusion::Running(inspection) => {
+                let started_at = started_at.or(inspection.started_at);
+                self.record_execution(file, capture, *inspection).await?;
+                let source = match file.record.settings.backstop {
+                    Backstop::Engine => Source::Follow,
+                    Backstop::None => Source::None,
+                };
+                Ok(Located::Running(source, started_at))
+            }
+            Conclusion::Exited(ending, inspection) => {
+                self.record_execution(file, capture, (*inspection).clone())
+                    .await?;
+                Ok(Located::unwatched(ending, false, *inspection))
+            }
+            Conclusion::StartedExternally(ending, inspection) => {
+                file.ending_if_missing = None;
+                Ok(Located::unwatched(ending, true, *inspection))
+            }
+            Conclusion::StartedAgain(ending, inspection) => {
+                Ok(Located::unwatched(ending, true, *inspection))
+            }
+            Conclusion::Missing(ending) => Ok(Located::never(ending)),
+            Conclusion::NotCreated(ending) => {
+                file.record.container = None;
+                Ok(Located::never(ending))
+            }
+            Conclusion::Vanished(ending) => {
+                if let Some(container) = &file.record.container {
+                    self.publish(Transition::Created(container.clone()));
+                }
+                Ok(Located::never(ending))
+            }
+        }
+    }
+
+    /// Records the start of a container, and an engine restart since.
+    async fn record_execution(
+        &mut self,
+        file: &mut RunFile,
+        capture: &mut Capture,
+        inspection: Inspection,
+    ) -> Result<()> {
+        // The container did run, so the ending that assumes otherwise is void. The start request
+        // of the dead owner won over the removal.
+        file.ending_if_missing = None;
+        let Some(container) = &file.record.container else {
+            return Ok(());
+        };
+        self.image_signal = inspection.stop_signal.clone();
+        if capture.progress.started.is_none() {
+            let started = self.started(container, Some(inspection), Vec::new()).await;
+            let started = Event::Started(Box::new(started));
+            capture.write(vec![started]).await?;
+        }
+        self.record_restart(capture, container).await
+    }
+
+    /// Records a gap if the engine was restarted since it started the container.
+    async fn record_restart(
+        &mut self,
+        capture: &mut Capture,
+        container: &ContainerId,
+    ) -> Result<()> {
+        if capture.progress.has_gap(GapReason::EngineRestarted, None) {
+            return Ok(());
+        }
+        let continuity = self.context.runtime.continuity(container).await;
+        match restart_gap(continuity)? {
+            Some(gap) => capture.write(vec![Event::Gap(gap)]).await,
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Exit;
+    use crate::spec::{RootId, RunId, RunRecord, RunSpec};
+
+    /// The kind of an engine's answer.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Seen {
+        NoId,
+        NotFound,
+        Rejected,
+        Inconclusive,
+        Created,
+        Running,
+        Exited,
+        Removing,
+    }
+
+    /// The recorded start time, compared with the start time that the engine reports.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Start {
+        NotRecorded,
+        NotReported,
+        Same,
+        Other,
+    }
+
+    /// The ending in `run.json`.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Recorded {
+        Nothing,
+        Exit,
+        FailedStart,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    struct Case {
+        seen: Seen,
+        id: IdState,
+        recorded: Recorded,
+        has_ending_if_missing: bool,
+        start: Start,
+        start_ruled_out: bool,
+        process_bound: bool,
+    }
+
+    impl Case {
+        /// Every combination that can occur. Only a missing id is not inspected.
+        fn all() -> Vec<Self> {
+            use {IdState::*, Recorded::*, Seen::*, Start::*};
+            let mut inspections = vec![(NoId, Missing)];
+            for seen in [
+                NotFound,
+                Rejected,
+                Inconclusive,
+                Created,
+                Running,
+                Exited,
+                Removing,
+            ] {
+                inspections.extend([(seen, Unverified), (seen, Verified)]);
+            }
+            let mut cases = Vec::new();
+            for (seen, id) in inspections {
+                for recorded in [Nothing, Exit, FailedStart] {
+                    for start in [NotRecorded, NotReported, Same, Other] {
+                        cases.extend((0..8).map(|bits| Self {
+                            seen,
+                            id,
+                            recorded,
+                            has_ending_if_missing: bits & 1 > 0,
+                            start,
+                            start_ruled_out: bits & 2 > 0,
+                            process_bound: bits & 4 > 0,
+                        }));
+                    }
+                }
+            }
+            cases
+        }
+
+        fn decide(&self, times: [Timestamp; 2]) -> Decision {
+            let spec = RunSpec::new("image");
+            let (run, root) = (RunId::generate(), RootId::generate());
+            let mut file = RunFile::new(RunRecord::new(run, root, "scripted", &spec));
+            file.ending = match self.recorded {
+                Recorded::Nothing => None,
+                Recorded::Exit => Some(Ending::Exited(exit(7))),
+                Recorded::FailedStart => Some(failure("recorded")),
+            };
+            file.ending_if_missing = self.has_ending_if_missing.then(|| failure("if missing"));
+            let (recorded, reported) = match self.start {
+                Start::NotRecorded => (None, Some(times[0])),
+                Start::NotReported => (Some(times[0]), None),
+                Start::Same => (Some(times[0]), Some(times[0])),
+                Start::Other => (Some(times[0]), Some(times[1])),
+            };
+            let found = |snapshot| {
+                let mut inspection = Inspection::new(status);
+                inspection.started_at = reported;
+                inspection.code = Some(3);
+                Inspected::Found(Box::new(inspection))
+            };
+            let inspected = match self.seen {
+                Seen::NoId => Inspected::NoId,
+                Seen::NotFound => Inspected::NotFound,
+                Seen::Rejected => Inspected::Rejected(rejected()),
+                Seen::Inconclusive => Inspected::Inconclusive(inconclusive()),
+                Seen::Created => found(ContainerStatus::Created),
+                Seen::Running => found(ContainerStatus::Running),
+                Seen::Exited => found(ContainerStatus::Ended),
+                Seen::Removing => found(ContainerStatus::Removing),
+            };
+            let known = Known {
+                file: &file,
+                started_at: recorded,
+                id: self.id,
+                start_ruled_out: self.start_ruled_out,
+                process_bound: self.process_bound,
+            };
+            decide(&known, inspected)
+        }
+    }
+
+    fn exit(code: i64) -> Exit {
+        Exit {
+            code: Some(code),
+            ..Exit::default()
+        }
+    }
+
+    fn failure(reason: &str) -> Ending {
+        Ending::FailedToStart {
+            reason: reason.into(),
+        }
+    }
+
+    fn rejected() -> RuntimeError {
+        RuntimeError::Conflict {
+            operation: "inspect",
+            reason: "rejected".into(),
+        }
+    }
+
+    fn inconclusive() -> RuntimeError {
+        RuntimeError::Broken {
+            operation: "inspect",
+            reason: "inconclusive".into(),
+        }
+    }
+
+    /// A decision with its data, in words.
+    fn describe(decision: &Decision) -> String {
+        match decision {
+            Decision::Search(IfUnlabeled::NotCreated(it)) => format!("search, or {}", ending(it)),
+            Decision::Search(IfUnlabeled::InspectAgain) => "search, or inspect again".into(),
+            Decision::Search(IfUnlabeled::Fail(it)) => format!("search, or fail: {}", error(it)),
+            Decision::InspectAgain => "inspect again".into(),
+            Decision::RemoveUnstarted(it) => format!("remove: {}", ending(it)),
+            Decision::Fail(it) => format!("fail: {}", error(it)),
+            Decision::Conclude(Conclusion::Running(_)) => "running".into(),
+            Decision::Conclude(Conclusion::Exited(it, _)) => format!("exited: {}", ending(it)),
+            Decision::Conclude(Conclusion::StartedExternally(it, _)) => {
+                format!("started externally: {}", ending(it))
+            }
+            Decision::Conclude(Conclusion::StartedAgain(it, _)) => {
+                format!("started again: {}", ending(it))
+            }
+            Decision::Conclude(Conclusion::Missing(it)) => format!("missing: {}", ending(it)),
+            Decision::Conclude(Conclusion::NotCreated(it)) => {
+                format!("not created: {}", ending(it))
+            }
+            Decision::Conclude(Conclusion::Vanished(it)) => format!("vanished: {}", ending(it)),
+        }
+    }
+
+    fn ending(ending: &Ending) -> &'static str {
+        match ending {
+            Ending::Exited(exit) if exit.code == Some(7) => "recorded exit",
+            Ending::Exited(_) => "observed exit",
+            it if *it == failure("recorded") => "recorded failure",
+            it if *it == failure("if missing") => "ending if missing",
+            it if *it == not_created() => "never created",
+            it if *it == failed_to_start() => "never started",
+            it if *it == started_again() => "second execution",
+            it if *it == ended_with_process() => "ended with its process",
+            Ending::Removed { code: None } => "removed",
+            _ => "another ending",
+        }
+    }
+
+    fn error(error: &RuntimeError) -> &'static str {
+        match error.is_definitive() {
+            true => "definitive",
+            false => "inconclusive",
+        }
+    }
+
+    /// The answers, a condition, and the decision. Each case matches one row.
+    type Row = (&'static [Seen], fn(&Case) -> bool, &'static str);
+
+    const ROWS: &[Row] = {
+        use {IdState::*, Recorded::*, Seen::*, Start::*};
+        const FOUND: &[Seen] = &[Created, Running, Exited, Removing];
+        &[
+            (
+                &[NoId],
+                |c| c.recorded == Nothing,
+                "search, or never created",
+            ),
+            (&[NoId], |c| c.recorded == Exit, "search, or recorded exit"),
+            (
+                &[NoId],
+                |c| c.recorded == FailedStart,
+                "search, or recorded failure",
+            ),
+            (
+                &[NotFound],
+                |c| c.id == Unverified,
+                "search, or inspect again",
+            ),
+            (
+                &[NotFound],
+                |c| c.id == Verified && c.recorded == Exit,
+                "missing: recorded exit",
+            ),
+            (
+                &[NotFound],
+                |c| c.id == Verified && c.recorded == FailedStart,
+                "missing: recorded failure",
+            ),
+            (
+                &[NotFound],
+                |c| is_unrecorded(c) && c.has_ending_if_missing,
+                "missing: ending if missing",
+            ),
+            (
+                &[NotFound],
+                |c| is_unrecorded(c) && !c.has_ending_if_missing && c.start_ruled_out,
+                "not created: never created",
+            ),
+            (
+                &[NotFound],
+                |c| may_have_run(c) && c.process_bound,
+                "vanished: ended with its process",
+            ),
+            (
+                &[NotFound],
+                |c| may_have_run(c) && !c.process_bound,
+                "vanished: removed",
+            ),
+            (
+                &[Rejected],
+                |c| c.id == Unverified,
+                "search, or fail: definitive",
+            ),
+            (&[Rejected], |c| c.id == Verified, "fail: definitive"),
+            (&[Inconclusive], |_| true, "fail: inconclusive"),
+            (
+                FOUND,
+                |c| c.start == Other && c.recorded == Nothing,
+                "started again: second execution",
+            ),
+            (
+                FOUND,
+                |c| c.start == Other && c.recorded == Exit,
+                "started again: recorded exit",
+            ),
+            (
+                FOUND,
+                |c| c.start == Other && c.recorded == FailedStart,
+                "started again: recorded failure",
+            ),
+            (
+                &[Created],
+                |c| c.start != Other && c.recorded == Nothing,
+                "remove: never started",
+            ),
+            (
+                &[Created],
+                |c| c.start != Other && c.recorded == Exit,
+                "remove: recorded exit",
+            ),
+            (
+                &[Created],
+                |c| c.start != Other && c.recorded == FailedStart,
+                "remove: recorded failure",
+            ),
+            (&[Removing], |c| c.start != Other, "inspect again"),
+            (
+                &[Running, Exited],
+                |c| c.start != Other && c.recorded == FailedStart,
+                "started externally: recorded failure",
+            ),
+            (
+                &[Running],
+                |c| c.start != Other && c.recorded != FailedStart,
+                "running",
+            ),
+            (
+                &[Exited],
+                |c| c.start != Other && c.recorded == Nothing,
+                "exited: observed exit",
+            ),
+            (
+                &[Exited],
+                |c| c.start != Other && c.recorded == Exit,
+                "exited: recorded exit",
+            ),
+        ]
+    };
+
+    fn is_unrecorded(case: &Case) -> bool {
+        case.id == IdState::Verified && case.recorded == Recorded::Nothing
+    }
+
+    fn may_have_run(case: &Case) -> bool {
+        is_unrecorded(case) && !case.has_ending_if_missing && !case.start_ruled_out
+    }
+
+    #[test]
+    fn every_record_and_answer_has_one_decision() {
+        let now = Timestamp::now();
+        let later = now.saturating_add(POLL_INTERVAL);
+        let cases = Case::all();
+        assert_eq!(cases.len(), 15 * 3 * 4 * 8);
+        for case in cases {
+            let rows = ROWS
+                .iter()
+                .filter(|(seen, applies, _)| seen.contains(&case.seen) && applies(&case));
+            let expected: Vec<_> = rows.map(|(.., expected)| *expected).collect();
+            let decision = case.decide([now, later]);
+            assert_eq!(vec![describe(&decision)], expected, "{case:?}");
+        }
+    }
+
+    #[test]
+    fn a_second_search_verifies_the_id() {
+        let states = [IdState::Missing, IdState::Unverified, IdState::Verified];
+        let expected = [IdState::Unverified, IdState::Verified, IdState::Verified];
+        assert_eq!(states.map(IdState::after_search), expected);
+    }
+
+    #[test]
+    fn only_a_restarted_engine_leaves_a_gap() {
+        let gap = |continuity| restart_gap(continuity).map(|gap| gap.map(|gap| gap.reason));
+        let restarted = gap(Ok(Continuity::Broken)).unwrap();
+        assert_eq!(restarted, Some(GapReason::EngineRestarted));
+        assert!(
+            restart_gap(Ok(Continuity::Broken))
+                .unwrap()
+                .unwrap()
+                .possible
+        );
+        for continuity in [Continuity::Unbroken, Continuity::Unknown] {
+            assert_eq!(gap(Ok(continuity)).unwrap(), None);
+        }
+        assert_eq!(gap(Err(rejected())).unwrap(), None);
+        assert!(gap(Err(inconclusive())).is_err());
+    }
+}

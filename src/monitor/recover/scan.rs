@@ -1,0 +1,165 @@
+//! The scan of a root for unsealed runs and orphaned containers.
+
+use std::num::NonZero;
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::thread;
+
+use crate::monitor::context::Context;
+use crate::monitor::exec;
+use crate::monitor::recover::take_over;
+use crate::monitor::seal::may_remove;
+use crate::monitor::wait::Backoff;
+use crate::root::{Root, RunFile};
+use crate::runtime::{ContainerStatus, OwnedContainer};
+use crate::spec::RunId;
+
+/// Below this number of runs, a further thread costs more than it saves.
+const MIN_RUNS_PER_THREAD: usize = 256;
+
+/// The runs of a root that need recovery.
+#[derive(Default)]
+struct Unsealed {
+    runs: Vec<RunId>,
+    /// Sealed runs that have an unsealed exec.
+    execs: Vec<RunId>,
+}
+
+impl Unsealed {
+    /// Reads all runs of a root. Large roots are read by all cores.
+    fn read(root: &Root, runs: &[RunId]) -> Self {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let share = runs.len().div_ceil(cores).max(MIN_RUNS_PER_THREAD);
+        thread::scope(|scope| {
+            let shares = runs.chunks(share).map(|share| {
+                let read = || Self::read_share(root, share);
+                // If no thread can be started, the share is read on this one.
+                thread::Builder::new()
+                    .spawn_scoped(scope, read)
+                    .map_err(|_| read())
+            });
+            let shares: Vec<_> = shares.collect();
+            let parts = shares.into_iter().map(|share| match share {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                Err(part) => part,
+            });
+            parts.fold(Self::default(), Self::merge)
+        })
+    }
+
+    fn read_share(root: &Root, runs: &[RunId]) -> Self {
+        let mut unsealed = Self::default();
+        for run in runs {
+            // A run that cannot be read counts as unsealed: its monitor reports the problem.
+            if !matches!(root.read_run(run), Ok(Some(file)) if file.seal.is_some()) {
+                unsealed.runs.push(run.clone());
+            } else if !root.unsealed_execs(run).is_empty() {
+                unsealed.execs.push(run.clone());
+            }
+        }
+        unsealed
+    }
+
+    fn merge(mut self, other: Self) -> Self {
+        self.runs.extend(other.runs);
+        self.execs.extend(other.execs);
+        self
+    }
+}
+
+/// Recovers every unsealed run, and removes containers that sealed runs left.
+pub(crate) async fn scan(context: Arc<Context>) {
+    let closing = context.closing.clone();
+    tokio::select! {
+        () = scan_root(&context) => {}
+        () = closing.cancelled() => {}
+    }
+}
+
+async fn scan_root(context: &Arc<Context>) {
+    let unsealed = context
+        .on_disk("list the runs in", |root| {
+            root.sweep();
+            Ok(Unsealed::read(root, &root.runs()?))
+        })
+        .await
+        .unwrap_or_else(|error| {
+            tracing::error!(error = %error.chain(), "cannot list the runs to recover");
+            Unsealed::default()
+        });
+    for run in unsealed.execs {
+        exec::seal_lost(context, &run).await;
+    }
+    let runs = unsealed.runs.iter();
+    let entries = runs.map(|run| take_over(context, run)).collect();
+    context.scanned.send_replace(Some(entries));
+
+    for container in owned_containers(context).await {
+        remove_orphan(context, container).await;
+    }
+    context.swept.send_replace(true);
+}
+
+/// Lists the containers of the root.
+///
+/// Retries until the engine gives a definitive answer.
+async fn owned_containers(context: &Context) -> Vec<OwnedContainer> {
+    let mut backoff = Backoff::new();
+    loop {
+        match context.runtime.find(context.root.id()).await {
+            Ok(containers) => return containers,
+            Err(error) if error.is_definitive() => {
+                tracing::warn!(%error, "cannot list orphaned containers");
+                return Vec::new();
+            }
+            Err(error) => tracing::warn!(%error, "cannot list orphaned containers; retrying"),
+        }
+        backoff.pause().await;
+    }
+}
+
+/// Removes a container without an owner.
+///
+/// A container of a sealed run is removed by the policy of the run. A container of a run that does
+/// not exist is removed only if it was never started.
+async fn remove_orphan(context: &Arc<Context>, orphan: OwnedContainer) {
+    if context.entries().contains_key(&orphan.run) {
+        return;
+    }
+    let run = orphan.run.clone();
+    let run = context
+        .on_disk("read a run in", move |root| {
+            if !root.has(&run) {
+                return Ok(OrphanRun::Missing);
+            }
+            let _lock = root.lock(&run)?;
+            Ok(match root.read_run(&run)? {
+                Some(file) if file.seal.is_some() => OrphanRun::Sealed(Box::new(file)),
+                _ => OrphanRun::Unsealed,
+            })
+        })
+        .await;
+    let remove = match run {
+        Ok(OrphanRun::Missing) => orphan.status == ContainerStatus::Created,
+        Ok(OrphanRun::Sealed(file)) => {
+            orphan.status == ContainerStatus::Created
+                || file
+                    .seal
+                    .is_some_and(|seal| may_remove(&seal, file.record.settings.keep))
+        }
+        Ok(OrphanRun::Unsealed) | Err(_) => false,
+    };
+    if remove {
+        // Without force: a running container is not removed.
+        let removed = context.runtime.remove(&orphan.container, false).await;
+        let container = &orphan.container;
+        tracing::info!(run = %orphan.run, %container, ?removed, "removed an orphaned container");
+    }
+}
+
+/// The run that the labels of an orphaned container name.
+enum OrphanRun {
+    Missing,
+    Unsealed,
+    Sealed(Box<RunFile>),
+}

@@ -1,0 +1,166 @@
+//! The lock of a run: its holder owns the run.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::root::Root;
+use crate::spec::RunId;
+
+/// The minimum age of an empty run directory that a scan may claim.
+///
+/// A younger one belongs to the process that may be creating the run.
+const CREATION_GRACE: Duration = Duration::from_secs(2);
+
+/// A process that only checks the lock holds it for less than these retries take.
+const LOCK_RETRIES: u32 = 5;
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The lock of a run, held until it is dropped or the process ends.
+#[derive(Debug)]
+pub(crate) struct Lock(fs::File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that was forked in between shares the open file, and with
+        // it the lock.
+        let _ = self.0.unlock();
+    }
+}
+
+impl Root {
+    /// Returns the path of the file whose lock the owner of a run holds.
+    pub(crate) fn lock_path(&self, run: &RunId) -> PathBuf {
+        self.dir(run).join("lock")
+    }
+
+    /// Acquires the lock of a run.
+    pub(crate) fn lock(&self, run: &RunId) -> Result<Lock> {
+        let path = self.lock_path(run);
+        let file = match disk::open_new(&path).map(disk::File::into_std) {
+            Err(error) if error.io_kind() == Some(ErrorKind::AlreadyExists) => {
+                disk::open_existing(&path, true)?
+            }
+            other => other?,
+        };
+        // `is_owned` holds a shared lock for a moment.
+        let mut locked = file.try_lock();
+        for _ in 0..LOCK_RETRIES {
+            if !matches!(locked, Err(fs::TryLockError::WouldBlock)) {
+                break;
+            }
+            thread::sleep(LOCK_RETRY_INTERVAL);
+            locked = file.try_lock();
+        }
+        let is_current = disk::is_at(&file, &path);
+        let is_current = is_current.map_err(|error| Error::storage("lock", &path, error))?;
+        match locked {
+            Ok(()) if is_current => Ok(Lock(file)),
+            // Not current: the run was removed, and another run may have its name by now.
+            Ok(()) | Err(fs::TryLockError::WouldBlock) => Err(Error::Owned {
+                run: run.clone(),
+                path,
+            }),
+            Err(fs::TryLockError::Error(error)) => Err(Error::storage("lock", path, error)),
+        }
+    }
+
+    /// Returns true if a live process owns the run.
+    pub(crate) fn is_owned(&self, run: &RunId) -> Result<bool> {
+        match disk::open_existing(&self.lock_path(run), false) {
+            Ok(file) => match file.try_lock_shared() {
+                Ok(()) => {
+                    drop(Lock(file));
+                    Ok(false)
+                }
+                Err(error) => Ok(matches!(error, fs::TryLockError::WouldBlock)),
+            },
+            Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns true if another process may be creating the run.
+    ///
+    /// A run directory is created before its lock, so a concurrent scan must not claim it.
+    pub(crate) fn is_being_created(&self, run: &RunId) -> bool {
+        let dir = self.dir(run);
+        let modified = fs::metadata(&dir).and_then(|dir| dir.modified());
+        let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+        age.is_some_and(|age| age < CREATION_GRACE)
+            && !dir.join("run.json").exists()
+            && !self.audit(run).exists()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn a_new_directory_is_unowned_for_a_grace_period() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open_or_create(dir.path().join("root")).unwrap();
+        let run = RunId::generate();
+        disk::create_dir(&root.dir(&run)).unwrap();
+        let lock = root.lock(&run).unwrap();
+        assert!(root.is_being_created(&run));
+        drop(lock);
+        let directory = fs::File::open(root.dir(&run)).unwrap();
+        let now = SystemTime::now();
+        directory.set_modified(now - CREATION_GRACE).unwrap();
+        assert!(!root.is_being_created(&run), "its creator has died");
+        directory.set_modified(now).unwrap();
+        fs::write(root.dir(&run).join("run.json"), "").unwrap();
+        assert!(!root.is_being_created(&run), "it has a record");
+    }
+
+    #[test]
+    fn a_run_has_one_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open_or_create(dir.path().join("root")).unwrap();
+        let run = RunId::generate();
+        disk::create_dir(&root.dir(&run)).unwrap();
+        let lock = root.lock(&run).unwrap();
+        assert!(matches!(root.lock(&run), Err(Error::Owned { .. })));
+        assert!(root.is_owned(&run).unwrap());
+        drop(lock);
+        assert!(!root.is_owned(&run).unwrap());
+        let lock = root.lock(&run).unwrap();
+        // A child between `fork` and `exec` shares the open file.
+        let _forked = lock.0.try_clone().unwrap();
+        drop(lock);
+        root.lock(&run).unwrap();
+    }
+
+    /// A waiter never gets the lock of the next run of that name.
+    #[test]
+    fn the_lock_of_a_removed_run_cannot_be_acquired() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open_or_create(dir.path().join("root")).unwrap();
+        let run = RunId::new("again").unwrap();
+        thread::scope(|scope| {
+            for _ in 0..200 {
+                disk::create_dir(&root.dir(&run)).unwrap();
+                let first = root.lock(&run).unwrap();
+                let waiting = scope.spawn(|| root.lock(&run));
+                thread::sleep(Duration::from_micros(500));
+                root.remove(&run).unwrap();
+                disk::create_dir(&root.dir(&run)).unwrap();
+                let next = root.lock(&run);
+                drop(first);
+                // A late waiter may be the first to lock the next run. Then no other one does.
+                let waited = waiting.join().unwrap();
+                assert!(waited.is_err() || next.is_err(), "the run has two owners");
+                drop((waited, next));
+                root.remove(&run).unwrap();
+            }
+        });
+    }
+}

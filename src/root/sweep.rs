@@ -1,0 +1,66 @@
+//! Removal of run directories, and of files that dead processes left.
+
+use std::fs;
+use std::io::ErrorKind;
+
+use crate::audit::LOG_FILE;
+use crate::disk;
+use crate::error::{Error, Result};
+use crate::root::Root;
+use crate::spec::RunId;
+
+/// The prefix of run directories that are being removed. No run id begins with it.
+const REMOVED_PREFIX: &str = ".removed-";
+
+impl Root {
+    /// Removes the directory of a run that was not created.
+    ///
+    /// It removes the known files first, because that works without free file descriptors. Listing
+    /// a directory takes one.
+    pub(crate) fn discard(&self, run: &RunId) -> Result<()> {
+        let dir = self.dir(run);
+        for name in ["run.json", "lock", LOG_FILE] {
+            let _ = disk::remove_file(&dir.join(name));
+        }
+        match fs::remove_dir(&dir) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(&dir),
+            removed => removed,
+        }
+        .map_err(|error| Error::storage("remove", dir, error))
+    }
+
+    /// Removes the directory of a run.
+    ///
+    /// The directory is renamed first, so no other process sees a partly removed run.
+    pub(crate) fn remove(&self, run: &RunId) -> Result<()> {
+        let removed = self
+            .path()
+            .join(format!("{REMOVED_PREFIX}{run}-{}", RunId::generate()));
+        let dir = self.dir(run);
+        disk::rename(&dir, &removed).map_err(|error| Error::storage("remove", dir, error))?;
+        disk::sync_dir(self.path())?;
+        disk::remove_dir(&removed).map_err(|error| Error::storage("remove", removed, error))
+    }
+
+    /// Removes temporary files of dead processes from a run's directory.
+    ///
+    /// The run must be sealed, or about to be sealed.
+    /// A stop request that another process is writing meanwhile is lost: the run has ended.
+    pub(crate) fn sweep_run(&self, run: &RunId) {
+        for name in ["run.json.", "stop-", "note-"] {
+            disk::remove_temporary(&self.dir(run), name);
+        }
+    }
+
+    /// Removes temporary files and partly removed runs of dead processes.
+    pub(crate) fn sweep(&self) {
+        disk::remove_temporary(self.path(), "root.json.");
+        disk::remove_temporary(self.path(), ".root.json.");
+        for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with(REMOVED_PREFIX) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}

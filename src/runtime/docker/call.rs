@@ -1,0 +1,109 @@
+//! A request to an engine, built before there is a connection.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, Request, header};
+
+use super::errors::Failure;
+
+/// A request: method, path with query, and the optional headers and body.
+#[derive(Debug)]
+pub(super) struct Call {
+    method: Method,
+    path: String,
+    upgrade: bool,
+    auth: Option<String>,
+    json: Option<String>,
+}
+
+impl Call {
+    pub(super) fn get(path: impl Into<String>) -> Self {
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            upgrade: false,
+            auth: None,
+            json: None,
+        }
+    }
+
+    pub(super) fn post(path: impl Into<String>) -> Self {
+        Self {
+            method: Method::POST,
+            ..Self::get(path)
+        }
+    }
+
+    /// Adds a query parameter.
+    pub(super) fn query(mut self, name: &str, value: &str) -> Self {
+        let separator = if self.path.contains('?') { '&' } else { '?' };
+        self.path.push(separator);
+        self.path.push_str(name);
+        self.path.push('=');
+        self.path.push_str(&escaped(value, b""));
+        self
+    }
+
+    /// Adds a query parameter whose value is already escaped.
+    pub(super) fn escaped_query(mut self, name: &str, value: &str) -> Self {
+        self = self.query(name, "");
+        self.path.push_str(value);
+        self
+    }
+
+    /// Sends a JSON body.
+    pub(super) fn json(mut self, body: &serde_json::Value) -> Self {
+        self.json = Some(body.to_string());
+        self
+    }
+
+    /// Asks the engine to turn the connection into a raw byte stream.
+    pub(super) fn upgrade(mut self) -> Self {
+        self.upgrade = true;
+        self
+    }
+
+    /// Sends registry credentials, as encoded by `credentials::header`.
+    pub(super) fn auth(mut self, credentials: Option<String>) -> Self {
+        self.auth = credentials;
+        self
+    }
+
+    pub(super) fn request(&self, host: &str) -> Result<Request<Full<Bytes>>, Failure> {
+        let mut request = Request::builder()
+            .method(&self.method)
+            .uri(&self.path)
+            .header(header::HOST, host)
+            .header(header::USER_AGENT, "moat");
+        if self.upgrade {
+            request = request
+                .header(header::CONNECTION, "Upgrade")
+                .header(header::UPGRADE, "tcp");
+        }
+        if let Some(auth) = &self.auth {
+            let mut value = header::HeaderValue::try_from(auth)
+                .map_err(|_| Failure::Broken("the credentials do not fit in a header".into()))?;
+            value.set_sensitive(true);
+            request = request.header("X-Registry-Auth", value);
+        }
+        if self.json.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        request
+            .body(self.json.clone().map(Full::from).unwrap_or_default())
+            .map_err(|e| Failure::Broken(e.to_string()))
+    }
+}
+
+/// Percent-encodes `text` for a URL, except for the bytes in `plain`.
+pub(super) fn escaped(text: &str, plain: &[u8]) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || plain.contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}

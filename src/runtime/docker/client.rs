@@ -1,0 +1,188 @@
+//! The connection parameters of one engine, and its calls' paths and timeouts.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::address::Address;
+use super::call::Call;
+use super::dial::Dial;
+use super::errors::{Failure, Refusal};
+use super::inspect;
+use super::transport::{Answer, exchange};
+use crate::error::RuntimeError;
+use crate::runtime::EngineInfo;
+use crate::spec::ContainerId;
+
+/// The timeout of a call, unless its documentation says otherwise.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// A timeout of one year. moat sets the timeouts, not bollard.
+pub(super) const NO_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The operation of the first call and of the probe, as errors name it.
+const VERSION_OPERATION: &str = "report its version";
+/// The longest part of a foreign response that an error quotes, in words.
+const MAX_QUOTED_WORDS: usize = 30;
+
+/// A client of one engine.
+///
+/// Calls use bollard, or connections that moat opens: see the documentation of
+/// [`runtime::docker`](super).
+#[derive(Clone)]
+pub(super) struct Client {
+    pub(super) bollard: bollard::Docker,
+    pub(super) dial: Dial,
+    /// The address, as errors show it.
+    pub(super) address: String,
+    pub(super) engine: EngineInfo,
+    pub(super) podman: bool,
+}
+
+impl Client {
+    /// Connects through both clients, and negotiates the API version.
+    pub(super) async fn connect(address: Address) -> Result<Self, RuntimeError> {
+        let dial = Dial::new(address)?;
+        let bollard = dial.client(NO_TIMEOUT)?;
+        let address = dial.address().to_string();
+        let error = |failure| not_an_engine(failure).error(VERSION_OPERATION, &address);
+        let ping = exchange_accepted(&dial, Call::get("/_ping"));
+        ping.await.map_err(error)?;
+        let versions = with_timeout(async {
+            let bollard = bollard.negotiate_version().await?;
+            let version = bollard.version().await?;
+            Ok((bollard, version))
+        });
+        let (bollard, version) = versions.await.map_err(error)?;
+        let components = version.components.unwrap_or_default();
+        let podman = components.iter().any(|c| c.name == "Podman Engine");
+        let name = if podman {
+            "Podman Engine"
+        } else {
+            "Docker Engine"
+        };
+        let mut engine = EngineInfo::new(name, version.version.unwrap_or_default());
+        engine.api = bollard.client_version().to_string();
+        Ok(Self {
+            bollard,
+            dial,
+            address,
+            engine,
+            podman,
+        })
+    }
+
+    /// Reads the engine's current version and its id.
+    pub(super) async fn engine_info(&self) -> Result<EngineInfo, RuntimeError> {
+        let info = with_timeout(async {
+            let version = self.bollard.version().await?;
+            Ok((version.version.unwrap_or_default(), self.engine_id().await?))
+        });
+        let (version, id) = info.await.map_err(self.error(VERSION_OPERATION))?;
+        // The engine may have been upgraded since the connection was made.
+        Ok(EngineInfo {
+            version,
+            id,
+            ..self.engine.clone()
+        })
+    }
+
+    /// The engine's id. Podman generates a new one for each response.
+    async fn engine_id(&self) -> Result<Option<String>, Failure> {
+        if self.podman {
+            return Ok(None);
+        }
+        match self.whole(Call::get(self.path("/info"))).await {
+            Ok(json) => Ok(inspect::engine_id(&json)),
+            // Filtering proxies refuse this call.
+            Err(Failure::Refused(_)) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The path of a call, with the negotiated API version.
+    pub(super) fn path(&self, path: &str) -> String {
+        format!("/v{}{path}", self.engine.api)
+    }
+
+    /// The path of a call about a container.
+    pub(super) fn container_path(
+        &self,
+        container: &ContainerId,
+        path: &str,
+    ) -> Result<String, Failure> {
+        Ok(self.path(&format!("/containers/{}{path}", path_segment(container)?)))
+    }
+
+    /// Adds the operation and the engine's address to a failure.
+    pub(super) fn error(&self, operation: &'static str) -> impl FnOnce(Failure) -> RuntimeError {
+        let address = self.address.clone();
+        move |failure| failure.error(operation, &address)
+    }
+
+    /// Sends a call, and returns its answer once the response head has arrived.
+    ///
+    /// An error status is a [`Failure::Refused`].
+    pub(super) async fn accepted(&self, call: Call) -> Result<Answer, Failure> {
+        exchange_accepted(&self.dial, call).await
+    }
+
+    /// Sends a call, and returns the whole response body.
+    pub(super) async fn whole(&self, call: Call) -> Result<Bytes, Failure> {
+        with_timeout(async { self.accepted(call).await?.whole(CALL_TIMEOUT).await }).await
+    }
+}
+
+async fn exchange_accepted(dial: &Dial, call: Call) -> Result<Answer, Failure> {
+    let answer = exchange(dial, call, CALL_TIMEOUT).await?;
+    answer.accepted(CALL_TIMEOUT).await
+}
+
+/// Converts a failure of the first call: the listener may not be an engine.
+fn not_an_engine(failure: Failure) -> Failure {
+    match failure {
+        Failure::Refused(refusal) => {
+            let words = refusal.message.split_whitespace();
+            let words: Vec<_> = words.take(MAX_QUOTED_WORDS).collect();
+            Failure::Unreachable(format!(
+                "the server at this address is not an engine: it responds with HTTP status {}: {}",
+                refusal.status,
+                words.join(" ")
+            ))
+        }
+        Failure::Broken(reason) => Failure::Unreachable(format!(
+            "the server at this address does not respond as an engine does: {reason}: is the \
+             scheme right, and, with TLS, does the server accept cert.pem and key.pem?"
+        )),
+        failure => failure,
+    }
+}
+
+/// Returns the id if it is safe as a segment of a URL's path.
+///
+/// Other characters could change which call the URL means.
+pub(super) fn path_segment(container: &ContainerId) -> Result<&str, Failure> {
+    let id = container.as_str();
+    let valid = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if id.starts_with(|c: char| c.is_ascii_alphanumeric()) && id.chars().all(valid) {
+        return Ok(id);
+    }
+    let message = format!("{id:?} is not a valid container id");
+    Err(Failure::Refused(Refusal::new(400, &message)))
+}
+
+/// Awaits a call through bollard, for at most [`CALL_TIMEOUT`].
+pub(super) async fn bollard_call<T>(
+    call: impl Future<Output = Result<T, bollard::errors::Error>>,
+) -> Result<T, Failure> {
+    with_timeout(async { Ok(call.await?) }).await
+}
+
+/// Awaits one or more calls, for at most [`CALL_TIMEOUT`] in total.
+pub(super) async fn with_timeout<T>(
+    calls: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let result = timeout(CALL_TIMEOUT, calls).await;
+    result.unwrap_or(Err(Failure::Timeout(CALL_TIMEOUT)))
+}

@@ -1,0 +1,150 @@
+//! Stdin, terminal sizes, and execs.
+
+use futures::StreamExt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::call::Call;
+use super::client::{Client, path_segment};
+use super::errors::Failure;
+use super::output::Output;
+use crate::error::RuntimeError;
+use crate::runtime::{ExecId, ExecInspection, InputWriter, StartedExec};
+use crate::spec::{ContainerId, ExecSpec, Stdin, WindowSize};
+
+/// The detach keys of an attachment, escaped for a query.
+///
+/// Engines search stdin for detach keys, by default `ctrl-p,ctrl-q`. These keys
+/// do not reach the container, and the first of them is delayed until the next
+/// key. The search cannot be disabled, so moat sets a sequence that does not
+/// occur in input: its bytes are not valid UTF-8.
+const UNUSED_DETACH_KEYS: &str = "%FF,%FE,%FF,%FF,%FE,%FE,%FF,%FE,%FF,%FF,%FE,%FE,%FF,%FE,%FF,%FF";
+/// The detach keys of an exec, whose JSON body must be valid UTF-8.
+const UNUSED_DETACH_KEYS_UTF8: &str =
+    "ctrl-@,ctrl-^,ctrl-@,ctrl-@,ctrl-^,ctrl-^,ctrl-@,ctrl-^,ctrl-@,ctrl-@,ctrl-^,ctrl-@";
+
+/// The response to `POST /containers/{id}/exec`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct CreatedExec {
+    id: String,
+}
+
+/// The response to `GET /exec/{id}/json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ExecState {
+    running: bool,
+    #[serde(default)]
+    exit_code: Option<i64>,
+}
+
+impl Client {
+    pub(super) async fn connect_stdin(
+        &self,
+        container: &ContainerId,
+    ) -> Result<InputWriter, RuntimeError> {
+        let writer = async {
+            let call = Call::post(self.container_path(container, "/attach")?)
+                .query("stream", "1")
+                .query("stdin", "1")
+                .escaped_query("detachKeys", UNUSED_DETACH_KEYS)
+                .upgrade();
+            self.accepted(call).await?.writer()
+        };
+        writer
+            .await
+            .map_err(self.error("attach to the container's stdin"))
+    }
+
+    /// Resizes the terminal of the container or exec at `path`.
+    pub(super) async fn resize_terminal(
+        &self,
+        path: Result<String, Failure>,
+        size: WindowSize,
+    ) -> Result<(), RuntimeError> {
+        let resized = async {
+            let call = Call::post(path?)
+                .query("h", &size.rows.to_string())
+                .query("w", &size.columns.to_string());
+            self.whole(call).await.map(drop)
+        };
+        resized.await.map_err(self.error("resize the terminal"))
+    }
+
+    pub(super) fn exec_path(&self, exec: &ExecId, path: &str) -> Result<String, Failure> {
+        // Exec ids have the format of container ids.
+        let id = ContainerId::new(exec.as_str());
+        Ok(self.path(&format!("/exec/{}{path}", path_segment(&id)?)))
+    }
+
+    pub(super) async fn start_exec(
+        &self,
+        container: &ContainerId,
+        spec: &ExecSpec,
+    ) -> Result<StartedExec, RuntimeError> {
+        const OPERATION: &str = "start an exec in the container";
+        let started = async {
+            let settings = spec.settings("");
+            let call = Call::post(self.container_path(container, "/exec")?);
+            let created = self.whole(call.json(&exec_body(spec))).await?;
+            let CreatedExec { id } = serde_json::from_slice(&created)
+                .map_err(|error| Failure::Broken(error.to_string()))?;
+            let id = ExecId::new(id);
+            let call = Call::post(self.exec_path(&id, "/start")?)
+                .json(&json!({"Detach": false, "Tty": settings.tty}))
+                .upgrade();
+            let answer = self.accepted(call).await?;
+            let (answer, input) = if settings.stdin == Stdin::None {
+                (answer, None)
+            } else {
+                let (answer, input) = answer.split()?;
+                (answer, Some(input))
+            };
+            let output = Output::new(answer, settings.tty, OPERATION, self.address.clone());
+            let mut exec = StartedExec::new(id, output.boxed());
+            exec.input = input;
+            Ok(exec)
+        };
+        started.await.map_err(self.error(OPERATION))
+    }
+
+    pub(super) async fn inspect_exec(&self, exec: &ExecId) -> Result<ExecInspection, RuntimeError> {
+        let inspection = async {
+            let call = Call::get(self.exec_path(exec, "/json")?);
+            let json = self.whole(call).await?;
+            let state: ExecState = serde_json::from_slice(&json)
+                .map_err(|error| Failure::Broken(error.to_string()))?;
+            Ok(match state.running {
+                true => ExecInspection::RUNNING,
+                false => ExecInspection::ended(state.exit_code),
+            })
+        };
+        inspection.await.map_err(self.error("inspect the exec"))
+    }
+}
+
+/// The body of `POST /containers/{id}/exec`.
+fn exec_body(spec: &ExecSpec) -> Value {
+    let settings = spec.settings("");
+    let env: Vec<_> = spec
+        .environment()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let mut body = json!({
+        "AttachStdin": settings.stdin != Stdin::None,
+        "AttachStdout": true,
+        "AttachStderr": true,
+        "DetachKeys": UNUSED_DETACH_KEYS_UTF8,
+        "Tty": settings.tty,
+        "Cmd": settings.cmd,
+        "Env": env,
+        "WorkingDir": settings.workdir.unwrap_or_default(),
+        "User": settings.user.unwrap_or_default(),
+    });
+    if let Some(size) = settings.window {
+        // Engines before API 1.42 ignore it.
+        body["ConsoleSize"] = json!([size.rows, size.columns]);
+    }
+    body
+}

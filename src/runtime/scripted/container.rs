@@ -1,0 +1,174 @@
+//! A scripted container and its life.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::script::{Print, Script};
+use crate::outcome::Stream;
+use crate::runtime::ContainerStatus;
+use crate::spec::{Backstop, RootId, RunId, Settings, Stdin};
+use crate::timestamp::Timestamp;
+
+/// A container or an exec. Clones share the life and the output.
+#[derive(Debug, Clone)]
+pub(super) struct Container {
+    pub(super) name: String,
+    pub(super) root: RootId,
+    pub(super) run: RunId,
+    pub(super) script: Arc<Script>,
+    /// The output: of the script, and echoed input.
+    prints: Arc<Mutex<Vec<Print>>>,
+    pub(super) stdin: Stdin,
+    tty: bool,
+    pub(super) has_log: bool,
+    pub(super) deadline: Option<Timestamp>,
+    pub(super) life: watch::Sender<Life>,
+}
+
+/// The events in the life of a container.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Life {
+    /// The start, by the clock of tokio and by the wall clock.
+    pub(super) started: Option<(Instant, Timestamp)>,
+    /// The time and the exit code of an end that the script does not plan.
+    ended: Option<(Instant, i64)>,
+    pub(super) removed: bool,
+    /// The number of restarts of the engine before the start.
+    pub(super) restarts: u64,
+}
+
+impl Life {
+    fn start(&mut self, restarts: u64) {
+        self.started = Some((Instant::now(), Timestamp::now()));
+        self.restarts = restarts;
+    }
+
+    fn end(&mut self, code: i64) {
+        self.ended.get_or_insert((Instant::now(), code));
+    }
+}
+
+/// The exit code of a process that SIGKILL ended.
+pub(super) const CODE_ON_KILL: i64 = 137;
+
+impl Container {
+    pub(super) fn new(
+        name: &str,
+        root: RootId,
+        run: RunId,
+        script: Script,
+        settings: &Settings,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            root,
+            run,
+            prints: Arc::new(Mutex::new(script.prints.clone())),
+            script: Arc::new(script),
+            stdin: settings.stdin,
+            tty: settings.tty,
+            has_log: settings.backstop == Backstop::Engine,
+            deadline: None,
+            life: watch::Sender::default(),
+        }
+    }
+
+    pub(super) fn prints(&self) -> MutexGuard<'_, Vec<Print>> {
+        self.prints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds output at the current time, if the container has started.
+    pub(super) fn print_now(&self, stream: Stream, bytes: bytes::Bytes) {
+        let started = self.life.borrow().started;
+        if let Some((started, _)) = started {
+            let after = started.elapsed();
+            self.prints().push(Print {
+                after,
+                stream,
+                bytes,
+            });
+            self.life.send_modify(|_| {});
+        }
+    }
+
+    /// Returns the time and the exit code of the end, possibly in the future.
+    pub(super) fn end(&self, life: Life) -> Option<(Instant, i64)> {
+        let (started, _) = life.started?;
+        let planned = (!self.script.until_stopped)
+            .then_some((started + self.script.length, self.script.code));
+        match (planned, life.ended) {
+            (Some(planned), Some(ended)) => Some(if ended.0 < planned.0 { ended } else { planned }),
+            (planned, ended) => planned.or(ended),
+        }
+    }
+
+    pub(super) fn status_in(&self, life: Life) -> ContainerStatus {
+        match (life.started, self.end(life)) {
+            (None, _) => ContainerStatus::Created,
+            (_, Some((end, _))) if end <= Instant::now() => ContainerStatus::Ended,
+            _ => ContainerStatus::Running,
+        }
+    }
+
+    pub(super) fn status(&self) -> ContainerStatus {
+        let life = *self.life.borrow();
+        self.status_in(life)
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.status() == ContainerStatus::Running
+    }
+
+    /// Returns the stream that output on `stream` appears on.
+    pub(super) fn visible_stream(&self, stream: Stream) -> Stream {
+        if self.tty { Stream::Tty } else { stream }
+    }
+
+    pub(super) fn start(&self, restarts: u64) {
+        self.life.send_modify(|life| {
+            if life.started.is_none() {
+                life.start(restarts);
+            }
+        });
+    }
+
+    pub(super) fn start_again(&self, restarts: u64) {
+        self.life.send_modify(|life| {
+            life.start(restarts);
+            life.ended = None;
+        });
+    }
+
+    pub(super) fn exit(&self, code: i64) {
+        self.life.send_modify(|life| life.end(code));
+    }
+
+    /// Removes the container, and ends it if it started or if `always_ends`.
+    pub(super) fn remove(&self, always_ends: bool) {
+        self.life.send_modify(|life| {
+            life.removed = true;
+            if always_ends || life.started.is_some() {
+                life.end(CODE_ON_KILL);
+            }
+        });
+    }
+
+    /// Waits for the end, and returns the exit code.
+    pub(super) async fn wait_end(&self, life: &mut watch::Receiver<Life>) -> Option<i64> {
+        loop {
+            let end = self.end(*life.borrow_and_update());
+            let reached = async {
+                match end {
+                    Some((end, _)) => sleep_until(end).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                changed = life.changed() => changed.ok()?,
+                () = reached => return end.map(|(_, code)| code),
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The scripted engine, and the methods with which a test controls it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::call::Call;
+use super::connection::{Connections, Link};
+use super::fault::{Fault, PendingFault};
+use super::script::Script;
+use super::world::World;
+use crate::error::RuntimeError;
+use crate::spec::{RunId, WindowSize};
+
+/// The timeout of each call that has one.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A runtime whose containers follow scripts.
+///
+/// Clones share one engine, which outlives its managers.
+#[derive(Debug, Clone, Default)]
+pub struct Scripted {
+    world: Arc<Mutex<World>>,
+    pub(super) connections: Connections,
+}
+
+impl Scripted {
+    /// Creates an engine without containers.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the script of the containers of `image`.
+    ///
+    /// A script of [`next`](Self::next) precedes it.
+    pub fn image(&self, image: impl Into<String>, script: Script) {
+        self.world().image_scripts.insert(image.into(), script);
+    }
+
+    /// Removes an image. The engine cannot pull it either.
+    pub fn remove_image(&self, image: impl Into<String>) {
+        self.world().missing_images.insert(image.into());
+    }
+
+    /// Queues the script of the next container.
+    ///
+    /// Default: the script of the [`image`](Self::image), else [`Script::new`].
+    pub fn next(&self, script: Script) {
+        self.world().next_scripts.push_back(script);
+    }
+
+    /// Queues the script of the next exec. Default: [`Script::new`].
+    pub fn next_exec(&self, script: Script) {
+        self.world().next_exec_scripts.push_back(script);
+    }
+
+    /// Sets the script of the container of `run`.
+    ///
+    /// It precedes all other scripts.
+    pub fn script(&self, run: &RunId, script: Script) {
+        self.world().run_scripts.insert(run.clone(), script);
+    }
+
+    /// Returns the sizes to which terminals were resized, in order.
+    pub fn sizes(&self) -> Vec<WindowSize> {
+        self.world().sizes.clone()
+    }
+
+    /// Queues a fault for the next call of this kind.
+    pub fn fault(&self, call: Call, fault: Fault) {
+        let mut world = self.world();
+        world.faults.entry(call).or_default().push_back(fault);
+    }
+
+    /// Removes all queued faults.
+    pub fn clear_faults(&self) {
+        self.world().faults.clear();
+    }
+
+    /// Sets the id of the engine. Default: none.
+    pub fn set_engine_id(&self, id: impl Into<String>) {
+        self.world().engine_id = Some(id.into());
+    }
+
+    /// Sets the state of the link.
+    ///
+    /// [`Link::Down`] also breaks all open connections.
+    pub fn link(&self, link: Link) {
+        self.connections.set(link);
+    }
+
+    /// Breaks all open streams and waits. The engine stays reachable.
+    pub fn drop_connections(&self) {
+        self.connections.drop_all();
+    }
+
+    /// Returns the number of calls of this kind.
+    pub fn calls(&self, call: Call) -> u64 {
+        self.world().calls.get(&call).copied().unwrap_or_default()
+    }
+
+    /// Returns the number of containers.
+    pub fn containers(&self) -> usize {
+        self.world().containers.len()
+    }
+
+    /// Restarts the engine.
+    ///
+    /// Containers continue to run. Calls and streams fail only if a [`fault`](Self::fault) makes
+    /// them fail.
+    pub fn restart(&self) {
+        self.world().restarts += 1;
+    }
+
+    /// Moves the deadlines of all containers into the past by `by`.
+    pub fn advance_deadlines(&self, by: Duration) {
+        for container in self.world().containers.values_mut() {
+            container.deadline = container
+                .deadline
+                .map(|deadline| deadline.saturating_sub(by));
+        }
+    }
+
+    /// Removes the container of `run` with force, as another client would.
+    pub fn remove_externally(&self, run: &RunId) {
+        self.world().containers.retain(|_, container| {
+            let is_other = container.run != *run;
+            if !is_other {
+                container.remove(true);
+            }
+            is_other
+        });
+    }
+
+    /// Starts the container of `run` again, as another client would.
+    pub fn start_externally(&self, run: &RunId) {
+        let world = self.world();
+        for container in world.containers.values() {
+            if container.run == *run {
+                container.start_again(world.restarts);
+            }
+        }
+    }
+
+    /// Counts a call, waits until the engine answers, and returns the fault.
+    pub(super) async fn enter(&self, call: Call) -> Result<PendingFault, RuntimeError> {
+        let fault = self.world().count(call);
+        let limit = (call != Call::Wait).then_some(CALL_TIMEOUT);
+        self.connections.reach(limit).await?;
+        PendingFault::new(fault).await
+    }
+}

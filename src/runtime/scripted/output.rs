@@ -1,0 +1,130 @@
+//! The output of the scripted containers.
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::container::{Container, Life};
+use crate::runtime::{Chunk, OutputStream};
+
+/// Returns the output of `container` from its start, each write at its time.
+pub(super) fn live(container: Container) -> OutputStream {
+    live_from(0, container)
+}
+
+/// Returns the live output of a container that started at `started`.
+pub(super) fn live_from_now(container: Container, started: Instant) -> OutputStream {
+    let elapsed = started.elapsed();
+    let prints = container.prints();
+    let past = prints.iter().take_while(|print| print.after <= elapsed);
+    let past = past.count();
+    drop(prints);
+    live_from(past, container)
+}
+
+fn live_from(next: usize, container: Container) -> OutputStream {
+    let playback = Playback {
+        life: container.life.subscribe(),
+        container,
+        next,
+    };
+    stream::unfold(playback, |mut playback| async move {
+        let chunk = playback.next().await?;
+        Some((Ok(chunk), playback))
+    })
+    .filter(|chunk| {
+        let empty = matches!(chunk, Ok(Chunk { bytes, .. }) if bytes.is_empty());
+        std::future::ready(!empty)
+    })
+    .boxed()
+}
+
+/// A position in the output of a container.
+struct Playback {
+    container: Container,
+    /// The index of the next write.
+    next: usize,
+    life: watch::Receiver<Life>,
+}
+
+impl Playback {
+    async fn next(&mut self) -> Option<Chunk> {
+        let begun = |life: &Life| life.started.is_some() || life.removed;
+        let (started, _) = self.life.wait_for(begun).await.ok()?.started?;
+        self.wait_echo().await?;
+        let print = self.container.prints().get(self.next).cloned();
+        if let Some(print) = print
+            && self.wait_due(started + print.after).await
+        {
+            self.next += 1;
+            return Some(Chunk {
+                stream: self.container.visible_stream(print.stream),
+                bytes: print.bytes,
+            });
+        }
+        self.container.wait_end(&mut self.life).await;
+        None
+    }
+
+    /// Waits for input or the end, if the container echoes its input.
+    async fn wait_echo(&mut self) -> Option<()> {
+        let Self {
+            container,
+            next,
+            life,
+        } = self;
+        if container.script.echoes {
+            let ready =
+                |life: &Life| container.prints().len() > *next || container.end(*life).is_some();
+            life.wait_for(ready).await.ok()?;
+        }
+        Some(())
+    }
+
+    /// Waits until `due`, and returns false if the container ends before.
+    async fn wait_due(&mut self, due: Instant) -> bool {
+        let Self {
+            container, life, ..
+        } = self;
+        let ended = |life: &Life| container.end(*life).is_some_and(|(end, _)| end < due);
+        tokio::select! {
+            biased;
+            () = sleep_until(due) => {}
+            _ = life.wait_for(ended) => {}
+        }
+        !ended(&life.borrow())
+    }
+}
+
+/// Returns the current lines in the first `max_bytes` bytes of the log.
+pub(super) fn log_lines(container: &Container, max_bytes: u64) -> Vec<Chunk> {
+    let life = *container.life.borrow();
+    let Some((started, _)) = life.started else {
+        return Vec::new();
+    };
+    let now = Instant::now();
+    let end = container.end(life).map_or(now, |(end, _)| end.min(now));
+    let mut room = max_bytes;
+    let mut lines = Vec::new();
+    for print in container.prints().iter() {
+        if started + print.after > end {
+            break;
+        }
+        let bytes = truncate(&print.bytes, &mut room);
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            lines.push(Chunk {
+                stream: container.visible_stream(print.stream),
+                bytes: bytes.slice_ref(line),
+            });
+        }
+    }
+    lines
+}
+
+/// Truncates `bytes` to `room`, and reduces `room` by the remaining length.
+pub(super) fn truncate(bytes: &Bytes, room: &mut u64) -> Bytes {
+    let taken = (bytes.len() as u64).min(*room);
+    *room -= taken;
+    bytes.slice(..taken as usize)
+}

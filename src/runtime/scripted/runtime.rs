@@ -1,0 +1,354 @@
+//! The [`Runtime`] implementation of the scripted engine.
+
+use async_trait::async_trait;
+use futures::stream::{self, StreamExt};
+
+use super::call::Call;
+use super::container::{CODE_ON_KILL, Container};
+use super::engine::Scripted;
+use super::fault::Break;
+use super::input::Input;
+use super::output;
+use crate::error::RuntimeError;
+use crate::outcome::Usage;
+use crate::runtime::{
+    Archive, Capabilities, ContainerStatus, Continuity, CreateRequest, Created, EngineInfo, ExecId,
+    ExecInspection, Health, InputWriter, Inspection, LabeledContainer, LogFidelity, LogsRequest,
+    OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus,
+};
+use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, Stdin, WindowSize};
+
+/// The exit code of a process that SIGTERM ended.
+const CODE_ON_TERM: i64 = 143;
+
+fn not_running(operation: &'static str) -> RuntimeError {
+    RuntimeError::Conflict {
+        operation,
+        reason: "the container is not running".into(),
+    }
+}
+
+#[async_trait]
+impl Runtime for Scripted {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NONE
+            .with_attach_before_start()
+            .with_logs()
+            .with_stdin()
+            .with_exec()
+    }
+
+    async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
+        let fault = self.enter(Call::Engine).await?;
+        fault.answer("query the engine's version")?;
+        let engine = EngineInfo::new("Scripted", "1");
+        Ok(match self.world().engine_id.clone() {
+            Some(id) => engine.with_id(id),
+            None => engine,
+        })
+    }
+
+    fn validate(&self, _spec: &RunSpec) -> Result<(), InvalidSpec> {
+        Ok(())
+    }
+
+    async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
+        let fault = self.enter(Call::Prepare).await?;
+        self.world().check_image(spec)?;
+        fault.answer("find the image")
+    }
+
+    async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
+        let fault = self.enter(Call::Create).await?;
+        let container = {
+            let mut world = self.world();
+            world.check_image(request.spec)?;
+            world.create(&request)?
+        };
+        fault.answer("create the container")?;
+        Ok(Created::new(container))
+    }
+
+    async fn attach(&self, id: &ContainerId, _tty: bool) -> Result<OutputStream, RuntimeError> {
+        let fault = self.enter(Call::Tap).await?;
+        let container = self.world().container(id)?;
+        fault.answer("attach to the container")?;
+        let cut = fault.cut.or(container.script.tap);
+        Ok(self.connections.carry(output::live(container), cut))
+    }
+
+    async fn attach_running(
+        &self,
+        id: &ContainerId,
+        _tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
+        const OPERATION: &str = "attach to the running container";
+        let fault = self.enter(Call::Watch).await?;
+        let container = self.world().container(id)?;
+        fault.answer(OPERATION)?;
+        let started = container.life.borrow().started;
+        let (started, _) = started.ok_or_else(|| not_running(OPERATION))?;
+        let output = output::live_from_now(container, started);
+        Ok(self.connections.carry(output, fault.cut))
+    }
+
+    async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        const OPERATION: &str = "start the container";
+        let fault = self.enter(Call::Start).await?;
+        let (container, restarts) = {
+            let world = self.world();
+            (world.container(id)?, world.restarts)
+        };
+        if let Some(reason) = container.script.start_error.clone() {
+            return Err(RuntimeError::Rejected {
+                operation: OPERATION,
+                reason,
+            });
+        }
+        container.start(restarts);
+        fault.answer(OPERATION)
+    }
+
+    async fn wait(&self, id: &ContainerId) -> Result<WaitStatus, RuntimeError> {
+        const OPERATION: &str = "wait for the container";
+        let fault = self.enter(Call::Wait).await?;
+        let container = self.world().container(id)?;
+        let mut life = container.life.subscribe();
+        let end = container.wait_end(&mut life);
+        let code = self.connections.hold(OPERATION, end).await?;
+        fault.answer(OPERATION)?;
+        Ok(WaitStatus::new(code))
+    }
+
+    async fn inspect(&self, id: &ContainerId) -> Result<Inspection, RuntimeError> {
+        let fault = self.enter(Call::Inspect).await?;
+        fault.answer("inspect the container")?;
+        let container = self.world().container(id)?;
+        let life = *container.life.borrow();
+        let mut inspection = Inspection::new(container.status_in(life));
+        inspection.started_at = life.started.map(|(_, wall)| wall);
+        if inspection.status == ContainerStatus::Ended
+            && let (Some((started, wall)), Some((end, code))) = (life.started, container.end(life))
+        {
+            inspection.code = Some(code);
+            inspection.finished_at = Some(wall.saturating_add(end - started));
+        }
+        if inspection.status == ContainerStatus::Running {
+            inspection.ports = container.script.ports.clone();
+        }
+        let health = container.script.health;
+        inspection.health = health.map(|(after, result)| match life.started {
+            Some((started, _)) if started.elapsed() >= after => result,
+            _ => Health::Starting,
+        });
+        inspection.image_digest = Some("sha256:scripted".into());
+        inspection.log.driver = "scripted".into();
+        inspection.log.fidelity = container.has_log.then_some(LogFidelity::Lossless);
+        Ok(inspection)
+    }
+
+    async fn continuity(&self, id: &ContainerId) -> Result<Continuity, RuntimeError> {
+        let fault = self.enter(Call::Continuity).await?;
+        fault.answer("list the engine's events")?;
+        let world = self.world();
+        let restarts = world.container(id)?.life.borrow().restarts;
+        Ok(match world.restarts == restarts {
+            true => Continuity::Unbroken,
+            false => Continuity::Broken,
+        })
+    }
+
+    async fn logs(
+        &self,
+        id: &ContainerId,
+        request: LogsRequest,
+    ) -> Result<OutputStream, RuntimeError> {
+        const OPERATION: &str = "read the container's log";
+        let fault = self.enter(Call::Logs).await?;
+        let container = self.world().container(id)?;
+        fault.answer(OPERATION)?;
+        if !container.has_log {
+            return Err(RuntimeError::Rejected {
+                operation: OPERATION,
+                reason: "the container has no log".into(),
+            });
+        }
+        if request.follow {
+            let cut = fault.cut.or(container.script.follow);
+            return Ok(self.connections.carry(output::live(container), cut));
+        }
+        if container.life.borrow().started.is_none() {
+            return Ok(stream::empty().boxed());
+        }
+        // `End` truncates the log itself. The other breaks affect the stream.
+        let (cut, max_bytes) = match container.script.log {
+            Some((bytes, Break::End)) => (fault.cut, bytes),
+            cut => (fault.cut.or(cut), u64::MAX),
+        };
+        let mut lines = output::log_lines(&container, max_bytes);
+        if let Some(tail) = request.tail {
+            lines.drain(..lines.len().saturating_sub(tail as usize));
+        }
+        let lines = stream::iter(lines.into_iter().map(Ok)).boxed();
+        Ok(self.connections.carry(lines, cut))
+    }
+
+    async fn stdin(&self, id: &ContainerId) -> Result<InputWriter, RuntimeError> {
+        let fault = self.enter(Call::Stdin).await?;
+        let container = self.world().container(id)?;
+        fault.answer("attach to the container's input")?;
+        let ends_input = container.stdin == Stdin::Pipe;
+        Ok(Box::pin(Input::new(container, ends_input)))
+    }
+
+    async fn resize(&self, id: &ContainerId, size: WindowSize) -> Result<(), RuntimeError> {
+        let fault = self.enter(Call::Resize).await?;
+        {
+            let mut world = self.world();
+            world.container(id)?;
+            world.sizes.push(size);
+        }
+        fault.answer("resize the container's terminal")
+    }
+
+    async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<StartedExec, RuntimeError> {
+        const OPERATION: &str = "run an exec in the container";
+        let fault = self.enter(Call::Exec).await?;
+        let container = self.world().container(id)?;
+        if !container.is_running() {
+            return Err(not_running(OPERATION));
+        }
+        let script = self.world().next_exec_scripts.pop_front();
+        let script = script.unwrap_or_default();
+        if let Some(reason) = script.start_error {
+            return Err(RuntimeError::Rejected {
+                operation: OPERATION,
+                reason,
+            });
+        }
+        let settings = spec.settings("");
+        let exec = Container::new("", container.root, container.run, script, &settings);
+        exec.start(0);
+        let id = self.world().add_exec(exec.clone());
+        fault.answer(OPERATION)?;
+        let cut = fault.cut.or(exec.script.tap);
+        let output = self.connections.carry(output::live(exec.clone()), cut);
+        let started = StartedExec::new(id, output);
+        Ok(match exec.stdin {
+            Stdin::None => started,
+            stdin => started.with_input(Box::pin(Input::new(exec, stdin == Stdin::Pipe))),
+        })
+    }
+
+    async fn exec_inspect(&self, id: &ExecId) -> Result<ExecInspection, RuntimeError> {
+        let fault = self.enter(Call::ExecInspect).await?;
+        fault.answer("inspect the exec")?;
+        let exec = self.world().exec(id)?;
+        let life = *exec.life.borrow();
+        Ok(match (exec.status_in(life), exec.end(life)) {
+            (ContainerStatus::Ended, end) => ExecInspection::ended(end.map(|(_, code)| code)),
+            _ => ExecInspection::RUNNING,
+        })
+    }
+
+    async fn exec_resize(&self, id: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
+        let fault = self.enter(Call::Resize).await?;
+        {
+            let mut world = self.world();
+            world.exec(id)?;
+            world.sizes.push(size);
+        }
+        fault.answer("resize the exec's terminal")
+    }
+
+    async fn signal(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
+        const OPERATION: &str = "send a signal to the container";
+        let fault = self.enter(Call::Signal).await?;
+        let container = self.world().container(id)?;
+        if !container.is_running() {
+            return Err(not_running(OPERATION));
+        }
+        if signal == "SIGKILL" {
+            container.exit(CODE_ON_KILL);
+        } else if !container.script.ignores_term {
+            container.exit(container.script.code_on_term.unwrap_or(CODE_ON_TERM));
+        }
+        fault.answer(OPERATION)
+    }
+
+    async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError> {
+        const OPERATION: &str = "remove the container";
+        let fault = self.enter(Call::Remove).await?;
+        let container = self.world().container(id)?;
+        if !force && container.is_running() {
+            return Err(RuntimeError::Conflict {
+                operation: OPERATION,
+                reason: "the container is running".into(),
+            });
+        }
+        self.world().containers.remove(id);
+        container.remove(false);
+        fault.answer(OPERATION)
+    }
+
+    async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError> {
+        let fault = self.enter(Call::Find).await?;
+        fault.answer("list the containers")?;
+        let world = self.world();
+        let containers = world.containers.iter();
+        let owned = containers.filter(|(_, container)| container.root == *root);
+        let found = owned.map(|(id, container)| {
+            OwnedContainer::new(id.clone(), container.run.clone(), container.status())
+        });
+        Ok(found.collect())
+    }
+
+    async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
+        self.enter(Call::FindAll).await?;
+        let world = self.world();
+        let found = world.containers.iter().map(|(id, container)| {
+            let (root, run) = (container.root.clone(), container.run.clone());
+            LabeledContainer {
+                deadline: container.deadline,
+                ..LabeledContainer::new(id.clone(), root, run, container.status())
+            }
+        });
+        Ok(found.collect())
+    }
+
+    async fn stats(&self, id: &ContainerId) -> Result<Usage, RuntimeError> {
+        self.enter(Call::Stats).await?;
+        let container = self.world().container(id)?;
+        let life = *container.life.borrow();
+        match (life.started, container.status_in(life)) {
+            (Some((started, _)), ContainerStatus::Running) => {
+                let cpu = started.elapsed().mul_f64(container.script.cpus);
+                Ok(Usage::new(container.script.memory, cpu, 1))
+            }
+            _ => Err(not_running("sample the container's usage")),
+        }
+    }
+
+    async fn copy_out(&self, _id: &ContainerId, _path: &str) -> Result<Archive, RuntimeError> {
+        Err(RuntimeError::Unsupported {
+            runtime: self.name(),
+            operation: "copy files out of a container",
+        })
+    }
+
+    async fn copy_in(
+        &self,
+        _id: &ContainerId,
+        _path: &str,
+        _archive: Archive,
+    ) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Unsupported {
+            runtime: self.name(),
+            operation: "copy files into a container",
+        })
+    }
+}

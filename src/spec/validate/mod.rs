@@ -1,0 +1,255 @@
+//! Checks that refuse a spec before anything is created, naming the field.
+
+/// Returns an `InvalidSpec` for a field, with a formatted reason.
+macro_rules! refuse {
+    ($field:expr, $($reason:tt)*) => {
+        return Err($crate::spec::InvalidSpec::new($field, format!($($reason)*)))
+    };
+}
+
+mod limits;
+mod mounts;
+mod network;
+mod process;
+
+use std::fmt;
+
+use serde_json::Value;
+
+pub(super) use self::process::check_env;
+use super::{InvalidSpec, RunSpec, Settings};
+
+/// The largest record of a run as JSON, in bytes.
+///
+/// The record is one line of the audit, and a line has at most 16 MiB.
+const MAX_RECORD_BYTES: usize = 4 << 20;
+/// The deepest nesting of a patch.
+///
+/// No engine has a setting that is a tenth as deep.
+const MAX_PATCH_DEPTH: usize = 100;
+
+impl RunSpec {
+    /// Checks the spec as far as this is possible without an engine.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSpec`], which names the first invalid field and the reason.
+    pub fn validate(&self) -> Result<(), InvalidSpec> {
+        self.settings.validate()?;
+        check_env(self.environment())?;
+        if let Some(patch) = &self.patch {
+            if !patch.is_object() {
+                refuse!("engine_patch", "a patch is a JSON object");
+            }
+            if is_deeper(patch, MAX_PATCH_DEPTH) {
+                refuse!(
+                    "engine_patch",
+                    "it is nested more than {MAX_PATCH_DEPTH} levels deep"
+                );
+            }
+        }
+        self.validate_size()
+    }
+
+    fn validate_size(&self) -> Result<(), InvalidSpec> {
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(&self.settings) else {
+            return Ok(());
+        };
+        fields.insert("env".into(), self.env_names().collect());
+        let size = |value: &Value| value.to_string().len();
+        let sizes = || fields.iter().map(|(field, value)| (size(value), field));
+        if sizes().map(|(size, _)| size).sum::<usize>() > MAX_RECORD_BYTES
+            && let Some((size, field)) = sizes().max()
+        {
+            refuse!(
+                field,
+                "it takes {size} bytes of the run's record, which has at most {MAX_RECORD_BYTES}"
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Settings {
+    pub(super) fn validate(&self) -> Result<(), InvalidSpec> {
+        self.validate_process()?;
+        self.validate_mounts()?;
+        self.validate_network()?;
+        self.validate_resources()?;
+        self.validate_policies()
+    }
+}
+
+/// Returns true if `value` is nested more than `levels` deep.
+fn is_deeper(value: &Value, levels: usize) -> bool {
+    let deeper = |value: &Value| levels == 0 || is_deeper(value, levels - 1);
+    match value {
+        Value::Array(values) => values.iter().any(deeper),
+        Value::Object(values) => values.values().any(deeper),
+        _ => false,
+    }
+}
+
+/// A value in an error message: quoted, and cut after 100 characters.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MAX_CHARS: usize = 100;
+        match self.0.char_indices().nth(MAX_CHARS) {
+            None => write!(f, "{:?}", self.0),
+            Some((end, _)) => write!(f, "{:?}... ({} bytes)", &self.0[..end], self.0.len()),
+        }
+    }
+}
+
+fn check_absolute_path(field: &str, path: &str) -> Result<(), InvalidSpec> {
+    if path.contains('\0') {
+        refuse!(field, "{} has a NUL byte in it", Quoted(path));
+    }
+    if !path.starts_with('/') {
+        refuse!(field, "{} is not an absolute path", Quoted(path));
+    }
+    Ok(())
+}
+
+fn check_word(field: &str, value: &str) -> Result<(), InvalidSpec> {
+    if value.is_empty() {
+        refuse!(field, "it is empty; leave it out for the default");
+    }
+    if value.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        let value = Quoted(value);
+        refuse!(field, "{value} has a space or a control character in it");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::spec::{Backstop, Device, Gpus, LimitAction, Port};
+
+    fn refused(spec: RunSpec) -> (String, String) {
+        match spec.validate() {
+            Err(InvalidSpec { field, reason }) => (field, reason),
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
+
+    fn spec() -> RunSpec {
+        RunSpec::new("busybox")
+    }
+
+    #[test]
+    fn an_invalid_value_names_its_field() {
+        let device = |permissions: &str| {
+            let mut spec = spec().device("/dev/null");
+            spec.settings.devices = vec![Device::new("/dev/null", "/dev/null", permissions)];
+            spec
+        };
+        for (field, bad) in [
+            ("image", RunSpec::new("")),
+            ("image", RunSpec::new("a b")),
+            ("cmd", spec().cmd(["a\0b"])),
+            ("entrypoint", spec().entrypoint(["a\0b"])),
+            ("env", spec().env("", "x")),
+            ("env", spec().env("A=B", "x")),
+            ("env", spec().env("A", "x\0")),
+            ("workdir", spec().workdir("relative")),
+            ("user", spec().user("")),
+            ("hostname", spec().hostname("a_b")),
+            ("mounts", spec().bind("relative", "/x")),
+            ("mounts", spec().bind("/x", "relative")),
+            ("mounts", spec().bind("/x", "/")),
+            ("mounts", spec().volume("../x", "/x")),
+            ("mounts", spec().volume("vol", "/x").tmpfs("/x/", None)),
+            ("mounts", spec().tmpfs("/x", Some(0))),
+            ("network", spec().network("a b")),
+            ("network_aliases", spec().network_alias("db")),
+            ("ports", spec().network("host").port(Port::tcp(80))),
+            ("ports", spec().port(Port::tcp(0))),
+            ("ports", spec().port(Port::tcp(80).address("localhost"))),
+            ("extra_hosts", spec().extra_host("db", "nowhere")),
+            ("dns", spec().dns("nowhere")),
+            ("memory", spec().memory(1)),
+            ("cpus", spec().cpus(f64::NAN)),
+            ("cpus", spec().cpus(-1.0)),
+            ("pids_limit", spec().pids_limit(0)),
+            ("ulimits", spec().ulimit("nofile", 10, 5)),
+            ("ulimits", spec().ulimit("", 1, 5)),
+            ("shm_size", spec().shm_size(0)),
+            ("devices", spec().device("null")),
+            ("devices", device("x")),
+            ("gpus", spec().gpus(Gpus::Count(0))),
+            ("sysctls", spec().sysctl("", "1")),
+            ("cap_add", spec().cap_add("")),
+            ("cap_drop", spec().cap_drop("")),
+            ("security_opt", spec().security_opt("")),
+            ("platform", spec().platform("")),
+            ("oci_runtime", spec().oci_runtime("a b")),
+            ("labels", spec().label("moat.run", "x")),
+            ("labels", spec().label("", "x")),
+            ("stop_signal", spec().stop_signal("")),
+            ("time_limit", spec().time_limit(Duration::ZERO)),
+            ("time_limit", spec().time_limit(Duration::MAX)),
+            (
+                "silence_limit",
+                spec().silence_limit(Duration::from_millis(999)),
+            ),
+            ("silence_limit", spec().silence_limit(Duration::MAX)),
+            ("sample", spec().sample(Duration::from_millis(99))),
+            ("sample", spec().sample(Duration::MAX)),
+            ("stop_grace", spec().stop_grace(Duration::MAX)),
+            ("output_limit", spec().output_limit(0, LimitAction::Stop)),
+            ("engine_patch", spec().engine_patch(serde_json::json!([1]))),
+            ("backstop", spec().backstop(Backstop::None).detached(true)),
+        ] {
+            let (named, reason) = refused(bad);
+            assert_eq!(named, field, "{reason}");
+        }
+    }
+
+    #[test]
+    fn common_settings_are_accepted() {
+        spec()
+            .cmd(["sh", "-c", "echo"])
+            .env("EMPTY", "")
+            .bind("/tmp", "/a")
+            .volume("cache", "/b")
+            .tmpfs("/c", Some(1 << 20))
+            .network("mine")
+            .network_alias("db")
+            .port(Port::tcp(80).host(8080).address("127.0.0.1"))
+            .extra_host("host", "host-gateway")
+            .ulimit("core", -1, -1)
+            .user("1000:1000")
+            .validate()
+            .unwrap();
+    }
+
+    #[test]
+    fn debug_errors_and_records_hold_no_secret() {
+        let spec = spec()
+            .env("TOKEN", "s3cr3t")
+            .env("A=s3cr3t", "s3cr3t")
+            .credentials(crate::spec::Credentials::new("me", "s3cr3t"))
+            .engine_patch(serde_json::json!({"Env": ["X=s3cr3t"]}));
+        let (_, reason) = refused(spec.clone());
+        let record = crate::spec::RunRecord::new(
+            crate::spec::RunId::generate(),
+            crate::spec::RootId::generate(),
+            "docker",
+            &RunSpec {
+                env: spec.env[..1].to_vec(),
+                ..spec.clone()
+            },
+        );
+        let debug = format!("{spec:?}");
+        let persisted = serde_json::to_string(&record).unwrap();
+        for text in [debug, reason, persisted] {
+            assert!(!text.contains("s3cr3t"), "{text}");
+        }
+    }
+}
