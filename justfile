@@ -97,7 +97,7 @@ podman:
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     tests/engines/podman "$work" cargo test --locked --quiet --all-features --test conformance -- docker:: \
-        --skip docker::stdin::one_that_is_open_can_be_come_back_to
+        --skip docker::stdin::allows_reattaching_to_open_input
 
 # An image of busybox for the examples (apt-get install busybox-static)
 image:

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use moat::conformance::{self, Behaviour, RuntimeHarness, Unsupported};
+use moat::conformance::{self, Behavior, RuntimeHarness, Unsupported};
 use moat::runtime::scripted::Scripted;
 use moat::runtime::{RuntimeError, *};
 use moat::spec::{ContainerId as Id, InvalidSpec, RootId};
@@ -58,29 +58,29 @@ impl<R: Runtime> Runtime for Unprivileged<R> {
 }
 
 /// The test setup: scripted containers, and a spec that is rejected.
-struct Stage(Unprivileged<Scripted>);
+struct Harness(Unprivileged<Scripted>);
 
 #[async_trait::async_trait]
-impl RuntimeHarness for Stage {
-    async fn runtime(&self) -> Unsupported<Arc<dyn Runtime>> {
+impl RuntimeHarness for Harness {
+    async fn runtime(&self) -> Result<Arc<dyn Runtime>, Unsupported> {
         Ok(Arc::new(self.0.clone()))
     }
 
-    fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
+    fn spec(&self, behavior: &Behavior) -> Result<RunSpec, Unsupported> {
         let image = RunId::generate().to_string();
-        self.0.0.image(&image, behaviour.into());
+        self.0.0.image(&image, behavior.into());
         Ok(RunSpec::new(image))
     }
 
-    fn refused(&self) -> Unsupported<RunSpec> {
+    fn refused(&self) -> Result<RunSpec, Unsupported> {
         Ok(RunSpec::new("any").privileged(true))
     }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), conformance::Failure> {
-    for trial in conformance::runtime(|| Stage(Unprivileged(Scripted::new()))) {
-        println!("{} {}", trial.name(), trial.run().await?);
+    for case in conformance::runtime(|| Harness(Unprivileged(Scripted::new()))) {
+        println!("{} {}", case.name(), case.run().await?);
     }
     Ok(())
 }

@@ -100,8 +100,8 @@ impl RunLog for Lease {
 #[tokio::main]
 async fn main() -> Result<(), conformance::Failure> {
     let table = Table::default();
-    for trial in conformance::sink(move || table.clone()) {
-        println!("{} {}", trial.name(), trial.run().await?);
+    for case in conformance::sink(move || table.clone()) {
+        println!("{} {}", case.name(), case.run().await?);
     }
     Ok(())
 }

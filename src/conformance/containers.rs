@@ -1,417 +1,486 @@
-//! The clauses about the life of a container.
+//! The clauses of [`Runtime`](crate::runtime::Runtime) on the life cycle of a container.
 
 use std::time::Duration;
 
-use super::bench::{Bench, eventually, within};
-use super::{Behaviour, Stop, ensure, fail, skip, words};
+use super::runtime_fixture::{RuntimeFixture, eventually, within};
+use super::{Abort, Behavior, ensure, error_chain, fail};
 use crate::error::RuntimeError;
 use crate::runtime::{ContainerStatus, Continuity};
 use crate::spec::{ContainerId, RootId, RunId};
 
-/// Long enough for what must not happen to be seen.
-const A_WHILE: Duration = Duration::from_millis(300);
+/// The time for which a case watches for a change that must not happen.
+const OBSERVATION: Duration = Duration::from_millis(300);
 
-/// What a call said, for an error.
-fn said<T: std::fmt::Debug>(result: &Result<T, RuntimeError>) -> String {
+/// Describes the result of a call for a failure.
+fn describe<T: std::fmt::Debug>(result: &Result<T, RuntimeError>) -> String {
     match result {
-        Ok(value) => format!("it said {value:?}"),
-        Err(error) => format!("it failed: {}", words(error)),
+        Ok(value) => format!("the call returned {value:?}"),
+        Err(error) => format!("the call failed: {}", error_chain(error)),
     }
 }
 
-fn ensure_conflict(result: Result<(), RuntimeError>) -> Result<(), Stop> {
+fn ensure_conflict(result: Result<(), RuntimeError>) -> Result<(), Abort> {
     let conflict = matches!(result, Err(RuntimeError::Conflict { .. }));
-    ensure(conflict, || format!("no Conflict: {}", said(&result)))
-}
-
-async fn ensure_gone(bench: &Bench, container: &ContainerId) -> Result<(), Stop> {
-    let result = bench.runtime.inspect(container).await;
-    let gone = matches!(result, Err(RuntimeError::NotFound { .. }));
-    ensure(gone, || format!("it is still there: {}", said(&result)))
-}
-
-async fn ensure_status(
-    bench: &Bench,
-    container: &ContainerId,
-    status: ContainerStatus,
-) -> Result<(), Stop> {
-    let inspection = bench.runtime.inspect(container).await?;
-    ensure(inspection.status == status, || {
-        format!("it is {:?} in the place of {status:?}", inspection.status)
+    ensure(conflict, || {
+        format!("expected Conflict, but {}", describe(&result))
     })
 }
 
-pub(crate) mod runtime {
+async fn ensure_gone(fixture: &RuntimeFixture, container: &ContainerId) -> Result<(), Abort> {
+    let result = fixture.runtime.inspect(container).await;
+    let gone = matches!(result, Err(RuntimeError::NotFound { .. }));
+    ensure(gone, || {
+        format!("the container still exists: {}", describe(&result))
+    })
+}
+
+async fn ensure_status(
+    fixture: &RuntimeFixture,
+    container: &ContainerId,
+    status: ContainerStatus,
+) -> Result<(), Abort> {
+    let inspection = fixture.runtime.inspect(container).await?;
+    ensure(inspection.status == status, || {
+        format!(
+            "the status is {:?} instead of {status:?}",
+            inspection.status
+        )
+    })
+}
+
+pub(super) mod name {
     use super::*;
 
-    pub(crate) async fn it_has_a_name(bench: &Bench) -> Result<(), Stop> {
-        let name = bench.runtime.name();
+    pub(crate) async fn is_lowercase_and_constant(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let name = fixture.runtime.name();
         let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
         ensure(!name.is_empty() && name.chars().all(lower), || {
-            format!("{name:?}")
+            format!("invalid name {name:?}")
         })?;
-        ensure(name == bench.runtime.name(), || "it changes".into())
+        ensure(name == fixture.runtime.name(), || "the name changes".into())
     }
+}
 
-    pub(crate) async fn its_capabilities_do_not_change(bench: &Bench) -> Result<(), Stop> {
-        let before = bench.can();
-        bench.run_to_its_end(&Behaviour::new()).await?;
-        ensure(bench.can() == before, || {
-            format!("{before:?} became {:?}", bench.can())
+pub(super) mod capabilities {
+    use super::*;
+
+    pub(crate) async fn are_constant(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let before = fixture.capabilities();
+        fixture.run_to_exit(&Behavior::new()).await?;
+        ensure(fixture.capabilities() == before, || {
+            format!(
+                "the capabilities changed from {before:?} to {:?}",
+                fixture.capabilities()
+            )
         })
     }
+}
 
-    pub(crate) async fn the_engine_says_who_it_is(bench: &Bench) -> Result<(), Stop> {
-        let engine = bench.runtime.engine().await?;
-        ensure(!engine.name.is_empty(), || "it has no name".into())?;
-        let again = bench.runtime.engine().await?;
-        ensure(again == engine, || format!("{engine:?} became {again:?}"))
+pub(super) mod engine {
+    use super::*;
+
+    pub(crate) async fn identifies_the_engine(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let engine = fixture.runtime.engine().await?;
+        ensure(!engine.name.is_empty(), || "the engine has no name".into())?;
+        let again = fixture.runtime.engine().await?;
+        ensure(again == engine, || {
+            format!("the answer changed from {engine:?} to {again:?}")
+        })
     }
+}
 
-    pub(crate) async fn what_it_cannot_do_is_refused_by_the_fields_name(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        bench.runtime.validate(&bench.spec(&Behaviour::new())?)?;
-        let refused = bench.stage.refused().or_else(skip)?;
-        match bench.runtime.validate(&refused) {
+pub(super) mod validate {
+    use super::*;
+
+    pub(crate) async fn rejects_unsupported_fields(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        fixture.runtime.validate(&fixture.spec(&Behavior::new())?)?;
+        let refused = fixture.harness.refused()?;
+        match fixture.runtime.validate(&refused) {
             Err(crate::spec::InvalidSpec { field, .. }) if !field.is_empty() => Ok(()),
-            Err(error) => fail(format!("it fails in another way: {}", words(&error))),
-            Ok(()) => fail("what it cannot do is not refused"),
+            Err(error) => fail(format!("the error names no field: {}", error_chain(&error))),
+            Ok(()) => fail("the unsupported spec is accepted"),
         }
     }
 }
 
-pub(crate) mod prepare {
+pub(super) mod prepare {
     use super::*;
 
-    pub(crate) async fn an_image_that_is_there_is_prepared_again_and_again(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let spec = bench.spec(&Behaviour::new())?;
+    pub(crate) async fn is_idempotent(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let spec = fixture.spec(&Behavior::new())?;
         for _ in 0..2 {
-            bench.runtime.prepare(&spec).await?;
+            fixture.runtime.prepare(&spec).await?;
         }
         Ok(())
     }
 
-    pub(crate) async fn an_image_that_is_not_there_is_a_fact(bench: &Bench) -> Result<(), Stop> {
-        let spec = bench.stage.no_image().or_else(skip)?;
-        let result = bench.runtime.prepare(&spec).await;
+    pub(crate) async fn reports_a_missing_image(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let spec = fixture.harness.no_image()?;
+        let result = fixture.runtime.prepare(&spec).await;
         ensure(
             matches!(result, Err(RuntimeError::NoSuchImage { .. })),
-            || said(&result),
+            || describe(&result),
         )
     }
 }
 
-pub(crate) mod create {
+pub(super) mod create {
     use super::*;
 
-    pub(crate) async fn it_makes_a_container_and_does_not_start_it(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let container = bench.make(&Behaviour::new()).await?;
-        tokio::time::sleep(A_WHILE).await;
-        let inspection = bench.runtime.inspect(&container).await?;
-        let still =
+    pub(crate) async fn does_not_start_the_container(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.create(&Behavior::new()).await?;
+        tokio::time::sleep(OBSERVATION).await;
+        let inspection = fixture.runtime.inspect(&container).await?;
+        let unstarted =
             inspection.status == ContainerStatus::Created && inspection.started_at.is_none();
-        ensure(still, || format!("{inspection:?}"))
+        ensure(unstarted, || format!("`inspect` returned {inspection:?}"))
     }
 
-    pub(crate) async fn it_can_be_found_from_then_on(bench: &Bench) -> Result<(), Stop> {
+    pub(crate) async fn makes_the_container_findable(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
         let run = RunId::generate();
-        let spec = bench.spec(&Behaviour::new())?;
-        let container = bench.create(&bench.root, &run, &spec).await?;
-        let found = bench.runtime.find(&bench.root).await?;
+        let spec = fixture.spec(&Behavior::new())?;
+        let container = fixture.create_with(&fixture.root, &run, &spec).await?;
+        let found = fixture.runtime.find(&fixture.root).await?;
         let one = matches!(&found[..], [one] if one.container == container && one.run == run
             && one.status == ContainerStatus::Created);
         ensure(one, || {
-            format!("{found:?} in the place of {container} for {run}")
+            format!("`find` returned {found:?} instead of {container} for {run}")
         })
     }
 
-    pub(crate) async fn the_engine_neither_removes_nor_restarts_it(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let container = bench.run_to_its_end(&Behaviour::new().exit(1)).await?;
-        let before = bench.ended(&container).await?;
+    pub(crate) async fn disables_autoremove_and_restart(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.run_to_exit(&Behavior::new().exit(1)).await?;
+        let before = fixture.wait_ended(&container).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let after = bench.runtime.inspect(&container).await?;
+        let after = fixture.runtime.inspect(&container).await?;
         let same = after.status == ContainerStatus::Ended && after.started_at == before.started_at;
-        ensure(same, || format!("{before:?} became {after:?}"))
+        ensure(same, || {
+            format!("the container changed from {before:?} to {after:?}")
+        })
     }
 
-    pub(crate) async fn two_containers_of_one_name_are_refused(bench: &Bench) -> Result<(), Stop> {
+    pub(crate) async fn rejects_a_duplicate_name(fixture: &RuntimeFixture) -> Result<(), Abort> {
         let run = RunId::generate();
-        let spec = bench.spec(&Behaviour::new())?;
-        bench.create(&bench.root, &run, &spec).await?;
-        match bench.request(&bench.root, &run, &spec).await {
-            Ok(second) => fail(format!("a second one was made: {second}")),
-            Err(error) => ensure(error.is_definitive(), || words(&error)),
+        let spec = fixture.spec(&Behavior::new())?;
+        fixture.create_with(&fixture.root, &run, &spec).await?;
+        match fixture.try_create(&fixture.root, &run, &spec).await {
+            Ok(second) => fail(format!("a second container was created: {second}")),
+            Err(error) => ensure(error.is_definitive(), || error_chain(&error)),
         }
     }
 }
 
-pub(crate) mod start {
+pub(super) mod start {
     use super::*;
 
-    pub(crate) async fn a_started_container_says_since_when(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.run(&Behaviour::new().hold()).await?;
-        let inspection = bench.runtime.inspect(&container).await?;
+    pub(crate) async fn sets_the_start_time(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture.start(&Behavior::new().waits_for_signal()).await?;
+        let inspection = fixture.runtime.inspect(&container).await?;
         ensure(inspection.started_at.is_some(), || {
-            format!("{inspection:?}")
+            format!("`inspect` returned {inspection:?}")
         })
     }
 
-    pub(crate) async fn what_cannot_start_is_rejected_and_does_not_run(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let container = bench.make(&Behaviour::missing()).await?;
-        let result = bench.runtime.start(&container).await;
+    pub(crate) async fn rejects_an_unstartable_container(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.create(&Behavior::command_not_found()).await?;
+        let result = fixture.runtime.start(&container).await;
         ensure(matches!(result, Err(RuntimeError::Rejected { .. })), || {
-            said(&result)
+            describe(&result)
         })?;
-        ensure_status(bench, &container, ContainerStatus::Created).await?;
-        bench.runtime.remove(&container, false).await?;
+        ensure_status(fixture, &container, ContainerStatus::Created).await?;
+        fixture.runtime.remove(&container, false).await?;
         Ok(())
     }
 
-    pub(crate) async fn no_secret_is_in_the_error(bench: &Bench) -> Result<(), Stop> {
+    pub(crate) async fn leaks_no_secret_in_its_error(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
         const SECRET: &str = "bE7-unspeakable";
-        let spec = bench.spec(&Behaviour::missing())?.env("TOKEN", SECRET);
-        let container = bench.create(&bench.root, &RunId::generate(), &spec).await?;
-        let Err(error) = bench.runtime.start(&container).await else {
-            return fail("what cannot start was started");
+        let spec = fixture
+            .spec(&Behavior::command_not_found())?
+            .env("TOKEN", SECRET);
+        let container = fixture
+            .create_with(&fixture.root, &RunId::generate(), &spec)
+            .await?;
+        let Err(error) = fixture.runtime.start(&container).await else {
+            return fail("a container that cannot start was started");
         };
-        let text = format!("{} {error:?} {:?}", words(&error), bench.runtime);
+        let text = format!("{} {error:?} {:?}", error_chain(&error), fixture.runtime);
         ensure(!text.contains(SECRET), || {
-            "the value of a variable is in it".into()
+            "the error contains the value of a variable".into()
         })
     }
 }
 
-pub(crate) mod wait {
+pub(super) mod wait {
     use super::*;
 
-    pub(crate) async fn it_ends_with_the_container_and_not_before(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new().exit(3)).await?;
-        let mut wait = bench.runtime.wait(&container);
-        if let Ok(answer) = tokio::time::timeout(A_WHILE, &mut wait).await {
-            return fail(format!("while the container runs, {}", said(&answer)));
+    pub(crate) async fn returns_when_the_container_exits(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new().exit(3)).await?;
+        let mut wait = fixture.runtime.wait(&container);
+        if let Ok(answer) = tokio::time::timeout(OBSERVATION, &mut wait).await {
+            return fail(format!(
+                "`wait` ended while the container runs: {}",
+                describe(&answer)
+            ));
         }
-        bench.runtime.signal(&container, "SIGTERM").await?;
-        let status = within("tell the end", wait).await??;
+        fixture.runtime.signal(&container, "SIGTERM").await?;
+        let status = within("`wait` after the exit", wait).await??;
         ensure(status.code == Some(3), || {
-            format!("{status:?} in the place of 3")
+            format!("`wait` returned {status:?} instead of 3")
         })
     }
 
-    pub(crate) async fn it_tells_any_code(bench: &Bench) -> Result<(), Stop> {
+    pub(crate) async fn returns_any_exit_code(fixture: &RuntimeFixture) -> Result<(), Abort> {
         for code in [0, 7, 255] {
-            let container = bench.run(&Behaviour::new().exit(code)).await?;
-            let told = bench.wait(&container).await?;
-            ensure(told == Some(code.into()), || {
-                format!("{told:?} in the place of {code}")
+            let container = fixture.start(&Behavior::new().exit(code)).await?;
+            let got = fixture.wait(&container).await?;
+            ensure(got == Some(code.into()), || {
+                format!("the exit code is {got:?} instead of {code}")
             })?;
         }
         Ok(())
     }
 
-    pub(crate) async fn it_answers_at_once_for_one_that_has_ended(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let container = bench.run(&Behaviour::new().exit(9)).await?;
-        bench.ended(&container).await?;
+    pub(crate) async fn returns_at_once_after_the_exit(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.start(&Behavior::new().exit(9)).await?;
+        fixture.wait_ended(&container).await?;
         for _ in 0..2 {
-            let told = bench.wait(&container).await?;
-            ensure(told == Some(9), || format!("{told:?} in the place of 9"))?;
+            let code = fixture.wait(&container).await?;
+            ensure(code == Some(9), || {
+                format!("the exit code is {code:?} instead of 9")
+            })?;
         }
         Ok(())
     }
 
-    pub(crate) async fn dropped_it_can_be_asked_for_again(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new().exit(4)).await?;
+    pub(crate) async fn is_cancel_safe(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new().exit(4)).await?;
         for _ in 0..3 {
-            let wait = bench.runtime.wait(&container);
+            let wait = fixture.runtime.wait(&container);
             let _ = tokio::time::timeout(Duration::from_millis(50), wait).await;
         }
-        ensure_status(bench, &container, ContainerStatus::Running).await?;
-        bench.runtime.signal(&container, "SIGTERM").await?;
-        let told = bench.wait(&container).await?;
-        ensure(told == Some(4), || format!("{told:?} in the place of 4"))
+        ensure_status(fixture, &container, ContainerStatus::Running).await?;
+        fixture.runtime.signal(&container, "SIGTERM").await?;
+        let code = fixture.wait(&container).await?;
+        ensure(code == Some(4), || {
+            format!("the exit code is {code:?} instead of 4")
+        })
     }
 }
 
-pub(crate) mod inspect {
+pub(super) mod inspect {
     use super::*;
 
-    pub(crate) async fn it_follows_the_life_of_a_container(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.make(&Behaviour::new().out("ready\n").hold()).await?;
-        ensure_status(bench, &container, ContainerStatus::Created).await?;
-        bench.runtime.start(&container).await?;
-        ensure_status(bench, &container, ContainerStatus::Running).await?;
-        bench.runtime.signal(&container, "SIGKILL").await?;
-        bench.wait(&container).await?;
-        bench.ended(&container).await.map(drop)
+    pub(crate) async fn reports_each_status_in_order(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture
+            .create(&Behavior::new().out("ready\n").waits_for_signal())
+            .await?;
+        ensure_status(fixture, &container, ContainerStatus::Created).await?;
+        fixture.runtime.start(&container).await?;
+        ensure_status(fixture, &container, ContainerStatus::Running).await?;
+        fixture.runtime.signal(&container, "SIGKILL").await?;
+        fixture.wait(&container).await?;
+        fixture.wait_ended(&container).await.map(drop)
     }
 
-    pub(crate) async fn the_code_is_there_at_the_end_alone(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new().exit(5)).await?;
-        let runs = bench.runtime.inspect(&container).await?;
-        ensure(runs.code.is_none() && runs.finished_at.is_none(), || {
-            format!("while it runs: {runs:?}")
-        })?;
-        bench.runtime.signal(&container, "SIGTERM").await?;
-        let ended = bench.ended(&container).await?;
+    pub(crate) async fn reports_the_code_only_after_the_exit(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new().exit(5)).await?;
+        let running = fixture.runtime.inspect(&container).await?;
+        ensure(
+            running.code.is_none() && running.finished_at.is_none(),
+            || format!("while the container runs: {running:?}"),
+        )?;
+        fixture.runtime.signal(&container, "SIGTERM").await?;
+        let ended = fixture.wait_ended(&container).await?;
         ensure(ended.code == Some(5), || {
-            format!("{:?} in the place of 5", ended.code)
+            format!("the exit code is {:?} instead of 5", ended.code)
         })
     }
 
-    pub(crate) async fn its_end_is_not_before_its_start(bench: &Bench) -> Result<(), Stop> {
-        let behaviour = Behaviour::new().pause(Duration::from_millis(100));
-        let container = bench.run_to_its_end(&behaviour).await?;
-        let ended = bench.ended(&container).await?;
+    pub(crate) async fn orders_start_and_finish_times(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let behavior = Behavior::new().pause(Duration::from_millis(100));
+        let container = fixture.run_to_exit(&behavior).await?;
+        let ended = fixture.wait_ended(&container).await?;
         match (ended.started_at, ended.finished_at) {
             (Some(start), Some(end)) if start < end => Ok(()),
-            (start, end) => fail(format!("it started at {start:?}, and ended at {end:?}")),
+            (start, end) => fail(format!("started at {start:?}, finished at {end:?}")),
         }
     }
 }
 
-pub(crate) mod continuity {
+pub(super) mod continuity {
     use super::*;
 
-    pub(crate) async fn an_engine_that_was_not_restarted_is_not_broken(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let container = bench.run(&Behaviour::new().hold()).await?;
-        let told = bench.runtime.continuity(&container).await?;
-        ensure(told != Continuity::Broken, || format!("{told:?}"))
+    pub(crate) async fn is_not_broken_without_a_restart(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.start(&Behavior::new().waits_for_signal()).await?;
+        let continuity = fixture.runtime.continuity(&container).await?;
+        ensure(continuity != Continuity::Broken, || {
+            format!("`continuity` returned {continuity:?}")
+        })
     }
 }
 
-pub(crate) mod signal {
+pub(super) mod signal {
     use super::*;
 
-    pub(crate) async fn it_reaches_the_first_process(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new().exit(6)).await?;
-        bench.runtime.signal(&container, "SIGTERM").await?;
-        let told = bench.wait(&container).await?;
-        ensure(told == Some(6), || format!("{told:?} in the place of 6"))
-    }
-
-    pub(crate) async fn kill_ends_what_ignores_the_rest(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new().deaf()).await?;
-        bench.runtime.signal(&container, "SIGTERM").await?;
-        tokio::time::sleep(A_WHILE).await;
-        ensure_status(bench, &container, ContainerStatus::Running).await?;
-        bench.runtime.signal(&container, "SIGKILL").await?;
-        let told = bench.wait(&container).await?;
-        ensure(told == Some(137), || {
-            format!("{told:?} in the place of 137")
+    pub(crate) async fn reaches_the_first_process(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new().exit(6)).await?;
+        fixture.runtime.signal(&container, "SIGTERM").await?;
+        let code = fixture.wait(&container).await?;
+        ensure(code == Some(6), || {
+            format!("the exit code is {code:?} instead of 6")
         })
     }
 
-    pub(crate) async fn one_that_has_not_started_is_a_conflict(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.make(&Behaviour::new()).await?;
-        ensure_conflict(bench.runtime.signal(&container, "SIGTERM").await)?;
-        ensure_status(bench, &container, ContainerStatus::Created).await
+    pub(crate) async fn sigkill_ends_any_container(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture
+            .start_ready(Behavior::new().ignores_sigterm())
+            .await?;
+        fixture.runtime.signal(&container, "SIGTERM").await?;
+        tokio::time::sleep(OBSERVATION).await;
+        ensure_status(fixture, &container, ContainerStatus::Running).await?;
+        fixture.runtime.signal(&container, "SIGKILL").await?;
+        let code = fixture.wait(&container).await?;
+        ensure(code == Some(137), || {
+            format!("the exit code is {code:?} instead of 137")
+        })
     }
 
-    pub(crate) async fn one_that_has_ended_is_a_conflict(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.run_to_its_end(&Behaviour::new()).await?;
-        bench.ended(&container).await?;
-        ensure_conflict(bench.runtime.signal(&container, "SIGKILL").await)
+    pub(crate) async fn conflicts_before_the_start(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture.create(&Behavior::new()).await?;
+        ensure_conflict(fixture.runtime.signal(&container, "SIGTERM").await)?;
+        ensure_status(fixture, &container, ContainerStatus::Created).await
+    }
+
+    pub(crate) async fn conflicts_after_the_exit(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture.run_to_exit(&Behavior::new()).await?;
+        fixture.wait_ended(&container).await?;
+        ensure_conflict(fixture.runtime.signal(&container, "SIGKILL").await)
     }
 }
 
-pub(crate) mod remove {
+pub(super) mod remove {
     use super::*;
 
-    pub(crate) async fn one_that_never_started_goes_without_force(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let container = bench.make(&Behaviour::new()).await?;
-        bench.runtime.remove(&container, false).await?;
-        ensure_gone(bench, &container).await?;
-        let start = bench.runtime.start(&container).await;
-        ensure(start.is_err(), || "it could be started all the same".into())
+    pub(crate) async fn removes_a_created_container(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture.create(&Behavior::new()).await?;
+        fixture.runtime.remove(&container, false).await?;
+        ensure_gone(fixture, &container).await?;
+        let start = fixture.runtime.start(&container).await;
+        ensure(start.is_err(), || {
+            "the removed container was started".into()
+        })
     }
 
-    pub(crate) async fn one_that_runs_is_a_conflict_without_force(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new()).await?;
-        ensure_conflict(bench.runtime.remove(&container, false).await)?;
-        ensure_status(bench, &container, ContainerStatus::Running).await
+    pub(crate) async fn conflicts_with_a_running_container(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new()).await?;
+        ensure_conflict(fixture.runtime.remove(&container, false).await)?;
+        ensure_status(fixture, &container, ContainerStatus::Running).await
     }
 
-    pub(crate) async fn one_that_runs_goes_by_force(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new()).await?;
-        bench.runtime.remove(&container, true).await?;
-        ensure_gone(bench, &container).await
+    pub(crate) async fn force_removes_a_running_container(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new()).await?;
+        fixture.runtime.remove(&container, true).await?;
+        ensure_gone(fixture, &container).await
     }
 
-    pub(crate) async fn one_that_has_ended_goes_without_force(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.run_to_its_end(&Behaviour::new()).await?;
-        bench.ended(&container).await?;
-        bench.runtime.remove(&container, false).await?;
-        ensure_gone(bench, &container).await
+    pub(crate) async fn removes_an_ended_container(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture.run_to_exit(&Behavior::new()).await?;
+        fixture.wait_ended(&container).await?;
+        fixture.runtime.remove(&container, false).await?;
+        ensure_gone(fixture, &container).await
     }
 
-    pub(crate) async fn its_waiters_are_not_left_waiting(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new()).await?;
-        let mut wait = bench.runtime.wait(&container);
-        // It is under way, and not only made.
-        let _ = tokio::time::timeout(A_WHILE, &mut wait).await;
-        bench.runtime.remove(&container, true).await?;
-        match within("end the wait", wait).await? {
+    pub(crate) async fn ends_pending_waits(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new()).await?;
+        let mut wait = fixture.runtime.wait(&container);
+        // Polls the future, so that the call is in flight.
+        let _ = tokio::time::timeout(OBSERVATION, &mut wait).await;
+        fixture.runtime.remove(&container, true).await?;
+        match within("the pending wait", wait).await? {
             Err(error) => ensure(error.is_not_found() || !error.is_definitive(), || {
-                words(&error)
+                error_chain(&error)
             }),
             Ok(_) => Ok(()),
         }
     }
 }
 
-pub(crate) mod find {
+pub(super) mod find {
     use super::*;
 
-    pub(crate) async fn it_finds_those_of_its_root_alone(bench: &Bench) -> Result<(), Stop> {
-        let spec = bench.spec(&Behaviour::new())?;
+    pub(crate) async fn returns_only_containers_of_the_root(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let spec = fixture.spec(&Behavior::new())?;
         let other = RootId::generate();
-        let ours = bench.create(&bench.root, &RunId::generate(), &spec).await?;
-        let theirs = bench.create(&other, &RunId::generate(), &spec).await?;
-        for (root, container) in [(&bench.root, ours), (&other, theirs)] {
-            let found = bench.runtime.find(root).await?;
+        let ours = fixture
+            .create_with(&fixture.root, &RunId::generate(), &spec)
+            .await?;
+        let theirs = fixture
+            .create_with(&other, &RunId::generate(), &spec)
+            .await?;
+        for (root, container) in [(&fixture.root, ours), (&other, theirs)] {
+            let found = fixture.runtime.find(root).await?;
             let one = matches!(&found[..], [one] if one.container == container);
-            ensure(one, || format!("{found:?} in the place of {container}"))?;
+            ensure(one, || {
+                format!("`find` returned {found:?} instead of {container}")
+            })?;
         }
-        let none = bench.runtime.find(&RootId::generate()).await?;
-        ensure(none.is_empty(), || format!("{none:?} in the place of none"))
+        let none = fixture.runtime.find(&RootId::generate()).await?;
+        ensure(none.is_empty(), || {
+            format!("`find` returned {none:?} for an unused root")
+        })
     }
 
-    pub(crate) async fn it_finds_them_in_every_state(bench: &Bench) -> Result<(), Stop> {
-        let made = bench.make(&Behaviour::new()).await?;
-        let runs = bench.ready(Behaviour::new()).await?;
-        let ended = bench.run_to_its_end(&Behaviour::new()).await?;
+    pub(crate) async fn returns_containers_in_every_state(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let created = fixture.create(&Behavior::new()).await?;
+        let running = fixture.start_ready(Behavior::new()).await?;
+        let ended = fixture.run_to_exit(&Behavior::new()).await?;
         let expected = [
-            (made, ContainerStatus::Created),
-            (runs, ContainerStatus::Running),
+            (created, ContainerStatus::Created),
+            (running, ContainerStatus::Running),
             (ended, ContainerStatus::Ended),
         ];
-        eventually("the three are found, each in its state", || async {
-            let found = bench.runtime.find(&bench.root).await?;
-            let all = expected.iter().all(|(container, status)| {
-                found
-                    .iter()
-                    .any(|found| found.container == *container && found.status == *status)
-            });
-            Ok((all && found.len() == 3).then_some(()))
-        })
+        eventually(
+            "`find` returns all three containers with their states",
+            || async {
+                let found = fixture.runtime.find(&fixture.root).await?;
+                let all = expected.iter().all(|(container, status)| {
+                    found
+                        .iter()
+                        .any(|found| found.container == *container && found.status == *status)
+                });
+                Ok((all && found.len() == 3).then_some(()))
+            },
+        )
         .await
     }
 }

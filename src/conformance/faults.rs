@@ -1,27 +1,30 @@
-//! The clauses about what an error says.
+//! The clauses of [`Runtime`](crate::runtime::Runtime) on errors.
 
-pub(crate) mod facts {
+pub(super) mod errors {
     use std::time::Duration;
 
     use futures::StreamExt;
     use futures::future::{BoxFuture, join_all};
     use tokio::time::timeout;
 
-    use crate::conformance::bench::{Bench, within};
-    use crate::conformance::{Behaviour, Stop, ensure, fail, skip, words};
+    use crate::conformance::runtime_fixture::{RuntimeFixture, within};
+    use crate::conformance::{Abort, Behavior, ensure, error_chain, fail};
     use crate::error::RuntimeError;
     use crate::runtime::{ContainerStatus, CreateRequest, LogsRequest};
     use crate::spec::{ContainerId, RunId, RunSpec};
 
-    /// Past the bound of each call, for a machine that has much to do.
-    const PAST_BOUND: Duration = Duration::from_secs(35);
+    /// The 30 s limit of each call, and 5 s for a busy machine.
+    const PAST_CALL_TIMEOUT: Duration = Duration::from_secs(35);
 
-    type Asked<'a> = BoxFuture<'a, Result<(), RuntimeError>>;
+    type Call<'a> = BoxFuture<'a, Result<(), RuntimeError>>;
 
-    /// Each call about a container.
-    fn about<'a>(bench: &'a Bench, container: &'a ContainerId) -> Vec<(&'static str, Asked<'a>)> {
-        let runtime = &*bench.runtime;
-        let mut calls: Vec<(&'static str, Asked<'a>)> = vec![
+    /// Returns each call on a container, except `wait`.
+    fn container_calls<'a>(
+        fixture: &'a RuntimeFixture,
+        container: &'a ContainerId,
+    ) -> Vec<(&'static str, Call<'a>)> {
+        let runtime = &*fixture.runtime;
+        let mut calls: Vec<(&'static str, Call<'a>)> = vec![
             ("start", Box::pin(async { runtime.start(container).await })),
             (
                 "inspect",
@@ -36,11 +39,11 @@ pub(crate) mod facts {
                 Box::pin(async { runtime.remove(container, true).await }),
             ),
         ];
-        if bench.can().attach_before_start {
-            let tap = async { runtime.attach(container, false).await.map(drop) };
-            calls.push(("tap", Box::pin(tap)));
+        if fixture.capabilities().attach_before_start {
+            let attach = async { runtime.attach(container, false).await.map(drop) };
+            calls.push(("attach", Box::pin(attach)));
         }
-        if bench.can().logs {
+        if fixture.capabilities().logs {
             let logs = async {
                 runtime
                     .logs(container, LogsRequest::all(false))
@@ -52,17 +55,18 @@ pub(crate) mod facts {
         calls
     }
 
-    /// Each call that asks the engine, and is bounded.
-    fn all<'a>(
-        bench: &'a Bench,
+    /// Returns each call that has a time limit.
+    fn engine_calls<'a>(
+        fixture: &'a RuntimeFixture,
         container: &'a ContainerId,
         run: &'a RunId,
         spec: &'a RunSpec,
-    ) -> Vec<(&'static str, Asked<'a>)> {
-        let runtime = &*bench.runtime;
-        let mut calls = about(bench, container);
+    ) -> Vec<(&'static str, Call<'a>)> {
+        let runtime = &*fixture.runtime;
+        let mut calls = container_calls(fixture, container);
         let create = async {
-            let request = CreateRequest::new("moat-conformance-unreached", &bench.root, run, spec);
+            let request =
+                CreateRequest::new("moat-conformance-unreached", &fixture.root, run, spec);
             runtime.create(request).await.map(drop)
         };
         calls.push(("create", Box::pin(create)));
@@ -72,77 +76,83 @@ pub(crate) mod facts {
         ));
         calls.push((
             "find",
-            Box::pin(async { runtime.find(&bench.root).await.map(drop) }),
+            Box::pin(async { runtime.find(&fixture.root).await.map(drop) }),
         ));
         calls
     }
 
-    pub(crate) async fn a_container_that_is_not_there_is_not_found(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let container = bench.make(&Behaviour::new()).await?;
-        bench.runtime.remove(&container, true).await?;
-        let wait = async { bench.runtime.wait(&container).await.map(drop) };
-        let mut calls = about(bench, &container);
+    pub(crate) async fn missing_container_is_not_found(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.create(&Behavior::new()).await?;
+        fixture.runtime.remove(&container, true).await?;
+        let wait = async { fixture.runtime.wait(&container).await.map(drop) };
+        let mut calls = container_calls(fixture, &container);
         calls.push(("wait", Box::pin(wait)));
         for (name, call) in calls {
             match within(name, call).await? {
                 Err(RuntimeError::NotFound { .. }) => {}
-                Err(error) => return fail(format!("{name}: {}", words(&error))),
-                Ok(()) => return fail(format!("{name} succeeded")),
+                Err(error) => return fail(format!("`{name}`: {}", error_chain(&error))),
+                Ok(()) => return fail(format!("`{name}` succeeded")),
             }
         }
         Ok(())
     }
 
-    pub(crate) async fn an_engine_out_of_reach_is_no_fact(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new()).await?;
-        let (run, spec) = (RunId::generate(), bench.spec(&Behaviour::new())?);
-        bench.stage.take_down().await.or_else(skip)?;
-        for (name, call) in all(bench, &container, &run, &spec) {
-            match timeout(PAST_BOUND, call).await {
+    pub(crate) async fn unreachable_engine_is_inconclusive(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new()).await?;
+        let (run, spec) = (RunId::generate(), fixture.spec(&Behavior::new())?);
+        fixture.harness.take_down().await?;
+        for (name, call) in engine_calls(fixture, &container, &run, &spec) {
+            match timeout(PAST_CALL_TIMEOUT, call).await {
                 Ok(Err(error)) => ensure(!error.is_definitive(), || {
-                    format!("{name}: {}", words(&error))
+                    format!("`{name}`: {}", error_chain(&error))
                 })?,
-                Ok(Ok(())) => return fail(format!("{name} succeeded")),
-                Err(_) => return fail(format!("{name} did not end")),
+                Ok(Ok(())) => return fail(format!("`{name}` succeeded")),
+                Err(_) => return fail(format!("`{name}` did not return")),
             }
         }
-        bench.stage.bring_back().await;
-        let inspection = bench.runtime.inspect(&container).await?;
+        fixture.harness.bring_back().await;
+        let inspection = fixture.runtime.inspect(&container).await?;
         ensure(inspection.status == ContainerStatus::Running, || {
-            format!("meanwhile it became {:?}", inspection.status)
+            format!("the status changed to {:?}", inspection.status)
         })
     }
 
-    pub(crate) async fn an_engine_out_of_reach_ends_a_wait_without_a_fact(
-        bench: &Bench,
-    ) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new()).await?;
-        let mut wait = bench.runtime.wait(&container);
-        // It is under way, and not only made.
+    pub(crate) async fn interrupted_wait_is_inconclusive(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new()).await?;
+        let mut wait = fixture.runtime.wait(&container);
+        // Polls the future, so that the call is in flight.
         if let Ok(answer) = timeout(Duration::from_millis(300), &mut wait).await {
-            return fail(format!(
-                "while the container runs, the answer is {answer:?}"
-            ));
+            return fail(format!("`wait` ended while the container runs: {answer:?}"));
         }
-        bench.stage.take_down().await.or_else(skip)?;
-        match within("end the wait", wait).await? {
-            Err(error) => ensure(!error.is_definitive(), || words(&error)),
-            Ok(status) => ensure(status.code.is_none(), || format!("{status:?}")),
+        fixture.harness.take_down().await?;
+        match within("the pending wait", wait).await? {
+            Err(error) => ensure(!error.is_definitive(), || error_chain(&error)),
+            Ok(status) => ensure(status.code.is_none(), || {
+                format!("`wait` returned {status:?}")
+            }),
         }
     }
 
-    pub(crate) async fn an_engine_out_of_reach_ends_a_stream(bench: &Bench) -> Result<(), Stop> {
-        let (_, mut tap) = bench.tap(&Behaviour::new().out("ready\n").hold()).await?;
-        let first = within("print its first words", tap.next()).await?;
+    pub(crate) async fn lost_connection_ends_the_stream(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let (_, mut output) = fixture
+            .start_attached(&Behavior::new().out("ready\n").waits_for_signal())
+            .await?;
+        let first = within("the first output", output.next()).await?;
         ensure(matches!(first, Some(Ok(_))), || {
-            format!("the tap gave {first:?}")
+            format!("the attachment yielded {first:?}")
         })?;
-        bench.stage.take_down().await.or_else(skip)?;
-        let end = within("end the stream", async {
+        fixture.harness.take_down().await?;
+        let end = within("the end of the stream", async {
             loop {
-                match tap.next().await {
+                match output.next().await {
                     None => return Ok(()),
                     Some(Err(error)) => return Err(error),
                     Some(Ok(_)) => {}
@@ -150,26 +160,31 @@ pub(crate) mod facts {
             }
         });
         match end.await? {
-            Err(error) => ensure(!error.is_definitive(), || words(&error)),
+            Err(error) => ensure(!error.is_definitive(), || error_chain(&error)),
             Ok(()) => Ok(()),
         }
     }
 
-    pub(crate) async fn an_engine_that_is_silent_is_a_timeout(bench: &Bench) -> Result<(), Stop> {
-        let container = bench.ready(Behaviour::new()).await?;
-        let (run, spec) = (RunId::generate(), bench.spec(&Behaviour::new())?);
-        bench.stage.silence().await.or_else(skip)?;
-        let calls = all(bench, &container, &run, &spec);
-        // All at once: each takes its 30 s.
+    pub(crate) async fn silent_engine_times_out(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new()).await?;
+        let (run, spec) = (RunId::generate(), fixture.spec(&Behavior::new())?);
+        fixture.harness.silence().await?;
+        let calls = engine_calls(fixture, &container, &run, &spec);
+        // Concurrently, because each call takes 30 s.
         let (names, calls): (Vec<_>, Vec<_>) = calls.into_iter().unzip();
-        let answers = join_all(calls.into_iter().map(|call| timeout(PAST_BOUND, call))).await;
+        let answers = join_all(
+            calls
+                .into_iter()
+                .map(|call| timeout(PAST_CALL_TIMEOUT, call)),
+        )
+        .await;
         for (name, answer) in names.into_iter().zip(answers) {
             match answer {
                 Ok(Err(error)) => ensure(!error.is_definitive(), || {
-                    format!("{name}: {}", words(&error))
+                    format!("`{name}`: {}", error_chain(&error))
                 })?,
-                Ok(Ok(())) => return fail(format!("{name} succeeded")),
-                Err(_) => return fail(format!("{name} did not end within 30 s")),
+                Ok(Ok(())) => return fail(format!("`{name}` succeeded")),
+                Err(_) => return fail(format!("`{name}` did not return within 30 s")),
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The clauses about those who sit in front of a container.
+//! The clauses of [`Runtime`](crate::runtime::Runtime) on interaction with a container.
 
 use std::time::Duration;
 
@@ -6,185 +6,202 @@ use futures::StreamExt;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use super::bench::{Bench, collect, collect_to, eventually, same, within};
-use super::{Behaviour, Stop, ensure, fail, skip, words};
+use super::runtime_fixture::{
+    RuntimeFixture, collect, collect_until, ensure_bytes, eventually, within,
+};
+use super::{Abort, Behavior, ensure, error_chain, fail, skip};
 use crate::error::RuntimeError;
 use crate::runtime::{ContainerStatus, InputWriter};
 use crate::spec::Stdin;
 
-async fn write(input: &mut InputWriter, bytes: &[u8]) -> Result<(), Stop> {
+async fn write(input: &mut InputWriter, bytes: &[u8]) -> Result<(), Abort> {
     let written = async {
         input.write_all(bytes).await?;
         input.flush().await
     };
-    match within("take what is written", written).await? {
+    match within("a write to the input", written).await? {
         Ok(()) => Ok(()),
-        Err(error) => fail(words(&error)),
+        Err(error) => fail(error_chain(&error)),
     }
 }
 
-async fn end(input: &mut InputWriter) -> Result<(), Stop> {
-    match within("take the end of the input", input.shutdown()).await? {
+async fn end(input: &mut InputWriter) -> Result<(), Abort> {
+    match within("the shutdown of the input", input.shutdown()).await? {
         Ok(()) => Ok(()),
-        Err(error) => fail(words(&error)),
+        Err(error) => fail(error_chain(&error)),
     }
 }
 
-/// Every byte, and the keys that engines have a use of their own for.
+/// Every byte value, then the detach keys of common engines (ctrl-p ctrl-q).
 fn every_byte() -> Vec<u8> {
     (0..=255).chain(*b"\x10\x11\x10").collect()
 }
 
-pub(crate) mod stdin {
+pub(super) mod stdin {
     use super::*;
 
-    pub(crate) async fn every_byte_arrives(bench: &Bench) -> Result<(), Stop> {
-        let behaviour = Behaviour::new().echo();
-        let (container, tap) = bench.with_input(&behaviour, Stdin::Pipe).await?;
-        let mut input = bench.runtime.stdin(&container).await?;
+    pub(crate) async fn delivers_every_byte(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let behavior = Behavior::new().echo();
+        let (container, output) = fixture.start_with_stdin(&behavior, Stdin::Pipe).await?;
+        let mut input = fixture.runtime.stdin(&container).await?;
         write(&mut input, &every_byte()).await?;
         end(&mut input).await?;
-        same("stdout", &collect(tap).await?.stdout, &every_byte())
+        ensure_bytes("stdout", &collect(output).await?.stdout, &every_byte())
     }
 
-    pub(crate) async fn the_end_of_a_pipe_arrives(bench: &Bench) -> Result<(), Stop> {
+    pub(crate) async fn delivers_the_end_of_a_pipe(fixture: &RuntimeFixture) -> Result<(), Abort> {
         for dropped in [false, true] {
-            let behaviour = Behaviour::new().echo().exit(3);
-            let (container, tap) = bench.with_input(&behaviour, Stdin::Pipe).await?;
-            let mut input = bench.runtime.stdin(&container).await?;
+            let behavior = Behavior::new().echo().exit(3);
+            let (container, output) = fixture.start_with_stdin(&behavior, Stdin::Pipe).await?;
+            let mut input = fixture.runtime.stdin(&container).await?;
             write(&mut input, b"a line\n").await?;
             if dropped {
                 drop(input);
             } else {
                 end(&mut input).await?;
             }
-            let code = bench.wait(&container).await?;
-            ensure(code == Some(3), || format!("it ended with {code:?}"))?;
-            same("stdout", &collect(tap).await?.stdout, b"a line\n")?;
+            let code = fixture.wait(&container).await?;
+            ensure(code == Some(3), || {
+                format!("the exit code is {code:?} instead of 3")
+            })?;
+            ensure_bytes("stdout", &collect(output).await?.stdout, b"a line\n")?;
         }
         Ok(())
     }
 
-    pub(crate) async fn one_that_is_open_can_be_come_back_to(bench: &Bench) -> Result<(), Stop> {
-        let behaviour = Behaviour::new().echo();
-        let (container, mut tap) = bench.with_input(&behaviour, Stdin::Open).await?;
+    pub(crate) async fn allows_reattaching_to_open_input(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let behavior = Behavior::new().echo();
+        let (container, mut output) = fixture.start_with_stdin(&behavior, Stdin::Open).await?;
         for text in ["first\n", "second\n"] {
-            let mut input = bench.runtime.stdin(&container).await?;
+            let mut input = fixture.runtime.stdin(&container).await?;
             write(&mut input, text.as_bytes()).await?;
-            let got = collect_to(&mut tap, text.as_bytes()).await?;
-            same("stdout", &got, text.as_bytes())?;
+            let got = collect_until(&mut output, text.as_bytes()).await?;
+            ensure_bytes("stdout", &got, text.as_bytes())?;
             drop(input);
-            let status = bench.runtime.inspect(&container).await?.status;
+            let status = fixture.runtime.inspect(&container).await?.status;
             ensure(status == ContainerStatus::Running, || {
-                format!("it is {status:?}")
+                format!("the status changed to {status:?}")
             })?;
         }
         Ok(())
     }
 }
 
-pub(crate) mod watch {
+pub(super) mod attach_running {
     use super::*;
 
     const PROMPT: &[u8] = b"a prompt: ";
 
-    pub(crate) async fn it_gives_what_comes(bench: &Bench) -> Result<(), Stop> {
-        let behaviour = Behaviour::new().out("ready\n").echo().tty();
-        let (container, mut tap) = bench.with_input(&behaviour, Stdin::Open).await?;
-        collect_to(&mut tap, b"\n").await?;
-        let mut watch = match bench.runtime.attach_running(&container, true).await {
-            Err(RuntimeError::Unsupported { .. }) => return skip("nobody can look on"),
-            watch => watch?,
+    pub(crate) async fn delivers_new_output(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let behavior = Behavior::new().out("ready\n").echo().tty();
+        let (container, mut output) = fixture.start_with_stdin(&behavior, Stdin::Open).await?;
+        collect_until(&mut output, b"\n").await?;
+        let mut attached = match fixture.runtime.attach_running(&container, true).await {
+            Err(RuntimeError::Unsupported { .. }) => {
+                return skip("the runtime cannot attach to a running container");
+            }
+            result => result?,
         };
-        let mut input = bench.runtime.stdin(&container).await?;
-        // An engine may answer a moment before it passes anything on: then it is written again.
+        let mut input = fixture.runtime.stdin(&container).await?;
+        // An engine may answer shortly before it forwards output, so the write is repeated.
         let mut got = Vec::new();
-        let look = async {
+        let read = async {
             while memchr::memmem::find(&got, PROMPT).is_none() {
                 write(&mut input, PROMPT).await?;
-                match timeout(Duration::from_secs(1), watch.next()).await {
+                match timeout(Duration::from_secs(1), attached.next()).await {
                     Ok(Some(chunk)) => got.extend_from_slice(&chunk?.bytes),
-                    Ok(None) => return fail("it ends while its container runs"),
+                    Ok(None) => return fail("the attachment ends while the container runs"),
                     Err(_) => {}
                 }
             }
             Ok(())
         };
-        within("give what was written", look).await??;
-        collect_to(&mut tap, PROMPT).await.map(drop)
+        within("the new output", read).await??;
+        collect_until(&mut output, PROMPT).await.map(drop)
     }
 }
 
-pub(crate) mod resize {
+pub(super) mod resize {
     use super::*;
     use crate::spec::WindowSize;
 
-    pub(crate) async fn a_terminal_that_runs_takes_a_size(bench: &Bench) -> Result<(), Stop> {
-        let behaviour = Behaviour::new().hold().tty();
-        if let Err(error) = bench.runtime.validate(&bench.spec(&behaviour)?) {
-            return skip(format!("the runtime gives no terminal: {}", words(&error)));
+    pub(crate) async fn resizes_a_running_terminal(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let behavior = Behavior::new().waits_for_signal().tty();
+        if let Err(error) = fixture.runtime.validate(&fixture.spec(&behavior)?) {
+            return skip(format!(
+                "the runtime has no terminals: {}",
+                error_chain(&error)
+            ));
         }
-        let container = bench.run(&behaviour).await?;
+        let container = fixture.start(&behavior).await?;
         let size = WindowSize::new(100, 30);
-        match bench.runtime.resize(&container, size).await {
-            Err(RuntimeError::Unsupported { .. }) => skip("a terminal keeps its size"),
+        match fixture.runtime.resize(&container, size).await {
+            Err(RuntimeError::Unsupported { .. }) => skip("the runtime cannot resize a terminal"),
             resized => Ok(resized?),
         }
     }
 }
 
-pub(crate) mod exec {
+pub(super) mod exec {
     use super::*;
     use crate::runtime::StartedExec;
     use crate::spec::ExecSpec;
 
-    fn spec(bench: &Bench, behaviour: &Behaviour) -> Result<ExecSpec, Stop> {
-        if !bench.can().exec {
-            return skip("nobody can run a further process");
+    fn spec(fixture: &RuntimeFixture, behavior: &Behavior) -> Result<ExecSpec, Abort> {
+        if !fixture.capabilities().exec {
+            return skip("the runtime has no exec");
         }
-        bench.stage.exec(behaviour).or_else(skip)
+        Ok(fixture.harness.exec(behavior)?)
     }
 
-    pub(crate) async fn its_output_and_its_code_are_its_own(bench: &Bench) -> Result<(), Stop> {
-        let behaviour = Behaviour::new().out("out\n").err("err\n").exit(7);
-        let spec = spec(bench, &behaviour)?;
-        let container = bench.ready(Behaviour::new()).await?;
-        let StartedExec { id, output, .. } = bench.runtime.exec(&container, &spec).await?;
+    pub(crate) async fn returns_its_output_and_exit_code(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let behavior = Behavior::new().out("out\n").err("err\n").exit(7);
+        let spec = spec(fixture, &behavior)?;
+        let container = fixture.start_ready(Behavior::new()).await?;
+        let StartedExec { id, output, .. } = fixture.runtime.exec(&container, &spec).await?;
         let got = collect(output).await?;
-        same("stdout", &got.stdout, b"out\n")?;
-        same("stderr", &got.stderr, b"err\n")?;
-        let code = eventually("the process ends", || async {
-            let inspection = bench.runtime.exec_inspect(&id).await?;
+        ensure_bytes("stdout", &got.stdout, b"out\n")?;
+        ensure_bytes("stderr", &got.stderr, b"err\n")?;
+        let code = eventually("the exec ends", || async {
+            let inspection = fixture.runtime.exec_inspect(&id).await?;
             Ok((!inspection.running).then_some(inspection.code))
         });
         let code = code.await?;
-        ensure(code == Some(7), || format!("it ended with {code:?}"))
+        ensure(code == Some(7), || {
+            format!("the exit code is {code:?} instead of 7")
+        })
     }
 
-    pub(crate) async fn its_input_arrives_with_its_end(bench: &Bench) -> Result<(), Stop> {
-        let spec = spec(bench, &Behaviour::new().echo())?.interactive(true);
-        let container = bench.ready(Behaviour::new()).await?;
-        let execed = bench.runtime.exec(&container, &spec).await?;
-        let Some(mut input) = execed.input else {
-            return fail("it has no input");
+    pub(crate) async fn delivers_its_input(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let spec = spec(fixture, &Behavior::new().echo())?.interactive(true);
+        let container = fixture.start_ready(Behavior::new()).await?;
+        let started = fixture.runtime.exec(&container, &spec).await?;
+        let Some(mut input) = started.input else {
+            return fail("the exec has no input");
         };
         write(&mut input, &every_byte()).await?;
         end(&mut input).await?;
-        same(
+        ensure_bytes(
             "stdout",
-            &collect(execed.output).await?.stdout,
+            &collect(started.output).await?.stdout,
             &every_byte(),
         )
     }
 
-    pub(crate) async fn in_one_that_has_ended_it_is_a_conflict(bench: &Bench) -> Result<(), Stop> {
-        let spec = spec(bench, &Behaviour::new())?;
-        let container = bench.run_to_its_end(&Behaviour::new()).await?;
-        bench.ended(&container).await?;
-        match bench.runtime.exec(&container, &spec).await {
+    pub(crate) async fn conflicts_with_an_ended_container(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let spec = spec(fixture, &Behavior::new())?;
+        let container = fixture.run_to_exit(&Behavior::new()).await?;
+        fixture.wait_ended(&container).await?;
+        match fixture.runtime.exec(&container, &spec).await {
             Err(RuntimeError::Conflict { .. }) => Ok(()),
-            Err(error) => fail(words(&error)),
-            Ok(_) => fail("it was run"),
+            Err(error) => fail(error_chain(&error)),
+            Ok(_) => fail("the exec was started"),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The contracts of [`Runtime`] and [`LogSink`], one trial for each clause.
+//! Conformance tests for implementations of [`Runtime`] and [`LogSink`].
 //!
-//! Whoever writes a runtime or a sink proves with it that moat's promise stands on it too:
-//! [`runtime()`] and [`sink()`] give a list of [`Case`]s. The list is the same for everyone, so no
-//! clause is left out unseen; one that cannot be tried is [`CaseResult::Skipped`], with the reason.
+//! [`runtime()`] and [`sink()`] return a list of [`Case`]s, one for each clause of the trait's
+//! contract. The list is the same for every implementation. A case that an implementation cannot
+//! run is [`CaseResult::Skipped`], with a reason.
 //!
 //! ```
 //! use moat::conformance;
@@ -11,10 +11,10 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let memory = Memory::new();
-//! for trial in conformance::sink(move || memory.clone()) {
-//!     let name = trial.name();
-//!     match trial.run().await {
-//!         Ok(tried) => println!("{name} {tried}"), // it holds, or was skipped for a reason
+//! for case in conformance::sink(move || memory.clone()) {
+//!     let name = case.name();
+//!     match case.run().await {
+//!         Ok(result) => println!("{name} {result}"), // passed, or skipped with a reason
 //!         Err(failure) => panic!("{name}: {failure}"),
 //!     }
 //! }
@@ -22,17 +22,18 @@
 //! # }
 //! ```
 //!
-//! Nothing here depends on a test framework. Under `#[tokio::test]` that loop is the body of a
-//! test; with a framework that lists its tests, each trial is one of them. Where the clock of tokio
-//! is paused, the trials of a double take no time.
+//! The suite does not depend on a test framework. The loop can be the body of a `#[tokio::test]`,
+//! or a framework that lists tests at run time can list each case as a test. With tokio's
+//! clock paused, the cases of a test double take no time.
 //!
-//! # What cannot be tried
+//! # Limits
 //!
-//! Three clauses are always skipped: that a record survives the death of the process, and that it
-//! survives that of the machine, need a process to kill and a medium to cut; and that a sink
-//! does not block the thread that polls it cannot be seen from outside. They are listed all the
-//! same. Of the order between streams and of what an engine does after a request whose sender has
-//! gone, nothing is promised, so nothing is tried.
+//! Three cases are always skipped. Two of them need a process to kill or a power failure to
+//! simulate: records survive a killed process, and synced records survive power loss. The third
+//! cannot be observed from outside: a sink does not block the thread that polls it.
+//!
+//! The contracts do not define the order of output between streams, nor what an engine does with a
+//! request whose future was dropped. No case covers them.
 //!
 //! [`Runtime`]: crate::runtime::Runtime
 //! [`LogSink`]: crate::sink::LogSink
@@ -44,29 +45,30 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::time::timeout;
 
-mod behaviour;
-mod bench;
+mod behavior;
 mod containers;
 mod faults;
+mod harness;
 mod interaction;
+mod runtime_fixture;
+mod sink_fixture;
 mod sinks;
 mod streams;
 
-pub use behaviour::{Behaviour, Step};
-pub use bench::{RuntimeHarness, ShellHarness, Unsupported};
-pub use sinks::SinkHarness;
+pub use behavior::{Behavior, Step};
+pub use harness::{RuntimeHarness, ShellHarness, SinkHarness, Unsupported};
 
-use bench::Bench;
-use sinks::Shelf;
+use runtime_fixture::RuntimeFixture;
+use sink_fixture::SinkFixture;
 
-/// The most time that a trial may take.
-const BOUND: Duration = Duration::from_secs(300);
+/// The time limit of a case.
+const CASE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// One clause of a contract, to be tried on one implementor.
+/// A test of one clause of a contract on one implementation.
 pub struct Case {
     name: &'static str,
     clause: &'static str,
-    run: Box<dyn FnOnce() -> BoxFuture<'static, Result<(), Stop>> + Send>,
+    run: Box<dyn FnOnce() -> BoxFuture<'static, Result<(), Abort>> + Send>,
 }
 
 impl fmt::Debug for Case {
@@ -79,31 +81,32 @@ impl fmt::Debug for Case {
 }
 
 impl Case {
-    /// Its name: `tap::it_gives_each_stream_byte_for_byte`. It does not change.
+    /// Returns the stable name: `attach::delivers_each_stream_exactly`.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The clause, in the words of the contract.
+    /// Returns the clause that the case tests.
     pub fn clause(&self) -> &'static str {
         self.clause
     }
 
-    /// Tries it, for at most 300 s.
+    /// Runs the case, for at most 300 s.
     ///
     /// # Errors
     ///
-    /// [`Failure`]: the clause does not hold, or what the trial needs could not be made.
+    /// [`Failure`] if the implementation violates the clause, or if the setup of the case fails.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its end, it leaves behind the containers and files that it has made.
+    /// Dropping the future leaves the containers and files of the case in place.
     pub async fn run(self) -> Result<CaseResult, Failure> {
-        let tried = timeout(BOUND, (self.run)()).await;
-        match tried.unwrap_or_else(|_| fail(format!("no end within {} s", BOUND.as_secs()))) {
+        let result = timeout(CASE_TIMEOUT, (self.run)()).await;
+        let timed_out = |_| fail(format!("timed out after {} s", CASE_TIMEOUT.as_secs()));
+        match result.unwrap_or_else(timed_out) {
             Ok(()) => Ok(CaseResult::Passed),
-            Err(Stop::Skip(reason)) => Ok(CaseResult::Skipped(reason)),
-            Err(Stop::Fail(reason)) => Err(Failure {
+            Err(Abort::Skip(reason)) => Ok(CaseResult::Skipped(reason)),
+            Err(Abort::Fail(reason)) => Err(Failure {
                 clause: self.clause,
                 reason,
             }),
@@ -111,263 +114,278 @@ impl Case {
     }
 }
 
-/// What became of a trial that did not fail.
+/// The result of a case that did not fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CaseResult {
-    /// The clause holds, as far as a trial can tell.
+    /// The case found no violation of the clause.
     Passed,
-    /// It could not be tried on this implementor, for this reason.
+    /// The case could not run on this implementation, for this reason.
     Skipped(String),
 }
 
 impl fmt::Display for CaseResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Passed => f.write_str("holds"),
+            Self::Passed => f.write_str("passed"),
             Self::Skipped(reason) => write!(f, "skipped: {reason}"),
         }
     }
 }
 
-/// A clause that does not hold.
+/// A violation of a clause.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}; the contract: {clause}")]
+#[error("{reason} (clause: {clause})")]
 pub struct Failure {
     clause: &'static str,
     reason: String,
 }
 
-/// Why a trial went no further.
+/// The reason why a case ended early.
 #[derive(Debug)]
-enum Stop {
+enum Abort {
     Skip(String),
     Fail(String),
 }
 
-fn fail<T>(reason: impl Into<String>) -> Result<T, Stop> {
-    Err(Stop::Fail(reason.into()))
+fn fail<T>(reason: impl Into<String>) -> Result<T, Abort> {
+    Err(Abort::Fail(reason.into()))
 }
 
-fn skip<T>(reason: impl Into<String>) -> Result<T, Stop> {
-    Err(Stop::Skip(reason.into()))
+fn skip<T>(reason: impl Into<String>) -> Result<T, Abort> {
+    Err(Abort::Skip(reason.into()))
 }
 
-/// Fails for `reason` unless `holds`.
-fn ensure(holds: bool, reason: impl FnOnce() -> String) -> Result<(), Stop> {
-    if holds { Ok(()) } else { fail(reason()) }
+/// Fails with `reason` unless `condition` is true.
+fn ensure(condition: bool, reason: impl FnOnce() -> String) -> Result<(), Abort> {
+    if condition { Ok(()) } else { fail(reason()) }
 }
 
-/// `error` and its causes, in one line.
-fn words(error: &dyn std::error::Error) -> String {
+/// Formats `error` and its sources on one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
+    let mut source = error.source();
+    while let Some(error) = source {
         text.push_str(": ");
         text.push_str(&error.to_string());
-        cause = error.source();
+        source = error.source();
     }
     text
 }
 
-impl From<crate::error::RuntimeError> for Stop {
+impl From<Unsupported> for Abort {
+    fn from(error: Unsupported) -> Self {
+        Self::Skip(error.to_string())
+    }
+}
+
+impl From<crate::error::RuntimeError> for Abort {
     fn from(error: crate::error::RuntimeError) -> Self {
-        Self::Fail(words(&error))
+        Self::Fail(error_chain(&error))
     }
 }
 
-impl From<crate::spec::InvalidSpec> for Stop {
+impl From<crate::spec::InvalidSpec> for Abort {
     fn from(error: crate::spec::InvalidSpec) -> Self {
-        Self::Fail(words(&error))
+        Self::Fail(error_chain(&error))
     }
 }
 
-impl From<crate::error::Error> for Stop {
+impl From<crate::error::Error> for Abort {
     fn from(error: crate::error::Error) -> Self {
-        Self::Fail(words(&error))
+        Self::Fail(error_chain(&error))
     }
 }
 
-/// A list of trials, each named after its function.
-macro_rules! trials {
-    ($on:ty, $new:expr; $($path:ident::$module:ident { $($name:ident: $clause:literal),* $(,)? })*) => {
+/// Builds a list of cases. Each case has the name of its function.
+macro_rules! cases {
+    ($fixture:ty, $new:expr; $($path:ident::$module:ident { $($name:ident: $clause:literal),* $(,)? })*) => {
         vec![$($(Case {
             name: concat!(stringify!($module), "::", stringify!($name)),
             clause: $clause,
             run: {
                 let new = Arc::clone(&$new);
                 Box::new(move || Box::pin(async move {
-                    let on: $on = new().await?;
-                    let tried = $path::$module::$name(&on).await;
-                    on.clear().await;
-                    tried
+                    let fixture: $fixture = new().await?;
+                    let result = $path::$module::$name(&fixture).await;
+                    fixture.clean_up().await;
+                    result
                 }))
             },
         }),*),*]
     };
 }
 
-/// The trials of a [`Runtime`](crate::runtime::Runtime), each on a stage of its own, that `stage` gives.
+/// Returns the cases of a [`Runtime`](crate::runtime::Runtime).
 ///
-/// They may run at the same time, and leave nothing behind.
-pub fn runtime<S: RuntimeHarness>(stage: impl Fn() -> S + Send + Sync + 'static) -> Vec<Case> {
-    let new = Arc::new(move || Bench::new(Box::new(stage())));
-    trials! {
-        Bench, new;
-        containers::runtime {
-            it_has_a_name: "The runtime's name is recorded with each run: lower case, and always the same",
-            its_capabilities_do_not_change: "What the engine can do does not change",
-            the_engine_says_who_it_is: "The engine says who it is, and serves as a probe",
-            what_it_cannot_do_is_refused_by_the_fields_name: "What this engine cannot do is refused, not ignored, and the field is named",
+/// Each case calls `harness` once. Cases may run concurrently, and remove their containers.
+pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'static) -> Vec<Case> {
+    let new = Arc::new(move || RuntimeFixture::new(Box::new(harness())));
+    cases! {
+        RuntimeFixture, new;
+        containers::name {
+            is_lowercase_and_constant: "The name of a runtime is lowercase and does not change",
+        }
+        containers::capabilities {
+            are_constant: "The capabilities of a runtime do not change",
+        }
+        containers::engine {
+            identifies_the_engine: "`engine` returns the engine's name, and can be called as a probe",
+        }
+        containers::validate {
+            rejects_unsupported_fields: "`validate` rejects a field that the engine does not support, and names it",
         }
         containers::prepare {
-            an_image_that_is_there_is_prepared_again_and_again: "Prepare makes sure that the image is there",
-            an_image_that_is_not_there_is_a_fact: "An image that is not there, and may not be pulled, is NoSuchImage",
+            is_idempotent: "`prepare` succeeds for an image that exists, any number of times",
+            reports_a_missing_image: "`prepare` fails with NoSuchImage for a missing image that must not be pulled",
         }
         containers::create {
-            it_makes_a_container_and_does_not_start_it: "Create makes the container, and does not start it",
-            it_can_be_found_from_then_on: "A container can be found from its making on, with its run",
-            the_engine_neither_removes_nor_restarts_it: "The engine neither removes nor restarts a container by itself",
-            two_containers_of_one_name_are_refused: "A name that is taken is refused, as a fact",
+            does_not_start_the_container: "`create` creates the container and does not start it",
+            makes_the_container_findable: "`find` returns a container, with its run, as soon as it is created",
+            disables_autoremove_and_restart: "The engine neither removes nor restarts a container by itself",
+            rejects_a_duplicate_name: "`create` fails with a definitive error if the name is taken",
         }
-        streams::tap {
-            it_resolves_before_the_container_starts: "A tap resolves when the engine has answered, before the container starts",
-            it_misses_nothing_after_the_start: "Nothing that a container prints after the start is missed",
-            it_gives_each_stream_byte_for_byte: "A tap gives each of the streams byte by byte, none twice, none skipped",
-            it_takes_no_bytes_for_framing: "No bytes that a container prints are taken for anything else",
-            a_terminal_is_told_by_tty_alone: "Whether output is a terminal's follows from tty alone",
-            no_chunk_is_empty: "A chunk is never empty",
-            it_carries_a_lot: "A tap gives all of a long output, on both streams",
-            it_ends_after_its_container: "A tap ends within 10 s of its container's end",
-            of_what_cannot_start_it_is_rejected_at_the_most: "A tap of what cannot be started is answered, or Rejected as the start is",
-            dropped_it_leaves_the_container_alone: "Dropping a stream leaks nothing, and leaves the container alone",
+        streams::attach {
+            resolves_before_the_start: "`attach` resolves once the engine has answered, before the container starts",
+            delivers_the_first_output: "An attachment made before the start delivers all output after the start",
+            delivers_each_stream_exactly: "An attachment delivers every byte of each stream once and in order",
+            does_not_parse_output_as_framing: "Bytes of the output are never interpreted as framing",
+            labels_terminal_output_by_tty: "Output is labeled as terminal output by `tty` alone, never by its bytes",
+            yields_no_empty_chunk: "An attachment yields no empty chunk",
+            delivers_large_output: "An attachment delivers all of a large output on both streams",
+            ends_after_the_container: "An attachment ends within 10 s of the container's exit",
+            may_reject_an_unstartable_container: "`attach` to a container that cannot start succeeds, or fails with Rejected as `start` does",
+            drop_leaves_the_container_running: "Dropping an attachment does not affect the container",
         }
         containers::start {
-            a_started_container_says_since_when: "A container that was started has a time of its start",
-            what_cannot_start_is_rejected_and_does_not_run: "A start that the engine could not do is Rejected, and the container does not run",
-            no_secret_is_in_the_error: "Values of the environment are in no error",
+            sets_the_start_time: "A started container has a start time",
+            rejects_an_unstartable_container: "`start` fails with Rejected if the engine cannot start the container, which does not run",
+            leaks_no_secret_in_its_error: "Errors contain no value of an environment variable",
         }
         containers::wait {
-            it_ends_with_the_container_and_not_before: "Wait waits until a container that was started no longer runs",
-            it_tells_any_code: "An exit code is an answer, and no error, whatever it is",
-            it_answers_at_once_for_one_that_has_ended: "Wait answers at once for a container that has ended",
-            dropped_it_can_be_asked_for_again: "Dropping a wait leaks nothing: another one gets the answer",
+            returns_when_the_container_exits: "`wait` returns when the container exits, not before",
+            returns_any_exit_code: "`wait` returns any exit code as a success",
+            returns_at_once_after_the_exit: "`wait` returns at once for a container that has ended",
+            is_cancel_safe: "Dropping a `wait` loses nothing: the next call returns the exit code",
         }
         containers::inspect {
-            it_follows_the_life_of_a_container: "The status is Created, Running and Ended, one after the other",
-            the_code_is_there_at_the_end_alone: "The exit code is known when the container has ended, and not while it runs",
-            its_end_is_not_before_its_start: "The end is not before the start, by the engine's clock",
+            reports_each_status_in_order: "The status of a container is Created, then Running, then Ended",
+            reports_the_code_only_after_the_exit: "`inspect` reports the exit code once the container has ended, not before",
+            orders_start_and_finish_times: "The finish time is after the start time on the engine's clock",
         }
         containers::continuity {
-            an_engine_that_was_not_restarted_is_not_broken: "Broken is the answer of an engine that was restarted, and of no other",
+            is_not_broken_without_a_restart: "`continuity` is Broken only if the engine was restarted",
         }
         streams::logs {
-            they_have_all_that_was_printed: "The engine keeps all of the output until the container is removed",
-            they_can_be_read_again: "The log is read from its start, each time",
-            they_are_by_stream: "The log gives each stream in its own order",
-            they_end_where_the_log_ends: "Without follow, a log ends where it ends, also while the container runs",
-            a_tail_is_the_last_records: "A tail is the last records of the log",
-            a_follow_goes_on_with_what_comes: "A follow gives what was printed, goes on with what comes, and ends with the container",
-            of_a_container_that_never_started_they_are_empty: "The log of a container that has not started is empty",
-            a_terminals_log_is_a_terminals: "Whether output is a terminal's follows from tty alone, in the log too",
-            without_a_backstop_there_are_none: "Without a backstop the log cannot be read again, and says so as a fact",
+            return_all_output: "The engine keeps all output until the container is removed",
+            can_be_read_repeatedly: "`logs` reads the log from its start each time",
+            keep_the_order_of_each_stream: "`logs` returns each stream in order",
+            end_without_follow: "Without `follow`, `logs` ends at the end of the log, even while the container runs",
+            return_the_last_records_of_a_tail: "A tail returns the last records of the log",
+            follow_new_output: "With `follow`, `logs` returns past and new output, and ends with the container",
+            are_empty_before_the_start: "The log of a container that has not started is empty",
+            label_terminal_output_by_tty: "The log labels output as terminal output by `tty` alone",
+            are_refused_without_a_backstop: "Without a backstop, `logs` fails with a definitive error",
         }
         interaction::stdin {
-            every_byte_arrives: "All bytes arrive as they are, those that an engine has a use of its own for with them",
-            the_end_of_a_pipe_arrives: "The end of a pipe arrives in the container when the writer is shut down or dropped",
-            one_that_is_open_can_be_come_back_to: "An input that is open can be left and come back to, and has no end",
+            delivers_every_byte: "Standard input delivers every byte unchanged, including detach keys",
+            delivers_the_end_of_a_pipe: "Shutting down or dropping the writer of a piped input ends the container's input",
+            allows_reattaching_to_open_input: "An open input does not end when its writer is dropped, and accepts another writer",
         }
-        interaction::watch {
-            it_gives_what_comes: "A watch gives what a container prints from now on, as it is printed",
+        interaction::attach_running {
+            delivers_new_output: "`attach_running` delivers new output as the container writes it",
         }
         interaction::resize {
-            a_terminal_that_runs_takes_a_size: "The terminal of a container that runs takes a size",
+            resizes_a_running_terminal: "`resize` accepts a size for the terminal of a running container",
         }
         interaction::exec {
-            its_output_and_its_code_are_its_own: "A further process has all of its output to come, and an exit code of its own",
-            its_input_arrives_with_its_end: "The input of a further process arrives as it is, and so does its end",
-            in_one_that_has_ended_it_is_a_conflict: "A further process in a container that does not run is a Conflict",
+            returns_its_output_and_exit_code: "An exec returns all of its output, and its exit code",
+            delivers_its_input: "The input of an exec delivers every byte, and its end",
+            conflicts_with_an_ended_container: "`exec` fails with Conflict if the container does not run",
         }
         containers::signal {
-            it_reaches_the_first_process: "A signal is sent to the container's first process",
-            kill_ends_what_ignores_the_rest: "SIGKILL ends a container, whatever it ignores",
-            one_that_has_not_started_is_a_conflict: "A signal to a container that does not run is a Conflict",
-            one_that_has_ended_is_a_conflict: "A signal to a container that no longer runs is a Conflict",
+            reaches_the_first_process: "`signal` sends the signal to the container's first process",
+            sigkill_ends_any_container: "SIGKILL ends a container that ignores other signals",
+            conflicts_before_the_start: "`signal` fails with Conflict for a container that has not started",
+            conflicts_after_the_exit: "`signal` fails with Conflict for a container that has ended",
         }
         containers::remove {
-            one_that_never_started_goes_without_force: "Without force, success means that the container does not run, and never will",
-            one_that_runs_is_a_conflict_without_force: "Without force, Conflict is the answer for a container that runs, and it goes on",
-            one_that_runs_goes_by_force: "With force, a container that runs is removed",
-            one_that_has_ended_goes_without_force: "A container that has ended is removed without force",
-            its_waiters_are_not_left_waiting: "The wait for a container that is removed comes to an end",
+            removes_a_created_container: "Without `force`, `remove` removes a container that never started",
+            conflicts_with_a_running_container: "Without `force`, `remove` fails with Conflict for a running container, which continues",
+            force_removes_a_running_container: "With `force`, `remove` removes a running container",
+            removes_an_ended_container: "Without `force`, `remove` removes a container that has ended",
+            ends_pending_waits: "A pending `wait` ends when its container is removed",
         }
         containers::find {
-            it_finds_those_of_its_root_alone: "Find gives the containers that were made for the root, and no others",
-            it_finds_them_in_every_state: "Find gives the containers in every state",
+            returns_only_containers_of_the_root: "`find` returns the containers of the root, and no others",
+            returns_containers_in_every_state: "`find` returns containers in every state",
         }
-        streams::copy {
-            what_is_copied_in_can_be_copied_out: "A file that is unpacked into a container is in the archive of it",
-            a_container_that_has_ended_can_be_copied_out_of: "A container that has ended can be copied out of",
+        streams::copy_out {
+            returns_a_file_that_was_copied_in: "`copy_out` returns a file that `copy_in` has unpacked",
+            reads_from_an_ended_container: "`copy_out` reads from a container that has ended",
         }
-        faults::facts {
-            a_container_that_is_not_there_is_not_found: "A container that is not there is NotFound, by each call",
-            an_engine_out_of_reach_is_no_fact: "An engine that cannot be reached says nothing about a container",
-            an_engine_out_of_reach_ends_a_wait_without_a_fact: "A wait that breaks says nothing about the container",
-            an_engine_out_of_reach_ends_a_stream: "A connection that breaks ends its stream, and says nothing about the container",
-            an_engine_that_is_silent_is_a_timeout: "Every call is bounded by 30 s, and past it fails without a fact",
+        faults::errors {
+            missing_container_is_not_found: "Every call fails with NotFound for a container that does not exist",
+            unreachable_engine_is_inconclusive: "Every call fails with an inconclusive error if the engine is unreachable",
+            interrupted_wait_is_inconclusive: "A `wait` whose connection breaks is inconclusive",
+            lost_connection_ends_the_stream: "A stream ends when its connection breaks, with no definitive error",
+            silent_engine_times_out: "Every call to a silent engine fails within 30 s with an inconclusive error",
         }
     }
 }
 
-/// The trials of a [`LogSink`](crate::sink::LogSink), on what `stage` gives: a closure will do.
+/// Returns the cases of a [`LogSink`](crate::sink::LogSink).
 ///
-/// They may run at the same time, and leave nothing behind.
-pub fn sink(stage: impl SinkHarness) -> Vec<Case> {
-    let stage: Arc<dyn SinkHarness> = Arc::new(stage);
+/// `harness` may be a closure that returns a sink. Cases may run concurrently, and remove their
+/// files.
+pub fn sink(harness: impl SinkHarness) -> Vec<Case> {
+    let harness: Arc<dyn SinkHarness> = Arc::new(harness);
     let new = Arc::new(move || {
-        let stage = Arc::clone(&stage);
-        async move { Shelf::new(stage) }
+        let harness = Arc::clone(&harness);
+        async move { SinkFixture::new(harness) }
     });
-    trials! {
-        Shelf, new;
+    cases! {
+        SinkFixture, new;
         sinks::open {
-            the_log_has_its_start_record: "When open returns, the log is there, and has its start record",
-            a_second_one_is_refused: "There is one log for a run: RunExists, whether it is open or not",
-            logs_of_two_runs_are_apart: "The log of one run has no record of another",
-            that_of_a_further_process_is_apart: "The log of a further process is apart from its run's, or cannot be opened",
-            its_path_leads_to_it: "The file that holds the log, if it is one, is where path says",
+            writes_the_start_record: "When `open` returns, the log exists and has its start record",
+            rejects_a_second_log: "`open` fails with RunExists if the run has a log, open or not",
+            separates_runs: "The log of a run has no record of another run",
+            separates_execs: "The log of an exec is separate from the log of its run, or `open` fails",
+        }
+        sinks::path {
+            names_the_log_file: "`path` returns the file of the log, if the log is a file",
         }
         sinks::append {
-            what_was_appended_stays: "What was appended stays, also where it was neither synced nor sealed",
-            every_record_comes_back_as_it_was: "A record comes back as it was appended, whatever its bytes are",
-            order_is_kept_over_many_batches: "No record is in a log twice, and none is missing before one that is there",
-            an_empty_batch_adds_nothing: "A log has what was appended, and no more",
-            one_that_was_dropped_is_all_or_a_first_part: "A log whose append was dropped takes nothing more, and has a prefix",
-            records_survive_the_death_of_the_process: "When append returns, its records survive the death of the process",
+            keeps_records: "Appended records are kept without a sync or a seal",
+            preserves_every_record: "Every record is read back as it was appended, whatever its bytes",
+            keeps_the_order_across_batches: "A log is a prefix of the appended records, without duplicates",
+            ignores_an_empty_batch: "An empty batch adds no record",
+            drop_leaves_a_prefix: "After a dropped `append`, a log has a prefix of the records and accepts no more",
+            survives_a_killed_process: "When `append` returns, its records survive a killed process",
         }
         sinks::sync {
-            synced_records_survive_the_power_failing: "After sync, records survive the death of the machine",
-            it_can_be_asked_for_at_any_time: "A sync of what is synced already changes nothing",
+            survives_power_loss: "When `sync` returns, all appended records survive power loss",
+            can_be_repeated: "A `sync` without new records changes nothing",
         }
         sinks::resume {
-            of_no_log_is_absent: "Resume of a run without a log is Absent, and makes none",
-            it_shows_each_record_before_it_returns: "Resume shows each record, in order, before it returns",
-            it_goes_on_where_the_log_ends: "A log that is resumed goes on where it ends",
-            of_a_log_that_is_open_is_refused: "A log that is open cannot be resumed: Owned",
-            what_is_not_whole_is_taken_out: "What is not whole at the end of a log is taken out, and the rest is a prefix",
-            a_sealed_log_that_is_damaged_is_refused: "A sealed log that is not what was sealed is Damaged, and nothing is changed",
+            reports_a_missing_log: "`resume` of a run without a log is Absent, and creates no log",
+            visits_each_record: "`resume` visits each record in order before it returns",
+            appends_at_the_end: "A resumed log appends after its last record",
+            rejects_an_open_log: "`resume` fails with Owned while the log is open",
+            truncates_a_partial_record: "`resume` removes a partial record at the end, and the rest is a prefix",
+            rejects_a_damaged_sealed_log: "`resume` fails with Damaged if a sealed log was changed, and leaves it as it is",
         }
         sinks::seal {
-            it_is_what_resume_gives: "After seal, resume gives the seal, and no log to write to",
-            nothing_is_added_behind_it: "Nothing can be appended to a sealed log",
-            there_is_one: "A log has at most one seal",
-            a_digest_of_the_callers_is_ignored: "The digest of the caller's is ignored",
+            is_returned_by_resume: "After `seal`, `resume` returns the seal and no open log",
+            rejects_later_appends: "A sealed log accepts no record",
+            rejects_a_second_seal: "A log has at most one seal",
+            ignores_the_callers_digest: "`seal` ignores the digest that its caller passes",
         }
         sinks::errors {
-            after_one_a_log_takes_nothing_more: "After an error a log takes nothing more: each later call on it fails",
+            are_permanent: "After an error, every later call on the log fails",
         }
         sinks::threads {
-            the_one_that_polls_is_not_blocked: "A sink must not block the thread that polls its futures",
+            are_not_blocked: "A sink does not block the thread that polls its futures",
         }
     }
 }

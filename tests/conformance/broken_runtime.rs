@@ -1,4 +1,4 @@
-//! A runtime that breaks one clause at a time, so that each case is seen to fail.
+//! A runtime that violates one clause at a time, to show that each case can fail.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::pending;
 use futures::{StreamExt, stream};
-use moat::conformance::{self, Behaviour, RuntimeHarness, Unsupported};
+use moat::conformance::{self, Behavior, RuntimeHarness, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::{
     Archive, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest, Created, EngineInfo,
@@ -27,27 +27,27 @@ use tokio::io::AsyncWrite;
 
 use crate::scripted;
 
-type Answer<T> = Result<T, RuntimeError>;
+type Result<T, E = RuntimeError> = std::result::Result<T, E>;
 
-/// The scripted runtime, except for the named clause.
+/// The scripted runtime, except for one clause.
 #[derive(Debug)]
 struct Broken {
     inner: Arc<dyn Runtime>,
     clause: &'static str,
-    /// The number of calls of an operation that works once.
-    asked: AtomicU64,
+    /// Counts the calls of a method that is correct only once.
+    calls: AtomicU64,
     dropped: Arc<AtomicBool>,
     secret: Mutex<String>,
     roots: Mutex<BTreeSet<String>>,
 }
 
 impl Broken {
-    fn breaks(&self, clause: &str) -> bool {
+    fn violates(&self, clause: &str) -> bool {
         self.clause == clause
     }
 
-    fn is_first(&self) -> bool {
-        self.asked.fetch_add(1, SeqCst) == 0
+    fn is_first_call(&self) -> bool {
+        self.calls.fetch_add(1, SeqCst) == 0
     }
 
     async fn status(&self, container: &ContainerId) -> Option<ContainerStatus> {
@@ -55,10 +55,10 @@ impl Broken {
     }
 }
 
-fn gone<T>() -> Answer<T> {
+fn not_found<T>() -> Result<T> {
     Err(RuntimeError::NotFound {
-        operation: "do it",
-        reason: "it is gone".into(),
+        operation: "call the engine",
+        reason: "no such object".into(),
     })
 }
 
@@ -75,38 +75,38 @@ fn on_stdout(output: OutputStream, from: Stream) -> OutputStream {
         .boxed()
 }
 
-/// The first 100,000 bytes, and a clean end.
-fn short(output: OutputStream) -> OutputStream {
-    let mut room = 100_000;
+/// Truncates the output after 100,000 bytes, without an error.
+fn truncated(output: OutputStream) -> OutputStream {
+    let mut remaining = 100_000;
     output
         .take_while(move |chunk| {
-            let taken = chunk.as_ref().map_or(0, |chunk| chunk.bytes.len());
-            room = usize::saturating_sub(room, taken);
-            std::future::ready(room > 0)
+            let bytes = chunk.as_ref().map_or(0, |chunk| chunk.bytes.len());
+            remaining = usize::saturating_sub(remaining, bytes);
+            std::future::ready(remaining > 0)
         })
         .boxed()
 }
 
-/// The input of an engine that swallows `ctrl-p`.
-struct WithoutKeys(InputWriter);
+/// The input of an engine that drops `ctrl-p`.
+struct DropsDetachKey(InputWriter);
 
-impl AsyncWrite for WithoutKeys {
+impl AsyncWrite for DropsDetachKey {
     fn poll_write(
         mut self: Pin<&mut Self>,
-        poller: &mut Context<'_>,
+        context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let kept: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != 0x10).collect();
-        let written = ready!(self.0.as_mut().poll_write(poller, &kept));
+        let written = ready!(self.0.as_mut().poll_write(context, &kept));
         Poll::Ready(written.map(|_| bytes.len()))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_flush(poller)
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_shutdown(poller)
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll_shutdown(context)
     }
 }
 
@@ -116,14 +116,14 @@ struct Endless(ManuallyDrop<InputWriter>);
 impl AsyncWrite for Endless {
     fn poll_write(
         mut self: Pin<&mut Self>,
-        poller: &mut Context<'_>,
+        context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.as_mut().poll_write(poller, bytes)
+        self.0.as_mut().poll_write(context, bytes)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, poller: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_flush(poller)
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.as_mut().poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -131,9 +131,9 @@ impl AsyncWrite for Endless {
     }
 }
 
-struct Guard(Arc<AtomicBool>);
+struct SetOnDrop(Arc<AtomicBool>);
 
-impl Drop for Guard {
+impl Drop for SetOnDrop {
     fn drop(&mut self) {
         self.0.store(true, SeqCst);
     }
@@ -143,22 +143,22 @@ impl Drop for Guard {
 impl Runtime for Broken {
     fn name(&self) -> &'static str {
         match self.clause {
-            "runtime::it_has_a_name" => "Not A Name",
+            "name::is_lowercase_and_constant" => "Not A Name",
             _ => self.inner.name(),
         }
     }
 
     fn capabilities(&self) -> Capabilities {
         let mut can = self.inner.capabilities();
-        if self.breaks("runtime::its_capabilities_do_not_change") {
-            can.stdin = !self.is_first();
+        if self.violates("capabilities::are_constant") {
+            can.stdin = !self.is_first_call();
         }
         can
     }
 
-    async fn engine(&self) -> Answer<EngineInfo> {
+    async fn engine(&self) -> Result<EngineInfo> {
         match self.clause {
-            "runtime::the_engine_says_who_it_is" => Ok(EngineInfo::new("", "")),
+            "engine::identifies_the_engine" => Ok(EngineInfo::new("", "")),
             _ => self.inner.engine().await,
         }
     }
@@ -167,41 +167,39 @@ impl Runtime for Broken {
         self.inner.validate(spec)
     }
 
-    async fn prepare(&self, spec: &RunSpec) -> Answer<()> {
+    async fn prepare(&self, spec: &RunSpec) -> Result<()> {
         match self.clause {
-            "prepare::an_image_that_is_there_is_prepared_again_and_again" if !self.is_first() => {
-                gone()
-            }
-            "prepare::an_image_that_is_not_there_is_a_fact" => Ok(()),
+            "prepare::is_idempotent" if !self.is_first_call() => not_found(),
+            "prepare::reports_a_missing_image" => Ok(()),
             _ => self.inner.prepare(spec).await,
         }
     }
 
-    async fn create(&self, request: CreateRequest<'_>) -> Answer<Created> {
+    async fn create(&self, request: CreateRequest<'_>) -> Result<Created> {
         for (_, value) in request.view().environment() {
             self.secret.lock().unwrap().push_str(value);
         }
         self.roots.lock().unwrap().insert(request.root.to_string());
-        if self.breaks("create::two_containers_of_one_name_are_refused") {
+        if self.violates("create::rejects_a_duplicate_name") {
             let other = RunId::generate();
             let other = CreateRequest::new(other.as_str(), request.root, request.run, request.spec);
             return self.inner.create(other).await;
         }
         let created = self.inner.create(request).await?;
-        if self.breaks("create::it_makes_a_container_and_does_not_start_it") {
+        if self.violates("create::does_not_start_the_container") {
             self.inner.start(&created.container).await?;
         }
         Ok(created)
     }
 
-    async fn attach(&self, container: &ContainerId, tty: bool) -> Answer<OutputStream> {
-        let tap = self.inner.attach(container, tty).await?;
+    async fn attach(&self, container: &ContainerId, tty: bool) -> Result<OutputStream> {
+        let output = self.inner.attach(container, tty).await?;
         Ok(match self.clause {
-            "tap::of_what_cannot_start_it_is_rejected_at_the_most" => return gone(),
-            "tap::it_resolves_before_the_container_starts" => pending().await,
-            "tap::it_misses_nothing_after_the_start" => tap.skip(1).boxed(),
-            "tap::it_gives_each_stream_byte_for_byte" => on_stdout(tap, Stream::Stderr),
-            "tap::it_takes_no_bytes_for_framing" => tap
+            "attach::may_reject_an_unstartable_container" => return not_found(),
+            "attach::resolves_before_the_start" => pending().await,
+            "attach::delivers_the_first_output" => output.skip(1).boxed(),
+            "attach::delivers_each_stream_exactly" => on_stdout(output, Stream::Stderr),
+            "attach::does_not_parse_output_as_framing" => output
                 .map(|chunk| {
                     chunk.map(|chunk| Chunk {
                         stream: chunk.stream,
@@ -209,121 +207,126 @@ impl Runtime for Broken {
                     })
                 })
                 .boxed(),
-            "tap::a_terminal_is_told_by_tty_alone" => on_stdout(tap, Stream::Tty),
-            "tap::no_chunk_is_empty" => {
+            "attach::labels_terminal_output_by_tty" => on_stdout(output, Stream::Tty),
+            "attach::yields_no_empty_chunk" => {
                 let empty = Chunk {
                     stream: Stream::Stdout,
                     bytes: Bytes::new(),
                 };
-                tap.chain(stream::iter([Ok(empty)])).boxed()
+                output.chain(stream::iter([Ok(empty)])).boxed()
             }
-            "tap::it_carries_a_lot" => short(tap),
-            "tap::it_ends_after_its_container" => tap.chain(stream::pending()).boxed(),
-            "tap::dropped_it_leaves_the_container_alone" => {
-                let guard = Guard(Arc::clone(&self.dropped));
-                tap.inspect(move |_| {
-                    let _ = &guard;
-                })
-                .boxed()
+            "attach::delivers_large_output" => truncated(output),
+            "attach::ends_after_the_container" => output.chain(stream::pending()).boxed(),
+            "attach::drop_leaves_the_container_running" => {
+                let guard = SetOnDrop(Arc::clone(&self.dropped));
+                output
+                    .inspect(move |_| {
+                        let _ = &guard;
+                    })
+                    .boxed()
             }
-            "facts::an_engine_out_of_reach_ends_a_stream" => tap
+            "errors::lost_connection_ends_the_stream" => output
                 .filter(|chunk| std::future::ready(chunk.is_ok()))
                 .chain(stream::pending())
                 .boxed(),
-            _ => tap,
+            _ => output,
         })
     }
 
-    async fn stdin(&self, container: &ContainerId) -> Answer<InputWriter> {
+    async fn stdin(&self, container: &ContainerId) -> Result<InputWriter> {
         match self.clause {
-            "stdin::one_that_is_open_can_be_come_back_to" if !self.is_first() => return gone(),
+            "stdin::allows_reattaching_to_open_input" if !self.is_first_call() => {
+                return not_found();
+            }
             _ => {}
         }
         let input = self.inner.stdin(container).await?;
         Ok(match self.clause {
-            "stdin::every_byte_arrives" => Box::pin(WithoutKeys(input)),
-            "stdin::the_end_of_a_pipe_arrives" => Box::pin(Endless(ManuallyDrop::new(input))),
+            "stdin::delivers_every_byte" => Box::pin(DropsDetachKey(input)),
+            "stdin::delivers_the_end_of_a_pipe" => Box::pin(Endless(ManuallyDrop::new(input))),
             _ => input,
         })
     }
 
-    async fn attach_running(&self, container: &ContainerId, tty: bool) -> Answer<OutputStream> {
+    async fn attach_running(&self, container: &ContainerId, tty: bool) -> Result<OutputStream> {
         match self.clause {
-            "watch::it_gives_what_comes" => Ok(stream::empty().boxed()),
+            "attach_running::delivers_new_output" => Ok(stream::empty().boxed()),
             _ => self.inner.attach_running(container, tty).await,
         }
     }
 
-    async fn resize(&self, container: &ContainerId, size: WindowSize) -> Answer<()> {
+    async fn resize(&self, container: &ContainerId, size: WindowSize) -> Result<()> {
         match self.clause {
-            "resize::a_terminal_that_runs_takes_a_size" => gone(),
+            "resize::resizes_a_running_terminal" => not_found(),
             _ => self.inner.resize(container, size).await,
         }
     }
 
-    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Answer<StartedExec> {
+    async fn exec(&self, container: &ContainerId, spec: &ExecSpec) -> Result<StartedExec> {
         let result = self.inner.exec(container, spec).await;
         match (self.clause, result) {
-            ("exec::in_one_that_has_ended_it_is_a_conflict", Err(_)) => gone(),
-            ("exec::its_input_arrives_with_its_end", Ok(mut execed)) => {
-                let input = execed.input.take().unwrap();
-                Ok(execed.with_input(Box::pin(WithoutKeys(input))))
+            ("exec::conflicts_with_an_ended_container", Err(_)) => not_found(),
+            ("exec::delivers_its_input", Ok(mut exec)) => {
+                let input = exec.input.take().unwrap();
+                Ok(exec.with_input(Box::pin(DropsDetachKey(input))))
             }
             (_, result) => result,
         }
     }
 
-    async fn exec_inspect(&self, exec: &ExecId) -> Answer<ExecInspection> {
+    async fn exec_inspect(&self, exec: &ExecId) -> Result<ExecInspection> {
         let inspection = self.inner.exec_inspect(exec).await?;
         Ok(match self.clause {
-            "exec::its_output_and_its_code_are_its_own" if !inspection.running => {
+            "exec::returns_its_output_and_exit_code" if !inspection.running => {
                 ExecInspection::ended(Some(0))
             }
             _ => inspection,
         })
     }
 
-    async fn start(&self, container: &ContainerId) -> Answer<()> {
+    async fn start(&self, container: &ContainerId) -> Result<()> {
         let result = self.inner.start(container).await;
         match self.clause {
-            "start::what_cannot_start_is_rejected_and_does_not_run" => Ok(()),
-            "start::no_secret_is_in_the_error" if result.is_err() => Err(RuntimeError::Rejected {
-                operation: "start the container",
-                reason: self.secret.lock().unwrap().clone(),
-            }),
+            "start::rejects_an_unstartable_container" => Ok(()),
+            "start::leaks_no_secret_in_its_error" if result.is_err() => {
+                Err(RuntimeError::Rejected {
+                    operation: "start the container",
+                    reason: self.secret.lock().unwrap().clone(),
+                })
+            }
             _ => result,
         }
     }
 
-    async fn wait(&self, container: &ContainerId) -> Answer<WaitStatus> {
+    async fn wait(&self, container: &ContainerId) -> Result<WaitStatus> {
         match self.clause {
-            "wait::it_ends_with_the_container_and_not_before" => return Ok(WaitStatus::default()),
-            "wait::it_answers_at_once_for_one_that_has_ended"
+            "wait::returns_when_the_container_exits" => return Ok(WaitStatus::default()),
+            "wait::returns_at_once_after_the_exit"
                 if self.status(container).await == Some(ContainerStatus::Ended) =>
             {
                 return pending().await;
             }
-            "wait::dropped_it_can_be_asked_for_again" if !self.is_first() => {
+            "wait::is_cancel_safe" if !self.is_first_call() => {
                 return pending().await;
             }
             _ => {}
         }
         let result = self.inner.wait(container).await;
         let status = match (self.clause, result) {
-            ("facts::an_engine_out_of_reach_ends_a_wait_without_a_fact", Err(_)) => return gone(),
+            ("errors::interrupted_wait_is_inconclusive", Err(_)) => return not_found(),
             (_, result) => result?,
         };
         match self.clause {
-            "wait::it_tells_any_code" if status.code != Some(0) => gone(),
-            "create::the_engine_neither_removes_nor_restarts_it" => {
+            "wait::returns_any_exit_code" if status.code != Some(0) => not_found(),
+            "create::disables_autoremove_and_restart" => {
                 self.inner.remove(container, true).await?;
                 Ok(status)
             }
-            "tap::dropped_it_leaves_the_container_alone" if self.dropped.load(SeqCst) => {
-                // As if the container had written nothing.
+            "attach::drop_leaves_the_container_running" if self.dropped.load(SeqCst) => {
+                // The exit code of SIGPIPE.
                 Ok(WaitStatus::new(Some(141)).with_error(status.error))
             }
-            "remove::its_waiters_are_not_left_waiting" => match self.status(container).await {
+            "remove::ends_pending_waits" => match self.status(container).await {
                 None => pending().await,
                 Some(_) => Ok(status),
             },
@@ -331,30 +334,30 @@ impl Runtime for Broken {
         }
     }
 
-    async fn inspect(&self, container: &ContainerId) -> Answer<Inspection> {
+    async fn inspect(&self, container: &ContainerId) -> Result<Inspection> {
         let mut inspection = match (self.clause, self.inner.inspect(container).await) {
-            ("facts::an_engine_out_of_reach_is_no_fact", Err(_)) => return gone(),
-            ("facts::an_engine_that_is_silent_is_a_timeout", Err(_)) => pending().await,
-            ("facts::a_container_that_is_not_there_is_not_found", Err(_)) => {
+            ("errors::unreachable_engine_is_inconclusive", Err(_)) => return not_found(),
+            ("errors::silent_engine_times_out", Err(_)) => pending().await,
+            ("errors::missing_container_is_not_found", Err(_)) => {
                 return Err(RuntimeError::Broken {
                     operation: "inspect the container",
-                    reason: "it makes no sense".into(),
+                    reason: "an invalid answer".into(),
                 });
             }
             (_, result) => result?,
         };
         match self.clause {
-            "start::a_started_container_says_since_when" => inspection.started_at = None,
-            "inspect::it_follows_the_life_of_a_container"
+            "start::sets_the_start_time" => inspection.started_at = None,
+            "inspect::reports_each_status_in_order"
                 if inspection.status == ContainerStatus::Running =>
             {
                 inspection.status = ContainerStatus::Created;
             }
-            "inspect::the_code_is_there_at_the_end_alone" => inspection.code = Some(0),
-            "inspect::its_end_is_not_before_its_start" => {
+            "inspect::reports_the_code_only_after_the_exit" => inspection.code = Some(0),
+            "inspect::orders_start_and_finish_times" => {
                 inspection.finished_at = inspection.started_at;
             }
-            "logs::without_a_backstop_there_are_none" => {
+            "logs::are_refused_without_a_backstop" => {
                 inspection.log.fidelity = Some(LogFidelity::Lossless);
             }
             _ => {}
@@ -362,66 +365,66 @@ impl Runtime for Broken {
         Ok(inspection)
     }
 
-    async fn continuity(&self, container: &ContainerId) -> Answer<Continuity> {
+    async fn continuity(&self, container: &ContainerId) -> Result<Continuity> {
         match self.clause {
-            "continuity::an_engine_that_was_not_restarted_is_not_broken" => Ok(Continuity::Broken),
+            "continuity::is_not_broken_without_a_restart" => Ok(Continuity::Broken),
             _ => self.inner.continuity(container).await,
         }
     }
 
-    async fn logs(&self, container: &ContainerId, request: LogsRequest) -> Answer<OutputStream> {
+    async fn logs(&self, container: &ContainerId, request: LogsRequest) -> Result<OutputStream> {
         let request = match self.clause {
-            "logs::a_tail_is_the_last_records" => LogsRequest::all(request.tty),
-            "logs::a_follow_goes_on_with_what_comes" => LogsRequest::all(request.tty),
+            "logs::return_the_last_records_of_a_tail" => LogsRequest::all(request.tty),
+            "logs::follow_new_output" => LogsRequest::all(request.tty),
             _ => request,
         };
         let log = self.inner.logs(container, request).await?;
         let status = self.status(container).await;
         Ok(match self.clause {
-            "logs::they_have_all_that_was_printed" => short(log),
-            "logs::they_can_be_read_again" if !self.is_first() => stream::empty().boxed(),
-            "logs::they_are_by_stream" => on_stdout(log, Stream::Stderr),
-            "logs::they_end_where_the_log_ends" if status == Some(ContainerStatus::Running) => {
+            "logs::return_all_output" => truncated(log),
+            "logs::can_be_read_repeatedly" if !self.is_first_call() => stream::empty().boxed(),
+            "logs::keep_the_order_of_each_stream" => on_stdout(log, Stream::Stderr),
+            "logs::end_without_follow" if status == Some(ContainerStatus::Running) => {
                 log.chain(stream::pending()).boxed()
             }
-            "logs::of_a_container_that_never_started_they_are_empty" => {
-                log.chain(stream::pending()).boxed()
-            }
-            "logs::a_terminals_log_is_a_terminals" => on_stdout(log, Stream::Tty),
+            "logs::are_empty_before_the_start" => log.chain(stream::pending()).boxed(),
+            "logs::label_terminal_output_by_tty" => on_stdout(log, Stream::Tty),
             _ => log,
         })
     }
 
-    async fn signal(&self, container: &ContainerId, signal: &str) -> Answer<()> {
+    async fn signal(&self, container: &ContainerId, signal: &str) -> Result<()> {
         let signal = match self.clause {
-            "signal::it_reaches_the_first_process" => return Ok(()),
-            "signal::kill_ends_what_ignores_the_rest" => "SIGTERM",
+            "signal::reaches_the_first_process" => return Ok(()),
+            "signal::sigkill_ends_any_container" => "SIGTERM",
             _ => signal,
         };
         match self.inner.signal(container, signal).await {
-            Err(_) if self.breaks("signal::one_that_has_not_started_is_a_conflict") => Ok(()),
-            Err(_) if self.breaks("signal::one_that_has_ended_is_a_conflict") => gone(),
+            Err(_) if self.violates("signal::conflicts_before_the_start") => Ok(()),
+            Err(_) if self.violates("signal::conflicts_after_the_exit") => not_found(),
             result => result,
         }
     }
 
-    async fn remove(&self, container: &ContainerId, force: bool) -> Answer<()> {
+    async fn remove(&self, container: &ContainerId, force: bool) -> Result<()> {
         match self.clause {
-            "remove::one_that_never_started_goes_without_force" if !force => Ok(()),
-            "remove::one_that_runs_is_a_conflict_without_force" => {
+            "remove::removes_a_created_container" if !force => Ok(()),
+            "remove::conflicts_with_a_running_container" => {
                 self.inner.remove(container, true).await
             }
-            "remove::one_that_runs_goes_by_force" => self.inner.remove(container, false).await,
-            "remove::one_that_has_ended_goes_without_force" if !force => gone(),
+            "remove::force_removes_a_running_container" => {
+                self.inner.remove(container, false).await
+            }
+            "remove::removes_an_ended_container" if !force => not_found(),
             _ => self.inner.remove(container, force).await,
         }
     }
 
-    async fn find(&self, root: &RootId) -> Answer<Vec<OwnedContainer>> {
+    async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>> {
         let mut found = self.inner.find(root).await?;
         match self.clause {
-            "create::it_can_be_found_from_then_on" => found.clear(),
-            "find::it_finds_those_of_its_root_alone" => {
+            "create::makes_the_container_findable" => found.clear(),
+            "find::returns_only_containers_of_the_root" => {
                 let roots = self.roots.lock().unwrap().clone();
                 found.clear();
                 for root in roots {
@@ -429,7 +432,7 @@ impl Runtime for Broken {
                     found.extend(self.inner.find(&root).await?);
                 }
             }
-            "find::it_finds_them_in_every_state" => {
+            "find::returns_containers_in_every_state" => {
                 found.retain(|found| found.status != ContainerStatus::Ended);
             }
             _ => {}
@@ -437,55 +440,55 @@ impl Runtime for Broken {
         Ok(found)
     }
 
-    async fn copy_out(&self, _: &ContainerId, _: &str) -> Answer<Archive> {
+    async fn copy_out(&self, _: &ContainerId, _: &str) -> Result<Archive> {
         Ok(stream::empty().boxed())
     }
 
-    async fn copy_in(&self, _: &ContainerId, _: &str, _: Archive) -> Answer<()> {
+    async fn copy_in(&self, _: &ContainerId, _: &str, _: Archive) -> Result<()> {
         Ok(())
     }
 }
 
-struct Stage {
-    inner: scripted::Stage,
+struct BrokenHarness {
+    inner: scripted::ScriptedHarness,
     clause: &'static str,
 }
 
 #[async_trait]
-impl RuntimeHarness for Stage {
-    async fn runtime(&self) -> Unsupported<Arc<dyn Runtime>> {
+impl RuntimeHarness for BrokenHarness {
+    async fn runtime(&self) -> Result<Arc<dyn Runtime>, Unsupported> {
         Ok(Arc::new(Broken {
             inner: self.inner.runtime().await?,
             clause: self.clause,
-            asked: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
             dropped: Arc::default(),
             secret: Mutex::default(),
             roots: Mutex::default(),
         }))
     }
 
-    fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
-        self.inner.spec(behaviour)
+    fn spec(&self, behavior: &Behavior) -> Result<RunSpec, Unsupported> {
+        self.inner.spec(behavior)
     }
 
-    /// A spec that this runtime wrongly accepts.
-    fn refused(&self) -> Unsupported<RunSpec> {
+    /// The scripted runtime does not refuse this spec.
+    fn refused(&self) -> Result<RunSpec, Unsupported> {
         Ok(RunSpec::new("any").privileged(true))
     }
 
-    fn exec(&self, behaviour: &Behaviour) -> Unsupported<ExecSpec> {
-        self.inner.exec(behaviour)
+    fn exec(&self, behavior: &Behavior) -> Result<ExecSpec, Unsupported> {
+        self.inner.exec(behavior)
     }
 
-    fn no_image(&self) -> Unsupported<RunSpec> {
+    fn no_image(&self) -> Result<RunSpec, Unsupported> {
         self.inner.no_image()
     }
 
-    async fn take_down(&self) -> Unsupported<()> {
+    async fn take_down(&self) -> Result<(), Unsupported> {
         self.inner.take_down().await
     }
 
-    async fn silence(&self) -> Unsupported<()> {
+    async fn silence(&self) -> Result<(), Unsupported> {
         self.inner.silence().await
     }
 
@@ -494,10 +497,10 @@ impl RuntimeHarness for Stage {
     }
 }
 
-pub fn row() -> impl Iterator<Item = Trial> {
-    crate::red("runtime", |clause| {
-        conformance::runtime(move || Stage {
-            inner: scripted::Stage::new(),
+pub fn trials() -> impl Iterator<Item = Trial> {
+    crate::broken("runtime", |clause| {
+        conformance::runtime(move || BrokenHarness {
+            inner: scripted::ScriptedHarness::new(),
             clause,
         })
     })

@@ -1,4 +1,4 @@
-//! A sink that breaks one clause at a time, so that each case is seen to fail.
+//! A sink that violates one clause at a time, to show that each case can fail.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use async_trait::async_trait;
 use moat::audit::{Batch, Event, Output, Record, RecordRef, Start};
-use moat::conformance::{self, SinkHarness};
+use moat::conformance::{self, SinkHarness, Unsupported};
 use moat::outcome::Stream;
 use moat::sink::{Memory, RecordVisitor, Resumed, RunLog, RunPlace};
 use moat::timestamp::Timestamp;
 use moat::{Error, LogSink, Result, RunId, Seal};
 use testkit::harness::Trial;
 
-/// The sink in memory, except for the named clause.
+/// The in-memory sink, except for one clause.
 #[derive(Debug, Clone)]
 struct Broken {
     memory: Memory,
@@ -38,16 +38,16 @@ impl Broken {
 #[async_trait]
 impl LogSink for Broken {
     async fn open(&self, place: &RunPlace, start: &Start) -> Result<Box<dyn RunLog>> {
-        let is_mixed = self.clause == "open::that_of_a_further_process_is_apart";
+        let is_mixed = self.clause == "open::separates_execs";
         if is_mixed && place.exec.is_some() {
-            let around = RunPlace::new(place.run.clone(), &place.dir);
-            return match self.resume(&around, Box::new(|_| {})).await? {
+            let run = RunPlace::new(place.run.clone(), &place.dir);
+            return match self.resume(&run, Box::new(|_| {})).await? {
                 Resumed::Open { log, .. } => Ok(log),
                 other => panic!("{other:?}"),
             };
         }
         let opened = match self.memory.open(place, start).await {
-            Err(Error::RunExists { .. }) if self.clause == "open::a_second_one_is_refused" => {
+            Err(Error::RunExists { .. }) if self.clause == "open::rejects_a_second_log" => {
                 let other = RunPlace::new(RunId::generate(), &place.dir);
                 self.memory.open(&other, start).await
             }
@@ -58,7 +58,7 @@ impl LogSink for Broken {
 
     async fn resume(&self, place: &RunPlace, mut visit: RecordVisitor) -> Result<Resumed> {
         let (clause, torn) = (self.clause, self.torn.load(SeqCst));
-        if clause == "open::logs_of_two_runs_are_apart" {
+        if clause == "open::separates_runs" {
             for run in self.memory.runs() {
                 for record in self.memory.records(&run) {
                     if let Record::Output(output) = &record {
@@ -68,17 +68,17 @@ impl LogSink for Broken {
             }
         }
         let mut number = 0;
-        let mut half = torn.then(|| Output::new(Timestamp::now(), Stream::Stdout, "lin"));
-        let seen: RecordVisitor = Box::new(move |record| {
+        let mut partial = torn.then(|| Output::new(Timestamp::now(), Stream::Stdout, "lin"));
+        let visit_changed: RecordVisitor = Box::new(move |record| {
             number += 1;
-            if let Some(half) = half.take() {
-                visit((&half).into());
+            if let Some(partial) = partial.take() {
+                visit((&partial).into());
             }
             match (clause, record) {
-                ("open::the_log_has_its_start_record", RecordRef::Event(Event::Start(_))) => {}
-                ("resume::it_shows_each_record_before_it_returns", _) if number % 2 == 0 => {}
+                ("open::writes_the_start_record", RecordRef::Event(Event::Start(_))) => {}
+                ("resume::visits_each_record", _) if number % 2 == 0 => {}
                 (
-                    "append::every_record_comes_back_as_it_was",
+                    "append::preserves_every_record",
                     RecordRef::Output {
                         ts, stream, bytes, ..
                     },
@@ -89,14 +89,14 @@ impl LogSink for Broken {
                 (_, record) => visit(record),
             }
         });
-        let resumed = match self.memory.resume(place, seen).await {
-            Err(Error::Owned { .. }) if clause == "resume::of_a_log_that_is_open_is_refused" => {
+        let resumed = match self.memory.resume(place, visit_changed).await {
+            Err(Error::Owned { .. }) if clause == "resume::rejects_an_open_log" => {
                 return Ok(Resumed::Absent);
             }
             resumed => resumed?,
         };
         Ok(match resumed {
-            Resumed::Absent if clause == "resume::of_no_log_is_absent" => {
+            Resumed::Absent if clause == "resume::reports_a_missing_log" => {
                 return Err(Error::NoSuchRun {
                     run: place.run.clone(),
                     root: place.dir.clone(),
@@ -106,7 +106,7 @@ impl LogSink for Broken {
                 log: self.log(log, true),
                 torn,
             },
-            Resumed::Sealed(mut seal) if clause == "seal::it_is_what_resume_gives" => {
+            Resumed::Sealed(mut seal) if clause == "seal::is_returned_by_resume" => {
                 seal.records += 1;
                 Resumed::Sealed(seal)
             }
@@ -115,8 +115,8 @@ impl LogSink for Broken {
     }
 
     fn path(&self, place: &RunPlace) -> Option<PathBuf> {
-        let lies = self.clause == "open::its_path_leads_to_it";
-        lies.then(|| place.dir.join("nowhere"))
+        let is_wrong = self.clause == "path::names_the_log_file";
+        is_wrong.then(|| place.dir.join("nowhere"))
     }
 }
 
@@ -131,11 +131,11 @@ struct Log {
 }
 
 impl Log {
-    /// The error, unless the clause is that errors persist.
-    fn after(&mut self, result: Result<()>) -> Result<()> {
-        let forgets = self.clause == "errors::after_one_a_log_takes_nothing_more";
+    /// Returns `result`, but hides the second error if the clause is `errors::are_permanent`.
+    fn forget_error(&mut self, result: Result<()>) -> Result<()> {
+        let is_forgotten = self.clause == "errors::are_permanent";
         match result {
-            Err(_) if forgets && std::mem::replace(&mut self.failed, true) => Ok(()),
+            Err(_) if is_forgotten && std::mem::replace(&mut self.failed, true) => Ok(()),
             result => result,
         }
     }
@@ -143,7 +143,7 @@ impl Log {
 
 fn note() -> Batch {
     let mut batch = Batch::new();
-    batch.push_event(Event::note("not appended by the caller"));
+    batch.push_event(Event::note("an unrequested record"));
     batch
 }
 
@@ -152,39 +152,39 @@ impl RunLog for Log {
     async fn append(&mut self, batch: Batch) -> Result<()> {
         self.synced = false;
         match self.clause {
-            "append::what_was_appended_stays" => return Ok(()),
-            "append::order_is_kept_over_many_batches" => {
+            "append::keeps_records" => return Ok(()),
+            "append::keeps_the_order_across_batches" => {
                 self.inner.append(batch.clone()).await?;
             }
-            "append::an_empty_batch_adds_nothing" if batch.is_empty() => {
+            "append::ignores_an_empty_batch" if batch.is_empty() => {
                 return self.inner.append(note()).await;
             }
-            "append::one_that_was_dropped_is_all_or_a_first_part" => {
+            "append::drop_leaves_a_prefix" => {
                 tokio::task::yield_now().await;
             }
-            "resume::it_goes_on_where_the_log_ends" if self.resumed => return Ok(()),
-            "seal::nothing_is_added_behind_it" if self.sealed.is_some() => return Ok(()),
+            "resume::appends_at_the_end" if self.resumed => return Ok(()),
+            "seal::rejects_later_appends" if self.sealed.is_some() => return Ok(()),
             _ => {}
         }
         let result = self.inner.append(batch).await;
-        self.after(result)
+        self.forget_error(result)
     }
 
     async fn sync(&mut self) -> Result<()> {
-        if self.clause == "sync::it_can_be_asked_for_at_any_time" && self.synced {
+        if self.clause == "sync::can_be_repeated" && self.synced {
             return Err(Error::Stalled);
         }
         self.synced = true;
         let result = self.inner.sync().await;
-        self.after(result)
+        self.forget_error(result)
     }
 
     async fn seal(&mut self, seal: Seal) -> Result<Seal> {
-        if self.clause == "seal::there_is_one" && self.sealed.is_some() {
+        if self.clause == "seal::rejects_a_second_seal" && self.sealed.is_some() {
             return Ok(seal);
         }
         let mut sealed = self.inner.seal(seal.clone()).await?;
-        if self.clause == "seal::a_digest_of_the_callers_is_ignored" {
+        if self.clause == "seal::ignores_the_callers_digest" {
             sealed.sha256 = seal.sha256;
         }
         self.sealed = Some(sealed.clone());
@@ -192,33 +192,33 @@ impl RunLog for Log {
     }
 }
 
-struct Stage(Broken);
+struct BrokenHarness(Broken);
 
-impl SinkHarness for Stage {
+impl SinkHarness for BrokenHarness {
     fn sink(&self) -> Arc<dyn LogSink> {
         Arc::new(self.0.clone())
     }
 
-    /// The half record is shown as whole.
-    fn tear(&self, _: &RunPlace) -> Result<(), String> {
+    /// Makes `resume` visit the partial record as a complete record.
+    fn tear(&self, _: &RunPlace) -> Result<(), Unsupported> {
         self.0.torn.store(true, SeqCst);
         Ok(())
     }
 
-    /// The damage is not noticed.
-    fn damage(&self, _: &RunPlace) -> Result<(), String> {
+    /// Changes nothing, so `resume` detects no damage.
+    fn damage(&self, _: &RunPlace) -> Result<(), Unsupported> {
         Ok(())
     }
 
-    fn spoil(&self, place: &RunPlace) -> Result<(), String> {
+    fn spoil(&self, place: &RunPlace) -> Result<(), Unsupported> {
         self.0.memory.fail(&place.run);
         Ok(())
     }
 }
 
-pub fn row() -> impl Iterator<Item = Trial> {
-    crate::red("sink", |clause| {
-        conformance::sink(Stage(Broken {
+pub fn trials() -> impl Iterator<Item = Trial> {
+    crate::broken("sink", |clause| {
+        conformance::sink(BrokenHarness(Broken {
             memory: Memory::new(),
             clause,
             torn: Arc::default(),

@@ -1,11 +1,11 @@
-//! Docker, or an engine with its protocol, for the suite.
+//! The harness of Docker, and of engines that are compatible with it.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use moat::conformance::{Behaviour, RuntimeHarness, Step, Unsupported};
+use moat::conformance::{Behavior, RuntimeHarness, Step, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::Runtime;
 use moat::spec::{ExecSpec, Pull};
@@ -16,13 +16,13 @@ use testkit::image;
 use testkit::proxy::Proxy;
 use tokio::sync::OnceCell;
 
-/// An engine behind a proxy that can be taken down.
-pub struct Stage {
+/// An engine with a proxy per case, which can cut the connection.
+pub struct EngineHarness {
     dir: TempDir,
     proxy: OnceCell<Proxy>,
 }
 
-impl Stage {
+impl EngineHarness {
     pub fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
@@ -30,15 +30,15 @@ impl Stage {
         }
     }
 
-    /// `None` if the engine has no socket for a proxy.
-    fn proxy(&self) -> Unsupported<&Proxy> {
+    /// Fails if the engine has no Unix socket to proxy.
+    fn proxy(&self) -> Result<&Proxy, Unsupported> {
         self.proxy
             .get()
-            .ok_or_else(|| "there is no proxy before an engine without a socket".into())
+            .ok_or_else(|| "the engine has no Unix socket to proxy".into())
     }
 }
 
-/// The socket of the engine, if it has one.
+/// Returns the Unix socket of the engine, if it has one.
 fn socket() -> Option<PathBuf> {
     match std::env::var("DOCKER_HOST") {
         Ok(host) => Some(PathBuf::from(host.strip_prefix("unix://")?)),
@@ -46,17 +46,16 @@ fn socket() -> Option<PathBuf> {
     }
 }
 
-/// The test image.
-fn image() -> Unsupported<String> {
-    static IMAGE: std::sync::OnceLock<Unsupported<String>> = std::sync::OnceLock::new();
-    IMAGE
-        .get_or_init(|| block_on(async { image::provide(&connect()?).await }))
-        .clone()
+/// Returns the name of the test image.
+fn image() -> Result<String, Unsupported> {
+    static IMAGE: OnceLock<Result<String, String>> = OnceLock::new();
+    let image = IMAGE.get_or_init(|| block_on(async { image::provide(&connect()?).await }));
+    Ok(image.clone()?)
 }
 
 #[async_trait]
-impl RuntimeHarness for Stage {
-    async fn runtime(&self) -> Unsupported<Arc<dyn Runtime>> {
+impl RuntimeHarness for EngineHarness {
+    async fn runtime(&self) -> Result<Arc<dyn Runtime>, Unsupported> {
         let connected = match socket() {
             None => Docker::connect().await,
             Some(socket) => {
@@ -70,37 +69,37 @@ impl RuntimeHarness for Stage {
         Ok(Arc::new(connected.map_err(|error| error.to_string())?))
     }
 
-    fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
-        // With its entrypoint: Podman ignores that of an import.
+    fn spec(&self, behavior: &Behavior) -> Result<RunSpec, Unsupported> {
+        // Podman ignores the entrypoint of an imported image.
         let spec = RunSpec::new(image()?)
             .entrypoint(["/workload"])
             .network("none");
-        if behaviour.command_not_found {
+        if behavior.command_not_found {
             return Ok(spec.entrypoint(["/nonexistent"]));
         }
-        Ok(spec.cmd(words(behaviour)?))
+        Ok(spec.cmd(arguments(behavior)?))
     }
 
-    fn exec(&self, behaviour: &Behaviour) -> Unsupported<ExecSpec> {
+    fn exec(&self, behavior: &Behavior) -> Result<ExecSpec, Unsupported> {
         let program = std::iter::once("/workload".to_owned());
-        Ok(ExecSpec::new(program.chain(words(behaviour)?)))
+        Ok(ExecSpec::new(program.chain(arguments(behavior)?)))
     }
 
-    fn refused(&self) -> Unsupported<RunSpec> {
+    fn refused(&self) -> Result<RunSpec, Unsupported> {
         let patch = serde_json::json!({"HostConfig": {"AutoRemove": true}});
         Ok(RunSpec::new("any").engine_patch(patch))
     }
 
-    fn no_image(&self) -> Unsupported<RunSpec> {
+    fn no_image(&self) -> Result<RunSpec, Unsupported> {
         Ok(RunSpec::new("moat-conformance/none:none").pull(Pull::Never))
     }
 
-    async fn take_down(&self) -> Unsupported<()> {
+    async fn take_down(&self) -> Result<(), Unsupported> {
         self.proxy()?.down();
         Ok(())
     }
 
-    async fn silence(&self) -> Unsupported<()> {
+    async fn silence(&self) -> Result<(), Unsupported> {
         self.proxy()?.freeze();
         Ok(())
     }
@@ -113,22 +112,22 @@ impl RuntimeHarness for Stage {
     }
 }
 
-/// The steps of the workload for a behavior.
-fn words(behaviour: &Behaviour) -> Unsupported<Vec<String>> {
-    let mut words = Vec::new();
+/// Returns the arguments of the workload program for `behavior`.
+fn arguments(behavior: &Behavior) -> Result<Vec<String>, Unsupported> {
+    let mut arguments = Vec::new();
     let mut step = |text: String, stream: Option<Stream>| {
-        words.extend(text.split(' ').map(str::to_owned));
+        arguments.extend(text.split(' ').map(str::to_owned));
         if stream == Some(Stream::Stderr) {
-            words.extend(["--stream", "err"].map(str::to_owned));
+            arguments.extend(["--stream", "err"].map(str::to_owned));
         }
-        words.push("+".into());
+        arguments.push("+".into());
     };
-    if behaviour.ignores_sigterm {
+    if behavior.ignores_sigterm {
         step("deaf".into(), None);
-    } else if behaviour.waits_for_signal {
-        step(format!("on-term {}", behaviour.exit), None);
+    } else if behavior.waits_for_signal {
+        step(format!("on-term {}", behavior.exit), None);
     }
-    for done in &behaviour.steps {
+    for done in &behavior.steps {
         match done {
             Step::Print(stream, bytes) => {
                 let mut text = "hex ".to_owned();
@@ -140,13 +139,13 @@ fn words(behaviour: &Behaviour) -> Unsupported<Vec<String>> {
             Step::Lines(stream, count) => step(format!("count {count}"), Some(*stream)),
             Step::Echo => step("cat".into(), None),
             Step::Pause(duration) => step(format!("sleep {}", duration.as_secs_f64()), None),
-            step => return Err(format!("the workload has no word for {step:?}")),
+            step => return Err(format!("the workload does not support {step:?}").into()),
         }
     }
-    if behaviour.waits_for_signal {
+    if behavior.waits_for_signal {
         step("hold".into(), None);
     }
-    step(format!("exit {}", behaviour.exit), None);
-    words.pop();
-    Ok(words)
+    step(format!("exit {}", behavior.exit), None);
+    arguments.pop();
+    Ok(arguments)
 }

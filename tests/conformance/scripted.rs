@@ -5,21 +5,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use moat::RunSpec;
-use moat::conformance::{Behaviour, RuntimeHarness, Unsupported};
+use moat::conformance::{Behavior, RuntimeHarness, Unsupported};
 use moat::runtime::Runtime;
 use moat::runtime::scripted::{Link, Scripted};
 use moat::spec::{ExecSpec, Pull};
 
 #[derive(Debug)]
-pub struct Stage {
+pub struct ScriptedHarness {
     engine: Scripted,
     specs: AtomicU64,
 }
 
-impl Stage {
+impl ScriptedHarness {
     pub fn new() -> Self {
         let engine = Scripted::new();
-        engine.remove_image("lacking");
+        engine.remove_image("missing");
         Self {
             engine,
             specs: AtomicU64::new(0),
@@ -28,33 +28,33 @@ impl Stage {
 }
 
 #[async_trait]
-impl RuntimeHarness for Stage {
-    async fn runtime(&self) -> Unsupported<Arc<dyn Runtime>> {
+impl RuntimeHarness for ScriptedHarness {
+    async fn runtime(&self) -> Result<Arc<dyn Runtime>, Unsupported> {
         Ok(Arc::new(self.engine.clone()))
     }
 
-    fn spec(&self, behaviour: &Behaviour) -> Unsupported<RunSpec> {
+    fn spec(&self, behavior: &Behavior) -> Result<RunSpec, Unsupported> {
         // Each spec has a separate image, which selects its script.
         let image = format!("script-{}", self.specs.fetch_add(1, Ordering::Relaxed));
-        self.engine.image(&image, behaviour.into());
+        self.engine.image(&image, behavior.into());
         Ok(RunSpec::new(image))
     }
 
-    fn exec(&self, behaviour: &Behaviour) -> Unsupported<ExecSpec> {
-        self.engine.next_exec(behaviour.into());
+    fn exec(&self, behavior: &Behavior) -> Result<ExecSpec, Unsupported> {
+        self.engine.next_exec(behavior.into());
         Ok(ExecSpec::new(["any"]))
     }
 
-    fn no_image(&self) -> Unsupported<RunSpec> {
-        Ok(RunSpec::new("lacking").pull(Pull::Never))
+    fn no_image(&self) -> Result<RunSpec, Unsupported> {
+        Ok(RunSpec::new("missing").pull(Pull::Never))
     }
 
-    async fn take_down(&self) -> Unsupported<()> {
+    async fn take_down(&self) -> Result<(), Unsupported> {
         self.engine.link(Link::Down);
         Ok(())
     }
 
-    async fn silence(&self) -> Unsupported<()> {
+    async fn silence(&self) -> Result<(), Unsupported> {
         self.engine.link(Link::Silent);
         Ok(())
     }

@@ -1,65 +1,69 @@
-//! The sinks of moat for the suite.
+//! The harnesses of the sinks in this crate.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use moat::LogSink;
 use moat::audit::LOG_FILE;
-use moat::conformance::SinkHarness;
+use moat::conformance::{SinkHarness, Unsupported};
 use moat::sink::{Faulty, Memory, RunPlace, SinkCall, SinkFault};
 
-/// A sink with the logs of `Jsonl`.
-pub struct OfJsonl<F>(pub F);
+fn unsupported(error: io::Error) -> Unsupported {
+    error.to_string().into()
+}
 
-impl<S: LogSink, F: Fn() -> S + Send + Sync + 'static> SinkHarness for OfJsonl<F> {
+/// A sink with the logs of `Jsonl`.
+pub struct JsonlHarness<F>(pub F);
+
+impl<S: LogSink, F: Fn() -> S + Send + Sync + 'static> SinkHarness for JsonlHarness<F> {
     fn sink(&self) -> Arc<dyn LogSink> {
         Arc::new(self.0())
     }
 
-    fn tear(&self, place: &RunPlace) -> Result<(), String> {
+    fn tear(&self, place: &RunPlace) -> Result<(), Unsupported> {
         let file = OpenOptions::new()
             .append(true)
             .open(place.dir.join(LOG_FILE));
         let torn = file.and_then(|mut file| file.write_all(b"{\"ts\":\"2026-01-01T00:0"));
-        torn.map_err(|error| error.to_string())
+        torn.map_err(unsupported)
     }
 
-    fn damage(&self, place: &RunPlace) -> Result<(), String> {
+    fn damage(&self, place: &RunPlace) -> Result<(), Unsupported> {
         let path = place.dir.join(LOG_FILE);
-        let text = fs::read_to_string(&path).map_err(|error| error.to_string())?;
-        fs::write(&path, text.replace("line 1", "line 7")).map_err(|error| error.to_string())
+        let text = fs::read_to_string(&path).map_err(unsupported)?;
+        fs::write(&path, text.replace("line 1", "line 7")).map_err(unsupported)
     }
 
-    fn spoil(&self, place: &RunPlace) -> Result<(), String> {
-        // A file that was moved cannot be sealed.
-        fs::remove_file(place.dir.join(LOG_FILE)).map_err(|error| error.to_string())
+    fn spoil(&self, place: &RunPlace) -> Result<(), Unsupported> {
+        // A log cannot be sealed if its file was removed.
+        fs::remove_file(place.dir.join(LOG_FILE)).map_err(unsupported)
     }
 }
 
-/// The sink in memory.
-pub struct OfMemory(pub Memory);
+/// The in-memory sink.
+pub struct MemoryHarness(pub Memory);
 
-impl SinkHarness for OfMemory {
+impl SinkHarness for MemoryHarness {
     fn sink(&self) -> Arc<dyn LogSink> {
         Arc::new(self.0.clone())
     }
 
-    fn spoil(&self, place: &RunPlace) -> Result<(), String> {
+    fn spoil(&self, place: &RunPlace) -> Result<(), Unsupported> {
         self.0.fail(&place.run);
         Ok(())
     }
 }
 
-/// A sink whose faults are injected.
-pub struct OfFaulty(pub Faulty);
+/// A sink with injected faults.
+pub struct FaultyHarness(pub Faulty);
 
-impl SinkHarness for OfFaulty {
+impl SinkHarness for FaultyHarness {
     fn sink(&self) -> Arc<dyn LogSink> {
         Arc::new(self.0.clone())
     }
 
-    fn spoil(&self, place: &RunPlace) -> Result<(), String> {
+    fn spoil(&self, place: &RunPlace) -> Result<(), Unsupported> {
         let run = place.run.clone();
         let fault = SinkFault::error().at(move |place| place.run == run);
         let calls = [SinkCall::Append, SinkCall::Sync, SinkCall::Seal];

@@ -1,4 +1,4 @@
-//! What a container of a trial is to do.
+//! The behavior of a container in a case.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -7,44 +7,46 @@ use bytes::Bytes;
 
 use crate::outcome::Stream;
 
-/// What a container of a trial is to do, for the implementor to put in its own terms.
+/// The behavior of a container, which a harness translates to a spec of its runtime.
 ///
-/// It does its steps one after the other, and then ends with [`exit`](field@Self::exit), unless
-/// [`waits_for_signal`](Self::waits_for_signal) says that it waits for SIGTERM.
+/// The container performs its steps in order, and then exits with [`exit`](field@Self::exit),
+/// unless [`waits_for_signal`](field@Self::waits_for_signal) is set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct Behaviour {
-    /// What it does, in order.
+pub struct Behavior {
+    /// The steps, in order.
     pub steps: Vec<Step>,
-    /// The code that it ends with.
+    /// The exit code.
     pub exit: u8,
-    /// Whether it waits for a signal behind its steps: on SIGTERM, at any time, it ends with
-    /// [`exit`](field@Self::exit).
+    /// The container waits for a signal after its steps.
+    ///
+    /// On SIGTERM, at any time, it exits with [`exit`](field@Self::exit).
     pub waits_for_signal: bool,
-    /// Whether it ignores SIGTERM. It has done so before its first step.
+    /// The container ignores SIGTERM, from before its first step.
     pub ignores_sigterm: bool,
-    /// Whether its output is a terminal's.
+    /// The container has a terminal.
     pub tty: bool,
-    /// Whether it cannot be started at all: its command is one that is not there.
+    /// The command does not exist, so the container cannot start.
     pub command_not_found: bool,
 }
 
-/// One thing that a container of a trial does.
+/// A step of a [`Behavior`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
-    /// It prints these bytes, and has flushed them when it goes on.
+    /// Prints these bytes and flushes them.
     Print(Stream, Bytes),
-    /// It prints so many lines of 64 bytes, newline included: `%063d`, from 0 on.
+    /// Prints this number of lines, from 0: `%063d` and a newline, 64 bytes each.
     Lines(Stream, u32),
-    /// It does nothing for a while.
+    /// Sleeps.
     Pause(Duration),
-    /// It prints on standard output, as they come, the bytes that it reads from its standard input,
-    /// until that is at its end. A terminal may show them, too.
+    /// Copies standard input to standard output until the input ends.
+    ///
+    /// Bytes are copied as they arrive. A terminal may echo them too.
     Echo,
 }
 
-impl Behaviour {
+impl Behavior {
     pub(super) fn new() -> Self {
         Self::default()
     }
@@ -79,12 +81,12 @@ impl Behaviour {
         self
     }
 
-    pub(super) fn hold(mut self) -> Self {
+    pub(super) fn waits_for_signal(mut self) -> Self {
         self.waits_for_signal = true;
         self
     }
 
-    pub(super) fn deaf(mut self) -> Self {
+    pub(super) fn ignores_sigterm(mut self) -> Self {
         self.ignores_sigterm = true;
         self
     }
@@ -94,14 +96,16 @@ impl Behaviour {
         self
     }
 
-    pub(super) fn missing() -> Self {
+    pub(super) fn command_not_found() -> Self {
         Self {
             command_not_found: true,
             ..Self::default()
         }
     }
 
-    /// All that is printed on one stream. A terminal's newlines are not `\r\n` yet.
+    /// Returns all bytes that the steps print on `stream`.
+    ///
+    /// Newlines are `\n`, even with a terminal.
     pub fn printed(&self, stream: Stream) -> Vec<u8> {
         let mut bytes = Vec::new();
         for step in &self.steps {
@@ -114,8 +118,10 @@ impl Behaviour {
         bytes
     }
 
-    /// It as a command line: `sh -c`, with a script for any POSIX shell that has `printf` and
-    /// `sleep`. One that [cannot be started](field@Self::command_not_found) is another command line.
+    /// Returns a `sh -c` command line with this behavior.
+    ///
+    /// It needs a POSIX shell with `printf`, `sleep` and `cat`. If
+    /// [`command_not_found`](field@Self::command_not_found) is set, the command is a missing file.
     pub fn shell(&self) -> Vec<String> {
         if self.command_not_found {
             return vec!["/nonexistent/moat-conformance".into()];
@@ -127,29 +133,7 @@ impl Behaviour {
             let _ = writeln!(script, "trap 'exit {}' TERM", self.exit);
         }
         for step in &self.steps {
-            match step {
-                Step::Print(stream, bytes) => {
-                    // A shell takes only so long a word.
-                    for part in bytes.chunks(1024) {
-                        script.push_str("printf '");
-                        for byte in part {
-                            let _ = write!(script, "\\{byte:03o}");
-                        }
-                        let _ = writeln!(script, "'{}", to(*stream));
-                    }
-                }
-                Step::Lines(stream, count) => {
-                    let _ = writeln!(
-                        script,
-                        "i=0; while [ $i -lt {count} ]; do printf '%063d\\n' $i; i=$((i+1)); done{}",
-                        to(*stream)
-                    );
-                }
-                Step::Pause(duration) => {
-                    let _ = writeln!(script, "sleep {}", duration.as_secs_f64());
-                }
-                Step::Echo => script.push_str("cat\n"),
-            }
+            step.write_script(&mut script);
         }
         if self.waits_for_signal {
             script.push_str("while :; do sleep 0.05; done\n");
@@ -159,13 +143,41 @@ impl Behaviour {
     }
 }
 
-/// The script of a container of [`Scripted`](crate::runtime::scripted::Scripted).
+impl Step {
+    fn write_script(&self, script: &mut String) {
+        match self {
+            Self::Print(stream, bytes) => {
+                // Shells limit the length of a word.
+                for part in bytes.chunks(1024) {
+                    script.push_str("printf '");
+                    for byte in part {
+                        let _ = write!(script, "\\{byte:03o}");
+                    }
+                    let _ = writeln!(script, "'{}", redirection(*stream));
+                }
+            }
+            Self::Lines(stream, count) => {
+                let _ = writeln!(
+                    script,
+                    "i=0; while [ $i -lt {count} ]; do printf '%063d\\n' $i; i=$((i+1)); done{}",
+                    redirection(*stream)
+                );
+            }
+            Self::Pause(duration) => {
+                let _ = writeln!(script, "sleep {}", duration.as_secs_f64());
+            }
+            Self::Echo => script.push_str("cat\n"),
+        }
+    }
+}
+
+/// Creates the script for [`Scripted`](crate::runtime::scripted::Scripted).
 #[cfg(feature = "testing")]
-impl From<&Behaviour> for crate::runtime::scripted::Script {
-    fn from(behaviour: &Behaviour) -> Self {
-        let code = behaviour.exit.into();
+impl From<&Behavior> for crate::runtime::scripted::Script {
+    fn from(behavior: &Behavior) -> Self {
+        let code = behavior.exit.into();
         let mut script = Self::new().exit(code).exit_on_term(code);
-        for step in &behaviour.steps {
+        for step in &behavior.steps {
             script = match step {
                 Step::Print(stream, bytes) => script.print(*stream, bytes.clone()),
                 Step::Lines(stream, count) => (0..*count).fold(script, |script, number| {
@@ -175,27 +187,27 @@ impl From<&Behaviour> for crate::runtime::scripted::Script {
                 Step::Echo => script.echo(),
             };
         }
-        if behaviour.waits_for_signal {
+        if behavior.waits_for_signal {
             script = script.until_stopped();
         }
-        if behaviour.ignores_sigterm {
+        if behavior.ignores_sigterm {
             script = script.ignore_term();
         }
-        if behaviour.command_not_found {
+        if behavior.command_not_found {
             script = script.fail_to_start("no such command");
         }
         script
     }
 }
 
-fn to(stream: Stream) -> &'static str {
+fn redirection(stream: Stream) -> &'static str {
     match stream {
         Stream::Stderr => " >&2",
         Stream::Stdout | Stream::Tty => "",
     }
 }
 
-/// What [`Step::Lines`] prints.
+/// Returns the output of [`Step::Lines`].
 pub(super) fn lines(count: u32) -> Vec<u8> {
     let mut text = String::new();
     for number in 0..count {
@@ -211,20 +223,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shell_does_as_the_behaviour_says_byte_for_byte() {
+    fn shell_prints_exactly_the_printed_bytes() {
         let all: Vec<u8> = (0..=255).cycle().take(3000).collect();
-        let behaviour = Behaviour::new()
+        let behavior = Behavior::new()
             .out(all)
             .err("'quoted' \\ \"text\"")
             .pause(Duration::from_millis(10))
             .lines(Stream::Stdout, 20)
             .lines(Stream::Stderr, 3)
             .exit(7);
-        let words = behaviour.shell();
-        let output = Command::new(&words[0]).args(&words[1..]).output();
-        let output = output.expect("there is a shell");
-        assert_eq!(output.stdout, behaviour.printed(Stream::Stdout));
-        assert_eq!(output.stderr, behaviour.printed(Stream::Stderr));
+        let command = behavior.shell();
+        let output = Command::new(&command[0]).args(&command[1..]).output();
+        let output = output.expect("cannot run sh");
+        assert_eq!(output.stdout, behavior.printed(Stream::Stdout));
+        assert_eq!(output.stderr, behavior.printed(Stream::Stderr));
         assert_eq!(output.status.code(), Some(7));
     }
 }
