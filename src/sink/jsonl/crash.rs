@@ -278,7 +278,7 @@ struct Whole {
 
 /// Numbers of reopened images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct CaseResult {
+struct Counts {
     /// Left by a killed process, at any byte of a write.
     killed: usize,
     /// Left by a power loss.
@@ -287,7 +287,7 @@ struct CaseResult {
     again: usize,
 }
 
-impl CaseResult {
+impl Counts {
     /// Fails if the model produces fewer images than expected.
     fn at_least(self, killed: usize, failed: usize, again: usize) {
         let enough = self.killed >= killed && self.failed >= failed && self.again >= again;
@@ -320,7 +320,7 @@ impl Life {
     /// Reopens every image that a crash may leave.
     ///
     /// `sector` is the sector size at the first power loss, `second` at the second one.
-    fn crash(&self, sector: usize, second: usize) -> CaseResult {
+    fn crash(&self, sector: usize, second: usize) -> Counts {
         let mut killed = Cases::default();
         let mut failed = Cases::default();
         let mut again = Cases::default();
@@ -347,7 +347,7 @@ impl Life {
             self.check(cases, true);
         }
         self.check(&again, false);
-        CaseResult {
+        Counts {
             killed: killed.0.len(),
             failed: failed.0.len(),
             again: again.0.len(),

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::audit::{Audit, attempt};
 use crate::browser::{Dom, Row, open};
-use crate::sample::{StdinChunk, of_one, pipeline, step, written};
+use crate::sample::{ReportPage, of_one, pipeline, step, written};
 use moat_ci::mask::Mask;
 use moat_ci::report::{EDGE_LINES, Status};
 
@@ -27,7 +27,7 @@ testkit::trials! {
         keys_move_between_matches,
 }
 
-fn clean(page: &StdinChunk, fragment: &str) -> Dom {
+fn clean(page: &ReportPage, fragment: &str) -> Dom {
     let dom = open(&page.page, fragment);
     assert_eq!(dom.console, Vec::<String>::new());
     dom
@@ -37,7 +37,7 @@ fn texts(rows: &[Row]) -> Vec<&str> {
     rows.iter().map(|row| row.text.as_str()).collect()
 }
 
-fn big() -> StdinChunk {
+fn big() -> ReportPage {
     of_one(|dir| {
         let audit =
             Audit::new("big", 0)

@@ -10,12 +10,12 @@ use moat_ci::mask::Mask;
 use moat_ci::report::{Attempt, Report, Status, Step};
 
 /// A report in a temporary directory.
-pub(crate) struct StdinChunk {
+pub(crate) struct ReportPage {
     pub(crate) dir: TempDir,
     pub(crate) page: PathBuf,
 }
 
-impl StdinChunk {
+impl ReportPage {
     pub(crate) fn html(&self) -> String {
         std::fs::read_to_string(&self.page).unwrap()
     }
@@ -34,7 +34,7 @@ pub(crate) fn step(name: &str, status: Status, attempts: Vec<Attempt>) -> Step {
 /// A report of the steps that `steps` returns.
 ///
 /// Their audits are in the directory.
-pub(crate) fn written(mask: &Mask, steps: impl FnOnce(&Path) -> Vec<Step>) -> StdinChunk {
+pub(crate) fn written(mask: &Mask, steps: impl FnOnce(&Path) -> Vec<Step>) -> ReportPage {
     let dir = tempfile::tempdir().unwrap();
     let page = dir.path().join("report.html");
     let report = Report {
@@ -42,11 +42,11 @@ pub(crate) fn written(mask: &Mask, steps: impl FnOnce(&Path) -> Vec<Step>) -> St
         steps: steps(dir.path()),
     };
     report.write(mask, &page).unwrap();
-    StdinChunk { dir, page }
+    ReportPage { dir, page }
 }
 
 /// A report of one step with one attempt.
-pub(crate) fn of_one(attempt: impl FnOnce(&Path) -> Attempt) -> StdinChunk {
+pub(crate) fn of_one(attempt: impl FnOnce(&Path) -> Attempt) -> ReportPage {
     written(&Mask::new([]), |dir| {
         vec![step("build", Status::Passed, vec![attempt(dir)])]
     })
