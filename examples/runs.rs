@@ -306,11 +306,19 @@ async fn attach(args: &Args, id: &RunId) -> moat::Result<u8> {
     let code = if settings.tty {
         let message = format!("detached from {id}");
         attach_terminal(&message, |_| async {
-            manager.attach_with(id, options.live_only()).await
+            manager
+                .get(id)
+                .await?
+                .attach_with(options.live_only())
+                .await
         })
         .await?
     } else {
-        let attachment = manager.attach_with(id, options.lossless()).await?;
+        let attachment = manager
+            .get(id)
+            .await?
+            .attach_with(options.lossless())
+            .await?;
         forward(attachment).await?
     };
     manager.shutdown(ShutdownMode::Leave).await;

@@ -1,4 +1,4 @@
-//! What happens to runs, told to whoever wants to know.
+//! Events of runs, and the bus that delivers them to subscribers.
 
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
@@ -14,138 +14,147 @@ use crate::outcome::{Ending, Evidence, PerStream, Seal, StopCause, Usage, Verdic
 use crate::spec::{ContainerId, RunId};
 use crate::timestamp::Timestamp;
 
-/// How many events wait for a subscriber, at least, before it misses some.
-const WAITING: usize = 4096;
+/// The number of events that wait for a subscriber before it lags.
+const CAPACITY: usize = 4096;
 
-/// Something that happened to a run. As JSON it is one flat object: `{"ts":...,"run":...,
-/// "event":"started",...}`.
+/// An event of a run.
+///
+/// The JSON form is one flat object: `{"ts":...,"run":...,"event":"started",...}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RunEvent {
-    /// When it was told, by this machine's clock.
+    /// The time of emission, by this machine's clock.
     pub ts: Timestamp,
-    /// The run; `None` for [`EventKind::Lagged`] alone.
+    /// The run. `None` only for [`EventKind::Lagged`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunId>,
-    /// What happened.
+    /// The kind of event, with its data.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What can happen to a run, as a manager tells it.
+/// The kind of a [`RunEvent`], with its data.
 ///
-/// For one run they come in the order of its life; what it had printed last may be counted only
-/// after its end. No secret and no output is in any of them; the
-/// engine's words are redacted.
+/// The events of one run are emitted in the order of its life. The final
+/// [`Output`](Self::Output) count may follow the exit. No event has output or secrets:
+/// text from the engine is redacted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EventKind {
-    /// It is written down, and its audit file is there.
+    /// The run is on disk, with its audit file.
     Intended {
         /// The image.
         image: String,
     },
-    /// As many runs as may be at once are under way: it waits for its turn. See
-    /// [`ManagerBuilder::max_concurrent`](crate::manager::ManagerBuilder::max_concurrent).
+    /// The run waits because the limit of concurrent runs is reached.
+    ///
+    /// See [`ManagerBuilder::max_concurrent`](crate::manager::ManagerBuilder::max_concurrent).
     Waiting,
-    /// The engine pulls its image.
+    /// The engine is pulling the image.
     Pulling {
-        /// The layer's id; `None` where the report is of the whole image.
+        /// The id of the layer. `None` for the whole image.
         layer: Option<String>,
-        /// What is happening, in the engine's words.
+        /// The status text of the engine.
         status: String,
-        /// Bytes done of this step.
+        /// The bytes done in this step.
         current: Option<u64>,
-        /// Bytes of this step in all.
+        /// The total bytes of this step.
         total: Option<u64>,
     },
-    /// The engine has made its container.
+    /// The engine has created the container.
     Created {
         /// The container.
         container: ContainerId,
     },
-    /// Its container runs: it was started, or was found running by the manager that took it over.
+    /// The container is running: it was started, or recovery found it running.
     Started {
-        /// When it started, by the engine's clock.
+        /// The start time, by the engine's clock.
         started_at: Option<Timestamp>,
     },
-    /// It has printed something since this was told last; at most once a second.
+    /// The run has printed output since the last such event. At most once a second.
     Output {
-        /// Bytes received so far, by stream, of what is not past the output limit.
+        /// The bytes received so far within the output limit, by stream.
         bytes: PerStream<u64>,
-        /// Records of output, lines or parts of long ones, that went to the sink so far.
+        /// The output records sent to the sink so far: lines, or parts of long lines.
         records: u64,
     },
-    /// What it uses, where its spec asks for that: see [`RunSpec::sample`](crate::spec::RunSpec::sample).
+    /// The resource usage, if [`RunSpec::sample`](crate::spec::RunSpec::sample) is set.
     Usage {
-        /// What was sampled.
+        /// The sample.
         usage: Usage,
     },
-    /// moat was asked to stop it, or has to.
+    /// A stop was requested, by a caller or because of a limit.
     StopRequested {
-        /// Why.
+        /// The cause of the stop.
         cause: StopCause,
         /// The signal.
         signal: String,
-        /// Seconds until SIGKILL, where that is not the signal.
+        /// The seconds until SIGKILL. `None` if the signal is SIGKILL.
         grace_seconds: Option<f64>,
     },
-    /// Something of its output is missing, or may be.
+    /// Output is missing, or may be.
     Gap {
-        /// The record.
+        /// The gap record.
         gap: Gap,
     },
-    /// It has ended.
+    /// The run has ended.
     Exited {
-        /// How.
+        /// The ending.
         ending: Ending,
     },
-    /// Its audit file is sealed.
+    /// The audit file is sealed.
     Sealed {
-        /// What the file says of its own completeness.
+        /// The verdict on the completeness of the file.
         verdict: Verdict,
-        /// What that stands on.
+        /// The evidence for the verdict.
         evidence: Evidence,
         /// The number of output records.
         records: u64,
-        /// The bytes of output in them, newlines included, by stream.
+        /// The bytes of output in the records, newlines included, by stream.
         bytes: PerStream<u64>,
         /// The number of `gap` records.
         gaps: u64,
-        /// Why moat stopped it, if it did.
+        /// The cause of the stop, if moat stopped the run.
         stopped: Option<StopCause>,
     },
-    /// Its container was removed, by policy.
+    /// The container was removed, by policy.
     ContainerRemoved {
         /// The container.
         container: ContainerId,
     },
-    /// The manager has nothing more to do with it: it is sealed, or was left, or given up.
+    /// The manager has released the run: it is sealed, was left, or was given up.
     Released,
-    /// The run was removed, with its audit file.
+    /// The run was removed from the root, with its audit file.
     Removed,
-    /// Something that an operator may have to look after.
+    /// A problem that may need an operator.
     Warning {
-        /// What, in words.
+        /// The problem.
         message: String,
     },
-    /// The subscriber did not keep up, and so many events are not told: of all runs, also where
-    /// it listens to one. [`Manager::list`](crate::manager::Manager::list) and [`Run::state`](crate::run::Run::state) say what has become of them.
+    /// Events were dropped because the subscriber was too slow.
+    ///
+    /// The count includes events of other runs, even for the events of one run.
+    /// [`Manager::list`](crate::manager::Manager::list) and
+    /// [`Run::state`](crate::run::Run::state) return the current states.
     #[serde(rename = "missed")]
     Lagged {
-        /// How many.
+        /// The number of dropped events.
         events: u64,
     },
 }
 
-/// What happens to runs, from the moment of the subscription on.
+/// A stream of the events of runs, from the subscription on.
 ///
-/// It is a [`Stream`], and [`next`](Self::next) is cancel-safe. Thousands of events may wait for a
-/// subscriber; one that is slower than that is told how many it has missed
-/// ([`EventKind::Lagged`]), and goes on with the oldest that is left: it holds up nobody.
+/// Created by [`Manager::events`](crate::manager::Manager::events) and
+/// [`Run::events`](crate::run::Run::events).
 ///
-/// It ends when the manager is shut down or gone, that of one run with [`EventKind::Released`].
+/// Up to 4,096 events wait for a subscriber. A slower subscriber gets
+/// [`EventKind::Lagged`] and then the oldest remaining event. It never delays other
+/// subscribers or the runs.
+///
+/// The stream ends when the manager is shut down or dropped. The stream of one run also ends
+/// after [`EventKind::Released`].
 pub struct Events {
     inner: BoxStream<'static, RunEvent>,
 }
@@ -157,43 +166,55 @@ impl std::fmt::Debug for Events {
 }
 
 impl Events {
-    /// The next event; `None` at the end. Cancel-safe.
+    /// Returns the next event, or `None` at the end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. A dropped call loses no event.
     pub async fn next(&mut self) -> Option<RunEvent> {
         self.inner.next().await
     }
 
     pub(crate) fn of(receiver: Option<broadcast::Receiver<RunEvent>>, only: Option<RunId>) -> Self {
-        let Some(receiver) = receiver else {
-            return Self {
-                inner: stream::empty().boxed(),
-            };
-        };
-        let state = Some((receiver, only));
-        let inner = stream::unfold(state, |state| async move {
-            let (mut receiver, only) = state?;
-            loop {
-                match receiver.recv().await {
-                    Ok(event) if only.is_none() => return Some((event, Some((receiver, only)))),
-                    Ok(event) if event.run != only => {}
-                    Ok(event) => {
-                        let last = event.kind == EventKind::Released;
-                        return Some((event, (!last).then_some((receiver, only))));
-                    }
-                    Err(RecvError::Lagged(events)) => {
-                        let missed = RunEvent {
-                            ts: Timestamp::now(),
-                            run: None,
-                            kind: EventKind::Lagged { events },
-                        };
-                        return Some((missed, Some((receiver, only))));
-                    }
-                    Err(RecvError::Closed) => return None,
-                }
-            }
+        let subscription = receiver.map(|receiver| Subscription { receiver, only });
+        let events = stream::unfold(subscription, |subscription| async {
+            let mut subscription = subscription?;
+            let event = subscription.next().await?;
+            let rest = (!subscription.ends_with(&event)).then_some(subscription);
+            Some((event, rest))
         });
         Self {
-            inner: inner.boxed(),
+            inner: events.boxed(),
         }
+    }
+}
+
+/// A subscription to the events of all runs, or of one.
+struct Subscription {
+    receiver: broadcast::Receiver<RunEvent>,
+    only: Option<RunId>,
+}
+
+impl Subscription {
+    async fn next(&mut self) -> Option<RunEvent> {
+        loop {
+            match self.receiver.recv().await {
+                Ok(event) if self.only.is_none() || event.run == self.only => return Some(event),
+                Ok(_) => {}
+                Err(RecvError::Lagged(events)) => {
+                    return Some(RunEvent {
+                        ts: Timestamp::now(),
+                        run: None,
+                        kind: EventKind::Lagged { events },
+                    });
+                }
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    fn ends_with(&self, event: &RunEvent) -> bool {
+        self.only.is_some() && event.kind == EventKind::Released
     }
 }
 
@@ -205,7 +226,7 @@ impl Stream for Events {
     }
 }
 
-/// Where events go: to all subscribers, without ever waiting for one.
+/// Delivers events to all subscribers, and never waits for one.
 #[derive(Debug)]
 pub(crate) struct EventBus {
     /// `None` once the manager is shut down.
@@ -215,19 +236,19 @@ pub(crate) struct EventBus {
 impl EventBus {
     pub(crate) fn new() -> Self {
         Self {
-            sender: Mutex::new(Some(broadcast::Sender::new(WAITING))),
+            sender: Mutex::new(Some(broadcast::Sender::new(CAPACITY))),
         }
     }
 
-    fn with<T>(&self, look: impl FnOnce(&broadcast::Sender<RunEvent>) -> T) -> Option<T> {
+    fn with<T>(&self, f: impl FnOnce(&broadcast::Sender<RunEvent>) -> T) -> Option<T> {
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        sender.as_ref().map(look)
+        sender.as_ref().map(f)
     }
 
-    /// Tells everyone.
+    /// Emits an event to all subscribers.
     pub(crate) fn emit(&self, run: &RunId, kind: EventKind) {
         self.with(|sender| {
-            // Without a subscriber it fails, and nobody is told.
+            // Sending fails if there is no subscriber.
             let _ = sender.send(RunEvent {
                 ts: Timestamp::now(),
                 run: Some(run.clone()),
@@ -274,14 +295,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_slow_subscriber_is_told_what_it_missed_and_goes_on_with_what_is_left() {
+    async fn a_slow_subscriber_lags_and_resumes() {
         let event_bus = EventBus::new();
         let (run, other) = (RunId::generate(), RunId::generate());
         let all = Events::of(event_bus.subscribe(), None);
         let one = Events::of(event_bus.subscribe(), Some(run.clone()));
-        let told = 3 * WAITING as u64;
-        for _ in 0..told {
-            // Nobody reads, and it does not wait.
+        let emitted = 3 * CAPACITY as u64;
+        for _ in 0..emitted {
+            // Does not wait, although no subscriber reads.
             event_bus.emit(&other, EventKind::Waiting);
         }
         event_bus.emit(&run, EventKind::Released);
@@ -290,7 +311,7 @@ mod tests {
         let EventKind::Lagged { events } = all[0].kind else {
             panic!("{:?}", all[0]);
         };
-        assert_eq!(events + all.len() as u64 - 1, told + 1);
+        assert_eq!(events + all.len() as u64 - 1, emitted + 1);
         let one: Vec<_> = one.map(|event| event.kind).collect().await;
         assert_eq!(one, [EventKind::Lagged { events }, EventKind::Released]);
     }

@@ -1,4 +1,4 @@
-//! The life of a run, as a pure function of what happened.
+//! The state of a run, as a pure function of its transitions.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,29 +9,29 @@ use crate::outcome::Ending;
 use crate::spec::ContainerId;
 use crate::timestamp::Timestamp;
 
-/// Where a run is in its life.
+/// The state of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum State {
-    /// It is written down; the engine may not have been asked yet.
+    /// The run is on disk. The engine may not have been asked for a container yet.
     Intended,
-    /// The engine has made its container.
+    /// The engine has created the container.
     Created {
         /// The container.
         container: ContainerId,
     },
-    /// Its container runs.
+    /// The container is running.
     Running {
         /// The container.
         container: ContainerId,
-        /// When it started, by the engine's clock.
+        /// The start time, by the engine's clock.
         started_at: Option<Timestamp>,
     },
-    /// It has ended: nothing changes this any more.
+    /// The run has ended. This state is final.
     Ended {
-        /// The container, where one was made.
+        /// The container, if one was created.
         container: Option<ContainerId>,
-        /// How it ended.
+        /// The ending.
         ending: Ending,
     },
 }
@@ -78,7 +78,7 @@ impl RunStatus {
         Self::Damaged,
     ];
 
-    /// The status in words, as `Display` writes it.
+    /// Returns the text of the status, as in `Display`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Intended => "intended",
@@ -128,10 +128,10 @@ impl From<&Ending> for RunStatus {
     }
 }
 
-/// What can happen to a run.
+/// A transition of a run's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Transition {
-    /// The engine has made the container.
+    /// The engine has created the container.
     Created(ContainerId),
     /// The engine has started the container.
     Started(Option<Timestamp>),
@@ -140,7 +140,7 @@ pub(crate) enum Transition {
 }
 
 impl State {
-    /// The container, where one was made.
+    /// Returns the container, if one was created.
     pub fn container(&self) -> Option<&ContainerId> {
         match self {
             Self::Intended => None,
@@ -149,7 +149,7 @@ impl State {
         }
     }
 
-    /// How it ended, if it has.
+    /// Returns the ending, if the run has ended.
     pub fn ending(&self) -> Option<&Ending> {
         match self {
             Self::Ended { ending, .. } => Some(ending),
@@ -157,7 +157,7 @@ impl State {
         }
     }
 
-    /// The status of the run, without its data.
+    /// Returns the status: the state without its data.
     pub fn status(&self) -> RunStatus {
         match self {
             Self::Intended => RunStatus::Intended,
@@ -167,8 +167,9 @@ impl State {
         }
     }
 
-    /// The state after `transition`. A terminal state stays what it is, and a transition that does not
-    /// follow from a state leaves it as it was.
+    /// Returns the state after `transition`.
+    ///
+    /// A terminal state never changes. A transition that is invalid in a state is ignored.
     #[must_use]
     pub(crate) fn after(self, transition: Transition) -> Self {
         match (self, transition) {
@@ -202,7 +203,7 @@ mod tests {
     use super::*;
     use crate::outcome::Exit;
 
-    fn events() -> Vec<Transition> {
+    fn transitions() -> Vec<Transition> {
         vec![
             Transition::Created(ContainerId::new("c")),
             Transition::Created(ContainerId::new("other")),
@@ -217,18 +218,18 @@ mod tests {
         ]
     }
 
-    /// Invariant 6: over every sequence of four events.
+    /// Invariant 6, for every sequence of four transitions.
     #[test]
     fn a_terminal_state_never_changes() {
-        let events = events();
+        let transitions = transitions();
         let mut states = vec![State::Intended];
         for _ in 0..4 {
             let mut next = Vec::new();
             for state in &states {
-                for event in &events {
-                    let after = state.clone().after(event.clone());
+                for transition in &transitions {
+                    let after = state.clone().after(transition.clone());
                     if state.ending().is_some() {
-                        assert_eq!(&after, state, "{event:?} changed a terminal state");
+                        assert_eq!(&after, state, "{transition:?} changed a terminal state");
                     }
                     next.push(after);
                 }
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_created_then_started_then_ended_and_keeps_its_container() {
+    fn a_run_keeps_its_container_from_creation_to_end() {
         let state = State::Intended
             .after(Transition::Started(None))
             .after(Transition::Created(ContainerId::new("c")));
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_written_parsed_and_serialized_alike() {
+    fn display_from_str_and_serde_agree() {
         for status in RunStatus::ALL {
             assert_eq!(status.to_string().parse(), Ok(status));
             let json = serde_json::to_value(status).unwrap();

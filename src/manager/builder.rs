@@ -1,4 +1,4 @@
-//! Opening a root.
+//! Opening a root: settings and recovery mode.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -20,23 +20,25 @@ use crate::root::Root;
 use crate::runtime::Runtime;
 use crate::sink::{Jsonl, LogSink};
 
-/// How many runs are taken over at once.
-const RECOVERIES: usize = 8;
-/// How long `wait` waits for the seal after the end of a run.
+/// The number of concurrent recoveries.
+const MAX_CONCURRENT_RECOVERIES: usize = 8;
+/// The default timeout for the seal after the end of a run.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Which runs a manager takes over.
+/// The runs that a manager recovers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RecoveryMode {
-    /// All that are not sealed and that no live process owns, from its opening on.
+    /// Recovers all runs that are not sealed and that no live process owns.
+    ///
+    /// Recovery begins when the manager is opened.
     #[default]
     All,
-    /// Those that [`Manager::get`] is called for.
+    /// Recovers a run when [`Manager::get`] is called for it.
     OnDemand,
 }
 
-/// Opens a root, with settings.
+/// Settings for opening a root. Created by [`Manager::builder`].
 #[derive(Debug)]
 pub struct ManagerBuilder {
     root: PathBuf,
@@ -49,50 +51,61 @@ pub struct ManagerBuilder {
 }
 
 impl ManagerBuilder {
-    /// Where the records go. Default: [`Jsonl`], which writes `logs.jsonl` in the run's folder.
+    /// Sets the sink for records.
+    ///
+    /// Default: [`Jsonl`], which writes `logs.jsonl` in the directory of the run.
     pub fn sink(mut self, sink: impl LogSink) -> Self {
         self.sink = Some(Arc::new(sink));
         self
     }
 
-    /// Which runs are taken over. Default: all.
-    pub fn recovery(mut self, recovery: RecoveryMode) -> Self {
-        self.recovery = recovery;
+    /// Selects the runs to recover. Default: [`RecoveryMode::All`].
+    pub fn recovery(mut self, mode: RecoveryMode) -> Self {
+        self.recovery = mode;
         self
     }
 
-    /// How long [`Run::wait`](crate::run::Run::wait) waits for the seal after the end of a run. Default: 15 s.
-    pub fn seal_timeout(mut self, bound: Duration) -> Self {
-        self.seal_timeout = bound;
-        self
-    }
-
-    /// How many containers of new runs may be under way at once: a start beyond that waits until
-    /// one has ended, in the order of the calls. At least 1. Default: any number.
+    /// Sets the timeout for the seal after the end of a run. Default: 15 s.
     ///
-    /// A run that waits is there already: it is listed as `intended`, has its audit file, and can
-    /// be stopped; its image is pulled when its turn comes. One that was taken over runs in any
-    /// case, and counts where there is room.
+    /// See [`Run::wait`](crate::run::Run::wait).
+    pub fn seal_timeout(mut self, timeout: Duration) -> Self {
+        self.seal_timeout = timeout;
+        self
+    }
+
+    /// Limits the number of concurrent new runs. Default: no limit.
+    ///
+    /// The minimum is 1. A start beyond the limit waits until a run has ended, in the order of the calls.
+    ///
+    /// A waiting run is listed as `intended`, has its audit file, and can be stopped. Its
+    /// image is pulled after the wait. Recovered runs never wait. They count towards the
+    /// limit while there is room.
     pub fn max_concurrent(mut self, runs: usize) -> Self {
         self.max_concurrent = Some(runs.clamp(1, Semaphore::MAX_PERMITS));
         self
     }
 
-    /// Sets the async runtime for the manager's tasks. Default: one worker thread that belongs to
-    /// the manager, so that other work of the process cannot delay a capture. An engine discards
-    /// output that is not read in time. A second thread keeps that runtime until all tasks ended.
+    /// Sets the tokio runtime for the manager's tasks.
     ///
-    /// For tests with a paused clock, which has to be that of the tasks.
-    pub fn runtime_handle(mut self, runtime: Handle) -> Self {
-        self.runtime_handle = Some(runtime);
+    /// By default, the manager has two threads for its tasks. Then other work of the process cannot delay the capture. That matters
+    /// because an engine drops output that is not read in time.
+    ///
+    /// Use this in tests with a paused clock, which must be the clock of the tasks.
+    pub fn runtime_handle(mut self, handle: Handle) -> Self {
+        self.runtime_handle = Some(handle);
         self
     }
 
-    /// Opens the root, and makes it where it is missing. See [`Manager::open`]. Cancel-safe.
+    /// Opens the root, and creates it if it does not exist: see [`Manager::open`].
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] if the root cannot be made or read; [`Error::Damaged`] if it is not one.
+    /// [`Error::Storage`] if the root cannot be created or read; [`Error::Damaged`] if the
+    /// directory is not a root.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. The root may have been created.
     pub async fn open(self) -> Result<Manager> {
         let disk = Disk::new();
         let path = self.root.clone();
@@ -103,7 +116,7 @@ impl ManagerBuilder {
         let tasks = match self.runtime_handle {
             Some(runtime) => Tasks::on(runtime),
             None => Tasks::on_own_threads(closing.clone())
-                .map_err(|error| Error::storage("start threads for", &self.root, error))?,
+                .map_err(|error| Error::storage("start the threads of", &self.root, error))?,
         };
         let context = Arc::new(Context {
             root,
@@ -113,7 +126,7 @@ impl ManagerBuilder {
             tasks,
             closing: closing.clone(),
             entries: Mutex::default(),
-            recoveries: Semaphore::new(RECOVERIES),
+            recoveries: Semaphore::new(MAX_CONCURRENT_RECOVERIES),
             scanned: watch::Sender::new(None),
             swept: watch::Sender::new(self.recovery == RecoveryMode::OnDemand),
             seal_timeout: self.seal_timeout,
@@ -139,23 +152,30 @@ impl ManagerBuilder {
 }
 
 impl Manager {
-    /// Opens a root with the default settings, and makes it where it is missing.
+    /// Opens a root with default settings, and creates it if it does not exist.
     ///
-    /// It returns at once; what a process that died has left behind is taken over in the
-    /// background: a run whose container still runs is watched again, all others are sealed.
-    /// [`recovered`](Self::wait_recovery) waits for that. Recovery starts nothing, and leaves runs of
-    /// other runtimes alone.
+    /// Returns without waiting for recovery. In the background, the runs that a dead process
+    /// has left are recovered: if the container of a run is still running, the run is watched
+    /// again; all others are sealed. [`wait_recovery`](Self::wait_recovery) waits for that.
+    /// Recovery starts no container, and does not touch runs of other runtimes.
     ///
-    /// The runtime may be shared: an `Arc<dyn Runtime>`, as [`connect`](crate::runtime::connect::connect()) gives it.
+    /// The runtime may be shared: an `Arc<dyn Runtime>`, such as the one that [`connect`]
+    /// returns.
     ///
     /// # Errors
     ///
-    /// As for [`ManagerBuilder::open`].
+    /// Those of [`ManagerBuilder::open`].
+    ///
+    /// # Cancel safety
+    ///
+    /// That of [`ManagerBuilder::open`].
+    ///
+    /// [`connect`]: crate::runtime::connect::connect()
     pub async fn open(root: impl Into<PathBuf>, runtime: impl Runtime) -> Result<Self> {
         Self::builder(root, runtime).open().await
     }
 
-    /// Opens a root with other settings.
+    /// Returns a builder for opening a root with other settings.
     pub fn builder(root: impl Into<PathBuf>, runtime: impl Runtime) -> ManagerBuilder {
         ManagerBuilder {
             root: root.into(),

@@ -1,4 +1,4 @@
-//! The public face: [`Manager`].
+//! Managers: they start runs, recover them, and shut them down.
 
 mod builder;
 mod prune;
@@ -12,6 +12,7 @@ pub use reap::{Orphan, OrphanReason, ReapAction, ReapOptions, ReapedContainer};
 pub use service::Service;
 pub use signals::Signal;
 
+use std::collections::hash_map;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -25,47 +26,54 @@ use crate::events::{EventKind, Events};
 use crate::monitor::context::{Context, ManagerInner};
 use crate::monitor::entry::{Entry, RunSnapshot};
 use crate::monitor::policy::is_permanent;
-use crate::monitor::start::{self, InitialAttach};
+use crate::monitor::start::{InitialAttach, StartError};
 use crate::monitor::{recover, seal};
 use crate::outcome::{Outcome, Seal, StopCause};
 use crate::root::{Root, RunFile, RunInfo};
 use crate::run::Run;
-use crate::run::attach::input::{Input, Session};
-use crate::run::attach::{AttachOptions, Attachment};
-use crate::runtime::Runtime;
-use crate::spec::{RunId, RunSpec, Stdin};
+use crate::run::attach::session::{NO_STDIN_IN_RUNTIME, NO_STDIN_IN_SPEC, Session};
+use crate::run::attach::{AttachOptions, Attachment, Input};
+use crate::runtime::{InputWriter, Runtime};
+use crate::spec::{RunId, RunSpec, Settings, Stdin};
 
-/// What the files of a run say.
+/// The state of a run on disk.
 enum OnDisk {
-    /// Its seal, and what is wrong with that.
+    /// The run is sealed. The text is a problem with the seal.
     Sealed(Box<(Seal, Option<String>)>),
-    /// `run.json` has no seal; `behind`: the audit has one.
-    Unsealed { behind: bool },
+    /// `run.json` has no seal.
+    Unsealed {
+        /// The audit file has a seal, which `run.json` lacks.
+        sealed_in_audit: bool,
+    },
 }
 
-/// Starts runs, watches them, and keeps the promise: every run leaves an audit file.
+/// Starts runs, watches them, and makes sure that every run leaves an audit file.
 ///
-/// Cheap to clone. Each run has one monitor, a task of its own, which alone waits on the container
-/// and alone writes the run's state. `stop`, a natural exit, any number of waiters and the end of
-/// this process may race: the exit is what the engine says, once.
+/// Cheap to clone. Each run has one monitor, a task that alone waits for the container
+/// and writes the state of the run. Stops, natural exits, waiters and the end of this
+/// process may race: every caller sees the one exit that the engine reports.
 ///
-/// Dropping the last manager and the last [`Run`] stops the capture and releases the runs: their
-/// containers go on, and the next [`open`](Self::open) of the root takes them over. Those of a
-/// [`transient`](crate::runtime::Capabilities::process_bound) runtime end with it, and are sealed as
-/// lost by that opening.
+/// Dropping the last manager and the last [`Run`] stops the capture and releases the
+/// runs. Their containers keep running, and the next [`open`](Self::open) of the root
+/// recovers them. Containers of a [`process_bound`] runtime end with the process; that
+/// opening seals them as lost.
+///
+/// [`process_bound`]: crate::runtime::Capabilities::process_bound
 #[derive(Debug, Clone)]
 pub struct Manager {
     inner: Arc<ManagerInner>,
 }
 
-/// What a shutdown does with the runs.
+/// The treatment of active runs by [`Manager::shutdown`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ShutdownMode {
-    /// They go on, and the next opening of the root takes them over. Runs of a
-    /// [`transient`](crate::runtime::Capabilities::process_bound) runtime cannot, and are stopped.
+    /// Leaves them running, to be recovered by the next opening of the root.
+    ///
+    /// Runs of a [`process_bound`](crate::runtime::Capabilities::process_bound) runtime
+    /// cannot be recovered, and are stopped.
     Leave,
-    /// They are stopped, with the grace of their specs, and sealed.
+    /// Stops them, with the grace period of their specs, and seals them.
     Stop,
 }
 
@@ -81,43 +89,55 @@ impl Manager {
         }
     }
 
-    /// The root.
+    /// Returns the root.
     pub fn root(&self) -> &Root {
         &self.context().root
     }
 
-    /// The runtime.
+    /// Returns the runtime.
     pub fn runtime(&self) -> &dyn Runtime {
         &*self.context().runtime
     }
 
-    /// Starts a run, and returns when its container runs, and that is recorded (or the sink has not
-    /// taken it for 2 s). Where [`max_concurrent`](ManagerBuilder::max_concurrent) runs are under
-    /// way, it waits for its turn before that.
+    /// Starts a run and returns once the engine has started it.
     ///
-    /// The audit file is there, and will be after the power fails, before the engine is asked for
-    /// anything. Dropping this future in the middle leaves a run that is listed and goes on, or is
-    /// sealed: never an orphan.
+    /// The start is also recorded, unless the sink does not accept records for 2 s. If
+    /// [`max_concurrent`](ManagerBuilder::max_concurrent) runs are active, the start waits
+    /// for one to end.
+    ///
+    /// The audit file exists, and survives a power loss, before the engine is asked to
+    /// create the container.
     ///
     /// # Errors
     ///
-    /// Before anything is made: [`Error::InvalidSpec`], [`Error::RunExists`], [`Error::Storage`],
-    /// [`Error::Closed`]. After that: [`Error::NotStarted`], with what is known of the run.
+    /// - [`Error::InvalidSpec`], [`Error::RunExists`], [`Error::Storage`] or
+    ///   [`Error::Closed`] before anything is created.
+    /// - [`Error::NotStarted`] after that, with the outcome of the run.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call leaves no orphan: the run is listed, and either proceeds or is
+    /// sealed.
     pub async fn start(&self, spec: RunSpec) -> Result<Run> {
         Ok(self.launch(spec, None).await?.0)
     }
 
-    /// Starts a run with someone in front of it: connected to the output, and, where `options` ask
-    /// for it, to the input, before the container's process starts.
+    /// Starts a run and attaches to it before the container's process starts.
     ///
-    /// A terminal has the size that `options`, or else the spec, give it. With an engine that is
-    /// told the size when it makes the container (Docker from API 1.42 on) it is there at the
-    /// process's first instruction. An older one can only be told once the process runs: then the
-    /// terminal is 0 by 0 for some milliseconds, and the process gets SIGWINCH.
+    /// The attachment has the output, and the input if `options` request it.
+    ///
+    /// A terminal has the size in `options`, or else the size in the spec. Engines that set
+    /// the size when they create the container (Docker from API 1.42 on) apply it before
+    /// the first instruction of the process. Older engines set it once the process runs:
+    /// the terminal is 0 by 0 for some milliseconds, and then the process gets SIGWINCH.
     ///
     /// # Errors
     ///
-    /// As for [`start`](Self::start), and [`Error::NoInput`], before anything is made.
+    /// Those of [`start`](Self::start), and [`Error::NoInput`] before anything is created.
+    ///
+    /// # Cancel safety
+    ///
+    /// That of [`start`](Self::start).
     pub async fn start_attached(
         &self,
         mut spec: RunSpec,
@@ -126,12 +146,10 @@ impl Manager {
         if let Some(size) = options.window {
             spec = spec.window(size);
         }
-        self.launch(spec, Some(options)).await.and_then(|started| {
-            let (run, Some(attachment)) = started else {
-                return Err(Error::Closed);
-            };
-            Ok((run, attachment))
-        })
+        match self.launch(spec, Some(options)).await? {
+            (run, Some(attachment)) => Ok((run, attachment)),
+            (_, None) => Err(Error::Closed),
+        }
     }
 
     async fn launch(
@@ -146,61 +164,27 @@ impl Manager {
         spec.validate()?;
         context.runtime.validate(&spec)?;
         let id = spec.run_id().cloned().unwrap_or_else(RunId::generate);
-        let place = context.place(&id);
-        let (entry, monitor) = context.monitor(place.clone());
+        let (entry, monitor) = context.monitor(context.place(&id));
         let run = self.handle(Arc::clone(&entry));
-        let settings = spec.settings();
-        let (stdin, record) = (settings.stdin, settings.record_stdin);
-        let input = attach.is_some_and(|options| options.input);
-        if input && stdin == Stdin::None {
-            return Err(run.no_input("the spec asks for none"));
-        }
-        if input && !context.runtime.capabilities().stdin {
-            return Err(run.no_input("the engine cannot do that"));
-        }
-        let session = attach.map(|_| Session::new(run.clone(), None, true, true));
-        if let Some(session) = &session {
-            session.starts_with(settings.window);
-        }
-        let front = session.as_ref().map(|session| InitialAttach {
-            input,
-            note: match input {
-                true => session.record(
-                    Action::AttachInput,
-                    "attached from the start, with the input",
-                ),
-                false => session.record(Action::Attach, "attached from the start, to look on"),
-            },
-        });
-        {
-            let mut entries = context.entries();
-            if entries.contains_key(&id) {
-                return Err(Error::RunExists {
-                    run: id,
-                    path: place.dir,
-                });
-            }
-            entries.insert(id, Arc::clone(&entry));
-        }
+        let pending = match attach {
+            Some(options) => Some(PendingAttachment::new(&run, spec.settings(), options)?),
+            None => None,
+        };
+        self.register(id, entry)?;
         let (reply, started) = oneshot::channel();
         let token = spec.stop_token().cloned();
         let span = monitor.span();
+        let initial = pending.as_ref().map(PendingAttachment::initial_attach);
         context
             .tasks
-            .spawn(monitor.run_new(spec, front, reply).instrument(span));
+            .spawn(monitor.run_new(spec, initial, reply).instrument(span));
         if let Some(token) = token {
             run.stop_when(token);
         }
         match started.await {
-            Ok(Ok(writer)) => {
-                let attachment = session.zip(attach).map(|(session, options)| {
-                    let input = writer.map(|writer| Input::new(writer, stdin, record, &session));
-                    Attachment::new(session, options, input)
-                });
-                Ok((run, attachment))
-            }
-            Ok(Err(start::StartError::Nothing(error))) => Err(error),
-            Ok(Err(start::StartError::Sealed(source))) => Err(Error::NotStarted {
+            Ok(Ok(writer)) => Ok((run, pending.map(|pending| pending.attachment(writer)))),
+            Ok(Err(StartError::Nothing(error))) => Err(error),
+            Ok(Err(StartError::Sealed(source))) => Err(Error::NotStarted {
                 outcome: Box::new(run.wait().await?),
                 source,
             }),
@@ -208,65 +192,69 @@ impl Manager {
         }
     }
 
-    /// The handle of a run. One that is not sealed and that no live process owns is taken over.
+    /// Claims the id of a new run in this manager.
+    fn register(&self, id: RunId, entry: Arc<Entry>) -> Result<()> {
+        match self.context().entries().entry(id) {
+            hash_map::Entry::Occupied(occupied) => Err(Error::RunExists {
+                run: occupied.key().clone(),
+                path: entry.place.dir.clone(),
+            }),
+            hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(entry);
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns a handle to a run, and recovers the run if no live process owns it.
     ///
-    /// Cancel-safe.
+    /// Sealed runs need no recovery.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchRun`]; [`Error::Storage`] or [`Error::Damaged`] if its record cannot be read.
+    /// [`Error::NoSuchRun`] if the run does not exist; [`Error::Storage`] or
+    /// [`Error::Damaged`] if its file cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. A recovery that has begun proceeds.
     pub async fn get(&self, id: &RunId) -> Result<Run> {
         let context = self.context();
         if let Some(entry) = context.entries().get(id) {
             return Ok(self.handle(Arc::clone(entry)));
         }
         let run = id.clone();
-        let sealed = context
-            .on_disk("read", move |root| {
-                if !root.has(&run) {
-                    return Err(root.no_such_run(&run));
-                }
-                let file = match root.read_run(&run) {
-                    // The audit may have what is needed.
-                    Err(error) if is_permanent(&error) => None,
-                    read => read?,
-                };
-                let Some(seal) = file.and_then(|file| file.seal) else {
-                    return Ok(OnDisk::Unsealed {
-                        behind: root.info(&run)?.seal.is_some(),
-                    });
-                };
-                let held = root.verify_cached_seal(&run, seal);
-                // It may have been removed since.
-                match held.1.is_some() && !root.has(&run) {
-                    true => Err(root.no_such_run(&run)),
-                    false => Ok(OnDisk::Sealed(Box::new(held))),
-                }
-            })
-            .await?;
-        let behind = match sealed {
-            OnDisk::Unsealed { behind } => behind,
-            OnDisk::Sealed(held) => {
-                let (seal, problem) = *held;
-                let (_, snapshot) = watch::channel(RunSnapshot::sealed(seal, problem));
-                return Ok(self.handle(Arc::new(Entry::sealed(context.place(id), snapshot))));
+        let on_disk = context.on_disk("read", move |root| OnDisk::read(root, &run));
+        let sealed_in_audit = match on_disk.await? {
+            OnDisk::Unsealed { sealed_in_audit } => sealed_in_audit,
+            OnDisk::Sealed(sealed) => {
+                let (seal, problem) = *sealed;
+                let (_, status) = watch::channel(RunSnapshot::sealed(seal, problem));
+                return Ok(self.handle(Arc::new(Entry::sealed(context.place(id), status))));
             }
         };
         let entry = recover::take_over(context, id);
-        if behind {
-            // It is sealed, which is soon written down: nobody is to take it for one that is not.
+        if sealed_in_audit {
+            // The recovery is about to copy the seal to `run.json`. Without the wait, the
+            // caller would see the run as not sealed.
             let mut snapshot = entry.snapshot.clone();
             let _ = snapshot.wait_for(|snapshot| snapshot.ownership_known).await;
         }
         Ok(self.handle(entry))
     }
 
-    /// What can be seen of all runs, sorted by their ids; of those that this manager owns, what it
-    /// knows beyond that: a disk that takes nothing hides no end. Cancel-safe.
+    /// Lists all runs in the root, sorted by id.
+    ///
+    /// For runs of this manager, the list has their current status even if the disk is
+    /// full.
     ///
     /// # Errors
     ///
     /// [`Error::Storage`] if the root cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn list(&self) -> Result<Vec<RunInfo>> {
         let context = self.context();
         let mut listed = context.on_disk("list", Root::list).await?;
@@ -279,76 +267,46 @@ impl Manager {
         Ok(listed)
     }
 
-    /// Waits for a run: see [`Run::wait`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`get`](Self::get) and [`Run::wait`].
+    /// Waits for a run: [`get`](Self::get), then [`Run::wait`].
     pub async fn wait(&self, id: &RunId) -> Result<Outcome> {
         self.get(id).await?.wait().await
     }
 
-    /// Stops a run: see [`Run::stop`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`get`](Self::get) and [`Run::stop`].
+    /// Stops a run: [`get`](Self::get), then [`Run::stop`].
     pub async fn stop(&self, id: &RunId, grace: Option<Duration>) -> Result<Outcome> {
         self.get(id).await?.stop(grace).await
     }
 
-    /// Kills a run: see [`Run::kill`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`get`](Self::get) and [`Run::kill`].
-    pub async fn kill(&self, id: &RunId) -> Result<Outcome> {
-        self.get(id).await?.kill().await
-    }
-
-    /// Looks at the output of a run: see [`Run::attach`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`get`](Self::get) and [`Run::attach`].
+    /// Attaches to the output of a run: [`get`](Self::get), then [`Run::attach`].
     pub async fn attach(&self, id: &RunId) -> Result<Attachment> {
         self.get(id).await?.attach().await
     }
 
-    /// Sits in front of a run: see [`Run::attach_with`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`get`](Self::get) and [`Run::attach_with`].
-    pub async fn attach_with(&self, id: &RunId, options: AttachOptions) -> Result<Attachment> {
-        self.get(id).await?.attach_with(options).await
+    /// Subscribes to the events of all runs, from now on: see [`Events`].
+    pub fn events(&self) -> Events {
+        Events::of(self.context().event_bus.subscribe(), None)
     }
 
-    /// Removes a sealed run: its container, if that was kept, and its folder with the audit file.
+    /// Removes a sealed run: its container, if it was kept, and its directory.
     ///
-    /// Cancel-safe: the run is there, or it is gone, and can be removed again.
+    /// The directory has the audit file.
     ///
     /// # Errors
     ///
-    /// [`Error::NotSealed`]; [`Error::Owned`] while another process is at it;
-    /// [`Error::OtherRuntime`], if it has a container of another runtime; [`Error::OtherEngine`],
-    /// if one was kept on another engine;
-    /// [`Error::Runtime`] if the container cannot be removed: then the folder stays.
+    /// - [`Error::NotSealed`] if the run is not sealed.
+    /// - [`Error::Owned`] while another process uses the run.
+    /// - [`Error::OtherRuntime`] if the container belongs to another runtime.
+    /// - [`Error::OtherEngine`] if the container was kept on another engine.
+    /// - [`Error::Runtime`] if the container cannot be removed. The directory remains.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. A dropped call leaves the run in place or removes it. Call it again to
+    /// complete the removal.
     pub async fn remove(&self, id: &RunId) -> Result<()> {
         let context = self.context();
         let run = self.get(id).await?;
-        let mut seal = run.entry.snapshot.borrow().seal.clone();
-        if seal.is_none() {
-            // A monitor that has just come may not have seen it yet.
-            let id = id.clone();
-            let file = context
-                .on_disk("read", move |root| root.read_run(&id))
-                .await;
-            seal = file?.and_then(|file| file.seal);
-        }
-        let Some(seal) = seal else {
-            return Err(Error::NotSealed { run: id.clone() });
-        };
+        let seal = self.seal_of(&run).await?;
         if let Some(container) = &seal.container {
             self.refuse_out_of_reach(id, &seal).await?;
             match context.runtime.remove(container, true).await {
@@ -356,7 +314,7 @@ impl Manager {
                 _ => {}
             }
         }
-        // Its monitor may still be at the removal of the container.
+        // The monitor may still be removing the container.
         run.released().await;
         let id = id.clone();
         context
@@ -369,8 +327,27 @@ impl Manager {
         Ok(())
     }
 
-    /// This runtime finds no container of another one, nor does this engine, which would then be
-    /// left behind.
+    /// Returns the seal that the handle or the file of a run has.
+    async fn seal_of(&self, run: &Run) -> Result<Seal> {
+        let known = run.entry.snapshot.borrow().seal.clone();
+        if let Some(seal) = known {
+            return Ok(seal);
+        }
+        // A new monitor may not have read the seal yet.
+        let id = run.id().clone();
+        let file = self
+            .context()
+            .on_disk("read", move |root| root.read_run(&id))
+            .await?;
+        file.and_then(|file| file.seal)
+            .ok_or_else(|| Error::NotSealed {
+                run: run.id().clone(),
+            })
+    }
+
+    /// Fails if the container of a run belongs to another runtime or engine.
+    ///
+    /// Removing the run would leave that container behind.
     async fn refuse_out_of_reach(&self, id: &RunId, seal: &Seal) -> Result<()> {
         let run = id.clone();
         let file = self
@@ -393,16 +370,20 @@ impl Manager {
         Ok(())
     }
 
-    /// Waits until the runs that the opening found unsealed are taken over, are seen to be owned
-    /// by another live process, or cannot be taken over ([`Run::problem`] says why), and gives
-    /// them; and until the containers are removed that nobody owned any more. An engine that does
-    /// not answer is waited for.
+    /// Waits until the recovery at the opening is complete, and returns the runs.
     ///
-    /// Cancel-safe.
+    /// These are the runs that were not sealed at the opening. Each is recovered, owned by
+    /// another live process, or cannot be recovered: then [`Run::problem`] says why. The
+    /// removal of containers without an owner is also complete. If the engine does not
+    /// answer, this waits for it.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] if the manager is shut down before that.
+    /// [`Error::Closed`] if the manager is shut down first.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn wait_recovery(&self) -> Result<Vec<Run>> {
         let mut scanned = self.context().scanned.subscribe();
         let found = scanned
@@ -415,7 +396,7 @@ impl Manager {
         for entry in found {
             let run = self.handle(entry);
             let mut snapshot = run.entry.snapshot.clone();
-            // A monitor that has left has settled it one way or the other.
+            // An error means that the monitor has left, so the ownership is final.
             let _ = snapshot.wait_for(|snapshot| snapshot.ownership_known).await;
             runs.push(run);
         }
@@ -430,27 +411,31 @@ impl Manager {
         Ok(runs)
     }
 
-    /// Ends this manager, and waits until all its tasks have ended. Later calls, on any clone,
-    /// fail with [`Error::Closed`] or see what is on disk.
+    /// Shuts the manager down, and waits until all its tasks have ended.
     ///
-    /// What was done to a run before this call (a stop, an attachment that was left, a resize) is
-    /// recorded, unless the sink, or the engine, does not answer within 2 s.
+    /// Later calls on any clone fail with [`Error::Closed`], or return the state on disk.
     ///
-    /// To stop the runs takes as long as the engine does: it is asked until it answers. Cancel-safe:
-    /// dropped in the middle, the manager goes on, and can be shut down again.
-    pub async fn shutdown(&self, how: ShutdownMode) {
+    /// Actions before this call (stops, detachments, resizes) are recorded, unless the sink
+    /// or the engine does not respond within 2 s.
+    ///
+    /// Stopping the runs has no timeout: the engine is asked until it answers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. A dropped call leaves the manager running. It can be shut down again.
+    pub async fn shutdown(&self, mode: ShutdownMode) {
         let context = self.context();
-        // What cannot be left is stopped: it would end anyway, without a seal.
-        let stop = how == ShutdownMode::Stop || context.runtime.capabilities().process_bound;
-        // Nothing new is started meanwhile.
-        let _stopping = stop.then(|| Stopping::of(context));
+        // Process-bound runs are always stopped: they would end anyway, without a seal.
+        let stop = mode == ShutdownMode::Stop || context.runtime.capabilities().process_bound;
+        // Refuses new runs until all are stopped.
+        let _stopping = stop.then(|| StartsRefused::new(context));
         if stop {
             let entries: Vec<_> = context.entries().values().cloned().collect();
             let stops = entries.into_iter().map(|entry| {
                 let run = self.handle(entry);
                 async move {
                     if !run.owned_elsewhere() {
-                        // It fails only for a run that cannot be taken over.
+                        // Fails only for a run that cannot be recovered.
                         let _ = run.request(StopCause::Shutdown, None).await;
                     }
                 }
@@ -463,25 +448,97 @@ impl Manager {
     }
 }
 
-/// A shutdown that stops all runs, while it is under way.
-struct Stopping<'a>(&'a AtomicUsize);
+impl OnDisk {
+    fn read(root: &Root, run: &RunId) -> Result<Self> {
+        if !root.has(run) {
+            return Err(root.no_such_run(run));
+        }
+        let file = match root.read_run(run) {
+            // The recovery may restore the file from the audit.
+            Err(error) if is_permanent(&error) => None,
+            read => read?,
+        };
+        let Some(seal) = file.and_then(|file| file.seal) else {
+            return Ok(Self::Unsealed {
+                sealed_in_audit: root.info(run)?.seal.is_some(),
+            });
+        };
+        let (seal, problem) = root.verify_cached_seal(run, seal);
+        // The run may have been removed since.
+        if problem.is_some() && !root.has(run) {
+            return Err(root.no_such_run(run));
+        }
+        Ok(Self::Sealed(Box::new((seal, problem))))
+    }
+}
 
-impl<'a> Stopping<'a> {
-    fn of(context: &'a Context) -> Self {
+/// The attachment of a run that has not started.
+struct PendingAttachment {
+    session: Arc<Session>,
+    options: AttachOptions,
+    stdin: Stdin,
+    record_stdin: bool,
+}
+
+impl PendingAttachment {
+    fn new(run: &Run, settings: &Settings, options: AttachOptions) -> Result<Self> {
+        if options.input && settings.stdin == Stdin::None {
+            return Err(run.no_input(NO_STDIN_IN_SPEC));
+        }
+        if options.input && !run.context().runtime.capabilities().stdin {
+            return Err(run.no_input(NO_STDIN_IN_RUNTIME));
+        }
+        let session = Session::new(run.clone(), None, true, true);
+        session.starts_with(settings.window);
+        Ok(Self {
+            session,
+            options,
+            stdin: settings.stdin,
+            record_stdin: settings.record_stdin,
+        })
+    }
+
+    fn initial_attach(&self) -> InitialAttach {
+        let (action, text) = match self.options.input {
+            true => (
+                Action::AttachInput,
+                "attached with input, before the container started",
+            ),
+            false => (
+                Action::Attach,
+                "attached without input, before the container started",
+            ),
+        };
+        InitialAttach {
+            input: self.options.input,
+            note: self.session.record(action, text),
+        }
+    }
+
+    fn attachment(self, writer: Option<InputWriter>) -> Attachment {
+        let Self {
+            session,
+            options,
+            stdin,
+            record_stdin,
+        } = self;
+        let input = writer.map(|writer| Input::new(writer, stdin, record_stdin, &session));
+        Attachment::new(session, options, input)
+    }
+}
+
+/// Makes a manager refuse new runs while it lives.
+struct StartsRefused<'a>(&'a AtomicUsize);
+
+impl<'a> StartsRefused<'a> {
+    fn new(context: &'a Context) -> Self {
         context.stopping.fetch_add(1, Ordering::AcqRel);
         Self(&context.stopping)
     }
 }
 
-impl Drop for Stopping<'_> {
+impl Drop for StartsRefused<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Manager {
-    /// What happens from now on to all runs that this manager has to do with: see [`Events`].
-    pub fn events(&self) -> Events {
-        Events::of(self.context().event_bus.subscribe(), None)
     }
 }

@@ -6,13 +6,14 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::outcome::Seal;
-use crate::root::RunInfo;
+use crate::root::{Root, RunInfo};
 use crate::spec::RunId;
 use crate::timestamp::Timestamp;
 
-/// Which runs are old: those that are past any of the bounds. Without a bound, none.
+/// Limits for [`Manager::prune`]. Runs beyond any of the limits are removed.
 ///
-/// Only sealed runs are ever removed, and none that a live process owns.
+/// Without a limit, no run is removed. Runs that are not sealed, or that a live process
+/// owns, are never removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PruneOptions {
@@ -23,95 +24,114 @@ pub struct PruneOptions {
 }
 
 impl PruneOptions {
-    /// Without a bound.
+    /// Creates options without a limit.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Those that were sealed longer ago than this.
+    /// Removes runs that were sealed longer ago than `age`.
     pub fn older_than(mut self, age: Duration) -> Self {
         self.older_than = Some(age);
         self
     }
 
-    /// Those beyond so many, the ones that were sealed last being kept. Runs that are not sealed do
-    /// not count.
+    /// Keeps the `runs` runs that were sealed last, and removes the others.
+    ///
+    /// Runs that are not sealed do not count.
     pub fn keep(mut self, runs: usize) -> Self {
         self.keep = Some(runs);
         self
     }
 
-    /// The oldest, until the files of all runs of the root, sealed or not, have at most so many
-    /// bytes.
+    /// Removes the oldest runs until all files in the root have at most `bytes` bytes.
+    ///
+    /// Files of runs that are not sealed count.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes);
         self
     }
 
-    /// Whether to say only what would be removed. Default: no. What cannot be known without trying,
-    /// as whether the engine removes a container, is taken to go well.
+    /// Reports the runs that would be removed, and removes none. Default: false.
+    ///
+    /// The report assumes that a removal succeeds if that cannot be determined without
+    /// trying. For example, the engine may refuse to remove a container.
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
     }
 }
 
-/// What a [`Manager::prune`] has done.
+/// The result of [`Manager::prune`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct PruneReport {
-    /// The runs that were removed, or would be, oldest first, and the bytes that their files had.
+    /// The removed runs, oldest first, and the bytes of their files.
+    ///
+    /// In a dry run, the runs that would be removed.
     pub removed: Vec<(RunId, u64)>,
-    /// The runs that were kept, and why.
+    /// The runs that were not removed, and why.
     pub kept: Vec<(RunId, SkipReason)>,
-    /// The bytes that the files of the runs that are left have.
+    /// The bytes of the files of the remaining runs.
     pub bytes_left: u64,
 }
 
-/// Why a run was not removed.
+/// The reason that a run was not removed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SkipReason {
-    /// It is within all bounds.
+    /// The run is within all limits.
     Recent,
-    /// Its audit file is not sealed: it may still run, or wait for its recovery.
+    /// The audit file is not sealed: the run is active or waits for its recovery.
     NotSealed,
-    /// There is a problem with its files, which a human has to look after.
+    /// The files of the run are damaged, and need an operator.
     Damaged(String),
-    /// Its removal failed: another process is at it, say, or the engine does not answer.
+    /// The removal failed, for example because the engine did not answer.
     Failed(Error),
 }
 
-/// A run that may be removed.
-struct Old {
+/// A sealed run, and the bytes of its files.
+struct SealedRun {
     run: RunId,
     seal: Seal,
     bytes: u64,
 }
 
-impl Manager {
-    /// Removes old runs, as [`remove`](Self::remove) does it: the folder with the audit file, and
-    /// the container, where that was kept. A run whose removal fails is kept, and the others are
-    /// removed all the same.
+impl PruneOptions {
+    /// Returns true if a run is beyond any of the limits.
     ///
-    /// Cancel-safe: each run is there, or is gone.
+    /// `runs` and `bytes` count what remains, including the run.
+    fn selects(&self, age: Duration, runs: usize, bytes: u64) -> bool {
+        self.older_than.is_some_and(|limit| age > limit)
+            || self.keep.is_some_and(|limit| runs > limit)
+            || self.max_bytes.is_some_and(|limit| bytes > limit)
+    }
+}
+
+impl Manager {
+    /// Removes old runs, as [`remove`](Self::remove) does.
+    ///
+    /// A run whose removal fails is kept, and the others are still removed.
     ///
     /// # Errors
     ///
     /// [`Error::Storage`] if the root cannot be read.
-    pub async fn prune(&self, bounds: PruneOptions) -> Result<PruneReport> {
-        let looked = self.context().on_disk("list", |root| {
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. A dropped call has removed some of the runs.
+    pub async fn prune(&self, options: PruneOptions) -> Result<PruneReport> {
+        let listed = self.context().on_disk("list", |root| {
             let sized = |info: RunInfo| (size(&root.dir(&info.run)), info);
             Ok(root.list()?.into_iter().map(sized).collect::<Vec<_>>())
         });
-        let mut pruned = PruneReport::default();
+        let mut report = PruneReport::default();
         let mut sealed = Vec::new();
-        for (bytes, info) in looked.await? {
-            pruned.bytes_left += bytes;
+        for (bytes, info) in listed.await? {
+            report.bytes_left += bytes;
             match (info.problem, info.seal) {
-                (Some(problem), _) => pruned.kept.push((info.run, SkipReason::Damaged(problem))),
-                (None, None) => pruned.kept.push((info.run, SkipReason::NotSealed)),
-                (None, Some(seal)) => sealed.push(Old {
+                (Some(problem), _) => report.kept.push((info.run, SkipReason::Damaged(problem))),
+                (None, None) => report.kept.push((info.run, SkipReason::NotSealed)),
+                (None, Some(seal)) => sealed.push(SealedRun {
                     run: info.run,
                     seal,
                     bytes,
@@ -120,62 +140,64 @@ impl Manager {
         }
         sealed.sort_by(|a, b| (a.seal.ts, &a.run).cmp(&(b.seal.ts, &b.run)));
         let now = Timestamp::now();
-        let mut left = sealed.len();
-        for old in sealed {
-            let aged = |age| now.since(old.seal.ts) > age;
-            let is_old = bounds.older_than.is_some_and(aged)
-                || bounds.keep.is_some_and(|keep| left > keep)
-                || bounds
-                    .max_bytes
-                    .is_some_and(|most| pruned.bytes_left > most);
-            let removed = match is_old {
+        let mut runs_left = sealed.len();
+        for run in sealed {
+            let age = now.since(run.seal.ts);
+            let removed = match options.selects(age, runs_left, report.bytes_left) {
+                true => self.prune_one(&run, options.dry_run).await,
                 false => Err(SkipReason::Recent),
-                true if bounds.dry_run => self.may_go(&old).await.map_err(SkipReason::Failed),
-                true => match self.remove(&old.run).await {
-                    // Someone else was faster.
-                    Err(Error::NoSuchRun { .. }) => Ok(()),
-                    removed => removed.map_err(SkipReason::Failed),
-                },
             };
             match removed {
                 Ok(()) => {
-                    left -= 1;
-                    pruned.bytes_left = pruned.bytes_left.saturating_sub(old.bytes);
-                    pruned.removed.push((old.run, old.bytes));
+                    runs_left -= 1;
+                    report.bytes_left = report.bytes_left.saturating_sub(run.bytes);
+                    report.removed.push((run.run, run.bytes));
                 }
-                Err(kept) => pruned.kept.push((old.run, kept)),
+                Err(reason) => report.kept.push((run.run, reason)),
             }
         }
-        Ok(pruned)
+        Ok(report)
     }
 
-    /// Whether a removal would be refused, as far as this can be told without one.
-    async fn may_go(&self, old: &Old) -> Result<()> {
-        let context = self.context();
-        if old.seal.container.is_some() {
-            self.refuse_out_of_reach(&old.run, &old.seal).await?;
+    async fn prune_one(&self, run: &SealedRun, dry_run: bool) -> Result<(), SkipReason> {
+        let removed = match dry_run {
+            true => self.check_removable(run).await,
+            false => self.remove(&run.run).await,
+        };
+        match removed {
+            // Another process has removed it.
+            Err(Error::NoSuchRun { .. }) if !dry_run => Ok(()),
+            removed => removed.map_err(SkipReason::Failed),
         }
-        // Its own monitor is waited for.
-        if context.entries().contains_key(&old.run) {
+    }
+
+    /// Fails if a removal would fail, as far as that is known without trying.
+    async fn check_removable(&self, run: &SealedRun) -> Result<()> {
+        let context = self.context();
+        if run.seal.container.is_some() {
+            self.refuse_out_of_reach(&run.run, &run.seal).await?;
+        }
+        // A removal waits for a monitor of this manager.
+        if context.entries().contains_key(&run.run) {
             return Ok(());
         }
-        let run = old.run.clone();
-        let look = move |root: &crate::root::Root| match root.is_owned(&run)? {
+        let run = run.run.clone();
+        let check = move |root: &Root| match root.is_owned(&run)? {
             true => Err(Error::Owned {
                 path: root.lock_path(&run),
                 run,
             }),
             false => Ok(()),
         };
-        context.on_disk("look at", look).await
+        context.on_disk("check", check).await
     }
 }
 
-/// The bytes that the files in a run's folder have: what cannot be read counts for nothing.
+/// Returns the bytes of the files in a directory. Unreadable files count as 0.
 fn size(dir: &Path) -> u64 {
     let mut bytes = 0;
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        // Of a link, that is the link.
+        // The size of a symbolic link is that of the link.
         bytes += match entry.metadata() {
             Ok(file) if file.is_dir() => size(&entry.path()),
             Ok(file) => file.len(),
@@ -183,4 +205,32 @@ fn size(dir: &Path) -> u64 {
         };
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_beyond_any_limit_is_selected() {
+        let hour = Duration::from_secs(3600);
+        let none = PruneOptions::new();
+        for (options, age, runs, bytes, selected) in [
+            (none, hour, 9, 900, false),
+            (none.older_than(hour), hour, 9, 900, false),
+            (none.older_than(hour), hour + hour, 9, 900, true),
+            (none.keep(3), hour, 3, 900, false),
+            (none.keep(3), hour, 4, 900, true),
+            (none.max_bytes(100), hour, 9, 100, false),
+            (none.max_bytes(100), hour, 9, 101, true),
+            (none.keep(3).max_bytes(100), hour, 4, 100, true),
+            (none.keep(3).older_than(hour), hour + hour, 1, 0, true),
+        ] {
+            assert_eq!(
+                options.selects(age, runs, bytes),
+                selected,
+                "{options:?} {age:?} {runs} {bytes}"
+            );
+        }
+    }
 }

@@ -1,49 +1,54 @@
-//! Containers that nobody looks after: of this root, and of roots that never come back.
+//! Orphans: containers that no run needs, in this root and in abandoned roots.
 
 use std::time::Duration;
 
 use crate::error::{Result, RuntimeError};
 use crate::manager::Manager;
 use crate::monitor::seal::may_remove;
-use crate::runtime::{ContainerStatus, LabeledContainer, OwnedContainer, Runtime};
+use crate::root::{Root, RunFile};
+use crate::runtime::{ContainerStatus, OwnedContainer, Runtime};
 use crate::spec::{ContainerId, RootId, RunId};
 use crate::timestamp::Timestamp;
 
-/// A container that was made for this root, and that nothing in it will ever look after.
+/// A container of this root that no recovery removes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Orphan {
     /// The container.
     pub container: ContainerId,
-    /// The run that it was made for.
+    /// The run that the container was created for.
     pub run: RunId,
-    /// Where it is in its life.
+    /// The status of the container.
     pub status: ContainerStatus,
-    /// Why nothing looks after it.
+    /// Why the container is an orphan.
     pub why: OrphanReason,
 }
 
-/// Why nothing looks after a container.
+/// The reason that a container is an orphan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OrphanReason {
-    /// Its run is not in the root: it was removed, or the root was made anew from a copy.
+    /// The run is not in the root.
+    ///
+    /// It was removed, or the root was restored from a copy.
     NoRun,
-    /// Its run is sealed, its policy would not have it stay, and its removal has failed.
+    /// The run is sealed, and the removal of the container failed.
     Left,
 }
 
-/// What [`Manager::reap`] is to look for: containers of any root, of whichever process on
-/// whichever machine, that are past the deadline in their label.
+/// Settings for [`Manager::reap`], which ends containers past their deadline.
 ///
-/// The deadline is written when a container is made: that of the time limit, the grace of a stop,
-/// and two minutes for the engine. Were its owner alive, it would have ended the container by
-/// then. A container without a time limit has none, and is never touched, nor is one that moat
-/// has not made, whose label cannot be read, or that belongs to the manager's own root, which
-/// recovery looks after.
+/// The containers may belong to any root of any process on any machine. The deadline is a
+/// label that is written when the container is created. It is the sum of the time limit,
+/// the grace period of a stop, and two minutes for the engine. A live owner ends its
+/// container before the deadline.
 ///
-/// The deadline is by the clock of the machine that made the container, and compared with that of
-/// the machine that reaps: the margins must be longer than those can be apart.
+/// These containers are never touched: containers without a time limit, which have no
+/// deadline; containers that moat did not create; containers with an unreadable label; and
+/// containers of the manager's own root, which recovery handles.
+///
+/// The deadline uses the clock of the machine that created the container. It is compared
+/// with the clock of the machine that reaps. The margins must exceed the clock difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReapOptions {
@@ -63,40 +68,47 @@ impl Default for ReapOptions {
 }
 
 impl ReapOptions {
-    /// With the default margins.
+    /// Creates options with the default margins.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How long past its deadline a container that runs is killed. Default: ten minutes. At least
-    /// one minute.
+    /// Sets how long after its deadline a running container is killed.
+    ///
+    /// Default: 10 minutes. Minimum: 1 minute.
     pub fn stop_after(mut self, margin: Duration) -> Self {
         self.stop_after = margin.max(Duration::from_secs(60));
         self
     }
 
-    /// How long past its deadline a container is removed, whatever its run's policy is. With it
-    /// goes what the engine has kept of its output, which its root, if it is opened again, would
-    /// read: it then seals the run as `removed`, with a gap. Default: a day. At least one minute.
+    /// Sets how long after its deadline a container is removed.
+    ///
+    /// The policy of the run is ignored. Removal deletes the output that the engine has kept. If the root is opened again, the
+    /// run is sealed as `removed`, with a gap.
+    ///
+    /// Default: 1 day. Minimum: 1 minute.
     pub fn remove_after(mut self, margin: Duration) -> Self {
         self.remove_after = margin.max(Duration::from_secs(60));
         self
     }
 
-    /// Whether to say only what would be done. Default: no.
+    /// Reports the containers that would be ended, and changes none. Default: false.
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
     }
 
-    /// Looks for what is past its deadline, and ends it; of `root`, nothing. For a process that
-    /// has no manager; the others have [`Manager::reap`].
+    /// Reaps containers without a manager, except those of `root`.
     ///
-    /// Cancel-safe.
+    /// With a manager, use [`Manager::reap`].
     ///
     /// # Errors
     ///
     /// [`RuntimeError`] if the engine cannot list its containers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. A dropped call has reaped some of the containers.
     pub async fn run(
         &self,
         runtime: &dyn Runtime,
@@ -104,152 +116,153 @@ impl ReapOptions {
     ) -> Result<Vec<ReapedContainer>, RuntimeError> {
         let now = Timestamp::now();
         let mut reaped = Vec::new();
-        for marked in runtime.find_all().await? {
-            if Some(&marked.root) == root {
+        for labeled in runtime.find_all().await? {
+            if Some(&labeled.root) == root {
                 continue;
             }
-            let Some(deadline) = marked.deadline else {
+            let Some(deadline) = labeled.deadline else {
                 continue;
             };
-            // Zero where that is yet to come.
-            let late = now.since(deadline);
-            let remove = late > self.remove_after;
-            let stop = marked.status == ContainerStatus::Running;
-            let due = match marked.status {
-                ContainerStatus::Running => late > self.stop_after,
-                ContainerStatus::Removing => false,
-                ContainerStatus::Created | ContainerStatus::Ended => remove,
-            };
-            if !due {
+            let Some(due) = self.due(labeled.status, now.since(deadline)) else {
                 continue;
-            }
-            let outcome = match self.dry_run {
+            };
+            let result = match self.dry_run {
                 true => Ok(()),
-                false => end(runtime, &marked, stop, remove).await,
+                false => end(runtime, &labeled.container, due).await,
             };
             reaped.push(ReapedContainer {
                 deadline,
-                what: match outcome {
+                what: match result {
                     Err(error) => ReapAction::Failed(error),
-                    Ok(()) if remove => ReapAction::Removed,
+                    Ok(()) if due.is_removal() => ReapAction::Removed,
                     Ok(()) => ReapAction::Stopped,
                 },
-                container: marked.container,
-                root: marked.root,
-                run: marked.run,
+                container: labeled.container,
+                root: labeled.root,
+                run: labeled.run,
             });
         }
         Ok(reaped)
     }
+
+    /// Returns the action due for a container that is `overdue` past its deadline.
+    ///
+    /// `overdue` is zero before the deadline.
+    fn due(&self, status: ContainerStatus, overdue: Duration) -> Option<Due> {
+        let remove = overdue > self.remove_after;
+        match status {
+            ContainerStatus::Running if remove && overdue > self.stop_after => {
+                Some(Due::Remove { force: true })
+            }
+            ContainerStatus::Running if overdue > self.stop_after => Some(Due::Kill),
+            ContainerStatus::Created | ContainerStatus::Ended if remove => {
+                Some(Due::Remove { force: false })
+            }
+            _ => None,
+        }
+    }
 }
 
-/// A container that was past its deadline.
+/// The action due for a container past its deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Kill,
+    Remove {
+        /// Also removes a running container.
+        force: bool,
+    },
+}
+
+impl Due {
+    fn is_removal(self) -> bool {
+        matches!(self, Self::Remove { .. })
+    }
+}
+
+/// A container past its deadline.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ReapedContainer {
     /// The container.
     pub container: ContainerId,
-    /// The root that it was made for.
+    /// The root that the container was created for.
     pub root: RootId,
-    /// The run that it was made for.
+    /// The run that the container was created for.
     pub run: RunId,
-    /// Its deadline.
+    /// The deadline of the container.
     pub deadline: Timestamp,
-    /// What was done, or would be.
+    /// The action taken, or in a dry run the action due.
     pub what: ReapAction,
 }
 
-/// What was done about a container.
+/// The action taken for a container past its deadline.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ReapAction {
-    /// It ran, and was killed. It is there, with its output.
+    /// The container was running and was killed. It still exists, with its output.
     Stopped,
-    /// It was killed, if it ran, and removed.
+    /// The container was removed, and killed first if it was running.
     Removed,
-    /// Neither, or not all of it.
+    /// The action failed.
     Failed(RuntimeError),
 }
 
-/// Kills a container, removes it, or both. One that is gone by now is no error.
-async fn end(
-    runtime: &dyn Runtime,
-    marked: &LabeledContainer,
-    stop: bool,
-    remove: bool,
-) -> Result<(), RuntimeError> {
-    if remove {
-        // With force only what was seen to run: one that was started since is somebody's.
-        return match runtime.remove(&marked.container, stop).await {
-            Err(error) if error.is_not_found() => Ok(()),
-            removed => removed,
-        };
-    }
-    match runtime.signal(&marked.container, "SIGKILL").await {
+/// Kills or removes a container. A container that does not exist is not an error.
+async fn end(runtime: &dyn Runtime, container: &ContainerId, due: Due) -> Result<(), RuntimeError> {
+    let result = match due {
+        // Forced only if the container was seen running. One started since then is in use.
+        Due::Remove { force } => runtime.remove(container, force).await,
+        Due::Kill => match runtime.signal(container, "SIGKILL").await {
+            Err(RuntimeError::Conflict { .. }) => Ok(()),
+            killed => killed,
+        },
+    };
+    match result {
         Err(error) if error.is_not_found() => Ok(()),
-        Err(RuntimeError::Conflict { .. }) => Ok(()),
-        killed => killed,
+        result => result,
     }
 }
 
 impl Manager {
-    /// The containers that were made for this root, and that nothing in it will ever look after.
-    /// Those that a run's policy keeps are none, nor are those of runs that are not sealed yet.
+    /// Lists the containers of this root that no recovery removes.
+    ///
+    /// Containers that are kept by policy are not orphans, nor are containers of runs that
+    /// are not sealed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine cannot list its
+    /// containers; [`Error::Storage`](crate::error::Error::Storage) if the root cannot be
+    /// read.
+    ///
+    /// # Cancel safety
     ///
     /// Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine cannot list its containers;
-    /// [`Error::Storage`](crate::error::Error::Storage) if the root cannot be read.
     pub async fn orphans(&self) -> Result<Vec<Orphan>> {
         let context = self.context();
-        // In this order: a run is in the root before its container is made.
+        // In this order: a run is in the root before its container is created.
         let found = context.runtime.find(context.root.id()).await?;
-        context
-            .on_disk("list", move |root| {
-                let mut orphans = Vec::new();
-                for found in found {
-                    let OwnedContainer {
-                        container,
-                        run,
-                        status,
-                    } = found;
-                    let why = match root.has(&run) {
-                        false => OrphanReason::NoRun,
-                        true => match root.read_run(&run) {
-                            Ok(Some(file))
-                                if !matches!(root.is_owned(&run), Ok(false))
-                                    || status == ContainerStatus::Running
-                                    || file.seal.as_ref().is_none_or(|seal| {
-                                        !may_remove(seal, file.record.settings.keep)
-                                    }) =>
-                            {
-                                continue;
-                            }
-                            Ok(Some(_)) => OrphanReason::Left,
-                            // Its monitor, or a human, has to look after that.
-                            _ => continue,
-                        },
-                    };
-                    orphans.push(Orphan {
-                        container,
-                        run,
-                        status,
-                        why,
-                    });
-                }
-                Ok(orphans)
-            })
-            .await
+        let orphans = move |root: &Root| {
+            let orphans = found.into_iter().filter_map(|found| orphan(root, found));
+            Ok(orphans.collect())
+        };
+        context.on_disk("list", orphans).await
     }
 
-    /// Removes an orphan: one of a run that is not there by force, also while it runs, one that
-    /// was left only if it does not run. One that is gone is no error. Cancel-safe.
+    /// Removes an orphan.
+    ///
+    /// A container without a run is removed even while it is running. A container that was
+    /// left is removed only if it is not running. A container that does not exist is not an
+    /// error.
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine does not remove it.
+    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine does not remove the
+    /// container.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. The engine may already have been asked to remove the container.
     pub async fn remove_orphan(&self, orphan: &Orphan) -> Result<()> {
         let force = orphan.why == OrphanReason::NoRun;
         let runtime = &self.context().runtime;
@@ -259,18 +272,89 @@ impl Manager {
         }
     }
 
-    /// Kills and removes containers of other roots that are past their deadline: for places where
-    /// no next opening of their root comes, such as machines that live for one job on an engine
-    /// that outlives them. See [`ReapOptions`] for what is certain enough.
+    /// Kills and removes containers of other roots that are past their deadline.
     ///
-    /// Cancel-safe.
+    /// Use this where a root may never be opened again, such as on machines that exist for
+    /// one job and share an engine. See [`ReapOptions`] for the containers affected.
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine cannot list its containers.
-    pub async fn reap(&self, what: ReapOptions) -> Result<Vec<ReapedContainer>> {
+    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine cannot list its
+    /// containers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. A dropped call has reaped some of the containers.
+    pub async fn reap(&self, options: ReapOptions) -> Result<Vec<ReapedContainer>> {
         let context = self.context();
         let own = Some(context.root.id());
-        Ok(what.run(&*context.runtime, own).await?)
+        Ok(options.run(&*context.runtime, own).await?)
+    }
+}
+
+/// Returns the container as an orphan if no recovery removes it.
+fn orphan(root: &Root, found: OwnedContainer) -> Option<Orphan> {
+    let OwnedContainer {
+        container,
+        run,
+        status,
+    } = found;
+    let why = match root.has(&run) {
+        false => OrphanReason::NoRun,
+        true => match root.read_run(&run) {
+            Ok(Some(file)) if is_left(root, &run, status, &file) => OrphanReason::Left,
+            // The run's monitor or an operator handles these.
+            _ => return None,
+        },
+    };
+    Some(Orphan {
+        container,
+        run,
+        status,
+        why,
+    })
+}
+
+/// Returns true if the container was to be removed with the seal of its run.
+fn is_left(root: &Root, run: &RunId, status: ContainerStatus, file: &RunFile) -> bool {
+    matches!(root.is_owned(run), Ok(false))
+        && status != ContainerStatus::Running
+        && file
+            .seal
+            .as_ref()
+            .is_some_and(|seal| may_remove(seal, file.record.settings.keep))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_is_ended_only_past_its_margins() {
+        let minutes = |count: u64| Duration::from_secs(60 * count);
+        let options = ReapOptions::new()
+            .stop_after(minutes(10))
+            .remove_after(minutes(60));
+        let late = ReapOptions::new()
+            .stop_after(minutes(60))
+            .remove_after(minutes(10));
+        let (removed, forced) = (
+            Some(Due::Remove { force: false }),
+            Some(Due::Remove { force: true }),
+        );
+        for (options, overdue, running, ended) in [
+            (options, minutes(0), None, None),
+            (options, minutes(10), None, None),
+            (options, minutes(11), Some(Due::Kill), None),
+            (options, minutes(60), Some(Due::Kill), None),
+            (options, minutes(61), forced, removed),
+            (late, minutes(11), None, removed),
+            (late, minutes(61), forced, removed),
+        ] {
+            assert_eq!(options.due(ContainerStatus::Running, overdue), running);
+            assert_eq!(options.due(ContainerStatus::Ended, overdue), ended);
+            assert_eq!(options.due(ContainerStatus::Created, overdue), ended);
+            assert_eq!(options.due(ContainerStatus::Removing, overdue), None);
+        }
     }
 }

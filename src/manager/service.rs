@@ -1,4 +1,4 @@
-//! A run for the length of a scope.
+//! Services: runs that stop at the end of a scope.
 
 use std::ops::Deref;
 use std::sync::mpsc;
@@ -12,33 +12,35 @@ use crate::run::Run;
 use crate::run::ready::Ready;
 use crate::spec::RunSpec;
 
-/// How long a stop at the end of a scope may take beyond its grace.
-const BOUND: Duration = Duration::from_secs(30);
-/// How many lines are shown of a service that was there when a thread panicked.
+/// The timeout of a stop in `Drop`, in addition to the grace period.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// The number of output lines printed if the thread panics.
 const LAST_LINES: usize = 20;
 
-/// A run for the length of a scope, such as a test: dropped, it is stopped, and its container is
-/// gone. Made by [`Manager::service`].
+/// A run that stops at the end of a scope, such as a test.
 ///
-/// Where the scope is left by a panic, as that of a test which fails, the last lines of the run and
-/// the path of its audit go to stderr, which `cargo test` shows with the failure.
+/// Created by [`Manager::service`]. Dropping a service stops its run and removes the
+/// container.
 ///
-/// Dropping it asks for the stop, with the grace of the spec, and blocks the thread until the
-/// container is removed, for 30 s beyond the grace at most; the stop goes on in any case. Where the
-/// manager's tasks run [on a runtime of the caller's](crate::manager::ManagerBuilder::runtime_handle), which the
-/// thread may be needed for, it is asked for and not waited for. [`stop`](Self::stop) does it
-/// without blocking.
+/// If the thread is panicking, as in a failing test, the drop prints the last lines of the
+/// run and the path of its audit file to stderr. `cargo test` shows them with the failure.
 ///
-/// A process that is killed drops nothing. Its containers end by their
-/// [`time_limit`](RunSpec::time_limit) when their root is opened next, or anybody calls
-/// [`Manager::reap`]: give them one.
+/// The drop requests the stop, with the grace period of the spec. It blocks the thread until
+/// the container is removed, for at most 30 s beyond the grace period. The stop continues
+/// after that. If the manager's tasks run on [a runtime of the caller], which may need the
+/// thread, the drop does not wait. [`stop`](Self::stop) stops the run without blocking.
+///
+/// A process that is killed runs no `Drop`. Set a [`time_limit`](RunSpec::time_limit): its
+/// containers then end when their root is opened next or [`Manager::reap`] is called.
+///
+/// [a runtime of the caller]: crate::manager::ManagerBuilder::runtime_handle
 #[derive(Debug)]
-#[must_use = "it is stopped when it is dropped"]
+#[must_use = "dropping a service stops its run"]
 pub struct Service {
     run: Run,
     grace: Duration,
-    /// Whether it is not to be stopped any more.
-    over: bool,
+    /// The drop does not stop the run: it was stopped or released.
+    disarmed: bool,
 }
 
 impl Deref for Service {
@@ -50,52 +52,58 @@ impl Deref for Service {
 }
 
 impl Service {
-    /// Stops it, with the grace of its spec, and waits until its container is removed, by policy.
+    /// Stops the run and waits until its policy has been applied to the container.
     ///
-    /// Cancel-safe: dropped in the middle, it is stopped as if it was dropped itself.
+    /// The stop uses the grace period of the spec.
     ///
     /// # Errors
     ///
-    /// As for [`Run::stop`].
+    /// Those of [`Run::stop`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call stops the run as dropping the service does.
     pub async fn stop(mut self) -> Result<Outcome> {
         let outcome = self.run.stop(None).await;
         self.run.released().await;
-        self.over = true;
+        self.disarmed = true;
         outcome
     }
 
-    /// Lets it go on beyond the scope.
+    /// Returns the run without stopping it.
     pub fn release(mut self) -> Run {
-        self.over = true;
+        self.disarmed = true;
         self.run.clone()
     }
 }
 
 impl Drop for Service {
     fn drop(&mut self) {
-        if self.over {
+        if self.disarmed {
             return;
         }
         let tasks = &self.run.context().tasks;
-        let (tell, told) = mpsc::channel();
-        let stopped = self.run.clone();
+        let (sender, stopped) = mpsc::channel();
+        let run = self.run.clone();
         tasks.spawn(async move {
-            let outcome = stopped.stop(None).await;
-            stopped.released().await;
-            let _ = tell.send(outcome);
+            let outcome = run.stop(None).await;
+            run.released().await;
+            let _ = sender.send(outcome);
         });
         let outcome = match tasks.are_on_own_threads() {
-            true => told.recv_timeout(self.grace.saturating_add(BOUND)).ok(),
+            true => stopped
+                .recv_timeout(self.grace.saturating_add(STOP_TIMEOUT))
+                .ok(),
             false => None,
         };
         if std::thread::panicking() {
-            show(&self.run, outcome);
+            report(&self.run, outcome);
         }
     }
 }
 
-/// Shows what became of a run where its test has failed.
-fn show(run: &Run, outcome: Option<Result<Outcome>>) {
+/// Prints the outcome of the run for a failed test.
+fn report(run: &Run, outcome: Option<Result<Outcome>>) {
     match outcome {
         Some(Ok(outcome)) => eprintln!("moat: {}", outcome.failure()),
         stopped => {
@@ -109,13 +117,14 @@ fn show(run: &Run, outcome: Option<Result<Outcome>>) {
         }
     }
     if let Some(audit) = run.audit() {
-        eprintln!("moat: its audit: {}", audit.display());
+        eprintln!("moat: audit file: {}", audit.display());
     }
 }
 
 impl Manager {
-    /// Starts a run that is stopped when the [`Service`] is dropped, and waits until it is ready,
-    /// in each of these ways, one after the other.
+    /// Starts a run that stops on drop, and waits until it is ready.
+    ///
+    /// The readiness checks run in order, one after the other.
     ///
     /// ```no_run
     /// # use moat::{Manager, Port, Ready, RunSpec};
@@ -128,11 +137,14 @@ impl Manager {
     /// # }
     /// ```
     ///
-    /// Dropping this future in the middle stops the run, once it is there.
-    ///
     /// # Errors
     ///
-    /// Those of [`start`](Self::start), and of [`Run::wait_ready`]: then the run was stopped.
+    /// Those of [`start`](Self::start) and [`Run::wait_ready`]. If a check fails, the run is
+    /// stopped.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call stops the run, if it was started.
     pub async fn service(
         &self,
         spec: RunSpec,
@@ -142,11 +154,11 @@ impl Manager {
         let service = Service {
             run: self.start(spec).await?,
             grace,
-            over: false,
+            disarmed: false,
         };
         for ready in ready {
             if let Err(error) = service.wait_ready(ready).await {
-                // What stands in the way of that is in the audit, and this is what is wrong.
+                // The readiness error is the cause. The audit has any problem of the stop.
                 let _ = service.stop().await;
                 return Err(error);
             }

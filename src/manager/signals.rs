@@ -1,15 +1,16 @@
-//! Stopping all runs when this process is asked to end.
+//! Stopping all runs on SIGINT and SIGTERM.
 
+use std::fmt;
 use std::sync::Arc;
 
 use futures::future::join_all;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind};
 
 use crate::error::{Error, Result};
 use crate::manager::{Manager, ShutdownMode};
 use crate::outcome::StopCause;
 
-/// A signal that asked this process to end.
+/// A signal that asks this process to terminate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Signal {
@@ -20,7 +21,7 @@ pub enum Signal {
 }
 
 impl Signal {
-    /// The exit code by which a shell tells of this signal: 130 or 143.
+    /// Returns the exit code of a shell for this signal: 130 or 143.
     pub fn exit_code(self) -> i32 {
         match self {
             Self::Interrupt => 130,
@@ -29,14 +30,30 @@ impl Signal {
     }
 }
 
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+        })
+    }
+}
+
 impl Manager {
-    /// For binaries: waits for Ctrl-C or SIGTERM, then shuts down with all runs stopped and sealed
-    /// ([`ShutdownMode::Stop`]), and says which it was. A second signal kills what still runs.
+    /// Stops all runs and shuts down on Ctrl-C or SIGTERM, and returns the signal.
     ///
-    /// From this call on, not from the first poll of what it gives, neither signal ends the process
-    /// by itself; that stays so. What it gives has to be polled, on a runtime of tokio's with its
-    /// I/O driver, and should be polled to its end; dropped in the middle, it leaves the runs as
-    /// they are. While it stops them, no other run starts: [`Error::Closed`].
+    /// Intended for binaries. The returned future waits for a signal, and then shuts down
+    /// with [`ShutdownMode::Stop`]: all runs are stopped and sealed. A second signal kills
+    /// the remaining runs. During the shutdown, starting a run fails with
+    /// [`Error::Closed`].
+    ///
+    /// From this call on, neither signal terminates the process by default, even after the
+    /// future is dropped. Poll the future to completion on a tokio runtime with the I/O
+    /// driver enabled.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the runs as they are.
     ///
     /// ```no_run
     /// # use futures::FutureExt;
@@ -49,7 +66,7 @@ impl Manager {
     ///     signal = &mut signals => std::process::exit(signal.exit_code()),
     ///     done = work(&manager) => done,
     /// };
-    /// // The work can be at its end, because its runs were stopped, before all runs are.
+    /// // The work may have ended because its runs were stopped. Wait for the other runs.
     /// manager.shutdown(ShutdownMode::Stop).await;
     /// if let Some(signal) = signals.now_or_never() {
     ///     std::process::exit(signal.exit_code());
@@ -60,16 +77,16 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] if the signals cannot be listened to.
+    /// [`Error::Storage`] if the signal handlers cannot be installed.
     ///
     /// # Panics
     ///
-    /// Outside of a runtime of tokio's.
+    /// Panics outside of a tokio runtime.
     pub fn stop_on_signals(&self) -> Result<impl Future<Output = Signal> + Send + 'static> {
         let listen = |kind| {
             let root = &self.context().root;
-            signal(kind)
-                .map_err(|error| Error::storage("listen to signals for", root.path(), error))
+            unix::signal(kind)
+                .map_err(|error| Error::storage("handle signals for", root.path(), error))
         };
         let mut interrupts = listen(SignalKind::interrupt())?;
         let mut terminations = listen(SignalKind::terminate())?;
@@ -82,12 +99,12 @@ impl Manager {
                 }
             };
             let first = next().await;
-            tracing::info!(?first, "all runs are stopped");
+            tracing::info!(signal = %first, "stopping all runs");
             let shutdown = manager.shutdown(ShutdownMode::Stop);
             tokio::pin!(shutdown);
             tokio::select! {
                 () = &mut shutdown => return first,
-                second = next() => tracing::info!(?second, "all runs are killed"),
+                second = next() => tracing::info!(signal = %second, "killing all runs"),
             }
             tokio::join!(shutdown, manager.kill_all());
             first
@@ -102,11 +119,27 @@ impl Manager {
             async move {
                 if !run.owned_elsewhere() {
                     let grace = Some(std::time::Duration::ZERO);
-                    // It fails only for a run that cannot be taken over.
+                    // Fails only for a run that cannot be recovered.
                     let _ = run.request(StopCause::Killed, grace).await;
                 }
             }
         });
         join_all(kills).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_has_a_name_and_an_exit_code() {
+        for (signal, name, code) in [
+            (Signal::Interrupt, "SIGINT", 130),
+            (Signal::Terminate, "SIGTERM", 143),
+        ] {
+            assert_eq!(signal.to_string(), name);
+            assert_eq!(signal.exit_code(), code);
+        }
     }
 }

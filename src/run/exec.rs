@@ -1,4 +1,4 @@
-//! A further process in a run's container.
+//! Execs: additional processes in the container of a run.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,33 +7,37 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
-use crate::audit::{Action, Event as Record, RecordRef, Start};
-use crate::capture::Capture;
+use crate::audit::{Action, Event, RecordRef, Start};
+use crate::capture::{Capture, Progress};
 use crate::error::{Error, Result, RuntimeError};
 use crate::monitor::entry::lock;
 use crate::monitor::exec::{ExecStarted, StdinSlot};
 use crate::monitor::start::StartError;
 use crate::outcome::Outcome;
 use crate::run::Run;
-use crate::run::attach::input::{Input, Session};
-use crate::run::attach::{AttachOptions, Attachment};
+use crate::run::attach::session::{NO_STDIN_IN_SPEC, Session};
+use crate::run::attach::{AttachOptions, Attachment, Input};
 use crate::runtime::ExecId;
-use crate::spec::{ExecSpec, RunRecord, Stdin};
+use crate::sink::{RunLog, RunPlace};
+use crate::spec::{ContainerId, ExecSpec, RunRecord, Stdin};
 use crate::timestamp::Timestamp;
 
-/// How often a number is tried for that another one was quicker to take.
-const TRIES: u32 = 100;
+/// The most attempts to claim an unused exec number.
+const MAX_NUMBER_ATTEMPTS: u32 = 100;
 
-/// A further process in a run's container, with a log of its own: `exec-1.jsonl` in the run's
-/// folder, in the same format. Cheap to clone.
+/// An exec: an additional process in the container of a run. Cheap to clone.
 ///
-/// The engine keeps no log of it, so it is live only: what is lost with the connection is lost,
-/// and the log says `gap`. When this process dies, so does the connection; the next opening of the
-/// root seals the log, with a gap and an end that nobody knows. So does a process that leaves, by
-/// detach keys or otherwise, while this one goes on: it takes the connection with it.
+/// An exec has its own log, `exec-1.jsonl` in the run's directory, in the format of the
+/// audit file.
 ///
-/// An input of [`Stdin::Pipe`] that nobody has asked for is at its end when the last clone of this
-/// is dropped. Until then a process that reads to the end of its input does not end.
+/// Output is live only, because the engine keeps no log of an exec. Output that a lost
+/// connection did not deliver is lost, and the log records a gap. If this process exits,
+/// the connection is lost; the next opening of the root seals the log with a gap and an
+/// unknown ending. The same happens if this process detaches and exits while the exec is
+/// running.
+///
+/// If the input of a [`Stdin::Pipe`] exec was never taken, it is closed when the last
+/// clone is dropped. Until then, a process that reads its input to the end does not exit.
 #[derive(Clone)]
 pub struct Exec {
     run: Run,
@@ -55,89 +59,179 @@ impl fmt::Debug for Exec {
 }
 
 impl Exec {
-    /// Its number in the run, from 1.
+    /// Returns the number of the exec in the run, from 1.
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// Its log; `None` where the sink writes no file.
+    /// Returns the path of the exec's log, or `None` if the sink writes no file.
     pub fn audit(&self) -> Option<PathBuf> {
         self.run.audit()
     }
 
-    /// Sits in front of it, as [`Run::attach_with`] does. Input is asked for by one at a time:
-    /// that of a terminal can be had again when the one before has dropped it.
+    /// Attaches to the exec with options, as [`Run::attach_with`] does.
     ///
-    /// Cancel-safe: dropped in the middle, nobody is attached.
+    /// One attachment at a time can have the input. The input of an exec with
+    /// [`Stdin::Open`] is available again once the previous one is dropped.
     ///
     /// # Errors
     ///
-    /// [`Error::NoInput`], [`Error::Runtime`]. The input of a pipe is still to be had then.
-    /// [`Error::Closed`] if input, or a size, was asked for of a manager that is shut down.
+    /// - [`Error::NoInput`] if the input is not available.
+    /// - [`Error::Runtime`] if the engine refuses to resize the terminal. The input of a
+    ///   pipe remains available.
+    /// - [`Error::Closed`] if input or a size is requested and the manager is shut down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. A dropped call leaves no attachment.
     pub async fn attach_with(&self, options: AttachOptions) -> Result<Attachment> {
         let session = Session::new(self.run.clone(), Some(self.id.clone()), true, true);
         if options.input && self.stdin == Stdin::None {
-            return Err(self.run.no_input("the spec asks for none"));
+            return Err(self.run.no_input(NO_STDIN_IN_SPEC));
         }
-        // A pipe has one writer, which a call that fails must not use up.
+        // Before the input: a pipe has one writer, which a failed call must not use up.
         if let Some(size) = options.window {
             session.resize(size).await?;
         }
         let mut input = None;
         if options.input {
-            if session.is_closed() {
-                return Err(Error::Closed);
-            }
-            let Some(writer) = lock(&self.input.writer).take() else {
-                return Err(self.run.no_input("it has its writer, or has ended"));
-            };
-            session.record_note(Action::AttachInput, "attached, with the input");
-            let mut connected = Input::new(writer, self.stdin, self.record_stdin, &session);
-            if self.stdin == Stdin::Open {
-                connected = connected.return_to(Arc::clone(&self.input));
-            }
-            input = Some(connected);
+            input = Some(self.take_input(&session)?);
         } else {
-            session.record_note(Action::Attach, "attached, to look on");
+            session.record_note(Action::Attach, "attached without input");
         }
         Ok(Attachment::new(session, options, input))
     }
 
-    /// Looks at its output, from the first byte. Cancel-safe.
+    fn take_input(&self, session: &Arc<Session>) -> Result<Input> {
+        if session.is_closed() {
+            return Err(Error::Closed);
+        }
+        let Some(writer) = lock(&self.input.writer).take() else {
+            return Err(self.run.no_input("its stdin has a writer or is closed"));
+        };
+        session.record_note(Action::AttachInput, "attached with input");
+        let input = Input::new(writer, self.stdin, self.record_stdin, session);
+        Ok(match self.stdin {
+            Stdin::Open => input.return_to(Arc::clone(&self.input)),
+            _ => input,
+        })
+    }
+
+    /// Attaches to the output of the exec, from the first byte.
     ///
     /// # Errors
     ///
-    /// As for [`attach_with`](Self::attach_with).
+    /// Those of [`attach_with`](Self::attach_with).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn attach(&self) -> Result<Attachment> {
         self.attach_with(AttachOptions::new()).await
     }
 
-    /// Waits until it has ended and its log is sealed: see [`Run::wait`].
+    /// Waits until the exec has ended and its log is sealed: see [`Run::wait`].
     ///
-    /// An end of [`Ending::Lost`](crate::outcome::Ending::Lost) is one that nobody knows: the connection was lost.
+    /// The ending is [`Ending::Lost`](crate::outcome::Ending::Lost) if the connection was
+    /// lost, so that the exit is unknown.
     ///
     /// # Errors
     ///
-    /// As for [`Run::wait`].
+    /// Those of [`Run::wait`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn wait(&self) -> Result<Outcome> {
         self.run.wait().await
     }
 }
 
+/// The log of an exec that has not started.
+struct ExecLog {
+    number: u32,
+    place: RunPlace,
+    writer: Box<dyn RunLog>,
+    start: Start,
+}
+
 impl Run {
-    /// Runs a further process in the container, which must run.
+    /// Starts an exec in the container, which must be running.
     ///
-    /// Its log is there before the engine is asked for anything. It ends with the container at the
-    /// latest. It may be called from any process. Dropping this future in the middle leaves a
-    /// process that goes on, and a log that is sealed.
+    /// The log exists before the engine is asked to start the exec. The exec ends with
+    /// the container at the latest. Any process may call this, not only the owner of the
+    /// run.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidSpec`]; [`Error::Ended`]; [`Error::NotStarted`], with the outcome of the
-    /// further process, if the engine refuses it; [`Error::Storage`] if no log can be made;
-    /// [`Error::RunExists`], as a rule, if the sink has one log for each run alone.
+    /// - [`Error::InvalidSpec`] if the spec is invalid.
+    /// - [`Error::Ended`] if the run has ended.
+    /// - [`Error::NotStarted`] if the engine refuses to start the exec. The error has the
+    ///   outcome of the exec.
+    /// - [`Error::Storage`] if the log cannot be created.
+    /// - [`Error::RunExists`] if the sink supports one log per run only.
+    /// - [`Error::Runtime`] if the runtime does not support execs.
+    /// - [`Error::Closed`] if the manager is shut down.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, an exec that was started keeps running, and its log is
+    /// sealed.
     pub async fn exec(&self, spec: ExecSpec) -> Result<Exec> {
         let context = self.inner.context();
+        self.check_exec(&spec)?;
+        self.wait_ownership().await;
+        if self.is_over() {
+            return Err(Error::Ended {
+                run: self.id().clone(),
+            });
+        }
+        let container = self.container()?;
+        let ExecLog {
+            number,
+            place,
+            writer,
+            start,
+        } = self.open_exec_log(&spec, &container).await?;
+        let (entry, mut monitor) = context.monitor(place);
+        let (mut progress, hub) = (Progress::default(), Arc::clone(&entry.hub));
+        progress.observe(RecordRef::Event(&Event::Start(Box::new(start))));
+        monitor.secrets = spec.secrets();
+        let capture = Capture::new(progress, hub, writer, None);
+        let run = Run {
+            inner: Arc::clone(&self.inner),
+            entry,
+        };
+        self.note_exec(number, &spec);
+        let (stdin, record_stdin) = (spec.stdin(), spec.settings("").record_stdin);
+        let (reply, started) = oneshot::channel();
+        let span = monitor.span();
+        context.tasks.spawn(
+            monitor
+                .run_exec(container, spec, capture, reply)
+                .instrument(span),
+        );
+        match started.await {
+            Ok(Ok(ExecStarted { id, input })) => Ok(Exec {
+                run,
+                number,
+                id,
+                input,
+                stdin,
+                record_stdin,
+            }),
+            Ok(Err(StartError::Nothing(error))) => Err(error),
+            Ok(Err(StartError::Sealed(source))) => Err(Error::NotStarted {
+                outcome: Box::new(run.wait().await?),
+                source,
+            }),
+            Err(_) => Err(Error::Closed),
+        }
+    }
+
+    /// Checks what can be checked without the run's files.
+    fn check_exec(&self, spec: &ExecSpec) -> Result<()> {
+        let context = self.context();
         if context.closing.is_cancelled() {
             return Err(Error::Closed);
         }
@@ -145,17 +239,16 @@ impl Run {
         if !context.runtime.capabilities().exec {
             return Err(RuntimeError::Unsupported {
                 runtime: context.runtime.name(),
-                operation: "run a further process in a container",
+                operation: "start an exec in a container",
             }
             .into());
         }
-        self.is_placed().await;
-        if self.is_over() {
-            return Err(Error::Ended {
-                run: self.id().clone(),
-            });
-        }
-        let container = self.container()?;
+        Ok(())
+    }
+
+    /// Creates the log of an exec, under the first number that is not in use.
+    async fn open_exec_log(&self, spec: &ExecSpec, container: &ContainerId) -> Result<ExecLog> {
+        let context = self.context();
         let id = self.id().clone();
         let (file, mut number) = context
             .on_disk("read", move |root| {
@@ -165,70 +258,42 @@ impl Run {
         let (image, engine_id) = file
             .map(|file| (file.record.settings.image, file.record.engine_id))
             .unwrap_or_default();
-        let settings = spec.settings(&image);
-        let record = RunRecord {
+        let mut start = Start::new(RunRecord {
             run: self.id().clone(),
             root: context.root.id().clone(),
             created: Timestamp::now(),
             runtime: context.runtime.name().to_owned(),
             engine_id,
-            settings,
+            settings: spec.settings(&image),
             env: spec.recorded_env(),
             patched: false,
             container: Some(container.clone()),
             deadline: None,
-        };
-        let mut start = Start::new(record);
-        let last = number + TRIES;
-        let (place, log) = loop {
+        });
+        let last = number + MAX_NUMBER_ATTEMPTS;
+        loop {
             start.exec = Some(number);
             let place = self.entry.place.of_exec(number);
             match context.sink.open(&place, &start).await {
-                Ok(log) => break (place, log),
+                Ok(writer) => {
+                    return Ok(ExecLog {
+                        number,
+                        place,
+                        writer,
+                        start,
+                    });
+                }
+                // Another exec has claimed the number since.
                 Err(Error::RunExists { .. }) if number < last => number += 1,
                 Err(error) => return Err(error),
             }
-        };
-        let (entry, mut monitor) = context.monitor(place);
-        let (mut progress, hub) = (crate::capture::Progress::default(), Arc::clone(&entry.hub));
-        progress.observe(RecordRef::Event(&Record::Start(Box::new(start))));
-        monitor.secrets = spec.secrets();
-        let capture = Capture::new(progress, hub, log, None);
-        let exec = Run {
-            inner: Arc::clone(&self.inner),
-            entry,
-        };
-        let (stdin, record_stdin) = (spec.stdin(), spec.settings("").record_stdin);
-        let note = Session::new(self.clone(), None, false, false).record(
-            Action::Exec,
-            format!(
-                "a further process, exec-{number}: {}",
-                spec.command().join(" ")
-            ),
-        );
-        self.record_note(note);
-        let (reply, begun) = oneshot::channel();
-        let span = monitor.span();
-        context.tasks.spawn(
-            monitor
-                .run_exec(container, spec, capture, reply)
-                .instrument(span),
-        );
-        match begun.await {
-            Ok(Ok(ExecStarted { id, input })) => Ok(Exec {
-                run: exec,
-                number,
-                id,
-                input,
-                stdin,
-                record_stdin,
-            }),
-            Ok(Err(StartError::Nothing(error))) => Err(error),
-            Ok(Err(StartError::Sealed(source))) => Err(Error::NotStarted {
-                outcome: Box::new(exec.wait().await?),
-                source,
-            }),
-            Err(_) => Err(Error::Closed),
         }
+    }
+
+    /// Notes the exec in the audit of the run.
+    fn note_exec(&self, number: u32, spec: &ExecSpec) {
+        let session = Session::new(self.clone(), None, false, false);
+        let text = format!("exec-{number}: {}", spec.command().join(" "));
+        self.record_note(session.record(Action::Exec, text));
     }
 }

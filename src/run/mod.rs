@@ -1,4 +1,4 @@
-//! The handle of one run.
+//! Runs: handles, attachments, execs and readiness.
 
 pub(crate) mod attach;
 pub(crate) mod exec;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Follow;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, RuntimeError};
 use crate::events::Events;
 use crate::monitor::context::{Context, ManagerInner};
 use crate::monitor::entry::{Entry, GiveUpReason, RunSnapshot, StopRequest, last_lines, outcome};
@@ -25,10 +25,10 @@ use crate::runtime::Archive;
 use crate::spec::{ContainerId, RunId};
 use crate::state::State;
 
-/// A run: a handle that is cheap to clone.
+/// A handle to a run. Cheap to clone.
 ///
-/// Any number of handles, in any number of tasks, see the same exit. While a handle lives, so does
-/// the capture of its manager's runs.
+/// All handles of a run, in any task, see the same exit. The manager keeps capturing its
+/// runs while any handle exists.
 #[derive(Debug, Clone)]
 pub struct Run {
     pub(crate) inner: Arc<ManagerInner>,
@@ -40,54 +40,67 @@ impl Run {
         &self.inner.context
     }
 
-    /// The run's id.
+    /// Returns the id of the run.
     pub fn id(&self) -> &RunId {
         &self.entry.place.run
     }
 
-    /// The run's folder.
+    /// Returns the directory of the run.
     pub fn dir(&self) -> &Path {
         &self.entry.place.dir
     }
 
-    /// The audit file; `None` where the sink writes none.
+    /// Returns the path of the audit file, or `None` if the sink writes no file.
     pub fn audit(&self) -> Option<PathBuf> {
         self.context().sink.path(&self.entry.place)
     }
 
-    /// Where the run is in its life.
+    /// Returns the current state of the run.
     pub fn state(&self) -> State {
         self.entry.snapshot.borrow().state.clone()
     }
 
-    /// What stands in the way of the seal, or of taking the run over, if anything does.
+    /// Returns the problem that blocks the seal or the recovery of the run, if any.
     pub fn problem(&self) -> Option<String> {
         self.entry.snapshot.borrow().problem.clone()
     }
 
-    /// Whether another live process owns the run.
+    /// Returns true if another live process owns the run.
     pub fn owned_elsewhere(&self) -> bool {
         self.entry.snapshot.borrow().elsewhere
     }
 
-    /// Waits until the run has ended, and says how. It does not wait for the seal.
+    /// Subscribes to the events of the run, from now on: see [`Events`].
     ///
-    /// Cancel-safe.
+    /// Call [`state`](Self::state) after this to see the current state and miss no
+    /// change. The stream ends immediately if this manager has released the run.
+    pub fn events(&self) -> Events {
+        let receiver = self.inner.context.event_bus.subscribe();
+        // In this order: a monitor closes `stops` before it emits its last event.
+        let receiver = receiver.filter(|_| !self.entry.stops.is_closed());
+        Events::of(receiver, Some(self.id().clone()))
+    }
+
+    /// Waits until the run has ended, and returns how. Does not wait for the seal.
     ///
     /// # Errors
     ///
-    /// As for [`wait`](Self::wait).
+    /// Those of [`wait`](Self::wait).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn wait_exit(&self) -> Result<Ending> {
         let mut snapshot = self.entry.snapshot.clone();
         let ended = snapshot
             .wait_for(|snapshot| snapshot.state.ending().is_some())
             .await
-            .map_err(|_| self.gone())?;
+            .map_err(|_| self.monitor_error())?;
         ended.state.ending().cloned().ok_or(Error::Closed)
     }
 
-    /// Why the run's monitor has left without what was waited for.
-    fn gone(&self) -> Error {
+    /// Returns why the monitor left before the awaited state.
+    fn monitor_error(&self) -> Error {
         let snapshot = self.entry.snapshot.borrow();
         match snapshot.give_up_reason {
             Some(GiveUpReason::OtherRuntime) => Error::OtherRuntime {
@@ -113,19 +126,25 @@ impl Run {
 
     /// Waits until the run has ended and its audit file is sealed.
     ///
-    /// Where the file cannot be sealed within 15 s of the end (or what
-    /// [`seal_timeout`](crate::manager::ManagerBuilder::seal_timeout) was set to), the outcome has a
-    /// pending seal and its reason, and moat goes on trying; wait again to see it sealed.
+    /// If the file is not sealed within 15 s of the end, the outcome has a pending seal
+    /// with the reason. Sealing is retried, so wait again to see the seal. The timeout is
+    /// set by [`seal_timeout`](crate::manager::ManagerBuilder::seal_timeout).
     ///
-    /// Cancel-safe. The container is removed, by policy, shortly after.
+    /// The policy of the run may remove the container, shortly after the seal.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] if the manager is shut down before that; [`Error::NoSuchRun`] if someone
-    /// has removed the run. [`Error::OtherRuntime`] or [`Error::OtherEngine`], if it is one of
-    /// another runtime or engine, and no live process owns it. [`Error::Damaged`], if it cannot be taken over, or its audit file does not
-    /// end any more in the seal that it had:
-    /// [`ended`](Self::wait_exit) still says how the run ended.
+    /// - [`Error::Closed`] if the manager is shut down first.
+    /// - [`Error::NoSuchRun`] if the run was removed.
+    /// - [`Error::OtherRuntime`] or [`Error::OtherEngine`] if the run belongs to another
+    ///   runtime or engine and no live process owns it.
+    /// - [`Error::Damaged`] if the run cannot be recovered, or its audit file no longer
+    ///   ends in the seal that it had. [`wait_exit`](Self::wait_exit) still returns the
+    ///   ending.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn wait(&self) -> Result<Outcome> {
         self.wait_exit().await?;
         let deadline = Instant::now() + self.context().seal_timeout;
@@ -136,14 +155,14 @@ impl Run {
         )
         .await;
         match sealed {
-            // It was sealed, and its files do not bear that out any more.
-            Ok(Ok(snapshot)) if snapshot.give_up_reason.is_some() => {
-                drop(snapshot);
-                Err(self.gone())
+            // The run was sealed, and its files no longer match the seal.
+            Ok(Ok(sealed)) if sealed.give_up_reason.is_some() => {
+                drop(sealed);
+                Err(self.monitor_error())
             }
-            Ok(Ok(snapshot)) => Ok(self.outcome(&snapshot)),
+            Ok(Ok(sealed)) => Ok(self.outcome(&sealed)),
             Err(_) => Ok(self.outcome(&self.entry.snapshot.borrow())),
-            Ok(Err(_)) => Err(self.gone()),
+            Ok(Err(_)) => Err(self.monitor_error()),
         }
     }
 
@@ -151,26 +170,35 @@ impl Run {
         outcome(self.context(), &self.entry.place, snapshot)
     }
 
-    /// Stops the run: its stop signal, then SIGKILL after `grace` (`None`: the spec's), and waits
-    /// as [`wait`](Self::wait) does.
+    /// Stops the run: its stop signal, then SIGKILL after `grace`.
     ///
-    /// A run that has ended, also while this is under way, keeps its real exit. A second stop may
-    /// shorten the grace of the first. Cancel-safe: once it was polled, the stop goes on.
+    /// `None` uses the grace period of the spec. Waits as [`wait`](Self::wait) does.
+    ///
+    /// A run that ends on its own keeps its exit, even if a stop is in progress. A second
+    /// stop may shorten the grace period of the first.
     ///
     /// # Errors
     ///
-    /// As for `wait`; [`Error::Owned`] for a run of another live process that this one's runtime
-    /// cannot reach: a local process, or one of another runtime.
+    /// Those of [`wait`](Self::wait), and [`Error::Owned`] if another live process owns
+    /// the run and this manager's runtime cannot reach it. That is the case for local
+    /// processes, and for runs of another runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the stop proceeds even if the future is dropped.
     pub async fn stop(&self, grace: Option<Duration>) -> Result<Outcome> {
         self.request(StopCause::Requested, grace).await
     }
 
-    /// Stops the run when `token` is cancelled, with the grace of its spec, and says
-    /// [`StopCause::Cancelled`]. It returns at once; a manager that is shut down or gone stops
-    /// nothing any more.
+    /// Stops the run when `token` is cancelled.
     ///
-    /// A token stops any number of runs, and its children stop with it: one for a whole pipeline.
-    /// See [`RunSpec::stop_when`](crate::spec::RunSpec::stop_when) for a run that has not started.
+    /// Returns immediately. The stop uses the grace period of the spec, and is recorded as
+    /// [`StopCause::Cancelled`]. It has no effect after the manager is shut down or
+    /// dropped.
+    ///
+    /// One token can stop any number of runs, and cancelling it cancels its child tokens.
+    /// For a run that has not started, use
+    /// [`RunSpec::stop_when`](crate::spec::RunSpec::stop_when).
     pub fn stop_when(&self, token: CancellationToken) {
         let stops = self.entry.stops.clone();
         let closing = self.inner.context.closing.clone();
@@ -188,17 +216,38 @@ impl Run {
 
     /// Kills the run with SIGKILL, and waits as [`wait`](Self::wait) does.
     ///
-    /// Cancel-safe: once it was polled, the kill goes on.
-    ///
     /// # Errors
     ///
-    /// As for [`stop`](Self::stop).
+    /// Those of [`stop`](Self::stop).
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the kill proceeds even if the future is dropped.
     pub async fn kill(&self) -> Result<Outcome> {
         self.request(StopCause::Killed, Some(Duration::ZERO)).await
     }
 
-    /// Waits until this manager has nothing more to do with it: it is sealed, and its container is
-    /// removed by policy, or it was left, or given up.
+    /// Waits until it is known which process owns the run.
+    pub(crate) async fn wait_ownership(&self) {
+        let mut snapshot = self.entry.snapshot.clone();
+        let known = snapshot.wait_for(|snapshot| {
+            snapshot.ownership_known
+                || !matches!(snapshot.state, State::Intended | State::Created { .. })
+        });
+        // An error means that the monitor has left, so the ownership no longer changes.
+        let _ = known.await;
+    }
+
+    /// Returns true if no event can happen to the run that would be recorded.
+    pub(crate) fn is_over(&self) -> bool {
+        let snapshot = self.entry.snapshot.borrow();
+        snapshot.state.ending().is_some() || snapshot.seal.is_some()
+    }
+
+    /// Waits until this manager has released the run.
+    ///
+    /// That is when the run is sealed and its policy has been applied to the container, or
+    /// when the run was left or given up.
     pub(crate) async fn released(&self) {
         self.entry.stops.closed().await;
     }
@@ -208,13 +257,13 @@ impl Run {
         cause: StopCause,
         grace: Option<Duration>,
     ) -> Result<Outcome> {
-        // A monitor that has gone has nothing to stop any more; `wait` says which way.
+        // If the monitor has left, `wait` returns the outcome or the error.
         let _ = self.entry.stops.send(StopRequest { cause, grace });
         let mut snapshot = self.entry.snapshot.clone();
-        let transient = self.context().runtime.capabilities().process_bound;
-        let out_of_reach = async {
+        let process_bound = self.context().runtime.capabilities().process_bound;
+        let unreachable = async {
             let found = snapshot.wait_for(|snapshot| {
-                snapshot.elsewhere && (transient || snapshot.other_runtime.is_some())
+                snapshot.elsewhere && (process_bound || snapshot.other_runtime.is_some())
             });
             if found.await.is_err() {
                 std::future::pending::<()>().await;
@@ -223,118 +272,122 @@ impl Run {
         tokio::select! {
             biased;
             outcome = self.wait() => outcome,
-            () = out_of_reach => Err(Error::Owned {
+            () = unreachable => Err(Error::Owned {
                 run: self.id().clone(),
-                path: self.context().root.lock_path(self.id()),
+                path: self.dir().to_owned(),
             }),
         }
     }
 
-    /// Looks at the output: all that was printed so far, then what comes, and then the end.
-    ///
-    /// Cancel-safe.
+    /// Attaches to the output: all output so far, and then live output to the end.
     ///
     /// # Errors
     ///
     /// [`Error::Storage`] if the audit file cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn attach(&self) -> Result<Attachment> {
         self.attach_with(AttachOptions::new()).await
     }
 
-    /// Sits in front of the run, as `options` say.
+    /// Attaches to the run with options.
     ///
-    /// Any number may do so at once. That it was done, and when it ends before the run does, is
-    /// recorded in the audit, with the id of this process. Who only looks on at a run that another
-    /// process owns reads its files, and is not recorded.
-    ///
-    /// Cancel-safe: dropped in the middle, nobody is attached.
+    /// Any number of attachments may exist at once. The audit records each attachment, and
+    /// its detachment if the run is still active, with the id of this process. An
+    /// output-only attachment to a run that another process owns only reads files, and is
+    /// not recorded.
     ///
     /// # Errors
     ///
-    /// [`Error::NoInput`] if input was asked for and cannot be had; [`Error::Runtime`] if the
-    /// engine refuses it, or the size, which is asked for first: the input of a pipe is still to be
-    /// had then; [`Error::Storage`] if the run's files cannot be read; [`Error::Closed`] if input, or
-    /// a size, was asked for of a manager that is shut down.
+    /// - [`Error::NoInput`] if input is requested and not available.
+    /// - [`Error::Runtime`] if the engine refuses the input or the terminal size. The size
+    ///   is set first, so the input of a pipe remains available if the size is refused.
+    /// - [`Error::Storage`] if the files of the run cannot be read.
+    /// - [`Error::Closed`] if input or a size is requested and the manager is shut down.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. A dropped call leaves no attachment.
     pub async fn attach_with(&self, options: AttachOptions) -> Result<Attachment> {
         Attachment::open(self.clone(), options).await
     }
 
-    /// The records of its audit file, as they are written: see [`Follow`] for from where on and of
-    /// which stream. [`attach`](Self::attach) shows output sooner, and nothing else. `None` where
-    /// the sink writes no file.
+    /// Follows the records of the audit file, if the sink writes one.
+    ///
+    /// [`Follow`] selects the first record and the streams. [`attach`](Self::attach)
+    /// delivers output sooner, and only output.
     pub fn follow(&self) -> Option<Follow> {
         self.audit().map(Follow::new)
     }
 
-    /// The last lines of its output so far, at most `most` (of a line over 16 KiB the last part),
-    /// invalid UTF-8 replaced. A sink that writes no file has them only of a run that has ended.
+    /// Returns the last lines of the output so far, at most `max_lines`.
     ///
-    /// Cancel-safe.
+    /// Invalid UTF-8 is replaced. Only the last part of a line longer than 16 KiB is
+    /// returned. With a sink that writes no file, lines are available only after the run
+    /// has ended.
     ///
     /// # Errors
     ///
     /// [`Error::Storage`] or [`Error::Damaged`] if the audit file cannot be read.
-    pub async fn last_lines(&self, most: usize) -> Result<Vec<String>> {
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
+    pub async fn last_lines(&self, max_lines: usize) -> Result<Vec<String>> {
         let Some(path) = self.audit() else {
             let lines = self.entry.snapshot.borrow().last_lines.clone();
-            let skip = lines.len().saturating_sub(most);
+            let skip = lines.len().saturating_sub(max_lines);
             return Ok(lines.into_iter().skip(skip).collect());
         };
         let disk = &self.context().disk;
         let audit = path.clone();
-        disk.run("read", &path, move || last_lines(audit, most))
+        disk.run("read", &path, move || last_lines(audit, max_lines))
             .await
     }
 
-    /// A tar archive of the file or folder at `path` in the container, which may run or have
-    /// ended. A container that was removed has none: see [`KeepContainer`](crate::spec::KeepContainer).
+    /// Returns a tar archive of the file or directory at `path` in the container.
     ///
-    /// Cancel-safe; the archive is read when it is polled.
+    /// The container may be running or have ended. To copy from a container after its run,
+    /// keep the container: see [`KeepContainer`](crate::spec::KeepContainer).
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`].
+    /// [`Error::Runtime`] if the path cannot be read or the container does not exist.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe. The archive is read as it is polled.
     pub async fn copy_out(&self, path: &str) -> Result<Archive> {
         let container = self.container()?;
         Ok(self.context().runtime.copy_out(&container, path).await?)
     }
 
-    /// Unpacks a tar archive into the folder at `path` in the container.
-    ///
-    /// Not cancel-safe: dropped in the middle, it leaves a part of the archive there.
+    /// Unpacks a tar archive into the directory at `path` in the container.
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`].
+    /// [`Error::Runtime`] if the archive cannot be unpacked or the container does not
+    /// exist.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel-safe: a dropped call may leave part of the archive in the container.
     pub async fn copy_in(&self, path: &str, archive: Archive) -> Result<()> {
         let container = self.container()?;
-        Ok(self
-            .context()
-            .runtime
-            .copy_in(&container, path, archive)
-            .await?)
+        let runtime = &self.context().runtime;
+        Ok(runtime.copy_in(&container, path, archive).await?)
     }
 
     pub(crate) fn container(&self) -> Result<ContainerId> {
         let snapshot = self.entry.snapshot.borrow();
         snapshot.state.container().cloned().ok_or_else(|| {
-            crate::error::RuntimeError::NotFound {
+            RuntimeError::NotFound {
                 operation: "find the container",
-                reason: format!("run {} has none", self.id()),
+                reason: format!("run {} has no container", self.id()),
             }
             .into()
         })
-    }
-}
-
-impl Run {
-    /// What happens from now on to this run: see [`Events`]. [`state`](Self::state) says where it
-    /// is, if it is asked after this. Of one that this manager has nothing more to do with, it
-    /// ends at once.
-    pub fn events(&self) -> Events {
-        let receiver = self.inner.context.event_bus.subscribe();
-        // In this order: a monitor is closed before its last event is told.
-        let receiver = receiver.filter(|_| !self.entry.stops.is_closed());
-        Events::of(receiver, Some(self.id().clone()))
     }
 }

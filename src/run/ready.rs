@@ -1,4 +1,4 @@
-//! Waiting until a run is ready for whoever needs it, and where its ports are.
+//! Readiness checks and port lookup.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,16 +16,17 @@ use crate::run::attach::{AttachOptions, Attached};
 use crate::runtime::{ContainerStatus, Health, Inspection};
 use crate::spec::Protocol;
 
-/// How often a port or a health check is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-/// How long a connection must stand. Docker's proxy takes it before it knows whether anything
-/// listens in the container, and closes it, within a millisecond as a rule, where nothing does.
-const STANDS: Duration = Duration::from_millis(200);
-/// How many lines an error shows.
+/// The interval between checks of a port or a health check.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The time that a connection must stay open.
+///
+/// Docker's proxy accepts a connection before it knows whether a process listens in the
+/// container. If none does, it closes the connection, usually within a millisecond.
+const MIN_CONNECTION_TIME: Duration = Duration::from_millis(200);
+/// The number of output lines in an error.
 const LAST_LINES: usize = 20;
 
-/// What to wait for, with [`Run::wait_ready`] or [`Manager::service`](crate::manager::Manager::service), before
-/// a run can be used.
+/// A readiness check, for [`Run::wait_ready`] or [`Manager::service`].
 ///
 /// ```
 /// use moat::Ready;
@@ -36,122 +37,137 @@ const LAST_LINES: usize = 20;
 ///     Ready::port(5432).within(Duration::from_secs(20)),
 /// ];
 /// ```
+///
+/// [`Manager::service`]: crate::manager::Manager::service
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ready {
-    what: What,
-    within: Duration,
+    condition: Condition,
+    timeout: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum What {
+enum Condition {
     Line(String),
     Port { network: Option<String>, port: u16 },
     Healthy,
 }
 
 impl Ready {
-    /// It has printed `text`, on any stream, in whatever it has printed since its start. The line
-    /// need not be at its end.
+    /// Ready once the run has printed `text`, on any stream, since its start.
+    ///
+    /// The line need not be complete.
     pub fn line(text: impl Into<String>) -> Self {
-        Self::new(What::Line(text.into()))
+        Self::new(Condition::Line(text.into()))
     }
 
-    /// It takes connections to its TCP port `port`, at the address that [`Run::port`] gives.
+    /// Ready once TCP port `port` accepts connections, at the address of [`Run::port`].
     ///
-    /// A connection that is closed within 200 ms, before any byte came, does not count: in front
-    /// of a published port there can be a proxy of the engine's, which takes any.
+    /// A connection that is closed within 200 ms, before any byte is received, does not
+    /// count: the engine's proxy for published ports may accept any connection.
     pub fn port(port: u16) -> Self {
-        Self::new(What::Port {
+        Self::new(Condition::Port {
             network: None,
             port,
         })
     }
 
-    /// The same, at the container's own address in a network: see [`Run::port_on`].
+    /// Ready once the port accepts connections at the address of [`Run::port_on`].
     pub fn port_on(network: impl Into<String>, port: u16) -> Self {
-        Self::new(What::Port {
+        Self::new(Condition::Port {
             network: Some(network.into()),
             port,
         })
     }
 
-    /// The health check of its image says that it is healthy. One that says that it is not, or an
-    /// image that has none, is an error at once.
+    /// Ready once the health check of the image passes.
+    ///
+    /// A failed health check, or an image without one, is an immediate error.
     pub fn healthy() -> Self {
-        Self::new(What::Healthy)
+        Self::new(Condition::Healthy)
     }
 
-    fn new(what: What) -> Self {
+    fn new(condition: Condition) -> Self {
         Self {
-            what,
-            within: Duration::from_secs(60),
+            condition,
+            timeout: Duration::from_secs(60),
         }
     }
 
-    /// For how long to wait. Default: 60 s.
-    pub fn within(mut self, bound: Duration) -> Self {
-        self.within = bound;
+    /// Sets the timeout. Default: 60 s.
+    pub fn within(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
         self
     }
 }
 
-impl fmt::Display for What {
+/// Completes "timed out after 5 s, before ..." and "it exited before ...".
+impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Line(text) => write!(f, "it had printed {text:?}"),
-            Self::Port { port, .. } => write!(f, "it took connections to port {port}"),
-            Self::Healthy => f.write_str("its health check said so"),
+            Self::Line(text) => write!(f, "it printed {text:?}"),
+            Self::Port { port, .. } => write!(f, "it accepted connections on port {port}"),
+            Self::Healthy => f.write_str("its health check passed"),
         }
     }
 }
 
 impl Run {
-    /// What the engine knows of the container now: its addresses and ports, its health, its state.
-    ///
-    /// Cancel-safe.
+    /// Inspects the container: its addresses and ports, health and status.
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`]: a [`RuntimeError::NotFound`] is that there is no container, or none any
-    /// more.
+    /// [`Error::Runtime`], with [`RuntimeError::NotFound`] if the container does not exist.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn inspect(&self) -> Result<Inspection> {
         let container = self.container()?;
         Ok(self.context().runtime.inspect(&container).await?)
     }
 
-    /// Where this process reaches the container's TCP port `port`, which
-    /// [`RunSpec::port`](crate::spec::RunSpec::port) has published, while the run is under way.
+    /// Returns the address of the container's TCP port `port` for this process.
     ///
-    /// That is a port of the engine's host: of this machine, or of the one that a `tcp://` address
-    /// names (see [`Docker::with_port_host`](crate::runtime::docker::Docker::with_port_host) for others). A run in the
-    /// host's network, and a local process, have the port itself.
-    ///
-    /// Cancel-safe.
+    /// The run must be running, and the port published with
+    /// [`RunSpec::port`](crate::spec::RunSpec::port). The address is a port on the engine's
+    /// host: this machine, or the host of a `tcp://` address. For other setups see
+    /// [`Docker::with_port_host`]. A run in the host's network, and a local process, use
+    /// `port` itself.
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`]: a [`RuntimeError::NotFound`] is that the port is not published, or the
-    /// run not under way.
+    /// [`Error::Runtime`], with [`RuntimeError::NotFound`] if the port is not published or
+    /// the container is not running.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
+    ///
+    /// [`Docker::with_port_host`]: crate::runtime::docker::Docker::with_port_host
     pub async fn port(&self, port: u16) -> Result<SocketAddr> {
         let inspection = self.inspect().await?;
-        Ok(self.reached(&inspection, None, port).await?)
+        Ok(self.resolve_port(&inspection, None, port).await?)
     }
 
-    /// The container's own address in `network`, with `port`: for a process that is in a container
-    /// of the same network, or on the machine of the engine where that is Linux. Nothing has to be
-    /// published.
+    /// Returns the container's own address in `network`, with `port`.
     ///
-    /// Cancel-safe.
+    /// The address is reachable from containers in the same network, and from the engine's
+    /// machine if that runs Linux. The port need not be published.
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`]: a [`RuntimeError::NotFound`] is that it has no address there.
+    /// [`Error::Runtime`], with [`RuntimeError::NotFound`] if the container has no address
+    /// in the network.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn port_on(&self, network: &str, port: u16) -> Result<SocketAddr> {
         let inspection = self.inspect().await?;
-        Ok(self.reached(&inspection, Some(network), port).await?)
+        Ok(self.resolve_port(&inspection, Some(network), port).await?)
     }
 
-    async fn reached(
+    async fn resolve_port(
         &self,
         inspection: &Inspection,
         network: Option<&str>,
@@ -169,17 +185,17 @@ impl Run {
             })?;
             return Ok(SocketAddr::new(*address, port));
         }
-        let of_host = SocketAddr::from(([0, 0, 0, 0], port));
+        let on_host = SocketAddr::from(([0, 0, 0, 0], port));
         let published = inspection.ports.iter();
         let published = published
             .filter(|at| (at.container, at.protocol) == (port, Protocol::Tcp))
             .map(|published| published.at)
-            // The host's name may stand for addresses of one family alone.
+            // IPv4 first: the host's name may resolve to one address family only.
             .min_by_key(SocketAddr::is_ipv6)
-            .or(inspection.on_host_network.then_some(of_host))
+            .or(inspection.on_host_network.then_some(on_host))
             .ok_or_else(|| {
                 not_found(format!(
-                    "run {} does not publish port {port}, or is not under way",
+                    "run {} does not publish port {port}, or is not running",
                     self.id()
                 ))
             })?;
@@ -187,37 +203,42 @@ impl Run {
             return Ok(published);
         }
         let host = self.context().runtime.host();
-        let found = lookup_host((host.as_str(), published.port())).await;
-        let found = found.map_err(|error| not_found(format!("{host}: {error}")))?;
-        found
+        let addresses = lookup_host((host.as_str(), published.port())).await;
+        let addresses = addresses.map_err(|error| not_found(format!("{host}: {error}")))?;
+        addresses
             .min_by_key(|at| at.is_ipv6() != published.is_ipv6())
             .ok_or_else(|| not_found(format!("{host} has no address")))
     }
 
-    /// Waits until the run is ready, as `ready` has it.
+    /// Waits until the run is ready.
     ///
-    /// Cancel-safe. Whoever waits for a line is recorded in the audit, as one who looks on.
+    /// The audit records a wait for a line as an attachment.
     ///
     /// # Errors
     ///
-    /// [`Error::NotReady`], with the last lines of its output: at once where the run ends first or
-    /// can never be ready, else when the time is over. Those of [`wait`](Self::wait), and
-    /// [`Error::Runtime`], where the engine can tell neither.
+    /// [`Error::NotReady`], with the last lines of output, if the timeout elapses. The error
+    /// is immediate if the run ends or can never be ready. Also those of
+    /// [`wait`](Self::wait), and [`Error::Runtime`] if the address of a port cannot be
+    /// determined.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn wait_ready(&self, ready: Ready) -> Result<()> {
-        let Ready { what, within } = &ready;
-        // The end of the output comes by itself, after all that was printed.
-        let ends = async {
-            match what {
-                What::Line(_) => std::future::pending().await,
+        let condition = &ready.condition;
+        let ended = async {
+            match condition {
+                // The attachment reports the end, after all output.
+                Condition::Line(_) => std::future::pending().await,
                 _ => self.wait_exit().await.map(drop),
             }
         };
-        let mut tried = None;
+        let mut last_failure = None;
         let waited = tokio::select! {
             biased;
-            ended = ends => ended.map(|()| Waited::Ended),
-            waited = timeout(*within, self.wait_for(what, &mut tried)) => {
-                waited.unwrap_or(Ok(Waited::TooLong))
+            ended = ended => ended.map(|()| Waited::Ended),
+            waited = timeout(ready.timeout, self.wait_for(condition, &mut last_failure)) => {
+                waited.unwrap_or(Ok(Waited::TimedOut))
             }
         };
         let (reason, outcome) = match waited? {
@@ -225,13 +246,17 @@ impl Run {
             Waited::Never(reason) => (reason, None),
             Waited::Ended => {
                 let outcome = self.wait().await?;
-                let reason = format!("it {} before {what}", outcome.ending);
+                let reason = format!("it {} before {condition}", outcome.ending);
                 (reason, Some(Box::new(outcome)))
             }
-            Waited::TooLong => {
-                let tried = tried.map(|tried| format!(" ({tried})")).unwrap_or_default();
-                let seconds = within.as_secs_f64();
-                (format!("{seconds} s were over before {what}{tried}"), None)
+            Waited::TimedOut => {
+                let seconds = ready.timeout.as_secs_f64();
+                let failure = last_failure.map(|failure| format!(" ({failure})"));
+                let failure = failure.unwrap_or_default();
+                (
+                    format!("timed out after {seconds} s, before {condition}{failure}"),
+                    None,
+                )
             }
         };
         Err(Error::NotReady {
@@ -239,7 +264,7 @@ impl Run {
             reason,
             last_lines: match &outcome {
                 Some(outcome) => outcome.last_lines.clone(),
-                // What is wrong with its file is no reason to hide what is wrong with it.
+                // An unreadable audit file must not hide why the run is not ready.
                 None => self.last_lines(LAST_LINES).await.unwrap_or_default(),
             },
             outcome,
@@ -247,77 +272,92 @@ impl Run {
         })
     }
 
-    async fn wait_for(&self, what: &What, tried: &mut Option<String>) -> Result<Waited> {
-        if let What::Line(text) = what {
+    /// Waits for a condition without a timeout, and keeps why the last check failed.
+    async fn wait_for(
+        &self,
+        condition: &Condition,
+        last_failure: &mut Option<String>,
+    ) -> Result<Waited> {
+        if let Condition::Line(text) = condition {
             return self.wait_for_line(text.as_bytes()).await;
         }
         loop {
-            let looked = match self.inspect().await {
-                Ok(seen) if seen.status != ContainerStatus::Running => Err(None),
-                Ok(seen) => match what {
-                    What::Port { network, port } => {
-                        let at = self.reached(&seen, network.as_deref(), *port).await?;
-                        stands(at).await.map_err(Some)
-                    }
-                    _ => match seen.health {
-                        Some(Health::Healthy) => Ok(()),
-                        Some(Health::Starting) => Err(None),
-                        Some(Health::Unhealthy) => {
-                            return Ok(Waited::Never("its health check failed".into()));
-                        }
-                        None => return Ok(Waited::Never("it has no health check".into())),
-                    },
+            *last_failure = match self.inspect().await {
+                Ok(seen) if seen.status != ContainerStatus::Running => None,
+                Ok(seen) => match self.check(condition, &seen).await? {
+                    Check::Is(waited) => return Ok(waited),
+                    Check::NotYet(failure) => failure,
                 },
-                // That of a container that is gone is soon followed by the end of its run.
-                Err(error) => Err(Some(error.to_string())),
+                // If the container is gone, the run is about to end.
+                Err(error) => Some(error.to_string()),
             };
-            match looked {
-                Ok(()) => return Ok(Waited::Ready),
-                Err(why) => *tried = why,
-            }
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
+    /// Checks a condition on the port or health of a running container.
+    async fn check(&self, condition: &Condition, seen: &Inspection) -> Result<Check> {
+        if let Condition::Port { network, port } = condition {
+            let address = self.resolve_port(seen, network.as_deref(), *port).await?;
+            return Ok(match probe(address).await {
+                Ok(()) => Check::Is(Waited::Ready),
+                Err(failure) => Check::NotYet(Some(failure)),
+            });
+        }
+        Ok(match seen.health {
+            Some(Health::Healthy) => Check::Is(Waited::Ready),
+            Some(Health::Starting) => Check::NotYet(None),
+            Some(Health::Unhealthy) => Check::Is(Waited::Never("its health check failed".into())),
+            None => Check::Is(Waited::Never("it has no health check".into())),
+        })
+    }
+
     async fn wait_for_line(&self, text: &[u8]) -> Result<Waited> {
-        let all = AttachOptions::new().lossless();
-        let mut output = self.attach_with(all).await?;
-        let mut seen = PerStream::<Vec<u8>>::default();
+        let options = AttachOptions::new().lossless();
+        let mut output = self.attach_with(options).await?;
+        let mut unmatched = PerStream::<Vec<u8>>::default();
         while let Some(item) = output.next().await {
             match item? {
                 Attached::Chunk(chunk) => {
-                    let seen = &mut seen[chunk.stream];
-                    seen.extend_from_slice(&chunk.bytes);
-                    if memchr::memmem::find(seen, text).is_some() {
+                    let unmatched = &mut unmatched[chunk.stream];
+                    unmatched.extend_from_slice(&chunk.bytes);
+                    if memchr::memmem::find(unmatched, text).is_some() {
                         return Ok(Waited::Ready);
                     }
-                    // As much as can be the beginning of it.
-                    let begun = seen.len().min(text.len().saturating_sub(1));
-                    seen.drain(..seen.len() - begun);
+                    // Keep the bytes that can be the start of a match.
+                    let kept = unmatched.len().min(text.len().saturating_sub(1));
+                    unmatched.drain(..unmatched.len() - kept);
                 }
-                Attached::Lagged { stream, .. } => seen[stream].clear(),
+                Attached::Lagged { stream, .. } => unmatched[stream].clear(),
             }
         }
         Ok(Waited::Ended)
     }
 }
 
-/// What a wait has come to.
+/// The result of a wait.
 enum Waited {
     Ready,
-    /// It never will be.
+    /// The run can never be ready.
     Never(String),
-    /// The run has ended before.
+    /// The run ended first.
     Ended,
-    TooLong,
+    TimedOut,
 }
 
-/// Connects, and looks whether the connection stands.
-async fn stands(at: SocketAddr) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("{at}: {error}");
-    let mut stream = TcpStream::connect(at).await.map_err(failed)?;
-    match timeout(STANDS, stream.read_u8()).await {
+/// The result of one check.
+enum Check {
+    Is(Waited),
+    /// The check failed, with a reason if there is one to report.
+    NotYet(Option<String>),
+}
+
+/// Connects, and checks that the connection stays open.
+async fn probe(address: SocketAddr) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("{address}: {error}");
+    let mut stream = TcpStream::connect(address).await.map_err(failed)?;
+    match timeout(MIN_CONNECTION_TIME, stream.read_u8()).await {
         Err(_) | Ok(Ok(_)) => Ok(()),
-        Ok(Err(_)) => Err(format!("{at}: the connection was closed at once")),
+        Ok(Err(_)) => Err(format!("{address}: the connection was closed immediately")),
     }
 }

@@ -1,17 +1,21 @@
-//! The keys that leave a run alone.
+//! The key sequence that detaches.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A sequence of keys that detaches from a run, in the words of Docker's client: `ctrl-p,ctrl-q`,
-/// which is the default. Parsed from text: keys are one character, or `ctrl-` and a letter or one
-/// of `@[\]^_`, with commas in between. Of nothing: there are none.
+/// A key sequence that detaches from a run. Default: `ctrl-p,ctrl-q`.
+///
+/// It is parsed from the format of Docker's client: keys separated by commas. A key is one
+/// character, or `ctrl-` and a letter or one of `@[\]^_`. An empty text disables detaching
+/// by keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DetachKeys(Vec<u8>);
 
-/// Text that names no keys.
+/// The error of parsing [`DetachKeys`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no key: give one character, or ctrl- and a letter or one of @[\\]^_")]
+#[error(
+    "cannot parse {0:?} as a key: expected one character, or ctrl- and a letter or one of @[\\]^_"
+)]
 pub struct ParseKeysError(String);
 
 impl Default for DetachKeys {
@@ -68,46 +72,47 @@ impl fmt::Display for DetachKeys {
     }
 }
 
-/// Looks for the keys in what is typed, however it is cut.
+/// Finds the detach keys in typed input, across reads.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct KeyMatcher {
     keys: DetachKeys,
-    /// How many of the keys were typed: they are held back.
-    held: usize,
+    /// The number of keys matched so far. They are held back.
+    matched: usize,
 }
 
-impl Watch {
+impl KeyMatcher {
     pub(super) fn new(keys: DetachKeys) -> Self {
-        Self { keys, held: 0 }
+        Self { keys, matched: 0 }
     }
 
-    /// Takes what was typed, and adds what is not for us to `on`. `true`: the keys were typed;
-    /// what comes behind them is nobody's.
-    pub(super) fn feed(&mut self, typed: &[u8], on: &mut Vec<u8>) -> bool {
+    /// Processes typed bytes, and appends those to pass on to `passed`.
+    ///
+    /// Returns true if the keys were typed. Bytes after the keys are dropped.
+    pub(super) fn feed(&mut self, typed: &[u8], passed: &mut Vec<u8>) -> bool {
         let keys = &self.keys.0;
         if keys.is_empty() {
-            on.extend_from_slice(typed);
+            passed.extend_from_slice(typed);
             return false;
         }
         for &byte in typed {
-            while keys[self.held] != byte && self.held > 0 {
-                // The longest end of what is held that is a beginning of the keys stays held.
-                let held = &keys[..self.held];
-                let next = (0..self.held)
+            while keys[self.matched] != byte && self.matched > 0 {
+                // Keeps the longest suffix of the held keys that is a prefix of the keys.
+                let held = &keys[..self.matched];
+                let next = (0..self.matched)
                     .rev()
                     .find(|&length| held.ends_with(&keys[..length]))
                     .unwrap_or(0);
-                on.extend_from_slice(&held[..self.held - next]);
-                self.held = next;
+                passed.extend_from_slice(&held[..self.matched - next]);
+                self.matched = next;
             }
-            if keys[self.held] == byte {
-                self.held += 1;
-                if self.held == keys.len() {
-                    self.held = 0;
+            if keys[self.matched] == byte {
+                self.matched += 1;
+                if self.matched == keys.len() {
+                    self.matched = 0;
                     return true;
                 }
             } else {
-                on.push(byte);
+                passed.push(byte);
             }
         }
         false
@@ -120,7 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn keys_are_parsed_from_dockers_words_and_shown_in_them() {
+    fn keys_are_parsed_and_displayed_in_dockers_format() {
         for (text, bytes) in [
             ("ctrl-p,ctrl-q", &[0x10, 0x11][..]),
             ("ctrl-@,ctrl-_", &[0, 0x1f]),
@@ -138,40 +143,40 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_come_to_nothing_go_on_in_their_order() {
-        let mut watch = Watch::new("a,a,b".parse().unwrap());
-        let mut on = Vec::new();
-        assert!(!watch.feed(b"aa", &mut on));
-        assert_eq!(on, b"");
-        assert!(!watch.feed(b"ac", &mut on));
-        assert_eq!(on, b"aaac");
-        assert!(!watch.feed(b"aaa", &mut on));
-        assert_eq!(on, b"aaaca");
-        assert!(watch.feed(b"bxyz", &mut on));
-        assert_eq!(on, b"aaaca");
+    fn an_incomplete_match_is_passed_on_in_order() {
+        let mut matcher = KeyMatcher::new("a,a,b".parse().unwrap());
+        let mut passed = Vec::new();
+        assert!(!matcher.feed(b"aa", &mut passed));
+        assert_eq!(passed, b"");
+        assert!(!matcher.feed(b"ac", &mut passed));
+        assert_eq!(passed, b"aaac");
+        assert!(!matcher.feed(b"aaa", &mut passed));
+        assert_eq!(passed, b"aaaca");
+        assert!(matcher.feed(b"bxyz", &mut passed));
+        assert_eq!(passed, b"aaaca");
     }
 
     proptest! {
         #[test]
-        fn what_goes_on_is_what_was_typed_before_the_keys_however_it_is_cut(
+        fn input_before_the_keys_is_passed_on_across_reads(
             keys in prop::collection::vec(b'a'..=b'b', 1..4),
             typed in prop::collection::vec(b'a'..=b'c', 0..40),
             cut in 1..5_usize,
         ) {
-            let mut watch = Watch::new(DetachKeys(keys.clone()));
-            let (mut on, mut left) = (Vec::new(), false);
+            let mut matcher = KeyMatcher::new(DetachKeys(keys.clone()));
+            let (mut passed, mut detached) = (Vec::new(), false);
             for piece in typed.chunks(cut) {
-                left = left || watch.feed(piece, &mut on);
+                detached = detached || matcher.feed(piece, &mut passed);
             }
             match typed.windows(keys.len()).position(|window| window == keys) {
                 Some(at) => {
-                    prop_assert!(left);
-                    prop_assert_eq!(on, &typed[..at]);
+                    prop_assert!(detached);
+                    prop_assert_eq!(passed, &typed[..at]);
                 }
                 None => {
-                    prop_assert!(!left);
-                    let held = watch.held;
-                    prop_assert_eq!(&on, &typed[..typed.len() - held]);
+                    prop_assert!(!detached);
+                    let held = matcher.matched;
+                    prop_assert_eq!(&passed, &typed[..typed.len() - held]);
                     prop_assert_eq!(&keys[..held], &typed[typed.len() - held..]);
                 }
             }

@@ -1,4 +1,4 @@
-//! The terminal that this process has, in front of a run that has one too.
+//! Attaches the terminal of this process to a run: raw mode, resize, always restored.
 //!
 //! ```no_run
 //! use moat::run::AttachOptions;
@@ -16,8 +16,8 @@
 //!
 //! match terminal.attach(attachment).await? {
 //!     SessionEnd::Ended(outcome) => println!("{outcome}"),
-//!     SessionEnd::Detached => println!("{} goes on", run.id()),
-//!     SessionEnd::Signal(number) => println!("signal {number}; {} goes on", run.id()),
+//!     SessionEnd::Detached => println!("{} is still running", run.id()),
+//!     SessionEnd::Signal(number) => println!("signal {number}; {} is still running", run.id()),
 //!     _ => {}
 //! }
 //! manager.shutdown(ShutdownMode::Leave).await;
@@ -26,7 +26,7 @@
 //! ```
 
 mod keys;
-mod leftovers;
+mod modes;
 
 use std::fs::{File, OpenOptions};
 use std::future::{pending, poll_fn};
@@ -37,35 +37,38 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::ThreadId;
 use std::time::Duration;
 
-use crossterm::terminal as device;
+use crossterm::terminal;
 use futures::StreamExt;
-use rustix::process::{Signal as Stop, getpid, kill_process};
+use rustix::process;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 
-use self::keys::Watch;
+use self::keys::KeyMatcher;
 pub use self::keys::{DetachKeys, ParseKeysError};
-use self::leftovers::Leftovers;
+use self::modes::ModeTracker;
 use crate::error::{Error, Result};
 use crate::outcome::Outcome;
-use crate::run::attach::input::{AttachHandle, Input};
-use crate::run::attach::{Attached, Attachment};
+use crate::run::attach::{AttachHandle, Attached, Attachment, Input};
 use crate::spec::WindowSize;
 
-/// The terminal that a process has, whatever its standard streams are.
+/// The controlling terminal of a process, independent of its standard streams.
 const PATH: &str = "/dev/tty";
-/// How much is typed ahead of a container that does not read.
-const AHEAD: usize = 1 << 20;
-/// How long a container takes nothing before what is typed further ahead is thrown away: the keys
-/// that detach may be in it.
-const STUCK: Duration = Duration::from_secs(1);
-/// How often, and after which pauses, a terminal is told what it does not take at once.
-const TRIES: u32 = 100;
-const PAUSE: Duration = Duration::from_millis(10);
-/// What ends a process that does not look.
-const ENDING: [SignalKind; 4] = [
+/// The most bytes of typed input that wait for the container.
+const MAX_PENDING_BYTES: usize = 1 << 20;
+/// The time without accepted input before typed input past the limit is dropped.
+///
+/// The terminal must be read on, because the detach keys may come next.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// The timeout for input typed before the detach keys.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
+/// The most attempts to restore a terminal that accepts no output.
+const MAX_RESTORE_ATTEMPTS: u32 = 100;
+/// The pause between attempts to restore a terminal.
+const RESTORE_RETRY_INTERVAL: Duration = Duration::from_millis(10);
+/// The signals that end a session, and by default the process.
+const END_SIGNALS: [SignalKind; 4] = [
     SignalKind::terminate(),
     SignalKind::hangup(),
     SignalKind::interrupt(),
@@ -73,37 +76,41 @@ const ENDING: [SignalKind; 4] = [
 ];
 
 /// The terminal of this process.
+///
+/// [`attach`](Self::attach) connects it to a run.
 #[derive(Debug)]
 pub struct Terminal {
     keys: DetachKeys,
 }
 
-/// Why nobody sits in front of a run any more. The terminal is as it was in any case.
+/// The reason that a session ended. The terminal is restored in all cases.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SessionEnd {
-    /// It has ended.
+    /// The run has ended.
     Ended(Box<Outcome>),
-    /// The detach keys were typed, or the terminal is gone. The run goes on.
+    /// The detach keys were typed, or the terminal is gone. The run continues.
     Detached,
-    /// One of SIGTERM, SIGHUP, SIGINT and SIGQUIT came, and is for the caller to heed: with this
-    /// number. The run goes on.
+    /// The process received SIGTERM, SIGHUP, SIGINT or SIGQUIT: this number.
+    ///
+    /// The run continues. The signal did not terminate the process, so the caller must handle it.
     Signal(i32),
 }
 
 impl Terminal {
-    /// The terminal that this process has.
+    /// Opens the terminal of this process.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] if standard input or output is none, or there is none.
+    /// [`Error::Storage`] if the process has no terminal, or if standard input or output is
+    /// not a terminal.
     pub fn open() -> Result<Self> {
-        for (name, is_one) in [
+        for (name, is_terminal) in [
             ("stdin", io::stdin().is_terminal()),
             ("stdout", io::stdout().is_terminal()),
         ] {
-            if !is_one {
-                let reason = io::Error::new(io::ErrorKind::Unsupported, "it is not a terminal");
+            if !is_terminal {
+                let reason = io::Error::new(io::ErrorKind::Unsupported, "not a terminal");
                 return Err(Error::storage("use as a terminal", name, reason));
             }
         }
@@ -113,122 +120,145 @@ impl Terminal {
         })
     }
 
-    /// The keys that detach. Default: `ctrl-p,ctrl-q`. The first of them does not reach the
-    /// container before the next key.
+    /// Sets the keys that detach. Default: `ctrl-p,ctrl-q`.
+    ///
+    /// A partial match is held back until the next key.
     pub fn detach_keys(mut self, keys: DetachKeys) -> Self {
         self.keys = keys;
         self
     }
 
-    /// Its size now.
+    /// Returns the current size of the terminal.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] if it does not tell.
+    /// [`Error::Storage`] if the terminal does not report its size.
     pub fn size(&self) -> Result<WindowSize> {
-        let (columns, rows) = device::size().map_err(|error| failed("measure", error))?;
+        let (columns, rows) = terminal::size().map_err(|error| failed("measure", error))?;
         Ok(WindowSize::new(columns, rows))
     }
 
-    /// Puts the terminal in front of a run that has one: what is typed goes to the input, what is
-    /// printed to the screen, changes of the size to the run.
+    /// Attaches the terminal to a run that has one, until the session ends.
     ///
-    /// Meanwhile the terminal is raw: `ctrl-c` is the container's. It is as it was when this
-    /// returns, is dropped, or panics, and also when the process panics elsewhere in the same
-    /// thread; and what a program told it and has not taken back (the alternate screen, the mouse,
-    /// bracketed paste, a hidden cursor, a scroll region, colours) is undone. From the first call
-    /// on the process itself has to heed the signals that [`SessionEnd::Signal`] names, and SIGTSTP.
+    /// Typed input is passed to the run, output to the screen, and size changes to the run.
     ///
-    /// The keys that detach work whatever the run does. What is typed waits for a program that
-    /// takes it slowly; of one that has taken nothing for a second, what is more than 1 MiB ahead is
-    /// thrown away. `ctrl-z` is the container's, too; a SIGTSTP from outside gives the terminal
-    /// back and stops the process, and when that goes on, whatever it was stopped by, the terminal
-    /// is raw again, and the run is told its size. A program that had the alternate screen draws on
-    /// the main one from there on.
+    /// # Raw mode
     ///
-    /// An attachment that was not made with this size is told it, in two steps, so that a program
-    /// that fills the screen draws it again.
+    /// During the session the terminal is in raw mode, so `ctrl-c` and `ctrl-z` reach the
+    /// container. It is restored when this returns, is dropped or panics, and when the
+    /// process panics elsewhere on the same thread. Modes that a program has set and not
+    /// reset are restored too: the alternate screen, the mouse, bracketed paste, a hidden
+    /// cursor, a scroll region, colors.
     ///
-    /// Cancel-safe, in that the terminal is brought back.
+    /// # Signals
+    ///
+    /// From the first call on, the signals in [`SessionEnd::Signal`] and SIGTSTP no longer
+    /// have their default effect, so the process must handle them.
+    ///
+    /// On an external SIGTSTP, the terminal is restored and the process is stopped. When the
+    /// process continues after any stop, the terminal is raw again and its size is set on
+    /// the run. A program that used the alternate screen then draws on the main screen.
+    ///
+    /// # Input
+    ///
+    /// The detach keys work even if the run does not read its input. Typed input waits for a
+    /// slow program. If the program has read nothing for 1 s, input past 1 MiB is dropped.
+    ///
+    /// # Size
+    ///
+    /// If the attachment was not made with the size of the terminal, the size is set in two
+    /// steps, so that a full-screen program redraws.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] if the terminal cannot be used; those of [`Attachment`].
+    /// [`Error::Storage`] if the terminal cannot be used, and the errors of [`Attachment`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call restores the terminal and detaches.
     pub async fn attach(&self, mut attachment: Attachment) -> Result<SessionEnd> {
         #[allow(
             deprecated,
-            reason = "it asks for a type that keeps its descriptor, which a file does"
+            reason = "its replacement needs a type that keeps its descriptor, which a file does"
         )]
         let tty = AsyncFd::new(open_device()?).map_err(|error| failed("open", error))?;
-        let mut signals = Signals::new()?;
-        let mut changes = listen(SignalKind::window_change())?;
-        let mut job = Job {
-            stop: listen(SignalKind::from_raw(Stop::TSTP.as_raw()))?,
-            go_on: listen(SignalKind::from_raw(Stop::CONT.as_raw()))?,
+        let mut signals = EndSignals::new()?;
+        let mut size_changes = listen(SignalKind::window_change())?;
+        let mut job = JobSignals {
+            stop: listen(SignalKind::from_raw(process::Signal::TSTP.as_raw()))?,
+            resume: listen(SignalKind::from_raw(process::Signal::CONT.as_raw()))?,
         };
         let input = attachment.input();
         let control = attachment.control();
-        let raw = Raw::enter()?;
+        let raw = RawMode::enter()?;
         if self.size().is_ok_and(|size| control.window() != Some(size)) {
-            self.draw_again(&control).await;
+            self.redraw(&control).await;
         }
-        // Who sits here can leave while the end is waited for, too: the output may come to its end
-        // long before that is known.
+        let mut typed = TypedInput::new(input, KeyMatcher::new(self.keys.clone()));
+        // Detaching works during the wait for the outcome too: the output may end long
+        // before the outcome is known.
         let ended = async {
             show(&tty, &mut attachment, &raw).await?;
             control.outcome().await
         };
-        let mut sitting = pin!(async {
+        let mut session = pin!(async {
             tokio::select! {
                 outcome = ended => Ok(SessionEnd::Ended(Box::new(outcome?))),
-                () = pass_on(&tty, input, Watch::new(self.keys.clone())) => Ok(SessionEnd::Detached),
+                () = typed.relay(&tty) => Ok(SessionEnd::Detached),
                 number = signals.next() => Ok(SessionEnd::Signal(number)),
-                never = self.follow(&mut changes, &control) => match never {},
-                error = self.stop_and_go_on(&mut job, &raw, &control) => Err(error),
+                never = self.follow_size(&mut size_changes, &control) => match never {},
+                error = self.handle_job_signals(&mut job, &raw, &control) => Err(error),
             }
         });
         poll_fn(|cx| {
-            raw.is_polled_here();
-            sitting.as_mut().poll(cx)
+            raw.mark_thread();
+            session.as_mut().poll(cx)
         })
         .await
     }
 
-    /// Tells the run the size, in two steps: a program that fills the screen draws it again.
-    async fn draw_again(&self, control: &AttachHandle) {
+    /// Sets the size on the run in two steps, so that a full-screen program redraws.
+    async fn redraw(&self, control: &AttachHandle) {
         if let Ok(size) = self.size() {
             let other = WindowSize::new(size.columns, size.rows.saturating_sub(1).max(1));
-            // It may have ended.
+            // Errors are ignored: the run may have ended.
             let _ = control.resize(other).await;
             let _ = control.resize(size).await;
         }
     }
 
-    /// Stops this process when it is asked to, with its terminal as it was, and has it raw again
-    /// when the process goes on, whatever it was stopped by.
-    async fn stop_and_go_on(&self, job: &mut Job, raw: &Raw, control: &AttachHandle) -> Error {
+    /// Stops this process on SIGTSTP, with the terminal restored.
+    ///
+    /// Returns to raw mode when the process continues.
+    async fn handle_job_signals(
+        &self,
+        job: &mut JobSignals,
+        raw: &RawMode,
+        control: &AttachHandle,
+    ) -> Error {
         loop {
             tokio::select! {
                 Some(()) = job.stop.recv() => {
-                    raw.undo();
-                    // The handler of SIGTSTP has taken the place of its effect.
-                    let stopped = kill_process(getpid(), Stop::STOP);
+                    raw.suspend();
+                    // The handler of SIGTSTP replaces its default effect.
+                    let stopped = process::kill_process(process::getpid(), process::Signal::STOP);
                     if let Err(error) = stopped {
-                        return failed("give back", error.into());
+                        return failed("stop the process at", error.into());
                     }
                 }
-                Some(()) = job.go_on.recv() => {
-                    if let Err(error) = raw.again() {
+                Some(()) = job.resume.recv() => {
+                    if let Err(error) = raw.resume() {
                         return error;
                     }
-                    self.draw_again(control).await;
+                    self.redraw(control).await;
                 }
                 else => pending::<()>().await,
             }
         }
     }
 
-    async fn follow(
+    /// Sets each new size of the terminal on the run.
+    async fn follow_size(
         &self,
         changes: &mut Signal,
         control: &AttachHandle,
@@ -238,7 +268,7 @@ impl Terminal {
                 pending::<()>().await;
             }
             if let Ok(size) = self.size() {
-                // It may have ended.
+                // Errors are ignored: the run may have ended.
                 let _ = control.resize(size).await;
             }
         }
@@ -249,7 +279,9 @@ fn failed(operation: &'static str, error: io::Error) -> Error {
     Error::storage(operation, PATH, error)
 }
 
-/// A description of the terminal that nobody shares: that it never blocks is nobody else's matter.
+/// Opens the terminal with a separate file description.
+///
+/// Non-blocking mode then does not affect other users of the terminal.
 fn open_device() -> Result<File> {
     OpenOptions::new()
         .read(true)
@@ -259,21 +291,21 @@ fn open_device() -> Result<File> {
         .map_err(|error| failed("open", error))
 }
 
-/// Shows what is printed, to its end.
-async fn show(tty: &AsyncFd<File>, output: &mut Attachment, raw: &Raw) -> Result<()> {
+/// Writes the output to the terminal, to its end.
+async fn show(tty: &AsyncFd<File>, output: &mut Attachment, raw: &RawMode) -> Result<()> {
     while let Some(item) = output.next().await {
         let Attached::Chunk(chunk) = item? else {
-            // The screen is what it is; who wants all of it catches up.
+            // Dropped output cannot be shown. A lossless attachment drops none.
             continue;
         };
-        raw.leftovers().feed(&chunk.bytes);
-        let mut left = &chunk.bytes[..];
-        while !left.is_empty() {
-            let write = |mut file: &File| file.write(left);
+        raw.modes().feed(&chunk.bytes);
+        let mut unwritten = &chunk.bytes[..];
+        while !unwritten.is_empty() {
+            let write = |mut file: &File| file.write(unwritten);
             let written = tty.async_io(Interest::WRITABLE, |file| write(file)).await;
             match written {
-                Ok(count) => left = &left[count..],
-                // A terminal that is gone is for the one who reads it to see.
+                Ok(count) => unwritten = &unwritten[count..],
+                // If the terminal is gone, reading it ends the session.
                 Err(_) => break,
             }
         }
@@ -281,60 +313,98 @@ async fn show(tty: &AsyncFd<File>, output: &mut Attachment, raw: &Raw) -> Result
     Ok(())
 }
 
-/// Passes on what is typed, until the keys that detach are, or the terminal is gone.
+/// Typed input that waits for the container.
 ///
-/// The terminal is always read, so that the keys are seen whatever the container does: one that is
-/// slow holds up what is typed, and one that is stuck makes it be thrown away, from a bound on.
-async fn pass_on(tty: &AsyncFd<File>, mut input: Option<Input>, mut watch: Watch) {
-    let mut typed = [0; 4096];
-    let mut ahead = Vec::new();
-    let mut taken = Instant::now();
-    loop {
+/// The terminal is always read, so that the detach keys work whatever the container does.
+/// Input past a limit is dropped if the container is stuck.
+struct TypedInput {
+    /// `None` if the run has no input, or has ended.
+    input: Option<Input>,
+    matcher: KeyMatcher,
+    pending: Vec<u8>,
+    last_write: Instant,
+}
+
+/// One read from the terminal, or one write to the container.
+enum Transfer {
+    Read(io::Result<usize>),
+    Write(io::Result<usize>),
+}
+
+impl TypedInput {
+    fn new(input: Option<Input>, matcher: KeyMatcher) -> Self {
+        Self {
+            input,
+            matcher,
+            pending: Vec::new(),
+            last_write: Instant::now(),
+        }
+    }
+
+    /// Relays typed input until the detach keys are typed or the terminal is gone.
+    async fn relay(&mut self, tty: &AsyncFd<File>) {
+        let mut typed = [0; 4096];
+        loop {
+            match self.transfer(tty, &mut typed).await {
+                Transfer::Read(Ok(0) | Err(_)) => return,
+                Transfer::Read(Ok(count)) => {
+                    if self.take(&typed[..count]) {
+                        return self.flush().await;
+                    }
+                }
+                Transfer::Write(Ok(count)) => {
+                    self.pending.drain(..count);
+                    self.last_write = Instant::now();
+                }
+                // The container has ended. The rest of its output may still arrive.
+                Transfer::Write(Err(_)) => {
+                    self.input = None;
+                    self.pending.clear();
+                }
+            }
+        }
+    }
+
+    /// Reads from the terminal or writes to the container, whichever is ready first.
+    async fn transfer(&mut self, tty: &AsyncFd<File>, typed: &mut [u8]) -> Transfer {
+        let is_full = self.pending.len() >= MAX_PENDING_BYTES;
+        let drop_after = self.last_write + STALL_TIMEOUT;
+        let read = async {
+            if is_full {
+                sleep_until(drop_after).await;
+            }
+            tty.async_io(Interest::READABLE, |mut file| file.read(typed))
+                .await
+        };
         let write = async {
-            match &mut input {
-                Some(input) if !ahead.is_empty() => input.write(&ahead).await,
+            match &mut self.input {
+                Some(input) if !self.pending.is_empty() => input.write(&self.pending).await,
                 _ => pending().await,
             }
         };
-        let read = async {
-            if ahead.len() >= AHEAD {
-                sleep_until(taken + STUCK).await;
-            }
-            tty.async_io(Interest::READABLE, |mut file| file.read(&mut typed))
-                .await
-        };
-        enum Done {
-            Read(io::Result<usize>),
-            StdinChunk(io::Result<usize>),
+        tokio::select! {
+            read = read => Transfer::Read(read),
+            written = write => Transfer::Write(written),
         }
-        let done = tokio::select! {
-            read = read => Done::Read(read),
-            written = write => Done::StdinChunk(written),
-        };
-        match done {
-            Done::Read(Ok(0) | Err(_)) => return,
-            Done::Read(Ok(count)) => {
-                if watch.feed(&typed[..count], &mut ahead) {
-                    // What was typed before the keys is still meant for the container.
-                    if let Some(input) = &mut input {
-                        let _ = tokio::time::timeout(PAUSE * 10, input.write_all(&ahead)).await;
-                    }
-                    return;
-                }
-                if input.is_none() {
-                    ahead.clear();
-                }
-                ahead.truncate(AHEAD);
-            }
-            Done::StdinChunk(Ok(count)) => {
-                ahead.drain(..count);
-                taken = Instant::now();
-            }
-            // The container has ended; the last of its output is on its way.
-            Done::StdinChunk(Err(_)) => {
-                input = None;
-                ahead.clear();
-            }
+    }
+
+    /// Adds typed bytes. Returns true if the detach keys were typed.
+    fn take(&mut self, typed: &[u8]) -> bool {
+        if self.matcher.feed(typed, &mut self.pending) {
+            return true;
+        }
+        if self.input.is_none() {
+            self.pending.clear();
+        }
+        self.pending.truncate(MAX_PENDING_BYTES);
+        false
+    }
+
+    /// Writes the input that was typed before the detach keys.
+    async fn flush(&mut self) {
+        if let Some(input) = &mut self.input {
+            let write = input.write_all(&self.pending);
+            let _ = tokio::time::timeout(FLUSH_TIMEOUT, write).await;
         }
     }
 }
@@ -343,17 +413,17 @@ fn listen(kind: SignalKind) -> Result<Signal> {
     signal(kind).map_err(|error| failed("listen for signals at", error))
 }
 
-/// What a shell does with the jobs in its terminal.
-struct Job {
+/// The signals for job control by a shell.
+struct JobSignals {
     stop: Signal,
-    go_on: Signal,
+    resume: Signal,
 }
 
-struct Signals(Vec<(SignalKind, Signal)>);
+struct EndSignals(Vec<(SignalKind, Signal)>);
 
-impl Signals {
+impl EndSignals {
     fn new() -> Result<Self> {
-        ENDING
+        END_SIGNALS
             .into_iter()
             .map(|kind| Ok((kind, listen(kind)?)))
             .collect::<Result<_>>()
@@ -373,106 +443,118 @@ impl Signals {
     }
 }
 
-/// What is to be undone, and for whom; one at a time.
-static NOW: Mutex<Option<Now>> = Mutex::new(None);
+/// The session in progress. A process has one at a time.
+static SESSION: Mutex<Option<RawSession>> = Mutex::new(None);
 
-struct Now {
-    leftovers: Arc<Mutex<Leftovers>>,
-    /// Which thread sits in front of it.
+struct RawSession {
+    modes: Arc<Mutex<ModeTracker>>,
+    /// The thread that last polled the session.
     thread: ThreadId,
 }
 
-/// The terminal is raw while this lives.
-struct Raw(Arc<Mutex<Leftovers>>);
+/// Keeps the terminal in raw mode, and restores it on drop.
+struct RawMode(Arc<Mutex<ModeTracker>>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Raw {
+impl RawMode {
     fn enter() -> Result<Self> {
-        static HOOK: Once = Once::new();
-        HOOK.call_once(|| {
-            let before = std::panic::take_hook();
-            std::panic::set_hook(Box::new(move |panic| {
-                // Before the message is printed, which the alternate screen would take with it;
-                // and where nothing is unwound there is no later.
-                let here = std::thread::current().id();
-                let ours = lock(&NOW).as_ref().is_some_and(|now| now.thread == here);
-                if ours || cfg!(panic = "abort") {
-                    restore();
-                }
-                before(panic);
-            }));
-        });
-        let mut now = lock(&NOW);
-        if now.is_some() {
-            let reason = io::Error::new(io::ErrorKind::ResourceBusy, "it is in use already");
+        restore_on_panic();
+        let mut session = lock(&SESSION);
+        if session.is_some() {
+            let reason = io::Error::new(io::ErrorKind::ResourceBusy, "already in use");
             return Err(failed("use", reason));
         }
-        device::enable_raw_mode().map_err(|error| failed("set up", error))?;
-        let leftovers = Arc::<Mutex<Leftovers>>::default();
-        *now = Some(Now {
-            leftovers: Arc::clone(&leftovers),
+        terminal::enable_raw_mode().map_err(|error| failed("set up", error))?;
+        let modes = Arc::<Mutex<ModeTracker>>::default();
+        *session = Some(RawSession {
+            modes: Arc::clone(&modes),
             thread: std::thread::current().id(),
         });
-        Ok(Self(leftovers))
+        Ok(Self(modes))
     }
 
-    fn leftovers(&self) -> MutexGuard<'_, Leftovers> {
+    fn modes(&self) -> MutexGuard<'_, ModeTracker> {
         lock(&self.0)
     }
 
-    /// Brings the terminal back for now.
-    fn undo(&self) {
-        let undo = self.leftovers().undo();
-        give_back(&undo);
+    /// Restores the terminal until [`resume`](Self::resume).
+    fn suspend(&self) {
+        let sequences = self.modes().restore();
+        restore_device(&sequences);
     }
 
-    /// Makes the terminal raw, also where a shell has changed it meanwhile.
-    fn again(&self) -> Result<()> {
-        let _ = device::disable_raw_mode();
-        device::enable_raw_mode().map_err(|error| failed("set up", error))
+    /// Returns to raw mode, even if a shell has changed the terminal since.
+    fn resume(&self) -> Result<()> {
+        let _ = terminal::disable_raw_mode();
+        terminal::enable_raw_mode().map_err(|error| failed("set up", error))
     }
 
-    fn is_polled_here(&self) {
-        if let Some(now) = &mut *lock(&NOW) {
-            now.thread = std::thread::current().id();
+    /// Marks this thread as the one whose panic ends the session.
+    fn mark_thread(&self) {
+        if let Some(session) = &mut *lock(&SESSION) {
+            session.thread = std::thread::current().id();
         }
     }
 }
 
-impl Drop for Raw {
+impl Drop for RawMode {
     fn drop(&mut self) {
         restore();
     }
 }
 
-/// Brings the terminal back, if it is not as it was.
-fn restore() {
-    let Some(now) = lock(&NOW).take() else {
-        return;
-    };
-    let undo = lock(&now.leftovers).undo();
-    give_back(&undo);
+/// Installs a panic hook, once, that restores the terminal of a session.
+fn restore_on_panic() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let previous = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            // Before the message is printed: leaving the alternate screen would erase it.
+            // With `panic = "abort"`, no destructor runs later.
+            let here = std::thread::current().id();
+            let ours = lock(&SESSION)
+                .as_ref()
+                .is_some_and(|session| session.thread == here);
+            if ours || cfg!(panic = "abort") {
+                restore();
+            }
+            previous(panic);
+        }));
+    });
 }
 
-/// Tells the terminal what undoes what a program left behind, and that it is not raw.
-fn give_back(undo: &[u8]) {
+/// Ends the session, if any, and restores the terminal.
+fn restore() {
+    let Some(session) = lock(&SESSION).take() else {
+        return;
+    };
+    let sequences = lock(&session.modes).restore();
+    restore_device(&sequences);
+}
+
+/// Writes `sequences` to the terminal, and leaves raw mode.
+fn restore_device(sequences: &[u8]) {
     if let Ok(mut tty) = open_device() {
-        let mut left = undo;
-        for _ in 0..TRIES {
-            if left.is_empty() {
-                break;
+        write_with_retries(&mut tty, sequences);
+    }
+    let _ = terminal::disable_raw_mode();
+}
+
+/// Writes to a terminal that does not block, with a limited number of retries.
+fn write_with_retries(tty: &mut File, mut bytes: &[u8]) {
+    for _ in 0..MAX_RESTORE_ATTEMPTS {
+        if bytes.is_empty() {
+            return;
+        }
+        match tty.write(bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(RESTORE_RETRY_INTERVAL);
             }
-            match tty.write(left) {
-                Ok(count) => left = &left[count..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    std::thread::sleep(PAUSE)
-                }
-                Err(_) => break,
-            }
+            Err(_) => return,
         }
     }
-    let _ = device::disable_raw_mode();
 }

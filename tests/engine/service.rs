@@ -51,7 +51,7 @@ async fn readiness_by_listening_port(stage: &Stage) {
     }
     let why = why(late.unwrap_err());
     assert!(
-        why.contains("closed at once") || why.contains("refused"),
+        why.contains("closed immediately") || why.contains("refused"),
         "{why}"
     );
     stage.open_gate("go");
@@ -109,7 +109,7 @@ async fn readiness_by_health_check(stage: &Stage) {
     let late = service.wait_ready(Ready::healthy().within(SOON)).await;
     let why_late = why(late.unwrap_err());
     assert!(
-        why_late.contains("before its health check said so"),
+        why_late.contains("before its health check passed"),
         "{why_late}"
     );
     // A failed health check is definitive, also for a late caller.

@@ -36,7 +36,7 @@ async fn kept_containers_are_not_orphans() {
     again.remove_orphan(&orphans[0]).await.unwrap();
     assert_eq!(again.orphans().await.unwrap(), []);
     assert_eq!(bench.runtime.containers(), 2);
-    again.kill(live.id()).await.unwrap();
+    again.get(live.id()).await.unwrap().kill().await.unwrap();
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn only_expired_containers_are_reaped() {
     let outcome = sealed(&again.get(late.id()).await.unwrap()).await;
     assert_eq!(outcome.ending, Ending::Removed { code: None });
     for run in [none, soon] {
-        let outcome = again.kill(run.id()).await.unwrap();
+        let outcome = again.get(run.id()).await.unwrap().kill().await.unwrap();
         assert_eq!(outcome.code(), Some(137));
     }
 }

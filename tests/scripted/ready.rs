@@ -134,7 +134,7 @@ async fn a_timeout_reports_the_last_lines() {
     assert_eq!((code, lines.len()), (None, 2));
     assert_eq!(
         words,
-        "run db is not ready: 0.2 s were over before it had printed \"three\"; its last lines:\n  \
+        "run db is not ready: timed out after 0.2 s, before it printed \"three\"; its last lines:\n  \
          one\n  two"
     );
     assert!(
@@ -185,7 +185,7 @@ async fn a_port_is_ready_when_connections_stay_open() {
     let late = other.wait_ready(Ready::port(80).within(3 * SECOND)).await;
     let (words, ..) = not_ready(late.unwrap_err());
     assert!(
-        words.contains("the connection was closed at once"),
+        words.contains("the connection was closed immediately"),
         "{words}"
     );
 

@@ -218,7 +218,7 @@ async fn recovery_on_demand_works() {
         1,
         "only at the first opening"
     );
-    let outcome = next.kill(&running).await.unwrap();
+    let outcome = next.get(&running).await.unwrap().kill().await.unwrap();
     assert_eq!(outcome.code(), Some(137));
 }
 

@@ -76,7 +76,7 @@ fn only_a_failed_test_shows_output() {
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success(), "{shown}");
     let expected = "moat: run db exited with code 143, stopped by moat: a stop was requested; its \
-                    last lines:\n  listening on 80\n  broken\nmoat: its audit: /";
+                    last lines:\n  listening on 80\n  broken\nmoat: audit file: /";
     assert!(shown.contains(expected), "{shown}");
     assert!(!shown.contains("listening on 81"), "{shown}");
     let output = as_cargo_does("service::child_passes_with_a_service");

@@ -1,131 +1,161 @@
-//! What a terminal shows from now on, from the engine: for who looks on at a run that nobody here
-//! has tapped.
+//! The live output of a terminal, read directly from the engine.
+//!
+//! Used for a run that this process has not tapped. The output of such a run otherwise
+//! arrives through a log, one line at a time, which shows no prompt and no editor.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Duration, Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Hub, Piece, Pieces};
 use crate::error::{Result, RuntimeError};
+use crate::monitor::entry::RunSnapshot;
 use crate::outcome::Stream;
-use crate::run::attach::input::Session;
-use crate::runtime::{ContainerStatus, Runtime};
+use crate::run::attach::session::Session;
+use crate::runtime::{ContainerStatus, OutputStream, Runtime};
 use crate::spec::ContainerId;
 
-/// How long the engine has for the last bytes after the end of a container, and for its end after
-/// the last bytes.
-const DRAIN: Duration = Duration::from_secs(2);
-/// How often a container is looked at meanwhile.
-const LOOK: Duration = Duration::from_millis(50);
+/// The timeout between the container's end and the last output, in either order.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// The interval between inspections of the container after the last output.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A connection to the output of a container that runs.
-pub(crate) struct LiveOutput {
+/// A connection to the output of a running container.
+pub(super) struct LiveOutput {
     pieces: Pieces,
-    /// `None`: it was told.
+    /// `None` once the end was received.
     end: Option<oneshot::Receiver<End>>,
-    broken: Option<RuntimeError>,
+    error: Option<RuntimeError>,
 }
 
-/// How a connection ended.
+/// The end of a connection.
 struct End {
-    /// How much came by it.
+    /// The number of bytes received.
     received: u64,
-    broken: Option<RuntimeError>,
+    error: Option<RuntimeError>,
 }
 
 impl LiveOutput {
-    /// The next piece; `None` after the last byte. Before that comes a piece without any bytes, which
-    /// tells one who fell behind, as each next piece does.
+    /// Returns the next piece, or `None` after the last byte.
+    ///
+    /// The last piece is empty. Its offset reveals output that was dropped before it.
     ///
     /// # Errors
     ///
-    /// The connection ended before the container did: nobody knows what was missed.
-    pub(crate) async fn next(&mut self) -> Result<Option<Piece>> {
+    /// The connection ended before the container did, so output may be missing.
+    pub(super) async fn next(&mut self) -> Result<Option<Piece>> {
         if let Some(piece) = self.pieces.next().await {
             return Ok(Some(piece));
         }
         if let Some(end) = self.end.take()
-            && let Ok(End { received, broken }) = end.await
+            && let Ok(End { received, error }) = end.await
         {
-            self.broken = broken;
+            self.error = error;
             return Ok(Some(Piece {
                 stream: Stream::Tty,
                 offset: received,
                 bytes: Bytes::new(),
             }));
         }
-        self.broken
+        self.error
             .take()
             .map_or(Ok(None), |error| Err(error.into()))
     }
 }
 
 impl Session {
-    /// Connects to the engine for what a terminal shows from now on.
+    /// Connects to the engine for the terminal output from now on.
     ///
-    /// Where nobody here has tapped the container, its output comes by way of a log, a line at a
-    /// time: neither a prompt nor the screen of an editor would be seen.
-    pub(crate) async fn watch(&self) -> Result<Option<LiveOutput>> {
+    /// Returns `None` if the run has no terminal, or the runtime does not support it.
+    pub(super) async fn connect_live(&self) -> Result<Option<LiveOutput>> {
         let run = &self.run;
         if !self.settings().await?.tty {
             return Ok(None);
         }
         let context = run.inner.context();
         let (runtime, container) = (context.runtime.clone(), run.container()?);
-        let mut stream = match runtime.attach_running(&container, true).await {
-            Ok(stream) => stream,
+        let output = match runtime.attach_running(&container, true).await {
+            Ok(output) => output,
             Err(RuntimeError::Unsupported { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let hub = Hub::default();
         let (_, pieces) = hub.subscribe_live();
         let (ended, end) = oneshot::channel();
-        let mut snapshot = run.entry.snapshot.clone();
+        let relay = Relay {
+            output,
+            hub,
+            runtime,
+            container,
+        };
+        let snapshot = run.entry.snapshot.clone();
         let closing = context.closing.clone();
-        // Always read, whoever looks on: a connection that is not read stops the container.
+        // A task, so that the connection is always read. One that is not read blocks the
+        // container.
         context.tasks.spawn(async move {
-            let over = async {
-                let over = snapshot
-                    .wait_for(|snapshot| snapshot.state.ending().is_some())
-                    .await;
-                drop(over);
-                sleep(DRAIN).await;
-            };
-            let pass_on = async {
-                loop {
-                    match stream.next().await {
-                        Some(Ok(chunk)) => {
-                            if !hub.pass_on(chunk.stream, chunk.bytes) {
-                                return None;
-                            }
-                        }
-                        Some(Err(error)) => return Some(error),
-                        None => return cut(&*runtime, &container).await,
-                    }
-                }
-            };
-            let broken = tokio::select! {
-                broken = pass_on => broken,
-                () = over => None,
-                () = closing.cancelled() => None,
-            };
-            let (received, _) = hub.subscribe_live();
-            let _ = ended.send(End {
-                received: received[Stream::Tty],
-                broken,
-            });
+            let _ = ended.send(relay.run(snapshot, closing).await);
         });
         Ok(pieces.map(|pieces| LiveOutput {
             pieces,
             end: Some(end),
-            broken: None,
+            error: None,
         }))
     }
 }
 
-/// Why a connection came to a clean end, if its container has not.
-async fn cut(runtime: &dyn Runtime, container: &ContainerId) -> Option<RuntimeError> {
+/// Relays output from the engine to one attachment.
+struct Relay {
+    output: OutputStream,
+    hub: Hub,
+    runtime: Arc<dyn Runtime>,
+    container: ContainerId,
+}
+
+impl Relay {
+    /// Relays output until the connection, the run or the manager ends.
+    async fn run(
+        mut self,
+        mut snapshot: watch::Receiver<RunSnapshot>,
+        closing: CancellationToken,
+    ) -> End {
+        let drained = async {
+            let ended = snapshot.wait_for(|snapshot| snapshot.state.ending().is_some());
+            drop(ended.await);
+            sleep(DRAIN_TIMEOUT).await;
+        };
+        let error = tokio::select! {
+            error = self.relay() => error,
+            () = drained => None,
+            () = closing.cancelled() => None,
+        };
+        let (received, _) = self.hub.subscribe_live();
+        End {
+            received: received[Stream::Tty],
+            error,
+        }
+    }
+
+    /// Relays output until the connection ends, and returns the error that ended it.
+    async fn relay(&mut self) -> Option<RuntimeError> {
+        while let Some(chunk) = self.output.next().await {
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(error) => return Some(error),
+            };
+            if !self.hub.pass_on(chunk.stream, chunk.bytes) {
+                return None;
+            }
+        }
+        premature_end(&*self.runtime, &self.container).await
+    }
+}
+
+/// Returns an error if the container is running after the end of its output.
+async fn premature_end(runtime: &dyn Runtime, container: &ContainerId) -> Option<RuntimeError> {
     let end = Instant::now();
     loop {
         match runtime.inspect(container).await {
@@ -133,12 +163,12 @@ async fn cut(runtime: &dyn Runtime, container: &ContainerId) -> Option<RuntimeEr
             Err(error) if !error.is_not_found() => return Some(error),
             _ => return None,
         }
-        if end.elapsed() > DRAIN {
+        if end.elapsed() > DRAIN_TIMEOUT {
             return Some(RuntimeError::Broken {
-                operation: "look on at the container",
-                reason: "the connection came to an end, and the container goes on".into(),
+                operation: "read the container's output",
+                reason: "the connection ended while the container was running".into(),
             });
         }
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
 }

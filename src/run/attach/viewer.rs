@@ -1,0 +1,498 @@
+//! The reader of an attachment: the audit file first, then live output.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::mem;
+use std::path::{Path, PathBuf};
+
+use tokio::time::{Duration, Instant, sleep};
+
+use crate::audit::{Reader, Record};
+use crate::capture::{Piece, Pieces};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::outcome::{PerStream, Stream};
+use crate::run::Run;
+use crate::run::attach::live::LiveOutput;
+use crate::run::attach::{AttachOptions, Attached};
+use crate::runtime::Chunk;
+
+/// The interval between reads of an audit file that another process writes.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The approximate number of bytes of output in one read of the audit file.
+const BATCH_BYTES: usize = 64 * 1024;
+
+/// The current source of output, with the data that reading it needs.
+///
+/// From the start: `History`, `Seam`, `Live`, `Tail`, `Done`. Live only: `Skip` in
+/// place of the first two. `Engine` bypasses the audit file.
+pub(super) enum Stage {
+    /// The engine's live output.
+    Engine(LiveOutput),
+    /// The output so far, which is dropped.
+    Skip,
+    /// The audit file. At its end, live output is subscribed to.
+    History,
+    /// The audit file between the end of `History` and the subscription.
+    Seam(Subscription),
+    /// Live output.
+    Live(Subscription),
+    /// The rest of the audit file, after the run or its monitor has ended.
+    Tail {
+        /// Since when the run is known to have ended without a seal.
+        unsealed_since: Option<Instant>,
+    },
+    /// The end of the output.
+    Done,
+}
+
+impl Stage {
+    const TAIL: Self = Self::Tail {
+        unsealed_since: None,
+    };
+
+    /// Returns the first stage of an attachment with these options.
+    pub(super) fn first(options: AttachOptions) -> Self {
+        match options.live_only {
+            true => Self::Skip,
+            false => Self::History,
+        }
+    }
+}
+
+/// Live output that has not been delivered.
+pub(super) struct Subscription {
+    /// Pieces that precede those in `pieces`.
+    pending: VecDeque<Piece>,
+    /// `None` after the capture has ended.
+    pieces: Option<Pieces>,
+}
+
+impl Subscription {
+    fn new(pending: Vec<Piece>, pieces: Option<Pieces>) -> Self {
+        Self {
+            pending: pending.into(),
+            pieces,
+        }
+    }
+
+    /// Returns true if pieces were dropped because too many were waiting.
+    fn has_lagged(&self) -> bool {
+        self.pieces.as_ref().is_some_and(Pieces::fell_behind)
+    }
+
+    /// Returns the next piece, or `None` at the end of the live output.
+    async fn next(&mut self, run: &Run) -> Result<Option<Piece>> {
+        if let Some(piece) = self.pending.pop_front() {
+            return Ok(Some(piece));
+        }
+        match &mut self.pieces {
+            Some(pieces) if !run.owned_elsewhere() => tokio::select! {
+                biased;
+                piece = pieces.next() => Ok(piece),
+                () = seal_overdue(run) => Err(not_sealed(run)),
+            },
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Resolves once a run has ended and is not sealed within its manager's timeout.
+async fn seal_overdue(run: &Run) {
+    let mut snapshot = run.entry.snapshot.clone();
+    let ended = snapshot.wait_for(|snapshot| snapshot.state.ending().is_some());
+    if ended.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    sleep(run.inner.context.seal_timeout).await;
+    if run.entry.snapshot.borrow().seal.is_some() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn not_sealed(run: &Run) -> Error {
+    Error::NotSealed {
+        run: run.id().clone(),
+    }
+}
+
+/// Output to deliver, and the position in each stream.
+#[derive(Default)]
+struct Delivery {
+    /// Bytes of each stream that were delivered or reported as lagged.
+    position: PerStream<u64>,
+    items: Vec<Attached>,
+}
+
+impl Delivery {
+    /// Adds the part of `piece` after the current position, and any gap before it.
+    fn push(&mut self, piece: Piece) {
+        let position = self.position[piece.stream];
+        let end = piece.end();
+        if end <= position {
+            return;
+        }
+        if piece.offset > position {
+            self.items.push(Attached::Lagged {
+                stream: piece.stream,
+                bytes: piece.offset - position,
+            });
+        }
+        let overlap = position.saturating_sub(piece.offset) as usize;
+        self.position[piece.stream] = end;
+        if !piece.bytes.is_empty() {
+            self.items.push(Attached::Chunk(Chunk {
+                stream: piece.stream,
+                bytes: piece.bytes.slice(overlap..),
+            }));
+        }
+    }
+
+    fn has_gap_before(&self, piece: &Piece) -> bool {
+        piece.offset > self.position[piece.stream]
+    }
+}
+
+/// The output records of an audit file, read in batches.
+#[derive(Default)]
+struct OutputFile {
+    reader: Option<Reader>,
+    /// Bytes of each stream that were read.
+    position: PerStream<u64>,
+}
+
+impl OutputFile {
+    /// Reads the next batch. The batch is empty at the current end of the file.
+    async fn next(&mut self, disk: &Disk, path: PathBuf) -> Result<Vec<Piece>> {
+        let reader = self.reader.take();
+        let file = path.clone();
+        let read = disk.run("read", &path, move || {
+            let Some(mut reader) = open(reader, &file)? else {
+                return Ok(None);
+            };
+            let batch = read_batch(&mut reader)?;
+            Ok(Some((reader, batch)))
+        });
+        let Some((reader, batch)) = read.await? else {
+            return Ok(Vec::new());
+        };
+        self.reader = Some(reader);
+        let pieces = batch.into_iter().map(|(stream, bytes)| {
+            let offset = self.position[stream];
+            self.position[stream] += bytes.len() as u64;
+            Piece {
+                stream,
+                offset,
+                bytes: bytes.into(),
+            }
+        });
+        Ok(pieces.collect())
+    }
+}
+
+/// Opens the file once. `None` means that it does not exist yet.
+fn open(reader: Option<Reader>, path: &Path) -> Result<Option<Reader>> {
+    if reader.is_some() {
+        return Ok(reader);
+    }
+    match Reader::open(path) {
+        Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// Reads output records, and joins adjacent records of one stream.
+fn read_batch(reader: &mut Reader) -> Result<Vec<(Stream, Vec<u8>)>> {
+    let mut batch: Vec<(Stream, Vec<u8>)> = Vec::new();
+    let mut total = 0;
+    for record in reader {
+        let Record::Output(mut output) = record? else {
+            continue;
+        };
+        if !output.partial {
+            output.bytes.push(b'\n');
+        }
+        total += output.bytes.len();
+        match batch.last_mut() {
+            Some((stream, bytes)) if *stream == output.stream => bytes.append(&mut output.bytes),
+            _ => batch.push((output.stream, output.bytes)),
+        }
+        if total >= BATCH_BYTES {
+            break;
+        }
+    }
+    Ok(batch)
+}
+
+/// Returns true if output missing before a live piece is in the audit file.
+///
+/// If no piece was dropped, another owner of the run has written the missing output.
+/// If pieces were dropped, only a lossless attachment reads them back.
+fn gap_is_in_file(lossless: bool, has_file: bool, has_lagged: bool) -> bool {
+    lossless || has_file && !has_lagged
+}
+
+/// The step after a read of the audit file's tail that found no output.
+#[derive(Debug, PartialEq, Eq)]
+enum AfterTail {
+    /// No more output is written.
+    Finish,
+    /// This process has recovered the run: its output is live again.
+    Subscribe,
+    /// More output may be written.
+    Poll,
+}
+
+/// Chooses the step after a read of the tail that found no output.
+///
+/// `is_final` must have been determined before that read.
+fn after_tail(is_final: bool, owned_elsewhere: bool, ended: bool) -> AfterTail {
+    match (is_final, owned_elsewhere || ended) {
+        (true, _) => AfterTail::Finish,
+        (false, false) => AfterTail::Subscribe,
+        (false, true) => AfterTail::Poll,
+    }
+}
+
+/// Reads the output of a run for one attachment.
+pub(super) struct Viewer {
+    run: Run,
+    /// Output dropped by the subscription is read from the audit file.
+    lossless: bool,
+    file: OutputFile,
+    delivery: Delivery,
+    stage: Stage,
+}
+
+impl Viewer {
+    pub(super) fn new(run: Run, stage: Stage) -> Self {
+        Self {
+            run,
+            lossless: false,
+            file: OutputFile::default(),
+            delivery: Delivery::default(),
+            stage,
+        }
+    }
+
+    /// Reads dropped output from the audit file, if the run has one.
+    pub(super) fn set_lossless(&mut self) {
+        self.lossless = self.run.audit().is_some();
+    }
+
+    pub(super) fn take_items(&mut self) -> std::vec::Drain<'_, Attached> {
+        self.delivery.items.drain(..)
+    }
+
+    /// Does one step. `false` means that it was the last.
+    pub(super) async fn step(mut self) -> (Self, Result<bool>) {
+        let more = match self.advance().await {
+            Ok(stage) => {
+                self.stage = stage;
+                Ok(!matches!(self.stage, Stage::Done))
+            }
+            Err(error) => Err(error),
+        };
+        (self, more)
+    }
+
+    /// Does one step and returns the next stage.
+    async fn advance(&mut self) -> Result<Stage> {
+        match mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Engine(live) => self.read_engine(live).await,
+            Stage::Skip => self.skip().await,
+            Stage::History => match self.read_file().await? {
+                true => Ok(Stage::History),
+                false => Ok(Stage::Seam(self.subscribe())),
+            },
+            Stage::Seam(subscription) => match self.read_file().await? {
+                true => Ok(Stage::Seam(subscription)),
+                false => Ok(Stage::Live(subscription)),
+            },
+            Stage::Live(subscription) => self.read_live(subscription).await,
+            Stage::Tail { unsealed_since } => self.read_tail(unsealed_since).await,
+            Stage::Done => Ok(Stage::Done),
+        }
+    }
+
+    async fn read_engine(&mut self, mut live: LiveOutput) -> Result<Stage> {
+        let Some(piece) = live.next().await? else {
+            return Ok(Stage::Done);
+        };
+        self.delivery.push(piece);
+        Ok(Stage::Engine(live))
+    }
+
+    async fn skip(&mut self) -> Result<Stage> {
+        if self.run.owned_elsewhere() {
+            while self.read_file().await? {
+                self.delivery.items.clear();
+            }
+            return Ok(Stage::TAIL);
+        }
+        let (before, pieces) = self.run.entry.hub.subscribe_live();
+        self.delivery.position = before;
+        Ok(Stage::Live(Subscription::new(Vec::new(), pieces)))
+    }
+
+    fn subscribe(&self) -> Subscription {
+        let (pending, pieces) = self.run.entry.hub.subscribe();
+        Subscription::new(pending, pieces)
+    }
+
+    async fn read_live(&mut self, mut subscription: Subscription) -> Result<Stage> {
+        let Some(piece) = subscription.next(&self.run).await? else {
+            return Ok(Stage::TAIL);
+        };
+        let has_file = self.run.audit().is_some();
+        if !self.delivery.has_gap_before(&piece)
+            || !gap_is_in_file(self.lossless, has_file, subscription.has_lagged())
+        {
+            self.delivery.push(piece);
+            return Ok(Stage::Live(subscription));
+        }
+        // In this order: a monitor writes its last output before it leaves.
+        let monitor_gone = self.run.entry.snapshot.has_changed().is_err();
+        if self.read_file().await? {
+            subscription.pending.push_front(piece);
+        } else if monitor_gone {
+            self.delivery.push(piece);
+        } else {
+            // The missing output has not been written yet.
+            subscription.pending.push_front(piece);
+            sleep(POLL_INTERVAL).await;
+        }
+        Ok(Stage::Live(subscription))
+    }
+
+    async fn read_tail(&mut self, unsealed_since: Option<Instant>) -> Result<Stage> {
+        let snapshot = self.run.entry.snapshot.clone();
+        // In this order: output is written before the seal.
+        let is_final = snapshot.borrow().seal.is_some() || snapshot.has_changed().is_err();
+        if self.read_file().await? {
+            return Ok(Stage::Tail { unsealed_since });
+        }
+        let ended = snapshot.borrow().state.ending().is_some();
+        match after_tail(is_final, self.run.owned_elsewhere(), ended) {
+            AfterTail::Finish => return Ok(Stage::Done),
+            AfterTail::Subscribe => {
+                let subscription = self.subscribe();
+                if subscription.pieces.is_some() {
+                    return Ok(Stage::Seam(subscription));
+                }
+            }
+            AfterTail::Poll => {}
+        }
+        sleep(POLL_INTERVAL).await;
+        if snapshot.borrow().state.ending().is_none() {
+            return Ok(Stage::TAIL);
+        }
+        let since = unsealed_since.unwrap_or_else(Instant::now);
+        if since.elapsed() > self.run.inner.context.seal_timeout {
+            return Err(not_sealed(&self.run));
+        }
+        Ok(Stage::Tail {
+            unsealed_since: Some(since),
+        })
+    }
+
+    /// Delivers the next output in the audit file. Returns false at its current end.
+    async fn read_file(&mut self) -> Result<bool> {
+        let Some(path) = self.run.audit() else {
+            return Ok(false);
+        };
+        let pieces = self.file.next(&self.run.inner.context.disk, path).await?;
+        let more = !pieces.is_empty();
+        for piece in pieces {
+            self.delivery.push(piece);
+        }
+        Ok(more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn piece(offset: u64, bytes: &'static [u8]) -> Piece {
+        Piece {
+            stream: Stream::Stdout,
+            offset,
+            bytes: Bytes::from_static(bytes),
+        }
+    }
+
+    fn chunk(bytes: &'static [u8]) -> Attached {
+        Attached::Chunk(Chunk {
+            stream: Stream::Stdout,
+            bytes: Bytes::from_static(bytes),
+        })
+    }
+
+    fn lagged(bytes: u64) -> Attached {
+        Attached::Lagged {
+            stream: Stream::Stdout,
+            bytes,
+        }
+    }
+
+    #[test]
+    fn overlaps_are_cut_and_gaps_are_counted() {
+        for (piece, items, position) in [
+            (piece(0, b"abcd"), vec![], 4),
+            (piece(2, b"cd"), vec![], 4),
+            (piece(2, b"cdef"), vec![chunk(b"ef")], 6),
+            (piece(4, b"ef"), vec![chunk(b"ef")], 6),
+            (piece(4, b""), vec![], 4),
+            (piece(7, b"hi"), vec![lagged(3), chunk(b"hi")], 9),
+            (piece(7, b""), vec![lagged(3)], 7),
+        ] {
+            let mut delivery = Delivery::default();
+            delivery.position[Stream::Stdout] = 4;
+            assert_eq!(delivery.has_gap_before(&piece), piece.offset > 4);
+            delivery.push(piece.clone());
+            assert_eq!(delivery.items, items, "{piece:?}");
+            assert_eq!(delivery.position[Stream::Stdout], position, "{piece:?}");
+        }
+    }
+
+    #[test]
+    fn a_gap_is_read_from_the_file_or_reported() {
+        for (lossless, has_file, has_lagged, in_file) in [
+            (false, false, false, false),
+            (false, false, true, false),
+            (false, true, false, true),
+            (false, true, true, false),
+            (true, true, false, true),
+            (true, true, true, true),
+        ] {
+            assert_eq!(
+                gap_is_in_file(lossless, has_file, has_lagged),
+                in_file,
+                "{lossless} {has_file} {has_lagged}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_tail_is_polled_until_it_is_final_or_live_again() {
+        for (is_final, owned_elsewhere, ended, expected) in [
+            (false, false, false, AfterTail::Subscribe),
+            (false, false, true, AfterTail::Poll),
+            (false, true, false, AfterTail::Poll),
+            (false, true, true, AfterTail::Poll),
+            (true, false, false, AfterTail::Finish),
+            (true, false, true, AfterTail::Finish),
+            (true, true, false, AfterTail::Finish),
+            (true, true, true, AfterTail::Finish),
+        ] {
+            assert_eq!(
+                after_tail(is_final, owned_elsewhere, ended),
+                expected,
+                "{is_final} {owned_elsewhere} {ended}"
+            );
+        }
+    }
+}
