@@ -520,7 +520,7 @@ mod tests {
                 Start::Same => (Some(times[0]), Some(times[0])),
                 Start::Other => (Some(times[0]), Some(times[1])),
             };
-            let found = |snapshot| {
+            let found = |status| {
                 let mut inspection = Inspection::new(status);
                 inspection.started_at = reported;
                 inspection.code = Some(3);
