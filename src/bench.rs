@@ -1,34 +1,34 @@
-//! The hot loops, for `benches/` alone: no part of the public interface.
+//! The hot loops, for `benches/` only. This module is not part of the public API.
 
 use bytes::Bytes;
 
 use crate::audit::{Batch, RecordRef};
-use crate::capture::{Lines, Progress};
+use crate::capture::{LineAssembler, Progress};
 use crate::outcome::Stream;
 use crate::runtime::docker::demux::Demux;
 use crate::sink::jsonl::output::OutputText;
 use crate::timestamp::Timestamp;
 
-/// From an engine's bytes to the records of a batch.
+/// The path from an engine's bytes to the records of a batch.
 #[derive(Debug)]
 pub struct Intake {
     demux: Demux,
-    lines: Lines,
+    lines: LineAssembler,
     ts: Timestamp,
 }
 
 impl Intake {
-    /// Of a container without a terminal.
-    #[allow(clippy::new_without_default, reason = "nobody needs it")]
+    /// Creates the intake of a container without a terminal.
+    #[allow(clippy::new_without_default, reason = "the benches do not use it")]
     pub fn new() -> Self {
         Self {
             demux: Demux::new(false),
-            lines: Lines::default(),
+            lines: LineAssembler::default(),
             ts: Timestamp::now(),
         }
     }
 
-    /// Takes the next bytes, and gives the lines that they end.
+    /// Pushes the next bytes, and returns the completed lines.
     pub fn push(&mut self, bytes: Bytes) -> Batch {
         let mut batch = Batch::with_room(bytes.len());
         self.demux.push(bytes);
@@ -41,14 +41,14 @@ impl Intake {
     }
 }
 
-/// A batch of the lines of `text`, all received at once.
+/// The lines of `text` as one batch.
 pub fn lines(text: &[u8]) -> Batch {
     let mut batch = Batch::new();
-    Lines::default().push(Timestamp::now(), Stream::Stdout, text, &mut batch);
+    LineAssembler::default().push(Timestamp::now(), Stream::Stdout, text, &mut batch);
     batch
 }
 
-/// Encodes the output in `batch`, without a digest.
+/// Encodes the output of `batch`, without a digest.
 pub fn encode(batch: &Batch, out: &mut Vec<u8>) {
     let mut text = OutputText::default();
     for record in batch.iter() {
@@ -66,7 +66,7 @@ pub fn encode(batch: &Batch, out: &mut Vec<u8>) {
     }
 }
 
-/// Counts what is in `batch`, as a capture does. Returns the number of records.
+/// Counts the records of `batch` as a capture does, and returns their number.
 pub fn observe(batch: &Batch) -> u64 {
     let mut progress = Progress::default();
     progress.observe_batch(batch);

@@ -1,4 +1,4 @@
-//! Wall-clock time, to the nanosecond, as the audit file writes it.
+//! Wall-clock time in nanoseconds, in the form of the audit file.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,30 +6,32 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A point in wall-clock time, in UTC, to the nanosecond.
+/// A point in wall-clock time, in UTC, with nanosecond resolution.
 ///
-/// Clocks step back: a timestamp says when something was seen, never in which order.
-/// It reads and writes RFC 3339 with nine digits of fraction: `2026-11-22T18:23:25.491211661Z`.
+/// Clocks can step back, so timestamps do not order events.
+///
+/// `Display`, `FromStr` and serde use RFC 3339 with nine fractional digits:
+/// `2026-11-22T18:23:25.491211661Z`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(jiff::Timestamp);
 
 impl Timestamp {
-    /// The time now, by this machine's clock.
+    /// The current time by this machine's clock.
     pub fn now() -> Self {
         Self(jiff::Timestamp::now())
     }
 
-    /// This time plus `duration`; the latest representable time where that overflows.
+    /// Adds `duration`; on overflow, returns the latest representable time.
     pub fn saturating_add(self, duration: Duration) -> Self {
         Self(self.0.checked_add(duration).unwrap_or(jiff::Timestamp::MAX))
     }
 
-    /// This time less `duration`; the earliest there is, if that is before it.
+    /// Subtracts `duration`; on overflow, returns the earliest representable time.
     pub fn saturating_sub(self, duration: Duration) -> Self {
         Self(self.0.checked_sub(duration).unwrap_or(jiff::Timestamp::MIN))
     }
 
-    /// How long after `earlier` this time is; zero if it is not after it.
+    /// The duration since `earlier`; zero if this time is not later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::try_from(self.0.duration_since(earlier.0)).unwrap_or_default()
     }
@@ -59,7 +61,7 @@ impl fmt::Debug for Timestamp {
     }
 }
 
-/// The text is not an RFC 3339 timestamp.
+/// The error of a text that is not an RFC 3339 timestamp.
 #[derive(Debug, thiserror::Error)]
 #[error("{text:?} is not an RFC 3339 timestamp")]
 pub struct ParseTimestampError {
@@ -98,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_timestamp_reads_back_as_it_was_written() {
+    fn a_timestamp_round_trips() {
         let text = "2026-11-22T18:23:25.491211661Z";
         let time: Timestamp = text.parse().unwrap();
         assert_eq!(time.to_string(), text);
@@ -108,13 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn nine_digits_are_written_even_for_a_whole_second() {
+    fn a_whole_second_has_nine_fractional_digits() {
         let time: Timestamp = "2026-11-22T18:23:25Z".parse().unwrap();
         assert_eq!(time.to_string(), "2026-11-22T18:23:25.000000000Z");
     }
 
     #[test]
-    fn a_clock_that_stepped_back_gives_zero_not_a_panic() {
+    fn a_clock_that_steps_back_gives_zero() {
         let early: Timestamp = "2026-11-22T18:23:25Z".parse().unwrap();
         let late = early.saturating_add(Duration::from_secs(3));
         assert_eq!(late.since(early), Duration::from_secs(3));

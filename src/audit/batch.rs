@@ -1,10 +1,10 @@
-//! Records on their way to a sink: the bytes of many lines in one buffer.
+//! Batches of records: the bytes of many lines in one buffer.
 
 use crate::audit::{Event, Output};
 use crate::outcome::{PerStream, Stream};
 use crate::timestamp::Timestamp;
 
-/// Records on their way to a sink, in order.
+/// A batch of records for a sink, in order.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     bytes: Vec<u8>,
@@ -13,7 +13,7 @@ pub struct Batch {
 
 #[derive(Debug, Clone)]
 enum Entry {
-    /// Its bytes are those from the end of the output before it.
+    /// The bytes start at the end of the previous output.
     Output {
         ts: Timestamp,
         end: usize,
@@ -21,28 +21,43 @@ enum Entry {
         partial: bool,
         lossy: bool,
     },
-    /// Events are few: they must not make each line's entry as large as theirs.
+    /// Boxed, because events are rare and larger than output.
     Event(Box<Event>),
 }
 
-/// One record, borrowed.
+/// A borrowed record.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum RecordRef<'a> {
-    /// Output.
+    /// Output of the container.
+    #[non_exhaustive]
     Output {
-        /// When it was received.
+        /// The time of receipt.
         ts: Timestamp,
         /// The stream.
         stream: Stream,
         /// A line without its newline, or a part of one.
         bytes: &'a [u8],
-        /// Whether no newline followed these bytes.
+        /// True if no newline followed the bytes.
         partial: bool,
-        /// Whether the engine's log has replaced bytes of it, or may have.
+        /// True if the engine's log has replaced some of the bytes, or may have.
         lossy: bool,
     },
-    /// Anything else.
+    /// Any other record.
     Event(&'a Event),
+}
+
+impl<'a> RecordRef<'a> {
+    /// A whole line of output, without its newline, that no log has changed.
+    pub fn output(ts: Timestamp, stream: Stream, bytes: &'a [u8]) -> Self {
+        Self::Output {
+            ts,
+            stream,
+            bytes,
+            partial: false,
+            lossy: false,
+        }
+    }
 }
 
 impl<'a> From<&'a Output> for RecordRef<'a> {
@@ -58,12 +73,12 @@ impl<'a> From<&'a Output> for RecordRef<'a> {
 }
 
 impl Batch {
-    /// An empty batch.
+    /// Creates an empty batch.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty batch, with room for so many bytes of output.
+    /// Creates an empty batch with capacity for `bytes` bytes of output.
     pub(crate) fn with_room(bytes: usize) -> Self {
         Self {
             bytes: Vec::with_capacity(bytes),
@@ -76,7 +91,7 @@ impl Batch {
         self.entries.push(Entry::Event(Box::new(event)));
     }
 
-    /// Adds a line, or a part of one, whose bytes are `head` and then `tail`.
+    /// Adds a line, or a part of a line, that consists of `head` and `tail`.
     pub(crate) fn push_parts(
         &mut self,
         ts: Timestamp,
@@ -109,7 +124,7 @@ impl Batch {
         );
     }
 
-    /// Whether it holds no record.
+    /// Returns true if the batch has no records.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -133,12 +148,12 @@ impl Batch {
         }
     }
 
-    /// About how much memory it takes, in bytes.
+    /// The approximate memory use, in bytes.
     pub(crate) fn weight(&self) -> usize {
         self.bytes.len() + self.entries.len() * size_of::<Entry>()
     }
 
-    /// The bytes of output, by stream, without newlines.
+    /// The number of bytes of output in each stream, without newlines.
     pub(crate) fn output_bytes(&self) -> PerStream<usize> {
         let mut bytes = PerStream::default();
         let mut start = 0;

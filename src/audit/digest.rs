@@ -1,52 +1,53 @@
-//! The digest of a file that is read.
+//! The running digest of a file.
 
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
 use sha2::{Digest, Sha256};
 
-/// From here on a thread is worth its start: the digest takes longer than all else that is done to
-/// a line.
-const LARGE: u64 = if cfg!(test) { 64 << 10 } else { 4 << 20 };
-/// How many pieces wait for that thread.
-const AHEAD: usize = 2;
+/// The file size from which the digest runs on a thread.
+///
+/// The digest takes longer than everything else that is done to a line.
+const THREAD_THRESHOLD_BYTES: u64 = if cfg!(test) { 64 << 10 } else { 4 << 20 };
+/// The number of buffers that wait for the thread.
+const QUEUED_BUFFERS: usize = 2;
 
-/// The SHA-256 of all that it is given; for a large file, made beside the reading of its lines.
+/// A running SHA-256. That of a large file is computed on a separate thread.
 #[derive(Debug)]
-pub(super) struct Running {
-    /// Of all, up to `LARGE`; later the worker has it.
-    begun: Sha256,
+pub(super) struct RunningDigest {
+    /// The digest of the first `THREAD_THRESHOLD_BYTES`. Later the worker has it.
+    digest: Sha256,
     length: u64,
     worker: Option<Worker>,
 }
 
-impl Running {
+impl RunningDigest {
     pub(super) fn new() -> Self {
         Self {
-            begun: Sha256::new(),
+            digest: Sha256::new(),
             length: 0,
             worker: None,
         }
     }
 
     pub(super) fn update(&mut self, bytes: &[u8]) {
-        let large = self.length >= LARGE;
+        let large = self.length >= THREAD_THRESHOLD_BYTES;
         self.length += bytes.len() as u64;
         if large && self.worker.is_none() {
-            self.worker = Worker::new(self.begun.clone());
+            self.worker = Worker::new(self.digest.clone());
         }
         match &mut self.worker {
             Some(worker) => worker.update(bytes),
-            // Where no thread can be had, too.
-            None => self.begun.update(bytes),
+            // Also if no thread can be started.
+            None => self.digest.update(bytes),
         }
     }
 
     /// The digest so far.
-    pub(super) fn get(&self) -> Sha256 {
+    pub(super) fn snapshot(&self) -> Sha256 {
         match &self.worker {
-            Some(worker) => worker.get(),
-            None => self.begun.clone(),
+            Some(worker) => worker.snapshot(),
+            None => self.digest.clone(),
         }
     }
 }
@@ -54,55 +55,55 @@ impl Running {
 /// A thread that ends when this is dropped.
 #[derive(Debug)]
 struct Worker {
-    work: SyncSender<Work>,
-    /// Buffers that it has done with.
+    jobs: SyncSender<Job>,
+    /// Buffers to reuse.
     spare: Receiver<Vec<u8>>,
 }
 
-enum Work {
-    Piece(Vec<u8>),
-    Tell(Sender<Sha256>),
+enum Job {
+    Update(Vec<u8>),
+    Snapshot(Sender<Sha256>),
 }
 
 impl Worker {
-    /// `None`: this process may not have one more thread.
+    /// Starts a worker; `None` if the process cannot start another thread.
     fn new(mut digest: Sha256) -> Option<Self> {
-        let (work, todo) = sync_channel(AHEAD);
+        let (jobs, queue) = sync_channel(QUEUED_BUFFERS);
         let (done, spare) = channel();
         let run = move || {
-            for work in todo {
-                match work {
-                    Work::Piece(piece) => {
-                        digest.update(&piece);
-                        let _ = done.send(piece);
+            for job in queue {
+                match job {
+                    Job::Update(buffer) => {
+                        digest.update(&buffer);
+                        let _ = done.send(buffer);
                     }
-                    Work::Tell(whom) => {
-                        let _ = whom.send(digest.clone());
+                    Job::Snapshot(sender) => {
+                        let _ = sender.send(digest.clone());
                     }
                 }
             }
         };
         let thread = thread::Builder::new().name("moat-digest".into());
         thread.spawn(run).ok()?;
-        Some(Self { work, spare })
+        Some(Self { jobs, spare })
     }
 
     fn update(&self, bytes: &[u8]) {
-        let mut piece = self.spare.try_recv().unwrap_or_default();
-        piece.clear();
-        piece.extend_from_slice(bytes);
-        self.send(Work::Piece(piece));
+        let mut buffer = self.spare.try_recv().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(bytes);
+        self.send(Job::Update(buffer));
     }
 
-    fn get(&self) -> Sha256 {
-        let (tell, told) = channel();
-        self.send(Work::Tell(tell));
-        told.recv().expect(LIVES)
+    fn snapshot(&self) -> Sha256 {
+        let (sender, receiver) = channel();
+        self.send(Job::Snapshot(sender));
+        receiver.recv().expect(WORKER_RUNS)
     }
 
-    fn send(&self, work: Work) {
-        self.work.send(work).expect(LIVES);
+    fn send(&self, job: Job) {
+        self.jobs.send(job).expect(WORKER_RUNS);
     }
 }
 
-const LIVES: &str = "the thread ends when its channel does";
+const WORKER_RUNS: &str = "the worker runs until its channel closes";

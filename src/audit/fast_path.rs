@@ -1,7 +1,7 @@
-//! The fast way to read output, as our own writer writes it.
+//! The fast parser of output records in the writer's own form.
 //!
-//! Nearly all of a file is output, and nearly all of that is text in one fixed shape. What has
-//! another shape, or may be wrong, is left to the JSON parser: this one never decides that.
+//! Nearly every line of a file is an output record in one fixed form. Lines of any other form, and
+//! lines that may be invalid, go to the JSON parser: only that parser rejects a line.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -10,12 +10,12 @@ use crate::audit::line::OutputLine;
 use crate::outcome::Stream;
 use crate::timestamp::Timestamp;
 
-const TS: usize = "2026-11-22T18:23:25.491211661Z".len();
+const TS_LENGTH: usize = "2026-11-22T18:23:25.491211661Z".len();
 
-/// Reads a line, with its newline; `None`: ask the JSON parser.
+/// Parses a line with its newline. `None` leaves the line to the JSON parser.
 pub(super) fn parse(line: &[u8]) -> Option<OutputLine<'_>> {
     let rest = line.strip_prefix(br#"{"ts":""#)?;
-    let (ts, rest) = rest.split_at_checked(TS)?;
+    let (ts, rest) = rest.split_at_checked(TS_LENGTH)?;
     let rest = rest.strip_prefix(br#"","stream":"std"#)?;
     let (stream, rest) = match rest.split_at_checked(3)? {
         (b"out", rest) => (Stream::Stdout, rest),
@@ -45,14 +45,14 @@ fn flag<'a>(rest: &'a [u8], flag: &[u8]) -> (bool, &'a [u8]) {
     }
 }
 
-/// The rest of a JSON string, decoded, and what follows its quote.
+/// Decodes the rest of a JSON string. Also returns the bytes after its quote.
 fn text(rest: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
     let mut decoded = Vec::new();
     let mut from = 0;
     loop {
         let at = from + memchr::memchr2(b'"', b'\\', &rest[from..])?;
         let plain = &rest[from..at];
-        // Not `any`: without an early exit it is done many bytes at a time.
+        // Not `any`: a loop without an early exit is vectorized.
         if plain.iter().fold(false, |bad, byte| bad | (*byte < 0x20)) {
             return None;
         }
@@ -75,7 +75,7 @@ fn text(rest: &[u8]) -> Option<(Cow<'_, [u8]>, &[u8])> {
     }
 }
 
-/// The byte that an escape stands for, and the length of what follows its backslash.
+/// The byte of an escape sequence, and the sequence's length after the backslash.
 fn escape(rest: &[u8]) -> Option<(u8, usize)> {
     let byte = match rest.first()? {
         b'"' => b'"',
@@ -97,8 +97,8 @@ fn escape(rest: &[u8]) -> Option<(u8, usize)> {
     Some((byte, 1))
 }
 
-/// A time from 1970 on, as our writer writes it.
-fn timestamp(text: &[u8; TS]) -> Option<Timestamp> {
+/// Parses a time from 1970 on, in the writer's own form.
+fn timestamp(text: &[u8; TS_LENGTH]) -> Option<Timestamp> {
     let number = |from: usize, length: usize| {
         text[from..from + length]
             .iter()
@@ -114,7 +114,7 @@ fn timestamp(text: &[u8; TS]) -> Option<Timestamp> {
     let (year, month, day) = (number(0, 4)?, number(5, 2)?, number(8, 2)?);
     let (hour, minute, second) = (number(11, 2)?, number(14, 2)?, number(17, 2)?);
     let nanosecond = u32::try_from(number(20, 9)?).ok()?;
-    // What is not valid, a leap second too, is for the library to judge.
+    // Invalid times and leap seconds are left to the library.
     let valid = (1970..=9998).contains(&year)
         && (1..=12).contains(&month)
         && (1..=days_in(year, month)).contains(&day)
@@ -155,8 +155,8 @@ mod tests {
     use crate::audit::line::{self, Line};
     use proptest::prelude::*;
 
-    /// What is not left to the JSON parser is what that would have said.
-    fn agrees(line: &[u8]) {
+    /// Asserts that a line parsed here is parsed alike by the JSON parser.
+    fn assert_agrees(line: &[u8]) {
         if let Some(fast) = parse(line) {
             match line::parse_json(line) {
                 Ok(Line::Output(slow)) => assert_eq!(fast, slow),
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn each_time_is_the_one_that_the_library_reads() {
+    fn times_agree_with_the_library() {
         let text = |seconds: u64, nanos| {
             Timestamp::from(SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos)).to_string()
         };
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_our_writer_is_read_the_fast_way() {
+    fn lines_of_the_writer_take_the_fast_path() {
         let ts = "2026-11-22T18:23:25.491211661Z";
         for (json, bytes) in [
             ("", ""),
@@ -211,14 +211,14 @@ mod tests {
                 );
                 let output = parse(line.as_bytes()).unwrap();
                 assert_eq!(&*output.bytes, bytes.as_bytes());
-                agrees(line.as_bytes());
+                assert_agrees(line.as_bytes());
             }
         }
     }
 
     proptest! {
         #[test]
-        fn a_changed_line_is_never_read_otherwise_than_by_the_json_parser(
+        fn changed_lines_agree_with_the_json_parser(
             json in r#"([ -!#-\[\]-~]|\\["\\/bfnrtux]|\\u00[01][0-9a-fA-F]|é|\u{7f}){0,12}"#,
             flags in prop_oneof![Just(""), Just(r#","partial":true"#), Just(r#","lossy":true"#)],
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
@@ -228,11 +228,11 @@ mod tests {
                  \"line\":\"{json}\"{flags}}}\n"
             );
             let mut line = line.into_bytes();
-            agrees(&line);
+            assert_agrees(&line);
             for (at, byte) in changes {
                 let at = at.index(line.len());
                 line[at] = byte;
-                agrees(&line);
+                assert_agrees(&line);
             }
         }
     }

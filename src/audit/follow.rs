@@ -1,4 +1,4 @@
-//! Following an audit file, live or ended, of whichever process.
+//! Following an audit file while it grows, also that of another process.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::MetadataExt;
@@ -12,17 +12,19 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::outcome::Stream;
 
-/// How often a file that may grow is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-/// How many records, and about how many bytes of output, are read at once for an async reader.
-const MOST_RECORDS: usize = 512;
-const MOST_BYTES: usize = 1 << 20;
+/// The interval at which a growing file is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The limits of one read for an async stream: records and bytes of output.
+const READ_RECORDS: usize = 512;
+const READ_BYTES: usize = 1 << 20;
 
-/// What to follow of an audit file: all of it, unless told otherwise.
+/// Options for following an audit file.
 ///
-/// Whoever writes the file, this process or another one, knows nothing of who follows it, and is
-/// held up by nobody. What follows ends after the seal; while there is none, it waits for more,
-/// also when the writer has died: the next opening of the root goes on with the file, and seals it.
+/// By default all records are followed, from the first.
+///
+/// Any process may follow any file: a follower never blocks the writer. The records end after the
+/// seal. Without a seal the follower waits, also if the writer has died: the next manager that
+/// opens the root continues the file and seals it.
 ///
 /// ```no_run
 /// use moat::audit::{Follow, Record};
@@ -37,59 +39,66 @@ const MOST_BYTES: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct Follow {
     path: PathBuf,
-    from: From,
+    from: StartAt,
     stream: Option<Stream>,
-    waits: bool,
+    wait: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum From {
+enum StartAt {
     Record(u64),
+    /// The number of output records before the current end.
     Last(usize),
 }
 
 impl Follow {
-    /// The audit file at `path`, from its start.
+    /// Follows the audit file at `path` from its start.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
-            from: From::Record(0),
+            from: StartAt::Record(0),
             stream: None,
-            waits: true,
+            wait: true,
         }
     }
 
-    /// From record `number` on, of all records of the file: the first, `start`, is 0. It is the
-    /// number of records to skip: whoever has seen so many goes on where they were.
+    /// Starts at record `number` of the file, which is the number of records to skip.
+    ///
+    /// The `start` record is number 0. A reader that has seen `number` records continues there.
     pub fn from_record(mut self, number: u64) -> Self {
-        self.from = From::Record(number);
+        self.from = StartAt::Record(number);
         self
     }
 
-    /// From the last `lines` records of output on that are there now (a line, or up to 16 KiB of a
-    /// longer one), of the stream that is asked for. So many are in memory at once.
+    /// Starts at the last `lines` output records of the requested stream.
+    ///
+    /// These are the last records at the time of the call, and they are held in memory. A record is
+    /// a line, or up to 16 KiB of a longer line. Later records follow.
     pub fn last(mut self, lines: usize) -> Self {
-        self.from = From::Last(lines);
+        self.from = StartAt::Last(lines);
         self
     }
 
-    /// The output of this stream alone; records that are not output come in any case.
+    /// Returns the output of one stream only.
+    ///
+    /// Records other than output are always returned.
     pub fn stream(mut self, stream: Stream) -> Self {
         self.stream = Some(stream);
         self
     }
 
-    /// Whether to wait for more where there is no seal. Default: yes. Without it, what follows
-    /// ends behind the last whole record.
+    /// Sets whether to wait for more records if the file has no seal.
+    ///
+    /// The default is true. Otherwise the records end after the last whole record.
     pub fn wait(mut self, wait: bool) -> Self {
-        self.waits = wait;
+        self.wait = wait;
         self
     }
 
-    /// The records, in order, as a blocking iterator.
+    /// Returns the records in order, as a blocking iterator.
     ///
-    /// An item is an error where the file cannot be read ([`Error::Storage`]), also since someone
-    /// has removed it, or is damaged ([`Error::Damaged`]); it is the last one.
+    /// An item is [`Error::Storage`] if the file cannot be read or was removed, and
+    /// [`Error::Damaged`] if it is damaged. An error is the last item.
     ///
     /// # Errors
     ///
@@ -98,93 +107,106 @@ impl Follow {
         Records::open(self)
     }
 
-    /// The records, in order, as an async stream: the items of [`records`](Self::records).
+    /// Returns the records as an async stream.
     ///
-    /// The file is read on a thread for that, some records ahead. Dropping the stream ends it.
+    /// The items are those of [`records`](Self::records).
+    ///
+    /// A dedicated thread reads the file, some records ahead. Dropping the stream ends the thread.
     pub fn into_stream(self) -> BoxStream<'static, Result<Record>> {
-        struct At {
-            disk: Disk,
-            follow: Option<Follow>,
-            records: Option<Records>,
-            read: VecDeque<Result<Record>>,
-            path: PathBuf,
-        }
-        let at = At {
+        let reader = AsyncReader {
             disk: Disk::with_threads("moat-follow", 1),
             path: self.path.clone(),
             follow: Some(self),
             records: None,
             read: VecDeque::new(),
         };
-        stream::unfold(at, |mut at| async move {
-            loop {
-                if let Some(record) = at.read.pop_front() {
-                    return Some((record, at));
-                }
-                let (follow, records) = (at.follow.take(), at.records.take());
-                let look = move || {
-                    let mut records = match (follow, records) {
-                        (Some(follow), _) => follow.records()?,
-                        (None, Some(records)) => records,
-                        // What was last read was the end.
-                        (None, None) => return Ok(None),
-                    };
-                    let read = records.read_some();
-                    Ok(Some((records, read)))
-                };
-                match at.disk.run("read", &at.path, look).await {
-                    Ok(None) => return None,
-                    Ok(Some((records, read))) => {
-                        at.read = read;
-                        let over = records.over;
-                        if !over {
-                            at.records = Some(records);
-                            if at.read.is_empty() {
-                                tokio::time::sleep(LOOK).await;
-                            }
-                        }
-                    }
-                    Err(error) => at.read.push_back(Err(error)),
-                }
-            }
+        stream::unfold(reader, |mut reader| async move {
+            let record = reader.next().await?;
+            Some((record, reader))
         })
         .boxed()
     }
 }
 
-/// The records of a file that is followed: see [`Follow::records`].
+/// The state of an async stream of records.
+struct AsyncReader {
+    disk: Disk,
+    path: PathBuf,
+    /// The options, until the file is opened.
+    follow: Option<Follow>,
+    /// The open file, until its end.
+    records: Option<Records>,
+    /// Records read ahead.
+    read: VecDeque<Result<Record>>,
+}
+
+impl AsyncReader {
+    async fn next(&mut self) -> Option<Result<Record>> {
+        loop {
+            if let Some(record) = self.read.pop_front() {
+                return Some(record);
+            }
+            let (follow, records) = (self.follow.take(), self.records.take());
+            let read = move || {
+                let mut records = match (follow, records) {
+                    (Some(follow), _) => follow.records()?,
+                    (None, Some(records)) => records,
+                    // The last read reached the end.
+                    (None, None) => return Ok(None),
+                };
+                let read = records.read_some();
+                Ok(Some((records, read)))
+            };
+            let (records, read) = match self.disk.run("read", &self.path, read).await {
+                Ok(Some(read)) => read,
+                Ok(None) => return None,
+                Err(error) => return Some(Err(error)),
+            };
+            self.read = read;
+            if records.ended {
+                continue;
+            }
+            self.records = Some(records);
+            if self.read.is_empty() {
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        }
+    }
+}
+
+/// The records of a followed file: see [`Follow::records`].
 #[derive(Debug)]
 pub struct Records {
     follow: Follow,
     reader: Reader,
-    /// Which file it is: device and number.
+    /// The device and inode of the file.
     file: (u64, u64),
-    /// How many records are still to be skipped.
+    /// The number of records left to skip.
     skip: u64,
-    /// What was read before it was asked for.
+    /// Records read ahead.
     held: VecDeque<Record>,
-    over: bool,
+    ended: bool,
 }
 
 impl Records {
     fn open(follow: Follow) -> Result<Self> {
         let reader = Reader::open(&follow.path)?;
         let mut records = Self {
-            file: file(&follow.path)?,
+            file: file_id(&follow.path)?,
             reader,
             skip: 0,
             held: VecDeque::new(),
-            over: false,
+            ended: false,
             follow,
         };
         match records.follow.from {
-            From::Record(number) => records.skip = number,
-            From::Last(lines) => records.skip_to_last(lines)?,
+            StartAt::Record(number) => records.skip = number,
+            StartAt::Last(lines) => records.skip_to_last(lines)?,
         }
         Ok(records)
     }
 
-    /// Reads what is there, and holds the end of it.
+    /// Reads to the current end, and holds the records from the last `lines` on.
     fn skip_to_last(&mut self, lines: usize) -> Result<()> {
         let mut held = 0;
         while let Some(record) = self.reader.next().transpose()? {
@@ -192,7 +214,7 @@ impl Records {
                 continue;
             }
             let output = matches!(record, Record::Output(_));
-            // Without output there is nothing to begin with, but for what says how it ended.
+            // Before the first held output, only the seal is worth holding.
             if !output && held == 0 && !is_end(&record) {
                 continue;
             }
@@ -216,16 +238,16 @@ impl Records {
         }
     }
 
-    /// The next record that is there; `None`: there is none yet, or it is over.
+    /// Reads the next record; `None` if the file has no more for now, or has ended.
     fn read(&mut self) -> Option<Result<Record>> {
         if let Some(record) = self.held.pop_front() {
-            self.over = is_end(&record);
+            self.ended = is_end(&record);
             return Some(Ok(record));
         }
-        while !self.over {
+        while !self.ended {
             match self.reader.next() {
                 Some(Ok(record)) => {
-                    self.over = is_end(&record);
+                    self.ended = is_end(&record);
                     if self.skip > 0 {
                         self.skip -= 1;
                     } else if self.wants(&record) {
@@ -233,15 +255,15 @@ impl Records {
                     }
                 }
                 Some(Err(error)) => {
-                    self.over = true;
+                    self.ended = true;
                     return Some(Err(error));
                 }
                 None => {
-                    if let Err(error) = self.look() {
-                        self.over = true;
+                    if let Err(error) = self.check_file() {
+                        self.ended = true;
                         return Some(Err(error));
                     }
-                    self.over |= !self.follow.waits;
+                    self.ended |= !self.follow.wait;
                     return None;
                 }
             }
@@ -249,27 +271,27 @@ impl Records {
         None
     }
 
-    /// Looks why there is no more for now.
-    fn look(&self) -> Result<()> {
+    /// Fails if the file is damaged, removed or replaced.
+    fn check_file(&self) -> Result<()> {
         let damaged = |reason: String| Error::Damaged {
             path: self.follow.path.clone(),
             reason,
         };
         match self.reader.state() {
             LogState::Damaged(damage) => Err(damaged(damage.to_string())),
-            _ if file(&self.follow.path)? != self.file => {
-                Err(damaged("another file is in its place".into()))
+            _ if file_id(&self.follow.path)? != self.file => {
+                Err(damaged("another file has replaced it".into()))
             }
             _ => Ok(()),
         }
     }
 
-    /// What is there, up to a bound.
+    /// Reads the available records, up to the limits of one read.
     fn read_some(&mut self) -> VecDeque<Result<Record>> {
         let mut some = VecDeque::new();
         let mut bytes = 0;
-        while some.len() < MOST_RECORDS
-            && bytes < MOST_BYTES
+        while some.len() < READ_RECORDS
+            && bytes < READ_BYTES
             && let Some(record) = self.read()
         {
             if let Ok(Record::Output(output)) = &record {
@@ -288,8 +310,8 @@ impl Iterator for Records {
         loop {
             match self.read() {
                 Some(record) => return Some(record),
-                None if self.over => return None,
-                None => std::thread::sleep(LOOK),
+                None if self.ended => return None,
+                None => std::thread::sleep(POLL_INTERVAL),
             }
         }
     }
@@ -299,8 +321,8 @@ fn is_end(record: &Record) -> bool {
     matches!(record, Record::Event(Event::End(_)))
 }
 
-/// Which file is at `path`.
-fn file(path: &Path) -> Result<(u64, u64)> {
+/// The device and inode of the file at `path`.
+fn file_id(path: &Path) -> Result<(u64, u64)> {
     let file = path
         .symlink_metadata()
         .map_err(|error| Error::storage("read", path, error))?;

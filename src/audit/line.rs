@@ -1,4 +1,4 @@
-//! One line of a file: what it says, and how it is written.
+//! The parser of one line, and the form of a seal.
 
 use std::borrow::Cow;
 
@@ -10,21 +10,21 @@ use crate::audit::{Event, RecordRef, Start, fast_path};
 use crate::outcome::Stream;
 use crate::timestamp::Timestamp;
 
-/// What a seal begins with, and nothing else.
-const END_HEAD: &[u8] = br#"{"type":"end""#;
+/// The prefix of a seal, and of no other record.
+const SEAL_HEAD: &[u8] = br#"{"type":"end""#;
 
-/// What is between the digested bytes of a sealed file and its digest.
+/// The text between the digested bytes of a sealed file and the digest.
 pub(crate) const SEAL_KEY: &str = r#","sha256":""#;
 
-/// The length of what follows the digested bytes of a sealed file.
-pub(crate) const SEAL_TAIL: usize = SEAL_KEY.len() + 64 + "\"}\n".len();
+/// The number of bytes after the digested bytes of a sealed file.
+pub(super) const SEAL_TAIL: usize = SEAL_KEY.len() + 64 + "\"}\n".len();
 
-/// One record, as far as it can be borrowed from its line.
+/// A parsed record, borrowed from its line where possible.
 #[derive(Debug)]
 pub(crate) enum Line<'a> {
     Output(OutputLine<'a>),
     Event(Event),
-    /// A record that this version does not know, by the name of its type.
+    /// A record of a type that this version does not know: the type's name.
     Unknown(Cow<'a, str>),
 }
 
@@ -49,24 +49,26 @@ impl OutputLine<'_> {
     }
 }
 
-/// Why a line is not a record.
+/// The reason why a line is not a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Bad {
-    /// It is damaged, or only a part of itself.
-    TruncatedTail(String),
-    /// It is well-formed, and this version cannot read it: another one must.
-    Foreign(String),
+pub(crate) enum LineError {
+    /// The line is damaged or incomplete.
+    Corrupt(String),
+    /// The line is well-formed, but only another version can read it.
+    Unsupported(String),
 }
 
-impl Bad {
+impl LineError {
     pub(crate) fn reason(self) -> String {
         match self {
-            Self::TruncatedTail(reason) | Self::Foreign(reason) => reason,
+            Self::Corrupt(reason) | Self::Unsupported(reason) => reason,
         }
     }
 }
 
-/// Text that is borrowed where its JSON has no escapes. (In an `Option<Cow<str>>` it never is.)
+/// Text that is borrowed if its JSON has no escapes.
+///
+/// (serde never borrows an `Option<Cow<str>>`.)
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -83,7 +85,7 @@ struct Wire<'a> {
     partial: bool,
     #[serde(default)]
     lossy: bool,
-    /// Output has none.
+    /// Absent in output.
     #[serde(borrow, default, rename = "type")]
     kind: Option<Text<'a>>,
 }
@@ -94,52 +96,56 @@ struct Kind<'a> {
     kind: Option<Text<'a>>,
 }
 
-/// The version alone, of a `start` record of any version.
+/// The version of a `start` record of any version.
 #[derive(Deserialize)]
 struct Version {
     v: u64,
 }
 
-/// Reads a line, with its newline.
-pub(crate) fn parse(line: &[u8]) -> Result<Line<'_>, Bad> {
+/// Parses a line with its newline.
+pub(crate) fn parse(line: &[u8]) -> Result<Line<'_>, LineError> {
     match fast_path::parse(line) {
         Some(output) => Ok(Line::Output(output)),
         None => parse_json(line),
     }
 }
 
-pub(super) fn parse_json(line: &[u8]) -> Result<Line<'_>, Bad> {
-    let torn = |error: &dyn std::fmt::Display| Bad::TruncatedTail(error.to_string());
+pub(super) fn parse_json(line: &[u8]) -> Result<Line<'_>, LineError> {
+    let corrupt = |error: &dyn std::fmt::Display| LineError::Corrupt(error.to_string());
     let Some((b'\n', json)) = line.split_last() else {
-        return Err(Bad::TruncatedTail("it has no newline".into()));
+        return Err(LineError::Corrupt("it has no newline".into()));
     };
-    let text = std::str::from_utf8(json).map_err(|error| torn(&error))?;
+    let text = std::str::from_utf8(json).map_err(|error| corrupt(&error))?;
     if !text.starts_with(r#"{"type""#)
         && let Ok(wire) = serde_json::from_str::<Wire<'_>>(text)
         && wire.kind.is_none()
     {
         return output(wire);
     }
-    let Kind { kind } = serde_json::from_str(text).map_err(|error| torn(&error))?;
+    let Kind { kind } = serde_json::from_str(text).map_err(|error| corrupt(&error))?;
     match kind {
         Some(Text(kind)) => event(text, kind),
         None => match serde_json::from_str::<Wire<'_>>(text) {
             Ok(wire) => output(wire),
-            Err(error) => Err(torn(&error)),
+            Err(error) => Err(corrupt(&error)),
         },
     }
 }
 
-fn output(wire: Wire<'_>) -> Result<Line<'_>, Bad> {
+fn output(wire: Wire<'_>) -> Result<Line<'_>, LineError> {
     let bytes = match (wire.line, wire.b64) {
         (Some(Text(Cow::Borrowed(line))), None) => Cow::Borrowed(line.as_bytes()),
         (Some(Text(Cow::Owned(line))), None) => Cow::Owned(line.into_bytes()),
         (None, Some(Text(text))) => Cow::Owned(
             STANDARD
                 .decode(text.as_bytes())
-                .map_err(|error| Bad::TruncatedTail(format!("b64: {error}")))?,
+                .map_err(|error| LineError::Corrupt(format!("b64: {error}")))?,
         ),
-        _ => return Err(Bad::TruncatedTail("output has one of line and b64".into())),
+        _ => {
+            return Err(LineError::Corrupt(
+                "output must have either line or b64".into(),
+            ));
+        }
     };
     Ok(Line::Output(OutputLine {
         ts: wire.ts,
@@ -150,12 +156,12 @@ fn output(wire: Wire<'_>) -> Result<Line<'_>, Bad> {
     }))
 }
 
-fn event<'a>(text: &str, kind: Cow<'a, str>) -> Result<Line<'a>, Bad> {
+fn event<'a>(text: &str, kind: Cow<'a, str>) -> Result<Line<'a>, LineError> {
     if kind == "start" {
         let version: Version =
-            serde_json::from_str(text).map_err(|error| Bad::TruncatedTail(error.to_string()))?;
+            serde_json::from_str(text).map_err(|error| LineError::Corrupt(error.to_string()))?;
         if version.v != u64::from(Start::VERSION) {
-            return Err(Bad::Foreign(format!(
+            return Err(LineError::Unsupported(format!(
                 "it has version {} of the format; this library reads version {}",
                 version.v,
                 Start::VERSION
@@ -165,18 +171,18 @@ fn event<'a>(text: &str, kind: Cow<'a, str>) -> Result<Line<'a>, Bad> {
     match serde_json::from_str::<Event>(text) {
         Ok(event) => Ok(Line::Event(event)),
         Err(error) => match &*kind {
-            // These two carry the file: who cannot read them cannot read it.
-            "start" | "end" => Err(Bad::Foreign(error.to_string())),
-            "check" => Err(Bad::TruncatedTail(error.to_string())),
-            // A value that a later writer has added: as good as a type that it has added.
+            // A reader that does not understand these two cannot judge the file.
+            "start" | "end" => Err(LineError::Unsupported(error.to_string())),
+            "check" => Err(LineError::Corrupt(error.to_string())),
+            // A value of a later version makes the record one of an unknown type.
             _ => Ok(Line::Unknown(kind)),
         },
     }
 }
 
-/// The digested part of a sealing line, and the digest that it states.
+/// Splits a seal into its digested part and its digest.
 ///
-/// `None` if the line does not end in exactly `,"sha256":"<64 hex>"}` and a newline.
+/// Returns `None` unless the line ends in exactly `,"sha256":"<64 hex>"}` and a newline.
 pub(crate) fn split_seal(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let (head, tail) = line.split_at_checked(line.len().checked_sub(SEAL_TAIL)?)?;
     let digest = tail
@@ -188,18 +194,19 @@ pub(crate) fn split_seal(line: &[u8]) -> Option<(&[u8], &[u8])> {
     hex.then_some((head, digest))
 }
 
-/// Whether a whole line was a seal before something damaged it.
-pub(crate) fn begins_as_seal(line: &[u8]) -> bool {
-    line.starts_with(END_HEAD)
+/// Returns true if a whole line is a seal, or was one before it was damaged.
+pub(super) fn begins_as_seal(line: &[u8]) -> bool {
+    line.starts_with(SEAL_HEAD)
 }
 
-/// Whether a line has zeros: no record does, but a file has them where a failure of the power lost
-/// what was written.
+/// Returns true if a line has zero bytes.
+///
+/// No record does; a power loss leaves zeros in place of lost data.
 pub(crate) fn has_zeros(line: &[u8]) -> bool {
     memchr::memchr(0, line).is_some()
 }
 
-/// A digest in hexadecimal, as the file has it.
+/// Formats a digest in lowercase hexadecimal.
 pub(crate) fn hex(digest: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(digest.len() * 2);

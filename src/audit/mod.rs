@@ -1,7 +1,11 @@
-//! Reading audit files: their records, and whether they are what was written.
+//! The audit file: its records, and the readers that parse, follow and verify it.
 //!
-//! The format is described in `docs/audit-format.md`. [`Reader`] gives the records of a file, also
-//! of one that is still being written; [`Follow`] waits for more; [`verify`] says whether a file is whole.
+//! Every run leaves one file in a format that a second program can implement. The format is
+//! specified in `docs/audit-format.md`, independently of this crate.
+//!
+//! - [`Reader`] returns the records of a file, also while it is being written.
+//! - [`Follow`] waits for further records.
+//! - [`verify`] checks a whole file: its form, its counts and its digests.
 //!
 //! ```no_run
 //! use moat::audit::{LogState, Reader, Record, verify};
@@ -14,15 +18,16 @@
 //!
 //! let verification = verify("runs/nightly/logs.jsonl")?;
 //! match verification.state {
-//!     LogState::Sealed(seal) => println!("whole, and {}", seal.verdict),
-//!     LogState::Unsealed { .. } => println!("still open, or its writer died"),
+//!     LogState::Sealed(seal) => println!("sealed, verdict: {}", seal.verdict),
+//!     LogState::Unsealed { .. } => println!("still being written, or its writer died"),
 //!     LogState::Damaged(damage) => println!("damaged: {damage}"),
 //!     _ => {}
 //! }
 //! # Ok::<(), moat::Error>(())
 //! ```
 //!
-//! All of it is blocking file I/O: in async code, it wants a thread of its own.
+//! All of these functions block on file I/O. In async code, call them on a separate thread, or use
+//! [`Follow::into_stream`].
 
 use std::fmt;
 
@@ -34,11 +39,11 @@ mod digest;
 mod fast_path;
 mod follow;
 pub(crate) mod line;
-pub(crate) mod lines;
+pub(crate) mod line_reader;
 mod reader;
 mod record;
 pub(crate) mod scan;
-mod verification;
+mod verify;
 
 pub use batch::{Batch, RecordRef};
 pub use follow::{Follow, Records};
@@ -47,17 +52,17 @@ pub use record::{
     Action, Event, Gap, GapReason, Interaction, Output, Resume, ResumeCause, Start, Started,
     StdinChunk, Stop, TruncatedTail,
 };
-pub use verification::{Verification, verify};
+pub use verify::{Verification, verify};
 
-/// The name of the audit file in a run's folder: `logs.jsonl`.
+/// The name of the audit file in a run's directory: `logs.jsonl`.
 pub const LOG_FILE: &str = "logs.jsonl";
 
-/// The name of the log of a further process in a run's container, in the run's folder.
+/// The name of the audit file of exec `number`, in the run's directory.
 pub fn exec_file(number: u32) -> String {
     format!("exec-{number}.jsonl")
 }
 
-/// The number of the further process whose log has this name, if it is one.
+/// The number of the exec whose audit file has this name.
 pub(crate) fn exec_number(name: &str) -> Option<u32> {
     let number = name.strip_prefix("exec-")?.strip_suffix(".jsonl")?;
     let number = number.parse().ok()?;
@@ -68,11 +73,11 @@ pub(crate) fn exec_number(name: &str) -> Option<u32> {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Record {
-    /// Output.
+    /// Output of the container.
     Output(Output),
-    /// Anything else that this version knows.
+    /// Any other record.
     Event(Event),
-    /// A record of a later writer: the name of its type.
+    /// A record of a type that this version does not know: the type's name.
     Unknown(String),
 }
 
@@ -93,7 +98,7 @@ impl From<Line<'_>> for Record {
 }
 
 impl Record {
-    /// It, borrowed; `None` for what this version does not know.
+    /// Borrows the record; `None` if its type is unknown.
     pub fn as_ref(&self) -> Option<RecordRef<'_>> {
         match self {
             Self::Output(output) => Some(output.into()),
@@ -130,30 +135,30 @@ impl From<RecordRef<'_>> for Record {
     }
 }
 
-/// What an audit file is found to be.
+/// The state of an audit file.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum LogState {
-    /// It has its last record.
+    /// The file is sealed: it has an `end` record.
     Sealed(Box<Seal>),
-    /// It has no last record: it is being written, or its writer died.
+    /// The file has no `end` record: it is being written, or its writer died.
     Unsealed {
-        /// How many bytes follow the last newline: the beginning of a record.
+        /// The number of bytes after the last newline: an incomplete record.
         torn: u64,
     },
-    /// It is not what was written.
+    /// The file differs from the written data.
     Damaged(Damage),
 }
 
-/// Where an audit file is not what was written.
+/// The position and reason of damage to an audit file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Damage {
-    /// The first line that is not, or may not be, what was written. The first line is 1.
+    /// The number of the first line that is or may be damaged, counted from 1.
     pub line: u64,
-    /// Where that line starts in the file, in bytes.
+    /// The offset of that line in the file, in bytes.
     pub offset: u64,
-    /// How it is known, in words.
+    /// The reason, as text.
     pub reason: String,
 }
 
@@ -167,7 +172,7 @@ impl fmt::Display for Damage {
     }
 }
 
-/// What an `end` record counts.
+/// The counts of an `end` record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) records: u64,
@@ -202,7 +207,7 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} records of output ({} bytes of stdout, {} of stderr, {} of tty) and {} gaps",
+            "{} output records ({} bytes of stdout, {} of stderr, {} of tty) and {} gaps",
             self.records, self.bytes.stdout, self.bytes.stderr, self.bytes.tty, self.gaps
         )
     }

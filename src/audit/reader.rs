@@ -1,58 +1,57 @@
-//! The records of a file, also of one that grows.
+//! The reader: the records of a file, which may still grow.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::audit::lines::{Advance, Lines};
+use crate::audit::line_reader::{Advance, LineReader};
 use crate::audit::{Damage, Event, LogState, Record, line};
 use crate::disk;
 use crate::error::{Error, Result};
 
 /// The records of an audit file, in order.
 ///
-/// It ends (gives `None`) behind the last whole record, at the first that is damaged, and after
-/// the `end` record; [`state`](Self::state) says which it was. A file that is still being written
-/// can be followed: after `None`, while the state is [`LogState::Unsealed`], call
-/// [`next`](Iterator::next) again when the file may have grown.
+/// The iterator ends after the last whole record, at the first damaged record, and after the `end`
+/// record; [`state`](Self::state) tells which. To follow a file that is still being written, call
+/// [`next`](Iterator::next) again after `None` while the state is [`LogState::Unsealed`].
 ///
-/// It checks no digests: [`verify`](super::verify) does. Records of types that this version does
-/// not know are [`Record::Unknown`], and fields that it does not know are skipped. It keeps one
-/// line in memory, of at most 16 MiB.
+/// The reader checks no digests: [`verify`](super::verify()) does. A record of an unknown type is
+/// [`Record::Unknown`], and unknown fields are ignored. The reader keeps one line in memory, of at
+/// most 16 MiB.
 ///
-/// An item is an error if the input could not be read: [`Error::Storage`]. It can be tried again.
+/// An item is [`Error::Storage`] if the input cannot be read. The next call retries the read.
 #[derive(Debug)]
 pub struct Reader<R = File> {
-    lines: Lines<R>,
+    lines: LineReader<R>,
     path: PathBuf,
-    /// Makes the input give again what is behind the last whole line.
-    rewind: fn(&mut Lines<R>) -> io::Result<Rewound>,
+    /// Seeks the input back to the end of the last whole line.
+    rewind: fn(&mut LineReader<R>) -> io::Result<Rewound>,
     state: LogState,
-    /// Whether the input may stand behind bytes that `lines` has not kept.
+    /// Set if the input must be rewound before the next read.
     stale: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Rewound {
     Done,
-    /// The file is shorter than what was read of it.
-    CutShort,
+    /// The file is shorter than the part already read.
+    Truncated,
 }
 
 impl Reader<File> {
-    /// The records of the file at `path`: a regular file, of which no link is followed.
+    /// Opens the file at `path`: a regular file, not a symbolic link.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] if it cannot be opened.
+    /// [`Error::Storage`] if the file cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = disk::open_existing(path, false)?;
         Ok(Self {
-            // A file may lose a torn tail, and get another one: nothing of it is kept.
+            // A writer may replace an incomplete last line, so none of it is kept.
             rewind: |lines| {
                 if lines.input().metadata()?.len() < lines.end_offset() {
-                    return Ok(Rewound::CutShort);
+                    return Ok(Rewound::Truncated);
                 }
                 lines.rewind().map(|()| Rewound::Done)
             },
@@ -62,14 +61,14 @@ impl Reader<File> {
 }
 
 impl<R: Read> Reader<R> {
-    /// The records that `input` gives.
+    /// Creates a reader of `input`.
     pub fn new(input: R) -> Self {
         Self::of(input, PathBuf::from("(input)"))
     }
 
     fn of(input: R, path: PathBuf) -> Self {
         Self {
-            lines: Lines::new(input),
+            lines: LineReader::new(input),
             path,
             rewind: |_| Ok(Rewound::Done),
             state: LogState::Unsealed { torn: 0 },
@@ -77,12 +76,12 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// What is known of the file so far: its end, or why there are no more records for now.
+    /// The state of the file as far as it was read.
     pub fn state(&self) -> &LogState {
         &self.state
     }
 
-    /// Where the last record that was given ends in the file, in bytes.
+    /// The offset at which the last returned record ends, in bytes.
     pub fn offset(&self) -> u64 {
         match &self.state {
             LogState::Damaged(damage) => damage.offset,
@@ -90,15 +89,16 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// The number of lines that were read.
+    /// The number of lines read.
     pub fn lines(&self) -> u64 {
         self.lines.number()
     }
 
+    /// Reads the next record, and updates the state.
     fn advance(&mut self) -> io::Result<Option<Record>> {
         if self.stale {
-            if (self.rewind)(&mut self.lines)? == Rewound::CutShort {
-                self.damaged("the file was cut short of here while it was read");
+            if (self.rewind)(&mut self.lines)? == Rewound::Truncated {
+                self.damaged("the file was cut short before this line while it was read");
                 return Ok(None);
             }
             self.stale = false;
@@ -106,7 +106,7 @@ impl<R: Read> Reader<R> {
         let advance = self.lines.advance()?;
         if let LogState::Sealed(_) = self.state {
             if advance != Advance::End || !self.lines.tail().is_empty() {
-                self.damaged("there is more after the end record");
+                self.damaged("there is data after the end record");
             }
             self.stale = true;
             return Ok(None);
@@ -127,14 +127,14 @@ impl<R: Read> Reader<R> {
         }
         let record = match line::parse(self.lines.line()) {
             Ok(record) => Record::from(record),
-            Err(bad) => {
-                self.damaged(bad.reason());
+            Err(error) => {
+                self.damaged(error.reason());
                 return Ok(None);
             }
         };
-        let first = self.lines.number() == 1;
-        if first != matches!(record, Record::Event(Event::Start(_))) {
-            self.damaged(if first {
+        let is_first = self.lines.number() == 1;
+        if is_first != matches!(record, Record::Event(Event::Start(_))) {
+            self.damaged(if is_first {
                 "the first record is not a start record"
             } else {
                 "there is a second start record"

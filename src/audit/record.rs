@@ -1,4 +1,6 @@
-//! The records of an audit log.
+//! The records of an audit file.
+
+use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,44 +11,44 @@ use crate::runtime::LogConfig;
 use crate::spec::{ContainerId, RunRecord};
 use crate::timestamp::Timestamp;
 
-/// A record that is not output.
+/// A record other than output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
-    /// The first record: what is to be run.
+    /// The first record: the run's settings.
     Start(Box<Start>),
     /// The container has started.
     Started(Box<Started>),
-    /// Another process, or the same one after a fault, goes on with the file.
+    /// A process continues the file after its writer died, or after a fault.
     Resume(Resume),
-    /// Something is missing, or may be.
+    /// Data is missing, or may be.
     Gap(Gap),
-    /// moat was asked to stop the run, or had to.
+    /// moat stops the run, on request or at a limit.
     Stop(Stop),
-    /// Something that a reader may want to know.
+    /// Information for a reader.
     Note {
-        /// When.
+        /// The time of the note.
         ts: Timestamp,
-        /// What, in words.
+        /// The text.
         text: String,
-        /// What someone did who sat in front of the run, if that is what it is about.
+        /// The action of an attachment, if the note is about one.
         #[serde(flatten)]
         interaction: Option<Interaction>,
     },
-    /// What was written to the standard input: only where the spec asked for that.
+    /// Standard input, recorded only if the spec requests it.
     Stdin(StdinChunk),
-    /// SHA-256, in hexadecimal, of every byte of the file before this line. Only files have it.
+    /// The digest of the file so far. Only files have this record.
     Check {
-        /// The digest.
+        /// The SHA-256 of every byte before this line, in hexadecimal.
         sha256: String,
     },
-    /// The last record.
+    /// The last record: the seal.
     End(Box<Seal>),
 }
 
 impl Event {
-    /// A note, now.
+    /// Creates a note with the current time.
     pub fn note(text: impl Into<String>) -> Self {
         Self::Note {
             ts: Timestamp::now(),
@@ -56,20 +58,22 @@ impl Event {
     }
 }
 
-/// What someone did who sat in front of a run.
+/// An action of an attachment to a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Interaction {
-    /// What.
+    /// The action.
     pub action: Action,
-    /// The id of the process that did it.
+    /// The id of the process that holds the attachment.
     pub pid: u32,
-    /// Which of that process's attachments it was, counted from 1.
+    /// The number of the attachment in that process, counted from 1.
+    ///
+    /// It is 0 if another process found the action.
     pub attachment: u64,
 }
 
 impl Interaction {
-    /// An action of this process.
+    /// Creates an interaction of this process.
     pub fn new(action: Action, attachment: u64) -> Self {
         Self {
             action,
@@ -79,40 +83,42 @@ impl Interaction {
     }
 }
 
-/// What someone can do who sits in front of a run.
+/// The kinds of actions of an attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Action {
-    /// Look on.
+    /// Attach to the output.
     Attach,
-    /// Look on, and write to the standard input.
+    /// Attach to the output and the standard input.
     AttachInput,
-    /// Leave, while the run goes on.
+    /// Detach while the run continues.
     Detach,
-    /// Change the size of the terminal.
+    /// Resize the terminal.
     Resize,
     /// End the standard input.
     InputEnd,
-    /// Go without ending the standard input, which the container sees as its end all the same.
+    /// Disconnect without ending the standard input.
+    ///
+    /// The container still sees the end of its input.
     InputLost,
-    /// Run a further process in the container.
+    /// Start an exec in the container.
     Exec,
 }
 
 /// Bytes that were written to the standard input, in the order of the records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "WrittenText", into = "WrittenText")]
+#[serde(try_from = "StdinWire", into = "StdinWire")]
 #[non_exhaustive]
 pub struct StdinChunk {
-    /// When the engine had taken them.
+    /// When the engine had accepted the bytes.
     pub ts: Timestamp,
-    /// The bytes, cut anywhere.
+    /// The bytes, split at arbitrary positions.
     pub bytes: Vec<u8>,
 }
 
 impl StdinChunk {
-    /// Bytes that the engine has taken now.
+    /// Creates a chunk of bytes that the engine has just accepted.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
         Self {
             ts: Timestamp::now(),
@@ -121,9 +127,9 @@ impl StdinChunk {
     }
 }
 
-/// The same, as a file has it.
+/// The form of a [`StdinChunk`] in the file.
 #[derive(Serialize, Deserialize)]
-struct WrittenText {
+struct StdinWire {
     ts: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     text: Option<String>,
@@ -131,49 +137,45 @@ struct WrittenText {
     b64: Option<String>,
 }
 
-impl From<StdinChunk> for WrittenText {
-    fn from(written: StdinChunk) -> Self {
-        let (text, b64) = match String::from_utf8(written.bytes) {
+impl From<StdinChunk> for StdinWire {
+    fn from(chunk: StdinChunk) -> Self {
+        let (text, b64) = match String::from_utf8(chunk.bytes) {
             Ok(text) => (Some(text), None),
             Err(error) => (None, Some(STANDARD.encode(error.as_bytes()))),
         };
         Self {
-            ts: written.ts,
+            ts: chunk.ts,
             text,
             b64,
         }
     }
 }
 
-impl TryFrom<WrittenText> for StdinChunk {
+impl TryFrom<StdinWire> for StdinChunk {
     type Error = &'static str;
 
-    fn try_from(written: WrittenText) -> Result<Self, Self::Error> {
-        let bytes = match (written.text, written.b64) {
+    fn try_from(wire: StdinWire) -> Result<Self, Self::Error> {
+        let bytes = match (wire.text, wire.b64) {
             (Some(text), None) => text.into_bytes(),
             (None, Some(b64)) => STANDARD.decode(b64).map_err(|_| "b64 is not base64")?,
-            _ => return Err("input has one of text and b64"),
+            _ => return Err("input must have either text or b64"),
         };
-        Ok(Self {
-            ts: written.ts,
-            bytes,
-        })
+        Ok(Self { ts: wire.ts, bytes })
     }
 }
 
-/// The first record of a log.
+/// The first record of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Start {
     /// The version of the format: 1.
     pub v: u32,
-    /// When it was written.
+    /// The time of the record.
     pub ts: Timestamp,
-    /// The number of the further process in the run's container that the log is of; `None`: it is
-    /// of the run itself.
+    /// The number of the exec that the file records; `None` for the run itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<u32>,
-    /// What is to be run.
+    /// The settings of the run.
     #[serde(flatten)]
     pub record: RunRecord,
 }
@@ -188,7 +190,7 @@ impl Start {
     /// The version of the format that this library writes.
     pub const VERSION: u32 = 1;
 
-    /// The first record of the log of this run.
+    /// Creates the first record of a run's file.
     pub fn new(record: RunRecord) -> Self {
         Self {
             v: Self::VERSION,
@@ -199,47 +201,49 @@ impl Start {
     }
 }
 
-/// The container has started.
+/// The record of a started container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Started {
-    /// When it was written.
+    /// The time of the record.
     pub ts: Timestamp,
-    /// The container.
+    /// The engine's id of the container.
     pub container: ContainerId,
-    /// When it started, by the engine's clock. Another time later is another execution.
+    /// The start time by the engine's clock.
+    ///
+    /// A different time later means another execution.
     pub started_at: Option<Timestamp>,
     /// The digest of the image, as the engine resolved it.
     pub image_digest: Option<String>,
-    /// How the engine keeps the output, with the engine's defaults merged in.
+    /// The engine's log configuration, with the engine's defaults merged in.
     pub log: LogConfig,
     /// The engine's name.
     pub engine: String,
     /// The engine's version.
     pub engine_version: String,
-    /// What tells the engine from all others, if it says.
+    /// The engine's unique id, if it reports one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_id: Option<String>,
-    /// What the engine warned of when it made the container.
+    /// The engine's warnings when it created the container.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
 
-/// Another process, or the same one after a fault, goes on with the file.
+/// The record of a writer that continues a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Resume {
-    /// When.
+    /// The time of the record.
     pub ts: Timestamp,
-    /// Why.
+    /// The reason.
     pub cause: ResumeCause,
-    /// What was cut off at the end of the file.
+    /// The bytes that were moved aside from the end of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub torn: Option<TruncatedTail>,
 }
 
 impl Resume {
-    /// A file is gone on with, now.
+    /// Creates a record with the current time.
     pub fn new(cause: ResumeCause, torn: Option<TruncatedTail>) -> Self {
         Self {
             ts: Timestamp::now(),
@@ -249,53 +253,61 @@ impl Resume {
     }
 }
 
-/// What was not whole at the end of a log.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// The end of a file that was moved aside, because it was incomplete or damaged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TruncatedTail {
-    /// How many bytes were moved aside.
+    /// The number of bytes moved aside.
     pub bytes: u64,
-    /// The name of the file, beside the log, that they are in now.
+    /// The name of the file that has these bytes now, in the same directory.
     pub file: String,
 }
 
-/// Why a file was gone on with.
+impl TruncatedTail {
+    /// Creates the description of `bytes` bytes that are in `file` now.
+    pub fn new(bytes: u64, file: impl Into<String>) -> Self {
+        Self {
+            bytes,
+            file: file.into(),
+        }
+    }
+}
+
+/// The reason why a writer continues a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ResumeCause {
-    /// The process that owned the run has gone.
+    /// The process that owned the run is gone.
     Reopened,
-    /// The sink had failed.
+    /// The sink failed.
     Sink,
 }
 
-/// Something is missing, or may be.
+/// The record of missing or possibly missing data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Gap {
-    /// When it was found.
+    /// When the gap was found.
     pub ts: Timestamp,
-    /// The stream; `None`: any.
+    /// The stream; `None` for any stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<Stream>,
-    /// Why.
+    /// The reason.
     pub reason: GapReason,
-    /// Whether it is only possible that something is missing.
+    /// True if data is only possibly missing.
     #[serde(default)]
     pub possible: bool,
-    /// How many bytes, where that is known.
+    /// The number of missing bytes, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// How many lines, where that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lines: Option<u64>,
-    /// More, in words.
+    /// Details, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
 impl Gap {
-    /// Something is missing for `reason`; how much is not known.
+    /// Creates a gap of unknown size.
     pub fn new(reason: GapReason) -> Self {
         Self {
             ts: Timestamp::now(),
@@ -303,12 +315,11 @@ impl Gap {
             reason,
             possible: false,
             bytes: None,
-            lines: None,
             detail: None,
         }
     }
 
-    /// Something may be missing for `reason`.
+    /// Creates a gap of unknown size in which data is only possibly missing.
     pub fn possible(reason: GapReason) -> Self {
         Self {
             possible: true,
@@ -317,55 +328,83 @@ impl Gap {
     }
 }
 
-/// Why something is missing.
+/// The reason of a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum GapReason {
-    /// The tap was lost, and nothing stood behind it.
+    /// The tap was lost, and there is no engine log to replay.
     NoBackstop,
-    /// The engine's log has less than what was captured already.
+    /// The engine's log is shorter than the captured output.
     LogShorter,
-    /// The engine's log differs from what was captured already.
+    /// The engine's log differs from the captured output.
     LogDiffers,
     /// The engine's log could not be read.
     LogUnreadable,
-    /// The container was removed by others before its log could be read.
+    /// The container was removed externally before its log could be read.
     Removed,
-    /// The container was started again by others: what it prints then is another execution's.
+    /// The container was started again externally.
+    ///
+    /// Later output belongs to another execution.
     StartedAgain,
-    /// The engine gives up on output that it has not read for some time after the end, and the
-    /// output was not at its end by then.
+    /// The engine stopped reading the output before its end.
+    ///
+    /// An engine reads output only for a limited time after the exit.
     LateDrain,
-    /// The engine was, or may have been, restarted since it started the container: what it had
-    /// taken of the output and not passed on yet is lost.
+    /// The engine was or may have been restarted since it started the container.
+    ///
+    /// Output that it had read and not yet delivered is lost.
     EngineRestarted,
     /// The run's output limit was reached.
     OutputLimit,
-    /// A sink lost records that nothing could bring back.
+    /// The sink lost records that could not be recovered.
     Sink,
 }
 
-/// moat was asked to stop the run, or had to.
+impl GapReason {
+    /// The name of the reason in the audit file: `no_backstop`, for example.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoBackstop => "no_backstop",
+            Self::LogShorter => "log_shorter",
+            Self::LogDiffers => "log_differs",
+            Self::LogUnreadable => "log_unreadable",
+            Self::Removed => "removed",
+            Self::StartedAgain => "started_again",
+            Self::LateDrain => "late_drain",
+            Self::EngineRestarted => "engine_restarted",
+            Self::OutputLimit => "output_limit",
+            Self::Sink => "sink",
+        }
+    }
+}
+
+impl fmt::Display for GapReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The record of a stop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stop {
-    /// When.
+    /// When the stop began.
     pub ts: Timestamp,
-    /// Why.
+    /// The reason.
     pub cause: StopCause,
     /// The signal.
     pub signal: String,
-    /// Seconds until SIGKILL, where that was not the signal.
+    /// The seconds until SIGKILL, unless SIGKILL was the signal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_seconds: Option<f64>,
-    /// The id of the process that asked for it, where that was not the owner.
+    /// The id of the process that requested the stop, unless it was the owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by_pid: Option<u32>,
 }
 
 impl Stop {
-    /// A stop, now.
+    /// Creates a stop with the current time.
     pub fn new(cause: StopCause, signal: impl Into<String>, grace_seconds: Option<f64>) -> Self {
         Self {
             ts: Timestamp::now(),
@@ -377,24 +416,24 @@ impl Stop {
     }
 }
 
-/// A record of output, owned.
+/// An owned record of output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Output {
-    /// When it was received; on a replay, by the reader of the engine's log.
+    /// The time of receipt; in a replay, by the reader of the engine's log.
     pub ts: Timestamp,
     /// The stream.
     pub stream: Stream,
     /// A line without its newline, or a part of one.
     pub bytes: Vec<u8>,
-    /// Whether no newline followed these bytes.
+    /// True if no newline followed the bytes.
     pub partial: bool,
-    /// Whether the engine's log has replaced bytes of it, or may have.
+    /// True if the engine's log has replaced some of the bytes, or may have.
     pub lossy: bool,
 }
 
 impl Output {
-    /// A whole line, without its newline, whose bytes are as they were printed.
+    /// Creates a record of a whole line, without its newline, that no log has changed.
     pub fn new(ts: Timestamp, stream: Stream, bytes: impl Into<Vec<u8>>) -> Self {
         Self {
             ts,
@@ -411,7 +450,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn input_comes_back_from_its_record_whatever_its_bytes_are() {
+    fn input_of_any_bytes_round_trips() {
         for bytes in [&b"ls -l\r"[..], b"", b"\xff\x00\xfe"] {
             let event = Event::Stdin(StdinChunk::new(bytes));
             let json = serde_json::to_string(&event).unwrap();
@@ -421,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_read_with_and_without_what_someone_did() {
+    fn a_note_parses_with_and_without_an_action() {
         let interaction = Interaction::new(Action::Resize, 3);
         for interaction in [None, Some(interaction)] {
             let event = Event::Note {
@@ -441,5 +480,32 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn a_gap_reason_is_displayed_as_it_is_written() {
+        for reason in [
+            GapReason::NoBackstop,
+            GapReason::LogShorter,
+            GapReason::LogDiffers,
+            GapReason::LogUnreadable,
+            GapReason::Removed,
+            GapReason::StartedAgain,
+            GapReason::LateDrain,
+            GapReason::EngineRestarted,
+            GapReason::OutputLimit,
+            GapReason::Sink,
+        ] {
+            let json = serde_json::to_value(reason).unwrap();
+            assert_eq!(json, reason.to_string());
+        }
+    }
+
+    #[test]
+    fn a_gap_with_unknown_fields_parses() {
+        let json =
+            r#"{"type":"gap","ts":"2026-11-22T18:23:25.491211661Z","reason":"sink","lines":3}"#;
+        let event = serde_json::from_str::<Event>(json).unwrap();
+        assert!(matches!(event, Event::Gap(gap) if gap.reason == GapReason::Sink));
     }
 }

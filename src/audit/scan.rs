@@ -1,15 +1,15 @@
-//! The one way in which a whole file is judged: for `verify`, and for `resume`.
+//! The scan that judges a whole file, for `verify` and for `resume`.
 
 use std::io::{self, Read};
 
 use sha2::{Digest, Sha256};
 
-use crate::audit::line::{self, Bad, Line, SEAL_TAIL};
-use crate::audit::lines::{Advance, Lines};
+use crate::audit::line::{self, Line, LineError, SEAL_TAIL};
+use crate::audit::line_reader::{Advance, LineReader};
 use crate::audit::{Damage, Event, Tally};
 use crate::outcome::Seal;
 
-/// A place between two lines, and what is known of all that is before it.
+/// A position between two lines, with the state of everything before it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Mark {
     pub(crate) offset: u64,
@@ -17,168 +17,175 @@ pub(crate) struct Mark {
     pub(crate) digest: Sha256,
     pub(crate) tally: Tally,
     pub(crate) checks: u64,
-    /// Where the last `check` record ends.
+    /// The offset at which the last `check` record ends.
     pub(crate) checked: u64,
 }
 
-/// What a file is found to be.
+/// The result of a scan.
 #[derive(Debug)]
 pub(crate) struct Scan {
-    /// The end of what can be trusted.
+    /// The end of the trusted part.
     pub(crate) keep: Mark,
-    pub(crate) found: OwnedContainer,
+    pub(crate) finding: Finding,
 }
 
 #[derive(Debug)]
-pub(crate) enum OwnedContainer {
-    /// Sealed, and as it was sealed.
+pub(crate) enum Finding {
+    /// The file is sealed, and unchanged since.
     Sealed(Box<Seal>),
-    /// Not sealed; so many bytes at the end are not a whole line.
+    /// The file is not sealed. `torn` bytes follow its last newline.
     Unsealed { torn: u64 },
-    /// Not sealed, and damaged: what is behind `keep` is of no use.
-    TruncatedTail(Damage),
-    /// Not what its writer wrote, or not for this version: only a human may change it.
+    /// The file is damaged and was never sealed.
+    ///
+    /// A writer may move everything after `keep` aside.
+    Repairable(Damage),
+    /// The file is a damaged seal or of another version: no writer may change it.
     Damaged(Damage),
 }
 
-/// Reads a whole file.
+/// Scans a whole file.
 pub(crate) fn scan(input: impl Read) -> io::Result<Scan> {
-    let mut scan = Scanner {
-        lines: Lines::digesting(input),
+    let mut scanner = Scanner {
+        lines: LineReader::digesting(input),
         tally: Tally::default(),
         checks: 0,
-        safe: Mark::default(),
+        last_check: Mark::default(),
+        seal: None,
+        damaged_seal: None,
     };
-    match scan.whole()? {
+    match scanner.run()? {
         Ok(scan) => Ok(scan),
-        Err(flaw) => scan.judge(flaw),
+        Err(flaw) => scanner.judge(*flaw),
     }
 }
 
 struct Scanner<R> {
-    lines: Lines<R>,
+    lines: LineReader<R>,
     tally: Tally,
     checks: u64,
     /// The end of the last `check` record.
-    safe: Mark,
+    last_check: Mark,
+    seal: Option<Box<Seal>>,
+    /// The flaw of the last whole line, if that line is a damaged seal.
+    ///
+    /// The line is of an unknown type and ends as only a seal does. A bad line after it changes
+    /// nothing: moved aside, it would leave the damaged seal last.
+    damaged_seal: Option<Box<Flaw>>,
 }
 
-/// The first thing that is wrong with a file, and what that says of it.
+/// The first flaw of a file.
 struct Flaw {
     damage: Damage,
     keep: Mark,
-    /// Whether it is certain that nothing may be changed.
-    fixed: bool,
+    /// Set if no writer may repair the file.
+    permanent: bool,
 }
 
 impl<R: Read> Scanner<R> {
-    /// Reads until the end, or the first flaw.
-    fn whole(&mut self) -> io::Result<Result<Scan, Flaw>> {
-        let mut seal: Option<Box<Seal>> = None;
-        // What the last whole line is if it is none that we know, and ends as only a seal does.
-        // What is bad behind it says no more of the file: cut off, it would leave that line last.
-        let mut disguised = None;
+    /// Reads until the end of the file or its first flaw.
+    fn run(&mut self) -> io::Result<Result<Scan, Box<Flaw>>> {
         loop {
-            let advance = self.lines.advance()?;
-            if advance != Advance::End && seal.is_some() {
-                return Ok(Err(self.fixed("there are lines after the end record")));
-            }
-            match advance {
-                Advance::TooLong => {
-                    let flaw = disguised.unwrap_or_else(|| self.here("the line is too long"));
-                    return Ok(Err(flaw));
+            let result = match self.lines.advance()? {
+                Advance::End => return Ok(self.end_of_file()),
+                _ if self.seal.is_some() => {
+                    Err(self.permanent("there are lines after the end record"))
                 }
-                Advance::Line => {}
-                Advance::End => {
-                    let tail = self.lines.tail();
-                    let torn = tail.len() as u64;
-                    if torn > 0 && seal.is_some() {
-                        return Ok(Err(self.fixed("there are bytes after the end record")));
-                    }
-                    if newline_lost(tail) {
-                        return Ok(Err(self.fixed("the end record is damaged")));
-                    }
-                    if let Some(flaw) = disguised {
-                        return Ok(Err(flaw));
-                    }
-                    let keep = self.mark();
-                    let found = match seal {
-                        Some(seal) => OwnedContainer::Sealed(seal),
-                        None => OwnedContainer::Unsealed { torn },
-                    };
-                    return Ok(Ok(Scan { keep, found }));
-                }
-            }
-            let line = self.lines.line();
-            let record = match line::parse(line) {
-                Ok(record) => record,
-                Err(Bad::TruncatedTail(reason)) => {
-                    return Ok(Err(disguised.unwrap_or_else(|| self.here(reason))));
-                }
-                Err(Bad::Foreign(reason)) => return Ok(Err(self.fixed(reason))),
+                Advance::TooLong => Err(self.first_flaw("the line is too long")),
+                Advance::Line => self.record(),
             };
-            let first = self.lines.number() == 1;
-            if first != matches!(record, Line::Event(Event::Start(_))) {
-                let reason = if first {
-                    "the first record is not a start record"
-                } else {
-                    "there is a second start record"
-                };
-                return Ok(Err(disguised.unwrap_or_else(|| self.here(reason))));
-            }
-            disguised = None;
-            self.tally.add(&record);
-            match record {
-                Line::Event(Event::Check { sha256 }) => {
-                    if line::hex(&self.lines.digest_before().finalize()) != sha256 {
-                        return Ok(Err(self.since_check("a check record")));
-                    }
-                    self.checks += 1;
-                    self.safe = self.mark();
-                    self.safe.checked = self.safe.offset;
-                }
-                Line::Event(Event::End(end)) => {
-                    if let Err(flaw) = self.end(&end) {
-                        return Ok(Err(*flaw));
-                    }
-                    seal = Some(end);
-                }
-                Line::Unknown(_) if ends_as_seal(line) => {
-                    disguised = Some(self.fixed("the end record is damaged"));
-                }
-                Line::Unknown(_) => {}
-                Line::Output(_) | Line::Event(_) => {}
+            if let Err(flaw) = result {
+                return Ok(Err(flaw));
             }
         }
     }
 
-    fn end(&mut self, end: &Seal) -> Result<(), Box<Flaw>> {
+    fn end_of_file(&mut self) -> Result<Scan, Box<Flaw>> {
+        let tail = self.lines.tail();
+        let torn = tail.len() as u64;
+        if torn > 0 && self.seal.is_some() {
+            return Err(self.permanent("there are bytes after the end record"));
+        }
+        if newline_lost(tail) {
+            return Err(self.permanent("the end record is damaged"));
+        }
+        if let Some(flaw) = self.damaged_seal.take() {
+            return Err(flaw);
+        }
+        let finding = match self.seal.take() {
+            Some(seal) => Finding::Sealed(seal),
+            None => Finding::Unsealed { torn },
+        };
+        Ok(Scan {
+            keep: self.mark(),
+            finding,
+        })
+    }
+
+    /// Checks the current line.
+    fn record(&mut self) -> Result<(), Box<Flaw>> {
+        let line = self.lines.line();
+        let record = match line::parse(line) {
+            Ok(record) => record,
+            Err(LineError::Corrupt(reason)) => return Err(self.first_flaw(reason)),
+            Err(LineError::Unsupported(reason)) => return Err(self.permanent(reason)),
+        };
+        let is_first = self.lines.number() == 1;
+        if is_first != matches!(record, Line::Event(Event::Start(_))) {
+            return Err(self.first_flaw(if is_first {
+                "the first record is not a start record"
+            } else {
+                "there is a second start record"
+            }));
+        }
+        self.damaged_seal = None;
+        self.tally.add(&record);
+        match record {
+            Line::Event(Event::Check { sha256 }) => self.check(&sha256)?,
+            Line::Event(Event::End(seal)) => {
+                self.check_seal(&seal)?;
+                self.seal = Some(seal);
+            }
+            Line::Unknown(_) if ends_as_seal(line) => {
+                self.damaged_seal = Some(self.permanent("the end record is damaged"));
+            }
+            Line::Output(_) | Line::Event(_) | Line::Unknown(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Checks the digest of a `check` record.
+    fn check(&mut self, sha256: &str) -> Result<(), Box<Flaw>> {
+        if line::hex(&self.lines.digest_before().finalize()) != sha256 {
+            return Err(self.since_last_check("a check record"));
+        }
+        self.checks += 1;
+        self.last_check = self.mark();
+        self.last_check.checked = self.last_check.offset;
+        Ok(())
+    }
+
+    /// Checks the digest and the counts of an `end` record.
+    fn check_seal(&mut self, seal: &Seal) -> Result<(), Box<Flaw>> {
         let mut digest = self.lines.digest_before();
         let Some((head, stated)) = line::split_seal(self.lines.line()) else {
-            return Err(self
-                .fixed("the end record does not end in its digest")
-                .into());
+            return Err(self.permanent("the end record does not end in its digest"));
         };
         digest.update(head);
         if line::hex(&digest.finalize()).as_bytes() != stated {
-            let since = self.since_check("the end record");
-            return Err(Box::new(Flaw {
-                fixed: true,
-                ..since
-            }));
+            let mut flaw = self.since_last_check("the end record");
+            flaw.permanent = true;
+            return Err(flaw);
         }
-        let told = Tally {
-            records: end.records,
-            bytes: end.bytes,
-            gaps: end.gaps,
+        let stated = Tally {
+            records: seal.records,
+            bytes: seal.bytes,
+            gaps: seal.gaps,
         };
-        if told != self.tally {
-            return Err(self
-                .fixed(format!(
-                    "the end record counts {told}, the file has {}",
-                    self.tally
-                ))
-                .into());
+        if stated != self.tally {
+            return Err(self.permanent(format!(
+                "the end record counts {stated}, the file has {}",
+                self.tally
+            )));
         }
         Ok(())
     }
@@ -190,13 +197,25 @@ impl<R: Read> Scanner<R> {
             digest: self.lines.digest_with(),
             tally: self.tally,
             checks: self.checks,
-            checked: self.safe.checked,
+            checked: self.last_check.checked,
         }
     }
 
-    /// The current line is bad.
-    fn here(&mut self, reason: impl Into<String>) -> Flaw {
-        Flaw {
+    /// A flaw of the current line, unless the line before it is a damaged seal.
+    fn first_flaw(&mut self, reason: impl Into<String>) -> Box<Flaw> {
+        match self.damaged_seal.take() {
+            Some(flaw) => flaw,
+            None => self.flaw(reason, false),
+        }
+    }
+
+    /// A flaw of the current line, in a file that no writer may repair.
+    fn permanent(&mut self, reason: impl Into<String>) -> Box<Flaw> {
+        self.flaw(reason, true)
+    }
+
+    fn flaw(&mut self, reason: impl Into<String>, permanent: bool) -> Box<Flaw> {
+        Box::new(Flaw {
             damage: Damage {
                 line: self.lines.number_here(),
                 offset: self.lines.offset(),
@@ -208,89 +227,89 @@ impl<R: Read> Scanner<R> {
                 digest: self.lines.digest_before(),
                 tally: self.tally,
                 checks: self.checks,
-                checked: self.safe.checked,
+                checked: self.last_check.checked,
             },
-            fixed: false,
-        }
+            permanent,
+        })
     }
 
-    fn fixed(&mut self, reason: impl Into<String>) -> Flaw {
-        Flaw {
-            fixed: true,
-            ..self.here(reason)
-        }
-    }
-
-    /// A digest does not hold: any byte since the last one that held may be the damaged one.
-    fn since_check(&mut self, what: &str) -> Flaw {
-        Flaw {
+    /// A digest that does not match.
+    ///
+    /// Any byte since the last matching digest may be damaged.
+    fn since_last_check(&mut self, record: &str) -> Box<Flaw> {
+        Box::new(Flaw {
             damage: Damage {
-                line: self.safe.lines + 1,
-                offset: self.safe.offset,
+                line: self.last_check.lines + 1,
+                offset: self.last_check.offset,
                 reason: format!(
-                    "the digest of {what} does not hold: a byte from here to the end of line {} \
-                     (offset {}) is not the one that was written",
+                    "the digest of {record} does not match: a byte from here to the end of line \
+                     {} (offset {}) has changed",
                     self.lines.number(),
                     self.lines.end_offset()
                 ),
             },
-            keep: self.safe.clone(),
-            fixed: false,
-        }
+            keep: self.last_check.clone(),
+            permanent: false,
+        })
     }
 
-    /// Reads on, to see whether what is flawed was sealed.
+    /// Decides if a flawed file may be repaired: it must never have been sealed.
     fn judge(mut self, flaw: Flaw) -> io::Result<Scan> {
-        let mut sealed = flaw.fixed;
-        let mut last_is_seal = false;
-        if !sealed {
-            let mut advance = Advance::Line;
-            let line = self.lines.line();
-            if line::begins_as_seal(line) && line::has_zeros(line) {
-                // All before a seal is synced before it is written. So if the power failed then,
-                // the seal itself is the first flaw, and the last line.
-                advance = self.lines.advance()?;
-                sealed = advance != Advance::End || !self.lines.tail().is_empty();
-            }
-            loop {
-                match advance {
-                    Advance::Line => {
-                        let line = self.lines.line();
-                        sealed |= line::begins_as_seal(line);
-                        last_is_seal = ends_as_seal(line);
-                    }
-                    Advance::TooLong => last_is_seal = false,
-                    Advance::End => break,
-                }
-                advance = self.lines.advance()?;
-            }
-            sealed |= last_is_seal || newline_lost(self.lines.tail());
-        }
+        let finding = if flaw.permanent || self.was_sealed()? {
+            Finding::Damaged(flaw.damage)
+        } else {
+            Finding::Repairable(flaw.damage)
+        };
         Ok(Scan {
             keep: flaw.keep,
-            found: if sealed {
-                OwnedContainer::Damaged(flaw.damage)
-            } else {
-                OwnedContainer::TruncatedTail(flaw.damage)
-            },
+            finding,
         })
+    }
+
+    /// Reads on from the flaw, and returns true if a seal follows.
+    fn was_sealed(&mut self) -> io::Result<bool> {
+        let mut sealed = false;
+        let mut last_is_seal = false;
+        let mut advance = Advance::Line;
+        let line = self.lines.line();
+        if line::begins_as_seal(line) && line::has_zeros(line) {
+            // A writer syncs everything before a seal, then writes it. So a power loss during that
+            // write leaves the seal as the first flaw and the last line.
+            advance = self.lines.advance()?;
+            sealed = advance != Advance::End || !self.lines.tail().is_empty();
+        }
+        loop {
+            match advance {
+                Advance::Line => {
+                    let line = self.lines.line();
+                    sealed |= line::begins_as_seal(line);
+                    last_is_seal = ends_as_seal(line);
+                }
+                Advance::TooLong => last_is_seal = false,
+                Advance::End => break,
+            }
+            advance = self.lines.advance()?;
+        }
+        Ok(sealed || last_is_seal || newline_lost(self.lines.tail()))
     }
 }
 
 /// The length of a `check` record, which ends as a seal does.
-const CHECK: usize = r#"{"type":"check""#.len() + SEAL_TAIL;
+const CHECK_LENGTH: usize = r#"{"type":"check""#.len() + SEAL_TAIL;
 
-/// Whether this whole line, which is no record that we know, can only have been a seal. With zeros
-/// it can have been a `check` record as well, and what was before it.
+/// Returns true if a whole line of unknown type can only have been a seal.
+///
+/// A line with zeros can also have been a `check` record and the lines before it.
 pub(crate) fn ends_as_seal(line: &[u8]) -> bool {
-    line.len() != CHECK && line::split_seal(line).is_some() && !line::has_zeros(line)
+    line.len() != CHECK_LENGTH && line::split_seal(line).is_some() && !line::has_zeros(line)
 }
 
-/// Whether the bytes behind the last newline are a seal whose newline has become another byte. No
-/// crash of a writer leaves that: it leaves a beginning of the line, or zeros where the rest of it
-/// was to be.
+/// Returns true if `tail` is a seal whose newline has changed.
+///
+/// `tail` are the bytes after the last newline. No crash of a writer leaves such a tail: a crash
+/// leaves a prefix of the line, or zeros in place of its rest.
 pub(crate) fn newline_lost(tail: &[u8]) -> bool {
-    if tail.len() <= SEAL_TAIL || tail.len() == CHECK || tail.ends_with(&[0]) {
+    if tail.len() <= SEAL_TAIL || tail.len() == CHECK_LENGTH || tail.ends_with(&[0]) {
         return false;
     }
     let mut end = tail[tail.len() - SEAL_TAIL..].to_vec();

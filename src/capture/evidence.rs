@@ -1,12 +1,12 @@
-//! Whether the tap was whole: its last bytes against the last records of the engine's log.
+//! The proof that a tap is complete: it ends as the engine's log does.
 
 use super::Progress;
 use super::fidelity::log_records;
-use super::lines::Lines;
+use super::lines::LineAssembler;
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, LogFidelity};
 
-/// How many of the log's last records are compared.
+/// The number of records to compare at the end of the log.
 pub(crate) const TAIL_RECORDS: u32 = 64;
 
 /// The last records of an engine's log, by stream.
@@ -16,7 +16,7 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    /// Adds a part of it.
+    /// Adds a chunk of the log's end.
     pub(crate) fn push(&mut self, chunk: &Chunk) {
         self.bytes[chunk.stream].extend_from_slice(&chunk.bytes);
     }
@@ -26,45 +26,53 @@ impl Tail {
         Stream::ALL.iter().map(|s| self.bytes[*s].len()).sum()
     }
 
-    /// Whether the tail shows that every byte of the log is in the records, or open in `lines`.
+    /// Returns true if the tail proves that the capture is complete.
     ///
-    /// Where it is the whole log, the two must be equal. Otherwise each stream must end with what
-    /// the tail has of it, and the tail must not repeat itself: identical lines agree with a tap
-    /// that was cut at any of them.
-    pub(crate) fn agrees(&self, progress: &Progress, lines: &Lines, fidelity: LogFidelity) -> bool {
+    /// Then every byte of the log is in a record, or open in `lines`.
+    ///
+    /// If the tail is the whole log, the capture must equal it. Otherwise each captured stream must
+    /// end with its tail, and the tail must not repeat itself: a tap that was cut at one of many
+    /// identical lines ends with the same bytes.
+    pub(crate) fn agrees(
+        &self,
+        progress: &Progress,
+        lines: &LineAssembler,
+        fidelity: LogFidelity,
+    ) -> bool {
         let records: usize = Stream::ALL
             .iter()
             .map(|stream| log_records(&self.bytes[*stream]))
             .sum();
-        let is_all = records < TAIL_RECORDS as usize;
+        let is_whole_log = records < TAIL_RECORDS as usize;
         Stream::ALL.iter().all(|stream| {
             let tail = &self.bytes[*stream];
             let position = &progress.streams[*stream];
-            let ours = position.logged_recent(fidelity, lines.open_parts(*stream));
-            let all = position.logged + (ours.len() - position.recent().len()) as u64;
-            let has_all = all == ours.len() as u64;
-            if has_all && (is_all || tail.len() > ours.len()) {
-                return &ours == tail;
+            let captured = position.logged_recent(fidelity, lines.open_parts(*stream));
+            let total = position.logged + (captured.len() - position.recent().len()) as u64;
+            let has_all = total == captured.len() as u64;
+            if has_all && (is_whole_log || tail.len() > captured.len()) {
+                return &captured == tail;
             }
-            let common = ours.len().min(tail.len());
-            let comparable = common > 0 || (tail.is_empty() && !is_all);
+            let common = captured.len().min(tail.len());
+            let comparable = common > 0 || (tail.is_empty() && !is_whole_log);
             comparable
-                && ours.ends_with(&tail[tail.len() - common..])
+                && captured.ends_with(&tail[tail.len() - common..])
                 && !repeats(tail)
-                && !came_before(&ours, tail)
+                && !occurs_earlier(&captured, tail)
         })
     }
 }
 
-/// Whether `tail` is also somewhere in `ours` before its end: then a tap that was cut at the one
-/// place looks like a whole one at the other.
-fn came_before(ours: &[u8], tail: &[u8]) -> bool {
+/// Returns true if `tail` also occurs in `captured` before its end.
+///
+/// Then a tap that was cut at the earlier position ends with the same bytes as a complete one.
+fn occurs_earlier(captured: &[u8], tail: &[u8]) -> bool {
     !tail.is_empty()
-        && tail.len() < ours.len()
-        && memchr::memmem::find(&ours[..ours.len() - 1], tail).is_some()
+        && tail.len() < captured.len()
+        && memchr::memmem::find(&captured[..captured.len() - 1], tail).is_some()
 }
 
-/// Whether the lines of `tail` are of a period of at most half of their number.
+/// Returns true if `tail` repeats with a period of at most half its lines.
 fn repeats(tail: &[u8]) -> bool {
     let lines: Vec<&[u8]> = tail.split_inclusive(|byte| *byte == b'\n').collect();
     (1..=lines.len() / 2).any(|period| {
@@ -82,8 +90,8 @@ mod tests {
     use crate::audit::Batch;
     use crate::timestamp::Timestamp;
 
-    fn captured(bytes: &[u8]) -> (Progress, Lines) {
-        let mut lines = Lines::default();
+    fn captured(bytes: &[u8]) -> (Progress, LineAssembler) {
+        let mut lines = LineAssembler::default();
         let mut progress = Progress::default();
         let mut batch = Batch::new();
         lines.push(Timestamp::now(), Stream::Stdout, bytes, &mut batch);
@@ -93,7 +101,7 @@ mod tests {
 
     fn agrees(captured_bytes: &[u8], log: &[u8]) -> bool {
         let (progress, lines) = captured(captured_bytes);
-        // The engine counts records of 16 KiB; a stand-in that takes the last lines will do.
+        // The engine counts records of 16 KiB. The last lines are close enough for this test.
         let lines_of_log: Vec<&[u8]> = log.split_inclusive(|b| *b == b'\n').collect();
         let from = lines_of_log.len().saturating_sub(TAIL_RECORDS as usize);
         let mut tail = Tail::default();
@@ -115,8 +123,8 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_tap_is_proven_by_the_tail_also_with_an_open_line_and_bad_bytes() {
-        for (what, output) in [
+    fn the_tail_proves_a_complete_tap() {
+        for (case, output) in [
             ("nothing", Vec::new()),
             ("short", numbered(3)),
             ("long", numbered(50_000)),
@@ -140,13 +148,12 @@ mod tests {
                     .collect(),
             ),
         ] {
-            assert!(agrees(&output, &output), "{what}");
+            assert!(agrees(&output, &output), "{case}");
         }
     }
 
-    /// Invariant 7.
     #[test]
-    fn a_tap_that_was_cut_is_never_proven() {
+    fn the_tail_never_proves_a_cut_tap() {
         let output = numbered(2000);
         for cut in [0, 1, 7, output.len() / 2, output.len() - 1] {
             assert!(!agrees(&output[..cut], &output), "cut at {cut}");
@@ -164,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_lost_its_end_is_no_proof() {
+    fn a_log_without_its_end_proves_nothing() {
         let output = numbered(2000);
         assert!(!agrees(&output, &output[..output.len() - 9]));
         assert!(!agrees(&output, b""));

@@ -1,23 +1,24 @@
-//! What an engine's log makes of the bytes that it keeps.
+//! The changes that an engine's log makes to the bytes that it stores.
 
 use crate::runtime::LogFidelity;
 
-/// The length of the pieces that [`LogFidelity::Utf8Lossy`] cuts lines into.
-const LOG_PIECE: usize = 16 * 1024;
+/// The size at which a log of [`LogFidelity::Utf8Lossy`] splits lines.
+const LOG_RECORD_BYTES: usize = 16 * 1024;
 
-/// Appends to `out` what a log makes of `bytes`, which begin `offset` bytes into a line and end
-/// with the stream, a line, or a whole character.
+/// Appends the logged form of `bytes` to `out`.
+///
+/// `bytes` begin `offset` bytes into a line, and end with the stream, a line or a whole character.
 pub(super) fn logged(fidelity: LogFidelity, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
     match fidelity {
         LogFidelity::Lossless => out.extend_from_slice(bytes),
         LogFidelity::Utf8Lossy => {
-            let mut phase = (offset % LOG_PIECE as u64) as usize;
+            let mut phase = (offset % LOG_RECORD_BYTES as u64) as usize;
             for line in bytes.split_inclusive(|byte| *byte == b'\n') {
                 let mut rest = line;
                 while !rest.is_empty() {
-                    let end = rest.len().min(LOG_PIECE - phase);
+                    let end = rest.len().min(LOG_RECORD_BYTES - phase);
                     replace(&rest[..end], out);
-                    phase = (phase + end) % LOG_PIECE;
+                    phase = (phase + end) % LOG_RECORD_BYTES;
                     rest = &rest[end..];
                 }
                 if line.ends_with(b"\n") {
@@ -28,7 +29,7 @@ pub(super) fn logged(fidelity: LogFidelity, offset: u64, bytes: &[u8], out: &mut
     }
 }
 
-/// Appends `bytes` with U+FFFD for each byte that is not part of valid UTF-8.
+/// Appends `bytes`, with U+FFFD in place of each invalid byte.
 pub(super) fn replace(bytes: &[u8], out: &mut Vec<u8>) {
     for chunk in bytes.utf8_chunks() {
         out.extend_from_slice(chunk.valid().as_bytes());
@@ -38,13 +39,13 @@ pub(super) fn replace(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// The number of records that a log which cuts lines into pieces has of `bytes`.
+/// The number of records that a log which splits lines has for `bytes`.
 pub(super) fn log_records(bytes: &[u8]) -> usize {
     bytes
         .split_inclusive(|byte| *byte == b'\n')
         .map(|line| {
             let length = line.strip_suffix(b"\n").unwrap_or(line).len();
-            length.div_ceil(LOG_PIECE).max(1)
+            length.div_ceil(LOG_RECORD_BYTES).max(1)
         })
         .sum()
 }
@@ -59,18 +60,18 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// As seen on a real engine: 20,002 bytes came back as 20,006, with two U+FFFD.
+    /// Measured on a real engine: 20,002 bytes came back as 20,006, with two U+FFFD.
     #[test]
-    fn a_character_across_a_piece_comes_back_as_replacements() {
-        let line = format!("{}é{}\n", "x".repeat(LOG_PIECE - 1), "y".repeat(10));
+    fn a_character_split_by_the_log_is_replaced() {
+        let line = format!("{}é{}\n", "x".repeat(LOG_RECORD_BYTES - 1), "y".repeat(10));
         let expected = format!(
             "{}\u{FFFD}\u{FFFD}{}\n",
-            "x".repeat(LOG_PIECE - 1),
+            "x".repeat(LOG_RECORD_BYTES - 1),
             "y".repeat(10)
         );
         assert_eq!(utf8(0, line.as_bytes()), expected);
-        // The same from the middle of the line.
-        let offset = LOG_PIECE - 4;
+        // The same result from the middle of the line.
+        let offset = LOG_RECORD_BYTES - 4;
         assert_eq!(
             utf8(offset as u64, &line.as_bytes()[offset..]),
             expected[offset..]
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bad_byte_is_replaced_by_itself() {
+    fn each_invalid_byte_is_replaced_separately() {
         assert_eq!(
             utf8(0, b"a\xff\xffb\xf0\x9fc\n"),
             "a\u{FFFD}\u{FFFD}b\u{FFFD}\u{FFFD}c\n"

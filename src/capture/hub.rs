@@ -1,5 +1,6 @@
-//! Live output for those who look on: nothing lost or doubled at the seam with the log, and no
-//! looker-on can hold up the capture.
+//! Live output for subscribers.
+//!
+//! No byte is lost or repeated at the seam with the log, and no subscriber blocks the capture.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,35 +11,35 @@ use tokio::sync::mpsc;
 
 use crate::outcome::{PerStream, Stream};
 
-/// How many bytes wait for one looker-on, with what a piece itself takes.
-const WAITING: usize = 1 << 20;
-const PIECE: usize = 128;
+/// The most bytes that wait for one subscriber, including overhead.
+const MAX_PENDING_BYTES: usize = 1 << 20;
+/// The memory of a waiting chunk, besides its bytes.
+const CHUNK_OVERHEAD_BYTES: usize = 128;
 
-/// A part of a stream, and where in the stream it is.
+/// A chunk of a stream, and its offset in the stream.
 #[derive(Debug, Clone)]
-pub(crate) struct Piece {
+pub(crate) struct LiveChunk {
     pub(crate) stream: Stream,
-    /// The number of bytes of the stream before it.
+    /// The number of bytes of the stream before the chunk.
     pub(crate) offset: u64,
     pub(crate) bytes: Bytes,
 }
 
-impl Piece {
+impl LiveChunk {
     pub(crate) fn end(&self) -> u64 {
         self.offset + self.bytes.len() as u64
     }
 
-    /// How much it takes while it waits.
+    /// The memory of the chunk while it waits.
     fn cost(&self) -> usize {
-        self.bytes.len() + PIECE
+        self.bytes.len() + CHUNK_OVERHEAD_BYTES
     }
 }
 
-/// Where a capture publishes what it receives.
+/// The hub to which a capture publishes the output that it receives.
 ///
-/// The seam: a looker-on reads the log to its end, then takes what is pending here, then what
-/// comes. Every piece says where in its stream it is, so what overlaps is cut, and what is missing
-/// is known to the byte.
+/// A subscriber reads the log to its end, then the pending chunks here, then the live chunks. Every
+/// chunk has its offset in the stream, so overlaps are cut, and missing bytes are known exactly.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
     inner: Mutex<Inner>,
@@ -46,75 +47,79 @@ pub(crate) struct Hub {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// What was received and is not in the log yet.
-    pending: VecDeque<Piece>,
-    watchers: Vec<Watcher>,
-    /// How many bytes of each stream were received.
+    /// Output that was received and is not in the log yet.
+    pending: VecDeque<LiveChunk>,
+    subscribers: Vec<Subscriber>,
+    /// The number of bytes received of each stream.
     received: PerStream<u64>,
     closed: bool,
 }
 
 impl Inner {
-    fn watch(&mut self) -> Option<Pieces> {
+    fn subscribe(&mut self) -> Option<LiveReceiver> {
         if self.closed {
             return None;
         }
         let (sender, receiver) = mpsc::unbounded_channel();
         let waiting = Arc::new(AtomicUsize::new(0));
-        let behind = Arc::new(AtomicBool::new(false));
-        self.watchers.push(Watcher {
+        let lagged = Arc::new(AtomicBool::new(false));
+        self.subscribers.push(Subscriber {
             sender,
             waiting: Arc::clone(&waiting),
-            behind: Arc::clone(&behind),
+            lagged: Arc::clone(&lagged),
         });
-        Some(Pieces {
+        Some(LiveReceiver {
             receiver,
             waiting,
-            behind,
+            lagged,
         })
     }
 }
 
 #[derive(Debug)]
-struct Watcher {
-    sender: mpsc::UnboundedSender<Piece>,
+struct Subscriber {
+    sender: mpsc::UnboundedSender<LiveChunk>,
     waiting: Arc<AtomicUsize>,
-    behind: Arc<AtomicBool>,
+    lagged: Arc<AtomicBool>,
 }
 
-impl Watcher {
-    /// `false`: it has gone. One that is behind gets nothing.
-    fn show(&self, piece: &Piece) -> bool {
+impl Subscriber {
+    /// Sends a chunk, unless the subscriber lags.
+    ///
+    /// Returns false if the subscriber is gone.
+    fn send(&self, chunk: &LiveChunk) -> bool {
         let waiting = self.waiting.load(Ordering::Relaxed);
-        if waiting > 0 && waiting + piece.cost() > WAITING {
-            self.behind.store(true, Ordering::Relaxed);
+        if waiting > 0 && waiting + chunk.cost() > MAX_PENDING_BYTES {
+            self.lagged.store(true, Ordering::Relaxed);
             return !self.sender.is_closed();
         }
-        self.waiting.fetch_add(piece.cost(), Ordering::Relaxed);
-        self.sender.send(piece.clone()).is_ok()
+        self.waiting.fetch_add(chunk.cost(), Ordering::Relaxed);
+        self.sender.send(chunk.clone()).is_ok()
     }
 }
 
-/// What comes, for one looker-on.
+/// The live chunks of one subscriber.
 #[derive(Debug)]
-pub(crate) struct Pieces {
-    receiver: mpsc::UnboundedReceiver<Piece>,
+pub(crate) struct LiveReceiver {
+    receiver: mpsc::UnboundedReceiver<LiveChunk>,
     waiting: Arc<AtomicUsize>,
-    behind: Arc<AtomicBool>,
+    lagged: Arc<AtomicBool>,
 }
 
-impl Pieces {
-    /// Whether pieces were withheld because too many were waiting. Where none were, what is
-    /// missing before a piece is in the log: another owner of the run has written it.
-    pub(crate) fn fell_behind(&self) -> bool {
-        self.behind.load(Ordering::Relaxed)
+impl LiveReceiver {
+    /// Returns true if chunks were dropped because too many were waiting.
+    ///
+    /// Otherwise bytes missing before a chunk are in the log: another owner of the run has written
+    /// them.
+    pub(crate) fn has_lagged(&self) -> bool {
+        self.lagged.load(Ordering::Relaxed)
     }
 
-    /// The next piece; `None` after the end. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Option<Piece> {
-        let piece = self.receiver.recv().await?;
-        self.waiting.fetch_sub(piece.cost(), Ordering::Relaxed);
-        Some(piece)
+    /// The next chunk; `None` after the end. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Option<LiveChunk> {
+        let chunk = self.receiver.recv().await?;
+        self.waiting.fetch_sub(chunk.cost(), Ordering::Relaxed);
+        Some(chunk)
     }
 }
 
@@ -123,57 +128,59 @@ impl Hub {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows a piece to everyone who keeps up; the others find out from the next one.
-    pub(super) fn publish(&self, piece: Piece) {
+    /// Sends a chunk to every subscriber that keeps up.
+    ///
+    /// The next chunk tells the others what they missed.
+    pub(super) fn publish(&self, chunk: LiveChunk) {
         let mut inner = self.lock();
-        inner.watchers.retain(|watcher| watcher.show(&piece));
-        inner.received[piece.stream] = piece.end();
-        inner.pending.push_back(piece);
+        inner.subscribers.retain(|one| one.send(&chunk));
+        inner.received[chunk.stream] = chunk.end();
+        inner.pending.push_back(chunk);
     }
 
-    /// Shows bytes that go to no log; `false`: nobody looks on any more.
-    pub(crate) fn pass_on(&self, stream: Stream, bytes: Bytes) -> bool {
+    /// Publishes bytes that go to no log. Returns false if no subscriber is left.
+    pub(crate) fn publish_ephemeral(&self, stream: Stream, bytes: Bytes) -> bool {
         let offset = self.lock().received[stream];
-        self.publish(Piece {
+        self.publish(LiveChunk {
             stream,
             offset,
             bytes,
         });
         let mut inner = self.lock();
         inner.pending.clear();
-        !inner.watchers.is_empty()
+        !inner.subscribers.is_empty()
     }
 
-    /// So much was received before.
-    pub(super) fn goes_on_after(&self, bytes: PerStream<u64>) {
+    /// Sets the number of bytes received earlier.
+    pub(super) fn start_at(&self, bytes: PerStream<u64>) {
         self.lock().received = bytes;
     }
 
-    /// A receiver of what comes, `None` after the end, and how much of each stream came before.
-    pub(crate) fn subscribe_live(&self) -> (PerStream<u64>, Option<Pieces>) {
+    /// The received bytes of each stream, and the live chunks unless closed.
+    pub(crate) fn subscribe_live(&self) -> (PerStream<u64>, Option<LiveReceiver>) {
         let mut inner = self.lock();
-        (inner.received, inner.watch())
+        (inner.received, inner.subscribe())
     }
 
-    /// Forgets what is in the log now.
-    pub(super) fn logged(&self, bytes: PerStream<u64>) {
+    /// Drops pending chunks that are in the log now.
+    pub(super) fn mark_logged(&self, bytes: PerStream<u64>) {
         self.lock()
             .pending
-            .retain(|piece| piece.end() > bytes[piece.stream]);
+            .retain(|chunk| chunk.end() > bytes[chunk.stream]);
     }
 
-    /// What is not in the log yet, and a receiver of what comes; `None` after the end.
-    pub(crate) fn subscribe(&self) -> (Vec<Piece>, Option<Pieces>) {
+    /// The chunks not in the log yet, and the live chunks unless closed.
+    pub(crate) fn subscribe(&self) -> (Vec<LiveChunk>, Option<LiveReceiver>) {
         let mut inner = self.lock();
         let pending = inner.pending.iter().cloned().collect();
-        (pending, inner.watch())
+        (pending, inner.subscribe())
     }
 
-    /// Ends it for everyone: nothing comes any more.
+    /// Ends the output for every subscriber.
     pub(crate) fn close(&self) {
         let mut inner = self.lock();
         inner.closed = true;
-        inner.watchers.clear();
+        inner.subscribers.clear();
     }
 }
 
@@ -181,8 +188,8 @@ impl Hub {
 mod tests {
     use super::*;
 
-    fn piece(offset: u64, bytes: &'static [u8]) -> Piece {
-        Piece {
+    fn chunk(offset: u64, bytes: &'static [u8]) -> LiveChunk {
+        LiveChunk {
             stream: Stream::Stdout,
             offset,
             bytes: Bytes::from_static(bytes),
@@ -190,11 +197,11 @@ mod tests {
     }
 
     #[test]
-    fn a_looker_on_gets_what_is_not_logged_yet_and_then_what_comes() {
+    fn a_subscriber_gets_pending_then_live_output() {
         let hub = Hub::default();
-        hub.publish(piece(0, b"one\n"));
-        hub.publish(piece(4, b"two"));
-        hub.logged(PerStream {
+        hub.publish(chunk(0, b"one\n"));
+        hub.publish(chunk(4, b"two"));
+        hub.mark_logged(PerStream {
             stdout: 4,
             ..PerStream::default()
         });
@@ -202,7 +209,7 @@ mod tests {
         let mut receiver = receiver.unwrap();
         assert_eq!(pending.len(), 1);
         assert_eq!((pending[0].offset, &pending[0].bytes[..]), (4, &b"two"[..]));
-        hub.publish(piece(7, b"!\n"));
+        hub.publish(chunk(7, b"!\n"));
         hub.close();
         assert_eq!(receiver.receiver.try_recv().unwrap().offset, 7);
         assert!(receiver.receiver.try_recv().is_err());
@@ -210,31 +217,31 @@ mod tests {
     }
 
     #[test]
-    fn one_who_wants_what_comes_is_told_how_much_was_before() {
+    fn a_live_subscriber_gets_the_current_offsets() {
         let hub = Hub::default();
-        hub.goes_on_after(PerStream {
+        hub.start_at(PerStream {
             stderr: 9,
             ..PerStream::default()
         });
-        hub.publish(piece(0, b"one\n"));
+        hub.publish(chunk(0, b"one\n"));
         let (before, receiver) = hub.subscribe_live();
         assert_eq!((before.stdout, before.stderr), (4, 9));
-        hub.publish(piece(4, b"two\n"));
+        hub.publish(chunk(4, b"two\n"));
         assert_eq!(receiver.unwrap().receiver.try_recv().unwrap().offset, 4);
     }
 
     #[test]
-    fn a_looker_on_that_does_not_read_holds_nothing_up() {
+    fn a_stuck_subscriber_takes_bounded_memory() {
         let hub = Hub::default();
         let (_, receiver) = hub.subscribe();
         for n in 0..100_000 {
-            hub.publish(piece(n, b"x"));
-            hub.logged(PerStream {
+            hub.publish(chunk(n, b"x"));
+            hub.mark_logged(PerStream {
                 stdout: n + 1,
                 ..PerStream::default()
             });
         }
-        assert!(receiver.unwrap().receiver.len() * PIECE <= WAITING);
+        assert!(receiver.unwrap().receiver.len() * CHUNK_OVERHEAD_BYTES <= MAX_PENDING_BYTES);
         assert!(hub.lock().pending.is_empty());
     }
 }

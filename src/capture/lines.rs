@@ -1,4 +1,6 @@
-//! From the bytes of each stream to lines: a function of the bytes alone, however they are chunked.
+//! The line assembler: from the bytes of each stream to records.
+//!
+//! The records do not depend on chunk boundaries.
 
 use memchr::{memchr, memchr_iter, memmem};
 
@@ -6,43 +8,43 @@ use crate::audit::Batch;
 use crate::outcome::{PerStream, Stream};
 use crate::timestamp::Timestamp;
 
-/// The most bytes of a line in one record.
-pub(crate) const PIECE: usize = 16 * 1024;
+/// The maximum size of a record. Longer lines become several partial records.
+pub(crate) const MAX_RECORD_BYTES: usize = 16 * 1024;
 
-/// What stands for a byte that an engine's log could not keep.
+/// The character that an engine's log stores in place of an invalid byte.
 const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
 
 /// Assembles the lines of a container's streams.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
-    /// The bytes of each stream's open line that are in no record yet: at most `PIECE`.
+pub(crate) struct LineAssembler {
+    /// The unrecorded bytes of each stream's open line: at most one record.
     open: PerStream<Vec<u8>>,
-    /// How many of those, the first ones, came as they were printed, and not from such a log.
+    /// The number of leading open bytes that no log has replaced.
     printed: PerStream<usize>,
-    /// Whether the bytes come from a log that replaces what is not UTF-8.
-    replaced: bool,
+    /// Set while the bytes come from a log that replaces invalid UTF-8.
+    replacing_log: bool,
 }
 
-impl Lines {
-    /// Says whether what comes now is from a log that replaces what is not UTF-8: then a record
-    /// with U+FFFD in it is marked, since nobody can tell what it was.
-    pub(crate) fn set_replacing_log(&mut self, replaced: bool) {
-        self.replaced = replaced;
+impl LineAssembler {
+    /// Sets whether the next bytes come from a log that replaces invalid UTF-8.
+    ///
+    /// Then records with U+FFFD are marked as lossy, because the original bytes are unknown.
+    pub(crate) fn set_replacing_log(&mut self, replacing_log: bool) {
+        self.replacing_log = replacing_log;
     }
 
-    /// The bytes of the open line that are in no record yet: those that came as they were printed,
-    /// and those that came from a log that replaces.
+    /// The unrecorded bytes of the open line: printed bytes, and logged bytes.
     pub(super) fn open_parts(&self, stream: Stream) -> (&[u8], &[u8]) {
         self.open[stream].split_at(self.printed[stream])
     }
 
-    /// The bytes of the open line that are in no record yet.
+    /// The unrecorded bytes of the open line.
     pub(crate) fn open(&self, stream: Stream) -> &[u8] {
         &self.open[stream]
     }
 
-    /// Takes what may be the first part of a character off the end of the open line.
-    pub(crate) fn take_incomplete(&mut self, stream: Stream) -> Vec<u8> {
+    /// Removes and returns a possibly incomplete character at the end of the open line.
+    pub(super) fn take_incomplete(&mut self, stream: Stream) -> Vec<u8> {
         let open = &mut self.open[stream];
         if self.printed[stream] < open.len() {
             return Vec::new();
@@ -52,30 +54,31 @@ impl Lines {
         open.split_off(whole)
     }
 
-    /// Adds bytes of a stream, and puts the lines that they end into `batch`.
+    /// Adds bytes of a stream, and appends the completed lines to `batch`.
     pub(crate) fn push(&mut self, ts: Timestamp, stream: Stream, bytes: &[u8], batch: &mut Batch) {
         let mut rest = bytes;
         while !rest.is_empty() {
             if self.open[stream].is_empty() {
-                rest = self.whole(ts, stream, rest, batch);
+                rest = self.push_whole_lines(ts, stream, rest, batch);
             }
             match memchr(b'\n', rest) {
                 Some(end) => {
-                    self.segment(ts, stream, &rest[..end], batch);
+                    self.extend_open(ts, stream, &rest[..end], batch);
                     self.emit(ts, stream, &rest[..0], false, batch);
                     rest = &rest[end + 1..];
                 }
                 None => {
-                    self.segment(ts, stream, rest, batch);
+                    self.extend_open(ts, stream, rest, batch);
                     rest = &[];
                 }
             }
         }
     }
 
-    /// Puts the lines at the front of `bytes` that need no copy through the open line into
-    /// `batch`, and gives what is behind them.
-    fn whole<'a>(
+    /// Appends the leading whole lines of `bytes` to `batch`.
+    ///
+    /// Returns the rest. The lines are not copied to the open line.
+    fn push_whole_lines<'a>(
         &self,
         ts: Timestamp,
         stream: Stream,
@@ -85,17 +88,17 @@ impl Lines {
         let mut from = 0;
         for end in memchr_iter(b'\n', bytes) {
             let line = &bytes[from..end];
-            if line.len() > PIECE {
+            if line.len() > MAX_RECORD_BYTES {
                 break;
             }
-            let lossy = self.replaced && memmem::find(line, REPLACEMENT).is_some();
+            let lossy = self.replacing_log && memmem::find(line, REPLACEMENT).is_some();
             batch.push_parts(ts, stream, line, &[], false, lossy);
             from = end + 1;
         }
         &bytes[from..]
     }
 
-    /// Ends every stream: what is open becomes a last, partial record.
+    /// Ends every stream: an open line becomes a last, partial record.
     pub(crate) fn finish(&mut self, ts: Timestamp, batch: &mut Batch) {
         for stream in Stream::ALL {
             if !self.open[stream].is_empty() {
@@ -104,19 +107,21 @@ impl Lines {
         }
     }
 
-    /// Adds bytes without a newline to the open line, and cuts it where it is too long.
-    fn segment(&mut self, ts: Timestamp, stream: Stream, mut bytes: &[u8], batch: &mut Batch) {
+    /// Adds bytes without a newline to the open line.
+    ///
+    /// Splits the line if it is too long.
+    fn extend_open(&mut self, ts: Timestamp, stream: Stream, mut bytes: &[u8], batch: &mut Batch) {
         while !bytes.is_empty() {
             let open = &mut self.open[stream];
-            // One byte more than a piece: only that shows that the line is longer than one.
-            let take = bytes.len().min(PIECE + 1 - open.len());
+            // Only one byte more than a record shows that the line is longer than a record.
+            let take = bytes.len().min(MAX_RECORD_BYTES + 1 - open.len());
             open.extend_from_slice(&bytes[..take]);
-            if !self.replaced {
+            if !self.replacing_log {
                 self.printed[stream] = open.len();
             }
             bytes = &bytes[take..];
-            if open.len() > PIECE {
-                let cut = boundary(&open[..PIECE]);
+            if open.len() > MAX_RECORD_BYTES {
+                let cut = boundary(&open[..MAX_RECORD_BYTES]);
                 let rest = open.split_off(cut);
                 let printed = self.printed[stream].saturating_sub(cut);
                 self.emit(ts, stream, &[], true, batch);
@@ -126,6 +131,7 @@ impl Lines {
         }
     }
 
+    /// Appends the open line and `tail` to `batch` as one record.
     fn emit(
         &mut self,
         ts: Timestamp,
@@ -135,7 +141,7 @@ impl Lines {
         batch: &mut Batch,
     ) {
         let open = &mut self.open[stream];
-        let from_log = self.replaced || self.printed[stream] < open.len();
+        let from_log = self.replacing_log || self.printed[stream] < open.len();
         let lossy = from_log
             && (memmem::find(open, REPLACEMENT).is_some()
                 || memmem::find(tail, REPLACEMENT).is_some());
@@ -145,7 +151,7 @@ impl Lines {
     }
 }
 
-/// The length of `bytes` without what may be the first part of a character at its end.
+/// The length of `bytes` without a possibly incomplete character at the end.
 pub(super) fn boundary(bytes: &[u8]) -> usize {
     let end = bytes.len();
     for back in 1..=end.min(3) {
@@ -188,7 +194,7 @@ mod tests {
     }
 
     fn assemble(bytes: &[u8], cuts: &[usize]) -> Seen {
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         let mut batch = Batch::new();
         let mut start = 0;
         let mut cuts: Vec<_> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
@@ -201,7 +207,7 @@ mod tests {
                 &bytes[start..cut],
                 &mut batch,
             );
-            assert!(lines.open[Stream::Stdout].len() <= PIECE);
+            assert!(lines.open[Stream::Stdout].len() <= MAX_RECORD_BYTES);
             start = cut;
         }
         lines.finish(Timestamp::now(), &mut batch);
@@ -219,15 +225,15 @@ mod tests {
         bytes
     }
 
-    /// Lines of every length around a piece, of characters of every width, some of them broken.
+    /// Lines of lengths around the record size, with wide and invalid characters.
     fn output() -> impl Strategy<Value = Vec<u8>> {
         let line = (
             prop_oneof![Just("x"), Just("é"), Just("€"), Just("🦀")],
             prop_oneof![
                 0usize..40,
-                (PIECE / 4 - 3)..(PIECE / 4 + 3),
-                (PIECE - 5)..(PIECE + 5),
-                Just(2 * PIECE + 1)
+                (MAX_RECORD_BYTES / 4 - 3)..(MAX_RECORD_BYTES / 4 + 3),
+                (MAX_RECORD_BYTES - 5)..(MAX_RECORD_BYTES + 5),
+                Just(2 * MAX_RECORD_BYTES + 1)
             ],
             prop::collection::vec(any::<u8>(), 0..4),
             any::<bool>(),
@@ -246,7 +252,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(256))]
         #[test]
-        fn records_are_a_function_of_the_bytes_however_chunked(
+        fn records_do_not_depend_on_chunk_boundaries(
             bytes in output(),
             cuts in prop::collection::vec(any::<usize>(), 0..20),
         ) {
@@ -254,29 +260,29 @@ mod tests {
             prop_assert_eq!(&bytes_of(&whole), &bytes);
             prop_assert_eq!(&assemble(&bytes, &cuts), &whole);
             for (_, line, _) in &whole {
-                prop_assert!(line.len() <= PIECE);
+                prop_assert!(line.len() <= MAX_RECORD_BYTES);
             }
             if std::str::from_utf8(&bytes).is_ok() {
                 for (_, line, _) in &whole {
-                    prop_assert!(std::str::from_utf8(line).is_ok(), "a character was cut");
+                    prop_assert!(std::str::from_utf8(line).is_ok(), "a character was split");
                 }
             }
         }
     }
 
     #[test]
-    fn a_line_of_exactly_one_piece_is_one_record() {
-        let mut bytes = vec![b'x'; PIECE];
+    fn a_line_of_the_maximum_size_is_one_record() {
+        let mut bytes = vec![b'x'; MAX_RECORD_BYTES];
         bytes.push(b'\n');
         assert_eq!(
-            assemble(&bytes, &[1, PIECE]),
-            [(Stream::Stdout, vec![b'x'; PIECE], false)]
+            assemble(&bytes, &[1, MAX_RECORD_BYTES]),
+            [(Stream::Stdout, vec![b'x'; MAX_RECORD_BYTES], false)]
         );
     }
 
     #[test]
     fn streams_do_not_mix() {
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         let mut batch = Batch::new();
         let now = Timestamp::now();
         lines.push(now, Stream::Stdout, b"o1", &mut batch);
@@ -295,9 +301,9 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_byte_marks_its_record_only_where_the_source_replaces() {
+    fn u_fffd_is_lossy_only_from_a_replacing_log() {
         let lossy = |replaced: bool| {
-            let mut lines = Lines::default();
+            let mut lines = LineAssembler::default();
             let mut batch = Batch::new();
             lines.set_replacing_log(replaced);
             lines.push(

@@ -1,20 +1,28 @@
-//! From a runtime's streams to records in a log. It knows no engine, and no file.
+//! Capture: from a runtime's streams to records in a log.
+//!
+//! This module knows no engine and no file. A [`Capture`] pumps one source after another into a
+//! run's log, and publishes the same bytes to live subscribers.
 
 mod evidence;
 mod fidelity;
 mod hub;
 mod lines;
 mod progress;
-mod pulse;
 mod pump;
+mod queue;
 mod replay;
+mod signals;
+mod source;
+mod stats;
 
 pub(crate) use evidence::{TAIL_RECORDS, Tail};
-pub(crate) use hub::{Hub, Piece, Pieces};
+pub(crate) use hub::{Hub, LiveChunk, LiveReceiver};
 #[cfg(any(test, fuzzing, feature = "__bench"))]
-pub(crate) use lines::Lines;
+pub(crate) use lines::LineAssembler;
 #[cfg(any(test, fuzzing))]
-pub(crate) use lines::PIECE;
+pub(crate) use lines::MAX_RECORD_BYTES;
 pub(crate) use progress::Progress;
-pub(crate) use pulse::{CaptureStats, Counts};
-pub(crate) use pump::{Capture, PumpEnd, Reading, Signals, until};
+pub(crate) use pump::{Capture, PumpEnd};
+pub(crate) use signals::{Signals, until};
+pub(crate) use source::Reading;
+pub(crate) use stats::{CaptureStats, Counts};

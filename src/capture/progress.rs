@@ -1,25 +1,25 @@
-//! How far a log has come: derived from its records, whether they were just written or read back.
+//! The progress of a log, derived from its records.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::fidelity::{logged, replace};
-use crate::audit::{Action, Batch, Event, GapReason, RecordRef, Started, Stop};
+use crate::audit::{Action, Batch, Event, GapReason, Interaction, RecordRef, Started, Stop};
 use crate::outcome::{PerStream, Seal, StopCause, Stream};
 use crate::runtime::LogFidelity;
 use crate::spec::RunRecord;
 
-/// How many of the last bytes of a stream are kept, to compare an engine's log with.
-const RECENT: usize = 64 * 1024;
-/// How many lines an outcome shows, and of how many bytes.
+/// The number of last bytes of a stream to compare with the engine's log.
+const RECENT_BYTES: usize = 64 * 1024;
+/// The limits of the last lines in an outcome.
 const LAST_LINES: usize = 20;
-const LAST_BYTES: usize = 4 * 1024;
+const LAST_LINES_BYTES: usize = 4 * 1024;
 
-/// How far a log has come.
+/// The progress of a log.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// What the log says is to be run.
+    /// The run's settings, from the start record.
     pub(crate) record: Option<RunRecord>,
-    /// What the log says of the start.
+    /// The record of the started container.
     pub(crate) started: Option<Started>,
     /// The log's seal.
     pub(crate) seal: Option<Seal>,
@@ -27,59 +27,60 @@ pub(crate) struct Progress {
     pub(crate) records: u64,
     /// The number of gaps.
     pub(crate) gaps: u64,
-    /// Which gaps: each is recorded once.
+    /// The recorded gaps: each is recorded once.
     known_gaps: HashSet<(GapReason, Option<Stream>)>,
-    /// Whether a record is marked lossy.
+    /// Set if a record is marked as lossy.
     pub(crate) lossy: bool,
-    /// Why moat stopped the run: the first reason.
+    /// The cause of the first stop.
     pub(crate) stopped: Option<StopCause>,
-    /// The last thing that became of the writing end of a pipe, and the process that it was.
+    /// The last action on the standard input, and the id of its process.
     pub(crate) input: Option<(Action, u32)>,
-    /// How many records there are of what was done in front of it, and of input.
-    pub(crate) done: u64,
-    /// All that the log says of stops.
+    /// The number of notes and of records of standard input.
+    pub(super) interactions: u64,
+    /// The recorded stops.
     pub(crate) stops: Vec<Stop>,
-    /// How far each stream has come.
-    pub(crate) streams: PerStream<Position>,
+    /// The position in each stream.
+    pub(super) streams: PerStream<Position>,
     last_lines: VecDeque<String>,
 }
 
-/// How far one stream has come.
+/// A position in one stream.
 #[derive(Debug, Default)]
-pub(crate) struct Position {
-    /// Complete lines.
-    pub(crate) lines: u64,
-    /// All bytes, newlines included.
-    pub(crate) bytes: u64,
-    /// Bytes of the open line that are in records.
-    pub(crate) open: u64,
-    /// How many bytes the engine's log has of those.
+pub(super) struct Position {
+    /// The number of complete lines.
+    pub(super) lines: u64,
+    /// The number of bytes, including newlines.
+    pub(super) bytes: u64,
+    /// The number of bytes of the open line that are in records.
+    pub(super) open: u64,
+    /// The length of those bytes in the engine's log.
     pub(super) open_logged: u64,
-    /// How many bytes the engine's log has of all.
+    /// The length of all bytes in the engine's log.
     pub(super) logged: u64,
-    /// Whether the open line has bytes that came from a log which had replaced some: from there on
-    /// the line is what the log has already.
+    /// Set if the open line has bytes from a log that replaces bytes.
+    ///
+    /// These bytes are as logged.
     replaced: bool,
-    /// The last bytes, as the engine's log has them.
+    /// The last bytes, in their logged form.
     recent: Vec<u8>,
 }
 
 impl Position {
-    /// The last bytes, as the engine's log has them: all that there are, or at least `RECENT`.
+    /// The last bytes in their logged form: all bytes, or at least `RECENT_BYTES`.
     pub(super) fn recent(&self) -> &[u8] {
         &self.recent
     }
 
-    /// What the engine's log makes of printed bytes that come next, after the records.
-    pub(super) fn logged_next(&self, fidelity: LogFidelity, bytes: &[u8], out: &mut Vec<u8>) {
+    /// Appends the logged form of printed bytes that follow the records.
+    fn logged_next(&self, fidelity: LogFidelity, bytes: &[u8], out: &mut Vec<u8>) {
         match fidelity {
-            // Where its pieces end cannot be told any more; what it replaced is replaced.
+            // The log's record boundaries are unknown here. Replaced bytes stay as they are.
             LogFidelity::Utf8Lossy if self.replaced => replace(bytes, out),
             _ => logged(fidelity, self.open, bytes, out),
         }
     }
 
-    /// What the engine's log has of the recent bytes, and of those that are open in `lines`.
+    /// The logged form of the recent bytes and of an open line.
     pub(super) fn logged_recent(
         &self,
         fidelity: LogFidelity,
@@ -91,25 +92,27 @@ impl Position {
         recent
     }
 
-    /// Takes note of a record, behind which so many bytes of the stream are known already.
+    /// Counts a record.
+    ///
+    /// At least `following` bytes of the stream follow it in the same batch.
     fn observe(
         &mut self,
         bytes: &[u8],
         partial: bool,
         lossy: bool,
         fidelity: LogFidelity,
-        behind: usize,
+        following: usize,
     ) {
-        // Wherever a log cuts it, ASCII stays what it is; and nobody asks for it where what is
-        // behind it is all that is kept.
-        if behind >= RECENT && (fidelity == LogFidelity::Lossless || bytes.is_ascii()) {
+        // Only the following bytes are kept. The logged length of ASCII is known without encoding
+        // it, wherever the log splits it.
+        if following >= RECENT_BYTES && (fidelity == LogFidelity::Lossless || bytes.is_ascii()) {
             self.recent.clear();
             self.replaced |= lossy;
             self.count(bytes.len(), bytes.len(), partial);
             return;
         }
-        if self.recent.len() + 4 * bytes.len() > 2 * RECENT {
-            let from = self.recent.len().saturating_sub(RECENT);
+        if self.recent.len() + 4 * bytes.len() > 2 * RECENT_BYTES {
+            let from = self.recent.len().saturating_sub(RECENT_BYTES);
             self.recent.drain(..from);
         }
         self.replaced |= lossy;
@@ -127,7 +130,7 @@ impl Position {
         self.recent = recent;
     }
 
-    /// Counts a record of so many bytes, of which a log has made `logged`.
+    /// Counts a record of `bytes` bytes, whose logged form has `logged` bytes.
     fn count(&mut self, bytes: usize, logged: usize, partial: bool) {
         self.bytes += bytes as u64;
         self.logged += logged as u64;
@@ -146,13 +149,13 @@ impl Position {
 }
 
 impl Progress {
-    /// Takes note of a batch.
+    /// Counts the records of a batch.
     pub(crate) fn observe_batch(&mut self, batch: &Batch) {
-        let mut behind = batch.output_bytes();
+        let mut following = batch.output_bytes();
         for record in batch.iter() {
             if let RecordRef::Output { stream, bytes, .. } = record {
-                behind[stream] -= bytes.len();
-                self.observe_counts(record, behind[stream]);
+                following[stream] -= bytes.len();
+                self.observe_counts(record, following[stream]);
             } else {
                 self.observe_counts(record, 0);
             }
@@ -163,16 +166,13 @@ impl Progress {
         }
     }
 
-    /// Takes note of one record.
+    /// Counts one record.
     pub(crate) fn observe(&mut self, record: RecordRef<'_>) {
         self.observe_counts(record, 0);
         self.observe_last(record);
     }
 
-    fn observe_counts(&mut self, record: RecordRef<'_>, behind: usize) {
-        if let RecordRef::Event(Event::Note { .. } | Event::Stdin(_)) = record {
-            self.done += 1;
-        }
+    fn observe_counts(&mut self, record: RecordRef<'_>, following: usize) {
         match record {
             RecordRef::Output {
                 stream,
@@ -184,32 +184,38 @@ impl Progress {
                 self.records += 1;
                 self.lossy |= lossy;
                 let fidelity = self.fidelity();
-                self.streams[stream].observe(bytes, partial, lossy, fidelity, behind);
+                self.streams[stream].observe(bytes, partial, lossy, fidelity, following);
             }
-            RecordRef::Event(event) => match event {
-                Event::Start(start) => self.record = Some(start.record.clone()),
-                Event::Started(started) => self.started = Some((**started).clone()),
-                Event::Gap(gap) => {
-                    self.gaps += 1;
-                    self.known_gaps.insert((gap.reason, gap.stream));
-                }
-                Event::Stop(stop) => {
-                    self.stopped.get_or_insert(stop.cause);
-                    self.stops.push(stop.clone());
-                }
-                Event::Note {
-                    interaction: Some(done),
-                    ..
-                } if matches!(
-                    done.action,
-                    Action::AttachInput | Action::InputEnd | Action::InputLost
-                ) =>
+            RecordRef::Event(event) => self.observe_event(event),
+        }
+    }
+
+    fn observe_event(&mut self, event: &Event) {
+        match event {
+            Event::Start(start) => self.record = Some(start.record.clone()),
+            Event::Started(started) => self.started = Some((**started).clone()),
+            Event::Gap(gap) => {
+                self.gaps += 1;
+                self.known_gaps.insert((gap.reason, gap.stream));
+            }
+            Event::Stop(stop) => {
+                self.stopped.get_or_insert(stop.cause);
+                self.stops.push(stop.clone());
+            }
+            Event::Stdin(_) => self.interactions += 1,
+            Event::Note { interaction, .. } => {
+                self.interactions += 1;
+                if let Some(Interaction { action, pid, .. }) = interaction
+                    && matches!(
+                        action,
+                        Action::AttachInput | Action::InputEnd | Action::InputLost
+                    )
                 {
-                    self.input = Some((done.action, done.pid));
+                    self.input = Some((*action, *pid));
                 }
-                Event::End(seal) => self.seal = Some((**seal).clone()),
-                _ => {}
-            },
+            }
+            Event::End(seal) => self.seal = Some((**seal).clone()),
+            Event::Resume(_) | Event::Check { .. } => {}
         }
     }
 
@@ -218,13 +224,15 @@ impl Progress {
             if self.last_lines.len() == LAST_LINES {
                 self.last_lines.pop_front();
             }
-            let end = bytes.len().min(LAST_BYTES);
+            let end = bytes.len().min(LAST_LINES_BYTES);
             self.last_lines
                 .push_back(String::from_utf8_lossy(&bytes[..end]).into_owned());
         }
     }
 
-    /// What the engine's log does to the bytes, as far as the log says.
+    /// The fidelity of the engine's log.
+    ///
+    /// An unrecorded fidelity counts as the lower one.
     pub(super) fn fidelity(&self) -> LogFidelity {
         let known = self
             .started
@@ -233,15 +241,15 @@ impl Progress {
         known.unwrap_or(LogFidelity::Utf8Lossy)
     }
 
-    /// What the log says of the run that no other source can say again.
-    pub(super) fn said(&self) -> Vec<Event> {
+    /// The start and stop records, which no other source can repeat.
+    pub(super) fn lifecycle(&self) -> Vec<Event> {
         let started = self.started.clone().map(Box::new).map(Event::Started);
         let stops = self.stops.iter().cloned().map(Event::Stop);
         started.into_iter().chain(stops).collect()
     }
 
-    /// Whether the log says this of the start, or of a stop.
-    pub(crate) fn has(&self, event: &Event) -> bool {
+    /// Returns true if the log has this start or stop record.
+    pub(crate) fn contains(&self, event: &Event) -> bool {
         match event {
             Event::Started(_) => self.started.is_some(),
             Event::Stop(stop) => self.stops.contains(stop),
@@ -249,12 +257,12 @@ impl Progress {
         }
     }
 
-    /// Whether such a gap is recorded already.
+    /// Returns true if the log has a gap of this reason and stream.
     pub(crate) fn has_gap(&self, reason: GapReason, stream: Option<Stream>) -> bool {
         self.known_gaps.contains(&(reason, stream))
     }
 
-    /// The bytes of each stream that are in records.
+    /// The number of bytes of each stream in records.
     pub(crate) fn bytes(&self) -> PerStream<u64> {
         PerStream {
             stdout: self.streams.stdout.bytes,
@@ -263,7 +271,7 @@ impl Progress {
         }
     }
 
-    /// The last lines: at most 20, and 4 KiB in all.
+    /// The last lines: at most 20 lines, and 4 KiB in total.
     pub(crate) fn last_lines(&self) -> Vec<String> {
         let mut bytes = 0;
         let mut lines: Vec<_> = self
@@ -272,7 +280,7 @@ impl Progress {
             .rev()
             .take_while(|line| {
                 bytes += line.len();
-                bytes <= LAST_BYTES
+                bytes <= LAST_LINES_BYTES
             })
             .cloned()
             .collect();
@@ -310,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_is_the_end() {
+    fn recent_bytes_are_bounded_and_the_last_ones() {
         let mut position = Position::default();
         let mut all = Vec::new();
         for n in 0..20_000 {
@@ -318,8 +326,8 @@ mod tests {
             position.observe(line.as_bytes(), false, false, LogFidelity::Utf8Lossy, 0);
             all.extend_from_slice(line.as_bytes());
             all.push(b'\n');
-            assert!(position.recent.len() <= 2 * RECENT + 10);
-            assert!(position.recent.len() >= all.len().min(RECENT));
+            assert!(position.recent.len() <= 2 * RECENT_BYTES + 10);
+            assert!(position.recent.len() >= all.len().min(RECENT_BYTES));
         }
         assert!(all.ends_with(position.recent()));
     }

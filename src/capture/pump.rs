@@ -1,178 +1,122 @@
-//! The pump: from one source of output to the log, within bounds of memory and time.
+//! The pump: moves one source of output to the log, in bounded memory.
 
 use std::collections::VecDeque;
-use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt;
-use futures::future::BoxFuture;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
-use super::hub::{Hub, Piece};
-use super::lines::Lines;
+use super::hub::{Hub, LiveChunk};
+use super::lines::LineAssembler;
 use super::progress::Progress;
-use super::pulse::CaptureStats;
+use super::queue::{STALL_TIMEOUT, WriteScheduler};
 use super::replay::Replay;
+use super::signals::{Interest, Signal, Signals, until};
+use super::source::{Reading, Source};
+use super::stats::CaptureStats;
 use crate::audit::{Batch, Event, Gap, GapReason};
 use crate::error::{Error, RuntimeError};
-use crate::outcome::{PerStream, Stream};
+use crate::outcome::{PerStream, Seal, Stream};
 use crate::runtime::{Chunk, LogFidelity, OutputStream};
 use crate::sink::RunLog;
 use crate::timestamp::Timestamp;
 
-/// Where the source is no longer read, until half of it is written.
-const MOST_QUEUED: usize = 2 << 20;
-/// How long a source may stay unread: past it the sink is taken to be stalled.
-const MOST_BLOCKED: Duration = Duration::from_secs(2);
-/// How long after the exit a source may stay silent.
-const MOST_SILENT: Duration = Duration::from_secs(10);
-/// How long a log may be silent at most, that was silent before.
-const MOST_PATIENCE: Duration = Duration::from_secs(320);
-/// With so many entries in the queue no input is taken.
-const MOST_TYPED: usize = 64;
-/// What an entry of the queue takes, beside its bytes.
-const ENTRY: usize = 128;
-/// About how many bytes of output go to the sink at once.
-const BATCH: usize = 256 << 10;
-/// How long after the beginning of a write less than a batch waits for more: each write wakes a
-/// thread, which costs more than what is written. What comes after a silence is written at once.
-const PACE: Duration = Duration::from_millis(10);
+/// The longest silence of a source after the exit.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest silence of a log that was silent before.
+const MAX_SILENCE_TIMEOUT: Duration = Duration::from_secs(320);
 
-/// What a pump and its monitor tell each other while it runs.
-#[derive(Debug)]
-pub(crate) struct Signals {
-    /// Records of the monitor's, to be written in between.
-    pub(crate) events: mpsc::UnboundedReceiver<Event>,
-    /// Records of input, taken no faster than they are written.
-    pub(crate) typed: mpsc::Receiver<Event>,
-    /// Set by the monitor: the container has ended.
-    pub(crate) exited: CancellationToken,
-    /// Set by the manager, which closes: what is queued is to be written, and no more is read.
-    pub(crate) leaving: CancellationToken,
-    /// Set by the pump: the output limit was reached.
-    pub(crate) limit: CancellationToken,
-    /// Set by the pump: the first records were written, or could not be.
-    pub(crate) recorded: CancellationToken,
-}
-
-impl Signals {
-    /// Of a container that has ended, with nothing to record in between.
-    pub(crate) fn after_the_end() -> Self {
-        let exited = CancellationToken::new();
-        exited.cancel();
-        Self {
-            events: mpsc::unbounded_channel().1,
-            typed: mpsc::channel(1).1,
-            exited,
-            leaving: CancellationToken::new(),
-            limit: CancellationToken::new(),
-            recorded: CancellationToken::new(),
-        }
-    }
-
-    /// The records that no pump has taken yet.
-    pub(crate) fn queued(&mut self) -> Vec<Event> {
-        let events = std::iter::from_fn(|| self.events.try_recv().ok());
-        let typed = std::iter::from_fn(|| self.typed.try_recv().ok());
-        events.chain(typed).collect()
-    }
-}
-
-/// What a reading of the engine's log is good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reading {
-    /// It may end anywhere: what it has is taken, and what it has not says nothing.
-    Preview,
-    /// It is the whole log of a container that has ended.
-    Final {
-        /// Whether the tap came to its end: then it is only possible that something is missing.
-        whole_tap: bool,
-    },
-}
-
-/// How a pump ended.
+/// The end of a pump.
 #[derive(Debug)]
 pub(crate) enum PumpEnd {
-    /// The source came to a clean end.
+    /// The source reached its end.
     Eof,
-    /// The source broke.
+    /// The source failed.
     Broken(RuntimeError),
-    /// After the exit the source neither went on nor ended, for so long.
+    /// The source neither continued nor ended for this long after the exit.
     Silent(Duration),
-    /// It was left, with all written that was queued.
-    Left,
-    /// The sink did not take anything for too long. The log is lost.
+    /// The manager shut down. Everything queued is written.
+    Shutdown,
+    /// The sink took nothing for too long. The log is lost.
     Stalled,
     /// The sink failed. The log is lost.
     Sink(Error),
 }
 
-/// What is captured of a run, and where it goes.
+/// A timer of the pump.
+#[derive(Debug, Clone, Copy)]
+enum Timer {
+    /// The next write is due.
+    Write,
+    /// The sink counts as stalled.
+    Stall,
+    /// The source counts as silent.
+    Silence,
+}
+
+/// The capture of one run: its output so far, and the log that it goes to.
 #[derive(Debug)]
 pub(crate) struct Capture {
     pub(crate) progress: Progress,
     pub(crate) hub: Arc<Hub>,
-    /// How far it has come.
-    pulse: Arc<CaptureStats>,
+    stats: Arc<CaptureStats>,
     /// The log; `None` after a failure, until it is resumed.
     log: Option<Box<dyn RunLog>>,
-    pub(super) lines: Lines,
-    /// The most bytes that are captured.
+    lines: LineAssembler,
+    /// The output limit, in bytes.
     limit: Option<u64>,
-    /// Bytes past the limit.
+    /// The bytes past the limit.
     dropped: PerStream<u64>,
     /// When the last source ended, or was given up.
     source_ended: Option<Instant>,
-    /// Whether the log was lost in between.
+    /// Set once the log was lost and resumed.
     resumed: bool,
-    /// Whether it had less then than was received.
+    /// Set if a resumed log lacked output that had been received.
     lost: bool,
-    /// What was to be recorded of the start and of stops, in a log that was lost or not.
-    said: Vec<Event>,
-    /// What was done in front of the run, and input, that a pump has taken and that is not written
-    /// yet: nobody else has it.
-    taken: VecDeque<Event>,
-    /// How many such records the log had when it was asked last.
-    written: u64,
-    /// How long the engine's log may be silent when it is read to its end. An engine that has much
-    /// to do, or a log that is torn, takes its time; to ask anew makes it begin anew.
-    patience: Duration,
+    /// The start and stop records, written or not: no other source can repeat them.
+    lifecycle: Vec<Event>,
+    /// The received notes and standard input that are not in the log yet.
+    ///
+    /// The capture holds the only copy.
+    in_flight: VecDeque<Event>,
+    /// The number of such records in the log when `in_flight` was last trimmed.
+    acknowledged: u64,
+    /// The silence timeout of a final read of the engine's log.
+    ///
+    /// A busy engine, or one with a torn log, needs time, and each new request makes it start over.
+    log_silence_timeout: Duration,
 }
 
 impl Capture {
-    /// A capture that goes on after `progress`.
+    /// A capture that continues after `progress`.
     pub(crate) fn new(
         progress: Progress,
         hub: Arc<Hub>,
         log: Box<dyn RunLog>,
         limit: Option<u64>,
     ) -> Self {
-        hub.goes_on_after(progress.bytes());
+        hub.start_at(progress.bytes());
         Self {
-            said: progress.said(),
-            taken: VecDeque::new(),
-            written: progress.done,
+            lifecycle: progress.lifecycle(),
+            in_flight: VecDeque::new(),
+            acknowledged: progress.interactions,
             progress,
             hub,
-            pulse: Arc::default(),
+            stats: Arc::default(),
             log: Some(log),
-            lines: Lines::default(),
+            lines: LineAssembler::default(),
             limit,
             dropped: PerStream::default(),
             source_ended: None,
             resumed: false,
             lost: false,
-            patience: MOST_SILENT,
+            log_silence_timeout: SILENCE_TIMEOUT,
         }
     }
 
-    /// How far it has come, for others to look at.
-    pub(crate) fn pulse(&self) -> &Arc<CaptureStats> {
-        &self.pulse
+    /// The statistics that other tasks may read while a pump runs.
+    pub(crate) fn stats(&self) -> &Arc<CaptureStats> {
+        &self.stats
     }
 
     /// When the last source ended, or was given up.
@@ -180,77 +124,79 @@ impl Capture {
         self.source_ended
     }
 
-    /// Takes a log that was resumed after a failure, and what was read back from it.
+    /// Replaces a failed log, and the progress by that of the resumed log.
     pub(crate) fn resume(&mut self, progress: Progress, log: Box<dyn RunLog>) {
         let has_less = |stream| progress.streams[stream].bytes < self.received(stream);
         self.lost |= Stream::ALL.into_iter().any(has_less);
         self.progress = progress;
-        self.forget_written();
-        self.lines = Lines::default();
+        self.trim_in_flight();
+        self.lines = LineAssembler::default();
         self.log = Some(log);
         self.resumed = true;
     }
 
-    /// What was said of the run, and done to it, and the log that was resumed does not say.
+    /// The start, stop, note and input records that a resumed log lacks.
     pub(crate) fn unwritten(&self) -> Vec<Event> {
-        let missing = |event: &&Event| !self.progress.has(event);
-        let said = self.said.iter().filter(missing);
-        said.chain(&self.taken).cloned().collect()
+        let missing = |event: &&Event| !self.progress.contains(event);
+        let lifecycle = self.lifecycle.iter().filter(missing);
+        lifecycle.chain(&self.in_flight).cloned().collect()
     }
 
-    /// Whether a log was lost with output that was received.
+    /// Returns true if a log was lost together with output that had been received.
     pub(crate) fn has_lost(&self) -> bool {
         self.lost
     }
 
-    /// Keeps what only the monitor can say, for a log that is resumed.
-    fn keep(&mut self, event: &Event) {
-        if matches!(event, Event::Started(_) | Event::Stop(_)) && !self.said.contains(event) {
-            self.said.push(event.clone());
+    /// Keeps a start or stop record for a log that is resumed.
+    fn keep_lifecycle(&mut self, event: &Event) {
+        let is_lifecycle = matches!(event, Event::Started(_) | Event::Stop(_));
+        if is_lifecycle && !self.lifecycle.contains(event) {
+            self.lifecycle.push(event.clone());
         }
     }
 
-    /// Keeps what a pump has taken until it is written.
-    fn take(&mut self, event: &Event) {
-        self.keep(event);
+    /// Queues a record, and keeps a copy until it is written.
+    fn enqueue(&mut self, event: Event, writes: &mut WriteScheduler) {
+        self.keep_lifecycle(&event);
         if matches!(event, Event::Note { .. } | Event::Stdin(_)) {
-            self.taken.push_back(event.clone());
+            self.in_flight.push_back(event.clone());
         }
+        writes.push_event(event);
     }
 
-    /// Forgets what was taken and is in the log: it is written in its order.
-    fn forget_written(&mut self) {
-        let more = self.progress.done.saturating_sub(self.written) as usize;
-        self.written = self.progress.done;
-        self.taken.drain(..more.min(self.taken.len()));
+    /// Drops the copies of records that are in the log. They are written in order.
+    fn trim_in_flight(&mut self) {
+        let written = self.progress.interactions.saturating_sub(self.acknowledged) as usize;
+        self.acknowledged = self.progress.interactions;
+        self.in_flight.drain(..written.min(self.in_flight.len()));
     }
 
-    /// Whether the log must be resumed before anything can be written.
+    /// Returns true if the log must be resumed before the next write.
     pub(crate) fn needs_log(&self) -> bool {
         self.log.is_none()
     }
 
-    /// The lines that are open.
-    pub(crate) fn lines(&self) -> &Lines {
+    /// The open lines.
+    pub(crate) fn lines(&self) -> &LineAssembler {
         &self.lines
     }
 
-    /// Bytes of each stream past the output limit.
+    /// The bytes of each stream past the output limit.
     pub(crate) fn dropped(&self) -> PerStream<u64> {
         self.dropped
     }
 
-    /// Whether the log was lost, and what it did not take with it.
+    /// Returns true if the log was lost and resumed.
     pub(crate) fn was_resumed(&self) -> bool {
         self.resumed
     }
 
-    /// Forgets what came past the limit: it comes again.
+    /// Resets the count of bytes past the limit: the next source repeats them.
     pub(crate) fn forget_dropped(&mut self) {
         self.dropped = PerStream::default();
     }
 
-    /// Whether the output limit was reached.
+    /// Returns true if the output limit was reached.
     pub(crate) fn limit_reached(&self) -> bool {
         self.dropped.total() > 0
     }
@@ -259,13 +205,13 @@ impl Capture {
     pub(crate) async fn write(&mut self, events: Vec<Event>) -> Result<(), Error> {
         let mut batch = Batch::new();
         for event in events {
-            self.keep(&event);
+            self.keep_lifecycle(&event);
             batch.push_event(event);
         }
         self.append(batch).await
     }
 
-    /// Ends every stream, and writes what is open. After an error the log is lost.
+    /// Ends every stream, and writes the open lines. After an error the log is lost.
     pub(crate) async fn finish_lines(&mut self) -> Result<(), Error> {
         let mut batch = Batch::new();
         self.lines.finish(Timestamp::now(), &mut batch);
@@ -273,13 +219,10 @@ impl Capture {
     }
 
     /// Writes the seal. After an error the log is lost.
-    pub(crate) async fn seal(
-        &mut self,
-        seal: crate::outcome::Seal,
-    ) -> Result<crate::outcome::Seal, Error> {
+    pub(crate) async fn seal(&mut self, seal: Seal) -> Result<Seal, Error> {
         let mut log = self.take_log()?;
         let seal = log.seal(seal).await?;
-        self.hub.logged(self.progress.bytes());
+        self.hub.mark_logged(self.progress.bytes());
         self.hub.close();
         Ok(seal)
     }
@@ -291,23 +234,28 @@ impl Capture {
         let mut log = self.take_log()?;
         self.observe(&batch);
         log.append(batch).await?;
-        self.log = Some(log);
-        self.forget_written();
-        self.hub.logged(self.progress.bytes());
+        self.acknowledge(log);
         Ok(())
+    }
+
+    /// Takes the log back after a write.
+    fn acknowledge(&mut self, log: Box<dyn RunLog>) {
+        self.log = Some(log);
+        self.trim_in_flight();
+        self.hub.mark_logged(self.progress.bytes());
     }
 
     fn observe(&mut self, batch: &Batch) {
         self.progress.observe_batch(batch);
-        self.pulse.recorded(batch, self.progress.records);
+        self.stats.record_batch(batch, self.progress.records);
     }
 
     fn take_log(&mut self) -> Result<Box<dyn RunLog>, Error> {
-        // A monitor resumes the log before it writes; this is for a mistake in that.
+        // The monitor resumes the log before it writes. This guards against a bug there.
         self.log.take().ok_or(Error::Closed)
     }
 
-    /// How many bytes of a stream were received: in records, or open.
+    /// The number of bytes received of a stream, in records or in its open line.
     fn received(&self, stream: Stream) -> u64 {
         self.progress.streams[stream].bytes + self.lines.open(stream).len() as u64
     }
@@ -318,7 +266,7 @@ impl Capture {
         self.pump(source, None, signals).await
     }
 
-    /// Pumps an engine's log, read from its start, into the log, without what is there already.
+    /// Pumps the engine's log into the log, without the captured output.
     pub(crate) async fn replay(
         &mut self,
         source: OutputStream,
@@ -334,159 +282,178 @@ impl Capture {
 
     async fn pump(
         &mut self,
-        source: OutputStream,
-        mut replay: Option<(Replay, Reading)>,
+        stream: OutputStream,
+        replay: Option<(Replay, Reading)>,
         signals: &mut Signals,
     ) -> PumpEnd {
-        let mut source = source.fuse();
-        self.source_ended = None;
-        let mut received = PerStream::default();
-        for stream in Stream::ALL {
-            received[stream] = self.received(stream);
-        }
-        let mut queue = Queue::default();
-        let mut writing: Option<BoxFuture<'static, Result<Box<dyn RunLog>, Error>>> = None;
-        let mut end = None;
-        let mut last_chunk = Instant::now();
-        let mut silence_counts = signals.exited.is_cancelled();
-        let is_final = matches!(replay, Some((_, Reading::Final { .. })));
-        let most_silent = if is_final { self.patience } else { MOST_SILENT };
-
+        let mut source = self.open_source(stream, replay, signals);
+        let mut writes = WriteScheduler::default();
         loop {
-            let due = queue.due(end.is_some());
-            if writing.is_none() && due.is_some_and(|due| due <= Instant::now()) {
-                let batch = queue.batch(&mut self.lines);
-                self.observe(&batch);
-                if !batch.is_empty() {
-                    let mut log = match self.take_log() {
-                        Ok(log) => log,
-                        Err(error) => return PumpEnd::Sink(error),
-                    };
-                    writing = Some(Box::pin(async move {
-                        log.append(batch).await?;
-                        Ok(log)
-                    }));
-                }
-                continue;
+            if let Err(error) = self.start_write(&mut writes, source.has_ended()) {
+                return PumpEnd::Sink(error);
             }
-            if writing.is_none()
-                && queue.is_empty()
-                && let Some(end) = end.take()
+            if writes.is_idle()
+                && let Some(end) = source.take_end()
             {
-                if let Some((replay, reading)) = replay {
-                    // Only a log that was read to its end can be too short.
-                    let reading = match end {
-                        PumpEnd::Eof => reading,
-                        _ => Reading::Preview,
-                    };
-                    if let Err(error) = self.finish_replay(replay, reading).await {
-                        return PumpEnd::Sink(error);
-                    }
-                }
-                return end;
+                return match self.finish_replay(source.into_replay(&end)).await {
+                    Ok(()) => end,
+                    Err(error) => PumpEnd::Sink(error),
+                };
             }
-            if queue.paused {
-                // What the container prints meanwhile is not heard.
-                self.pulse.mark_activity(Instant::now() + MOST_BLOCKED);
+            if writes.is_paused() {
+                // Output may arrive unread until then, so the run does not count as silent.
+                self.stats.mark_activity(Instant::now() + STALL_TIMEOUT);
             }
-            // Nobody is held up by a log that is read slowly.
-            let blocked = queue
-                .blocked_since
-                .filter(|_| replay.is_none())
-                .map(|since| since + MOST_BLOCKED);
-            let silent = (silence_counts && end.is_none() && !queue.paused)
-                .then(|| last_chunk + most_silent);
+            let is_readable = !source.has_ended() && !writes.is_paused();
+            let interest = Interest {
+                stdin: !source.has_ended() && writes.has_room_for_stdin(),
+                shutdown: !source.has_ended(),
+                exit: source.awaits_exit(),
+            };
+            let timer = next_timer(&source, &writes);
             tokio::select! {
                 biased;
-                result = optional(writing.as_mut()) => {
-                    writing = None;
+                result = writes.finished() => {
                     signals.recorded.cancel();
                     match result {
-                        Ok(log) => self.log = Some(log),
+                        Ok(log) => self.acknowledge(log),
                         Err(error) => return PumpEnd::Sink(error),
                     }
-                    self.forget_written();
-                    // It is slow, and not stalled.
-                    queue.blocked_since = queue.blocked_since.map(|_| Instant::now());
-                    self.hub.logged(self.progress.bytes());
                 }
-                Some(event) = signals.events.recv() => {
-                    self.take(&event);
-                    queue.push_event(event);
+                signal = signals.next(interest) => {
+                    self.on_signal(signal, &mut source, &mut writes, signals);
                 }
-                Some(event) = signals.typed.recv(), if end.is_none() && queue.has_room() => {
-                    self.take(&event);
-                    queue.push_event(event);
+                item = source.next(), if is_readable => {
+                    self.on_item(item, &mut source, &mut writes, signals);
                 }
-                () = signals.leaving.cancelled(), if end.is_none() => {
-                    for event in signals.queued() {
-                        self.take(&event);
-                        queue.push_event(event);
+                () = until(timer.map(|(due, _)| due)) => {
+                    if let Some(end) = self.on_timer(timer.map(|(_, timer)| timer), &mut source) {
+                        return end;
                     }
-                    end = Some(PumpEnd::Left);
-                }
-                () = signals.exited.cancelled(), if !silence_counts => {
-                    silence_counts = true;
-                    last_chunk = Instant::now();
-                }
-                chunk = source.next(), if end.is_none() && !queue.paused => {
-                    last_chunk = Instant::now();
-                    match chunk {
-                        None => {
-                            self.source_ended = Some(last_chunk);
-                            end = Some(PumpEnd::Eof);
-                        }
-                        Some(Err(error)) => {
-                            self.source_ended = Some(last_chunk);
-                            end = Some(PumpEnd::Broken(error));
-                        }
-                        Some(Ok(chunk)) => {
-                            self.pulse.mark_activity(last_chunk);
-                            let bytes = match &mut replay {
-                                None => Ok(chunk.bytes),
-                                Some((replay, _)) => replay.push(&chunk),
-                            };
-                            match bytes {
-                                Ok(bytes) => self.accept(
-                                    Chunk { stream: chunk.stream, bytes },
-                                    &mut received,
-                                    &mut queue,
-                                    signals,
-                                ),
-                                Err(reason) => {
-                                    let reading = replay.as_ref().map(|(_, reading)| *reading);
-                                    if let Some(gap) = self.gap(chunk.stream, reason, reading) {
-                                        queue.push_event(gap);
-                                    }
-                                }
-                            }
-                        }
-                    }
-                }
-                () = until(due), if writing.is_none() => {}
-                () = until(blocked) => {
-                    self.source_ended = Some(Instant::now());
-                    return PumpEnd::Stalled;
-                }
-                () = until(silent) => {
-                    self.source_ended = Some(Instant::now());
-                    if is_final {
-                        self.patience = (self.patience * 2).min(MOST_PATIENCE);
-                    }
-                    end = Some(PumpEnd::Silent(most_silent));
                 }
             }
         }
     }
 
-    /// Shows a chunk to those who look on, and queues it, up to the limit.
+    fn open_source(
+        &mut self,
+        stream: OutputStream,
+        replay: Option<(Replay, Reading)>,
+        signals: &Signals,
+    ) -> Source {
+        self.source_ended = None;
+        let mut received = PerStream::default();
+        for stream in Stream::ALL {
+            received[stream] = self.received(stream);
+        }
+        let silence_timeout = match replay {
+            Some((_, Reading::Final { .. })) => self.log_silence_timeout,
+            _ => SILENCE_TIMEOUT,
+        };
+        let exited = signals.exited.is_cancelled();
+        Source::new(stream, replay, received, exited, silence_timeout)
+    }
+
+    /// Starts the next write if it is due.
+    ///
+    /// Batches without a whole line are not written.
+    fn start_write(
+        &mut self,
+        writes: &mut WriteScheduler,
+        source_ended: bool,
+    ) -> Result<(), Error> {
+        while let Some(due) = writes.due(source_ended)
+            && due <= Instant::now()
+        {
+            let batch = writes.next_batch(&mut self.lines);
+            self.observe(&batch);
+            if !batch.is_empty() {
+                writes.start(self.take_log()?, batch);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_signal(
+        &mut self,
+        signal: Signal,
+        source: &mut Source,
+        writes: &mut WriteScheduler,
+        signals: &mut Signals,
+    ) {
+        match signal {
+            Signal::Record(event) => self.enqueue(event, writes),
+            Signal::Exited => source.mark_exited(),
+            Signal::Shutdown => {
+                for event in signals.drain() {
+                    self.enqueue(event, writes);
+                }
+                source.end(PumpEnd::Shutdown);
+            }
+        }
+    }
+
+    fn on_item(
+        &mut self,
+        item: Option<Result<Chunk, RuntimeError>>,
+        source: &mut Source,
+        writes: &mut WriteScheduler,
+        signals: &Signals,
+    ) {
+        let chunk = match item {
+            Some(Ok(chunk)) => chunk,
+            Some(Err(error)) => {
+                self.source_ended = Some(source.last_read());
+                return source.end(PumpEnd::Broken(error));
+            }
+            None => {
+                self.source_ended = Some(source.last_read());
+                return source.end(PumpEnd::Eof);
+            }
+        };
+        self.stats.mark_activity(source.last_read());
+        match source.unseen(chunk) {
+            Ok(chunk) => self.accept(chunk, source, writes, signals),
+            Err((stream, reason)) => {
+                if let Some(gap) = self.gap(stream, reason, source.reading()) {
+                    writes.push_event(gap);
+                }
+            }
+        }
+    }
+
+    /// Handles an elapsed timer.
+    ///
+    /// Returns the end of a pump that cannot write what is queued.
+    fn on_timer(&mut self, timer: Option<Timer>, source: &mut Source) -> Option<PumpEnd> {
+        match timer {
+            // The next iteration starts the write.
+            Some(Timer::Write) | None => None,
+            Some(Timer::Stall) => {
+                self.source_ended = Some(Instant::now());
+                Some(PumpEnd::Stalled)
+            }
+            Some(Timer::Silence) => {
+                self.source_ended = Some(Instant::now());
+                if let Some(Reading::Final { .. }) = source.reading() {
+                    let doubled = self.log_silence_timeout * 2;
+                    self.log_silence_timeout = doubled.min(MAX_SILENCE_TIMEOUT);
+                }
+                source.end(PumpEnd::Silent(source.silence_timeout()));
+                None
+            }
+        }
+    }
+
+    /// Publishes a chunk to live subscribers and queues it, up to the output limit.
     fn accept(
         &mut self,
         mut chunk: Chunk,
-        received: &mut PerStream<u64>,
-        queue: &mut Queue,
+        source: &mut Source,
+        writes: &mut WriteScheduler,
         signals: &Signals,
     ) {
+        let received = &mut source.received;
         if let Some(limit) = self.limit {
             let room = limit.saturating_sub(received.total());
             if chunk.bytes.len() as u64 > room {
@@ -500,16 +467,19 @@ impl Capture {
         }
         let offset = received[chunk.stream];
         received[chunk.stream] += chunk.bytes.len() as u64;
-        self.pulse.received(*received);
-        self.hub.publish(Piece {
+        self.stats.set_received(*received);
+        self.hub.publish(LiveChunk {
             stream: chunk.stream,
             offset,
             bytes: chunk.bytes.clone(),
         });
-        queue.push_chunk(chunk.stream, chunk.bytes);
+        writes.push_chunk(chunk.stream, chunk.bytes);
     }
 
-    async fn finish_replay(&mut self, replay: Replay, reading: Reading) -> Result<(), Error> {
+    async fn finish_replay(&mut self, replay: Option<(Replay, Reading)>) -> Result<(), Error> {
+        let Some((replay, reading)) = replay else {
+            return Ok(());
+        };
         let mut batch = Batch::new();
         for stream in replay.finish(&mut self.lines, &mut batch) {
             if let Some(gap) = self.gap(stream, GapReason::LogShorter, Some(reading)) {
@@ -519,8 +489,9 @@ impl Capture {
         self.append(batch).await
     }
 
-    /// The log has less than the capture, or other bytes: a gap, if it is the final reading that
-    /// says so, and none such is recorded yet.
+    /// The gap of a log that is shorter than the capture, or differs from it.
+    ///
+    /// Only a final read proves a gap, and each gap is recorded once.
     fn gap(&self, stream: Stream, reason: GapReason, reading: Option<Reading>) -> Option<Event> {
         match reading {
             Some(Reading::Final { whole_tap }) if !self.progress.has_gap(reason, Some(stream)) => {
@@ -535,119 +506,35 @@ impl Capture {
     }
 }
 
-/// What waits for the sink.
-#[derive(Debug, Default)]
-struct Queue {
-    entries: VecDeque<Entry>,
-    bytes: usize,
-    /// Whether the source is not read for now.
-    paused: bool,
-    blocked_since: Option<Instant>,
-    /// How many events there are: they do not wait for more.
-    events: usize,
-    /// When the last write began.
-    written: Option<Instant>,
-}
-
-#[derive(Debug)]
-enum Entry {
-    Chunk(Timestamp, Stream, Bytes),
-    Event(Event),
-}
-
-impl Queue {
-    fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Whether there is room for input, which nobody loses that has to wait.
-    fn has_room(&self) -> bool {
-        self.entries.len() < MOST_TYPED
-    }
-
-    /// When the next batch is to be written; `None`: there is none.
-    fn due(&self, ended: bool) -> Option<Instant> {
-        if self.is_empty() {
-            return None;
-        }
-        let now = Instant::now();
-        let at_once = ended || self.events > 0 || self.bytes >= BATCH;
-        let paced = self.written.map(|written| written + PACE);
-        Some(paced.filter(|_| !at_once).unwrap_or(now))
-    }
-
-    fn push_event(&mut self, event: Event) {
-        self.events += 1;
-        self.entries.push_back(Entry::Event(event));
-    }
-
-    fn push_chunk(&mut self, stream: Stream, bytes: Bytes) {
-        self.bytes += bytes.len() + ENTRY;
-        self.entries
-            .push_back(Entry::Chunk(Timestamp::now(), stream, bytes));
-        if self.bytes >= MOST_QUEUED && !self.paused {
-            self.paused = true;
-            self.blocked_since = Some(Instant::now());
-        }
-    }
-
-    /// The next batch. Chunks that end no line leave it empty.
-    fn batch(&mut self, lines: &mut Lines) -> Batch {
-        let mut batch = Batch::with_room(self.bytes.min(BATCH));
-        let mut taken = 0;
-        while taken < BATCH
-            && let Some(entry) = self.entries.pop_front()
-        {
-            match entry {
-                Entry::Chunk(ts, stream, bytes) => {
-                    taken += bytes.len() + ENTRY;
-                    lines.push(ts, stream, &bytes, &mut batch);
-                }
-                Entry::Event(event) => {
-                    self.events -= 1;
-                    batch.push_event(event);
-                }
-            }
-        }
-        self.written = Some(Instant::now());
-        self.bytes -= taken;
-        if self.bytes < MOST_QUEUED / 2 {
-            self.paused = false;
-            self.blocked_since = None;
-        }
-        batch
-    }
-}
-
-async fn optional<T>(future: Option<&mut BoxFuture<'static, T>>) -> T {
-    match future {
-        Some(future) => future.await,
-        None => pending().await,
-    }
-}
-
-/// Resolves at `deadline`, if there is one. Cancel-safe.
-pub(crate) async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => pending().await,
-    }
+/// The timer that elapses first.
+fn next_timer(source: &Source, writes: &WriteScheduler) -> Option<(Instant, Timer)> {
+    // A slow read of the engine's log blocks no one, so it cannot stall.
+    let stall = writes.stall_deadline().filter(|_| !source.is_replay());
+    let silence = source.silence_deadline().filter(|_| !writes.is_paused());
+    [
+        (writes.due(source.has_ended()), Timer::Write),
+        (stall, Timer::Stall),
+        (silence, Timer::Silence),
+    ]
+    .into_iter()
+    .filter_map(|(due, timer)| Some((due?, timer)))
+    .min_by_key(|(due, _)| *due)
 }
 
 #[cfg(test)]
 mod tests {
     use async_trait::async_trait;
+    use bytes::Bytes;
     use futures::stream;
     use tokio::time::sleep;
 
     use super::*;
-    use crate::outcome::Seal;
 
     #[derive(Debug)]
-    struct Nowhere;
+    struct Discard;
 
     #[async_trait]
-    impl RunLog for Nowhere {
+    impl RunLog for Discard {
         async fn append(&mut self, _: Batch) -> Result<(), Error> {
             Ok(())
         }
@@ -661,12 +548,12 @@ mod tests {
         }
     }
 
-    /// An engine that retries a torn record 20,000 times begins anew with each request.
+    /// An engine that retries a torn record 20,000 times starts over with each request.
     #[tokio::test(start_paused = true)]
-    async fn a_log_that_was_silent_for_too_long_is_given_longer() {
-        let log = Box::new(Nowhere);
+    async fn each_silent_read_of_the_log_doubles_the_timeout() {
+        let log = Box::new(Discard);
         let mut capture = Capture::new(Progress::default(), Arc::default(), log, None);
-        let mut signals = Signals::after_the_end();
+        let mut signals = Signals::after_exit();
         let mut silences = Vec::new();
         let reading = Reading::Final { whole_tap: false };
         loop {

@@ -1,20 +1,20 @@
-//! Reading an engine's log from its start, and skipping what is captured already.
+//! The replay of an engine's log, without the captured output.
 
 use bytes::Bytes;
 use memchr::memchr_iter;
 
 use super::Progress;
-use super::lines::Lines;
+use super::lines::LineAssembler;
 use crate::audit::{Batch, GapReason};
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, LogFidelity};
 use crate::timestamp::Timestamp;
 
-/// Takes the log of a container from its start, and gives what comes after the position of what is
-/// captured.
+/// A read of the engine's log that skips the captured output.
 ///
-/// It skips by counting newlines, since a line may come back with other bytes than it went in
-/// with; and compares the last bytes before the position, through what the log does to them.
+/// The replay skips captured lines by counting newlines, because a line may come back with other
+/// bytes than were printed. Then it compares the last bytes before the position in their logged
+/// form.
 #[derive(Debug)]
 pub(super) struct Replay {
     streams: PerStream<Skip>,
@@ -22,15 +22,15 @@ pub(super) struct Replay {
 
 #[derive(Debug, Default)]
 struct Skip {
-    /// Complete lines still to skip.
+    /// The number of complete lines left to skip.
     lines: u64,
-    /// Bytes of the log still to skip after those.
+    /// The number of bytes of the log left to skip after these lines.
     open: u64,
-    /// What the log should have had last at the position.
+    /// The bytes that the log should have before the position.
     expected: Vec<u8>,
-    /// What it had, as far as it is needed.
+    /// The bytes that the log has before the position.
     seen: Vec<u8>,
-    /// The first part of a character that was taken off the open line: it comes again.
+    /// The incomplete character removed from the open line: the log repeats it.
     held: Vec<u8>,
     state: SkipState,
 }
@@ -39,19 +39,22 @@ struct Skip {
 enum SkipState {
     #[default]
     Skipping,
-    /// At or past the position: what comes is new.
+    /// At or past the position: all further bytes are new.
     Passed,
-    /// The log differs: nothing of it is taken.
+    /// The log differs from the capture: none of its bytes are used.
     Differs,
 }
 
 impl Replay {
-    /// A replay that goes on after what `progress` and the open lines of `lines` have.
-    pub(super) fn new(progress: &Progress, lines: &mut Lines, fidelity: LogFidelity) -> Self {
+    /// A replay that continues after `progress` and the open lines of `lines`.
+    pub(super) fn new(
+        progress: &Progress,
+        lines: &mut LineAssembler,
+        fidelity: LogFidelity,
+    ) -> Self {
         let mut streams = PerStream::<Skip>::default();
         for stream in Stream::ALL {
-            // The first part of a character is taken off: the log shows the whole one, or
-            // something else.
+            // The log has the whole character, or a replacement.
             let held = match fidelity {
                 LogFidelity::Utf8Lossy => lines.take_incomplete(stream),
                 LogFidelity::Lossless => Vec::new(),
@@ -70,7 +73,9 @@ impl Replay {
         Self { streams }
     }
 
-    /// The part of `chunk` that is new. `Err`: the log differs from what is captured, said once.
+    /// The new part of `chunk`.
+    ///
+    /// A log that differs from the capture is an error, returned once per stream.
     pub(super) fn push(&mut self, chunk: &Chunk) -> Result<Bytes, GapReason> {
         let skip = &mut self.streams[chunk.stream];
         match skip.state {
@@ -97,11 +102,12 @@ impl Replay {
         }
     }
 
-    /// Ends the replay: the streams whose position the log did not reach. What was held back of
-    /// a stream that the log did not go on with is given back to `lines`.
-    pub(super) fn finish(self, lines: &mut Lines, batch: &mut Batch) -> Vec<Stream> {
+    /// Ends the replay, and returns the streams whose position the log did not reach.
+    ///
+    /// The held incomplete characters of streams that the log did not continue go back to `lines`.
+    pub(super) fn finish(self, lines: &mut LineAssembler, batch: &mut Batch) -> Vec<Stream> {
         let mut shorter = Vec::new();
-        // It was printed like this.
+        // The held bytes are as printed.
         lines.set_replacing_log(false);
         for stream in Stream::ALL {
             let skip = &self.streams[stream];
@@ -117,7 +123,7 @@ impl Replay {
 }
 
 impl Skip {
-    /// Takes bytes up to the position, and says how many those are.
+    /// Skips bytes up to the position, and returns their number.
     fn pass(&mut self, bytes: &[u8]) -> usize {
         let mut passed = 0;
         if self.lines > 0 {
@@ -137,11 +143,12 @@ impl Skip {
             self.open -= open as u64;
             passed += open;
         }
-        self.see(&bytes[..passed]);
+        self.remember(&bytes[..passed]);
         passed
     }
 
-    fn see(&mut self, bytes: &[u8]) {
+    /// Keeps the last bytes before the position.
+    fn remember(&mut self, bytes: &[u8]) {
         let keep = self.expected.len();
         let bytes = &bytes[bytes.len().saturating_sub(keep)..];
         if self.seen.len() + bytes.len() > 2 * keep {
@@ -177,8 +184,10 @@ mod tests {
         bytes
     }
 
-    /// Captures `first` bytes of `output` by a tap, then, in turn, so many bytes of the log as
-    /// `parts` says, and at last all of it. With `crash`, what is in no record is lost in between.
+    /// Captures `first` bytes of `output` by a tap, and the rest by replays.
+    ///
+    /// The replays read the given lengths of the log in turn, then the whole log. With `crash`,
+    /// bytes without a record are lost before each replay.
     fn resume(
         output: &[u8],
         first: usize,
@@ -188,7 +197,7 @@ mod tests {
         parts: &[usize],
     ) -> (Vec<u8>, bool) {
         let now = Timestamp::now();
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         let mut progress = Progress::default();
         progress.started = Some(Started {
             ts: now,
@@ -213,7 +222,7 @@ mod tests {
         let mut wrong = false;
         for (n, part) in parts.iter().chain([&usize::MAX]).enumerate() {
             if crash {
-                lines = Lines::default();
+                lines = LineAssembler::default();
             }
             let log = &log[..log.len().min(*part)];
             let mut replay = Replay::new(&progress, &mut lines, fidelity);
@@ -255,9 +264,9 @@ mod tests {
     }
 
     proptest! {
-        /// Invariant 4: replays after any byte, in the same process or after its death.
+        /// A replay may start after any byte, in the same process or in another one.
         #[test]
-        fn a_replay_goes_on_exactly_where_the_capture_ended(
+        fn a_replay_continues_where_the_capture_ended(
             output in text(),
             first in any::<usize>(),
             crash in any::<bool>(),
@@ -269,7 +278,7 @@ mod tests {
             prop_assert!(!wrong);
             prop_assert!(bytes == output);
 
-            // Through a log that replaces, as many lines, and equal where nothing was replaced.
+            // A replacing log keeps the number of lines. Without replacements it keeps all bytes.
             let (bytes, wrong) = resume(&output, first, crash, LogFidelity::Utf8Lossy, chunk, &parts);
             prop_assert!(!wrong);
             let lines = |bytes: &[u8]| memchr_iter(b'\n', bytes).count();
@@ -297,8 +306,8 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_shorter_or_differs_is_found() {
-        let mut lines = Lines::default();
+    fn a_shorter_or_different_log_is_detected() {
+        let mut lines = LineAssembler::default();
         let mut progress = Progress::default();
         let mut batch = Batch::new();
         lines.push(Timestamp::now(), Stream::Stdout, b"a\nb\nc\n", &mut batch);

@@ -1,4 +1,4 @@
-//! An open file that moat writes.
+//! A file open for writing.
 
 use std::fs;
 use std::io::{self, Write};
@@ -7,29 +7,31 @@ use std::path::Path;
 #[cfg(test)]
 use super::journal;
 #[cfg(test)]
-use super::journal::{Change, Entry};
+use super::journal::{Change, FileJournal};
 
-/// An open file that moat writes: what changes it passes here, so that tests can take it down.
+/// A file open for writing.
+///
+/// All changes pass through this type, so that tests can record them.
 #[derive(Debug)]
 pub(crate) struct File {
     inner: fs::File,
     #[cfg(test)]
-    entry: Option<Entry>,
+    journal: Option<FileJournal>,
 }
 
 impl File {
-    /// The file at `path`, which is open for writing.
+    /// Wraps the open file at `path`.
     pub(super) fn opened(inner: fs::File, path: &Path, created: bool) -> Self {
         #[cfg(not(test))]
         let _ = (path, created);
         Self {
             #[cfg(test)]
-            entry: journal::enter(&inner, path, created),
+            journal: journal::enter(&inner, path, created),
             inner,
         }
     }
 
-    /// For all that changes nothing: reading, seeking, locking.
+    /// The file, for operations that do not change it: reads, seeks, locks.
     pub(crate) fn as_std(&self) -> &fs::File {
         &self.inner
     }
@@ -61,8 +63,8 @@ impl File {
 
     #[cfg(test)]
     fn note(&self, change: impl FnOnce() -> Change) {
-        if let Some(entry) = &self.entry {
-            entry.note(change());
+        if let Some(journal) = &self.journal {
+            journal.note(change());
         }
     }
 }
@@ -86,6 +88,9 @@ impl Write for &File {
 #[cfg(test)]
 impl From<fs::File> for File {
     fn from(inner: fs::File) -> Self {
-        Self { inner, entry: None }
+        Self {
+            inner,
+            journal: None,
+        }
     }
 }

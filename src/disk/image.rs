@@ -1,9 +1,9 @@
-//! What a crash may leave of a folder: a model of the medium, stricter than any real one.
+//! A model of what a crash may leave of a directory, stricter than any real medium.
 //!
-//! The assumptions are those of `docs/design.md`: what was synced is there. Of all else, each part
-//! is there or not, on its own: each change of a name until its folder is synced, each sector of a
-//! file, each length that the file had or a sector gave it. A sector that is not there below the
-//! length is zeros.
+//! The assumptions are those of the design docs: synced data survives. Everything else survives or
+//! not, each part independently: each change of a name until its directory is synced, each sector
+//! of a file, each length that the file had or that a sector gave it. A lost sector below the
+//! length reads as zeros.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use super::journal::{Change, Op};
 
-/// All that is in a folder, by its path: `None` is a folder, all else the bytes of a file.
+/// The contents of a directory tree: file bytes, or `None` for a directory.
 pub(crate) type Image = BTreeMap<PathBuf, Option<Arc<[u8]>>>;
 
-/// A folder for images, in memory where there is such a file system.
+/// A temporary directory, in memory where such a file system exists.
 pub(crate) fn scratch() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() {
@@ -26,7 +26,7 @@ pub(crate) fn scratch() -> tempfile::TempDir {
     }
 }
 
-/// Puts an image into an empty folder.
+/// Writes an image into an empty directory.
 pub(crate) fn put(image: &Image, dir: &Path) {
     for (path, content) in image {
         let path = dir.join(path);
@@ -37,7 +37,7 @@ pub(crate) fn put(image: &Image, dir: &Path) {
     }
 }
 
-/// The image of what is in a folder.
+/// Reads the image of a directory.
 pub(crate) fn take(dir: &Path) -> Image {
     fn add(dir: &Path, below: &Path, image: &mut Image) {
         for entry in fs::read_dir(dir.join(below)).unwrap() {
@@ -57,11 +57,11 @@ pub(crate) fn take(dir: &Path) -> Image {
     image
 }
 
-/// A medium with a folder on it: what the system shows of it, and what is safe.
+/// A medium: its visible state, and the state that survives a power loss.
 #[derive(Debug, Clone)]
 pub(crate) struct Medium {
     sector: usize,
-    /// The first is the folder itself.
+    /// The first node is the directory itself.
     nodes: Vec<Node>,
     files: HashMap<u64, usize>,
 }
@@ -70,32 +70,34 @@ type Names = BTreeMap<OsString, usize>;
 
 #[derive(Debug, Clone)]
 enum Node {
-    Folder {
+    Dir {
         live: Names,
         synced: Names,
-        pending: Vec<Naming>,
+        pending: Vec<NameChange>,
     },
     File {
         live: Vec<u8>,
         synced: Vec<u8>,
-        pending: Vec<Content>,
+        pending: Vec<ContentChange>,
     },
 }
 
+/// A change of a name in a directory.
 #[derive(Debug, Clone)]
-enum Naming {
+enum NameChange {
     Set(OsString, usize),
     Unset(OsString),
     Move(OsString, OsString, usize),
 }
 
+/// A change of a file's content.
 #[derive(Debug, Clone)]
-enum Content {
+enum ContentChange {
     Write { at: usize, bytes: Vec<u8> },
     Cut(usize),
 }
 
-impl Naming {
+impl NameChange {
     fn apply(&self, names: &mut Names) {
         match self {
             Self::Set(name, node) => {
@@ -112,7 +114,7 @@ impl Naming {
     }
 }
 
-impl Content {
+impl ContentChange {
     fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Write { at, bytes: new } => {
@@ -125,7 +127,7 @@ impl Content {
 }
 
 impl Medium {
-    /// A medium on which all of `image` is safe, and whose sectors have so many bytes.
+    /// A medium with sectors of `sector` bytes, on which all of `image` is synced.
     pub(crate) fn of(image: &Image, sector: usize) -> Self {
         let mut medium = Self {
             sector,
@@ -143,7 +145,7 @@ impl Medium {
             };
             let added = medium.add(node);
             let (dir, name) = medium.place(path);
-            let Node::Folder { live, synced, .. } = &mut medium.nodes[dir] else {
+            let Node::Dir { live, synced, .. } = &mut medium.nodes[dir] else {
                 panic!("{path:?}");
             };
             live.insert(name.clone(), added);
@@ -160,19 +162,19 @@ impl Medium {
     fn find(&self, path: &Path) -> usize {
         path.components()
             .fold(0, |node, component| match (&self.nodes[node], component) {
-                (Node::Folder { live, .. }, Component::Normal(name)) => live[name],
+                (Node::Dir { live, .. }, Component::Normal(name)) => live[name],
                 _ => panic!("{path:?}"),
             })
     }
 
-    /// The folder that a path is in, and its name there.
+    /// The directory that contains a path, and the path's name in it.
     fn place(&self, path: &Path) -> (usize, OsString) {
         let dir = self.find(path.parent().unwrap());
         (dir, path.file_name().unwrap().to_owned())
     }
 
-    fn rename(&mut self, dir: usize, naming: Naming) {
-        let Node::Folder { live, pending, .. } = &mut self.nodes[dir] else {
+    fn rename(&mut self, dir: usize, naming: NameChange) {
+        let Node::Dir { live, pending, .. } = &mut self.nodes[dir] else {
             panic!("{naming:?}");
         };
         naming.apply(live);
@@ -181,19 +183,19 @@ impl Medium {
 
     fn set(&mut self, path: &Path, node: usize) {
         let (dir, name) = self.place(path);
-        self.rename(dir, Naming::Set(name, node));
+        self.rename(dir, NameChange::Set(name, node));
     }
 
-    /// Does what was done.
+    /// Applies an operation.
     pub(crate) fn apply(&mut self, op: &Op) {
         match op {
-            Op::CreateFolder(path) => {
+            Op::CreateDir(path) => {
                 let node = self.add(Node::dir());
                 self.set(path, node);
             }
-            Op::SyncFolder(path) => {
+            Op::SyncDir(path) => {
                 let node = self.find(path);
-                if let Node::Folder {
+                if let Node::Dir {
                     live,
                     synced,
                     pending,
@@ -220,13 +222,13 @@ impl Medium {
             Op::Rename { from, to } => {
                 let (dir, name) = self.place(from);
                 assert_eq!(from.parent(), to.parent());
-                let naming = Naming::Move(name, self.place(to).1, self.find(from));
+                let naming = NameChange::Move(name, self.place(to).1, self.find(from));
                 self.rename(dir, naming);
             }
             Op::Link { from, to } => self.set(to, self.find(from)),
-            Op::Remove(path) | Op::RemoveFolder(path) => {
+            Op::Remove(path) | Op::RemoveDir(path) => {
                 let (dir, name) = self.place(path);
-                self.rename(dir, Naming::Unset(name));
+                self.rename(dir, NameChange::Unset(name));
             }
         }
     }
@@ -243,26 +245,28 @@ impl Medium {
         match change {
             Change::Write { until, bytes } => {
                 assert!(
-                    !matches!(pending.last(), Some(Content::Cut(_))),
-                    "what a write behind an unsynced cut leaves is not in the model"
+                    !matches!(pending.last(), Some(ContentChange::Cut(_))),
+                    "the model has no write after an unsynced cut"
                 );
                 let at = usize::try_from(*until).unwrap() - bytes.len();
                 let bytes = bytes.clone();
-                let content = Content::Write { at, bytes };
+                let content = ContentChange::Write { at, bytes };
                 content.apply(live);
                 pending.push(content);
             }
             Change::SetLen(length) => {
                 let length = usize::try_from(*length).unwrap();
                 assert!(length <= live.len());
-                let content = Content::Cut(length);
+                let content = ContentChange::Cut(length);
                 content.apply(live);
                 pending.push(content);
             }
             Change::Sync { all } => {
                 assert!(
-                    *all || !pending.iter().any(|one| matches!(one, Content::Cut(_))),
-                    "whether a sync of the data alone makes a cut safe is not in the model"
+                    *all || !pending
+                        .iter()
+                        .any(|one| matches!(one, ContentChange::Cut(_))),
+                    "the model has no data-only sync after a cut"
                 );
                 synced.clone_from(live);
                 pending.clear();
@@ -270,14 +274,14 @@ impl Medium {
         }
     }
 
-    /// What is there now, for all but the medium.
+    /// The visible state.
     pub(crate) fn live(&self) -> Image {
         fn add(nodes: &[Node], node: usize, path: &Path, image: &mut Image) {
             match &nodes[node] {
                 Node::File { live, .. } => {
                     image.insert(path.to_owned(), Some(live.as_slice().into()));
                 }
-                Node::Folder { live, .. } => {
+                Node::Dir { live, .. } => {
                     if node > 0 {
                         image.insert(path.to_owned(), None);
                     }
@@ -292,8 +296,10 @@ impl Medium {
         image
     }
 
-    /// What a process that is killed in the course of `op` leaves: all that was done before, and of
-    /// a write any beginning. As media, for the power may fail later.
+    /// The possible states after a process is killed during `op`.
+    ///
+    /// These are the earlier operations, and any prefix of a write. The results are media, because
+    /// a power loss may follow.
     pub(crate) fn killed(&self, op: Option<&Op>) -> Vec<Medium> {
         let mut left = vec![self.clone()];
         if let Some(Op::Change {
@@ -314,13 +320,13 @@ impl Medium {
         left
     }
 
-    /// All that may be there if the power fails now.
+    /// The possible states after a power loss.
     pub(crate) fn failed(&self) -> BTreeSet<Image> {
         let contents: Vec<_> = self
             .nodes
             .iter()
             .map(|node| match node {
-                Node::Folder { .. } => Vec::new(),
+                Node::Dir { .. } => Vec::new(),
                 Node::File {
                     synced, pending, ..
                 } => contents(synced, pending, self.sector)
@@ -332,8 +338,9 @@ impl Medium {
         self.dir(0, Path::new(""), &contents)
     }
 
+    /// The possible states of the directory `node`, given those of each file.
     fn dir(&self, node: usize, path: &Path, contents: &[Vec<Arc<[u8]>>]) -> BTreeSet<Image> {
-        let Node::Folder {
+        let Node::Dir {
             synced, pending, ..
         } = &self.nodes[node]
         else {
@@ -351,43 +358,48 @@ impl Medium {
             if !seen.insert(names.clone()) {
                 continue;
             }
-            let mut all = vec![Image::new()];
-            for (name, child) in names {
-                let path = path.join(name);
-                let variants: Vec<Image> = match &self.nodes[child] {
-                    Node::File { .. } => contents[child]
-                        .iter()
-                        .map(|bytes| Image::from([(path.clone(), Some(bytes.clone()))]))
-                        .collect(),
-                    Node::Folder { .. } => self
-                        .dir(child, &path, contents)
-                        .into_iter()
-                        .map(|mut image| {
-                            image.insert(path.clone(), None);
-                            image
-                        })
-                        .collect(),
-                };
-                all = all
-                    .iter()
-                    .flat_map(|image| {
-                        variants.iter().map(|variant| {
-                            let mut image = image.clone();
-                            image.extend(variant.clone());
-                            image
-                        })
-                    })
-                    .collect();
-            }
-            images.extend(all);
+            images.extend(self.combinations(&names, path, contents));
         }
         images
+    }
+
+    /// Every combination of the possible states of the entries `names`.
+    fn combinations(&self, names: &Names, path: &Path, contents: &[Vec<Arc<[u8]>>]) -> Vec<Image> {
+        let mut all = vec![Image::new()];
+        for (name, child) in names {
+            let path = path.join(name);
+            let variants: Vec<Image> = match &self.nodes[*child] {
+                Node::File { .. } => contents[*child]
+                    .iter()
+                    .map(|bytes| Image::from([(path.clone(), Some(bytes.clone()))]))
+                    .collect(),
+                Node::Dir { .. } => self
+                    .dir(*child, &path, contents)
+                    .into_iter()
+                    .map(|mut image| {
+                        image.insert(path.clone(), None);
+                        image
+                    })
+                    .collect(),
+            };
+            all = all
+                .iter()
+                .flat_map(|image| {
+                    variants.iter().map(|variant| {
+                        let mut image = image.clone();
+                        image.extend(variant.clone());
+                        image
+                    })
+                })
+                .collect();
+        }
+        all
     }
 }
 
 impl Node {
     fn dir() -> Self {
-        Self::Folder {
+        Self::Dir {
             live: Names::new(),
             synced: Names::new(),
             pending: Vec::new(),
@@ -395,12 +407,12 @@ impl Node {
     }
 }
 
-/// All that may be in a file of which `synced` is safe, and `pending` was done since.
-fn contents(synced: &[u8], pending: &[Content], sector: usize) -> BTreeSet<Vec<u8>> {
+/// The possible contents of a synced file with `pending` changes.
+fn contents(synced: &[u8], pending: &[ContentChange], sector: usize) -> BTreeSet<Vec<u8>> {
     let mut all = BTreeSet::from([synced.to_vec()]);
     let mut rest = pending;
     while let Some(first) = rest.first() {
-        if let Content::Cut(length) = first {
+        if let ContentChange::Cut(length) = first {
             let cut: Vec<_> = all
                 .iter()
                 .map(|bytes| bytes[..bytes.len().min(*length)].to_vec())
@@ -411,7 +423,7 @@ fn contents(synced: &[u8], pending: &[Content], sector: usize) -> BTreeSet<Vec<u
         }
         let count = rest
             .iter()
-            .take_while(|content| matches!(content, Content::Write { .. }))
+            .take_while(|content| matches!(content, ContentChange::Write { .. }))
             .count();
         all = all
             .iter()
@@ -422,10 +434,10 @@ fn contents(synced: &[u8], pending: &[Content], sector: usize) -> BTreeSet<Vec<u
     all
 }
 
-/// All that may be in a file that had `base`, after these writes.
-fn written(base: &[u8], writes: &[Content], sector: usize) -> BTreeSet<Vec<u8>> {
+/// The possible contents of a file that had `base`, after unsynced writes.
+fn written(base: &[u8], writes: &[ContentChange], sector: usize) -> BTreeSet<Vec<u8>> {
     let mut lengths = BTreeSet::from([base.len()]);
-    // What the file is after each write: a sector has one of these, each its own.
+    // The file after each write. Each sector independently has one of these versions.
     let mut versions = vec![base.to_vec()];
     for write in writes {
         let mut next = versions.last().unwrap().clone();
@@ -470,7 +482,9 @@ mod tests {
     use crate::disk::{create_dir, open_new, open_to_write, remove_file, rename, sync_dir};
     use std::io::Write;
 
-    /// What may be left of one file, where `.` is a zero, at each op; `-` is no file.
+    /// The possible contents of a file after each operation.
+    ///
+    /// `.` is a zero, `-` is no file.
     fn left(sector: usize, act: impl FnOnce(&Path)) -> Vec<String> {
         let dir = scratch();
         let journal = Journal::of(dir.path());
@@ -494,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn each_sector_and_each_length_is_there_or_not_until_a_sync() {
+    fn sectors_and_lengths_survive_independently() {
         let all = left(2, |path| {
             let file = open_new(path).unwrap();
             sync_dir(path.parent().unwrap()).unwrap();
@@ -518,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn each_change_of_a_name_is_there_or_not_until_its_folder_is_synced() {
+    fn name_changes_survive_independently_until_synced() {
         let all = left(8, |path| {
             let other = path.with_file_name("other");
             open_new(&other).unwrap().sync_all().unwrap();
@@ -530,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_is_there_or_not_until_all_is_synced() {
+    fn a_truncation_may_be_lost_until_a_full_sync() {
         let all = left(8, |path| {
             let file = open_new(path).unwrap();
             (&file).write_all(b"ab").unwrap();
@@ -544,9 +558,9 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_lost_with_all_that_is_synced_in_it() {
+    fn a_lost_directory_takes_synced_files_with_it() {
         let all = left(8, |path| {
-            let dir = path.with_file_name("folder");
+            let dir = path.with_file_name("dir");
             create_dir(&dir).unwrap();
             open_new(&dir.join("file")).unwrap();
             sync_dir(&dir).unwrap();
@@ -557,8 +571,8 @@ mod tests {
         put(&image, dir.path());
         assert_eq!(take(dir.path()), image);
         let mut medium = Medium::of(&image, 8);
-        medium.apply(&Op::CreateFolder("a/c".into()));
-        medium.apply(&Op::SyncFolder("a/c".into()));
+        medium.apply(&Op::CreateDir("a/c".into()));
+        medium.apply(&Op::SyncDir("a/c".into()));
         assert_eq!(medium.failed().len(), 2);
         assert_eq!(medium.failed().first(), Some(&image));
     }

@@ -1,16 +1,18 @@
-//! What was done to the files in a folder, in order, for tests of what a crash leaves.
+//! A journal of the file operations below a directory, for crash tests.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// One thing that was done. Paths are below the journal's folder; a file is its inode.
+/// One operation.
+///
+/// Paths are relative to the journal's directory, and a file is its inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
-    CreateFolder(PathBuf),
-    SyncFolder(PathBuf),
-    RemoveFolder(PathBuf),
+    CreateDir(PathBuf),
+    SyncDir(PathBuf),
+    RemoveDir(PathBuf),
     Create { path: PathBuf, file: u64 },
     Open { path: PathBuf, file: u64 },
     Change { file: u64, change: Change },
@@ -19,12 +21,18 @@ pub(crate) enum Op {
     Remove(PathBuf),
 }
 
-/// What was done to an open file.
+/// A change of an open file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    Write { until: u64, bytes: Vec<u8> },
+    /// A write of `bytes` that ends at the offset `until`.
+    Write {
+        until: u64,
+        bytes: Vec<u8>,
+    },
     SetLen(u64),
-    Sync { all: bool },
+    Sync {
+        all: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -39,7 +47,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes down what is done below a folder, by any thread, until it is dropped.
+/// Records the operations below a directory, by any thread, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Journal(Arc<Inner>);
 
@@ -53,7 +61,7 @@ impl Journal {
         Self(inner)
     }
 
-    /// What was done so far.
+    /// The operations so far.
     pub(crate) fn ops(&self) -> Vec<Op> {
         lock(&self.0.ops).clone()
     }
@@ -69,14 +77,14 @@ impl Drop for Journal {
     }
 }
 
-/// A file that a journal knows.
+/// An open file below a journal's directory.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct FileJournal {
     journal: Arc<Inner>,
     file: u64,
 }
 
-impl Entry {
+impl FileJournal {
     pub(super) fn note(&self, change: Change) {
         lock(&self.journal.ops).push(Op::Change {
             file: self.file,
@@ -92,7 +100,7 @@ fn journal_of(path: &Path) -> Option<(Arc<Inner>, PathBuf)> {
     Some((Arc::clone(found), below))
 }
 
-pub(super) fn enter(file: &fs::File, path: &Path, created: bool) -> Option<Entry> {
+pub(super) fn enter(file: &fs::File, path: &Path, created: bool) -> Option<FileJournal> {
     let (journal, path) = journal_of(path)?;
     let file = file.metadata().unwrap().ino();
     lock(&journal.ops).push(if created {
@@ -100,7 +108,7 @@ pub(super) fn enter(file: &fs::File, path: &Path, created: bool) -> Option<Entry
     } else {
         Op::Open { path, file }
     });
-    Some(Entry { journal, file })
+    Some(FileJournal { journal, file })
 }
 
 pub(super) fn note(path: &Path, op: impl FnOnce(PathBuf) -> Op) {
@@ -109,7 +117,7 @@ pub(super) fn note(path: &Path, op: impl FnOnce(PathBuf) -> Op) {
     }
 }
 
-/// Notes what was done with two names, `to` in the same folder as `from`.
+/// Records an operation on two names, `to` in the same directory as `from`.
 pub(super) fn note_two(from: &Path, to: &Path, op: impl FnOnce(PathBuf, PathBuf) -> Op) {
     if let Some((journal, from)) = journal_of(from) {
         let to = to.strip_prefix(&journal.dir).unwrap().to_owned();

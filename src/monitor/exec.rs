@@ -190,7 +190,7 @@ impl Monitor {
             .watch_with(machine, &mut target, exit, tap.as_mut())
             .await;
         drop(tap);
-        let mut unwritten = signals.queued();
+        let mut unwritten = signals.drain();
         match watched {
             Watched::Done { exit, .. } => {
                 unwritten.extend(iter::from_fn(|| self.notes.try_recv().ok()));
@@ -284,7 +284,7 @@ fn broken_exec(end: PumpEnd, secrets: &Secrets) -> Option<ExecOutcome> {
             let error = error.map_reason(|reason| secrets.redact(reason));
             format!("the connection was lost: {error}")
         }
-        PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Left => {
+        PumpEnd::Stalled | PumpEnd::Silent(_) | PumpEnd::Shutdown => {
             "the sink of its log stalled".into()
         }
         PumpEnd::Sink(error) => format!("its log failed: {}", error.chain()),

@@ -90,7 +90,7 @@ impl Monitor {
                 Ok(seal) => break seal,
                 Err(error) => {
                     self.report_blocked(&error);
-                    self.emit_gaps(capture.pulse());
+                    self.emit_gaps(capture.stats());
                     persist_ending(&self.context, &mut file, &watched.ended.ending).await;
                     let closing = &self.context.closing;
                     closing.run_until_cancelled(backoff.pause()).await?;
@@ -98,7 +98,7 @@ impl Monitor {
             }
         };
         file.seal = Some(seal);
-        self.emit_gaps(capture.pulse());
+        self.emit_gaps(capture.stats());
         self.close(&file, capture.progress.last_lines()).await;
         Some(file)
     }
@@ -190,7 +190,7 @@ impl Monitor {
         let requests = self.foreign_records().await?;
         pending.extend(requests.iter().map(|(_, record)| record.clone()));
         // An earlier attempt may have written some of the records.
-        pending.retain(|record| !capture.progress.has(record));
+        pending.retain(|record| !capture.progress.contains(record));
         capture.write(pending).await?;
         watched.left.clear();
         let recorded = requests.into_iter().map(|(path, _)| path).collect();
@@ -392,7 +392,7 @@ impl Monitor {
         fidelity: LogFidelity,
         whole_tap: bool,
     ) -> Result<()> {
-        let mut signals = Signals::after_the_end();
+        let mut signals = Signals::after_exit();
         let request = LogsRequest::all(log.tty);
         let stream = self.context.runtime.logs(log.container, request).await?;
         let end = capture
@@ -408,7 +408,7 @@ impl Monitor {
             .into()),
             PumpEnd::Stalled => Err(Error::Stalled),
             PumpEnd::Sink(error) => Err(error),
-            PumpEnd::Left => Err(Error::Closed),
+            PumpEnd::Shutdown => Err(Error::Closed),
         }
     }
 

@@ -117,9 +117,9 @@ impl<'a> Target<'a> {
         let stop_signal = stop_signal.or(monitor.image_signal.take());
         let signals = Signals {
             events: received,
-            typed: monitor.typed.take().unwrap_or_else(|| mpsc::channel(1).1),
+            stdin_records: monitor.typed.take().unwrap_or_else(|| mpsc::channel(1).1),
             exited: CancellationToken::new(),
-            leaving: monitor.context.closing.clone(),
+            shutdown: monitor.context.closing.clone(),
             limit: CancellationToken::new(),
             recorded: CancellationToken::new(),
         };
@@ -132,7 +132,7 @@ impl<'a> Target<'a> {
             exited: signals.exited.clone(),
             recorded: signals.recorded.clone(),
             output_limit: signals.limit.clone(),
-            stats: Arc::clone(capture.pulse()),
+            stats: Arc::clone(capture.stats()),
             published_counts: Counts::default(),
             start: None,
         };
@@ -162,7 +162,7 @@ impl<'a> Target<'a> {
             Timer::Acknowledge => Input::AcknowledgeDue,
             Timer::TimeLimit => Input::TimeLimit,
             Timer::Silence => Input::Silent {
-                last_output: self.stats.heard(),
+                last_output: self.stats.last_activity(),
             },
             Timer::SealOverdue => Input::SealOverdue,
             Timer::Counts => Input::CountsDue,
@@ -225,10 +225,10 @@ impl Monitor {
                 at,
                 tap_ended: output.tap_ended,
                 eof: output.eof,
-                left: signals.queued(),
+                left: signals.drain(),
             }),
             Watched::Closing(stops) => {
-                let mut unwritten = signals.queued();
+                let mut unwritten = signals.drain();
                 unwritten.extend(stops);
                 self.flush_on_shutdown(capture, unwritten).await;
                 None

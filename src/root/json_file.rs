@@ -5,14 +5,14 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::audit::lines::LONGEST_LINE;
+use crate::audit::line_reader::MAX_LINE_BYTES;
 use crate::disk;
 use crate::error::{Error, Result};
 
 /// The size limit of `root.json` and `run.json`.
 ///
 /// A run's record is also the first line of its audit file, so the limit of a line holds for both.
-pub(super) const MAX_RECORD_BYTES: u64 = LONGEST_LINE as u64;
+pub(super) const MAX_RECORD_BYTES: u64 = MAX_LINE_BYTES as u64;
 
 /// The version that this library reads and writes.
 const VERSION: u64 = 1;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::audit::Event;
 use crate::audit::line::{self, Line};
-use crate::audit::lines::LONGEST_LINE;
+use crate::audit::line_reader::MAX_LINE_BYTES;
 use crate::audit::scan::{ends_as_seal, newline_lost};
 use crate::disk;
 use crate::error::{Error, Result};
@@ -126,7 +126,7 @@ fn last_line(file: &mut fs::File, length: u64) -> io::Result<Vec<u8>> {
         let without_newline = bytes.len() - usize::from(bytes.ends_with(b"\n"));
         match memchr::memrchr(b'\n', &bytes[..without_newline]) {
             Some(newline) => return Ok(bytes.split_off(newline + 1)),
-            None if from == 0 || wanted > LONGEST_LINE as u64 => return Ok(bytes),
+            None if from == 0 || wanted > MAX_LINE_BYTES as u64 => return Ok(bytes),
             None => wanted *= 4,
         }
     }

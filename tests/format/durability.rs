@@ -94,7 +94,10 @@ async fn a_failed_write_latches_the_log() {
         ] {
             let text = error.chain();
             assert!(matches!(error, Error::Storage { .. }), "{text}");
-            assert!(text.contains("an earlier call failed: File too large"), "{text}");
+            assert!(
+                text.contains("an earlier call failed: File too large"),
+                "{text}"
+            );
         }
         let after = place.dir.join("logs.jsonl").metadata().unwrap().len();
         assert_eq!(length, after);

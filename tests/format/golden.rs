@@ -196,7 +196,6 @@ fn gap() -> Golden {
             "reason": "log_shorter",
             "possible": false,
             "bytes": 1234,
-            "lines": 56,
             "detail": "the engine's log has 12 bytes",
         })),
         event(json!({"type": "gap", "ts": at(45), "reason": "removed", "possible": true})),

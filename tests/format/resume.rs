@@ -22,6 +22,7 @@ async fn resume(sink: &Jsonl, place: &Place) -> (Result<Resumed, Error>, Vec<Rec
                 bytes,
                 partial,
                 lossy,
+                ..
             } => {
                 let mut output = Output::new(ts, stream, bytes);
                 output.partial = partial;
@@ -29,6 +30,7 @@ async fn resume(sink: &Jsonl, place: &Place) -> (Result<Resumed, Error>, Vec<Rec
                 Record::Output(output)
             }
             RecordRef::Event(event) => Record::Event(event.clone()),
+            other => panic!("{other:?}"),
         });
     });
     let resumed = sink.resume(&place.place, visit).await;

@@ -97,7 +97,7 @@ async fn an_unsealed_exit_is_recorded_and_stays() {
     manager.shutdown(ShutdownMode::Leave).await;
     let info = manager.root().info(run.id()).unwrap();
     assert_eq!(info.status, RunStatus::Exited);
-    assert!(info.problem.unwrap().contains("a folder"));
+    assert!(info.problem.unwrap().contains("a directory"));
     bench.runtime.remove_externally(run.id());
     std::fs::remove_dir(&audit).unwrap();
     let next = bench.open().await;

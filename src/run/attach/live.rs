@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Duration, Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::{Hub, Piece, Pieces};
+use crate::capture::{Hub, LiveChunk, LiveReceiver};
 use crate::error::{Result, RuntimeError};
 use crate::monitor::entry::RunSnapshot;
 use crate::outcome::Stream;
@@ -26,7 +26,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A connection to the output of a running container.
 pub(super) struct LiveOutput {
-    pieces: Pieces,
+    pieces: LiveReceiver,
     /// `None` once the end was received.
     end: Option<oneshot::Receiver<End>>,
     error: Option<RuntimeError>,
@@ -47,7 +47,7 @@ impl LiveOutput {
     /// # Errors
     ///
     /// The connection ended before the container did, so output may be missing.
-    pub(super) async fn next(&mut self) -> Result<Option<Piece>> {
+    pub(super) async fn next(&mut self) -> Result<Option<LiveChunk>> {
         if let Some(piece) = self.pieces.next().await {
             return Ok(Some(piece));
         }
@@ -55,7 +55,7 @@ impl LiveOutput {
             && let Ok(End { received, error }) = end.await
         {
             self.error = error;
-            return Ok(Some(Piece {
+            return Ok(Some(LiveChunk {
                 stream: Stream::Tty,
                 offset: received,
                 bytes: Bytes::new(),
@@ -146,7 +146,7 @@ impl Relay {
                 Ok(chunk) => chunk,
                 Err(error) => return Some(error),
             };
-            if !self.hub.pass_on(chunk.stream, chunk.bytes) {
+            if !self.hub.publish_ephemeral(chunk.stream, chunk.bytes) {
                 return None;
             }
         }

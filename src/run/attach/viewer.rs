@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::audit::{Reader, Record};
-use crate::capture::{Piece, Pieces};
+use crate::capture::{LiveChunk, LiveReceiver};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::outcome::{PerStream, Stream};
@@ -62,34 +62,34 @@ impl Stage {
 
 /// Live output that has not been delivered.
 pub(super) struct Subscription {
-    /// Pieces that precede those in `pieces`.
-    pending: VecDeque<Piece>,
+    /// Chunks that precede those in `receiver`.
+    pending: VecDeque<LiveChunk>,
     /// `None` after the capture has ended.
-    pieces: Option<Pieces>,
+    receiver: Option<LiveReceiver>,
 }
 
 impl Subscription {
-    fn new(pending: Vec<Piece>, pieces: Option<Pieces>) -> Self {
+    fn new(pending: Vec<LiveChunk>, receiver: Option<LiveReceiver>) -> Self {
         Self {
             pending: pending.into(),
-            pieces,
+            receiver,
         }
     }
 
-    /// Returns true if pieces were dropped because too many were waiting.
+    /// Returns true if chunks were dropped because too many were waiting.
     fn has_lagged(&self) -> bool {
-        self.pieces.as_ref().is_some_and(Pieces::fell_behind)
+        self.receiver.as_ref().is_some_and(LiveReceiver::has_lagged)
     }
 
     /// Returns the next piece, or `None` at the end of the live output.
-    async fn next(&mut self, run: &Run) -> Result<Option<Piece>> {
+    async fn next(&mut self, run: &Run) -> Result<Option<LiveChunk>> {
         if let Some(piece) = self.pending.pop_front() {
             return Ok(Some(piece));
         }
-        match &mut self.pieces {
-            Some(pieces) if !run.owned_elsewhere() => tokio::select! {
+        match &mut self.receiver {
+            Some(receiver) if !run.owned_elsewhere() => tokio::select! {
                 biased;
-                piece = pieces.next() => Ok(piece),
+                chunk = receiver.next() => Ok(chunk),
                 () = seal_overdue(run) => Err(not_sealed(run)),
             },
             _ => Ok(None),
@@ -126,7 +126,7 @@ struct Delivery {
 
 impl Delivery {
     /// Adds the part of `piece` after the current position, and any gap before it.
-    fn push(&mut self, piece: Piece) {
+    fn push(&mut self, piece: LiveChunk) {
         let position = self.position[piece.stream];
         let end = piece.end();
         if end <= position {
@@ -148,7 +148,7 @@ impl Delivery {
         }
     }
 
-    fn has_gap_before(&self, piece: &Piece) -> bool {
+    fn has_gap_before(&self, piece: &LiveChunk) -> bool {
         piece.offset > self.position[piece.stream]
     }
 }
@@ -163,7 +163,7 @@ struct OutputFile {
 
 impl OutputFile {
     /// Reads the next batch. The batch is empty at the current end of the file.
-    async fn next(&mut self, disk: &Disk, path: PathBuf) -> Result<Vec<Piece>> {
+    async fn next(&mut self, disk: &Disk, path: PathBuf) -> Result<Vec<LiveChunk>> {
         let reader = self.reader.take();
         let file = path.clone();
         let read = disk.run("read", &path, move || {
@@ -180,7 +180,7 @@ impl OutputFile {
         let pieces = batch.into_iter().map(|(stream, bytes)| {
             let offset = self.position[stream];
             self.position[stream] += bytes.len() as u64;
-            Piece {
+            LiveChunk {
                 stream,
                 offset,
                 bytes: bytes.into(),
@@ -377,7 +377,7 @@ impl Viewer {
             AfterTail::Finish => return Ok(Stage::Done),
             AfterTail::Subscribe => {
                 let subscription = self.subscribe();
-                if subscription.pieces.is_some() {
+                if subscription.receiver.is_some() {
                     return Ok(Stage::Seam(subscription));
                 }
             }
@@ -416,8 +416,8 @@ mod tests {
 
     use super::*;
 
-    fn piece(offset: u64, bytes: &'static [u8]) -> Piece {
-        Piece {
+    fn piece(offset: u64, bytes: &'static [u8]) -> LiveChunk {
+        LiveChunk {
             stream: Stream::Stdout,
             offset,
             bytes: Bytes::from_static(bytes),

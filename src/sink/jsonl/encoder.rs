@@ -5,7 +5,7 @@ use std::io;
 use sha2::{Digest, Sha256};
 
 use crate::audit::line::{SEAL_KEY, hex};
-use crate::audit::lines::LONGEST_LINE;
+use crate::audit::line_reader::MAX_LINE_BYTES;
 use crate::audit::scan::Mark;
 use crate::audit::{Event, RecordRef, Start, Tally};
 use crate::outcome::Seal;
@@ -160,7 +160,7 @@ impl Encoder {
     fn line(&mut self, from: usize) -> io::Result<()> {
         self.buffer.push(b'\n');
         let length = self.buffer.len() - from;
-        if length > LONGEST_LINE {
+        if length > MAX_LINE_BYTES {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("a record of {length} bytes is longer than the format allows"),
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_record_over_the_length_limit_is_refused() {
-        let bytes = vec![0; LONGEST_LINE / 6];
+        let bytes = vec![0; MAX_LINE_BYTES / 6];
         let mut encoder = Encoder::new(Mark::default());
         let record = RecordRef::Output {
             ts: ts(),

@@ -4,8 +4,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::audit::line::{self, Line};
-use crate::audit::lines::{Advance, Lines};
-use crate::audit::scan::{OwnedContainer, Scan, scan};
+use crate::audit::line_reader::{Advance, LineReader};
+use crate::audit::scan::{Finding, Scan, scan};
 use crate::audit::{Damage, RecordRef, TruncatedTail};
 use crate::disk::{self, File, open_new, open_to_write, parent_dir, sync_dir};
 use crate::error::{Error, Result};
@@ -58,23 +58,21 @@ impl Jsonl {
             recovery.attempt("read", recovery.distrust(&mut scan))?;
         }
         let keep = scan.keep;
-        match scan.found {
-            OwnedContainer::Damaged(damage) => Err(Error::Damaged {
+        match scan.finding {
+            Finding::Damaged(damage) => Err(Error::Damaged {
                 path,
                 reason: damage.to_string(),
             }),
-            OwnedContainer::Sealed(seal) => {
+            Finding::Sealed(seal) => {
                 recovery.visit(keep.offset, &mut visit)?;
                 recovery.sync_all()?;
                 Ok(Resumed::Sealed(*seal))
             }
-            OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_)
-                if keep.offset == 0 =>
-            {
+            Finding::Unsealed { .. } | Finding::Repairable(_) if keep.offset == 0 => {
                 recovery.move_away(length)?;
                 Ok(Resumed::Absent)
             }
-            OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_) => {
+            Finding::Unsealed { .. } | Finding::Repairable(_) => {
                 let torn = recovery.cut(keep.offset, length)?;
                 recovery.visit(keep.offset, &mut visit)?;
                 recovery.sync_all()?;
@@ -116,13 +114,9 @@ impl Recovery<'_> {
             offset: keep.offset,
             reason: "the file was changed externally from here on".into(),
         };
-        found.found = match found.found {
-            OwnedContainer::Unsealed { .. } | OwnedContainer::TruncatedTail(_) => {
-                OwnedContainer::TruncatedTail(damage)
-            }
-            OwnedContainer::Sealed(_) | OwnedContainer::Damaged(_) => {
-                OwnedContainer::Damaged(damage)
-            }
+        found.finding = match found.finding {
+            Finding::Unsealed { .. } | Finding::Repairable(_) => Finding::Repairable(damage),
+            Finding::Sealed(_) | Finding::Damaged(_) => Finding::Damaged(damage),
         };
         found.keep = keep;
         Ok(())
@@ -132,7 +126,7 @@ impl Recovery<'_> {
     fn visit(&self, length: u64, visit: &mut RecordVisitor) -> Result<()> {
         let mut input = self.file.as_std();
         self.attempt("seek in", input.rewind())?;
-        let mut lines = Lines::new(input.take(length));
+        let mut lines = LineReader::new(input.take(length));
         while self.attempt("read", lines.advance())? == Advance::Line {
             match line::parse(lines.line()) {
                 Ok(Line::Output(output)) => visit(output.as_record()),
@@ -176,10 +170,7 @@ impl Recovery<'_> {
             return Err(error);
         }
         self.attempt("truncate", self.file.set_len(keep))?;
-        Ok(Some(TruncatedTail {
-            bytes: length - keep,
-            file: name,
-        }))
+        Ok(Some(TruncatedTail::new(length - keep, name)))
     }
 
     fn copy(&self, keep: u64, length: u64, mut aside: &File) -> Result<()> {

@@ -1,51 +1,52 @@
-//! The lines of a file, in bounded memory, with the digest of what was read.
+//! The line reader: bounded memory, and a digest of the bytes read.
 
 use std::io::{self, Read};
 
 use sha2::{Digest, Sha256};
 
-use crate::audit::digest::Running;
+use crate::audit::digest::RunningDigest;
 
-/// The longest line that a file has, its newline included: 16 MiB.
-pub(crate) const LONGEST_LINE: usize = 16 << 20;
+/// The maximum length of a line, including its newline: 16 MiB.
+pub(crate) const MAX_LINE_BYTES: usize = 16 << 20;
 
-/// Small files are many, and want little.
-const FIRST_CHUNK: usize = 16 << 10;
-const CHUNK: usize = 256 << 10;
+/// The initial size of the buffer: most files are small.
+const INITIAL_BUFFER_BYTES: usize = 16 << 10;
+const BUFFER_BYTES: usize = 256 << 10;
 
-/// The lines of `R`, one at a time, each in place in the buffer.
+/// Reads lines from `R` one at a time, each in place in the buffer.
 #[derive(Debug)]
-pub(crate) struct Lines<R> {
+pub(crate) struct LineReader<R> {
     input: R,
     buffer: Vec<u8>,
-    /// The bytes of `buffer` that were read.
+    /// The number of bytes read into `buffer`.
     filled: usize,
-    /// The current line, newline included, is `start..end`.
+    /// The current line, including its newline, is `start..end`.
     start: usize,
     end: usize,
-    /// There is no newline in `end..searched`.
+    /// `end..searched` has no newline.
     searched: usize,
-    /// Where `start` is in the file.
+    /// The offset of `start` in the file.
     offset: u64,
     number: u64,
-    /// Of all that is before `hashed`; `None` where nobody asked for it.
-    digest: Option<Running>,
+    /// The digest of the file up to `hashed`, if requested.
+    digest: Option<RunningDigest>,
     hashed: usize,
+    /// Set inside a line that is too long.
     skipping: bool,
 }
 
-/// What [`Lines::advance`] has come to.
+/// The result of [`LineReader::advance`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Advance {
-    /// A line: [`Lines::line`].
+    /// A line: see [`LineReader::line`].
     Line,
-    /// A line that is too long to be one of ours. Past it there is no digest.
+    /// A line longer than the maximum. There is no digest after it.
     TooLong,
-    /// Where the input ends for now: behind it are the bytes of [`Lines::tail`].
+    /// The current end of the input: see [`LineReader::tail`].
     End,
 }
 
-impl<R: Read> Lines<R> {
+impl<R: Read> LineReader<R> {
     pub(crate) fn new(input: R) -> Self {
         Self {
             input,
@@ -62,15 +63,15 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    /// The same, with a digest of what was read.
-    pub(crate) fn digesting(input: R) -> Self {
+    /// Creates a reader with a digest of the bytes read.
+    pub(super) fn digesting(input: R) -> Self {
         Self {
-            digest: Some(Running::new()),
+            digest: Some(RunningDigest::new()),
             ..Self::new(input)
         }
     }
 
-    /// Goes to the next line. It may be called again after an end, or an error.
+    /// Advances to the next line. It may be called again after an end or an error.
     pub(crate) fn advance(&mut self) -> io::Result<Advance> {
         if self.skipping && !self.skip()? {
             return Ok(Advance::End);
@@ -83,13 +84,13 @@ impl<R: Read> Lines<R> {
                 self.end = self.searched + at + 1;
                 self.searched = self.end;
                 self.number += 1;
-                if self.end - self.start > LONGEST_LINE {
+                if self.end - self.start > MAX_LINE_BYTES {
                     return Ok(Advance::TooLong);
                 }
                 return Ok(Advance::Line);
             }
             self.searched = self.filled;
-            if self.filled - self.start >= LONGEST_LINE {
+            if self.filled - self.start >= MAX_LINE_BYTES {
                 self.skipping = true;
                 return Ok(Advance::TooLong);
             }
@@ -99,7 +100,9 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    /// Drops what is left of a line that is too long; `false`: it does not end.
+    /// Skips the rest of a line that is too long.
+    ///
+    /// Returns false if the line has no end yet.
     fn skip(&mut self) -> io::Result<bool> {
         self.digest = None;
         loop {
@@ -134,8 +137,9 @@ impl<R: Read> Lines<R> {
             self.end -= self.start;
             self.start = 0;
             self.hashed = 0;
-            if self.filled == self.buffer.len() || self.buffer.len() < CHUNK {
-                let length = (self.buffer.len() * 2).clamp(FIRST_CHUNK, LONGEST_LINE + CHUNK);
+            if self.filled == self.buffer.len() || self.buffer.len() < BUFFER_BYTES {
+                let length = (self.buffer.len() * 2)
+                    .clamp(INITIAL_BUFFER_BYTES, MAX_LINE_BYTES + BUFFER_BYTES);
                 self.buffer.resize(length, 0);
             }
         }
@@ -158,56 +162,59 @@ impl<R: Read> Lines<R> {
         self.hashed = until;
     }
 
-    /// The current line, with its newline; empty before the first one, and at the end.
+    /// The current line with its newline; empty before the first line and at the end.
     pub(crate) fn line(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
-    /// At the end: what follows the last newline.
-    pub(crate) fn tail(&self) -> &[u8] {
+    /// The bytes after the last newline, once the end is reached.
+    pub(super) fn tail(&self) -> &[u8] {
         &self.buffer[self.end..self.filled]
     }
 
-    /// Where the current line starts in the file.
-    pub(crate) fn offset(&self) -> u64 {
+    /// The offset of the current line's start.
+    pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Where the current line ends in the file.
-    pub(crate) fn end_offset(&self) -> u64 {
+    /// The offset of the current line's end.
+    pub(super) fn end_offset(&self) -> u64 {
         self.offset + (self.end - self.start) as u64
     }
 
-    /// The number of whole lines to the end of the current one, which has this number.
-    pub(crate) fn number(&self) -> u64 {
+    /// The number of the current whole line, counted from 1.
+    pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// The number of the line that starts at [`Lines::offset`], be it whole or not.
-    pub(crate) fn number_here(&self) -> u64 {
+    /// The number of the line at [`LineReader::offset`], whole or not.
+    pub(super) fn number_here(&self) -> u64 {
         self.number + u64::from(self.line().is_empty())
     }
 
-    /// The digest, so far, of every byte before the current line.
-    pub(crate) fn digest_before(&mut self) -> Sha256 {
+    /// The digest of every byte before the current line.
+    pub(super) fn digest_before(&mut self) -> Sha256 {
         self.hash(self.start);
-        self.digest.as_ref().map(Running::get).unwrap_or_default()
+        self.digest
+            .as_ref()
+            .map(RunningDigest::snapshot)
+            .unwrap_or_default()
     }
 
-    /// The digest, so far, of every byte to the end of the current line.
-    pub(crate) fn digest_with(&mut self) -> Sha256 {
+    /// The digest of every byte up to the end of the current line.
+    pub(super) fn digest_with(&mut self) -> Sha256 {
         let mut digest = self.digest_before();
         digest.update(&self.buffer[self.start..self.end]);
         digest
     }
 
     /// The input.
-    pub(crate) fn input(&self) -> &R {
+    pub(super) fn input(&self) -> &R {
         &self.input
     }
 
-    /// Gives the tail back, so that it is read again: it may be another one then.
-    pub(crate) fn rewind(&mut self) -> io::Result<()>
+    /// Seeks back to the start of the tail, which may change before it is read again.
+    pub(super) fn rewind(&mut self) -> io::Result<()>
     where
         R: io::Seek,
     {
@@ -222,7 +229,7 @@ impl<R: Read> Lines<R> {
 mod tests {
     use super::*;
 
-    /// Gives one byte at a time.
+    /// Reads one byte at a time.
     struct Trickle<'a>(&'a [u8]);
 
     impl Read for Trickle<'_> {
@@ -232,11 +239,11 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_the_same_however_they_arrive() {
+    fn lines_do_not_depend_on_read_sizes() {
         let text = b"one\n\nthree\ntail";
         for lines in [
-            &mut Lines::digesting(Box::new(&text[..]) as Box<dyn Read>),
-            &mut Lines::digesting(Box::new(Trickle(text)) as Box<dyn Read>),
+            &mut LineReader::digesting(Box::new(&text[..]) as Box<dyn Read>),
+            &mut LineReader::digesting(Box::new(Trickle(text)) as Box<dyn Read>),
         ] {
             let mut seen = Vec::new();
             while lines.advance().unwrap() == Advance::Line {
@@ -258,26 +265,26 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_takes_bounded_memory_and_hides_nothing_behind_it() {
+    fn an_overlong_line_takes_bounded_memory() {
         let long = io::repeat(b'x').take(100 << 20);
         let input = (&b"first\n"[..]).chain(long).chain(&b"\nlast\n"[..]);
-        let mut lines = Lines::new(input);
+        let mut lines = LineReader::new(input);
         assert_eq!(lines.advance().unwrap(), Advance::Line);
         assert_eq!(lines.advance().unwrap(), Advance::TooLong);
         assert_eq!((lines.number_here(), lines.offset()), (2, 6));
         assert_eq!(lines.advance().unwrap(), Advance::Line);
         assert_eq!((lines.line(), lines.number()), (&b"last\n"[..], 3));
         assert_eq!(lines.offset(), 6 + (100 << 20) + 1);
-        assert!(lines.buffer.len() <= LONGEST_LINE + CHUNK);
+        assert!(lines.buffer.len() <= MAX_LINE_BYTES + BUFFER_BYTES);
         assert_eq!(lines.advance().unwrap(), Advance::End);
     }
 
     #[test]
-    fn the_digest_is_right_across_many_refills() {
+    fn the_digest_survives_many_refills() {
         let text: Vec<u8> = (0..200_000u32)
             .flat_map(|n| format!("line {n}\n").into_bytes())
             .collect();
-        let mut lines = Lines::digesting(&text[..]);
+        let mut lines = LineReader::digesting(&text[..]);
         while lines.advance().unwrap() == Advance::Line {}
         assert_eq!(lines.digest_before().finalize(), Sha256::digest(&text));
     }

@@ -1,0 +1,209 @@
+//! One source of output: a live tap, or the engine's log read from its start.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::Fuse;
+use tokio::time::Instant;
+
+use super::pump::PumpEnd;
+use super::replay::Replay;
+use crate::audit::GapReason;
+use crate::error::RuntimeError;
+use crate::outcome::{PerStream, Stream};
+use crate::runtime::{Chunk, OutputStream};
+
+/// The purpose of a read of the engine's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// The log may end anywhere: bytes that it lacks prove nothing.
+    Preview,
+    /// The log of a container that has exited.
+    Final {
+        /// True if the tap reached its end: then bytes are only possibly missing.
+        whole_tap: bool,
+    },
+}
+
+/// The source that a pump reads, until it ends.
+pub(super) struct Source {
+    stream: Fuse<OutputStream>,
+    replay: Option<(Replay, Reading)>,
+    /// The bytes of each stream received so far, also from earlier sources.
+    pub(super) received: PerStream<u64>,
+    last_read: Instant,
+    /// Silence counts only after the container has exited.
+    exited: bool,
+    silence_timeout: Duration,
+    end: Option<PumpEnd>,
+}
+
+impl Source {
+    pub(super) fn new(
+        stream: OutputStream,
+        replay: Option<(Replay, Reading)>,
+        received: PerStream<u64>,
+        exited: bool,
+        silence_timeout: Duration,
+    ) -> Self {
+        Self {
+            stream: stream.fuse(),
+            replay,
+            received,
+            last_read: Instant::now(),
+            exited,
+            silence_timeout,
+            end: None,
+        }
+    }
+
+    /// Waits for the next item of the stream. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<Result<Chunk, RuntimeError>> {
+        let item = self.stream.next().await;
+        self.last_read = Instant::now();
+        item
+    }
+
+    /// When the stream was last read.
+    pub(super) fn last_read(&self) -> Instant {
+        self.last_read
+    }
+
+    pub(super) fn is_replay(&self) -> bool {
+        self.replay.is_some()
+    }
+
+    /// The purpose of the read, if the source is the engine's log.
+    pub(super) fn reading(&self) -> Option<Reading> {
+        self.replay.as_ref().map(|(_, reading)| *reading)
+    }
+
+    /// The part of `chunk` that is not captured yet.
+    ///
+    /// An error is a log that differs from the capture, reported once per stream.
+    pub(super) fn unseen(&mut self, chunk: Chunk) -> Result<Chunk, (Stream, GapReason)> {
+        let stream = chunk.stream;
+        let bytes = match &mut self.replay {
+            None => chunk.bytes,
+            Some((replay, _)) => replay.push(&chunk).map_err(|reason| (stream, reason))?,
+        };
+        Ok(Chunk { stream, bytes })
+    }
+
+    /// Returns true while the source waits for the container's exit.
+    pub(super) fn awaits_exit(&self) -> bool {
+        !self.exited
+    }
+
+    /// Starts the silence timeout: the container has exited.
+    pub(super) fn mark_exited(&mut self) {
+        self.exited = true;
+        self.last_read = Instant::now();
+    }
+
+    pub(super) fn silence_timeout(&self) -> Duration {
+        self.silence_timeout
+    }
+
+    /// When the source counts as silent.
+    ///
+    /// `None` before the exit, and after the source's end.
+    pub(super) fn silence_deadline(&self) -> Option<Instant> {
+        (self.exited && !self.has_ended()).then(|| self.last_read + self.silence_timeout)
+    }
+
+    /// Ends the source: it is not read again.
+    pub(super) fn end(&mut self, end: PumpEnd) {
+        self.end = Some(end);
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Takes the end of a source that has ended.
+    pub(super) fn take_end(&mut self) -> Option<PumpEnd> {
+        self.end.take()
+    }
+
+    /// The replay, and the purpose that its result has after `end`.
+    ///
+    /// Only a log that was read to its end can be too short.
+    pub(super) fn into_replay(self, end: &PumpEnd) -> Option<(Replay, Reading)> {
+        let (replay, reading) = self.replay?;
+        match end {
+            PumpEnd::Eof => Some((replay, reading)),
+            _ => Some((replay, Reading::Preview)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+    use crate::capture::lines::LineAssembler;
+    use crate::capture::progress::Progress;
+    use crate::runtime::LogFidelity;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn source(replay: Option<Reading>, exited: bool) -> Source {
+        let mut lines = LineAssembler::default();
+        let replay = replay.map(|reading| {
+            let fidelity = LogFidelity::Lossless;
+            let replay = Replay::new(&Progress::default(), &mut lines, fidelity);
+            (replay, reading)
+        });
+        let stream = Box::pin(stream::pending());
+        Source::new(stream, replay, PerStream::default(), exited, TIMEOUT)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_counts_from_the_exit_to_the_end() {
+        let mut source = source(None, false);
+        assert!(source.awaits_exit());
+        assert_eq!(source.silence_deadline(), None);
+
+        tokio::time::advance(Duration::from_secs(60)).await;
+        source.mark_exited();
+        assert!(!source.awaits_exit());
+        assert_eq!(source.silence_deadline(), Some(Instant::now() + TIMEOUT));
+
+        source.end(PumpEnd::Silent(TIMEOUT));
+        assert_eq!(source.silence_deadline(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_opened_after_the_exit_counts_from_its_start() {
+        let source = source(None, true);
+        assert!(!source.awaits_exit());
+        assert_eq!(source.silence_deadline(), Some(Instant::now() + TIMEOUT));
+    }
+
+    #[tokio::test]
+    async fn only_a_complete_final_read_proves_a_gap() {
+        let last = Reading::Final { whole_tap: true };
+        let broken = PumpEnd::Broken(RuntimeError::Broken {
+            operation: "read the log",
+            reason: "gone".into(),
+        });
+        for (reading, end, expected) in [
+            (Some(last), PumpEnd::Eof, Some(last)),
+            (Some(last), PumpEnd::Silent(TIMEOUT), Some(Reading::Preview)),
+            (Some(last), PumpEnd::Shutdown, Some(Reading::Preview)),
+            (Some(last), broken, Some(Reading::Preview)),
+            (Some(Reading::Preview), PumpEnd::Eof, Some(Reading::Preview)),
+            (None, PumpEnd::Eof, None),
+        ] {
+            let mut source = source(reading, true);
+            assert!(!source.has_ended());
+            source.end(end);
+            assert!(source.has_ended());
+            let end = source.take_end().unwrap();
+            let reading = source.into_replay(&end).map(|(_, reading)| reading);
+            assert_eq!(reading, expected, "{end:?}");
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The file operations: private modes, no links followed, durable names.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::File;
+#[cfg(test)]
+use super::journal;
+use crate::error::{Error, Result};
+
+/// Creates a file for reading and writing, with mode 0600.
+///
+/// An existing file is an error.
+pub(crate) fn open_new(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)
+        .map(|file| File::opened(file, path, true))
+        .map_err(|error| Error::storage("create", path, error))
+}
+
+/// Opens an existing file for reading and writing, as [`open_existing`] does.
+pub(crate) fn open_to_write(path: &Path) -> Result<File> {
+    open_existing(path, true).map(|file| File::opened(file, path, false))
+}
+
+/// The path is not a regular file: the kind of file that it is.
+#[derive(Debug, thiserror::Error)]
+#[error("not a regular file: {0}")]
+struct NotRegular(&'static str);
+
+/// Returns true if the path was not a regular file.
+///
+/// A retry fails until the path is replaced.
+pub(crate) fn is_irregular(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|cause| cause.is::<NotRegular>())
+}
+
+/// Opens an existing file for reading, and for writing if `write` is set.
+///
+/// Fails without blocking if the path is not a regular file: a link, a directory, a FIFO.
+pub(crate) fn open_existing(path: &Path, write: bool) -> Result<fs::File> {
+    let fail = |error| Error::storage("open", path, error);
+    let irregular = |what| io::Error::new(io::ErrorKind::InvalidInput, NotRegular(what));
+    // Without O_NONBLOCK, opening a FIFO waits for a peer.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::ELOOP) => fail(irregular("a symbolic link")),
+            Some(libc::EISDIR) => fail(irregular("a directory")),
+            Some(libc::ENXIO) => fail(irregular("a socket or a device")),
+            _ => fail(error),
+        })?;
+    let kind = file.metadata().map_err(fail)?.file_type();
+    if kind.is_file() {
+        return Ok(file);
+    }
+    Err(fail(irregular(if kind.is_dir() {
+        "a directory"
+    } else {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() { "a FIFO" } else { "a device" }
+    })))
+}
+
+/// Returns true if `path` currently names the open `file`.
+pub(crate) fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates a directory with mode 0700. An existing directory is an error.
+pub(crate) fn create_dir(path: &Path) -> Result<()> {
+    create_dir_with(path, 0o700)
+}
+
+fn create_dir_with(path: &Path, mode: u32) -> Result<()> {
+    DirBuilder::new()
+        .mode(mode)
+        .create(path)
+        .map_err(|error| Error::storage("create", path, error))?;
+    #[cfg(test)]
+    journal::note(path, journal::Op::CreateDir);
+    Ok(())
+}
+
+/// Creates a directory with mode 0700, if it is missing.
+///
+/// Missing parents are created by the umask.
+///
+/// The new names survive a power loss.
+pub(crate) fn create_dirs(path: &Path) -> Result<()> {
+    create_dirs_with(path, 0o700)
+}
+
+fn create_dirs_with(path: &Path, mode: u32) -> Result<()> {
+    let parent = parent_dir(path);
+    if path.is_dir() {
+        // Its creator may have died before the sync. Another user's directory may refuse it.
+        let _ = sync_dir(parent);
+        return Ok(());
+    }
+    create_dirs_with(parent, 0o777)?;
+    match create_dir_with(path, mode) {
+        Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => {}
+        created => created?,
+    }
+    match sync_dir(parent) {
+        // The directory is writable and not readable.
+        Err(error) if error.io_kind() == Some(io::ErrorKind::PermissionDenied) => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Syncs a directory: the names in it survive a power loss.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
+        .open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|error| Error::storage("sync", path, error))?;
+    #[cfg(test)]
+    journal::note(path, journal::Op::SyncDir);
+    Ok(())
+}
+
+/// Renames a file within its directory, replacing a file of that name.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    #[cfg(test)]
+    journal::note_two(from, to, |from, to| journal::Op::Rename { from, to });
+    Ok(())
+}
+
+/// Adds a second name for a file in its directory. A name in use is an error.
+pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)?;
+    #[cfg(test)]
+    journal::note_two(from, to, |from, to| journal::Op::Link { from, to });
+    Ok(())
+}
+
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)?;
+    #[cfg(test)]
+    journal::note(path, journal::Op::Remove);
+    Ok(())
+}
+
+/// Removes a directory with everything in it.
+pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
+    fs::remove_dir_all(path)?;
+    #[cfg(test)]
+    journal::note(path, journal::Op::RemoveDir);
+    Ok(())
+}
+
+/// The directory that contains `path`.
+pub(crate) fn parent_dir(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
+    }
+}
+
+/// Replaces a file atomically. The new content survives a power loss.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let (temporary, file) = open_temporary(path)?;
+    let written = fill(&temporary, file, bytes).and_then(|()| {
+        rename(&temporary, path).map_err(|error| Error::storage("replace", path, error))
+    });
+    if written.is_err() {
+        let _ = remove_file(&temporary);
+    }
+    written?;
+    sync_dir(parent_dir(path))
+}
+
+/// Removes the temporary files of interrupted writes.
+///
+/// These are the files in `dir` for targets whose names begin with `name`. No other process may be
+/// writing these targets.
+pub(crate) fn remove_temporary(dir: &Path, name: &str) {
+    let prefix = format!(".{name}");
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = remove_file(&entry.path());
+        }
+    }
+}
+
+fn open_temporary(path: &Path) -> Result<(PathBuf, File)> {
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        name.push(format!(".{}-{serial}", std::process::id()));
+        let temporary = parent_dir(path).join(name);
+        match open_new(&temporary) {
+            Ok(file) => return Ok((temporary, file)),
+            // A leftover of a dead process with the same id.
+            Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn fill(path: &Path, file: File, bytes: &[u8]) -> Result<()> {
+    (&file)
+        .write_all(bytes)
+        .map_err(|error| Error::storage("write", path, error))?;
+    file.sync_all()
+        .map_err(|error| Error::storage("sync", path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn mode(path: &Path) -> u32 {
+        path.metadata().unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn an_atomic_write_leaves_no_temporary_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.json");
+        for text in ["one", "another"] {
+            write_atomic(&path, text.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+
+        let missing = dir.path().join("missing/run.json");
+        let error = write_atomic(&missing, b"x").unwrap_err();
+        assert!(error.to_string().starts_with("cannot create "), "{error}");
+    }
+
+    #[test]
+    fn an_atomic_write_replaces_a_link_unfollowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, victim) = (dir.path().join("run.json"), dir.path().join("victim"));
+        std::fs::write(&victim, "precious").unwrap();
+        symlink(&victim, &path).unwrap();
+        write_atomic(&path, b"record").unwrap();
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        assert!(path.symlink_metadata().unwrap().is_file());
+    }
+
+    #[test]
+    fn irregular_files_are_refused_without_blocking() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name| dir.path().join(name);
+        std::fs::write(at("file"), "x").unwrap();
+        std::fs::create_dir(at("dir")).unwrap();
+        symlink("file", at("link")).unwrap();
+        symlink("missing", at("dangling")).unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(at("fifo"))
+            .status();
+        assert!(made.unwrap().success());
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+
+        for write in [false, true] {
+            open_existing(&at("file"), write).unwrap();
+            for name in ["dir", "link", "dangling", "fifo", "socket"] {
+                let error = open_existing(&at(name), write).unwrap_err();
+                assert!(
+                    error.chain().contains("not a regular file"),
+                    "{name}: {}",
+                    error.chain()
+                );
+            }
+            let error = open_existing(Path::new("/dev/null"), write).unwrap_err();
+            assert!(error.chain().contains("not a regular file: a device"));
+        }
+        for name in ["file", "dir", "link", "dangling", "fifo"] {
+            assert!(open_new(&at(name)).is_err(), "{name}");
+        }
+        assert!(!at("missing").exists());
+    }
+
+    #[test]
+    fn new_files_and_directories_are_private() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("run");
+        create_dir(&dir).unwrap();
+        assert_eq!(mode(&dir), 0o700);
+        assert!(create_dir(&dir).is_err());
+        open_new(&dir.join("file")).unwrap();
+        assert_eq!(mode(&dir.join("file")), 0o600);
+        sync_dir(&dir).unwrap();
+        assert_eq!(parent_dir(Path::new("file")), Path::new("."));
+    }
+}
