@@ -36,7 +36,7 @@ fn a_failure_shows_the_output_of_its_service(place: &Place) {
     for line in ["  starting", "  listening"] {
         assert!(lines.lines().any(|shown| shown == line), "{stderr}");
     }
-    let audit = shown[1].trim().strip_prefix("its audit: ").unwrap();
+    let audit = shown[1].trim().strip_prefix("audit file: ").unwrap();
     let audit = Audit::read(&place.dir.path().join(audit)).unwrap();
     assert_eq!(audit.verdict(), "complete");
     assert!(left.is_empty(), "{left:?}");

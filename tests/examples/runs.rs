@@ -85,7 +85,7 @@ fn a_detached_run_can_be_managed(place: &Place) {
     assert_code(&found, 0);
     let listed: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
     assert_eq!(listed[0]["run"], id.as_str());
-    assert_eq!(listed[0]["state"], "running");
+    assert_eq!(listed[0]["status"], "running");
     let found = output(place.runs(&["wait", &id]));
     assert_code(&found, 9);
     let found = output(place.runs(&["logs", &id]));
