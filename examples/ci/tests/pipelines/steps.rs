@@ -228,7 +228,7 @@ fn an_invalid_pipeline_creates_nothing(fixture: &Fixture) {
         ),
         (
             "[[step]]\nname = 'a'\nexec = ['x']\nmounts = ['/tmp:/x']",
-            "step \"a\": mounts: a local process cannot have it",
+            "step \"a\": mounts: a local process does not support this setting",
         ),
         (
             "[[step]]\nname = 'a'\nexec = ['x']\n[[step]]\nname = 'b'\nexec = ['x']\nsilence = 0.1",
