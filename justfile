@@ -9,6 +9,8 @@ set ignore-comments
 msrv := `sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml | head -n 1`
 # Supported platforms that `target` checks from Linux on x86_64.
 targets := "x86_64-unknown-linux-musl aarch64-unknown-linux-gnu x86_64-apple-darwin aarch64-apple-darwin"
+# The nightly toolchain that wrote tests/public-api.txt. Others may format items differently.
+api_nightly := "1.97.0-nightly (4d1f98451 2026-05-15)"
 # The image that `image` makes.
 busybox := "moat-ci-busybox"
 

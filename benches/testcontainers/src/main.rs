@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::sync::mpsc;
 
-use testcontainers::{GenericImage, ImageExt};
 use testcontainers::core::logs::LogFrame;
 use testcontainers::runners::AsyncRunner;
+use testcontainers::{GenericImage, ImageExt};
 
 #[tokio::main]
 async fn main() {
