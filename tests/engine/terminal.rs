@@ -112,7 +112,7 @@ async fn a_shell_survives_a_detach(stage: &Stage) {
     screen.type_in("\x11");
     assert_eq!(screen.code(), Some(0), "{}", screen.contents());
     screen.is_as_it_was();
-    screen.shows("one goes on");
+    screen.shows("detached from one");
 
     let root = Root::open(stage.root()).unwrap();
     let info = root.info(&"one".parse().unwrap()).unwrap();
@@ -239,7 +239,7 @@ async fn detach_keys_work_when_input_is_not_read(stage: &Stage) {
     screen.type_on(typed);
     assert_eq!(screen.code(), Some(0), "{}", screen.contents());
     screen.is_as_it_was();
-    screen.shows("one goes on");
+    screen.shows("detached from one");
     stop(stage);
 }
 
