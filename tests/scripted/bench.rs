@@ -7,6 +7,7 @@ use moat::runtime::scripted::{Script, Scripted};
 use moat::{
     Error, LogSink, Manager, ManagerBuilder, Outcome, Root, Run, RunId, RunSpec, Seal, ShutdownMode,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
 
 /// A scripted engine and a directory for a root.
@@ -23,8 +24,10 @@ impl Bench {
         }
     }
 
-    /// With the root in memory where possible: these tests sync thousands of files.
+    /// With the root in memory where possible: these tests sync thousands of files. They also
+    /// have thousands of files open, so the process gets as many descriptors as it may have.
     pub fn in_memory() -> Self {
+        raise_descriptor_limit();
         let memory = Path::new("/dev/shm");
         let directory = match memory.is_dir() {
             true => tempfile::tempdir_in(memory),
@@ -95,6 +98,16 @@ impl Bench {
         check(&outcome);
         outcome
     }
+}
+
+/// Raises the soft limit, often 1,024, to the hard limit.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
 }
 
 pub fn spec() -> RunSpec {

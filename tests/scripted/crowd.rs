@@ -21,6 +21,8 @@ use moat::spec::KeepContainer;
 use moat::{Ending, Error, Manager, Outcome, Result, Run, RunId, RunSpec, ShutdownMode, Verdict};
 use tokio::time::{Instant, sleep};
 
+use crate::bench::raise_descriptor_limit;
+
 const RUNS: usize = 200;
 const SEED: u64 = 20_261_124;
 /// The time during which the engine fails.
@@ -169,6 +171,7 @@ struct Crowd {
 
 impl Crowd {
     fn new(paused: bool) -> Self {
+        raise_descriptor_limit();
         // In memory where possible: every run is synced.
         let memory = Path::new("/dev/shm");
         let dir = match memory.is_dir() {

@@ -65,7 +65,7 @@ async fn length(file: &str) -> usize {
 /// Leaves one run per harm, harms each run once, and opens the root. Each run ends, or has a
 /// problem.
 async fn recover_from(file: &str, harms: Vec<Harm>, judge: impl Fn(&Bench, &Seen)) {
-    for harms in harms.chunks(1500) {
+    for harms in harms.chunks(250) {
         let bench = Bench::in_memory();
         let names = names("x", harms.len());
         bench.leave_running(&names).await;
