@@ -87,7 +87,7 @@ impl Screen {
         while !fact(self.parser.lock().unwrap().screen()) {
             assert!(
                 begin.elapsed() < BOUND,
-                "{what} is still to come on this screen:\n{}",
+                "{what} does not appear on this screen:\n{}",
                 self.contents()
             );
             std::thread::sleep(Duration::from_millis(5));
