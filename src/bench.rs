@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::audit::{Batch, RecordRef};
 use crate::capture::{LineAssembler, Progress};
 use crate::outcome::Stream;
-use crate::runtime::docker::demux::Demux;
+use crate::runtime::docker::output::demux::Demux;
 use crate::sink::jsonl::output::OutputText;
 use crate::timestamp::Timestamp;
 

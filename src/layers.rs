@@ -129,9 +129,17 @@ const TOOLS: &[&str] = &["lib", "bench", "fuzz", "guide", "layers"];
 /// The most lines of a file, its unit tests aside.
 const MAX_LINES: usize = 600;
 
+/// The most files of a directory, its subdirectories and unit tests aside.
+const MAX_FILES: usize = 12;
+
+/// Directories with more files, because all their files serve one task.
+const LARGE: &[(&str, usize)] = &[("monitor", 17)];
+
 /// One file of the library, without its unit tests and its comments.
 struct Source {
     path: PathBuf,
+    /// The directory, relative to `src`.
+    dir: PathBuf,
     room: String,
     lines: Vec<(usize, String)>,
 }
@@ -211,6 +219,22 @@ fn no_file_is_longer_than_the_limit() {
     assert!(long.is_empty(), "{long:?}");
 }
 
+#[test]
+fn no_directory_has_more_files_than_the_limit() {
+    let mut files = BTreeMap::<_, usize>::new();
+    for source in sources() {
+        *files.entry(source.dir).or_default() += 1;
+    }
+    let large: Vec<_> = files
+        .into_iter()
+        .filter(|(dir, files)| {
+            let exception = LARGE.iter().find(|(name, _)| Path::new(name) == dir);
+            *files > exception.map_or(MAX_FILES, |(_, limit)| *limit)
+        })
+        .collect();
+    assert!(large.is_empty(), "{large:?}");
+}
+
 /// The rooms that a line of code names after `crate::`.
 fn imports(line: &str) -> impl Iterator<Item = &str> {
     line.split("crate::").skip(1).map(|rest| {
@@ -246,6 +270,7 @@ fn read(root: &Path, path: PathBuf) -> Source {
     let relative = path.strip_prefix(root).unwrap();
     let first = relative.iter().next().unwrap().to_str().unwrap();
     Source {
+        dir: relative.parent().unwrap().to_owned(),
         room: first.trim_end_matches(".rs").to_owned(),
         lines: (1..)
             .zip(code.lines())

@@ -2,7 +2,7 @@
 
 use crate::fuzz::Input;
 use crate::outcome::Stream;
-use crate::runtime::docker::demux::{CHUNK, Demux, ERROR_TEXT, Fault, HEADER};
+use crate::runtime::docker::output::demux::{CHUNK, Demux, ERROR_TEXT, Fault, HEADER};
 
 /// The output of the demultiplexer: runs of one stream, then a fault.
 #[derive(Debug, Default, PartialEq)]

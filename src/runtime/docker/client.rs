@@ -6,12 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::address::Address;
-use super::call::Call;
-use super::dial::Dial;
+use super::connection::address::Address;
+use super::connection::call::Call;
+use super::connection::dial::Dial;
+use super::connection::transport::{Answer, exchange};
 use super::errors::{Failure, Refusal};
 use super::inspect;
-use super::transport::{Answer, exchange};
 use crate::error::RuntimeError;
 use crate::runtime::EngineInfo;
 use crate::spec::ContainerId;

@@ -9,13 +9,14 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::time::sleep;
 
-use super::call::Call;
 use super::client::{CALL_TIMEOUT, Client, NO_TIMEOUT, bollard_call, path_segment, with_timeout};
+use super::connection::call::Call;
+use super::connection::transport::{Answer, exchange};
+use super::create::patch;
 use super::create::{self, Log};
 use super::errors::{Failure, Refusal};
 use super::output::Output;
-use super::transport::{Answer, exchange};
-use super::{events, inspect, patch};
+use super::{events, inspect};
 use crate::error::RuntimeError;
 use crate::outcome::Usage;
 use crate::runtime::{

@@ -33,7 +33,7 @@ pub(super) struct Refusal {
 /// A failed connection, as the source of hyper's and bollard's errors.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Unreachable(pub(super) String);
+pub(crate) struct Unreachable(pub(crate) String);
 
 impl Refusal {
     pub(super) fn new(status: u16, message: &str) -> Self {

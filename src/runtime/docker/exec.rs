@@ -4,8 +4,8 @@ use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::call::Call;
 use super::client::{Client, path_segment};
+use super::connection::call::Call;
 use super::errors::Failure;
 use super::output::Output;
 use crate::error::RuntimeError;

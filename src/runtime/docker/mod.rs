@@ -45,39 +45,28 @@
 //!
 //! [bollard]: https://docs.rs/bollard
 
-mod address;
-mod call;
-mod check;
 mod client;
+mod connection;
 mod container;
 mod copy;
 mod create;
-mod credentials;
-pub(crate) mod demux;
-mod dial;
 mod errors;
 mod events;
 mod exec;
+mod image;
 mod inspect;
-mod log_error;
 mod options;
-mod output;
-mod patch;
-mod pull;
+pub(crate) mod output;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "tls")]
-mod tls;
-mod transport;
-mod wire;
 
 use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::address::Environment;
 use self::client::Client;
+use self::connection::address::Environment;
 pub use self::options::ConnectOptions;
 use super::{
     Archive, Capabilities, Continuity, CreateRequest, Created, DrainLimit, EngineInfo, ExecId,
@@ -236,7 +225,7 @@ impl Runtime for Docker {
     }
 
     fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec> {
-        check::check(spec)
+        create::check::check(spec)
     }
 
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::address::{Address, Environment};
+use super::connection::address::{Address, Environment};
 use crate::error::RuntimeError;
 
 /// The parameters of a connection to an engine.

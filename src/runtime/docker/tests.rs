@@ -9,9 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep};
 
-use super::address::Address;
 use super::client::{NO_TIMEOUT, path_segment};
-use super::dial::Dial;
+use super::connection::address::Address;
+use super::connection::dial::Dial;
 use super::*;
 use crate::outcome::Stream;
 use crate::runtime::{Chunk, ContainerStatus};

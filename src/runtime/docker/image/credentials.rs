@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::address::Environment;
+use crate::runtime::docker::connection::address::Environment;
 use crate::spec::Credentials;
 
 /// The key of Docker Hub in Docker's configuration.
@@ -22,15 +22,15 @@ const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The encoded credentials of a pull.
 #[derive(Default)]
-pub(super) struct Header {
+pub(crate) struct Header {
     /// The value of `X-Registry-Auth`. `None`: no credentials.
-    pub(super) value: Option<String>,
+    pub(crate) value: Option<String>,
     /// Why a lookup failed, for the error of a failed pull.
-    pub(super) trouble: Option<String>,
+    pub(crate) trouble: Option<String>,
 }
 
 /// The key of an image's registry in Docker's configuration.
-pub(super) fn registry(image: &str) -> &str {
+pub(crate) fn registry(image: &str) -> &str {
     match image.split_once('/') {
         Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => match first {
             "docker.io" | "index.docker.io" => HUB,
@@ -43,7 +43,7 @@ pub(super) fn registry(image: &str) -> &str {
 /// Looks up the credentials for an image.
 ///
 /// A failed lookup is not an error: many images need no credentials.
-pub(super) async fn header(image: &str, given: Option<&Credentials>) -> Header {
+pub(crate) async fn header(image: &str, given: Option<&Credentials>) -> Header {
     let registry = registry(image).to_owned();
     if let Some(given) = given {
         let (name, password) = (given.username().to_owned(), given.password().to_owned());

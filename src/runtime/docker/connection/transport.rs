@@ -20,10 +20,10 @@ use tokio_util::io::poll_read_buf;
 
 use super::call::Call;
 use super::dial::Dial;
-use super::errors::{Failure, Refusal};
 use super::wire::{FULL_READ_BYTES, Wire};
 use crate::error::chain;
 use crate::runtime::InputWriter;
+use crate::runtime::docker::errors::{Failure, Refusal};
 
 /// The timeout of opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 ///
 /// The wait takes at most `limit`, of which connecting takes at most 30 s.
 /// Dropping the answer closes the connection.
-pub(super) async fn exchange(dial: &Dial, call: Call, limit: Duration) -> Result<Answer, Failure> {
+pub(crate) async fn exchange(dial: &Dial, call: Call, limit: Duration) -> Result<Answer, Failure> {
     let answer = async {
         let wire = timeout(CONNECT_TIMEOUT, dial.open()).await;
         let wire = wire.map_err(|_| Failure::Timeout(CONNECT_TIMEOUT))??;
@@ -99,7 +99,7 @@ fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) -> Option<hyper::Err
 }
 
 /// A response: its head, and the source of its body.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     status: StatusCode,
     source: Source,
 }
@@ -121,7 +121,7 @@ struct Body {
 
 impl Answer {
     /// Returns the answer, or the refusal if its status is an error.
-    pub(super) async fn accepted(self, limit: Duration) -> Result<Self, Failure> {
+    pub(crate) async fn accepted(self, limit: Duration) -> Result<Self, Failure> {
         if self.status.is_success() || self.status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(self);
         }
@@ -134,7 +134,7 @@ impl Answer {
     }
 
     /// The raw connection, for writing.
-    pub(super) fn writer(self) -> Result<InputWriter, Failure> {
+    pub(crate) fn writer(self) -> Result<InputWriter, Failure> {
         match self.source {
             Source::Raw(wire, _) => Ok(Box::pin(wire)),
             _ => Err(not_upgraded()),
@@ -142,7 +142,7 @@ impl Answer {
     }
 
     /// Splits the raw connection into its read half and its write half.
-    pub(super) fn split(mut self) -> Result<(Self, InputWriter), Failure> {
+    pub(crate) fn split(mut self) -> Result<(Self, InputWriter), Failure> {
         match self.source {
             Source::Raw(wire, buffer) => {
                 let (read, write) = tokio::io::split(wire);
@@ -154,12 +154,12 @@ impl Answer {
     }
 
     /// The next bytes of the body.
-    pub(super) async fn data(&mut self) -> Option<Result<Bytes, Failure>> {
+    pub(crate) async fn data(&mut self) -> Option<Result<Bytes, Failure>> {
         poll_fn(|cx| self.poll_data(cx)).await
     }
 
     /// The whole body, of at most 64 MiB.
-    pub(super) async fn whole(self, limit: Duration) -> Result<Bytes, Failure> {
+    pub(crate) async fn whole(self, limit: Duration) -> Result<Bytes, Failure> {
         let whole = timeout(limit, self.read(MAX_BODY_BYTES)).await;
         whole.unwrap_or(Err(Failure::Timeout(limit)))
     }
@@ -178,20 +178,20 @@ impl Answer {
     }
 
     /// Returns true for a raw connection that is not split.
-    pub(super) fn is_raw(&self) -> bool {
+    pub(crate) fn is_raw(&self) -> bool {
         matches!(self.source, Source::Raw(..))
     }
 
     /// Removes a raw connection from the I/O driver.
     ///
     /// The next [`poll_data`](Self::poll_data) that finds no data adds it again.
-    pub(super) fn deregister(&mut self) {
+    pub(crate) fn deregister(&mut self) {
         if let Source::Raw(wire, _) = &mut self.source {
             wire.deregister();
         }
     }
 
-    pub(super) fn poll_data(
+    pub(crate) fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, Failure>>> {

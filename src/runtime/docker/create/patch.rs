@@ -36,7 +36,7 @@ const RESERVED: [(&[&str], &str); 10] = [
 /// # Errors
 ///
 /// [`InvalidSpec`] for `engine_patch`, with the path that is refused.
-pub(super) fn apply(
+pub(crate) fn apply(
     body: ContainerCreateBody,
     patch: &Value,
 ) -> Result<ContainerCreateBody, InvalidSpec> {
@@ -188,7 +188,7 @@ fn covers(kept: &Value, wanted: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::create::{Log, draft};
+    use super::super::{Log, draft};
     use super::*;
     use crate::spec::RunSpec;
     use serde_json::json;

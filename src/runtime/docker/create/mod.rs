@@ -1,5 +1,8 @@
 //! Builds the body of `POST /containers/create` from a spec.
 
+pub(super) mod check;
+pub(super) mod patch;
+
 use std::collections::HashMap;
 
 use bollard::models::{

@@ -13,16 +13,16 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::address::{Address, Endpoint};
-use super::errors::Unreachable;
 use super::wire::{Socket, Wire};
 use crate::error::RuntimeError;
+use crate::runtime::docker::errors::Unreachable;
 
 /// The newest API version that bollard implements.
 const NEWEST_API: &ClientVersion = bollard::API_DEFAULT_VERSION;
 
 /// Opens connections to one engine.
 #[derive(Debug, Clone)]
-pub(super) struct Dial {
+pub(crate) struct Dial {
     address: Address,
     #[cfg(feature = "tls")]
     tls: Option<super::tls::Tls>,
@@ -34,7 +34,7 @@ impl Dial {
     /// # Errors
     ///
     /// [`RuntimeError::Unavailable`] if the certificates cannot be used.
-    pub(super) fn new(address: Address) -> Result<Self, RuntimeError> {
+    pub(crate) fn new(address: Address) -> Result<Self, RuntimeError> {
         Ok(Self {
             #[cfg(feature = "tls")]
             tls: match &address.certificates {
@@ -53,12 +53,12 @@ impl Dial {
         })
     }
 
-    pub(super) fn address(&self) -> &Address {
+    pub(crate) fn address(&self) -> &Address {
         &self.address
     }
 
     /// Opens a connection, without a timeout.
-    pub(super) async fn open(&self) -> Result<Wire, Unreachable> {
+    pub(crate) async fn open(&self) -> Result<Wire, Unreachable> {
         match &self.address.endpoint {
             Endpoint::Unix(path) => {
                 let stream = UnixStream::connect(path).await;
@@ -80,7 +80,7 @@ impl Dial {
     }
 
     /// A bollard client that connects through this dialer.
-    pub(super) fn client(&self, timeout: Duration) -> Result<bollard::Docker, RuntimeError> {
+    pub(crate) fn client(&self, timeout: Duration) -> Result<bollard::Docker, RuntimeError> {
         let client: Client<Self, _> = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
             .build(self.clone());

@@ -11,12 +11,12 @@ use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::errors::Unreachable;
 use super::wire::Duplex;
+use crate::runtime::docker::errors::Unreachable;
 
 /// The trusted CA and, if there is one, the client certificate.
 #[derive(Clone)]
-pub(super) struct Tls(TlsConnector);
+pub(crate) struct Tls(TlsConnector);
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,7 +28,7 @@ impl Tls {
     /// Reads `ca.pem` and, if present, `cert.pem` and `key.pem` from `dir`.
     ///
     /// No other CA is trusted.
-    pub(super) fn load(dir: &Path) -> Result<Self, Unreachable> {
+    pub(crate) fn load(dir: &Path) -> Result<Self, Unreachable> {
         let mut roots = RootCertStore::empty();
         let ca = dir.join("ca.pem");
         for certificate in certificates(&ca)? {
@@ -53,7 +53,7 @@ impl Tls {
         Ok(Self(TlsConnector::from(Arc::new(config))))
     }
 
-    pub(super) async fn wrap(
+    pub(crate) async fn wrap(
         &self,
         stream: TcpStream,
         host: &str,

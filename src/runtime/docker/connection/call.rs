@@ -4,11 +4,11 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Method, Request, header};
 
-use super::errors::Failure;
+use crate::runtime::docker::errors::Failure;
 
 /// A request: method, path with query, and the optional headers and body.
 #[derive(Debug)]
-pub(super) struct Call {
+pub(crate) struct Call {
     method: Method,
     path: String,
     upgrade: bool,
@@ -17,7 +17,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn get(path: impl Into<String>) -> Self {
+    pub(crate) fn get(path: impl Into<String>) -> Self {
         Self {
             method: Method::GET,
             path: path.into(),
@@ -27,7 +27,7 @@ impl Call {
         }
     }
 
-    pub(super) fn post(path: impl Into<String>) -> Self {
+    pub(crate) fn post(path: impl Into<String>) -> Self {
         Self {
             method: Method::POST,
             ..Self::get(path)
@@ -35,7 +35,7 @@ impl Call {
     }
 
     /// Adds a query parameter.
-    pub(super) fn query(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn query(mut self, name: &str, value: &str) -> Self {
         let separator = if self.path.contains('?') { '&' } else { '?' };
         self.path.push(separator);
         self.path.push_str(name);
@@ -45,31 +45,31 @@ impl Call {
     }
 
     /// Adds a query parameter whose value is already escaped.
-    pub(super) fn escaped_query(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn escaped_query(mut self, name: &str, value: &str) -> Self {
         self = self.query(name, "");
         self.path.push_str(value);
         self
     }
 
     /// Sends a JSON body.
-    pub(super) fn json(mut self, body: &serde_json::Value) -> Self {
+    pub(crate) fn json(mut self, body: &serde_json::Value) -> Self {
         self.json = Some(body.to_string());
         self
     }
 
     /// Asks the engine to turn the connection into a raw byte stream.
-    pub(super) fn upgrade(mut self) -> Self {
+    pub(crate) fn upgrade(mut self) -> Self {
         self.upgrade = true;
         self
     }
 
     /// Sends registry credentials, as encoded by `credentials::header`.
-    pub(super) fn auth(mut self, credentials: Option<String>) -> Self {
+    pub(crate) fn auth(mut self, credentials: Option<String>) -> Self {
         self.auth = credentials;
         self
     }
 
-    pub(super) fn request(&self, host: &str) -> Result<Request<Full<Bytes>>, Failure> {
+    pub(crate) fn request(&self, host: &str) -> Result<Request<Full<Bytes>>, Failure> {
         let mut request = Request::builder()
             .method(&self.method)
             .uri(&self.path)
@@ -96,7 +96,7 @@ impl Call {
 }
 
 /// Percent-encodes `text` for a URL, except for the bytes in `plain`.
-pub(super) fn escaped(text: &str, plain: &[u8]) -> String {
+pub(crate) fn escaped(text: &str, plain: &[u8]) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || plain.contains(&byte) {

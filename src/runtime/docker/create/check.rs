@@ -1,7 +1,7 @@
 //! Checks of a spec for Docker that need no engine.
 
-use super::create::{self, Log};
 use super::patch;
+use super::{Log, draft};
 use crate::spec::{InvalidSpec, Mount, RunSpec, RuntimeView, Settings};
 
 /// The longest argument, or variable with its name and `=`, that Linux accepts.
@@ -12,7 +12,7 @@ use crate::spec::{InvalidSpec, Mount, RunSpec, RuntimeView, Settings};
 const MAX_ARGUMENT_BYTES: usize = (128 << 10) - 1;
 
 /// Refuses a spec that Docker cannot run, without asking an engine.
-pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
+pub(crate) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     let settings = spec.settings();
     if settings.image.is_empty() {
         return Err(InvalidSpec::new(
@@ -25,7 +25,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     network(settings)?;
     if let Some(patch) = RuntimeView::new(spec).patch() {
         let log = Log::of(settings.backstop);
-        patch::apply(create::draft(spec, log), patch)?;
+        patch::apply(draft(spec, log), patch)?;
     }
     Ok(())
 }

@@ -14,15 +14,15 @@ const TLS_PORT: u16 = 2376;
 
 /// The address of an engine, and its TLS certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Address {
-    pub(super) endpoint: Endpoint,
+pub(crate) struct Address {
+    pub(crate) endpoint: Endpoint,
     /// The directory of `ca.pem`, `cert.pem` and `key.pem`. `None`: no TLS.
-    pub(super) certificates: Option<PathBuf>,
+    pub(crate) certificates: Option<PathBuf>,
 }
 
 /// A Unix socket or a TCP port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Endpoint {
+pub(crate) enum Endpoint {
     Unix(PathBuf),
     Tcp { host: String, port: u16 },
 }
@@ -31,7 +31,7 @@ pub(super) enum Endpoint {
 ///
 /// They are read in one place, so that the other functions are pure.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Environment {
+pub(crate) struct Environment {
     host: Option<String>,
     tls_verify: bool,
     cert_path: Option<PathBuf>,
@@ -41,7 +41,7 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    pub(super) fn read() -> Self {
+    pub(crate) fn read() -> Self {
         // Docker's CLI treats an empty variable as unset.
         let get = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         let path = |name| get(name).map(PathBuf::from);
@@ -56,14 +56,14 @@ impl Environment {
     }
 
     /// Requires TLS, with the certificates in `dir`.
-    pub(super) fn with_certificates(mut self, dir: PathBuf) -> Self {
+    pub(crate) fn with_certificates(mut self, dir: PathBuf) -> Self {
         self.tls_verify = true;
         self.cert_path = Some(dir);
         self
     }
 
     /// The directory of Docker's configuration file.
-    pub(super) fn config_dir(&self) -> Option<PathBuf> {
+    pub(crate) fn config_dir(&self) -> Option<PathBuf> {
         let home = || Some(self.home.as_ref()?.join(".docker"));
         self.config.clone().or_else(home)
     }
@@ -76,7 +76,7 @@ impl Environment {
 
 impl Address {
     /// The engine that `DOCKER_HOST` names, else the first socket that exists.
-    pub(super) fn local(environment: &Environment) -> Result<Self, RuntimeError> {
+    pub(crate) fn local(environment: &Environment) -> Result<Self, RuntimeError> {
         if let Some(host) = &environment.host {
             return Self::parse(host, environment);
         }
@@ -100,7 +100,7 @@ impl Address {
     }
 
     /// Parses a `unix://`, `tcp://`, `http://` or `https://` address.
-    pub(super) fn parse(text: &str, environment: &Environment) -> Result<Self, RuntimeError> {
+    pub(crate) fn parse(text: &str, environment: &Environment) -> Result<Self, RuntimeError> {
         let text = text.trim();
         Self::try_parse(text, environment).map_err(|reason| RuntimeError::Unavailable {
             address: redacted(text),
@@ -151,7 +151,7 @@ impl Address {
     }
 
     /// The host on which the engine's containers publish their ports.
-    pub(super) fn host(&self) -> &str {
+    pub(crate) fn host(&self) -> &str {
         match &self.endpoint {
             Endpoint::Unix(_) => "127.0.0.1",
             Endpoint::Tcp { host, .. } => host,
@@ -159,7 +159,7 @@ impl Address {
     }
 
     /// The value of the `Host` header.
-    pub(super) fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         match &self.endpoint {
             Endpoint::Unix(_) => "localhost".to_owned(),
             Endpoint::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),

@@ -10,22 +10,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
 /// A read of this many bytes is full: more data may already wait.
-pub(super) const FULL_READ_BYTES: usize = 64 << 10;
+pub(crate) const FULL_READ_BYTES: usize = 64 << 10;
 
 /// A bidirectional byte stream.
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A connection to an engine.
-pub(super) enum Wire {
+pub(crate) enum Wire {
     Unix(Socket),
     /// A TCP or TLS stream.
     Other(Box<dyn Duplex>),
 }
 
 /// A Unix socket, registered with tokio's I/O driver or not.
-pub(super) enum Socket {
+pub(crate) enum Socket {
     /// Registered: arriving data wakes the reader.
     Tokio(UnixStream),
     /// Not registered: arriving data wakes no task.
@@ -40,7 +40,7 @@ impl Wire {
     /// For a reader that polls on a timer while the peer writes many small
     /// pieces: each piece would wake a thread. A read that finds no data
     /// registers the socket again. Other connections are unchanged.
-    pub(super) fn deregister(&mut self) {
+    pub(crate) fn deregister(&mut self) {
         if let Self::Unix(socket @ Socket::Tokio(_)) = self
             && let Socket::Tokio(stream) = mem::replace(socket, Socket::Closed)
             && let Ok(stream) = stream.into_std()

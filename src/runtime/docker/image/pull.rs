@@ -6,12 +6,12 @@ use bytes::{Buf, BytesMut};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::call::{Call, escaped};
-use super::client::{CALL_TIMEOUT, Client};
 use super::credentials::{self, Header};
-use super::errors::{Failure, Refusal};
-use super::transport::exchange;
 use crate::error::RuntimeError;
+use crate::runtime::docker::client::{CALL_TIMEOUT, Client};
+use crate::runtime::docker::connection::call::{Call, escaped};
+use crate::runtime::docker::connection::transport::exchange;
+use crate::runtime::docker::errors::{Failure, Refusal};
 use crate::spec::{Pull, PullProgress, RunSpec, RuntimeView};
 
 const OPERATION: &str = "pull the image";
@@ -45,7 +45,7 @@ struct ErrorDetail {
 }
 
 impl Client {
-    pub(super) async fn prepare_image(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
+    pub(crate) async fn prepare_image(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
         let settings = spec.settings();
         let image = settings.image.as_str();
         if settings.pull != Pull::Always && self.has_image(image).await? {

@@ -13,14 +13,14 @@ const MAX_LINE_BYTES: usize = 4 << 10;
 
 /// Separates a trailing error line of the engine from the output.
 #[derive(Debug, Default)]
-pub(super) struct LogErrorFilter {
+pub(crate) struct LogErrorFilter {
     /// Bytes that may be the start of an error line.
     held: BytesMut,
 }
 
 impl LogErrorFilter {
     /// Adds the next bytes, and returns those that are output.
-    pub(super) fn push(&mut self, bytes: Bytes) -> Bytes {
+    pub(crate) fn push(&mut self, bytes: Bytes) -> Bytes {
         let mut all = if self.held.is_empty() {
             bytes
         } else {
@@ -33,7 +33,7 @@ impl LogErrorFilter {
     }
 
     /// Ends the log: returns the held output, or an error line as `Err`.
-    pub(super) fn finish(&mut self) -> Result<Bytes, String> {
+    pub(crate) fn finish(&mut self) -> Result<Bytes, String> {
         let held = self.held.split().freeze();
         match held.strip_prefix(PREFIX) {
             Some(error) if error.ends_with(b"\n") && !error.ends_with(b"\r\n") => {

@@ -1,5 +1,8 @@
 //! The output of a container or exec, read from an engine's answer.
 
+pub(crate) mod demux;
+mod log_error;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,11 +12,11 @@ use bytes::Bytes;
 use futures::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::demux::{Demux, Fault};
+use self::demux::{Demux, Fault};
+use self::log_error::LogErrorFilter;
+use super::connection::transport::Answer;
+use super::connection::wire::FULL_READ_BYTES;
 use super::errors::Failure;
-use super::log_error::LogErrorFilter;
-use super::transport::Answer;
-use super::wire::FULL_READ_BYTES;
 use crate::error::RuntimeError;
 use crate::runtime::Chunk;
 
