@@ -235,6 +235,23 @@ async fn a_live_subscriber_learns_what_it_missed() {
     assert_eq!(seen + missed, 48 * PIECE as u64);
 }
 
+#[tokio::test]
+async fn live_only_shows_nothing_of_a_sealed_run() {
+    let bench = Bench::new();
+    let first = bench.open().await;
+    let run = bench
+        .start(&first, Script::new().stdout("past\n"), spec())
+        .await;
+    run.wait().await.unwrap();
+    first.shutdown(ShutdownMode::Leave).await;
+    let second = bench.open().await;
+    let run = second.get(run.id()).await.unwrap();
+    let options = AttachOptions::new();
+    let output = run.attach_with(options.live_only()).await.unwrap();
+    assert_eq!(all(output).await, b"");
+    assert_eq!(all(run.attach().await.unwrap()).await, b"past\n");
+}
+
 /// A closed manager records nothing more.
 #[tokio::test]
 async fn a_closed_manager_refuses_attachments() {
