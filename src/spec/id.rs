@@ -34,8 +34,8 @@ impl RunId {
         let invalid = |reason: String| Err(InvalidSpec::new("id", reason));
         if id.is_empty() || id.len() > MAX_RUN_ID_BYTES {
             return invalid(format!(
-                "a run id has 1 to {MAX_RUN_ID_BYTES} characters, but this one has {}",
-                id.chars().count()
+                "a run id has 1 to {MAX_RUN_ID_BYTES} bytes, but this one has {}",
+                id.len()
             ));
         }
         if !id.starts_with(|c: char| c.is_ascii_alphanumeric()) {
@@ -194,6 +194,8 @@ mod tests {
                 "{bad:?}: {error}"
             );
         }
+        let error = RunId::new("é".repeat(40)).unwrap_err();
+        assert!(error.to_string().contains("has 80"), "{error}");
         for good in ["a", "0", "nightly-2026.11_22", &"x".repeat(64)] {
             assert_eq!(RunId::new(good).unwrap().as_str(), good);
         }
