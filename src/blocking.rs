@@ -1,7 +1,7 @@
 //! Managers and runs for code that is not async, such as plain `#[test]`s.
 //!
-//! Each call has the behavior of the async call of the same name, and blocks the thread
-//! until it completes. One thread runs all waits.
+//! Each call behaves like the async call of the same name, and blocks the calling thread until it
+//! completes. One thread drives all waits.
 //!
 //! ```no_run
 //! use moat::blocking::{Manager, connect};
@@ -38,7 +38,7 @@ use crate::runtime::connect::{Connected, Fallback};
 use crate::spec::{RunId, RunSpec};
 use crate::state::State;
 
-/// The runtime of the waits. The tasks of a manager have their own threads.
+/// The runtime that drives the waits. The tasks of a manager have their own threads.
 static TOKIO: LazyLock<runtime::Runtime> = LazyLock::new(|| {
     runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -82,7 +82,7 @@ impl Manager {
         Self::open_with(crate::manager::Manager::builder(root, runtime))
     }
 
-    /// Opens a root with other settings: see [`ManagerBuilder::open`].
+    /// Opens a root with the settings of `builder`: see [`ManagerBuilder::open`].
     ///
     /// # Errors
     ///

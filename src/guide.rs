@@ -10,9 +10,9 @@
 //!
 //! `integrating` and `testing` are complete only if the features that their code uses are enabled.
 
-// The links of a page are references. Their definitions at the end of the page are relative paths,
-// for readers of the repository. Definitions that precede the page take precedence over those:
-// here they are items. `tests/docs.rs` checks that none is missing.
+// The pages use reference links. Each page ends with definitions that are relative paths, for
+// readers of the repository. The first definition of a label wins, so the definitions before a page
+// replace them by items. `tests/format/docs.rs` checks that no definition is missing.
 
 #[cfg_attr(
     all(feature = "docker", feature = "testing", feature = "conformance"),
@@ -68,17 +68,17 @@ pub mod examples {
     #[doc = concat!("~~~~rust,ignore\n", include_str!("../examples/quickstart.rs"), "~~~~")]
     pub mod quickstart {}
 
-    /// Containers as services of tests.
+    /// Containers that live as long as a test.
     ///
     #[doc = concat!("~~~~rust,ignore\n", include_str!("../examples/in_tests.rs"), "~~~~")]
     pub mod in_tests {}
 
-    /// A sink, and its run of the conformance suite.
+    /// A custom sink, which runs the conformance suite on itself.
     ///
     #[doc = concat!("~~~~rust,ignore\n", include_str!("../examples/custom_sink.rs"), "~~~~")]
     pub mod custom_sink {}
 
-    /// A runtime around another runtime, and its run of the conformance suite.
+    /// A runtime that wraps another one, and runs the conformance suite on itself.
     ///
     #[doc = concat!("~~~~rust,ignore\n", include_str!("../examples/custom_runtime.rs"), "~~~~")]
     pub mod custom_runtime {}

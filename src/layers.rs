@@ -1,13 +1,13 @@
-//! The allowed imports between rooms, as ARCHITECTURE.md draws them.
+//! The allowed imports between top-level modules, as ARCHITECTURE.md lists them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each room with the rooms that it may import, from the bottom to the top.
+/// Each module, and the modules that it may import, from the bottom to the top.
 ///
-/// A room imports only rooms above it in this list, so that no circle can exist.
-const ROOMS: &[(&str, &[&str])] = &[
+/// A module imports only modules that precede it in this list, so no cycle can exist.
+const MODULES: &[(&str, &[&str])] = &[
     ("timestamp", &[]),
     ("spec", &["timestamp"]),
     ("outcome", &["spec", "timestamp"]),
@@ -123,7 +123,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Files outside of the rooms: they are hidden or empty in a release build.
+/// Files that may import any module. They are hidden or empty in a release build.
 const TOOLS: &[&str] = &["lib", "bench", "fuzz", "guide", "layers"];
 
 /// The most lines of a file, its unit tests aside.
@@ -140,28 +140,28 @@ struct Source {
     path: PathBuf,
     /// The directory, relative to `src`.
     dir: PathBuf,
-    room: String,
+    module: String,
     lines: Vec<(usize, String)>,
 }
 
 #[test]
-fn imports_point_down_and_name_a_room() {
-    let allowed: BTreeMap<_, _> = ROOMS.iter().copied().collect();
+fn imports_point_down_and_name_a_module() {
+    let allowed: BTreeMap<_, _> = MODULES.iter().copied().collect();
     let mut wrong = Vec::new();
     for source in sources() {
-        let Some(allowed) = allowed.get(source.room.as_str()) else {
-            if !TOOLS.contains(&source.room.as_str()) {
-                wrong.push(format!("{}: not in ROOMS", source.path.display()));
+        let Some(allowed) = allowed.get(source.module.as_str()) else {
+            if !TOOLS.contains(&source.module.as_str()) {
+                wrong.push(format!("{}: not in MODULES", source.path.display()));
             }
             continue;
         };
         for (number, line) in &source.lines {
             for target in imports(line) {
-                if target != source.room && !allowed.contains(&target) {
+                if target != source.module && !allowed.contains(&target) {
                     wrong.push(format!(
                         "{}:{number}: {} must not import {target}",
                         source.path.display(),
-                        source.room
+                        source.module
                     ));
                 }
             }
@@ -171,16 +171,16 @@ fn imports_point_down_and_name_a_room() {
 }
 
 #[test]
-fn the_allowed_imports_have_no_circle() {
+fn the_allowed_imports_have_no_cycle() {
     let mut below = BTreeSet::new();
-    for (room, allowed) in ROOMS {
+    for (module, allowed) in MODULES {
         for target in *allowed {
             assert!(
                 below.contains(target),
-                "{room} imports {target}, which is above it"
+                "{module} imports {target}, which is above it"
             );
         }
-        below.insert(room);
+        below.insert(module);
     }
 }
 
@@ -235,7 +235,7 @@ fn no_directory_has_more_files_than_the_limit() {
     assert!(large.is_empty(), "{large:?}");
 }
 
-/// The rooms that a line of code names after `crate::`.
+/// The modules that a line of code names after `crate::`.
 fn imports(line: &str) -> impl Iterator<Item = &str> {
     line.split("crate::").skip(1).map(|rest| {
         let end = rest
@@ -271,7 +271,7 @@ fn read(root: &Path, path: PathBuf) -> Source {
     let first = relative.iter().next().unwrap().to_str().unwrap();
     Source {
         dir: relative.parent().unwrap().to_owned(),
-        room: first.trim_end_matches(".rs").to_owned(),
+        module: first.trim_end_matches(".rs").to_owned(),
         lines: (1..)
             .zip(code.lines())
             .filter(|(_, line)| !line.trim_start().starts_with("//"))
