@@ -1,4 +1,4 @@
-//! Opening a root: settings and recovery mode.
+//! The settings for opening a root.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -20,7 +20,7 @@ use crate::root::Root;
 use crate::runtime::Runtime;
 use crate::sink::{Jsonl, LogSink};
 
-/// The number of concurrent recoveries.
+/// The maximum number of concurrent recoveries.
 const MAX_CONCURRENT_RECOVERIES: usize = 8;
 /// The default timeout for the seal after the end of a run.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -75,11 +75,12 @@ impl ManagerBuilder {
 
     /// Limits the number of concurrent new runs. Default: no limit.
     ///
-    /// The minimum is 1. A start beyond the limit waits until a run has ended, in the order of the calls.
+    /// The minimum is 1. A start beyond the limit waits until a run has ended. Waiting starts
+    /// proceed in the order of their calls.
     ///
     /// A waiting run is listed as `intended`, has its audit file, and can be stopped. Its
-    /// image is pulled after the wait. Recovered runs never wait. They count towards the
-    /// limit while there is room.
+    /// image is pulled after the wait. Recovered runs never wait. Each takes a free place, if
+    /// there is one.
     pub fn max_concurrent(mut self, runs: usize) -> Self {
         self.max_concurrent = Some(runs.clamp(1, Semaphore::MAX_PERMITS));
         self
@@ -87,8 +88,8 @@ impl ManagerBuilder {
 
     /// Sets the tokio runtime for the manager's tasks.
     ///
-    /// By default, the manager has two threads for its tasks. Then other work of the process cannot delay the capture. That matters
-    /// because an engine drops output that is not read in time.
+    /// By default, the manager has two threads for its tasks, so other work of the process
+    /// cannot delay the capture. An engine drops output that is not read in time.
     ///
     /// Use this in tests with a paused clock, which must be the clock of the tasks.
     pub fn runtime_handle(mut self, handle: Handle) -> Self {
@@ -96,7 +97,7 @@ impl ManagerBuilder {
         self
     }
 
-    /// Opens the root, and creates it if it does not exist: see [`Manager::open`].
+    /// Opens the root, and creates it if necessary: see [`Manager::open`].
     ///
     /// # Errors
     ///
@@ -154,13 +155,13 @@ impl ManagerBuilder {
 impl Manager {
     /// Opens a root with default settings, and creates it if it does not exist.
     ///
-    /// Returns without waiting for recovery. In the background, the runs that a dead process
-    /// has left are recovered: if the container of a run is still running, the run is watched
-    /// again; all others are sealed. [`wait_recovery`](Self::wait_recovery) waits for that.
+    /// Returns without waiting for recovery. In the background, the manager recovers the runs
+    /// that a dead process has left. If the container of a run still runs, the log is resumed.
+    /// All other runs are sealed. [`wait_recovery`](Self::wait_recovery) waits for that.
     /// Recovery starts no container, and does not touch runs of other runtimes.
     ///
-    /// The runtime may be shared: an `Arc<dyn Runtime>`, such as the one that [`connect`]
-    /// returns.
+    /// The runtime may be shared: pass an `Arc<dyn Runtime>`, such as the one that
+    /// [`connect`] returns.
     ///
     /// # Errors
     ///
@@ -175,7 +176,7 @@ impl Manager {
         Self::builder(root, runtime).open().await
     }
 
-    /// Returns a builder for opening a root with other settings.
+    /// Creates a builder with the settings for opening a root.
     pub fn builder(root: impl Into<PathBuf>, runtime: impl Runtime) -> ManagerBuilder {
         ManagerBuilder {
             root: root.into(),

@@ -1,4 +1,4 @@
-//! Managers: they start runs, recover them, and shut them down.
+//! Managers, which start, recover and shut down runs.
 
 mod builder;
 mod prune;
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::{oneshot, watch};
 use tracing::Instrument;
 
@@ -31,14 +32,14 @@ use crate::monitor::{recover, seal};
 use crate::outcome::{Outcome, Seal, StopCause};
 use crate::root::{Root, RunFile, RunInfo};
 use crate::run::Run;
-use crate::run::attach::session::{NO_STDIN_IN_RUNTIME, NO_STDIN_IN_SPEC, Session};
+use crate::run::attach::session::{NO_STDIN_IN_RUNTIME, NO_STDIN_IN_SPEC, Recording, Session};
 use crate::run::attach::{AttachOptions, Attachment, Input};
 use crate::runtime::{InputWriter, Runtime};
 use crate::spec::{RunId, RunSpec, Settings, Stdin};
 
 /// The state of a run on disk.
 enum OnDisk {
-    /// The run is sealed. The text is a problem with the seal.
+    /// The run is sealed. The text describes a mismatch between the seal and the audit file.
     Sealed(Box<(Seal, Option<String>)>),
     /// `run.json` has no seal.
     Unsealed {
@@ -64,7 +65,7 @@ pub struct Manager {
     inner: Arc<ManagerInner>,
 }
 
-/// The treatment of active runs by [`Manager::shutdown`].
+/// The treatment of active runs during [`Manager::shutdown`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ShutdownMode {
@@ -105,14 +106,14 @@ impl Manager {
     /// [`max_concurrent`](ManagerBuilder::max_concurrent) runs are active, the start waits
     /// for one to end.
     ///
-    /// The audit file exists, and survives a power loss, before the engine is asked to
-    /// create the container.
+    /// Before the engine is asked to create the container, the audit file exists and is
+    /// synced, so it survives a power loss.
     ///
     /// # Errors
     ///
     /// - [`Error::InvalidSpec`], [`Error::RunExists`], [`Error::Storage`] or
-    ///   [`Error::Closed`] before anything is created.
-    /// - [`Error::NotStarted`] after that, with the outcome of the run.
+    ///   [`Error::Closed`]. Nothing was created.
+    /// - [`Error::NotStarted`], with the outcome of the sealed run.
     ///
     /// # Cancel safety
     ///
@@ -133,7 +134,7 @@ impl Manager {
     ///
     /// # Errors
     ///
-    /// Those of [`start`](Self::start), and [`Error::NoInput`] before anything is created.
+    /// Those of [`start`](Self::start), and [`Error::NoInput`]. Then nothing was created.
     ///
     /// # Cancel safety
     ///
@@ -268,16 +269,40 @@ impl Manager {
     }
 
     /// Waits for a run: [`get`](Self::get), then [`Run::wait`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get) and [`Run::wait`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn wait(&self, id: &RunId) -> Result<Outcome> {
         self.get(id).await?.wait().await
     }
 
     /// Stops a run: [`get`](Self::get), then [`Run::stop`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get) and [`Run::stop`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A stop that was requested proceeds even if the future is dropped.
     pub async fn stop(&self, id: &RunId, grace: Option<Duration>) -> Result<Outcome> {
         self.get(id).await?.stop(grace).await
     }
 
     /// Attaches to the output of a run: [`get`](Self::get), then [`Run::attach`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Self::get) and [`Run::attach`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
     pub async fn attach(&self, id: &RunId) -> Result<Attachment> {
         self.get(id).await?.attach().await
     }
@@ -289,9 +314,11 @@ impl Manager {
 
     /// Removes a sealed run: its container, if it was kept, and its directory.
     ///
-    /// The directory has the audit file.
+    /// The directory includes the audit file.
     ///
     /// # Errors
+    ///
+    /// Those of [`get`](Self::get), and:
     ///
     /// - [`Error::NotSealed`] if the run is not sealed.
     /// - [`Error::Owned`] while another process uses the run.
@@ -327,7 +354,7 @@ impl Manager {
         Ok(())
     }
 
-    /// Returns the seal that the handle or the file of a run has.
+    /// Returns the seal from the snapshot of a run, or else from its file.
     async fn seal_of(&self, run: &Run) -> Result<Seal> {
         let known = run.entry.snapshot.borrow().seal.clone();
         if let Some(seal) = known {
@@ -347,7 +374,7 @@ impl Manager {
 
     /// Fails if the container of a run belongs to another runtime or engine.
     ///
-    /// Removing the run would leave that container behind.
+    /// Removing the run would leave that container as an orphan.
     async fn refuse_out_of_reach(&self, id: &RunId, seal: &Seal) -> Result<()> {
         let run = id.clone();
         let file = self
@@ -396,7 +423,7 @@ impl Manager {
         for entry in found {
             let run = self.handle(entry);
             let mut snapshot = run.entry.snapshot.clone();
-            // An error means that the monitor has left, so the ownership is final.
+            // An error means that the monitor has exited, so the ownership is final.
             let _ = snapshot.wait_for(|snapshot| snapshot.ownership_known).await;
             runs.push(run);
         }
@@ -430,21 +457,26 @@ impl Manager {
         // Refuses new runs until all are stopped.
         let _stopping = stop.then(|| StartsRefused::new(context));
         if stop {
-            let entries: Vec<_> = context.entries().values().cloned().collect();
-            let stops = entries.into_iter().map(|entry| {
-                let run = self.handle(entry);
-                async move {
-                    if !run.owned_elsewhere() {
-                        // Fails only for a run that cannot be recovered.
-                        let _ = run.request(StopCause::Shutdown, None).await;
-                    }
-                }
-            });
-            futures::future::join_all(stops).await;
+            self.stop_all(StopCause::Shutdown, None).await;
         }
         context.closing.cancel();
         context.tasks.wait().await;
         context.event_bus.close();
+    }
+
+    /// Stops all runs that this manager owns, and waits until they are sealed.
+    async fn stop_all(&self, cause: StopCause, grace: Option<Duration>) {
+        let entries: Vec<_> = self.context().entries().values().cloned().collect();
+        let stops = entries.into_iter().map(|entry| {
+            let run = self.handle(entry);
+            async move {
+                if !run.owned_elsewhere() {
+                    // Fails only for a run that cannot be recovered.
+                    let _ = run.request(cause, grace).await;
+                }
+            }
+        });
+        join_all(stops).await;
     }
 }
 
@@ -488,7 +520,7 @@ impl PendingAttachment {
         if options.input && !run.context().runtime.capabilities().stdin {
             return Err(run.no_input(NO_STDIN_IN_RUNTIME));
         }
-        let session = Session::new(run.clone(), None, true, true);
+        let session = Session::new(run.clone(), None, Recording::Always);
         session.starts_with(settings.window);
         Ok(Self {
             session,
@@ -527,7 +559,7 @@ impl PendingAttachment {
     }
 }
 
-/// Makes a manager refuse new runs while it lives.
+/// A guard during whose life the manager refuses new runs.
 struct StartsRefused<'a>(&'a AtomicUsize);
 
 impl<'a> StartsRefused<'a> {

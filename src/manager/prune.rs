@@ -53,8 +53,8 @@ impl PruneOptions {
 
     /// Reports the runs that would be removed, and removes none. Default: false.
     ///
-    /// The report assumes that a removal succeeds if that cannot be determined without
-    /// trying. For example, the engine may refuse to remove a container.
+    /// Some failures cannot be predicted: for example, the engine may refuse to remove a
+    /// container. The report assumes that such a removal succeeds.
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
@@ -99,7 +99,7 @@ struct SealedRun {
 impl PruneOptions {
     /// Returns true if a run is beyond any of the limits.
     ///
-    /// `runs` and `bytes` count what remains, including the run.
+    /// `runs` and `bytes` are the current totals, including this run.
     fn selects(&self, age: Duration, runs: usize, bytes: u64) -> bool {
         self.older_than.is_some_and(|limit| age > limit)
             || self.keep.is_some_and(|limit| runs > limit)
@@ -121,7 +121,7 @@ impl Manager {
     /// Cancel-safe. A dropped call has removed some of the runs.
     pub async fn prune(&self, options: PruneOptions) -> Result<PruneReport> {
         let listed = self.context().on_disk("list", |root| {
-            let sized = |info: RunInfo| (size(&root.dir(&info.run)), info);
+            let sized = |info: RunInfo| (dir_bytes(&root.dir(&info.run)), info);
             Ok(root.list()?.into_iter().map(sized).collect::<Vec<_>>())
         });
         let mut report = PruneReport::default();
@@ -165,19 +165,19 @@ impl Manager {
             false => self.remove(&run.run).await,
         };
         match removed {
-            // Another process has removed it.
+            // Another process has removed the run.
             Err(Error::NoSuchRun { .. }) if !dry_run => Ok(()),
             removed => removed.map_err(SkipReason::Failed),
         }
     }
 
-    /// Fails if a removal would fail, as far as that is known without trying.
+    /// Fails if it is known, without trying, that a removal would fail.
     async fn check_removable(&self, run: &SealedRun) -> Result<()> {
         let context = self.context();
         if run.seal.container.is_some() {
             self.refuse_out_of_reach(&run.run, &run.seal).await?;
         }
-        // A removal waits for a monitor of this manager.
+        // A removal waits for this manager's monitor, so its lock is no obstacle.
         if context.entries().contains_key(&run.run) {
             return Ok(());
         }
@@ -194,12 +194,12 @@ impl Manager {
 }
 
 /// Returns the bytes of the files in a directory. Unreadable files count as 0.
-fn size(dir: &Path) -> u64 {
+fn dir_bytes(dir: &Path) -> u64 {
     let mut bytes = 0;
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        // The size of a symbolic link is that of the link.
+        // Symbolic links are not followed.
         bytes += match entry.metadata() {
-            Ok(file) if file.is_dir() => size(&entry.path()),
+            Ok(file) if file.is_dir() => dir_bytes(&entry.path()),
             Ok(file) => file.len(),
             Err(_) => 0,
         };

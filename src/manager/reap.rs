@@ -10,7 +10,7 @@ use crate::runtime::{ContainerStatus, OwnedContainer, Runtime};
 use crate::spec::{ContainerId, RootId, RunId};
 use crate::timestamp::Timestamp;
 
-/// A container of this root that no recovery removes.
+/// A container of this root that recovery does not remove.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Orphan {
@@ -43,9 +43,12 @@ pub enum OrphanReason {
 /// the grace period of a stop, and two minutes for the engine. A live owner ends its
 /// container before the deadline.
 ///
-/// These containers are never touched: containers without a time limit, which have no
-/// deadline; containers that moat did not create; containers with an unreadable label; and
-/// containers of the manager's own root, which recovery handles.
+/// These containers are never touched:
+///
+/// - containers without a time limit, which have no deadline
+/// - containers that moat did not create
+/// - containers with an unreadable label
+/// - containers of the manager's own root, which recovery handles
 ///
 /// The deadline uses the clock of the machine that created the container. It is compared
 /// with the clock of the machine that reaps. The margins must exceed the clock difference.
@@ -83,8 +86,8 @@ impl ReapOptions {
 
     /// Sets how long after its deadline a container is removed.
     ///
-    /// The policy of the run is ignored. Removal deletes the output that the engine has kept. If the root is opened again, the
-    /// run is sealed as `removed`, with a gap.
+    /// The policy of the run is ignored. Removal deletes the output that the engine has kept.
+    /// If the root is opened again, the run is sealed as `removed`, with a gap.
     ///
     /// Default: 1 day. Minimum: 1 minute.
     pub fn remove_after(mut self, margin: Duration) -> Self {
@@ -210,7 +213,7 @@ pub enum ReapAction {
 /// Kills or removes a container. A container that does not exist is not an error.
 async fn end(runtime: &dyn Runtime, container: &ContainerId, due: Due) -> Result<(), RuntimeError> {
     let result = match due {
-        // Forced only if the container was seen running. One started since then is in use.
+        // Forced only if the container was seen running. A container started since is in use.
         Due::Remove { force } => runtime.remove(container, force).await,
         Due::Kill => match runtime.signal(container, "SIGKILL").await {
             Err(RuntimeError::Conflict { .. }) => Ok(()),
@@ -224,7 +227,7 @@ async fn end(runtime: &dyn Runtime, container: &ContainerId, due: Due) -> Result
 }
 
 impl Manager {
-    /// Lists the containers of this root that no recovery removes.
+    /// Lists the containers of this root that recovery does not remove.
     ///
     /// Containers that are kept by policy are not orphans, nor are containers of runs that
     /// are not sealed.
@@ -251,9 +254,9 @@ impl Manager {
 
     /// Removes an orphan.
     ///
-    /// A container without a run is removed even while it is running. A container that was
-    /// left is removed only if it is not running. A container that does not exist is not an
-    /// error.
+    /// A container without a run is removed even while it is running. The container of a
+    /// sealed run is removed only if it is not running. A container that does not exist is
+    /// not an error.
     ///
     /// # Errors
     ///
@@ -292,7 +295,7 @@ impl Manager {
     }
 }
 
-/// Returns the container as an orphan if no recovery removes it.
+/// Returns the container as an orphan, unless a monitor or an operator handles it.
 fn orphan(root: &Root, found: OwnedContainer) -> Option<Orphan> {
     let OwnedContainer {
         container,
@@ -302,8 +305,7 @@ fn orphan(root: &Root, found: OwnedContainer) -> Option<Orphan> {
     let why = match root.has(&run) {
         false => OrphanReason::NoRun,
         true => match root.read_run(&run) {
-            Ok(Some(file)) if is_left(root, &run, status, &file) => OrphanReason::Left,
-            // The run's monitor or an operator handles these.
+            Ok(Some(file)) if is_leftover(root, &run, status, &file) => OrphanReason::Left,
             _ => return None,
         },
     };
@@ -315,8 +317,8 @@ fn orphan(root: &Root, found: OwnedContainer) -> Option<Orphan> {
     })
 }
 
-/// Returns true if the container was to be removed with the seal of its run.
-fn is_left(root: &Root, run: &RunId, status: ContainerStatus, file: &RunFile) -> bool {
+/// Returns true if the container should have been removed after the seal of its run.
+fn is_leftover(root: &Root, run: &RunId, status: ContainerStatus, file: &RunFile) -> bool {
     matches!(root.is_owned(run), Ok(false))
         && status != ContainerStatus::Running
         && file

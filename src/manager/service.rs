@@ -39,7 +39,7 @@ const LAST_LINES: usize = 20;
 pub struct Service {
     run: Run,
     grace: Duration,
-    /// The drop does not stop the run: it was stopped or released.
+    /// The run was stopped or released, so the drop does not stop it.
     disarmed: bool,
 }
 
@@ -144,7 +144,8 @@ impl Manager {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call stops the run, if it was started.
+    /// A dropped call stops the run, if it was started, and may block as the drop of a
+    /// [`Service`] does.
     pub async fn service(
         &self,
         spec: RunSpec,

@@ -1,9 +1,8 @@
 //! Stopping all runs on SIGINT and SIGTERM.
 
 use std::fmt;
-use std::sync::Arc;
+use std::time::Duration;
 
-use futures::future::join_all;
 use tokio::signal::unix::{self, SignalKind};
 
 use crate::error::{Error, Result};
@@ -51,10 +50,6 @@ impl Manager {
     /// future is dropped. Poll the future to completion on a tokio runtime with the I/O
     /// driver enabled.
     ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future leaves the runs as they are.
-    ///
     /// ```no_run
     /// # use futures::FutureExt;
     /// # use moat::{Manager, ShutdownMode};
@@ -82,6 +77,10 @@ impl Manager {
     /// # Panics
     ///
     /// Panics outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the runs as they are.
     pub fn stop_on_signals(&self) -> Result<impl Future<Output = Signal> + Send + 'static> {
         let listen = |kind| {
             let root = &self.context().root;
@@ -106,25 +105,10 @@ impl Manager {
                 () = &mut shutdown => return first,
                 second = next() => tracing::info!(signal = %second, "killing all runs"),
             }
-            tokio::join!(shutdown, manager.kill_all());
+            let kill = manager.stop_all(StopCause::Killed, Some(Duration::ZERO));
+            tokio::join!(shutdown, kill);
             first
         })
-    }
-
-    /// Kills all runs that this manager owns.
-    async fn kill_all(&self) {
-        let entries: Vec<_> = self.context().entries().values().cloned().collect();
-        let kills = entries.into_iter().map(|entry| {
-            let run = self.handle(Arc::clone(&entry));
-            async move {
-                if !run.owned_elsewhere() {
-                    let grace = Some(std::time::Duration::ZERO);
-                    // Fails only for a run that cannot be recovered.
-                    let _ = run.request(StopCause::Killed, grace).await;
-                }
-            }
-        });
-        join_all(kills).await;
     }
 }
 

@@ -15,7 +15,7 @@ use crate::monitor::exec::{ExecStarted, StdinSlot};
 use crate::monitor::start::StartError;
 use crate::outcome::Outcome;
 use crate::run::Run;
-use crate::run::attach::session::{NO_STDIN_IN_SPEC, Session};
+use crate::run::attach::session::{NO_STDIN_IN_SPEC, Recording, Session};
 use crate::run::attach::{AttachOptions, Attachment, Input};
 use crate::runtime::ExecId;
 use crate::sink::{RunLog, RunPlace};
@@ -33,13 +33,13 @@ const MAX_NUMBER_ATTEMPTS: u32 = 100;
 /// Output is live only, because the engine keeps no log of an exec. Output that a lost
 /// connection did not deliver is lost, and the log records a gap. If this process exits,
 /// the connection is lost; the next opening of the root seals the log with a gap and an
-/// unknown ending. The same happens if this process detaches and exits while the exec is
-/// running.
+/// unknown ending. Detaching before the exit does not prevent that.
 ///
 /// If the input of a [`Stdin::Pipe`] exec was never taken, it is closed when the last
 /// clone is dropped. Until then, a process that reads its input to the end does not exit.
 #[derive(Clone)]
 pub struct Exec {
+    /// A handle to the exec in the form of a run: its log, state and outcome.
     run: Run,
     number: u32,
     id: ExecId,
@@ -85,11 +85,11 @@ impl Exec {
     ///
     /// Cancel-safe. A dropped call leaves no attachment.
     pub async fn attach_with(&self, options: AttachOptions) -> Result<Attachment> {
-        let session = Session::new(self.run.clone(), Some(self.id.clone()), true, true);
+        let session = Session::new(self.run.clone(), Some(self.id.clone()), Recording::Always);
         if options.input && self.stdin == Stdin::None {
             return Err(self.run.no_input(NO_STDIN_IN_SPEC));
         }
-        // Before the input: a pipe has one writer, which a failed call must not use up.
+        // The size is set first: a pipe has one writer, which a failed call must not use up.
         if let Some(size) = options.window {
             session.resize(size).await?;
         }
@@ -229,7 +229,7 @@ impl Run {
         }
     }
 
-    /// Checks what can be checked without the run's files.
+    /// Fails if the exec is refused before any file is read.
     fn check_exec(&self, spec: &ExecSpec) -> Result<()> {
         let context = self.context();
         if context.closing.is_cancelled() {
@@ -246,7 +246,7 @@ impl Run {
         Ok(())
     }
 
-    /// Creates the log of an exec, under the first number that is not in use.
+    /// Creates the log of an exec, under the next unused number.
     async fn open_exec_log(&self, spec: &ExecSpec, container: &ContainerId) -> Result<ExecLog> {
         let context = self.context();
         let id = self.id().clone();
@@ -283,7 +283,7 @@ impl Run {
                         start,
                     });
                 }
-                // Another exec has claimed the number since.
+                // Another exec has claimed the number in the meantime.
                 Err(Error::RunExists { .. }) if number < last => number += 1,
                 Err(error) => return Err(error),
             }
@@ -292,7 +292,7 @@ impl Run {
 
     /// Notes the exec in the audit of the run.
     fn note_exec(&self, number: u32, spec: &ExecSpec) {
-        let session = Session::new(self.clone(), None, false, false);
+        let session = Session::new(self.clone(), None, Recording::Never);
         let text = format!("exec-{number}: {}", spec.command().join(" "));
         self.record_note(session.record(Action::Exec, text));
     }

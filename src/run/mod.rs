@@ -81,7 +81,7 @@ impl Run {
         Events::of(receiver, Some(self.id().clone()))
     }
 
-    /// Waits until the run has ended, and returns how. Does not wait for the seal.
+    /// Waits until the run has ended, and returns its ending. Does not wait for the seal.
     ///
     /// # Errors
     ///
@@ -99,7 +99,7 @@ impl Run {
         ended.state.ending().cloned().ok_or(Error::Closed)
     }
 
-    /// Returns why the monitor left before the awaited state.
+    /// Returns the error of a wait whose monitor has exited.
     fn monitor_error(&self) -> Error {
         let snapshot = self.entry.snapshot.borrow();
         match snapshot.give_up_reason {
@@ -126,11 +126,12 @@ impl Run {
 
     /// Waits until the run has ended and its audit file is sealed.
     ///
-    /// If the file is not sealed within 15 s of the end, the outcome has a pending seal
-    /// with the reason. Sealing is retried, so wait again to see the seal. The timeout is
-    /// set by [`seal_timeout`](crate::manager::ManagerBuilder::seal_timeout).
+    /// If the file is not sealed within 15 s of the end, or of this call if that is later,
+    /// the outcome has a pending seal with the reason. Sealing is retried, so wait again to
+    /// see the seal. [`seal_timeout`](crate::manager::ManagerBuilder::seal_timeout) sets
+    /// the timeout.
     ///
-    /// The policy of the run may remove the container, shortly after the seal.
+    /// The policy of the run may remove the container shortly after the seal.
     ///
     /// # Errors
     ///
@@ -170,7 +171,7 @@ impl Run {
         outcome(self.context(), &self.entry.place, snapshot)
     }
 
-    /// Stops the run: its stop signal, then SIGKILL after `grace`.
+    /// Stops the run with its stop signal, then with SIGKILL after `grace`.
     ///
     /// `None` uses the grace period of the spec. Waits as [`wait`](Self::wait) does.
     ///
@@ -228,36 +229,37 @@ impl Run {
     }
 
     /// Waits until it is known which process owns the run.
-    pub(crate) async fn wait_ownership(&self) {
+    async fn wait_ownership(&self) {
         let mut snapshot = self.entry.snapshot.clone();
         let known = snapshot.wait_for(|snapshot| {
             snapshot.ownership_known
                 || !matches!(snapshot.state, State::Intended | State::Created { .. })
         });
-        // An error means that the monitor has left, so the ownership no longer changes.
+        // An error means that the monitor has exited, so the ownership no longer changes.
         let _ = known.await;
     }
 
-    /// Returns true if no event can happen to the run that would be recorded.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Returns true if the run has ended or is sealed, so that notes are no longer recorded.
+    fn is_over(&self) -> bool {
         let snapshot = self.entry.snapshot.borrow();
         snapshot.state.ending().is_some() || snapshot.seal.is_some()
     }
 
     /// Waits until this manager has released the run.
     ///
-    /// That is when the run is sealed and its policy has been applied to the container, or
-    /// when the run was left or given up.
+    /// The manager releases a run that is sealed and whose policy has been applied to the
+    /// container, a run that it gives up, and all runs when it closes.
     pub(crate) async fn released(&self) {
         self.entry.stops.closed().await;
     }
 
+    /// Requests a stop, and waits for the outcome.
     pub(crate) async fn request(
         &self,
         cause: StopCause,
         grace: Option<Duration>,
     ) -> Result<Outcome> {
-        // If the monitor has left, `wait` returns the outcome or the error.
+        // If the monitor has exited, `wait` returns the outcome or the error.
         let _ = self.entry.stops.send(StopRequest { cause, grace });
         let mut snapshot = self.entry.snapshot.clone();
         let process_bound = self.context().runtime.capabilities().process_bound;
@@ -380,7 +382,7 @@ impl Run {
         Ok(runtime.copy_in(&container, path, archive).await?)
     }
 
-    pub(crate) fn container(&self) -> Result<ContainerId> {
+    fn container(&self) -> Result<ContainerId> {
         let snapshot = self.entry.snapshot.borrow();
         snapshot.state.container().cloned().ok_or_else(|| {
             RuntimeError::NotFound {

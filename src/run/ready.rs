@@ -126,9 +126,9 @@ impl Run {
         Ok(self.context().runtime.inspect(&container).await?)
     }
 
-    /// Returns the address of the container's TCP port `port` for this process.
+    /// Returns the address at which this process reaches TCP port `port` of the container.
     ///
-    /// The run must be running, and the port published with
+    /// The run must be running, and the port must be published with
     /// [`RunSpec::port`](crate::spec::RunSpec::port). The address is a port on the engine's
     /// host: this machine, or the host of a `tcp://` address. For other setups see
     /// [`Docker::with_port_host`]. A run in the host's network, and a local process, use
@@ -236,20 +236,20 @@ impl Run {
         let mut last_failure = None;
         let waited = tokio::select! {
             biased;
-            ended = ended => ended.map(|()| Waited::Ended),
+            ended = ended => ended.map(|()| Readiness::Ended),
             waited = timeout(ready.timeout, self.wait_for(condition, &mut last_failure)) => {
-                waited.unwrap_or(Ok(Waited::TimedOut))
+                waited.unwrap_or(Ok(Readiness::TimedOut))
             }
         };
         let (reason, outcome) = match waited? {
-            Waited::Ready => return Ok(()),
-            Waited::Never(reason) => (reason, None),
-            Waited::Ended => {
+            Readiness::Ready => return Ok(()),
+            Readiness::Never(reason) => (reason, None),
+            Readiness::Ended => {
                 let outcome = self.wait().await?;
                 let reason = format!("it {} before {condition}", outcome.ending);
                 (reason, Some(Box::new(outcome)))
             }
-            Waited::TimedOut => {
+            Readiness::TimedOut => {
                 let seconds = ready.timeout.as_secs_f64();
                 let failure = last_failure.map(|failure| format!(" ({failure})"));
                 let failure = failure.unwrap_or_default();
@@ -272,12 +272,14 @@ impl Run {
         })
     }
 
-    /// Waits for a condition without a timeout, and keeps why the last check failed.
+    /// Waits for a condition, without a timeout.
+    ///
+    /// Stores the reason for the last failed check in `last_failure`.
     async fn wait_for(
         &self,
         condition: &Condition,
         last_failure: &mut Option<String>,
-    ) -> Result<Waited> {
+    ) -> Result<Readiness> {
         if let Condition::Line(text) = condition {
             return self.wait_for_line(text.as_bytes()).await;
         }
@@ -285,34 +287,36 @@ impl Run {
             *last_failure = match self.inspect().await {
                 Ok(seen) if seen.status != ContainerStatus::Running => None,
                 Ok(seen) => match self.check(condition, &seen).await? {
-                    Check::Is(waited) => return Ok(waited),
+                    Check::Conclusive(readiness) => return Ok(readiness),
                     Check::NotYet(failure) => failure,
                 },
-                // If the container is gone, the run is about to end.
+                // If the container no longer exists, the run is about to end.
                 Err(error) => Some(error.to_string()),
             };
             sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Checks a condition on the port or health of a running container.
+    /// Checks the port or the health of a running container.
     async fn check(&self, condition: &Condition, seen: &Inspection) -> Result<Check> {
         if let Condition::Port { network, port } = condition {
             let address = self.resolve_port(seen, network.as_deref(), *port).await?;
             return Ok(match probe(address).await {
-                Ok(()) => Check::Is(Waited::Ready),
+                Ok(()) => Check::Conclusive(Readiness::Ready),
                 Err(failure) => Check::NotYet(Some(failure)),
             });
         }
         Ok(match seen.health {
-            Some(Health::Healthy) => Check::Is(Waited::Ready),
+            Some(Health::Healthy) => Check::Conclusive(Readiness::Ready),
             Some(Health::Starting) => Check::NotYet(None),
-            Some(Health::Unhealthy) => Check::Is(Waited::Never("its health check failed".into())),
-            None => Check::Is(Waited::Never("it has no health check".into())),
+            Some(Health::Unhealthy) => {
+                Check::Conclusive(Readiness::Never("its health check failed".into()))
+            }
+            None => Check::Conclusive(Readiness::Never("it has no health check".into())),
         })
     }
 
-    async fn wait_for_line(&self, text: &[u8]) -> Result<Waited> {
+    async fn wait_for_line(&self, text: &[u8]) -> Result<Readiness> {
         let options = AttachOptions::new().lossless();
         let mut output = self.attach_with(options).await?;
         let mut unmatched = PerStream::<Vec<u8>>::default();
@@ -322,7 +326,7 @@ impl Run {
                     let unmatched = &mut unmatched[chunk.stream];
                     unmatched.extend_from_slice(&chunk.bytes);
                     if memchr::memmem::find(unmatched, text).is_some() {
-                        return Ok(Waited::Ready);
+                        return Ok(Readiness::Ready);
                     }
                     // Keep the bytes that can be the start of a match.
                     let kept = unmatched.len().min(text.len().saturating_sub(1));
@@ -331,12 +335,12 @@ impl Run {
                 Attached::Lagged { stream, .. } => unmatched[stream].clear(),
             }
         }
-        Ok(Waited::Ended)
+        Ok(Readiness::Ended)
     }
 }
 
 /// The result of a wait.
-enum Waited {
+enum Readiness {
     Ready,
     /// The run can never be ready.
     Never(String),
@@ -347,8 +351,8 @@ enum Waited {
 
 /// The result of one check.
 enum Check {
-    Is(Waited),
-    /// The check failed, with a reason if there is one to report.
+    Conclusive(Readiness),
+    /// The run is not ready yet. The reason, if any, is for the error of a timeout.
     NotYet(Option<String>),
 }
 

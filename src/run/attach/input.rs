@@ -36,7 +36,7 @@ const MAX_RECORD_BYTES: usize = 16 << 10;
 /// that the writer was lost.
 #[must_use = "the input of a pipe ends when it is dropped"]
 pub struct Input {
-    /// `None` only while it is dropped.
+    /// `None` only during the drop.
     writer: Option<InputWriter>,
     mode: Stdin,
     /// The input was shut down.
@@ -47,7 +47,7 @@ pub struct Input {
     records: Option<PollSender<Event>>,
     /// Resolves when the run ends. `None` once it has ended.
     run_end: Option<BoxFuture<'static, ()>>,
-    /// The slot that the writer is returned to on drop, for the next session.
+    /// The slot to which the drop returns the writer, for the next session.
     slot: Option<Arc<StdinSlot>>,
     session: Arc<Session>,
 }
@@ -78,7 +78,7 @@ impl Input {
             end_recorded: false,
             records: record.then(|| PollSender::new(entry.typed.clone())),
             run_end: Some(Box::pin(async move {
-                // A monitor that leaves does not end the container.
+                // The end of a monitor is not the end of the container.
                 let ended = snapshot.wait_for(|snapshot| snapshot.state.ending().is_some());
                 if ended.await.is_err() {
                     std::future::pending::<()>().await;
@@ -215,6 +215,7 @@ mod tests {
     use crate::audit::{Reader, Record};
     use crate::manager::Manager;
     use crate::run::Run;
+    use crate::run::attach::session::Recording;
     use crate::runtime::Runtime;
     use crate::runtime::scripted::{Script, Scripted};
     use crate::spec::RunSpec;
@@ -268,7 +269,7 @@ mod tests {
             run: run.clone(),
             fail_once,
         };
-        let session = Session::new(run.clone(), None, true, true);
+        let session = Session::new(run.clone(), None, Recording::Always);
         end(Input::new(Box::pin(writer), Stdin::Pipe, false, &session)).await;
         run.wait().await.unwrap();
         let records = Reader::open(run.audit().unwrap()).unwrap();

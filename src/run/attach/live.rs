@@ -19,14 +19,14 @@ use crate::run::attach::session::Session;
 use crate::runtime::{ContainerStatus, OutputStream, Runtime};
 use crate::spec::ContainerId;
 
-/// The timeout between the container's end and the last output, in either order.
+/// The most time between the ends of the container and of its output, in either order.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The interval between inspections of the container after the last output.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A connection to the output of a running container.
 pub(super) struct LiveOutput {
-    pieces: LiveReceiver,
+    receiver: LiveReceiver,
     /// `None` once the end was received.
     end: Option<oneshot::Receiver<End>>,
     error: Option<RuntimeError>,
@@ -40,16 +40,16 @@ struct End {
 }
 
 impl LiveOutput {
-    /// Returns the next piece, or `None` after the last byte.
+    /// Returns the next chunk, or `None` after the last byte.
     ///
-    /// The last piece is empty. Its offset reveals output that was dropped before it.
+    /// The last chunk is empty. Its offset reveals output that was dropped before it.
     ///
     /// # Errors
     ///
     /// The connection ended before the container did, so output may be missing.
     pub(super) async fn next(&mut self) -> Result<Option<LiveChunk>> {
-        if let Some(piece) = self.pieces.next().await {
-            return Ok(Some(piece));
+        if let Some(chunk) = self.receiver.next().await {
+            return Ok(Some(chunk));
         }
         if let Some(end) = self.end.take()
             && let Ok(End { received, error }) = end.await
@@ -70,7 +70,7 @@ impl LiveOutput {
 impl Session {
     /// Connects to the engine for the terminal output from now on.
     ///
-    /// Returns `None` if the run has no terminal, or the runtime does not support it.
+    /// Returns `None` if the run has no terminal, or the runtime cannot attach to it.
     pub(super) async fn connect_live(&self) -> Result<Option<LiveOutput>> {
         let run = &self.run;
         if !self.settings().await?.tty {
@@ -84,7 +84,7 @@ impl Session {
             Err(error) => return Err(error.into()),
         };
         let hub = Hub::default();
-        let (_, pieces) = hub.subscribe_live();
+        let (_, receiver) = hub.subscribe_live();
         let (ended, end) = oneshot::channel();
         let relay = Relay {
             output,
@@ -94,13 +94,13 @@ impl Session {
         };
         let snapshot = run.entry.snapshot.clone();
         let closing = context.closing.clone();
-        // A task, so that the connection is always read. One that is not read blocks the
+        // A task reads the connection at all times. A connection that is not read blocks the
         // container.
         context.tasks.spawn(async move {
             let _ = ended.send(relay.run(snapshot, closing).await);
         });
-        Ok(pieces.map(|pieces| LiveOutput {
-            pieces,
+        Ok(receiver.map(|receiver| LiveOutput {
+            receiver,
             end: Some(end),
             error: None,
         }))
@@ -154,7 +154,7 @@ impl Relay {
     }
 }
 
-/// Returns an error if the container is running after the end of its output.
+/// Returns an error if the container still runs after the end of its output.
 async fn premature_end(runtime: &dyn Runtime, container: &ContainerId) -> Option<RuntimeError> {
     let end = Instant::now();
     loop {

@@ -16,7 +16,7 @@ use futures::future::BoxFuture;
 pub use self::input::Input;
 pub use self::options::AttachOptions;
 pub use self::session::AttachHandle;
-use self::session::Session;
+use self::session::{Recording, Session};
 use self::viewer::{Stage, Viewer};
 use crate::audit::Action;
 use crate::error::Result;
@@ -33,7 +33,7 @@ pub enum Attached {
     Chunk(Chunk),
     /// Output that was dropped because the attachment was polled too slowly.
     ///
-    /// The audit file has it.
+    /// The audit file contains it.
     Lagged {
         /// The stream.
         stream: Stream,
@@ -44,17 +44,18 @@ pub enum Attached {
 
 /// The output of a run: a stream of all output so far, and then of live output.
 ///
-/// The stream ends after the last byte. It ends with an error in two cases:
+/// The stream ends after the last byte. It ends early with an error in these cases:
 ///
 /// - [`Error::NotSealed`]: the run has ended and is not sealed within the timeout of
 ///   [`Run::wait`].
 /// - [`Error::Runtime`]: the terminal output came directly from the engine
 ///   ([`AttachOptions::live_only`]), and the connection was lost while the container was
 ///   running. The audit file has the missing output. Attach again to continue.
+/// - [`Error::Storage`] or [`Error::Damaged`]: the audit file cannot be read.
 ///
-/// An attachment that is not polled never blocks the container or the log: it lags, and
-/// reports the bytes it dropped. Output captured by another process appears once it is
-/// in the audit file, one line at a time.
+/// An attachment that is not polled never blocks the container or the log. It lags, and
+/// reports the number of bytes that it dropped. Output captured by another process
+/// appears once it is in the audit file, one line at a time.
 ///
 /// Dropping the attachment detaches it. The run continues.
 ///
@@ -64,6 +65,8 @@ pub enum Attached {
 ///
 /// [`Error::NotSealed`]: crate::error::Error::NotSealed
 /// [`Error::Runtime`]: crate::error::Error::Runtime
+/// [`Error::Storage`]: crate::error::Error::Storage
+/// [`Error::Damaged`]: crate::error::Error::Damaged
 #[must_use = "streams do nothing unless polled"]
 pub struct Attachment {
     /// The viewer between two steps. `None` during a step and after the last.
@@ -139,19 +142,24 @@ impl Attachment {
         self.session.run.wait().await
     }
 
-    pub(crate) async fn open(run: Run, options: AttachOptions) -> Result<Self> {
+    pub(super) async fn open(run: Run, options: AttachOptions) -> Result<Self> {
         let interactive = options.input || options.window.is_some();
         if interactive || options.live_only {
             run.wait_ownership().await;
         }
-        let recorded = !run.is_over();
-        let session = Session::new(run, None, recorded, interactive);
+        let active = !run.is_over();
+        let recording = match (active, interactive) {
+            (false, _) => Recording::Never,
+            (true, false) => Recording::UnlessOwnedElsewhere,
+            (true, true) => Recording::Always,
+        };
+        let session = Session::new(run, None, recording);
         let mut stage = Stage::first(options);
-        if options.live_only && recorded && !session.run.entry.snapshot.borrow().tapped {
+        if options.live_only && active && !session.run.entry.snapshot.borrow().tapped {
             let live = session.connect_live().await?;
             stage = live.map_or(stage, Stage::Engine);
         }
-        // Before the input: a pipe has one writer, which a failed call must not use up.
+        // The size is set first: a pipe has one writer, which a failed call must not use up.
         if let Some(size) = options.window {
             session.resize(size).await?;
         }

@@ -1,4 +1,4 @@
-//! A session: one attachment to a run, and the notes that the audit has of it.
+//! A session: one attachment to a run or an exec, and its notes in the audit.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,36 +13,36 @@ use crate::runtime::ExecId;
 use crate::spec::{Settings, Stdin, WindowSize};
 use crate::timestamp::Timestamp;
 
-/// An attachment to a run, until its last part is dropped.
+/// The condition for recording a session in the audit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recording {
+    Never,
+    /// For output-only sessions. Those of a run that another process owns only read files.
+    UnlessOwnedElsewhere,
+    Always,
+}
+
+/// One attachment. Its output, its input and its handles share the session.
 #[derive(Debug)]
 pub(crate) struct Session {
-    pub(crate) run: Run,
+    pub(super) run: Run,
     number: u64,
     /// The exec, if the session is attached to one.
     exec: Option<ExecId>,
-    /// The audit records the session.
-    recorded: bool,
-    /// The audit has a record of the start of the session, and so gets one of its end.
+    recording: Recording,
+    /// The audit has a record of the start of the session, so it also gets one of the end.
     start_recorded: AtomicBool,
-    /// The session has an input or may resize the terminal.
-    interactive: bool,
     window: Mutex<Option<WindowSize>>,
 }
 
 impl Session {
-    pub(crate) fn new(
-        run: Run,
-        exec: Option<ExecId>,
-        recorded: bool,
-        interactive: bool,
-    ) -> Arc<Self> {
+    pub(crate) fn new(run: Run, exec: Option<ExecId>, recording: Recording) -> Arc<Self> {
         Arc::new(Self {
             number: run.inner.context().next_attachment(),
             run,
             exec,
-            recorded,
+            recording,
             start_recorded: AtomicBool::new(false),
-            interactive,
             window: Mutex::default(),
         })
     }
@@ -65,14 +65,15 @@ impl Session {
     }
 
     pub(crate) fn record_note(&self, action: Action, text: impl Into<String>) {
-        // An output-only session to a run of another process only reads files. It leaves no
-        // record.
-        if self.recorded && (self.interactive || !self.run.owned_elsewhere()) {
-            if matches!(action, Action::Attach | Action::AttachInput) {
-                self.start_recorded.store(true, Ordering::Relaxed);
-            }
-            self.run.record_note(self.record(action, text));
+        match self.recording {
+            Recording::Never => return,
+            Recording::UnlessOwnedElsewhere if self.run.owned_elsewhere() => return,
+            Recording::UnlessOwnedElsewhere | Recording::Always => {}
         }
+        if matches!(action, Action::Attach | Action::AttachInput) {
+            self.start_recorded.store(true, Ordering::Relaxed);
+        }
+        self.run.record_note(self.record(action, text));
     }
 
     /// Returns true if the manager is shut down, so that no action can be recorded.
@@ -95,7 +96,7 @@ impl Session {
         Ok(())
     }
 
-    /// Reads the settings of the run from its file.
+    /// Reads the settings of the run from `run.json`.
     pub(super) async fn settings(&self) -> Result<Settings> {
         let id = self.run.id().clone();
         let context = self.run.inner.context();
@@ -127,8 +128,8 @@ impl Session {
                 Pipe::Ended => return Err(run.no_input("its stdin is closed")),
             }
         }
-        // Recorded before the engine is asked. If this process died in between, the
-        // container would see a writer that the audit does not have.
+        // Recorded before the engine is asked. Otherwise, if this process died in between, the
+        // container would have had a writer that is missing in the audit.
         self.record_note(Action::AttachInput, "attached with input");
         let reservation = PipeReservation(&run.entry.pipe);
         let writer = context.runtime.stdin(&run.container()?).await?;
@@ -161,9 +162,9 @@ fn refuse_input(settings: &Settings, capable: bool, owned_elsewhere: bool) -> Op
     }
 }
 
-/// The reason for a refused input if the spec has none.
+/// The reason to refuse an input if the spec does not enable stdin.
 pub(crate) const NO_STDIN_IN_SPEC: &str = "its spec does not enable stdin";
-/// The reason for a refused input if the runtime has none.
+/// The reason to refuse an input if the runtime does not support stdin.
 pub(crate) const NO_STDIN_IN_RUNTIME: &str = "the runtime does not support stdin";
 
 /// Frees the writing end of a pipe unless it is forgotten.
@@ -222,11 +223,11 @@ impl AttachHandle {
 impl Run {
     /// Sends a note to the audit of the run.
     ///
-    /// The run's monitor records it. If another process has the monitor, the note is left
-    /// in a file next to the audit, which that process reads.
+    /// The run's monitor records the note. If another process owns the run, the note is
+    /// left in a file next to the audit, which that process reads.
     pub(crate) fn record_note(&self, note: Event) {
         if !self.owned_elsewhere() {
-            // A monitor that has left records nothing.
+            // A monitor that has exited records nothing.
             let _ = self.entry.notes.send(note);
             return;
         }

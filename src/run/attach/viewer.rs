@@ -39,7 +39,7 @@ pub(super) enum Stage {
     Live(Subscription),
     /// The rest of the audit file, after the run or its monitor has ended.
     Tail {
-        /// Since when the run is known to have ended without a seal.
+        /// The time at which the run was first seen ended without a seal.
         unsealed_since: Option<Instant>,
     },
     /// The end of the output.
@@ -81,10 +81,10 @@ impl Subscription {
         self.receiver.as_ref().is_some_and(LiveReceiver::has_lagged)
     }
 
-    /// Returns the next piece, or `None` at the end of the live output.
+    /// Returns the next chunk, or `None` at the end of the live output.
     async fn next(&mut self, run: &Run) -> Result<Option<LiveChunk>> {
-        if let Some(piece) = self.pending.pop_front() {
-            return Ok(Some(piece));
+        if let Some(chunk) = self.pending.pop_front() {
+            return Ok(Some(chunk));
         }
         match &mut self.receiver {
             Some(receiver) if !run.owned_elsewhere() => tokio::select! {
@@ -125,31 +125,31 @@ struct Delivery {
 }
 
 impl Delivery {
-    /// Adds the part of `piece` after the current position, and any gap before it.
-    fn push(&mut self, piece: LiveChunk) {
-        let position = self.position[piece.stream];
-        let end = piece.end();
+    /// Adds the part of `chunk` after the current position, and any gap before it.
+    fn push(&mut self, chunk: LiveChunk) {
+        let position = self.position[chunk.stream];
+        let end = chunk.end();
         if end <= position {
             return;
         }
-        if piece.offset > position {
+        if chunk.offset > position {
             self.items.push(Attached::Lagged {
-                stream: piece.stream,
-                bytes: piece.offset - position,
+                stream: chunk.stream,
+                bytes: chunk.offset - position,
             });
         }
-        let overlap = position.saturating_sub(piece.offset) as usize;
-        self.position[piece.stream] = end;
-        if !piece.bytes.is_empty() {
+        let overlap = position.saturating_sub(chunk.offset) as usize;
+        self.position[chunk.stream] = end;
+        if !chunk.bytes.is_empty() {
             self.items.push(Attached::Chunk(Chunk {
-                stream: piece.stream,
-                bytes: piece.bytes.slice(overlap..),
+                stream: chunk.stream,
+                bytes: chunk.bytes.slice(overlap..),
             }));
         }
     }
 
-    fn has_gap_before(&self, piece: &LiveChunk) -> bool {
-        piece.offset > self.position[piece.stream]
+    fn has_gap_before(&self, chunk: &LiveChunk) -> bool {
+        chunk.offset > self.position[chunk.stream]
     }
 }
 
@@ -177,7 +177,7 @@ impl OutputFile {
             return Ok(Vec::new());
         };
         self.reader = Some(reader);
-        let pieces = batch.into_iter().map(|(stream, bytes)| {
+        let chunks = batch.into_iter().map(|(stream, bytes)| {
             let offset = self.position[stream];
             self.position[stream] += bytes.len() as u64;
             LiveChunk {
@@ -186,11 +186,11 @@ impl OutputFile {
                 bytes: bytes.into(),
             }
         });
-        Ok(pieces.collect())
+        Ok(chunks.collect())
     }
 }
 
-/// Opens the file once. `None` means that it does not exist yet.
+/// Returns `reader`, or opens the file. `None` means that the file does not exist yet.
 fn open(reader: Option<Reader>, path: &Path) -> Result<Option<Reader>> {
     if reader.is_some() {
         return Ok(reader);
@@ -224,10 +224,10 @@ fn read_batch(reader: &mut Reader) -> Result<Vec<(Stream, Vec<u8>)>> {
     Ok(batch)
 }
 
-/// Returns true if output missing before a live piece is in the audit file.
+/// Returns true if output missing before a live chunk is in the audit file.
 ///
-/// If no piece was dropped, another owner of the run has written the missing output.
-/// If pieces were dropped, only a lossless attachment reads them back.
+/// If no chunk was dropped, another owner of the run has written the missing output. If
+/// chunks were dropped, only a lossless attachment reads them from the file.
 fn gap_is_in_file(lossless: bool, has_file: bool, has_lagged: bool) -> bool {
     lossless || has_file && !has_lagged
 }
@@ -284,7 +284,7 @@ impl Viewer {
         self.delivery.items.drain(..)
     }
 
-    /// Does one step. `false` means that it was the last.
+    /// Does one step. Returns false after the last step.
     pub(super) async fn step(mut self) -> (Self, Result<bool>) {
         let more = match self.advance().await {
             Ok(stage) => {
@@ -316,10 +316,10 @@ impl Viewer {
     }
 
     async fn read_engine(&mut self, mut live: LiveOutput) -> Result<Stage> {
-        let Some(piece) = live.next().await? else {
+        let Some(chunk) = live.next().await? else {
             return Ok(Stage::Done);
         };
-        self.delivery.push(piece);
+        self.delivery.push(chunk);
         Ok(Stage::Engine(live))
     }
 
@@ -334,36 +334,36 @@ impl Viewer {
             }
             return Ok(Stage::TAIL);
         }
-        let (before, pieces) = self.run.entry.hub.subscribe_live();
+        let (before, receiver) = self.run.entry.hub.subscribe_live();
         self.delivery.position = before;
-        Ok(Stage::Live(Subscription::new(Vec::new(), pieces)))
+        Ok(Stage::Live(Subscription::new(Vec::new(), receiver)))
     }
 
     fn subscribe(&self) -> Subscription {
-        let (pending, pieces) = self.run.entry.hub.subscribe();
-        Subscription::new(pending, pieces)
+        let (pending, receiver) = self.run.entry.hub.subscribe();
+        Subscription::new(pending, receiver)
     }
 
     async fn read_live(&mut self, mut subscription: Subscription) -> Result<Stage> {
-        let Some(piece) = subscription.next(&self.run).await? else {
+        let Some(chunk) = subscription.next(&self.run).await? else {
             return Ok(Stage::TAIL);
         };
         let has_file = self.run.audit().is_some();
-        if !self.delivery.has_gap_before(&piece)
+        if !self.delivery.has_gap_before(&chunk)
             || !gap_is_in_file(self.lossless, has_file, subscription.has_lagged())
         {
-            self.delivery.push(piece);
+            self.delivery.push(chunk);
             return Ok(Stage::Live(subscription));
         }
-        // In this order: a monitor writes its last output before it leaves.
+        // In this order: a monitor writes its last output before it exits.
         let monitor_gone = self.run.entry.snapshot.has_changed().is_err();
         if self.read_file().await? {
-            subscription.pending.push_front(piece);
+            subscription.pending.push_front(chunk);
         } else if monitor_gone {
-            self.delivery.push(piece);
+            self.delivery.push(chunk);
         } else {
             // The missing output has not been written yet.
-            subscription.pending.push_front(piece);
+            subscription.pending.push_front(chunk);
             sleep(POLL_INTERVAL).await;
         }
         Ok(Stage::Live(subscription))
@@ -405,10 +405,10 @@ impl Viewer {
         let Some(path) = self.run.audit() else {
             return Ok(false);
         };
-        let pieces = self.file.next(&self.run.inner.context.disk, path).await?;
-        let more = !pieces.is_empty();
-        for piece in pieces {
-            self.delivery.push(piece);
+        let chunks = self.file.next(&self.run.inner.context.disk, path).await?;
+        let more = !chunks.is_empty();
+        for chunk in chunks {
+            self.delivery.push(chunk);
         }
         Ok(more)
     }
@@ -420,7 +420,7 @@ mod tests {
 
     use super::*;
 
-    fn piece(offset: u64, bytes: &'static [u8]) -> LiveChunk {
+    fn live(offset: u64, bytes: &'static [u8]) -> LiveChunk {
         LiveChunk {
             stream: Stream::Stdout,
             offset,
@@ -428,7 +428,7 @@ mod tests {
         }
     }
 
-    fn chunk(bytes: &'static [u8]) -> Attached {
+    fn delivered(bytes: &'static [u8]) -> Attached {
         Attached::Chunk(Chunk {
             stream: Stream::Stdout,
             bytes: Bytes::from_static(bytes),
@@ -444,21 +444,21 @@ mod tests {
 
     #[test]
     fn overlaps_are_cut_and_gaps_are_counted() {
-        for (piece, items, position) in [
-            (piece(0, b"abcd"), vec![], 4),
-            (piece(2, b"cd"), vec![], 4),
-            (piece(2, b"cdef"), vec![chunk(b"ef")], 6),
-            (piece(4, b"ef"), vec![chunk(b"ef")], 6),
-            (piece(4, b""), vec![], 4),
-            (piece(7, b"hi"), vec![lagged(3), chunk(b"hi")], 9),
-            (piece(7, b""), vec![lagged(3)], 7),
+        for (chunk, items, position) in [
+            (live(0, b"abcd"), vec![], 4),
+            (live(2, b"cd"), vec![], 4),
+            (live(2, b"cdef"), vec![delivered(b"ef")], 6),
+            (live(4, b"ef"), vec![delivered(b"ef")], 6),
+            (live(4, b""), vec![], 4),
+            (live(7, b"hi"), vec![lagged(3), delivered(b"hi")], 9),
+            (live(7, b""), vec![lagged(3)], 7),
         ] {
             let mut delivery = Delivery::default();
             delivery.position[Stream::Stdout] = 4;
-            assert_eq!(delivery.has_gap_before(&piece), piece.offset > 4);
-            delivery.push(piece.clone());
-            assert_eq!(delivery.items, items, "{piece:?}");
-            assert_eq!(delivery.position[Stream::Stdout], position, "{piece:?}");
+            assert_eq!(delivery.has_gap_before(&chunk), chunk.offset > 4);
+            delivery.push(chunk.clone());
+            assert_eq!(delivery.items, items, "{chunk:?}");
+            assert_eq!(delivery.position[Stream::Stdout], position, "{chunk:?}");
         }
     }
 
