@@ -11,7 +11,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DetachKeys(Vec<u8>);
 
-/// The error of parsing [`DetachKeys`].
+/// An error in the text of [`DetachKeys`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "cannot parse {0:?} as a key: expected one character, or ctrl- and a letter or one of @[\\]^_"
@@ -76,7 +76,7 @@ impl fmt::Display for DetachKeys {
 #[derive(Debug)]
 pub(super) struct KeyMatcher {
     keys: DetachKeys,
-    /// The number of keys matched so far. They are held back.
+    /// The number of keys matched so far. Their bytes are held back.
     matched: usize,
 }
 
@@ -85,9 +85,9 @@ impl KeyMatcher {
         Self { keys, matched: 0 }
     }
 
-    /// Processes typed bytes, and appends those to pass on to `passed`.
+    /// Processes typed bytes, and appends the input for the run to `passed`.
     ///
-    /// Returns true if the keys were typed. Bytes after the keys are dropped.
+    /// Returns true if the detach keys are complete. Bytes after them are dropped.
     pub(super) fn feed(&mut self, typed: &[u8], passed: &mut Vec<u8>) -> bool {
         let keys = &self.keys.0;
         if keys.is_empty() {

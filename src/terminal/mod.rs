@@ -55,15 +55,15 @@ use crate::spec::WindowSize;
 
 /// The controlling terminal of a process, independent of its standard streams.
 const PATH: &str = "/dev/tty";
-/// The most bytes of typed input that wait for the container.
+/// The maximum size of the typed input that waits for the container, in bytes.
 const MAX_PENDING_BYTES: usize = 1 << 20;
-/// The time without accepted input before typed input past the limit is dropped.
+/// The time without accepted input after which typed input past the limit is dropped.
 ///
-/// The terminal must be read on, because the detach keys may come next.
+/// The terminal is still read, because the detach keys may come next.
 const STALL_TIMEOUT: Duration = Duration::from_secs(1);
-/// The timeout for input typed before the detach keys.
+/// The timeout for writing the input that was typed before the detach keys.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
-/// The most attempts to restore a terminal that accepts no output.
+/// The maximum number of attempts to restore a terminal that accepts no output.
 const MAX_RESTORE_ATTEMPTS: u32 = 100;
 /// The pause between attempts to restore a terminal.
 const RESTORE_RETRY_INTERVAL: Duration = Duration::from_millis(10);
@@ -93,7 +93,8 @@ pub enum SessionEnd {
     Detached,
     /// The process received SIGTERM, SIGHUP, SIGINT or SIGQUIT: this number.
     ///
-    /// The run continues. The signal did not terminate the process, so the caller must handle it.
+    /// The run continues. The signal did not terminate the process, so the caller must
+    /// handle it.
     Signal(i32),
 }
 
@@ -145,8 +146,8 @@ impl Terminal {
     /// # Raw mode
     ///
     /// During the session the terminal is in raw mode, so `ctrl-c` and `ctrl-z` reach the
-    /// container. It is restored when this returns, is dropped or panics, and when the
-    /// process panics elsewhere on the same thread. Modes that a program has set and not
+    /// container. The terminal is restored when this future returns, is dropped or panics,
+    /// and when other code on its thread panics. Modes that a program has set and not
     /// reset are restored too: the alternate screen, the mouse, bracketed paste, a hidden
     /// cursor, a scroll region, colors.
     ///
@@ -166,8 +167,8 @@ impl Terminal {
     ///
     /// # Size
     ///
-    /// If the attachment was not made with the size of the terminal, the size is set in two
-    /// steps, so that a full-screen program redraws.
+    /// If the attachment was not opened with the size of the terminal, the size is set in
+    /// two steps, so that a full-screen program redraws.
     ///
     /// # Errors
     ///
@@ -275,6 +276,7 @@ impl Terminal {
     }
 }
 
+/// Returns the error of an operation on the terminal.
 fn failed(operation: &'static str, error: io::Error) -> Error {
     Error::storage(operation, PATH, error)
 }
@@ -291,7 +293,7 @@ fn open_device() -> Result<File> {
         .map_err(|error| failed("open", error))
 }
 
-/// Writes the output to the terminal, to its end.
+/// Writes the output to the terminal until the output ends.
 async fn show(tty: &AsyncFd<File>, output: &mut Attachment, raw: &RawMode) -> Result<()> {
     while let Some(item) = output.next().await {
         let Attached::Chunk(chunk) = item? else {
@@ -315,8 +317,8 @@ async fn show(tty: &AsyncFd<File>, output: &mut Attachment, raw: &RawMode) -> Re
 
 /// Typed input that waits for the container.
 ///
-/// The terminal is always read, so that the detach keys work whatever the container does.
-/// Input past a limit is dropped if the container is stuck.
+/// The terminal is always read, so that the detach keys work even if the container is
+/// stuck. Then input past a limit is dropped.
 struct TypedInput {
     /// `None` if the run has no input, or has ended.
     input: Option<Input>,
@@ -348,7 +350,7 @@ impl TypedInput {
             match self.transfer(tty, &mut typed).await {
                 Transfer::Read(Ok(0) | Err(_)) => return,
                 Transfer::Read(Ok(count)) => {
-                    if self.take(&typed[..count]) {
+                    if self.push(&typed[..count]) {
                         return self.flush().await;
                     }
                 }
@@ -389,7 +391,7 @@ impl TypedInput {
     }
 
     /// Adds typed bytes. Returns true if the detach keys were typed.
-    fn take(&mut self, typed: &[u8]) -> bool {
+    fn push(&mut self, typed: &[u8]) -> bool {
         if self.matcher.feed(typed, &mut self.pending) {
             return true;
         }
@@ -413,12 +415,13 @@ fn listen(kind: SignalKind) -> Result<Signal> {
     signal(kind).map_err(|error| failed("listen for signals at", error))
 }
 
-/// The signals for job control by a shell.
+/// The signals for job control: SIGTSTP and SIGCONT.
 struct JobSignals {
     stop: Signal,
     resume: Signal,
 }
 
+/// The signals that end the session, with their streams.
 struct EndSignals(Vec<(SignalKind, Signal)>);
 
 impl EndSignals {
@@ -543,7 +546,7 @@ fn restore_device(sequences: &[u8]) {
     let _ = terminal::disable_raw_mode();
 }
 
-/// Writes to a terminal that does not block, with a limited number of retries.
+/// Writes to a non-blocking terminal, with a limited number of retries.
 fn write_with_retries(tty: &mut File, mut bytes: &[u8]) {
     for _ in 0..MAX_RESTORE_ATTEMPTS {
         if bytes.is_empty() {

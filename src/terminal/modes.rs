@@ -2,19 +2,20 @@
 
 use std::collections::BTreeSet;
 
-/// The most parameter bytes of a control sequence that are kept.
+/// The maximum number of parameter bytes that are kept of a control sequence.
 const MAX_PARAMETER_BYTES: usize = 64;
 
 /// Private modes that are off by default and affect the next program.
 ///
-/// Cursor keys, reverse video, origin, the mouse and focus modes, keypad, bracketed paste, synchronized output.
+/// Cursor keys, reverse video, origin, the mouse and focus modes, keypad, bracketed paste,
+/// synchronized output.
 const OFF_BY_DEFAULT: [u16; 16] = [
     1, 5, 6, 9, 66, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 2004, 2026,
 ];
 /// Private modes that are on by default: autowrap and the cursor.
 const ON_BY_DEFAULT: [u16; 2] = [7, 25];
-/// The modes of the alternate screen.
-const SCREENS: [u16; 3] = [47, 1047, 1049];
+/// Private modes that switch to the alternate screen.
+const ALTERNATE_SCREENS: [u16; 3] = [47, 1047, 1049];
 
 /// Tracks the modes that a program sets, to restore them after the session.
 ///
@@ -34,31 +35,33 @@ struct Modes {
     keypad: bool,
     insert: bool,
     attributes: bool,
-    region: bool,
+    scroll_region: bool,
     cursor_style: bool,
     modified_keys: bool,
     /// The depth of the stack of keyboard protocols.
-    keyboards: u16,
-    /// G0 is another character set than ASCII.
-    characters: bool,
-    /// G1 is in use.
-    shifted: bool,
+    keyboard_depth: u16,
+    /// G0 is a character set other than ASCII.
+    g0_changed: bool,
+    /// G1 is active, instead of G0.
+    g1_active: bool,
 }
 
-/// The position of the next byte in a sequence.
+/// The state of the parser before the next byte.
 #[derive(Debug, Default)]
 enum Parser {
     #[default]
     Text,
     Escape,
-    /// In the designation of a character set. `true` for G0.
-    Characters(bool),
+    /// Before the last byte of the designation of G0.
+    G0,
     /// Before the last byte of another three-byte sequence.
-    Third,
+    LastOfThree,
     /// In a control sequence, with its parameters.
     Control(Vec<u8>),
-    /// In a string, which extends to its terminator. `true` after an escape.
-    String(bool),
+    /// In a string, which extends to its terminator.
+    String,
+    /// After an escape in a string.
+    StringEscape,
 }
 
 impl ModeTracker {
@@ -74,15 +77,15 @@ impl ModeTracker {
         match (parser, byte) {
             // CAN, SUB and ESC interrupt any sequence.
             (_, 0x18 | 0x1a) => Parser::Text,
-            (Parser::String(_), 0x1b) => Parser::String(true),
+            (Parser::String | Parser::StringEscape, 0x1b) => Parser::StringEscape,
             (_, 0x1b) => Parser::Escape,
             (Parser::Text, 0x0e | 0x0f) => {
-                self.modes.shifted = byte == 0x0e;
+                self.modes.g1_active = byte == 0x0e;
                 Parser::Text
             }
             (Parser::Escape, _) => self.escape(byte),
-            (Parser::Characters(true), _) => {
-                self.modes.characters = byte != b'B';
+            (Parser::G0, _) => {
+                self.modes.g0_changed = byte != b'B';
                 Parser::Text
             }
             (Parser::Control(parameters), 0x40..=0x7e) => {
@@ -96,10 +99,10 @@ impl ModeTracker {
                 Parser::Control(parameters)
             }
             (Parser::Control(parameters), _) => Parser::Control(parameters),
-            (Parser::String(false), 0x07) | (Parser::String(true), b'\\') => Parser::Text,
-            (Parser::String(false), _) => Parser::String(false),
-            (Parser::String(true), _) => self.escape(byte),
-            (Parser::Text | Parser::Characters(false) | Parser::Third, _) => Parser::Text,
+            (Parser::String, 0x07) | (Parser::StringEscape, b'\\') => Parser::Text,
+            (Parser::String, _) => Parser::String,
+            (Parser::StringEscape, _) => self.escape(byte),
+            (Parser::Text | Parser::LastOfThree, _) => Parser::Text,
         }
     }
 
@@ -107,10 +110,10 @@ impl ModeTracker {
     fn escape(&mut self, byte: u8) -> Parser {
         match byte {
             b'[' => return Parser::Control(Vec::new()),
-            b']' | b'P' | b'X' | b'^' | b'_' => return Parser::String(false),
-            b'(' => return Parser::Characters(true),
-            b')' | b'*' | b'+' => return Parser::Characters(false),
-            b'#' | b' ' | b'%' => return Parser::Third,
+            b']' | b'P' | b'X' | b'^' | b'_' => return Parser::String,
+            b'(' => return Parser::G0,
+            // The designation of G1 to G3, or another sequence without an effect on a mode.
+            b')' | b'*' | b'+' | b'#' | b' ' | b'%' => return Parser::LastOfThree,
             b'=' => self.modes.keypad = true,
             b'>' => self.modes.keypad = false,
             b'c' => self.modes = Modes::default(),
@@ -119,13 +122,11 @@ impl ModeTracker {
         Parser::Text
     }
 
-    /// Returns the sequences that restore all modes, and resets the tracker.
-    ///
-    /// Empty if no mode is changed.
+    /// Returns the sequences that restore the changed modes, and resets the tracker.
     pub(super) fn restore(&mut self) -> Vec<u8> {
         let mut bytes = match std::mem::take(&mut self.parser) {
             Parser::Text => Vec::new(),
-            Parser::String(_) => b"\x1b\\".to_vec(),
+            Parser::String | Parser::StringEscape => b"\x1b\\".to_vec(),
             _ => vec![0x18],
         };
         std::mem::take(&mut self.modes).restore(&mut bytes);
@@ -182,14 +183,14 @@ impl Modes {
             (Some(b'>'), None, b'm') if numbers.first() == Some(&4) => {
                 self.modified_keys = numbers.get(1).is_some_and(|&level| level > 0);
             }
-            (None, None, b'r') => self.region = numbers.iter().any(|&number| number > 0),
+            (None, None, b'r') => self.scroll_region = numbers.iter().any(|&number| number > 0),
             (None, Some(b' '), b'q') => {
                 self.cursor_style = numbers.first().is_some_and(|&style| style > 0);
             }
-            (Some(b'>'), None, b'u') => self.keyboards = self.keyboards.saturating_add(1),
+            (Some(b'>'), None, b'u') => self.keyboard_depth = self.keyboard_depth.saturating_add(1),
             (Some(b'<'), None, b'u') => {
                 let count = numbers.first().copied().unwrap_or(1).max(1);
-                self.keyboards = self.keyboards.saturating_sub(count);
+                self.keyboard_depth = self.keyboard_depth.saturating_sub(count);
             }
             (None, Some(b'!'), b'p') => self.soft_reset(),
             _ => {}
@@ -197,7 +198,7 @@ impl Modes {
     }
 
     fn set_private(&mut self, mode: u16, on: bool) {
-        let is_screen = SCREENS.contains(&mode);
+        let is_screen = ALTERNATE_SCREENS.contains(&mode);
         let default = ON_BY_DEFAULT.contains(&mode);
         if !default && !is_screen && !OFF_BY_DEFAULT.contains(&mode) {
             return;
@@ -205,20 +206,21 @@ impl Modes {
         if on != default {
             self.changed.insert(mode);
         } else if is_screen {
-            // All of them switch one screen.
-            self.changed.retain(|mode| !SCREENS.contains(mode));
+            // All these modes switch the same screen.
+            self.changed
+                .retain(|mode| !ALTERNATE_SCREENS.contains(mode));
         } else {
             self.changed.remove(&mode);
         }
     }
 
-    /// Resets the modes that a soft reset does. The mouse and the screen keep theirs.
+    /// Resets the modes that a soft reset affects, not those of the mouse and the screen.
     fn soft_reset(&mut self) {
         let keeps = |mode: &u16| !matches!(mode, 1 | 6 | 7 | 25 | 66);
         let changed = std::mem::take(&mut self.changed);
         *self = Self {
             changed: changed.into_iter().filter(keeps).collect(),
-            keyboards: self.keyboards,
+            keyboard_depth: self.keyboard_depth,
             ..Self::default()
         };
     }
@@ -230,36 +232,36 @@ impl Modes {
             keypad,
             insert,
             attributes,
-            region,
+            scroll_region,
             cursor_style,
             modified_keys,
-            keyboards,
-            characters,
-            shifted,
+            keyboard_depth,
+            g0_changed,
+            g1_active,
         } = self;
-        if keyboards > 0 {
-            bytes.extend(format!("\x1b[<{keyboards}u").as_bytes());
+        if keyboard_depth > 0 {
+            bytes.extend(format!("\x1b[<{keyboard_depth}u").as_bytes());
         }
         if modified_keys {
             bytes.extend(b"\x1b[>4;0m");
         }
-        let (screens, modes): (Vec<u16>, Vec<u16>) =
-            changed.into_iter().partition(|mode| SCREENS.contains(mode));
+        let (screens, modes): (Vec<u16>, Vec<u16>) = changed
+            .into_iter()
+            .partition(|mode| ALTERNATE_SCREENS.contains(mode));
         for mode in modes {
-            let to = if ON_BY_DEFAULT.contains(&mode) {
-                'h'
-            } else {
-                'l'
+            let last = match ON_BY_DEFAULT.contains(&mode) {
+                true => 'h',
+                false => 'l',
             };
-            bytes.extend(format!("\x1b[?{mode}{to}").as_bytes());
+            bytes.extend(format!("\x1b[?{mode}{last}").as_bytes());
         }
         for (is_changed, sequence) in [
             (keypad, "\x1b>"),
             (insert, "\x1b[4l"),
-            (characters, "\x1b(B"),
-            (shifted, "\x0f"),
+            (g0_changed, "\x1b(B"),
+            (g1_active, "\x0f"),
             // Resetting the region moves the cursor, so its position is saved.
-            (region, "\x1b7\x1b[r\x1b8"),
+            (scroll_region, "\x1b7\x1b[r\x1b8"),
             (cursor_style, "\x1b[0 q"),
         ] {
             if is_changed {
@@ -275,7 +277,7 @@ impl Modes {
     }
 }
 
-/// Returns true if attributes are set after these parameters of SGR.
+/// Returns true if attributes are set after an SGR sequence with these parameters.
 fn attributes(numbers: &[u16], mut set: bool) -> bool {
     let mut numbers = numbers.iter();
     while let Some(number) = numbers.next() {
