@@ -1,4 +1,4 @@
-//! The builder of a run's spec, including its secrets.
+//! The specification of a run, including its secrets.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::secrets::Secret;
+use super::secrets::{self, Secret};
 use super::{
     Backstop, Credentials, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit, Port,
     Pull, PullProgress, RunId, Secrets, Settings, Stdin, Ulimit, WindowSize,
@@ -24,7 +24,7 @@ type OnPull = Arc<dyn Fn(PullProgress) + Send + Sync>;
 /// [`Manager::start`](crate::manager::Manager::start) calls [`validate`](Self::validate) first. The
 /// builder methods check nothing. Environment values and registry credentials stay in memory: no
 /// file, error or `Debug` output contains them. The command, the labels and all other settings are
-/// recorded verbatim, and have at most 4 MiB as JSON.
+/// recorded verbatim. As JSON, they have at most 4 MiB.
 ///
 /// ```
 /// use std::time::Duration;
@@ -40,13 +40,13 @@ type OnPull = Arc<dyn Fn(PullProgress) + Send + Sync>;
 /// ```
 #[derive(Clone)]
 pub struct RunSpec {
-    pub(super) id: Option<RunId>,
+    id: Option<RunId>,
     pub(super) settings: Settings,
     pub(super) env: Vec<(String, Secret)>,
     pub(super) credentials: Option<Credentials>,
     pub(super) patch: Option<serde_json::Value>,
     pub(super) on_pull: Option<OnPull>,
-    pub(super) stop_when: Option<CancellationToken>,
+    stop_when: Option<CancellationToken>,
 }
 
 impl fmt::Debug for RunSpec {
@@ -95,8 +95,8 @@ impl RunSpec {
 
     /// Sets the command and its arguments. Default: the image's own.
     ///
-    /// They are recorded verbatim. For Docker, each argument has less than 128 KiB, the limit of
-    /// Linux.
+    /// They are recorded verbatim. With Docker, each argument must be shorter than 128 KiB, the limit
+    /// of Linux.
     pub fn cmd<S: Into<String>>(mut self, cmd: impl IntoIterator<Item = S>) -> Self {
         self.settings.cmd = strings(cmd);
         self
@@ -112,8 +112,8 @@ impl RunSpec {
 
     /// Adds an environment variable.
     ///
-    /// The name is recorded, and the value never is. For Docker, name and value together have less
-    /// than 128 KiB, the limit of Linux.
+    /// The name is recorded, and the value never is. With Docker, name and value together must be
+    /// shorter than 128 KiB, the limit of Linux.
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.push((name.into(), Secret(value.into())));
         self
@@ -268,13 +268,13 @@ impl RunSpec {
         self
     }
 
-    /// Adds a capability.
+    /// Adds a Linux capability, such as `NET_ADMIN`.
     pub fn cap_add(mut self, capability: impl Into<String>) -> Self {
         self.settings.cap_add.push(capability.into());
         self
     }
 
-    /// Drops a capability.
+    /// Drops a Linux capability, or `ALL`.
     pub fn cap_drop(mut self, capability: impl Into<String>) -> Self {
         self.settings.cap_drop.push(capability.into());
         self
@@ -383,9 +383,9 @@ impl RunSpec {
 
     /// Stops the run when its container has written no output for `limit`.
     ///
-    /// Default: no limit. Minimum: 1 s. The time starts with the container, and again when a
-    /// manager recovers the run. It stops while moat receives no output: the sink has failed, or
-    /// there is neither an attachment nor a log.
+    /// Default: no limit. Minimum: 1 s. The time starts with the container, and starts again when a
+    /// manager recovers the run. It does not run while moat cannot receive output: the sink has
+    /// failed, or there is neither an attachment nor a log.
     pub fn silence_limit(mut self, limit: Duration) -> Self {
         self.settings.silence_limit = Some(limit);
         self
@@ -393,8 +393,8 @@ impl RunSpec {
 
     /// Samples memory and CPU time of the running container at this interval.
     ///
-    /// Default: never. Minimum: 100 ms; a second or more is usual. An engine forgets both values
-    /// at the container's end.
+    /// Default: never. Minimum: 100 ms; a second or more is usual. Sampling is necessary because an
+    /// engine discards both values at the container's end.
     ///
     /// The maximum of each value is in the seal and in
     /// [`Outcome::usage`](crate::outcome::Outcome::usage). Each sample is an event. A run that ends
@@ -407,8 +407,8 @@ impl RunSpec {
 
     /// Stops the run when `token` is cancelled.
     ///
-    /// This also works before the container exists.
-    /// See [`Run::stop_when`](crate::run::Run::stop_when). The token is not recorded.
+    /// This also works before the container exists. See
+    /// [`Run::stop_when`](crate::run::Run::stop_when). The token is not recorded.
     pub fn stop_when(mut self, token: CancellationToken) -> Self {
         self.stop_when = Some(token);
         self
@@ -436,7 +436,7 @@ impl RunSpec {
 
     /// Sets a callback for the progress of a pull.
     ///
-    /// It runs on the runtime's threads and must not block.
+    /// The runtime calls it in its tasks, so it must not block.
     pub fn on_pull(mut self, report: impl Fn(PullProgress) + Send + Sync + 'static) -> Self {
         self.on_pull = Some(Arc::new(report));
         self
@@ -494,11 +494,9 @@ impl RunSpec {
         self.env.iter().map(|(k, v)| (k.as_str(), v.0.as_str()))
     }
 
-    /// Returns the names of the environment variables, cut at a stray `=`.
+    /// Returns the names of the environment variables.
     pub(super) fn env_names(&self) -> impl Iterator<Item = &str> {
-        self.env
-            .iter()
-            .map(|(name, _)| name.split_once('=').map_or(name.as_str(), |(name, _)| name))
+        secrets::env_names(&self.env)
     }
 
     /// Returns the token that stops the run.

@@ -1,8 +1,8 @@
-//! The builder of an exec's spec, including its secrets.
+//! The specification of an exec, including its secrets.
 
 use std::fmt;
 
-use super::secrets::Secret;
+use super::secrets::{self, Secret};
 use super::validate::check_env;
 use super::{Secrets, Settings, Stdin, WindowSize};
 use crate::spec::InvalidSpec;
@@ -13,14 +13,14 @@ use crate::spec::InvalidSpec;
 /// `Debug` output contains a value of the environment.
 #[derive(Clone)]
 pub struct ExecSpec {
-    pub(super) cmd: Vec<String>,
-    pub(super) env: Vec<(String, Secret)>,
-    pub(super) workdir: Option<String>,
-    pub(super) user: Option<String>,
-    pub(super) tty: bool,
-    pub(super) stdin: bool,
-    pub(super) record_stdin: bool,
-    pub(super) window: Option<WindowSize>,
+    cmd: Vec<String>,
+    env: Vec<(String, Secret)>,
+    workdir: Option<String>,
+    user: Option<String>,
+    tty: bool,
+    stdin: bool,
+    record_stdin: bool,
+    window: Option<WindowSize>,
 }
 
 impl fmt::Debug for ExecSpec {
@@ -82,12 +82,10 @@ impl ExecSpec {
         self
     }
 
-    /// Makes the standard input writable.
+    /// Makes the standard input writable. Default: false, the input is at its end.
     ///
-    /// Default: false, the input is at its end.
-    ///
-    /// Without a terminal, one writer writes the input to its end. With a terminal, the input has
-    /// no end.
+    /// Without a terminal, one writer writes the input and ends it: [`Stdin::Pipe`]. With a
+    /// terminal, the input has no end: [`Stdin::Open`].
     pub fn interactive(mut self, stdin: bool) -> Self {
         self.stdin = stdin;
         self
@@ -120,9 +118,7 @@ impl ExecSpec {
     }
 
     fn env_names(&self) -> impl Iterator<Item = &str> {
-        self.env
-            .iter()
-            .map(|(name, _)| name.split_once('=').map_or(name.as_str(), |(name, _)| name))
+        secrets::env_names(&self.env)
     }
 
     /// Returns the kind of the standard input.
@@ -134,7 +130,7 @@ impl ExecSpec {
         }
     }
 
-    /// Returns the settings that are not secrets, as those of a run of `image`.
+    /// Returns the settings that are not secrets, in the form of a run of `image`.
     pub fn settings(&self, image: &str) -> Settings {
         Settings {
             image: image.to_owned(),

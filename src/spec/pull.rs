@@ -33,8 +33,8 @@ impl PullProgress {
 /// Credentials for an image registry. The `Debug` output omits the password.
 #[derive(Clone)]
 pub struct Credentials {
-    pub(crate) username: String,
-    pub(crate) password: Secret,
+    username: String,
+    pub(super) password: Secret,
 }
 
 impl Credentials {

@@ -7,9 +7,9 @@ use crate::timestamp::Timestamp;
 
 /// The record of a run in files.
 ///
-/// It has the settings without secrets, and the state that recovery needs.
-/// The record is the file `run.json` in the run's directory, and the body of the audit's `start`
-/// record. It has the names of environment variables, and never their values.
+/// It has the settings without secrets, and the state that recovery needs. It has the names of
+/// environment variables, and never their values. The record is written to the file `run.json` in
+/// the run's directory, and to the `start` record of the audit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RunRecord {
@@ -23,7 +23,7 @@ pub struct RunRecord {
     pub runtime: String,
     /// The id of the engine that has the container.
     ///
-    /// `None`: the engine was not queried yet, or reports no id.
+    /// `None`: the engine was not asked yet, or reports no id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_id: Option<String>,
     /// The settings.

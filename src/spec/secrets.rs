@@ -4,7 +4,7 @@ use std::fmt;
 
 /// A string with a redacted `Debug` output.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(pub(crate) String);
+pub(super) struct Secret(pub(super) String);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -12,18 +12,26 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Returns the names of environment variables, each truncated at a stray `=`.
+///
+/// The text after a stray `=` may be a value.
+pub(super) fn env_names(env: &[(String, Secret)]) -> impl Iterator<Item = &str> {
+    env.iter()
+        .map(|(name, _)| name.split_once('=').map_or(name.as_str(), |(name, _)| name))
+}
+
 /// The secrets of a run, which are redacted in the engine's messages.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Secrets(Vec<Secret>);
 
 impl Secrets {
-    /// The minimum length, in bytes, of a value that is redacted on its own.
+    /// The minimum length, in bytes, of a value that is redacted everywhere.
     ///
-    /// A message in which every shorter value is redacted is unreadable. A shorter value is
-    /// redacted only in `NAME=value`.
+    /// Redacting shorter values everywhere would make messages unreadable. They are redacted only
+    /// in `NAME=value`.
     pub(super) const MIN_VALUE_BYTES: usize = 4;
 
-    /// Returns the secrets of an environment.
+    /// Returns the texts to redact for an environment.
     pub(super) fn values_of(env: &[(String, Secret)]) -> impl Iterator<Item = String> {
         env.iter().flat_map(|(name, value)| {
             let alone = (value.0.len() >= Self::MIN_VALUE_BYTES).then(|| value.0.clone());
@@ -35,7 +43,7 @@ impl Secrets {
         Self::new(Self::values_of(env))
     }
 
-    pub(crate) fn new(values: impl IntoIterator<Item = String>) -> Self {
+    pub(super) fn new(values: impl IntoIterator<Item = String>) -> Self {
         let mut values: Vec<Secret> = values
             .into_iter()
             .filter(|value| !value.trim().is_empty())
@@ -54,7 +62,7 @@ impl Secrets {
             if text.contains(value.as_str()) {
                 text = text.replace(value.as_str(), "***");
             }
-            // Engines quote the values that they echo.
+            // Engines quote the values in their messages.
             let quoted = value.escape_debug().to_string();
             if quoted != *value && text.contains(&quoted) {
                 text = text.replace(&quoted, "***");

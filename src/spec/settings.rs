@@ -348,7 +348,7 @@ pub enum Stdin {
     /// The input is at its end from the start.
     #[default]
     None,
-    /// One writer writes the input. Shutdown of the [`Input`] ends the input.
+    /// One writer writes the input. Shutting down the [`Input`] ends it.
     ///
     /// The engine cannot distinguish a crashed writer from a finished one, so the container reads
     /// the end of the input in both cases. The audit records which case it was. Without a writer,
@@ -463,7 +463,7 @@ pub enum Backstop {
     Engine,
     /// No second source. The engine writes no log, which is faster.
     ///
-    /// Output that the attachment misses is a final gap of unknown size. This happens if this
+    /// Output that the attachment misses is a permanent gap of unknown size. This happens if this
     /// process is killed, the connection breaks, or the sink stalls.
     None,
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::{Quoted, check_absolute_path, check_word};
 use crate::spec::{Backstop, Gpus, InvalidSpec, Settings};
 
-/// The least memory limit, in bytes. Docker refuses less.
+/// The minimum memory limit, in bytes. Docker refuses less.
 const MIN_MEMORY_BYTES: u64 = 6 << 20;
-/// The longest duration of a policy, 100 years.
+/// The maximum duration in a policy, 100 years.
 ///
-/// A longer one is as good as no limit.
+/// A longer limit is equivalent to no limit.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600 * 100);
 
 impl Settings {
@@ -30,7 +30,7 @@ impl Settings {
                     refuse!(field, "{value}{unit}: the minimum is {min}");
                 }
                 if value > i64::MAX as u64 {
-                    refuse!(field, "{value}{unit}; leave it out for no limit");
+                    refuse!(field, "{value}{unit}: too large; leave it out for no limit");
                 }
             }
         }
@@ -51,7 +51,7 @@ impl Settings {
             if limit.hard != -1 && (limit.soft == -1 || limit.soft > limit.hard) {
                 refuse!(
                     "ulimits",
-                    "{}: the soft limit {} is over the hard limit {}",
+                    "{}: the soft limit {} exceeds the hard limit {}",
                     Quoted(&limit.name),
                     limit.soft,
                     limit.hard
@@ -70,7 +70,7 @@ impl Settings {
             if !valid {
                 refuse!(
                     "devices",
-                    "{}: permissions are one or more of \"rwm\", not {}",
+                    "{}: permissions must be one or more of \"rwm\", not {}",
                     Quoted(&device.host),
                     Quoted(&device.permissions)
                 );
@@ -97,7 +97,7 @@ impl Settings {
             if value.contains('\0') {
                 refuse!(
                     "sysctls",
-                    "the value of {} has a NUL byte in it",
+                    "the value of {} contains a NUL byte",
                     Quoted(name)
                 );
             }
@@ -108,7 +108,7 @@ impl Settings {
             ("security_opt", &self.security_opt),
         ] {
             if values.iter().any(|v| v.is_empty() || v.contains('\0')) {
-                refuse!(field, "a value is empty or has a NUL byte in it");
+                refuse!(field, "a value is empty or contains a NUL byte");
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Checks that refuse a spec before anything is created, naming the field.
+//! Checks that refuse an invalid spec before anything is created, and name the field.
 
 /// Returns an `InvalidSpec` for a field, with a formatted reason.
 macro_rules! refuse {
@@ -19,13 +19,13 @@ use serde_json::Value;
 pub(super) use self::process::check_env;
 use super::{InvalidSpec, RunSpec, Settings};
 
-/// The largest record of a run as JSON, in bytes.
+/// The maximum size of a run's record as JSON, in bytes.
 ///
 /// The record is one line of the audit, and a line has at most 16 MiB.
 const MAX_RECORD_BYTES: usize = 4 << 20;
-/// The deepest nesting of a patch.
+/// The maximum nesting of a patch.
 ///
-/// No engine has a setting that is a tenth as deep.
+/// No engine has settings with a tenth of that depth.
 const MAX_PATCH_DEPTH: usize = 100;
 
 impl RunSpec {
@@ -39,7 +39,7 @@ impl RunSpec {
         check_env(self.environment())?;
         if let Some(patch) = &self.patch {
             if !patch.is_object() {
-                refuse!("engine_patch", "a patch is a JSON object");
+                refuse!("engine_patch", "a patch must be a JSON object");
             }
             if is_deeper(patch, MAX_PATCH_DEPTH) {
                 refuse!(
@@ -63,7 +63,7 @@ impl RunSpec {
         {
             refuse!(
                 field,
-                "it takes {size} bytes of the run's record, which has at most {MAX_RECORD_BYTES}"
+                "it takes {size} bytes of the run's record, which may have at most {MAX_RECORD_BYTES}"
             );
         }
         Ok(())
@@ -90,7 +90,7 @@ fn is_deeper(value: &Value, levels: usize) -> bool {
     }
 }
 
-/// A value in an error message: quoted, and cut after 100 characters.
+/// A value in an error message: quoted, and truncated to 100 characters.
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {
@@ -105,7 +105,7 @@ impl fmt::Display for Quoted<'_> {
 
 fn check_absolute_path(field: &str, path: &str) -> Result<(), InvalidSpec> {
     if path.contains('\0') {
-        refuse!(field, "{} has a NUL byte in it", Quoted(path));
+        refuse!(field, "{} contains a NUL byte", Quoted(path));
     }
     if !path.starts_with('/') {
         refuse!(field, "{} is not an absolute path", Quoted(path));
@@ -119,7 +119,7 @@ fn check_word(field: &str, value: &str) -> Result<(), InvalidSpec> {
     }
     if value.chars().any(|c| c.is_whitespace() || c.is_control()) {
         let value = Quoted(value);
-        refuse!(field, "{value} has a space or a control character in it");
+        refuse!(field, "{value} contains a space or a control character");
     }
     Ok(())
 }
@@ -129,7 +129,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::spec::{Backstop, Device, Gpus, LimitAction, Port};
+    use crate::spec::{
+        Backstop, Credentials, Device, Gpus, LimitAction, Port, RootId, RunId, RunRecord,
+    };
 
     fn refused(spec: RunSpec) -> (String, String) {
         match spec.validate() {
@@ -234,18 +236,12 @@ mod tests {
         let spec = spec()
             .env("TOKEN", "s3cr3t")
             .env("A=s3cr3t", "s3cr3t")
-            .credentials(crate::spec::Credentials::new("me", "s3cr3t"))
+            .credentials(Credentials::new("me", "s3cr3t"))
             .engine_patch(serde_json::json!({"Env": ["X=s3cr3t"]}));
         let (_, reason) = refused(spec.clone());
-        let record = crate::spec::RunRecord::new(
-            crate::spec::RunId::generate(),
-            crate::spec::RootId::generate(),
-            "docker",
-            &RunSpec {
-                env: spec.env[..1].to_vec(),
-                ..spec.clone()
-            },
-        );
+        let mut recorded = spec.clone();
+        recorded.env.truncate(1);
+        let record = RunRecord::new(RunId::generate(), RootId::generate(), "docker", &recorded);
         let debug = format!("{spec:?}");
         let persisted = serde_json::to_string(&record).unwrap();
         for text in [debug, reason, persisted] {

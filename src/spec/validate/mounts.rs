@@ -14,7 +14,7 @@ impl Settings {
             check_absolute_path("mounts", target)?;
             let components: Vec<_> = Path::new(target).components().collect();
             if components.contains(&Component::ParentDir) {
-                refuse!("mounts", "{} has \"..\" in it; resolve it", Quoted(target));
+                refuse!("mounts", "{} contains \"..\"; resolve it", Quoted(target));
             }
             if components == [Component::RootDir] {
                 refuse!("mounts", "\"/\" of the container cannot be a target");
@@ -38,7 +38,7 @@ fn check_source(mount: &Mount) -> Result<(), InvalidSpec> {
         }
         Mount::Volume { name, .. } if !is_volume_name(name) => refuse!(
             "mounts",
-            "{} is not a volume's name: two or more letters, digits, '_', '.' and '-'; to mount a \
+            "{} is not a volume name: two or more letters, digits, '_', '.' and '-'; to mount a \
              directory of the host, use bind",
             Quoted(name)
         ),

@@ -36,7 +36,7 @@ impl Settings {
             if let Some(host) = port.host.filter(|host| *host != 0)
                 && !taken.insert((host, port.protocol, &port.address))
             {
-                refuse!("ports", "port {host} of the host is given twice");
+                refuse!("ports", "port {host} of the host is used twice");
             }
             if port.container == 0 {
                 refuse!("ports", "the container's port is 0");
@@ -54,7 +54,7 @@ impl Settings {
         for (name, address) in &self.extra_hosts {
             check_word("extra_hosts", name)?;
             if name.contains(':') {
-                refuse!("extra_hosts", "{} has ':' in it", Quoted(name));
+                refuse!("extra_hosts", "{} contains ':'", Quoted(name));
             }
             if address != "host-gateway" && address.parse::<IpAddr>().is_err() {
                 refuse!(

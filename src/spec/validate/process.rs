@@ -13,10 +13,10 @@ pub(in crate::spec) fn check_env<'a>(
             refuse!("env", "a variable has an empty name");
         }
         if name.contains('=') || name.contains('\0') {
-            refuse!("env", "a variable's name has '=' or a NUL byte in it");
+            refuse!("env", "a variable's name contains '=' or a NUL byte");
         }
         if value.contains('\0') {
-            refuse!("env", "the value of {} has a NUL byte in it", Quoted(name));
+            refuse!("env", "the value of {} contains a NUL byte", Quoted(name));
         }
     }
     Ok(())
@@ -43,7 +43,7 @@ impl Settings {
         let entrypoint = entrypoint().map(|argument| ("entrypoint", argument));
         for (field, argument) in cmd.chain(entrypoint) {
             if argument.contains('\0') {
-                refuse!(field, "{} has a NUL byte in it", Quoted(argument));
+                refuse!(field, "{} contains a NUL byte", Quoted(argument));
             }
         }
         if let Some(path) = &self.workdir {
@@ -122,7 +122,7 @@ impl Settings {
             if name.contains('\0') || value.contains('\0') {
                 refuse!(
                     "labels",
-                    "{} has a NUL byte in its name or value",
+                    "{} contains a NUL byte in its name or value",
                     Quoted(name)
                 );
             }
@@ -146,7 +146,7 @@ fn check_image(name: &str) -> Result<(), InvalidSpec> {
     {
         refuse!(
             "image",
-            "{} has {bad:?} in it; an image is named \"registry:5000/team/name:tag\" or \
+            "{} contains {bad:?}; an image is named \"registry:5000/team/name:tag\" or \
              \"name@sha256:...\"",
             Quoted(name)
         );
@@ -174,9 +174,9 @@ fn is_platform_part(part: &str) -> bool {
     !part.is_empty() && part.chars().all(ok)
 }
 
-/// Returns true if `signal` has the form of a signal.
+/// Returns true if `signal` has the form of a signal's name or number.
 ///
-/// The engine knows which names exist.
+/// Which names exist is for the engine to check.
 fn is_signal(signal: &str) -> bool {
     if signal.bytes().all(|b| b.is_ascii_digit()) {
         return signal
