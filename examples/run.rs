@@ -202,7 +202,7 @@ impl Args {
                 // Without byte counts: one line for each layer and status.
                 if progress.current.is_none() {
                     let layer = progress.layer.unwrap_or_default();
-                    say(format_args!("pull: {layer} {}", progress.status));
+                    log(format_args!("pull: {layer} {}", progress.status));
                 }
             });
         if self.keep {
@@ -248,7 +248,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            say(format_args!("run: {error}"));
+            log(format_args!("run: {error}"));
             return ExitCode::from(FAILED);
         }
     };
@@ -258,7 +258,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            say(format_args!("run: {}", error.chain()));
+            log(format_args!("run: {}", error.chain()));
             if let Error::NotStarted { outcome, .. } = &error {
                 print_audit(outcome);
             }
@@ -291,7 +291,7 @@ async fn run(args: &Args) -> moat::Result<u8> {
     if args.detach {
         let _ = writeln!(std::io::stdout(), "{id}");
         if let Some(audit) = run.audit() {
-            say(format_args!("audit: {}", audit.display()));
+            log(format_args!("audit: {}", audit.display()));
         }
         manager.shutdown(ShutdownMode::Leave).await;
         return Ok(0);
@@ -344,8 +344,8 @@ async fn watch(
             () = interrupts.next() => interrupted += 1,
         }
         match interrupted {
-            1 => say("run: stopping; press Ctrl-C again to kill"),
-            2 => say("run: killing; press Ctrl-C again to exit without the remaining output"),
+            1 => log("run: stopping; press Ctrl-C again to kill"),
+            2 => log("run: killing; press Ctrl-C again to exit without the remaining output"),
             _ => return run.wait().await,
         }
     }
@@ -357,12 +357,12 @@ async fn forward(input: Option<Input>) {
     match tokio::io::copy(&mut tokio::io::stdin(), &mut input).await {
         Ok(_) => {
             if let Err(error) = input.shutdown().await {
-                say(format_args!("run: cannot close the input: {error}"));
+                log(format_args!("run: cannot close the input: {error}"));
             }
         }
         // The container has ended, or has closed its input.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-        Err(error) => say(format_args!("run: cannot forward the input: {error}")),
+        Err(error) => log(format_args!("run: cannot forward the input: {error}")),
     }
 }
 
@@ -390,8 +390,7 @@ async fn terminal(args: &Args) -> moat::Result<u8> {
     let (run, attachment) = manager
         .start_attached(args.spec(id.clone()), options)
         .await?;
-    let left = terminal.attach(attachment).await?;
-    let code = match left {
+    let code = match terminal.attach(attachment).await? {
         SessionEnd::Ended(outcome) => {
             let code = report(&outcome);
             print_audit(&outcome);
@@ -404,7 +403,7 @@ async fn terminal(args: &Args) -> moat::Result<u8> {
             128 + number as u8
         }
         _ => {
-            say(format_args!(
+            log(format_args!(
                 "run: detached from {id}; `runs attach {id}` attaches again"
             ));
             0
@@ -435,7 +434,7 @@ async fn print(mut output: Attachment) -> moat::Result<()> {
                 Stream::Stdout | Stream::Tty => write(&mut stdout, &chunk.bytes).await,
             },
             Attached::Lagged { stream, bytes } => {
-                say(format_args!(
+                log(format_args!(
                     "run: {bytes} bytes of {stream} are not shown: the reader is too slow"
                 ));
             }
@@ -460,11 +459,11 @@ async fn write(to: &mut Option<impl AsyncWrite + Unpin>, bytes: &[u8]) {
 /// Reports what the output does not show, and returns the exit code.
 fn report(outcome: &Outcome) -> u8 {
     let Some(seal) = outcome.sealed() else {
-        say(format_args!("run: {outcome}"));
+        log(format_args!("run: {outcome}"));
         return FAILED;
     };
     if seal.verdict == Verdict::Gap {
-        say(format_args!("run: {outcome}"));
+        log(format_args!("run: {outcome}"));
     }
     if seal.stopped == Some(StopCause::TimeLimit) {
         return TIME_LIMIT;
@@ -472,7 +471,7 @@ fn report(outcome: &Outcome) -> u8 {
     match outcome.code() {
         Some(code) => code as u8,
         None => {
-            say(format_args!("run: {}", outcome.ending));
+            log(format_args!("run: {}", outcome.ending));
             FAILED
         }
     }
@@ -480,12 +479,12 @@ fn report(outcome: &Outcome) -> u8 {
 
 fn print_audit(outcome: &Outcome) {
     if let Some(audit) = &outcome.audit {
-        say(format_args!("audit: {}", audit.display()));
+        log(format_args!("audit: {}", audit.display()));
     }
 }
 
 /// Prints a line on stderr. A closed stderr is ignored.
-fn say(text: impl Display) {
+fn log(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 

@@ -154,7 +154,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(error);
+            print_error(error);
             return ExitCode::from(FAILED);
         }
     };
@@ -188,7 +188,7 @@ async fn run() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            complain(error.chain());
+            print_error(error.chain());
             ExitCode::from(FAILED)
         }
     }
@@ -214,7 +214,7 @@ fn list(root: &Path, json: bool) -> moat::Result<u8> {
     } else {
         table(&mut out, &runs)
     };
-    printed(written)
+    ignore_closed_stdout(written)
 }
 
 fn table(out: &mut impl Write, runs: &[RunInfo]) -> io::Result<()> {
@@ -254,19 +254,19 @@ async fn wait(args: &Args, id: &RunId) -> moat::Result<u8> {
     let manager = manager(args).await?;
     let outcome = manager.wait(id).await?;
     manager.shutdown(ShutdownMode::Leave).await;
-    say(&outcome);
-    Ok(code(&outcome))
+    print_line(&outcome);
+    Ok(exit_code(&outcome))
 }
 
 async fn stop(args: &Args, id: &RunId) -> moat::Result<u8> {
     let manager = manager(args).await?;
     let outcome = manager.stop(id, None).await?;
     manager.shutdown(ShutdownMode::Leave).await;
-    say(&outcome);
+    print_line(&outcome);
     Ok(0)
 }
 
-fn code(outcome: &Outcome) -> u8 {
+fn exit_code(outcome: &Outcome) -> u8 {
     outcome.code().map_or(FAILED, |code| code as u8)
 }
 
@@ -280,7 +280,7 @@ fn logs(root: &Path, id: &RunId) -> moat::Result<u8> {
                 bytes.push(b'\n');
             }
             if let Err(error) = print(output.stream, &bytes) {
-                return printed(Err(error));
+                return ignore_closed_stdout(Err(error));
             }
         }
     }
@@ -390,12 +390,12 @@ async fn forward(mut output: Attachment) -> moat::Result<u8> {
         shown = &mut shown => shown,
         () = forward_input => shown.await,
     }?;
-    Ok(code(&control.outcome().await?))
+    Ok(exit_code(&control.outcome().await?))
 }
 
-/// Attaches this terminal to what `start` returns.
+/// Attaches this terminal to the attachment that `start` opens.
 ///
-/// Prints `detached` after a detach.
+/// Prints `detached` after a detach, and returns the exit code.
 #[cfg(feature = "terminal")]
 async fn attach_terminal<F: Future<Output = moat::Result<Attachment>>>(
     detached: &str,
@@ -406,10 +406,10 @@ async fn attach_terminal<F: Future<Output = moat::Result<Attachment>>>(
     let terminal = Terminal::open()?;
     let attachment = start(terminal.size()?).await?;
     Ok(match terminal.attach(attachment).await? {
-        SessionEnd::Ended(outcome) => code(&outcome),
+        SessionEnd::Ended(outcome) => exit_code(&outcome),
         SessionEnd::Signal(number) => 128 + number as u8,
         _ => {
-            say(detached);
+            print_line(detached);
             0
         }
     })
@@ -428,11 +428,11 @@ async fn show(mut output: Attachment) -> moat::Result<u8> {
         match item? {
             Attached::Chunk(chunk) => {
                 if let Err(error) = print(chunk.stream, &chunk.bytes) {
-                    return printed(Err(error));
+                    return ignore_closed_stdout(Err(error));
                 }
             }
             Attached::Lagged { stream, bytes } => {
-                complain(format_args!(
+                print_error(format_args!(
                     "{bytes} bytes of {stream} are not shown: the reader is too slow"
                 ));
             }
@@ -462,8 +462,8 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
         LogState::Damaged(damage) => (format!("damaged at {damage}"), NOT_VERIFIED),
         _ => ("in an unknown state".into(), NOT_VERIFIED),
     };
-    say(format_args!("{}: {text}", path.display()));
-    say(format_args!(
+    print_line(format_args!("{}: {text}", path.display()));
+    print_line(format_args!(
         "{} lines, {} output records, {} bytes, {} gaps",
         found.lines,
         found.records,
@@ -485,9 +485,9 @@ async fn recover(args: &Args) -> moat::Result<u8> {
         .collect();
     while let Some(outcome) = waiting.next().await {
         match outcome {
-            Ok(outcome) => say(&outcome),
+            Ok(outcome) => print_line(&outcome),
             Err(error) => {
-                complain(error.chain());
+                print_error(error.chain());
                 code = FAILED;
             }
         }
@@ -514,8 +514,10 @@ fn print(stream: Stream, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Ignores a closed stdout, such as that of `runs logs ID | head`.
-fn printed(written: io::Result<()>) -> moat::Result<u8> {
+/// Returns the result of a write to stdout.
+///
+/// A closed stdout, as in `runs logs ID | head`, is not an error.
+fn ignore_closed_stdout(written: io::Result<()>) -> moat::Result<u8> {
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Storage {
             operation: "write to",
@@ -527,11 +529,11 @@ fn printed(written: io::Result<()>) -> moat::Result<u8> {
 }
 
 /// Prints a line on stdout. A closed stdout is ignored.
-fn say(text: impl Display) {
+fn print_line(text: impl Display) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
 /// Prints a line on stderr. A closed stderr is ignored.
-fn complain(text: impl Display) {
+fn print_error(text: impl Display) {
     let _ = writeln!(io::stderr(), "runs: {text}");
 }

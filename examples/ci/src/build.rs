@@ -138,9 +138,9 @@ impl Build {
             .label(ATTEMPT, attempt.to_string())
     }
 
-    /// Returns true if the outcome does not count as an attempt.
+    /// Returns true if the run of an earlier process does not count as an attempt.
     ///
-    /// The run never started, or it ended because an earlier process ended.
+    /// It never started, or it ended because that process ended.
     pub fn interrupted(&self, outcome: &Outcome) -> bool {
         let ended_with_process = match &outcome.ending {
             Ending::Lost { .. } => true,

@@ -1,6 +1,6 @@
 //! Workflow commands for GitHub's runner.
 //!
-//! Text from other sources is changed so that the runner finds no command in it.
+//! Text from other sources is changed so that it contains no command.
 //!
 //! The runner reads commands from the output of the job: `::error::...` at the start of a line, and
 //! `##[...]` anywhere in a line.
@@ -45,7 +45,7 @@ pub fn warning(title: &str, message: &str) -> String {
     format!("::warning title={title}::{message}")
 }
 
-/// Changes a line so that the runner finds no command in it.
+/// Changes a line so that it contains no command.
 pub fn neutralize(line: &str) -> String {
     let line = line.replace(['\r', '\n'], " ").replace("##[", "## [");
     match line.trim_start().starts_with("::") {

@@ -7,10 +7,10 @@ use moat::Outcome;
 
 use crate::github::{self, Fence};
 use crate::lines::Tail;
-use crate::report::{Status, Step};
+use crate::report::{Status, StepResult};
 
 pub struct Groups {
-    /// Whether GitHub's runner reads the output.
+    /// True if GitHub's runner reads the output.
     pub github: bool,
 }
 
@@ -52,7 +52,7 @@ impl Groups {
     }
 
     /// Prints the result of a step. `line` is its summary.
-    pub fn step_ended(&self, step: &Step, line: &str) {
+    pub fn step_ended(&self, step: &StepResult, line: &str) {
         let title = &step.name;
         let line = match (self.github, step.status) {
             (false, _) | (true, Status::Passed | Status::Skipped | Status::Cancelled) => {

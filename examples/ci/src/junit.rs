@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 
 use crate::lines::Tail;
 use crate::mask::Mask;
-use crate::report::{Attempt, Report, Status, Step};
+use crate::report::{Attempt, Report, Status, StepResult};
 
 /// Number of last lines in the report of an attempt that did not pass.
 const TAIL_LINES: usize = 20;
@@ -49,7 +49,7 @@ fn without_total_skipped(text: &str) -> String {
     attributes.collect::<Vec<_>>().join(" ") + suites
 }
 
-async fn test_case(name: &str, step: &Step, mask: &Mask) -> TestCase {
+async fn test_case(name: &str, step: &StepResult, mask: &Mask) -> TestCase {
     let failure = |kind| {
         let mut status = TestCaseStatus::non_success(kind);
         status.set_type(step.status.to_string());
@@ -111,7 +111,7 @@ async fn output(attempt: &Attempt, mask: &Mask) -> String {
     }
 }
 
-fn time(step: &Step) -> Duration {
+fn time(step: &StepResult) -> Duration {
     let outcomes = step
         .attempts
         .iter()

@@ -1,6 +1,6 @@
 //! The parts of the CI harness `moat-ci`. `docs/ci.md` describes the program.
 //!
-//! Each module depends only on the ones that the table in `docs/ci.md` lists above it.
+//! Each module depends only on modules that precede it in the table in `docs/ci.md`.
 
 pub mod build;
 mod github;

@@ -18,14 +18,14 @@ const MAX_LINES: usize = 1000;
 /// Maximum number of bytes in a [`Tail`].
 const MAX_BYTES: usize = 1 << 20;
 
-/// A line that arrives in pieces.
+/// Joins the pieces of a line.
 #[derive(Debug, Default)]
-pub struct Line {
+pub struct LineBuffer {
     bytes: Vec<u8>,
     truncated: bool,
 }
 
-impl Line {
+impl LineBuffer {
     pub fn push(&mut self, piece: &[u8]) {
         let room = MAX_LINE_BYTES - self.bytes.len();
         self.truncated |= piece.len() > room;
@@ -60,7 +60,7 @@ impl Line {
 pub struct Tail {
     pub lines: VecDeque<String>,
     bytes: usize,
-    /// Number of lines before them.
+    /// Number of earlier lines, which were dropped.
     pub omitted: u64,
 }
 
@@ -68,7 +68,7 @@ impl Tail {
     /// Reads the audit file up to its current end.
     pub async fn read(audit: &Path, mask: &Mask) -> moat::Result<Self> {
         let mut tail = Self::default();
-        let mut open = PerStream::<Line>::default();
+        let mut open = PerStream::<LineBuffer>::default();
         let mut records = Follow::new(audit).wait(false).into_stream();
         while let Some(record) = records.next().await {
             match record? {

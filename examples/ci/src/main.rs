@@ -33,7 +33,7 @@ use moat_ci::build::Build;
 use moat_ci::junit;
 use moat_ci::mask::Mask;
 use moat_ci::pipeline::Pipeline;
-use moat_ci::report::{Report, Status, Step};
+use moat_ci::report::{Report, Status, StepResult};
 use moat_ci::schedule::Schedule;
 use moat_ci::view::View;
 use tokio::task::unconstrained;
@@ -47,7 +47,7 @@ const INVALID: u8 = 2;
 const PAGE: &str = "report.html";
 const JUNIT: &str = "junit.xml";
 
-/// Runs a pipeline, and writes reports and audit files
+/// Runs a pipeline
 ///
 /// Writes a report, a JUnit file, and an audit file for each run.
 #[derive(Parser)]
@@ -179,7 +179,7 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
 async fn run_steps(
     manager: &Manager,
     schedule: &Schedule<'_>,
-) -> moat::Result<(Option<Signal>, Vec<Step>)> {
+) -> moat::Result<(Option<Signal>, Vec<StepResult>)> {
     let signals = manager.stop_on_signals()?;
     let work = schedule.run();
     tokio::pin!(work, signals);
@@ -196,7 +196,7 @@ async fn run_steps(
 }
 
 /// Returns true if the step does not fail the build.
-fn passed(step: &Step) -> bool {
+fn passed(step: &StepResult) -> bool {
     matches!(step.status, Status::Passed | Status::AllowedFailure)
 }
 

@@ -40,8 +40,8 @@ impl Mask {
 
     /// Length of the longest line of a secret, in bytes.
     ///
-    /// A caller that truncates a masked text must remove this many bytes more: they may be the
-    /// start of a secret.
+    /// A caller that masks a truncated text must remove this many more bytes from its end. They may
+    /// be the start of a secret.
     pub fn longest(&self) -> usize {
         self.longest
     }

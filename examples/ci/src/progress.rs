@@ -13,10 +13,10 @@ use moat::outcome::PerStream;
 use moat::run::Attached;
 use moat::{Run, RunId};
 
-use crate::lines::Line;
+use crate::lines::LineBuffer;
 use crate::mask::Mask;
 use crate::pipeline::Pipeline;
-use crate::report::{Status, Step};
+use crate::report::{Status, StepResult};
 
 /// Time between two frames of a spinner.
 const TICK_INTERVAL: Duration = Duration::from_millis(120);
@@ -112,7 +112,7 @@ impl Bars {
         }
     }
 
-    pub fn step_ended(&self, index: usize, step: &Step, mask: &Mask) {
+    pub fn step_ended(&self, index: usize, step: &StepResult, mask: &Mask) {
         let template = match step.status {
             Status::Passed => "v {prefix:.green} {elapsed:>6} passed",
             Status::Skipped => "  {prefix:.dim}        skipped {wide_msg:.dim}",
@@ -148,8 +148,8 @@ pub fn plain(text: &str) -> String {
 /// The last complete line of a stream.
 #[derive(Default)]
 struct LastLine {
-    open: Line,
-    /// Whether the attachment lagged and the open line is incomplete.
+    open: LineBuffer,
+    /// True if the attachment lagged, so the open line is incomplete.
     lagged: bool,
 }
 

@@ -38,12 +38,12 @@ const PAGE: &str = include_str!("report.html");
 #[derive(Debug)]
 pub struct Report {
     pub title: String,
-    pub steps: Vec<Step>,
+    pub steps: Vec<StepResult>,
 }
 
 /// The result of a step.
 #[derive(Debug)]
-pub struct Step {
+pub struct StepResult {
     pub name: String,
     /// The names of the steps that it depends on.
     pub needs: Vec<String>,
@@ -54,7 +54,7 @@ pub struct Step {
     pub attempts: Vec<Attempt>,
 }
 
-impl Step {
+impl StepResult {
     /// The result on one line.
     pub fn summary(&self) -> String {
         match &self.detail {
@@ -104,12 +104,12 @@ impl Report {
     /// Writes the report. Blocks.
     ///
     /// The file is written under another name first, so that a report at `to` is always complete.
-    /// Only its owner can read it, as is true of the audit files.
+    /// Only its owner can read it, as with the audit files.
     ///
     /// # Errors
     ///
-    /// If the report cannot be written. If an audit file cannot be read, the report says so, and
-    /// this is no error.
+    /// [`io::Error`] if the report cannot be written. An audit file that cannot be read is no
+    /// error: the report shows it.
     pub fn write(&self, mask: &Mask, to: &Path) -> io::Result<()> {
         let dir = to.parent().filter(|dir| *dir != Path::new(""));
         let file = NamedTempFile::new_in(dir.unwrap_or(Path::new(".")))?;
@@ -125,7 +125,7 @@ impl Report {
     }
 }
 
-/// The page while it is written.
+/// The page that is being written.
 struct Page<'a> {
     out: BufWriter<NamedTempFile>,
     mask: &'a Mask,

@@ -19,14 +19,14 @@ pub const MAX_LINE_BYTES: usize = 64 << 10;
 /// A line of output.
 #[derive(Debug)]
 pub struct Line {
-    /// When its first bytes were received.
+    /// The time at which its first bytes were received.
     pub ts: Timestamp,
     pub stream: Stream,
-    /// Whether a newline ended the line.
+    /// True if a newline ended the line.
     pub complete: bool,
-    /// Whether the engine's log replaced bytes of the line, or may have.
+    /// True if the engine's log replaced bytes of the line, or may have.
     pub lossy: bool,
-    /// Length of the whole line.
+    /// Length of the whole line, in bytes.
     pub length: u64,
     /// The first [`MAX_LINE_BYTES`] of the line.
     bytes: Vec<u8>,
@@ -35,8 +35,8 @@ pub struct Line {
 impl Line {
     /// The masked line, and the number of bytes that are omitted at its end.
     ///
-    /// A line longer than [`MAX_LINE_BYTES`] is shortened by the length of the longest secret more.
-    /// The limit may have cut a secret in two, which the mask does not find.
+    /// A line longer than [`MAX_LINE_BYTES`] is shortened further, by the length of the longest
+    /// secret. The limit may have cut a secret in two, which the mask does not find.
     pub fn masked(&self, mask: &Mask) -> (Cow<'_, [u8]>, u64) {
         let masked = mask.bytes(&self.bytes);
         let omitted = self.length - self.bytes.len() as u64;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::build::{self, Build, EarlierRun};
 use crate::pipeline::{Pipeline, Step};
-use crate::report::{Attempt, Status, Step as StepResult};
+use crate::report::{Attempt, Status, StepResult};
 use crate::view::View;
 
 pub struct Schedule<'a> {
@@ -17,13 +17,13 @@ pub struct Schedule<'a> {
     pub pipeline: &'a Pipeline,
     pub build: &'a Build,
     pub secrets: &'a BTreeMap<String, String>,
-    /// Whether the runtime has images.
+    /// True if the runtime has images.
     pub images: bool,
     pub view: &'a View<'a>,
 }
 
-/// The meaning of an attempt's outcome for its step.
-enum Verdict {
+/// The result of an attempt for its step.
+enum AttemptResult {
     Passed,
     /// Can be retried.
     Failed(Status, String),
@@ -35,7 +35,7 @@ enum Verdict {
 impl Schedule<'_> {
     /// Runs all steps, and returns their results in the order of the file.
     ///
-    /// To cancel the build, shut the manager down with [`ShutdownMode::Stop`](moat::Shutdown::Stop).
+    /// To cancel the build, shut the manager down with [`ShutdownMode::Stop`](moat::ShutdownMode::Stop).
     pub async fn run(&self) -> Vec<StepResult> {
         self.stop_other_builds().await;
         let steps = &self.pipeline.steps;
@@ -127,24 +127,24 @@ impl Schedule<'_> {
         let mut number = 0;
         let (status, detail) = loop {
             number += 1;
-            let verdict = match self.attempt(index, step, number).await {
+            let result = match self.attempt(index, step, number).await {
                 Ok(outcome) => {
-                    let verdict = self.judge(&outcome);
-                    attempts.push(self.record(step, outcome));
-                    verdict
+                    let result = self.classify(&outcome);
+                    attempts.push(self.attempt_of(step, outcome));
+                    result
                 }
-                Err(Error::Closed) => Verdict::Cancelled("the build was cancelled".into()),
-                Err(error) => Verdict::Failed(Status::Failed, error.chain()),
+                Err(Error::Closed) => AttemptResult::Cancelled("the build was cancelled".into()),
+                Err(error) => AttemptResult::Failed(Status::Failed, error.chain()),
             };
-            match verdict {
-                Verdict::Passed => break (Status::Passed, None),
-                Verdict::Cancelled(detail) => break (Status::Cancelled, Some(detail)),
-                Verdict::Failed(..) if failures < step.retries => failures += 1,
-                Verdict::Failed(_, detail) if step.allow_failure => {
+            match result {
+                AttemptResult::Passed => break (Status::Passed, None),
+                AttemptResult::Cancelled(detail) => break (Status::Cancelled, Some(detail)),
+                AttemptResult::Failed(..) if failures < step.retries => failures += 1,
+                AttemptResult::Failed(_, detail) if step.allow_failure => {
                     break (Status::AllowedFailure, Some(detail));
                 }
-                Verdict::Failed(status, detail) => break (status, Some(detail)),
-                Verdict::Interrupted => {}
+                AttemptResult::Failed(status, detail) => break (status, Some(detail)),
+                AttemptResult::Interrupted => {}
             }
         };
         StepResult {
@@ -153,7 +153,7 @@ impl Schedule<'_> {
         }
     }
 
-    fn record(&self, step: &Step, outcome: Outcome) -> Attempt {
+    fn attempt_of(&self, step: &Step, outcome: Outcome) -> Attempt {
         Attempt {
             run: outcome.run.clone(),
             image: step.image.clone().filter(|_| self.images),
@@ -163,9 +163,7 @@ impl Schedule<'_> {
         }
     }
 
-    /// Starts a run, or takes over the run of an earlier process.
-    ///
-    /// Returns its outcome after its end.
+    /// Starts a run, or takes over the run of an earlier process, and waits for its outcome.
     async fn attempt(&self, index: usize, step: &Step, number: u32) -> moat::Result<Outcome> {
         let id = self.build.run_id(index, &step.name, number);
         let earlier = self.build.earlier_run(&id);
@@ -193,20 +191,20 @@ impl Schedule<'_> {
         Ok(outcome)
     }
 
-    fn judge(&self, outcome: &Outcome) -> Verdict {
+    fn classify(&self, outcome: &Outcome) -> AttemptResult {
         if self.build.interrupted(outcome) {
-            return Verdict::Interrupted;
+            return AttemptResult::Interrupted;
         }
         match outcome.stopped() {
             Some(cause @ (StopCause::TimeLimit | StopCause::SilenceLimit)) => {
-                Verdict::Failed(Status::TimedOut, cause.to_string())
+                AttemptResult::Failed(Status::TimedOut, cause.to_string())
             }
             Some(cause @ StopCause::OutputLimit) => {
-                Verdict::Failed(Status::Failed, cause.to_string())
+                AttemptResult::Failed(Status::Failed, cause.to_string())
             }
-            Some(cause) => Verdict::Cancelled(cause.to_string()),
-            None if outcome.success() => Verdict::Passed,
-            None => Verdict::Failed(Status::Failed, outcome.ending.to_string()),
+            Some(cause) => AttemptResult::Cancelled(cause.to_string()),
+            None if outcome.success() => AttemptResult::Passed,
+            None => AttemptResult::Failed(Status::Failed, outcome.ending.to_string()),
         }
     }
 }

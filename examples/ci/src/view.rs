@@ -12,7 +12,7 @@ use crate::lines::Tail;
 use crate::mask::Mask;
 use crate::pipeline::Pipeline;
 use crate::progress::{Bars, plain};
-use crate::report::{Report, Step};
+use crate::report::{Report, StepResult};
 
 pub struct View<'a> {
     pipeline: &'a Pipeline,
@@ -124,7 +124,7 @@ impl<'a> View<'a> {
         }
     }
 
-    pub fn step_ended(&self, index: usize, step: &Step) {
+    pub fn step_ended(&self, index: usize, step: &StepResult) {
         match &self.style {
             Style::Bars(bars) => bars.step_ended(index, step, self.mask),
             Style::Groups(groups) => groups.step_ended(step, &self.mask.line(&step.summary())),

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::audit::Audit;
 use moat_ci::mask::Mask;
-use moat_ci::report::{Attempt, Report, Status, Step};
+use moat_ci::report::{Attempt, Report, Status, StepResult};
 
 /// A report in a temporary directory.
 pub(crate) struct ReportPage {
@@ -21,8 +21,8 @@ impl ReportPage {
     }
 }
 
-pub(crate) fn step(name: &str, status: Status, attempts: Vec<Attempt>) -> Step {
-    Step {
+pub(crate) fn step(name: &str, status: Status, attempts: Vec<Attempt>) -> StepResult {
+    StepResult {
         name: name.into(),
         needs: vec![],
         status,
@@ -34,7 +34,7 @@ pub(crate) fn step(name: &str, status: Status, attempts: Vec<Attempt>) -> Step {
 /// A report of the steps that `steps` returns.
 ///
 /// Their audits are in the directory.
-pub(crate) fn written(mask: &Mask, steps: impl FnOnce(&Path) -> Vec<Step>) -> ReportPage {
+pub(crate) fn written(mask: &Mask, steps: impl FnOnce(&Path) -> Vec<StepResult>) -> ReportPage {
     let dir = tempfile::tempdir().unwrap();
     let page = dir.path().join("report.html");
     let report = Report {
@@ -53,7 +53,7 @@ pub(crate) fn of_one(attempt: impl FnOnce(&Path) -> Attempt) -> ReportPage {
 }
 
 /// A realistic pipeline: every status, retries, gaps, colors, both streams.
-pub(crate) fn pipeline(dir: &Path) -> Vec<Step> {
+pub(crate) fn pipeline(dir: &Path) -> Vec<StepResult> {
     let fetch = Audit::new("fetch", 0)
         .later(180)
         .started()
@@ -169,11 +169,11 @@ pub(crate) fn pipeline(dir: &Path) -> Vec<Step> {
         );
     let mut build = build;
     build.command = "set -eu\ncargo build --release --all-features\ncargo doc --no-deps".into();
-    let needs = |names: &[&str], step: Step| Step {
+    let needs = |names: &[&str], step: StepResult| StepResult {
         needs: names.iter().map(ToString::to_string).collect(),
         ..step
     };
-    let why = |detail: &str, step: Step| Step {
+    let why = |detail: &str, step: StepResult| StepResult {
         detail: Some(detail.into()),
         ..step
     };
