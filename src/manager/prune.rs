@@ -99,7 +99,8 @@ struct SealedRun {
 impl PruneOptions {
     /// Returns true if a run is beyond any of the limits.
     ///
-    /// `runs` and `bytes` are the current totals, including this run.
+    /// `runs` counts this run and all newer sealed runs. `bytes` is the size of all files that
+    /// remain.
     fn selects(&self, age: Duration, runs: usize, bytes: u64) -> bool {
         self.older_than.is_some_and(|limit| age > limit)
             || self.keep.is_some_and(|limit| runs > limit)
@@ -140,16 +141,16 @@ impl Manager {
         }
         sealed.sort_by(|a, b| (a.seal.ts, &a.run).cmp(&(b.seal.ts, &b.run)));
         let now = Timestamp::now();
-        let mut runs_left = sealed.len();
-        for run in sealed {
+        let total = sealed.len();
+        for (index, run) in sealed.into_iter().enumerate() {
             let age = now.since(run.seal.ts);
-            let removed = match options.selects(age, runs_left, report.bytes_left) {
+            // An older run that was not removed does not count: it must not cost a newer run.
+            let removed = match options.selects(age, total - index, report.bytes_left) {
                 true => self.prune_one(&run, options.dry_run).await,
                 false => Err(SkipReason::Recent),
             };
             match removed {
                 Ok(()) => {
-                    runs_left -= 1;
                     report.bytes_left = report.bytes_left.saturating_sub(run.bytes);
                     report.removed.push((run.run, run.bytes));
                 }

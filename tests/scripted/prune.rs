@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use moat::manager::{PruneOptions, PruneReport, SkipReason};
-use moat::runtime::scripted::Script;
+use moat::runtime::RuntimeError;
+use moat::runtime::scripted::{Call, Fault, Script};
+use moat::spec::KeepContainer;
 use moat::{Error, Manager, RunId, ShutdownMode};
 
 use crate::bench::{Bench, named, sealed, spec};
@@ -65,11 +67,41 @@ async fn prune_removes_the_oldest_sealed_runs() {
 }
 
 #[tokio::test]
+async fn a_failed_removal_costs_no_newer_run() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    for name in ["a", "b", "c"] {
+        let spec = named(name).keep(KeepContainer::Always);
+        sealed(&bench.start(&manager, Script::new(), spec).await).await;
+    }
+    let busy = RuntimeError::Broken {
+        operation: "remove the container",
+        reason: "the engine is busy".into(),
+    };
+    bench.runtime.fault(Call::Remove, Fault::Error(busy));
+    let pruned = manager.prune(PruneOptions::new().keep(1)).await.unwrap();
+    let removed: Vec<_> = pruned.removed.iter().map(|(run, _)| run.as_str()).collect();
+    assert_eq!(removed, ["b"]);
+    let kept: Vec<_> = pruned
+        .kept
+        .iter()
+        .map(|(run, reason)| (run.as_str(), reason))
+        .collect();
+    assert!(
+        matches!(
+            kept[..],
+            [("a", SkipReason::Failed(_)), ("c", SkipReason::Recent)]
+        ),
+        "{kept:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_dry_run_predicts_refusals() {
     let bench = Bench::new();
     let manager = bench.open().await;
     bench.runtime.set_engine_id("one");
-    let kept = || spec().keep(moat::spec::KeepContainer::Always);
+    let kept = || spec().keep(KeepContainer::Always);
     let of_one = bench.start(&manager, Script::new(), kept()).await;
     sealed(&of_one).await;
     let without_container = bench.start(&manager, Script::new(), named("plain")).await;
