@@ -159,9 +159,7 @@ impl Manager {
         attach: Option<AttachOptions>,
     ) -> Result<(Run, Option<Attachment>)> {
         let context = self.context();
-        if context.closing.is_cancelled() || context.stopping.load(Ordering::Acquire) > 0 {
-            return Err(Error::Closed);
-        }
+        self.check_open()?;
         spec.validate()?;
         context.runtime.validate(&spec)?;
         let id = spec.run_id().cloned().unwrap_or_else(RunId::generate);
@@ -193,9 +191,24 @@ impl Manager {
         }
     }
 
+    /// Fails if the manager refuses new runs.
+    fn check_open(&self) -> Result<()> {
+        let context = self.context();
+        let refuses =
+            context.closing.is_cancelled() || context.stopping.load(Ordering::Acquire) > 0;
+        match refuses {
+            true => Err(Error::Closed),
+            false => Ok(()),
+        }
+    }
+
     /// Claims the id of a new run in this manager.
     fn register(&self, id: RunId, entry: Arc<Entry>) -> Result<()> {
-        match self.context().entries().entry(id) {
+        let mut entries = self.context().entries();
+        // Checked under the lock. A shutdown refuses new runs before it takes the lock to find the
+        // runs to stop, so it finds every run that passes this check.
+        self.check_open()?;
+        match entries.entry(id) {
             hash_map::Entry::Occupied(occupied) => Err(Error::RunExists {
                 run: occupied.key().clone(),
                 path: entry.place.dir.clone(),
@@ -572,5 +585,28 @@ impl<'a> StartsRefused<'a> {
 impl Drop for StartsRefused<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+    use crate::runtime::scripted::Scripted;
+
+    #[tokio::test]
+    async fn a_shutdown_refuses_a_start_in_progress() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let manager = Manager::open(root, Scripted::new()).await.unwrap();
+        let register = |id: RunId| {
+            let context = manager.context();
+            let (entry, _) = context.monitor(context.place(&id));
+            manager.register(id, entry)
+        };
+        let stopping = StartsRefused::new(manager.context());
+        let refused = register(RunId::generate());
+        assert!(matches!(refused, Err(Error::Closed)), "{refused:?}");
+        drop(stopping);
+        register(RunId::generate()).unwrap();
     }
 }
