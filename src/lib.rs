@@ -32,8 +32,8 @@
 //! # Read output
 //!
 //! An [`Attachment`](run::Attachment) yields all output so far, then live output, and ends after
-//! the last byte. A slow reader never delays the container. It receives `Lagged`, or reads what it
-//! missed from the log.
+//! the last byte. A slow reader never delays the container. It receives `Lagged`, or reads the
+//! missed output from the log.
 //!
 #![cfg_attr(feature = "process", doc = "```")]
 #![cfg_attr(not(feature = "process"), doc = "```ignore")]
@@ -106,7 +106,7 @@
 //!
 //! # Read and verify a log
 //!
-//! `logs.jsonl` is one JSON object a line, in the [published format](guide::audit_format). The last
+//! `logs.jsonl` has one JSON object per line, in the [published format](guide::audit_format). The last
 //! line seals the file with the SHA-256 digest of all bytes before it.
 //!
 #![cfg_attr(feature = "process", doc = "```")]
@@ -170,7 +170,7 @@
 //! # Tracing
 //!
 //! moat emits [`tracing`] events. They contain no secret, and no output except through
-//! [`sink::Tracing`]. bollard, the client of the Docker API, prints whole requests, including
+//! [`sink::Tracing`]. bollard, the client of the Docker API, logs whole requests, including
 //! environment values, at level `debug`: keep `bollard=info` in your filter.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -97,13 +97,13 @@ impl Drop for Service {
             false => None,
         };
         if std::thread::panicking() {
-            report(&self.run, outcome);
+            print_failure(&self.run, outcome);
         }
     }
 }
 
-/// Prints the outcome of the run for a failed test.
-fn report(run: &Run, outcome: Option<Result<Outcome>>) {
+/// Prints the outcome of the run to stderr, for a failed test.
+fn print_failure(run: &Run, outcome: Option<Result<Outcome>>) {
     match outcome {
         Some(Ok(outcome)) => eprintln!("moat: {}", outcome.failure()),
         stopped => {

@@ -95,8 +95,8 @@ impl RunSpec {
 
     /// Sets the command and its arguments. Default: the image's own.
     ///
-    /// They are recorded verbatim. With Docker, each argument must be shorter than 128 KiB, the limit
-    /// of Linux.
+    /// They are recorded verbatim. With Docker, each argument must be shorter than 128 KiB, the
+    /// limit of Linux.
     pub fn cmd<S: Into<String>>(mut self, cmd: impl IntoIterator<Item = S>) -> Self {
         self.settings.cmd = strings(cmd);
         self

@@ -55,7 +55,7 @@ impl RunId {
         Ok(Self(id))
     }
 
-    /// Generates a unique id. Ids sort by the millisecond of their generation.
+    /// Generates a unique id. Ids sort by their time of generation, to the millisecond.
     pub fn generate() -> Self {
         Self(ulid::Ulid::generate().to_string().to_ascii_lowercase())
     }
