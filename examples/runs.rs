@@ -455,8 +455,12 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
             format!("sealed and intact; {}, audit {}", seal.exit, seal.verdict),
             0,
         ),
+        LogState::Unsealed { torn: 0 } => ("not sealed".into(), NOT_VERIFIED),
         LogState::Unsealed { torn } => (
-            format!("not sealed; the last {torn} bytes are a partial record"),
+            format!(
+                "not sealed; ends in {} of a partial record",
+                count(*torn, "byte")
+            ),
             NOT_VERIFIED,
         ),
         LogState::Damaged(damage) => (format!("damaged at {damage}"), NOT_VERIFIED),
@@ -464,13 +468,18 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
     };
     print_line(format_args!("{}: {text}", path.display()));
     print_line(format_args!(
-        "{} lines, {} output records, {} bytes, {} gaps",
-        found.lines,
-        found.records,
-        found.bytes.total(),
-        found.gaps
+        "{}, {}, {}, {}",
+        count(found.lines, "line"),
+        count(found.records, "output record"),
+        count(found.bytes.total(), "byte"),
+        count(found.gaps, "gap")
     ));
     Ok(code)
+}
+
+fn count(number: u64, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
 }
 
 async fn recover(args: &Args) -> moat::Result<u8> {
