@@ -308,7 +308,8 @@ impl Runtime for Scripted {
     }
 
     async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
-        self.enter(Call::FindAll).await?;
+        let fault = self.enter(Call::FindAll).await?;
+        fault.answer("list the containers of all roots")?;
         let world = self.world();
         let found = world.containers.iter().map(|(id, container)| {
             let (root, run) = (container.root.clone(), container.run.clone());
@@ -321,7 +322,9 @@ impl Runtime for Scripted {
     }
 
     async fn stats(&self, id: &ContainerId) -> Result<Usage, RuntimeError> {
-        self.enter(Call::Stats).await?;
+        const OPERATION: &str = "sample the container's usage";
+        let fault = self.enter(Call::Stats).await?;
+        fault.answer(OPERATION)?;
         let container = self.world().container(id)?;
         let life = *container.life.borrow();
         match (life.started, container.status_in(life)) {
@@ -329,7 +332,7 @@ impl Runtime for Scripted {
                 let cpu = started.elapsed().mul_f64(container.script.cpus);
                 Ok(Usage::new(container.script.memory, cpu, 1))
             }
-            _ => Err(not_running("sample the container's usage")),
+            _ => Err(not_running(OPERATION)),
         }
     }
 
@@ -350,5 +353,32 @@ impl Runtime for Scripted {
             runtime: self.name(),
             operation: "copy files into a container",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::scripted::{Fault, Script};
+    use crate::spec::RunId;
+
+    #[tokio::test]
+    async fn a_lost_answer_fails_reads() {
+        let engine = Scripted::new();
+        engine.next(Script::new().until_stopped());
+        let (root, run, spec) = (RootId::generate(), RunId::generate(), RunSpec::new("x"));
+        let request = CreateRequest::new("name", &root, &run, &spec);
+        let container = engine.create(request).await.unwrap().container;
+        engine.start(&container).await.unwrap();
+
+        engine.fault(Call::FindAll, Fault::AnswerLost);
+        let lost = engine.find_all().await;
+        assert!(matches!(lost, Err(RuntimeError::Broken { .. })), "{lost:?}");
+        assert_eq!(engine.find_all().await.unwrap().len(), 1);
+
+        engine.fault(Call::Stats, Fault::AnswerLost);
+        let lost = engine.stats(&container).await;
+        assert!(matches!(lost, Err(RuntimeError::Broken { .. })), "{lost:?}");
+        engine.stats(&container).await.unwrap();
     }
 }
