@@ -2,13 +2,15 @@
 
 use crate::fuzz::Input;
 use crate::outcome::Stream;
-use crate::runtime::docker::output::demux::{CHUNK, Demux, ERROR_TEXT, Fault, HEADER};
+use crate::runtime::docker::output::demux::{
+    CHUNK_BYTES, Demux, FramingError, HEADER_BYTES, MAX_ERROR_BYTES,
+};
 
 /// The output of the demultiplexer: runs of one stream, then a fault.
 #[derive(Debug, Default, PartialEq)]
 struct Demuxed {
     runs: Vec<(Stream, Vec<u8>)>,
-    fault: Option<Fault>,
+    fault: Option<FramingError>,
 }
 
 impl Demuxed {
@@ -84,7 +86,7 @@ fn push_in_parts(demux: &mut Demux, actual: &mut Demuxed, splits: &[u8], bytes: 
         actual.drain(demux);
         if tty {
             let held = pushed - actual.bytes();
-            assert!(held < CHUNK, "{held} bytes held");
+            assert!(held < CHUNK_BYTES, "{held} bytes held");
         }
     }
 }
@@ -104,12 +106,12 @@ fn model(tty: bool, bytes: &[u8]) -> Demuxed {
 }
 
 /// Adds the payload of the next frame, and returns the fault of an invalid frame.
-fn model_frame(rest: &mut Input<'_>, expected: &mut Demuxed) -> Option<Fault> {
-    let Ok(header) = <[u8; HEADER]>::try_from(rest.take(HEADER)) else {
-        return Some(Fault::Dangling);
+fn model_frame(rest: &mut Input<'_>, expected: &mut Demuxed) -> Option<FramingError> {
+    let Ok(header) = <[u8; HEADER_BYTES]>::try_from(rest.take(HEADER_BYTES)) else {
+        return Some(FramingError::Dangling);
     };
     let [kind, 0, 0, 0, length @ ..] = header else {
-        return Some(Fault::Header(header));
+        return Some(FramingError::Header(header));
     };
     let length = u32::from_be_bytes(length) as usize;
     let payload = rest.take(length);
@@ -117,10 +119,10 @@ fn model_frame(rest: &mut Input<'_>, expected: &mut Demuxed) -> Option<Fault> {
         1 => expected.add(Stream::Stdout, payload),
         2 => expected.add(Stream::Stderr, payload),
         3 => {
-            let text = String::from_utf8_lossy(&payload[..payload.len().min(ERROR_TEXT)]);
-            return Some(Fault::Engine(text.trim().to_owned()));
+            let text = String::from_utf8_lossy(&payload[..payload.len().min(MAX_ERROR_BYTES)]);
+            return Some(FramingError::Engine(text.trim().to_owned()));
         }
-        _ => return Some(Fault::Header(header)),
+        _ => return Some(FramingError::Header(header)),
     }
-    (payload.len() < length).then_some(Fault::Dangling)
+    (payload.len() < length).then_some(FramingError::Dangling)
 }

@@ -1,4 +1,4 @@
-//! The connection parameters of one engine, and its calls' paths and timeouts.
+//! The client of one engine, and the paths and timeouts of its calls.
 
 use std::future::Future;
 use std::time::Duration;
@@ -6,24 +6,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::connection::address::Address;
-use super::connection::call::Call;
-use super::connection::dial::Dial;
-use super::connection::transport::{Answer, exchange};
+use super::connection::{Address, Answer, Call, Dialer, exchange};
 use super::errors::{Failure, Refusal};
 use super::inspect;
 use crate::error::RuntimeError;
 use crate::runtime::EngineInfo;
 use crate::spec::ContainerId;
 
-/// The timeout of a call, unless its documentation says otherwise.
+/// The timeout of a call, unless its documentation states another.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A timeout of one year. moat sets the timeouts, not bollard.
 pub(super) const NO_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The operation of the first call and of the probe, as errors name it.
 const VERSION_OPERATION: &str = "report its version";
-/// The longest part of a foreign response that an error quotes, in words.
+/// The maximum length of the quote of another server's response, in words.
 const MAX_QUOTED_WORDS: usize = 30;
 
 /// A client of one engine.
@@ -33,7 +30,7 @@ const MAX_QUOTED_WORDS: usize = 30;
 #[derive(Clone)]
 pub(super) struct Client {
     pub(super) bollard: bollard::Docker,
-    pub(super) dial: Dial,
+    pub(super) dialer: Dialer,
     /// The address, as errors show it.
     pub(super) address: String,
     pub(super) engine: EngineInfo,
@@ -41,13 +38,13 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects through both clients, and negotiates the API version.
+    /// Connects once without and once with bollard, and negotiates the API version.
     pub(super) async fn connect(address: Address) -> Result<Self, RuntimeError> {
-        let dial = Dial::new(address)?;
-        let bollard = dial.client(NO_TIMEOUT)?;
-        let address = dial.address().to_string();
+        let dialer = Dialer::new(address)?;
+        let bollard = dialer.client(NO_TIMEOUT)?;
+        let address = dialer.address().to_string();
         let error = |failure| not_an_engine(failure).error(VERSION_OPERATION, &address);
-        let ping = exchange_accepted(&dial, Call::get("/_ping"));
+        let ping = send(&dialer, Call::get("/_ping"));
         ping.await.map_err(error)?;
         let versions = with_timeout(async {
             let bollard = bollard.negotiate_version().await?;
@@ -66,7 +63,7 @@ impl Client {
         engine.api = bollard.client_version().to_string();
         Ok(Self {
             bollard,
-            dial,
+            dialer,
             address,
             engine,
             podman,
@@ -88,12 +85,12 @@ impl Client {
         })
     }
 
-    /// The engine's id. Podman generates a new one for each response.
+    /// Reads the engine's id. Podman has none, because it reports a different one in each response.
     async fn engine_id(&self) -> Result<Option<String>, Failure> {
         if self.podman {
             return Ok(None);
         }
-        match self.whole(Call::get(self.path("/info"))).await {
+        match self.fetch(Call::get(self.path("/info"))).await {
             Ok(json) => Ok(inspect::engine_id(&json)),
             // Filtering proxies refuse this call.
             Err(Failure::Refused(_)) => Ok(None),
@@ -101,12 +98,12 @@ impl Client {
         }
     }
 
-    /// The path of a call, with the negotiated API version.
+    /// Returns the path of a call, with the negotiated API version.
     pub(super) fn path(&self, path: &str) -> String {
         format!("/v{}{path}", self.engine.api)
     }
 
-    /// The path of a call about a container.
+    /// Returns the path of a call about a container.
     pub(super) fn container_path(
         &self,
         container: &ContainerId,
@@ -115,7 +112,7 @@ impl Client {
         Ok(self.path(&format!("/containers/{}{path}", path_segment(container)?)))
     }
 
-    /// Adds the operation and the engine's address to a failure.
+    /// Returns a function that adds the operation and the engine's address to a failure.
     pub(super) fn error(&self, operation: &'static str) -> impl FnOnce(Failure) -> RuntimeError {
         let address = self.address.clone();
         move |failure| failure.error(operation, &address)
@@ -124,19 +121,19 @@ impl Client {
     /// Sends a call, and returns its answer once the response head has arrived.
     ///
     /// An error status is a [`Failure::Refused`].
-    pub(super) async fn accepted(&self, call: Call) -> Result<Answer, Failure> {
-        exchange_accepted(&self.dial, call).await
+    pub(super) async fn send(&self, call: Call) -> Result<Answer, Failure> {
+        send(&self.dialer, call).await
     }
 
     /// Sends a call, and returns the whole response body.
-    pub(super) async fn whole(&self, call: Call) -> Result<Bytes, Failure> {
-        with_timeout(async { self.accepted(call).await?.whole(CALL_TIMEOUT).await }).await
+    pub(super) async fn fetch(&self, call: Call) -> Result<Bytes, Failure> {
+        with_timeout(async { self.send(call).await?.bytes(CALL_TIMEOUT).await }).await
     }
 }
 
-async fn exchange_accepted(dial: &Dial, call: Call) -> Result<Answer, Failure> {
-    let answer = exchange(dial, call, CALL_TIMEOUT).await?;
-    answer.accepted(CALL_TIMEOUT).await
+async fn send(dialer: &Dialer, call: Call) -> Result<Answer, Failure> {
+    let answer = exchange(dialer, call, CALL_TIMEOUT).await?;
+    answer.error_for_status(CALL_TIMEOUT).await
 }
 
 /// Converts a failure of the first call: the listener may not be an engine.

@@ -10,10 +10,8 @@ use futures::StreamExt;
 use tokio::time::sleep;
 
 use super::client::{CALL_TIMEOUT, Client, NO_TIMEOUT, bollard_call, path_segment, with_timeout};
-use super::connection::call::Call;
-use super::connection::transport::{Answer, exchange};
-use super::create::patch;
-use super::create::{self, Log};
+use super::connection::{Answer, Call, exchange};
+use super::create::{self, LogDriver};
 use super::errors::{Failure, Refusal};
 use super::output::Output;
 use super::{events, inspect};
@@ -27,24 +25,26 @@ use crate::spec::{ContainerId, RootId};
 
 /// The interval at which a container that is being removed is inspected.
 const REMOVAL_POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// The longest response to a wait.
+/// The maximum size of the response to a wait.
 const MAX_WAIT_BYTES: usize = 64 << 10;
 
 impl Client {
     pub(super) async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
         const OPERATION: &str = "create the container";
-        let log = Log::of(request.spec.settings().backstop);
-        let mut created = self.create_with_log(&request, log).await;
+        let driver = LogDriver::for_backstop(request.spec.settings().backstop);
+        let mut created = self.create_with_log(&request, driver).await;
         // The engine merges its defaults for `json-file` into our options. If they set a buffer
         // size, the engine refuses that together with our `blocking`. It does not merge them into
         // another driver's options.
-        let merged = |refusal: &Refusal| log == Log::JsonFile && refusal.says("max-buffer-size");
+        let merged = |refusal: &Refusal| {
+            driver == LogDriver::JsonFile && refusal.message_contains("max-buffer-size")
+        };
         if let Err(failure) = &created
             && failure.refusal(merged).is_some()
         {
-            created = self.create_with_log(&request, Log::Local).await;
+            created = self.create_with_log(&request, LogDriver::Local).await;
         }
-        created.map_err(|failure| match failure.refusal(Refusal::is_no_image) {
+        created.map_err(|failure| match failure.refusal(Refusal::is_no_such_image) {
             Some(refusal) => RuntimeError::NoSuchImage {
                 image: request.spec.settings().image.clone(),
                 reason: refusal.message.clone(),
@@ -56,11 +56,11 @@ impl Client {
     async fn create_with_log(
         &self,
         request: &CreateRequest<'_>,
-        log: Log,
+        driver: LogDriver,
     ) -> Result<Created, Failure> {
-        let mut body = create::body(request, log);
+        let mut body = create::body(request, driver);
         if let Some(patch) = request.view().patch() {
-            body = patch::apply(body, patch)
+            body = create::apply_patch(body, patch)
                 .map_err(|error| Failure::Refused(Refusal::new(400, &error.to_string())))?;
         }
         let options = CreateContainerOptions {
@@ -86,11 +86,13 @@ impl Client {
                 .query("stdout", "1")
                 .query("stderr", "1")
                 .upgrade();
-            self.accepted(call).await
+            self.send(call).await
         };
         let answer = answer.await.map_err(|failure| match &failure {
             // Podman prepares the container on attach, and fails as a start would.
-            Failure::Refused(refusal) if self.podman && refusal.says("preparing container") => {
+            Failure::Refused(refusal)
+                if self.podman && refusal.message_contains("preparing container") =>
+            {
                 RuntimeError::Rejected {
                     operation: OPERATION,
                     reason: refusal.message.clone(),
@@ -119,8 +121,8 @@ impl Client {
         let call = Call::post(self.container_path(container, "/wait")?);
         let call = call.query("condition", "not-running");
         // Some engines send the response head only once the container has exited.
-        let answer = exchange(&self.dial, call, NO_TIMEOUT).await?;
-        let mut answer = answer.accepted(CALL_TIMEOUT).await?;
+        let answer = exchange(&self.dialer, call, NO_TIMEOUT).await?;
+        let mut answer = answer.error_for_status(CALL_TIMEOUT).await?;
         let mut json = Vec::new();
         while let Some(data) = answer.data().await {
             json.extend_from_slice(&data?);
@@ -144,7 +146,7 @@ impl Client {
 
     async fn inspection(&self, container: &ContainerId) -> Result<Inspection, Failure> {
         let call = Call::get(self.container_path(container, "/json")?);
-        let json = self.whole(call).await?;
+        let json = self.fetch(call).await?;
         inspect::inspection(&json, self.podman)
     }
 
@@ -168,16 +170,16 @@ impl Client {
         continuity.await.map_err(self.error("list its events"))
     }
 
-    /// The events that the engine has in memory.
+    /// Reads the events that the engine has in memory.
     async fn past_events(&self) -> Result<Bytes, Failure> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = now.unwrap_or_default();
-        // In whole seconds, the limit would exclude the most recent events.
+        // A limit in whole seconds would exclude the most recent events.
         let now = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
         let call = Call::get(self.path("/events"))
             .query("since", "1")
             .query("until", &now);
-        self.whole(call).await
+        self.fetch(call).await
     }
 
     pub(super) async fn logs(
@@ -204,13 +206,12 @@ impl Client {
             .query("timestamps", "0")
             .query("follow", follow)
             .query("tail", &tail);
-        let answer = self.accepted(call).await;
+        let answer = self.send(call).await;
         match answer {
-            // The log is removed with the container. Once the container is gone, so is the log,
-            // definitively.
+            // The log is removed with the container, so a missing container is definitive.
             Err(failure) if failure.refusal(Refusal::is_marked_for_removal).is_some() => {
                 match with_timeout(self.wait_removed(container)).await {
-                    Ok(()) => Err(Failure::Refused(Refusal::no_container(container))),
+                    Ok(()) => Err(Failure::Refused(Refusal::no_such_container(container))),
                     Err(_) => Err(failure),
                 }
             }
@@ -232,10 +233,12 @@ impl Client {
         };
         signaled.await.map_err(|failure| match &failure {
             // Older engines respond with status 500.
-            Failure::Refused(refusal) if refusal.says("is not running") => RuntimeError::Conflict {
-                operation: OPERATION,
-                reason: refusal.message.clone(),
-            },
+            Failure::Refused(refusal) if refusal.message_contains("is not running") => {
+                RuntimeError::Conflict {
+                    operation: OPERATION,
+                    reason: refusal.message.clone(),
+                }
+            }
             _ => failure.error(OPERATION, &self.address),
         })
     }
@@ -269,13 +272,13 @@ impl Client {
     async fn wait_removed(&self, container: &ContainerId) -> Result<(), Failure> {
         loop {
             match self.inspection(container).await {
-                Err(failure) if failure.refusal(Refusal::is_no_container).is_some() => {
+                Err(failure) if failure.refusal(Refusal::is_no_such_container).is_some() => {
                     return Ok(());
                 }
                 Err(failure @ (Failure::Unreachable(_) | Failure::Timeout(_))) => {
                     return Err(failure);
                 }
-                // During a removal an engine can respond with other errors.
+                // During a removal, an engine can respond with other errors.
                 _ => sleep(REMOVAL_POLL_INTERVAL).await,
             }
         }
@@ -302,7 +305,7 @@ impl Client {
         let call = Call::get(self.path("/containers/json"))
             .query("all", "1")
             .query("filters", &filters);
-        self.whole(call).await
+        self.fetch(call).await
     }
 
     pub(super) async fn stats(&self, container: &ContainerId) -> Result<Usage, RuntimeError> {
@@ -311,7 +314,7 @@ impl Client {
             let call = Call::get(self.container_path(container, "/stats")?)
                 .query("stream", "0")
                 .query("one-shot", "1");
-            inspect::usage(&self.whole(call).await?)
+            inspect::usage(&self.fetch(call).await?)
         };
         let usage = usage.await.map_err(self.error(OPERATION))?;
         usage.ok_or_else(|| RuntimeError::Conflict {

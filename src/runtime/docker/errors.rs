@@ -7,13 +7,13 @@ use std::time::Duration;
 use crate::error::{RuntimeError, chain};
 use crate::spec::ContainerId;
 
-/// The longest error message kept from an engine, in bytes.
+/// The maximum size of an engine's error message, in bytes. The rest is cut off.
 const MAX_MESSAGE_BYTES: usize = 4 << 10;
 
-/// Why a call failed. The operation is added by [`Failure::error`].
+/// The cause of a failed call. [`Failure::error`] adds the operation.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// No connection: why, and what to do about it.
+    /// There is no connection. The text has the cause, and what to do about it.
     Unreachable(String),
     /// The timeout expired.
     Timeout(Duration),
@@ -30,7 +30,7 @@ pub(super) struct Refusal {
     pub(super) message: String,
 }
 
-/// A failed connection, as the source of hyper's and bollard's errors.
+/// The cause of a failed connection, as a source of hyper's and bollard's errors.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Unreachable(pub(crate) String);
@@ -63,35 +63,38 @@ impl Refusal {
     }
 
     /// Returns true if the message contains `text`, ignoring its ASCII case.
-    pub(super) fn says(&self, text: &str) -> bool {
+    pub(super) fn message_contains(&self, text: &str) -> bool {
         self.message.to_ascii_lowercase().contains(text)
     }
 
     /// Returns true if the container does not exist.
     ///
-    /// ContainerStatus 404 alone is not enough: engines also use it for an unknown path,
-    /// a missing file and, in some versions, a missing executable.
-    pub(super) fn is_no_container(&self) -> bool {
-        self.status == 404 && self.says("no such container") && !self.says("no such container:path")
+    /// Status 404 alone is not enough. Engines also use it for an unknown path, a missing file and,
+    /// in some versions, a missing executable.
+    pub(super) fn is_no_such_container(&self) -> bool {
+        self.status == 404
+            && self.message_contains("no such container")
+            && !self.message_contains("no such container:path")
     }
 
-    /// The refusal for a container that is known to be gone.
-    pub(super) fn no_container(container: &ContainerId) -> Self {
+    /// Creates the refusal for a container that is known not to exist.
+    pub(super) fn no_such_container(container: &ContainerId) -> Self {
         Self::new(404, &format!("No such container: {container}"))
     }
 
     /// Returns true if another removal of the container is in progress.
     pub(super) fn is_being_removed(&self) -> bool {
-        self.status == 409 && self.says("already in progress")
+        self.status == 409 && self.message_contains("already in progress")
     }
 
     /// Returns true if the log is refused due to a removal in progress.
     pub(super) fn is_marked_for_removal(&self) -> bool {
-        self.status == 409 && self.says("marked for removal")
+        self.status == 409 && self.message_contains("marked for removal")
     }
 
-    pub(super) fn is_no_image(&self) -> bool {
-        self.status == 404 && (self.says("no such image") || self.says("image not known"))
+    pub(super) fn is_no_such_image(&self) -> bool {
+        self.status == 404
+            && (self.message_contains("no such image") || self.message_contains("image not known"))
     }
 
     fn text(&self) -> String {
@@ -104,12 +107,12 @@ impl Refusal {
     fn error(self, operation: &'static str, address: &str) -> RuntimeError {
         let reason = self.text();
         match self.status {
-            404 if self.is_no_container() || self.says("no such exec") => {
+            404 if self.is_no_such_container() || self.message_contains("no such exec") => {
                 RuntimeError::NotFound { operation, reason }
             }
             409 => RuntimeError::Conflict { operation, reason },
             // Podman's message for a container in the wrong state.
-            _ if self.says("container state improper") => {
+            _ if self.message_contains("container state improper") => {
                 RuntimeError::Conflict { operation, reason }
             }
             // Inconclusive: sent by a proxy, or by an engine that is not ready.
@@ -135,10 +138,10 @@ impl Failure {
         }
     }
 
-    /// A response that is not the expected JSON.
+    /// Creates the failure for a response that is not the expected JSON.
     ///
-    /// serde's message is left out: it can quote the response, and with it
-    /// the container's environment.
+    /// It leaves out serde's message, which can quote the response and thus the container's
+    /// environment.
     pub(super) fn malformed(error: &serde_json::Error) -> Self {
         Self::Broken(format!(
             "the response is malformed at line {} column {}",
@@ -147,7 +150,7 @@ impl Failure {
         ))
     }
 
-    /// A call without a response.
+    /// Creates the failure for a call without a response.
     fn no_response(error: &(dyn StdError + 'static)) -> Self {
         match unreachable(error) {
             Some(reason) => Self::Unreachable(reason),

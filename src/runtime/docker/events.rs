@@ -1,7 +1,7 @@
 //! Continuity of an engine, from the events that it has in memory.
 //!
-//! An engine keeps events only in memory. If it still has the start event of a
-//! container, it has not restarted since.
+//! An engine keeps events only in memory. If it still has the start event of a container, it has not
+//! restarted since that start.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -33,8 +33,7 @@ struct Actor {
 
 /// Decides continuity for a started container, from one listing of the events.
 ///
-/// The listing holds all events in the engine's memory that are older than the
-/// request.
+/// The listing has all events in the engine's memory that are older than the request.
 pub(super) fn continuity(json: &[u8], container: &ContainerId) -> Result<Continuity, Failure> {
     let mut count = 0;
     for event in serde_json::Deserializer::from_slice(json).into_iter() {
@@ -47,7 +46,7 @@ pub(super) fn continuity(json: &[u8], container: &ContainerId) -> Result<Continu
         }
         count += 1;
     }
-    // An engine with room for more events has dropped none.
+    // An engine that has room for more events has not dropped any.
     Ok(match count {
         MAX_EVENTS.. => Continuity::Unknown,
         _ => Continuity::Broken,
@@ -56,10 +55,9 @@ pub(super) fn continuity(json: &[u8], container: &ContainerId) -> Result<Continu
 
 /// Confirms [`Continuity::Broken`] of the `first` listing with a second one.
 ///
-/// A full memory can yield a short listing: the listing leaves out events newer
-/// than its request, and those events may have displaced the start event. The
-/// second listing includes them. If it begins with the same event as the first,
-/// the engine dropped no event in between.
+/// A short listing does not prove that the memory had room. A listing leaves out events that are
+/// newer than its request, and those events may have displaced the start event. The second listing
+/// includes them. If both begin with the same event, the engine dropped no event in between.
 pub(super) fn confirmed(
     first: &[u8],
     second: &[u8],

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::client::{Client, path_segment};
-use super::connection::call::Call;
+use super::connection::Call;
 use super::errors::Failure;
 use super::output::Output;
 use crate::error::RuntimeError;
@@ -14,10 +14,9 @@ use crate::spec::{ContainerId, ExecSpec, Stdin, WindowSize};
 
 /// The detach keys of an attachment, escaped for a query.
 ///
-/// Engines search stdin for detach keys, by default `ctrl-p,ctrl-q`. These keys
-/// do not reach the container, and the first of them is delayed until the next
-/// key. The search cannot be disabled, so moat sets a sequence that does not
-/// occur in input: its bytes are not valid UTF-8.
+/// Engines search stdin for detach keys, by default `ctrl-p,ctrl-q`. These keys do not reach the
+/// container, and the first of them is delayed until the next key. The search cannot be disabled.
+/// moat therefore sets a sequence that does not occur in text input: its bytes are not valid UTF-8.
 const UNUSED_DETACH_KEYS: &str = "%FF,%FE,%FF,%FF,%FE,%FE,%FF,%FE,%FF,%FF,%FE,%FE,%FF,%FE,%FF,%FF";
 /// The detach keys of an exec, whose JSON body must be valid UTF-8.
 const UNUSED_DETACH_KEYS_UTF8: &str =
@@ -50,7 +49,7 @@ impl Client {
                 .query("stdin", "1")
                 .escaped_query("detachKeys", UNUSED_DETACH_KEYS)
                 .upgrade();
-            self.accepted(call).await?.writer()
+            self.send(call).await?.writer()
         };
         writer
             .await
@@ -67,7 +66,7 @@ impl Client {
             let call = Call::post(path?)
                 .query("h", &size.rows.to_string())
                 .query("w", &size.columns.to_string());
-            self.whole(call).await.map(drop)
+            self.fetch(call).await.map(drop)
         };
         resized.await.map_err(self.error("resize the terminal"))
     }
@@ -87,14 +86,14 @@ impl Client {
         let started = async {
             let settings = spec.settings("");
             let call = Call::post(self.container_path(container, "/exec")?);
-            let created = self.whole(call.json(&exec_body(spec))).await?;
+            let created = self.fetch(call.json(&exec_body(spec))).await?;
             let CreatedExec { id } = serde_json::from_slice(&created)
                 .map_err(|error| Failure::Broken(error.to_string()))?;
             let id = ExecId::new(id);
             let call = Call::post(self.exec_path(&id, "/start")?)
                 .json(&json!({"Detach": false, "Tty": settings.tty}))
                 .upgrade();
-            let answer = self.accepted(call).await?;
+            let answer = self.send(call).await?;
             let (answer, input) = if settings.stdin == Stdin::None {
                 (answer, None)
             } else {
@@ -112,7 +111,7 @@ impl Client {
     pub(super) async fn inspect_exec(&self, exec: &ExecId) -> Result<ExecInspection, RuntimeError> {
         let inspection = async {
             let call = Call::get(self.exec_path(exec, "/json")?);
-            let json = self.whole(call).await?;
+            let json = self.fetch(call).await?;
             let state: ExecState = serde_json::from_slice(&json)
                 .map_err(|error| Failure::Broken(error.to_string()))?;
             Ok(match state.running {

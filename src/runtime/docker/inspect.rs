@@ -1,7 +1,6 @@
 //! Parses the engine's JSON about containers.
 //!
-//! bollard's models are not used: they refuse unknown container states, and
-//! Podman has states of that kind.
+//! bollard's models are not used, because they refuse container states that only Podman has.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,8 +21,8 @@ use crate::timestamp::Timestamp;
 
 /// Reads an id that is unique to the engine from the response to `GET /info`.
 ///
-/// Up to Docker 20.10 the id in the response belongs to the machine, and all
-/// its daemons share it. Their data directories differ.
+/// Up to Docker 20.10, the id in the response identifies the machine, and all daemons of the machine
+/// share it. Their data directories differ.
 pub(super) fn engine_id(json: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -373,8 +372,9 @@ fn host_address(binding: &Binding) -> Option<SocketAddr> {
 }
 
 fn addresses(networks: BTreeMap<String, Endpoint>) -> BTreeMap<String, IpAddr> {
-    let of = |(name, endpoint): (String, Endpoint)| Some((name, endpoint.address.parse().ok()?));
-    networks.into_iter().filter_map(of).collect()
+    let address =
+        |(name, endpoint): (String, Endpoint)| Some((name, endpoint.address.parse().ok()?));
+    networks.into_iter().filter_map(address).collect()
 }
 
 fn health(name: &str) -> Option<Health> {

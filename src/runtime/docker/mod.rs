@@ -25,9 +25,9 @@
 //!
 //! # Engines
 //!
-//! Docker Engine supports all optional operations of [`Runtime`]. Podman's Docker-compatible socket has no
-//! [`exec`](Runtime::exec): Podman 4.3 does not send the output of an exec.
-//! [`Runtime::capabilities`] reports what a connected engine supports.
+//! Docker Engine supports all optional operations of [`Runtime`]. Podman's Docker-compatible socket
+//! does not support [`exec`](Runtime::exec): Podman 4.3 does not send the output of an exec.
+//! [`Runtime::capabilities`] returns the features of a connected engine.
 //!
 //! # Output
 //!
@@ -66,7 +66,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::client::Client;
-use self::connection::address::Environment;
+use self::connection::Environment;
 pub use self::options::ConnectOptions;
 use super::{
     Archive, Capabilities, Continuity, CreateRequest, Created, DrainLimit, EngineInfo, ExecId,
@@ -77,7 +77,7 @@ use crate::error::{Result, RuntimeError};
 use crate::outcome::Usage;
 use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, WindowSize};
 
-/// How long the daemon keeps output for a reader after the container exits.
+/// The time for which the daemon keeps output for a reader after the container's exit.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The size of the daemon's output buffer for each reader.
 const DRAIN_BUFFER_BYTES: u64 = 1_000_000;
@@ -225,7 +225,7 @@ impl Runtime for Docker {
     }
 
     fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec> {
-        create::check::check(spec)
+        create::check(spec)
     }
 
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {

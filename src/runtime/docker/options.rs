@@ -1,8 +1,8 @@
-//! The parameters of a connection to an engine.
+//! The options of [`Docker::connect_with`](super::Docker::connect_with).
 
 use std::path::PathBuf;
 
-use super::connection::address::{Address, Environment};
+use super::connection::{Address, Environment};
 use crate::error::RuntimeError;
 
 /// The parameters of a connection to an engine.
@@ -37,9 +37,9 @@ impl ConnectOptions {
 
     /// Requires TLS, with the certificates in `dir`.
     ///
-    /// The directory holds `ca.pem` and, for a client certificate, `cert.pem`
-    /// and `key.pem`. The address must be `tcp://` or `https://`. Requires the
-    /// feature `tls`. Default: see [`Docker::connect`](super::Docker::connect).
+    /// The directory holds `ca.pem` and, for a client certificate, `cert.pem` and `key.pem`. The
+    /// address must be `tcp://` or `https://`. Requires the feature `tls`. Default: see
+    /// [`Docker::connect`](super::Docker::connect).
     pub fn certificates(mut self, dir: impl Into<PathBuf>) -> Self {
         self.certificates = Some(dir.into());
         self

@@ -10,8 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep};
 
 use super::client::{NO_TIMEOUT, path_segment};
-use super::connection::address::Address;
-use super::connection::dial::Dial;
+use super::connection::{Address, Dialer};
 use super::*;
 use crate::outcome::Stream;
 use crate::runtime::{Chunk, ContainerStatus};
@@ -30,12 +29,12 @@ impl Socket {
         let listener = UnixListener::bind(&path).unwrap();
         let address = format!("unix://{}", path.display());
         let parsed = Address::parse(&address, &Environment::default()).unwrap();
-        let dial = Dial::new(parsed).unwrap();
+        let dialer = Dialer::new(parsed).unwrap();
         let docker = Docker {
-            port_host: dial.address().host().to_owned(),
+            port_host: dialer.address().host().to_owned(),
             client: Client {
-                bollard: dial.client(NO_TIMEOUT).unwrap(),
-                dial,
+                bollard: dialer.client(NO_TIMEOUT).unwrap(),
+                dialer,
                 address,
                 engine: EngineInfo {
                     api: "1.41".into(),

@@ -15,21 +15,21 @@ const TLS_PORT: u16 = 2376;
 /// The address of an engine, and its TLS certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Address {
-    pub(crate) endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
     /// The directory of `ca.pem`, `cert.pem` and `key.pem`. `None`: no TLS.
     pub(crate) certificates: Option<PathBuf>,
 }
 
 /// A Unix socket or a TCP port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Endpoint {
+pub(super) enum Endpoint {
     Unix(PathBuf),
     Tcp { host: String, port: u16 },
 }
 
 /// The environment variables that select an engine.
 ///
-/// They are read in one place, so that the other functions are pure.
+/// Only [`read`](Self::read) accesses the environment, so that the other functions are pure.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Environment {
     host: Option<String>,
@@ -62,7 +62,7 @@ impl Environment {
         self
     }
 
-    /// The directory of Docker's configuration file.
+    /// Returns the directory of Docker's configuration file.
     pub(crate) fn config_dir(&self) -> Option<PathBuf> {
         let home = || Some(self.home.as_ref()?.join(".docker"));
         self.config.clone().or_else(home)
@@ -75,7 +75,7 @@ impl Environment {
 }
 
 impl Address {
-    /// The engine that `DOCKER_HOST` names, else the first socket that exists.
+    /// Returns the address in `DOCKER_HOST`, else the first socket that exists.
     pub(crate) fn local(environment: &Environment) -> Result<Self, RuntimeError> {
         if let Some(host) = &environment.host {
             return Self::parse(host, environment);
@@ -150,7 +150,7 @@ impl Address {
         }
     }
 
-    /// The host on which the engine's containers publish their ports.
+    /// Returns the host on which the engine's containers publish their ports.
     pub(crate) fn host(&self) -> &str {
         match &self.endpoint {
             Endpoint::Unix(_) => "127.0.0.1",
@@ -158,8 +158,8 @@ impl Address {
         }
     }
 
-    /// The value of the `Host` header.
-    pub(crate) fn authority(&self) -> String {
+    /// Returns the value of the `Host` header.
+    pub(super) fn authority(&self) -> String {
         match &self.endpoint {
             Endpoint::Unix(_) => "localhost".to_owned(),
             Endpoint::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
@@ -243,7 +243,7 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     }
 }
 
-/// The address without the part before `@`, which can contain a password.
+/// Returns the address without the part before `@`, which can contain a password.
 fn redacted(text: &str) -> String {
     match text.rsplit_once('@') {
         Some((before, after)) => match before.split_once("://") {

@@ -63,13 +63,14 @@ impl Call {
         self
     }
 
-    /// Sends registry credentials, as encoded by `credentials::header`.
+    /// Sends registry credentials, which are encoded for the header `X-Registry-Auth`.
     pub(crate) fn auth(mut self, credentials: Option<String>) -> Self {
         self.auth = credentials;
         self
     }
 
-    pub(crate) fn request(&self, host: &str) -> Result<Request<Full<Bytes>>, Failure> {
+    /// Builds the HTTP request. `host` is the value of the `Host` header.
+    pub(super) fn request(&self, host: &str) -> Result<Request<Full<Bytes>>, Failure> {
         let mut request = Request::builder()
             .method(&self.method)
             .uri(&self.path)
@@ -95,7 +96,7 @@ impl Call {
     }
 }
 
-/// Percent-encodes `text` for a URL, except for the bytes in `plain`.
+/// Percent-encodes `text` for a URL, except for unreserved characters and the bytes in `plain`.
 pub(crate) fn escaped(text: &str, plain: &[u8]) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {

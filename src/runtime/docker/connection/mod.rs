@@ -1,9 +1,15 @@
-//! Connections to an engine: its address, TLS, and HTTP requests whose responses stay unmodified.
+//! Connections to an engine: its address, TLS, and HTTP exchanges on dedicated connections.
 
-pub(super) mod address;
-pub(super) mod call;
-pub(super) mod dial;
+mod address;
+mod call;
+mod dialer;
 #[cfg(feature = "tls")]
 mod tls;
-pub(super) mod transport;
-pub(super) mod wire;
+mod transport;
+mod wire;
+
+pub(super) use self::address::{Address, Environment};
+pub(super) use self::call::{Call, escaped};
+pub(super) use self::dialer::Dialer;
+pub(super) use self::transport::{Answer, exchange};
+pub(super) use self::wire::FULL_READ_BYTES;

@@ -16,7 +16,7 @@ use crate::runtime::docker::errors::Unreachable;
 
 /// The trusted CA and, if there is one, the client certificate.
 #[derive(Clone)]
-pub(crate) struct Tls(TlsConnector);
+pub(super) struct Tls(TlsConnector);
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,7 +28,7 @@ impl Tls {
     /// Reads `ca.pem` and, if present, `cert.pem` and `key.pem` from `dir`.
     ///
     /// No other CA is trusted.
-    pub(crate) fn load(dir: &Path) -> Result<Self, Unreachable> {
+    pub(super) fn load(dir: &Path) -> Result<Self, Unreachable> {
         let mut roots = RootCertStore::empty();
         let ca = dir.join("ca.pem");
         for certificate in certificates(&ca)? {
@@ -53,7 +53,8 @@ impl Tls {
         Ok(Self(TlsConnector::from(Arc::new(config))))
     }
 
-    pub(crate) async fn wrap(
+    /// Performs the TLS handshake on `stream`, and checks the certificate against `host`.
+    pub(super) async fn wrap(
         &self,
         stream: TcpStream,
         host: &str,

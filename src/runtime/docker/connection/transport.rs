@@ -1,7 +1,6 @@
 //! One HTTP exchange on a dedicated connection.
 //!
-//! The response head is available as soon as it arrives, and the body is not
-//! interpreted.
+//! The response head is available as soon as it arrives, and the body stays unmodified.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -19,19 +18,19 @@ use tokio::time::timeout;
 use tokio_util::io::poll_read_buf;
 
 use super::call::Call;
-use super::dial::Dial;
+use super::dialer::Dialer;
 use super::wire::{FULL_READ_BYTES, Wire};
 use crate::error::chain;
 use crate::runtime::InputWriter;
 use crate::runtime::docker::errors::{Failure, Refusal};
 
-/// The timeout of opening a connection.
+/// The timeout for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The size of a new read buffer.
 const READ_BUFFER_BYTES: usize = 128 << 10;
-/// The longest body of an error response.
+/// The maximum size of the body of an error response.
 const MAX_ERROR_BYTES: usize = 64 << 10;
-/// The longest body that is read as a whole.
+/// The maximum size of a body that is read as a whole.
 const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// The future that performs the connection's I/O.
@@ -41,11 +40,15 @@ type Driver = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 ///
 /// The wait takes at most `limit`, of which connecting takes at most 30 s.
 /// Dropping the answer closes the connection.
-pub(crate) async fn exchange(dial: &Dial, call: Call, limit: Duration) -> Result<Answer, Failure> {
+pub(crate) async fn exchange(
+    dialer: &Dialer,
+    call: Call,
+    limit: Duration,
+) -> Result<Answer, Failure> {
     let answer = async {
-        let wire = timeout(CONNECT_TIMEOUT, dial.open()).await;
+        let wire = timeout(CONNECT_TIMEOUT, dialer.open()).await;
         let wire = wire.map_err(|_| Failure::Timeout(CONNECT_TIMEOUT))??;
-        let request = call.request(&dial.address().authority())?;
+        let request = call.request(&dialer.address().authority())?;
         send(wire, request).await
     };
     let answer = timeout(limit, answer).await;
@@ -121,7 +124,7 @@ struct Body {
 
 impl Answer {
     /// Returns the answer, or the refusal if its status is an error.
-    pub(crate) async fn accepted(self, limit: Duration) -> Result<Self, Failure> {
+    pub(crate) async fn error_for_status(self, limit: Duration) -> Result<Self, Failure> {
         if self.status.is_success() || self.status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(self);
         }
@@ -133,7 +136,7 @@ impl Answer {
         Err(Failure::Refused(Refusal::from_body(status, &body)))
     }
 
-    /// The raw connection, for writing.
+    /// Returns the raw connection, for writing.
     pub(crate) fn writer(self) -> Result<InputWriter, Failure> {
         match self.source {
             Source::Raw(wire, _) => Ok(Box::pin(wire)),
@@ -153,15 +156,15 @@ impl Answer {
         }
     }
 
-    /// The next bytes of the body.
+    /// Returns the next bytes of the body.
     pub(crate) async fn data(&mut self) -> Option<Result<Bytes, Failure>> {
         poll_fn(|cx| self.poll_data(cx)).await
     }
 
-    /// The whole body, of at most 64 MiB.
-    pub(crate) async fn whole(self, limit: Duration) -> Result<Bytes, Failure> {
-        let whole = timeout(limit, self.read(MAX_BODY_BYTES)).await;
-        whole.unwrap_or(Err(Failure::Timeout(limit)))
+    /// Reads the whole body, of at most 64 MiB.
+    pub(crate) async fn bytes(self, limit: Duration) -> Result<Bytes, Failure> {
+        let body = timeout(limit, self.read(MAX_BODY_BYTES)).await;
+        body.unwrap_or(Err(Failure::Timeout(limit)))
     }
 
     async fn read(mut self, max_bytes: usize) -> Result<Bytes, Failure> {

@@ -9,7 +9,7 @@ use hyper_util::client::legacy::connect::{Connected, Connection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
-/// A read of this many bytes is full: more data may already wait.
+/// The size of a full read, in bytes. After a full read, more data may already wait.
 pub(crate) const FULL_READ_BYTES: usize = 64 << 10;
 
 /// A bidirectional byte stream.
@@ -37,10 +37,10 @@ pub(crate) enum Socket {
 impl Wire {
     /// Removes a Unix socket from tokio's I/O driver.
     ///
-    /// For a reader that polls on a timer while the peer writes many small
-    /// pieces: each piece would wake a thread. A read that finds no data
-    /// registers the socket again. Other connections are unchanged.
-    pub(crate) fn deregister(&mut self) {
+    /// This is for a reader that polls on a timer while the peer writes many small pieces, each of
+    /// which would wake a thread. A read that finds no data registers the socket again. The method
+    /// has no effect on other connections.
+    pub(super) fn deregister(&mut self) {
         if let Self::Unix(socket @ Socket::Tokio(_)) = self
             && let Socket::Tokio(stream) = mem::replace(socket, Socket::Closed)
             && let Ok(stream) = stream.into_std()
@@ -49,7 +49,7 @@ impl Wire {
         }
     }
 
-    /// The stream, registered with the I/O driver.
+    /// Returns the stream, after it is registered with the I/O driver.
     fn duplex(&mut self) -> io::Result<Pin<&mut dyn Duplex>> {
         match self {
             Self::Unix(socket) => Ok(Pin::new(socket.registered()?)),

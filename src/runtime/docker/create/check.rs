@@ -1,14 +1,12 @@
 //! Checks of a spec for Docker that need no engine.
 
-use super::patch;
-use super::{Log, draft};
+use super::{LogDriver, apply_patch, draft};
 use crate::spec::{InvalidSpec, Mount, RunSpec, RuntimeView, Settings};
 
-/// The longest argument, or variable with its name and `=`, that Linux accepts.
+/// The maximum length of an argument, or of a variable with its name and `=`, on Linux.
 ///
-/// The limit is 32 pages of 4 KiB, including a NUL byte. A container with a
-/// longer argument starts, and then fails with an error that looks like its own
-/// stderr.
+/// Linux accepts 32 pages of 4 KiB, including a NUL byte. A container with a longer argument starts,
+/// and then fails with an error that looks like its own stderr.
 const MAX_ARGUMENT_BYTES: usize = (128 << 10) - 1;
 
 /// Refuses a spec that Docker cannot run, without asking an engine.
@@ -24,8 +22,8 @@ pub(crate) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     sizes(settings)?;
     network(settings)?;
     if let Some(patch) = RuntimeView::new(spec).patch() {
-        let log = Log::of(settings.backstop);
-        patch::apply(draft(spec, log), patch)?;
+        let driver = LogDriver::for_backstop(settings.backstop);
+        apply_patch(draft(spec, driver), patch)?;
     }
     Ok(())
 }

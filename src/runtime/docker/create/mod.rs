@@ -1,7 +1,7 @@
 //! Builds the body of `POST /containers/create` from a spec.
 
-pub(super) mod check;
-pub(super) mod patch;
+mod check;
+mod patch;
 
 use std::collections::HashMap;
 
@@ -11,6 +11,8 @@ use bollard::models::{
     PortBinding, PortMap, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 
+pub(super) use self::check::check;
+pub(super) use self::patch::apply_patch;
 use crate::runtime::CreateRequest;
 use crate::spec::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, RuntimeView, Settings, Stdin};
 
@@ -26,24 +28,24 @@ const MAX_LOG_BYTES: &str = "1000000000000000";
 
 /// The engine's log driver for a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Log {
+pub(super) enum LogDriver {
     JsonFile,
     Local,
     None,
 }
 
-impl Log {
-    pub(super) fn of(backstop: Backstop) -> Self {
+impl LogDriver {
+    pub(super) fn for_backstop(backstop: Backstop) -> Self {
         match backstop {
             Backstop::Engine => Self::JsonFile,
             Backstop::None => Self::None,
         }
     }
 
-    /// The driver's configuration.
+    /// Returns the driver's configuration.
     ///
-    /// The engine merges in its defaults for the driver. So each option that
-    /// could lose output is set, even to its usual value.
+    /// The engine fills in missing options with its own defaults for the driver. Each option that
+    /// could lose output is therefore set, even to its usual value.
     fn config(self) -> HostConfigLogConfig {
         let typ = match self {
             Self::JsonFile => "json-file",
@@ -71,9 +73,9 @@ fn pair(name: &str, value: &str) -> (String, String) {
     (name.to_owned(), value.to_owned())
 }
 
-/// The body for a request, without the patch.
-pub(super) fn body(request: &CreateRequest<'_>, log: Log) -> ContainerCreateBody {
-    let mut body = draft(request.spec, log);
+/// Returns the body for a request, without the patch.
+pub(super) fn body(request: &CreateRequest<'_>, driver: LogDriver) -> ContainerCreateBody {
+    let mut body = draft(request.spec, driver);
     let labels = body.labels.get_or_insert_default();
     labels.extend([
         pair(ROOT_LABEL, request.root.as_str()),
@@ -85,68 +87,70 @@ pub(super) fn body(request: &CreateRequest<'_>, log: Log) -> ContainerCreateBody
     body
 }
 
-/// The body for a spec, without moat's labels and the patch.
-pub(super) fn draft(spec: &RunSpec, log: Log) -> ContainerCreateBody {
-    let set = spec.settings();
+/// Returns the body for a spec, without moat's labels and the patch.
+fn draft(spec: &RunSpec, driver: LogDriver) -> ContainerCreateBody {
+    let settings = spec.settings();
     let env: Vec<_> = RuntimeView::new(spec)
         .environment()
         .map(|(k, v)| format!("{k}={v}"))
         .collect();
     ContainerCreateBody {
-        image: Some(set.image.clone()),
-        cmd: some(set.cmd.clone()),
+        image: Some(settings.image.clone()),
+        cmd: non_empty(settings.cmd.clone()),
         // Docker's CLI sends one empty string to clear the image's entrypoint.
-        entrypoint: set.entrypoint.clone().map(|entrypoint| {
+        entrypoint: settings.entrypoint.clone().map(|entrypoint| {
             if entrypoint.is_empty() {
                 vec![String::new()]
             } else {
                 entrypoint
             }
         }),
-        env: some(env),
-        working_dir: set.workdir.clone(),
-        user: set.user.clone(),
-        hostname: set.hostname.clone(),
-        exposed_ports: some(set.ports.iter().map(port_key).collect()),
-        labels: Some(set.labels.clone().into_iter().collect()),
-        tty: Some(set.tty),
+        env: non_empty(env),
+        working_dir: settings.workdir.clone(),
+        user: settings.user.clone(),
+        hostname: settings.hostname.clone(),
+        exposed_ports: non_empty(settings.ports.iter().map(port_key).collect()),
+        labels: Some(settings.labels.clone().into_iter().collect()),
+        tty: Some(settings.tty),
         attach_stdin: Some(false),
         attach_stdout: Some(true),
         attach_stderr: Some(true),
-        open_stdin: Some(set.stdin != Stdin::None),
+        open_stdin: Some(settings.stdin != Stdin::None),
         // If set, stdin ends when any connection to it ends. Otherwise stdin never ends.
-        stdin_once: Some(set.stdin == Stdin::Pipe),
-        stop_signal: set.stop_signal.clone(),
-        host_config: Some(host_config(set, log)),
-        networking_config: networking(set),
+        stdin_once: Some(settings.stdin == Stdin::Pipe),
+        stop_signal: settings.stop_signal.clone(),
+        host_config: Some(host_config(settings, driver)),
+        networking_config: networking(settings),
         ..ContainerCreateBody::default()
     }
 }
 
-fn host_config(set: &Settings, log: Log) -> HostConfig {
+fn host_config(settings: &Settings, driver: LogDriver) -> HostConfig {
     HostConfig {
-        log_config: Some(log.config()),
+        log_config: Some(driver.config()),
         auto_remove: Some(false),
         restart_policy: Some(RestartPolicy {
             name: Some(RestartPolicyNameEnum::NO),
             maximum_retry_count: None,
         }),
-        mounts: some(set.mounts.iter().map(mount).collect()),
-        network_mode: set.network.clone(),
-        port_bindings: ports(set),
-        extra_hosts: some(
-            set.extra_hosts
+        mounts: non_empty(settings.mounts.iter().map(mount).collect()),
+        network_mode: settings.network.clone(),
+        port_bindings: ports(settings),
+        extra_hosts: non_empty(
+            settings
+                .extra_hosts
                 .iter()
                 .map(|(n, a)| format!("{n}:{a}"))
                 .collect(),
         ),
-        dns: some(set.dns.clone()),
-        memory: set.memory.map(integer),
-        nano_cpus: set.cpus.map(|cpus| (cpus * 1e9).round() as i64),
-        pids_limit: set.pids_limit.map(integer),
-        shm_size: set.shm_size.map(integer),
-        ulimits: some(
-            set.ulimits
+        dns: non_empty(settings.dns.clone()),
+        memory: settings.memory.map(to_i64),
+        nano_cpus: settings.cpus.map(|cpus| (cpus * 1e9).round() as i64),
+        pids_limit: settings.pids_limit.map(to_i64),
+        shm_size: settings.shm_size.map(to_i64),
+        ulimits: non_empty(
+            settings
+                .ulimits
                 .iter()
                 .map(|limit| ResourcesUlimits {
                     name: Some(limit.name.clone()),
@@ -155,8 +159,9 @@ fn host_config(set: &Settings, log: Log) -> HostConfig {
                 })
                 .collect(),
         ),
-        devices: some(
-            set.devices
+        devices: non_empty(
+            settings
+                .devices
                 .iter()
                 .map(|device| DeviceMapping {
                     path_on_host: Some(device.host.clone()),
@@ -165,29 +170,35 @@ fn host_config(set: &Settings, log: Log) -> HostConfig {
                 })
                 .collect(),
         ),
-        device_requests: set.gpus.as_ref().map(|gpus| vec![gpu_request(gpus)]),
-        sysctls: Some(set.sysctls.clone().into_iter().collect::<HashMap<_, _>>())
-            .filter(|sysctls| !sysctls.is_empty()),
-        cap_add: some(set.cap_add.clone()),
-        cap_drop: some(set.cap_drop.clone()),
-        security_opt: some(set.security_opt.clone()),
-        privileged: Some(set.privileged),
-        readonly_rootfs: Some(set.read_only),
+        device_requests: settings.gpus.as_ref().map(|gpus| vec![gpu_request(gpus)]),
+        sysctls: Some(
+            settings
+                .sysctls
+                .clone()
+                .into_iter()
+                .collect::<HashMap<_, _>>(),
+        )
+        .filter(|sysctls| !sysctls.is_empty()),
+        cap_add: non_empty(settings.cap_add.clone()),
+        cap_drop: non_empty(settings.cap_drop.clone()),
+        security_opt: non_empty(settings.security_opt.clone()),
+        privileged: Some(settings.privileged),
+        readonly_rootfs: Some(settings.read_only),
         // Set even if false: the engine's default may differ.
-        init: Some(set.init),
-        runtime: set.oci_runtime.clone(),
+        init: Some(settings.init),
+        runtime: settings.oci_runtime.clone(),
         // Engines before API 1.42 ignore it.
-        console_size: set
+        console_size: settings
             .window
             .map(|size| vec![size.rows.into(), size.columns.into()]),
         ..HostConfig::default()
     }
 }
 
-/// A typed mount.
+/// Converts a mount.
 ///
-/// The engine refuses a typed mount whose source does not exist. With the older
-/// `Binds`, it would create a directory.
+/// The engine refuses such a mount if its source does not exist. For an entry of the older `Binds`,
+/// it would create a directory.
 fn mount(mount: &Mount) -> EngineMount {
     let (typ, source, read_only) = match mount {
         Mount::Bind {
@@ -211,16 +222,16 @@ fn mount(mount: &Mount) -> EngineMount {
         target: Some(mount.target().to_owned()),
         read_only: Some(read_only),
         tmpfs_options: size.map(|size| MountTmpfsOptions {
-            size_bytes: Some(integer(size)),
+            size_bytes: Some(to_i64(size)),
             ..MountTmpfsOptions::default()
         }),
         ..EngineMount::default()
     }
 }
 
-fn networking(set: &Settings) -> Option<NetworkingConfig> {
-    let network = set.network.as_ref()?;
-    let aliases = some(set.network_aliases.clone())?;
+fn networking(settings: &Settings) -> Option<NetworkingConfig> {
+    let network = settings.network.as_ref()?;
+    let aliases = non_empty(settings.network_aliases.clone())?;
     let endpoint = EndpointSettings {
         aliases: Some(aliases),
         ..EndpointSettings::default()
@@ -239,9 +250,9 @@ fn port_key(port: &Port) -> String {
     format!("{}/{protocol}", port.container)
 }
 
-fn ports(set: &Settings) -> Option<PortMap> {
+fn ports(settings: &Settings) -> Option<PortMap> {
     let mut map = PortMap::new();
-    for port in &set.ports {
+    for port in &settings.ports {
         let bindings = map.entry(port_key(port)).or_default();
         bindings.get_or_insert_default().push(PortBinding {
             host_ip: port.address.clone(),
@@ -265,13 +276,13 @@ fn gpu_request(gpus: &Gpus) -> DeviceRequest {
     }
 }
 
-/// Leaves an empty list to the defaults of the engine and the image.
-fn some<T>(values: Vec<T>) -> Option<Vec<T>> {
+/// Returns `None` for an empty list, so that the defaults of the engine and the image apply.
+fn non_empty<T>(values: Vec<T>) -> Option<Vec<T>> {
     Some(values).filter(|values| !values.is_empty())
 }
 
 /// Converts a number that validation has bounded.
-fn integer(value: u64) -> i64 {
+fn to_i64(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
@@ -285,8 +296,8 @@ mod tests {
         let root = RootId::try_from("0123456789abcdef0123".to_owned()).unwrap();
         let run = RunId::new("one").unwrap();
         let request = CreateRequest::new("name", &root, &run, spec);
-        let log = Log::of(spec.settings().backstop);
-        serde_json::to_value(body(&request, log)).unwrap()
+        let driver = LogDriver::for_backstop(spec.settings().backstop);
+        serde_json::to_value(body(&request, driver)).unwrap()
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Applies `RunSpec::engine_patch` to the body of a create request.
 //!
-//! A patch is refused if it breaks a guarantee of moat, or if part of it would
-//! be lost. Errors name paths only: values may be secrets.
+//! A patch is refused if it breaks a guarantee of moat, or if a part of it would be lost. Errors name
+//! only paths, because values may be secrets.
 
 use bollard::models::ContainerCreateBody;
 use serde_json::{Map, Value};
 
 use crate::spec::InvalidSpec;
+
+const FIELD: &str = "engine_patch";
 
 /// The paths that cannot be patched, each with the reason or the alternative.
 const RESERVED: [(&[&str], &str); 10] = [
@@ -36,14 +38,14 @@ const RESERVED: [(&[&str], &str); 10] = [
 /// # Errors
 ///
 /// [`InvalidSpec`] for `engine_patch`, with the path that is refused.
-pub(crate) fn apply(
+pub(crate) fn apply_patch(
     body: ContainerCreateBody,
     patch: &Value,
 ) -> Result<ContainerCreateBody, InvalidSpec> {
     let Value::Object(entries) = patch else {
         return refuse("the patch is not a JSON object");
     };
-    check(entries)?;
+    check_reserved(entries)?;
     let base = serde_json::to_value(body)
         .map_err(|_| InvalidSpec::new(FIELD, "cannot convert the request to JSON"))?;
     let mut merged = base.clone();
@@ -67,8 +69,6 @@ pub(crate) fn apply(
     Ok(body)
 }
 
-const FIELD: &str = "engine_patch";
-
 fn refuse<T>(reason: &str) -> Result<T, InvalidSpec> {
     Err(InvalidSpec::new(FIELD, reason))
 }
@@ -81,13 +81,13 @@ fn shown(path: &[String]) -> String {
 }
 
 /// Refuses a patch of reserved paths and labels.
-fn check(patch: &Map<String, Value>) -> Result<(), InvalidSpec> {
+fn check_reserved(patch: &Map<String, Value>) -> Result<(), InvalidSpec> {
     for (path, reason) in RESERVED {
-        let mut place = patch;
+        let mut object = patch;
         for (depth, key) in path.iter().enumerate() {
-            match place.get(*key) {
+            match object.get(*key) {
                 None => break,
-                Some(Value::Object(inner)) if depth + 1 < path.len() => place = inner,
+                Some(Value::Object(inner)) if depth + 1 < path.len() => object = inner,
                 // The path itself, or a value that replaces one of its parents.
                 Some(_) => {
                     let path = path[..=depth].join(".");
@@ -128,7 +128,7 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// The first path in the patch that alone makes the body invalid.
+/// Returns the first path in the patch that alone makes the body invalid.
 fn invalid_path(base: &Value, patch: &Value) -> Option<Vec<String>> {
     fn visit(base: &Value, patch: &Value, path: &mut Vec<String>) -> bool {
         let alone = path.iter().rev().fold(patch.clone(), |value, key| {
@@ -154,7 +154,7 @@ fn invalid_path(base: &Value, patch: &Value) -> Option<Vec<String>> {
 
 /// Returns true if a value that `patch` set in `merged` is missing in `kept`.
 ///
-/// `path` is then the path of that value.
+/// If so, `path` is the path of that value.
 fn lost(patch: &Value, merged: &Value, kept: &Value, path: &mut Vec<String>) -> bool {
     let Value::Object(entries) = patch else {
         return !covers(kept, merged);
@@ -188,14 +188,14 @@ fn covers(kept: &Value, wanted: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Log, draft};
+    use super::super::{LogDriver, draft};
     use super::*;
     use crate::spec::RunSpec;
     use serde_json::json;
 
     fn patched(patch: Value) -> std::result::Result<Value, String> {
         let spec = RunSpec::new("busybox").env("A", "b").label("team", "x");
-        apply(draft(&spec, Log::JsonFile), &patch)
+        apply_patch(draft(&spec, LogDriver::JsonFile), &patch)
             .map(|body| serde_json::to_value(body).unwrap())
             .map_err(|error| {
                 let text = error.to_string();

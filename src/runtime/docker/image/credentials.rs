@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::runtime::docker::connection::address::Environment;
+use crate::runtime::docker::connection::Environment;
 use crate::spec::Credentials;
 
 /// The key of Docker Hub in Docker's configuration.
@@ -22,15 +22,15 @@ const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The encoded credentials of a pull.
 #[derive(Default)]
-pub(crate) struct Header {
+pub(super) struct Header {
     /// The value of `X-Registry-Auth`. `None`: no credentials.
-    pub(crate) value: Option<String>,
-    /// Why a lookup failed, for the error of a failed pull.
-    pub(crate) trouble: Option<String>,
+    pub(super) value: Option<String>,
+    /// The error of the lookup, for the error of a failed pull.
+    pub(super) lookup_error: Option<String>,
 }
 
-/// The key of an image's registry in Docker's configuration.
-pub(crate) fn registry(image: &str) -> &str {
+/// Returns the key of an image's registry in Docker's configuration.
+fn registry(image: &str) -> &str {
     match image.split_once('/') {
         Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => match first {
             "docker.io" | "index.docker.io" => HUB,
@@ -43,14 +43,14 @@ pub(crate) fn registry(image: &str) -> &str {
 /// Looks up the credentials for an image.
 ///
 /// A failed lookup is not an error: many images need no credentials.
-pub(crate) async fn header(image: &str, given: Option<&Credentials>) -> Header {
+pub(super) async fn header(image: &str, given: Option<&Credentials>) -> Header {
     let registry = registry(image).to_owned();
     if let Some(given) = given {
         let (name, password) = (given.username().to_owned(), given.password().to_owned());
         let found = DockerCredential::UsernamePassword(name, password);
         return Header {
             value: Some(encoded(found, &registry)),
-            trouble: None,
+            lookup_error: None,
         };
     }
     let Some(dir) = Environment::read().config_dir() else {
@@ -58,24 +58,28 @@ pub(crate) async fn header(image: &str, given: Option<&Credentials>) -> Header {
     };
     let found = match look_up(dir.join("config.json"), registry.clone()).await {
         Ok(found) => found,
-        Err(trouble) => {
-            tracing::warn!(registry, trouble, "cannot look up registry credentials");
+        Err(lookup_error) => {
+            tracing::warn!(
+                registry,
+                error = lookup_error,
+                "cannot look up registry credentials"
+            );
             return Header {
                 value: None,
-                trouble: Some(trouble),
+                lookup_error: Some(lookup_error),
             };
         }
     };
     Header {
         value: found.map(|found| encoded(found, &registry)),
-        trouble: None,
+        lookup_error: None,
     }
 }
 
 /// Looks a registry up on a dedicated thread.
 ///
-/// A credential helper is a process that may hang. A hung thread of tokio's
-/// blocking pool would block the shutdown of the runtime.
+/// A credential helper is a process that may hang. On tokio's blocking pool, a hung thread would
+/// block the shutdown of the runtime.
 async fn look_up(config: PathBuf, registry: String) -> Result<Option<DockerCredential>, String> {
     let (send, found) = oneshot::channel();
     let thread = std::thread::Builder::new().name("moat-credentials".into());

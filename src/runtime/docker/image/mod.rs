@@ -1,4 +1,4 @@
 //! Images: pulls, and the credentials of registries.
 
-pub(super) mod credentials;
-pub(super) mod pull;
+mod credentials;
+mod pull;

@@ -9,15 +9,14 @@ use tokio::time::timeout;
 use super::credentials::{self, Header};
 use crate::error::RuntimeError;
 use crate::runtime::docker::client::{CALL_TIMEOUT, Client};
-use crate::runtime::docker::connection::call::{Call, escaped};
-use crate::runtime::docker::connection::transport::exchange;
+use crate::runtime::docker::connection::{Call, escaped, exchange};
 use crate::runtime::docker::errors::{Failure, Refusal};
 use crate::spec::{Pull, PullProgress, RunSpec, RuntimeView};
 
 const OPERATION: &str = "pull the image";
-/// The longest time without a progress report.
+/// The maximum time without a progress report.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// The longest progress report.
+/// The maximum size of a progress report.
 const MAX_REPORT_BYTES: usize = 1 << 20;
 
 /// One line of the response to a pull.
@@ -65,10 +64,13 @@ impl Client {
             return Err(no_such_image(image, reason));
         }
         let header = credentials::header(image, RuntimeView::new(spec).credentials()).await;
-        let Header { value, trouble } = header;
+        let Header {
+            value,
+            lookup_error,
+        } = header;
         let pulled = self.pull(spec, value).await;
         pulled.map_err(|failure| match &failure {
-            Failure::Refused(refusal) => refused(spec, refusal, trouble),
+            Failure::Refused(refusal) => refused(spec, refusal, lookup_error),
             _ => failure.error(OPERATION, &self.address),
         })?;
         if self.has_image(image).await? {
@@ -81,9 +83,9 @@ impl Client {
     async fn has_image(&self, image: &str) -> Result<bool, RuntimeError> {
         let path = format!("/images/{}/json", escaped(image, b"/:@"));
         // Only the status matters: the body is not read.
-        match self.accepted(Call::get(self.path(&path))).await {
+        match self.send(Call::get(self.path(&path))).await {
             Ok(_) => Ok(true),
-            Err(failure) if failure.refusal(Refusal::is_no_image).is_some() => Ok(false),
+            Err(failure) if failure.refusal(Refusal::is_no_such_image).is_some() => Ok(false),
             Err(failure) => Err(failure.error("inspect the image", &self.address)),
         }
     }
@@ -98,8 +100,8 @@ impl Client {
             call = call.query("platform", platform);
         }
         // Some engines send the response head with the first report.
-        let answer = exchange(&self.dial, call, STALL_TIMEOUT).await?;
-        let mut answer = answer.accepted(CALL_TIMEOUT).await?;
+        let answer = exchange(&self.dialer, call, STALL_TIMEOUT).await?;
+        let mut answer = answer.error_for_status(CALL_TIMEOUT).await?;
         let mut buffer = BytesMut::new();
         loop {
             let data = timeout(STALL_TIMEOUT, answer.data()).await;
@@ -129,11 +131,14 @@ fn no_such_image(image: &str, reason: impl Into<String>) -> RuntimeError {
     }
 }
 
-/// The error of a refused pull, with a failed credential lookup and a hint.
-fn refused(spec: &RunSpec, refusal: &Refusal, trouble: Option<String>) -> RuntimeError {
+/// Returns the error of a refused pull, with the error of a failed credential lookup and a hint.
+fn refused(spec: &RunSpec, refusal: &Refusal, lookup_error: Option<String>) -> RuntimeError {
     let settings = spec.settings();
     let mut reason = refusal.message.clone();
-    for note in [trouble.as_deref(), hint(refusal)].into_iter().flatten() {
+    for note in [lookup_error.as_deref(), hint(refusal)]
+        .into_iter()
+        .flatten()
+    {
         reason.push_str("; ");
         reason.push_str(note);
     }
@@ -209,25 +214,25 @@ fn is_missing(refusal: &Refusal) -> bool {
         "unauthorized",
     ]
     .iter()
-    .any(|text| refusal.says(text))
+    .any(|text| refusal.message_contains(text))
 }
 
-/// A hint for a refused pull, if one is known.
+/// Returns a hint for a refused pull, if one is known.
 fn hint(refusal: &Refusal) -> Option<&'static str> {
-    let says = |texts: &[&str]| texts.iter().any(|text| refusal.says(text));
-    if says(&["denied", "unauthorized", "authentication required"]) {
+    let contains_any = |texts: &[&str]| texts.iter().any(|text| refusal.message_contains(text));
+    if contains_any(&["denied", "unauthorized", "authentication required"]) {
         return Some(
             "check the name; log in with `docker login` or set RunSpec::credentials; an \
              image that is in no registry must be loaded or built on that engine",
         );
     }
-    if says(&["no matching manifest"]) {
+    if contains_any(&["no matching manifest"]) {
         return Some("the image is not available for that platform");
     }
-    if says(&["manifest unknown", "not found"]) {
+    if contains_any(&["manifest unknown", "not found"]) {
         return Some("check the name and the tag");
     }
-    if says(&[
+    if contains_any(&[
         "no such host",
         "dial tcp",
         "timeout",

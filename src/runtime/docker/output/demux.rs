@@ -10,36 +10,34 @@ use crate::runtime::Chunk;
 /// The length of a frame's header, in bytes.
 ///
 /// A header is the type, three zeros, and the payload's length in big endian.
-pub(crate) const HEADER: usize = 8;
+pub(crate) const HEADER_BYTES: usize = 8;
 /// The smallest piece that becomes a chunk without a copy, in bytes.
 ///
-/// Smaller pieces are merged: a chunk must not pin a read buffer many times its
-/// size.
+/// Smaller pieces are merged, because a chunk must not pin a read buffer of many times its size.
 const ZERO_COPY_BYTES: usize = 16 << 10;
 /// The size at which merged pieces become a chunk, in bytes.
-pub(crate) const CHUNK: usize = 64 << 10;
-/// The longest error message kept from the engine, in bytes.
-pub(crate) const ERROR_TEXT: usize = 1 << 10;
+pub(crate) const CHUNK_BYTES: usize = 64 << 10;
+/// The maximum length of the engine's error message, in bytes. The rest is cut off.
+pub(crate) const MAX_ERROR_BYTES: usize = 1 << 10;
 
 /// The demultiplexer of an engine's output stream.
 ///
-/// Without a terminal, the stream is a sequence of frames. With a terminal, it
-/// is raw bytes. The container's settings decide between the two, never the
-/// bytes. Beyond the chunks that can be popped, the demultiplexer holds at most
-/// 64 KiB, regardless of the length that a frame claims.
+/// Without a terminal, the stream is a sequence of frames. With a terminal, it is raw bytes. The
+/// container's settings decide between the two, never the bytes. Beyond the chunks that can be
+/// popped, the demultiplexer holds at most 64 KiB, whatever length a frame claims to have.
 #[derive(Debug)]
 pub(crate) struct Demux {
     state: State,
     /// Merged pieces of one stream that are smaller than a chunk.
     merged: (Stream, Vec<u8>),
-    ready: VecDeque<Result<Chunk, Fault>>,
+    ready: VecDeque<Result<Chunk, FramingError>>,
 }
 
 /// An error in the framing. The stream ends after it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Fault {
+pub(crate) enum FramingError {
     #[error("{0:02x?} is not a frame header")]
-    Header([u8; HEADER]),
+    Header([u8; HEADER_BYTES]),
     #[error("dangling frame: the output ended inside a frame")]
     Dangling,
     #[error("the engine reports an error: {0}")]
@@ -51,16 +49,16 @@ pub(crate) enum Fault {
 enum State {
     Terminal,
     /// A header: its buffer, and the number of bytes in it.
-    Header([u8; HEADER], usize),
+    Header([u8; HEADER_BYTES], usize),
     /// A payload: its stream, and the number of remaining bytes.
     Payload(Stream, u32),
     /// The engine's error: its text, and the number of remaining bytes.
     Error(Vec<u8>, u32),
-    /// The end of the stream, or a fault.
+    /// The end of the stream, possibly after an error.
     End,
 }
 
-const START: State = State::Header([0; HEADER], 0);
+const START: State = State::Header([0; HEADER_BYTES], 0);
 
 impl Demux {
     pub(crate) fn new(tty: bool) -> Self {
@@ -80,29 +78,29 @@ impl Demux {
                     self.emit(Stream::Tty, all, 0);
                 }
                 State::Header(header, filled) => {
-                    let count = bytes.len().min(HEADER - *filled);
+                    let count = bytes.len().min(HEADER_BYTES - *filled);
                     bytes.copy_to_slice(&mut header[*filled..*filled + count]);
                     *filled += count;
-                    if *filled == HEADER {
+                    if *filled == HEADER_BYTES {
                         let header = *header;
                         self.enter(header);
                     }
                 }
-                State::Payload(stream, left) => {
+                State::Payload(stream, remaining) => {
                     let stream = *stream;
-                    let piece = bytes.split_to(bytes.len().min(*left as usize));
-                    *left -= piece.len() as u32;
-                    if *left == 0 {
+                    let piece = bytes.split_to(bytes.len().min(*remaining as usize));
+                    *remaining -= piece.len() as u32;
+                    if *remaining == 0 {
                         self.state = START;
                     }
                     self.emit(stream, piece, bytes.len());
                 }
-                State::Error(text, left) => {
-                    let piece = bytes.split_to(bytes.len().min(*left as usize));
-                    *left -= piece.len() as u32;
-                    let room = ERROR_TEXT - text.len();
+                State::Error(text, remaining) => {
+                    let piece = bytes.split_to(bytes.len().min(*remaining as usize));
+                    *remaining -= piece.len() as u32;
+                    let room = MAX_ERROR_BYTES - text.len();
                     text.extend_from_slice(&piece[..piece.len().min(room)]);
-                    if *left == 0 || text.len() == ERROR_TEXT {
+                    if *remaining == 0 || text.len() == MAX_ERROR_BYTES {
                         self.finish();
                     }
                 }
@@ -124,25 +122,25 @@ impl Demux {
         }
     }
 
-    /// Ends the stream. An end inside a frame is a fault.
+    /// Ends the stream. An end inside a frame is an error.
     pub(crate) fn finish(&mut self) {
         match std::mem::replace(&mut self.state, State::End) {
             State::Terminal | State::Header(_, 0) => self.flush(),
-            State::Header(..) | State::Payload(..) => self.fail(Fault::Dangling),
+            State::Header(..) | State::Payload(..) => self.fail(FramingError::Dangling),
             State::Error(text, _) => {
                 let text = String::from_utf8_lossy(&text).trim().to_owned();
-                self.fail(Fault::Engine(text));
+                self.fail(FramingError::Engine(text));
             }
             State::End => {}
         }
     }
 
-    /// The next chunk, or the fault that ends the stream.
-    pub(crate) fn pop(&mut self) -> Option<Result<Chunk, Fault>> {
+    /// Returns the next chunk, or the error that ends the stream.
+    pub(crate) fn pop(&mut self) -> Option<Result<Chunk, FramingError>> {
         self.ready.pop_front()
     }
 
-    fn enter(&mut self, header: [u8; HEADER]) {
+    fn enter(&mut self, header: [u8; HEADER_BYTES]) {
         let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
         let stream = match header[..4] {
             [1, 0, 0, 0] => Stream::Stdout,
@@ -155,7 +153,7 @@ impl Demux {
                 return;
             }
             // Type 0 is stdin, which engines do not send.
-            _ => return self.fail(Fault::Header(header)),
+            _ => return self.fail(FramingError::Header(header)),
         };
         self.state = match length {
             0 => START,
@@ -163,7 +161,7 @@ impl Demux {
         };
     }
 
-    /// Adds a piece, which `following` more bytes of any stream follow.
+    /// Adds a piece. `following` is the number of bytes after it, of any stream.
     fn emit(&mut self, stream: Stream, piece: Bytes, following: usize) {
         if self.merged.0 != stream {
             self.flush();
@@ -178,18 +176,20 @@ impl Demux {
             return;
         }
         if self.merged.1.is_empty() {
-            self.merged.1.reserve((piece.len() + following).min(CHUNK));
+            self.merged
+                .1
+                .reserve((piece.len() + following).min(CHUNK_BYTES));
         }
         self.merged.1.extend_from_slice(&piece);
-        if self.merged.1.len() >= CHUNK {
+        if self.merged.1.len() >= CHUNK_BYTES {
             self.flush();
         }
     }
 
-    fn fail(&mut self, fault: Fault) {
+    fn fail(&mut self, error: FramingError) {
         self.flush();
         self.state = State::End;
-        self.ready.push_back(Err(fault));
+        self.ready.push_back(Err(error));
     }
 }
 
@@ -205,8 +205,8 @@ mod tests {
         frame
     }
 
-    /// The output, merged by stream, and the fault.
-    type Seen = (Vec<(Stream, Vec<u8>)>, Option<Fault>);
+    /// The output, merged by stream, and the error.
+    type Seen = (Vec<(Stream, Vec<u8>)>, Option<FramingError>);
 
     fn drain(demux: &mut Demux, seen: &mut Seen) {
         while let Some(item) = demux.pop() {
@@ -298,7 +298,7 @@ mod tests {
         let mut demux = Demux::new(false);
         demux.push(input.clone());
         let chunk = demux.pop().unwrap().unwrap();
-        assert_eq!(chunk.bytes.as_ptr(), input[HEADER..].as_ptr());
+        assert_eq!(chunk.bytes.as_ptr(), input[HEADER_BYTES..].as_ptr());
     }
 
     #[test]
@@ -308,7 +308,7 @@ mod tests {
         let mut bytes = 0;
         for _ in 0..100 {
             demux.push(Bytes::from(vec![b'x'; 10_000]));
-            assert!(demux.merged.1.len() < CHUNK);
+            assert!(demux.merged.1.len() < CHUNK_BYTES);
             while let Some(chunk) = demux.pop() {
                 bytes += chunk.unwrap().bytes.len();
             }
@@ -316,15 +316,15 @@ mod tests {
         demux.finish();
         bytes += demux.pop().unwrap().unwrap().bytes.len();
         assert_eq!(bytes, 1_000_000);
-        assert_eq!(demux.pop(), Some(Err(Fault::Dangling)));
+        assert_eq!(demux.pop(), Some(Err(FramingError::Dangling)));
     }
 
     #[test]
     fn an_end_inside_a_frame_is_a_fault() {
-        for cut in 1..HEADER + 3 {
+        for cut in 1..HEADER_BYTES + 3 {
             let input = [frame(2, b"ok"), frame(1, b"abc")[..cut].to_vec()].concat();
             let (seen, fault) = whole(&input);
-            assert_eq!(fault, Some(Fault::Dangling), "{cut}");
+            assert_eq!(fault, Some(FramingError::Dangling), "{cut}");
             assert_eq!(seen[0], (Stream::Stderr, b"ok".to_vec()));
         }
     }
@@ -339,7 +339,7 @@ mod tests {
             *b"HTTP/1.1",
         ] {
             let (seen, fault) = whole(&[frame(1, b"ok"), header.to_vec()].concat());
-            assert_eq!(fault, Some(Fault::Header(header)));
+            assert_eq!(fault, Some(FramingError::Header(header)));
             assert_eq!(seen, [(Stream::Stdout, b"ok".to_vec())]);
         }
     }
@@ -347,14 +347,20 @@ mod tests {
     #[test]
     fn the_engines_error_is_a_fault() {
         let (seen, fault) = whole(&[frame(1, b"ok"), frame(3, b"disk full\n")].concat());
-        assert_eq!(fault, Some(Fault::Engine("disk full".into())));
+        assert_eq!(fault, Some(FramingError::Engine("disk full".into())));
         assert_eq!(seen, [(Stream::Stdout, b"ok".to_vec())]);
-        assert_eq!(whole(&frame(3, b"")).1, Some(Fault::Engine(String::new())));
+        assert_eq!(
+            whole(&frame(3, b"")).1,
+            Some(FramingError::Engine(String::new()))
+        );
         let long = frame(3, &[b'x'; 5000]);
-        assert_eq!(whole(&long).1, Some(Fault::Engine("x".repeat(ERROR_TEXT))));
+        assert_eq!(
+            whole(&long).1,
+            Some(FramingError::Engine("x".repeat(MAX_ERROR_BYTES)))
+        );
         assert_eq!(
             whole(&frame(3, b"disk full")[..12]).1,
-            Some(Fault::Engine("disk".into()))
+            Some(FramingError::Engine("disk".into()))
         );
     }
 

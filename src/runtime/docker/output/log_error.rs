@@ -1,26 +1,25 @@
 //! Filters the engine's own error out of a terminal's log.
 //!
-//! A terminal's log has no frames. The engine appends its error as a line of
-//! text, with a fixed prefix, and without the carriage return that a terminal
-//! puts before a line feed.
+//! A terminal's log has no frames. The engine appends its error as a line of text with a fixed
+//! prefix, and without the carriage return that a terminal puts before a line feed.
 
 use bytes::{Bytes, BytesMut};
 use memchr::{memchr, memmem};
 
 const PREFIX: &[u8] = b"Error grabbing logs: ";
-/// The longest line that is taken for an error, in bytes.
+/// The maximum length of a line that is taken for an error, in bytes.
 const MAX_LINE_BYTES: usize = 4 << 10;
 
 /// Separates a trailing error line of the engine from the output.
 #[derive(Debug, Default)]
-pub(crate) struct LogErrorFilter {
+pub(super) struct LogErrorFilter {
     /// Bytes that may be the start of an error line.
     held: BytesMut,
 }
 
 impl LogErrorFilter {
     /// Adds the next bytes, and returns those that are output.
-    pub(crate) fn push(&mut self, bytes: Bytes) -> Bytes {
+    pub(super) fn push(&mut self, bytes: Bytes) -> Bytes {
         let mut all = if self.held.is_empty() {
             bytes
         } else {
@@ -33,7 +32,7 @@ impl LogErrorFilter {
     }
 
     /// Ends the log: returns the held output, or an error line as `Err`.
-    pub(crate) fn finish(&mut self) -> Result<Bytes, String> {
+    pub(super) fn finish(&mut self) -> Result<Bytes, String> {
         let held = self.held.split().freeze();
         match held.strip_prefix(PREFIX) {
             Some(error) if error.ends_with(b"\n") && !error.ends_with(b"\r\n") => {
@@ -44,7 +43,7 @@ impl LogErrorFilter {
     }
 }
 
-/// The offset at which a possible error line starts, else the length of `all`.
+/// Returns the offset at which a possible error line starts, else the length of `all`.
 fn error_start(all: &[u8]) -> usize {
     if let Some(at) = memmem::rfind(all, PREFIX) {
         let rest = &all[at + PREFIX.len()..];

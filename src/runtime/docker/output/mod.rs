@@ -12,21 +12,20 @@ use bytes::Bytes;
 use futures::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use self::demux::{Demux, Fault};
+use self::demux::{Demux, FramingError};
 use self::log_error::LogErrorFilter;
-use super::connection::transport::Answer;
-use super::connection::wire::FULL_READ_BYTES;
+use super::connection::{Answer, FULL_READ_BYTES};
 use super::errors::Failure;
 use crate::error::RuntimeError;
 use crate::runtime::Chunk;
 
 /// The pause between two reads of continuous output.
 ///
-/// An engine writes each line separately, and each write would wake a thread.
-/// tokio's timer rounds the pause up to about 1 ms. A longer pause would fill
-/// the socket. Output after an idle period is read without a pause.
+/// An engine writes each line separately, and each write would wake a thread. tokio's timer rounds
+/// the pause up to about 1 ms. During a longer pause, the socket could fill up. Output after an idle
+/// period is read without a pause.
 const READ_PAUSE: Duration = Duration::from_micros(200);
-/// Output is continuous if its reads are less than this apart.
+/// The maximum time between two reads of continuous output.
 const IDLE_THRESHOLD: Duration = Duration::from_millis(3);
 
 /// The output in an answer. Dropping it closes the connection.
@@ -59,7 +58,7 @@ impl Output {
         }
     }
 
-    /// The output in an engine's log.
+    /// Creates the output of an engine's log.
     pub(super) fn of_log(
         answer: Answer,
         tty: bool,
@@ -128,24 +127,24 @@ impl Output {
         }
     }
 
-    /// Ends the output with a fault of the framing.
-    fn fail(&mut self, fault: Fault) -> RuntimeError {
+    /// Ends the output after a framing error.
+    fn fail(&mut self, error: FramingError) -> RuntimeError {
         (self.answer, self.broken) = (None, None);
         let operation = self.operation;
-        match fault {
+        match error {
             // The engine has answered; a retry would not read more.
-            Fault::Engine(reason) => RuntimeError::Rejected { operation, reason },
-            fault => RuntimeError::Broken {
+            FramingError::Engine(reason) => RuntimeError::Rejected { operation, reason },
+            error => RuntimeError::Broken {
                 operation,
-                reason: fault.to_string(),
+                reason: error.to_string(),
             },
         }
     }
 
-    /// The next chunk or fault that the demultiplexer holds.
+    /// Takes the next chunk or framing error from the demultiplexer.
     fn pop(&mut self) -> Option<Result<Chunk, RuntimeError>> {
         let item = self.demux.pop()?;
-        Some(item.map_err(|fault| self.fail(fault)))
+        Some(item.map_err(|error| self.fail(error)))
     }
 }
 
@@ -165,7 +164,7 @@ impl Stream for Output {
                 Poll::Ready(Some(Ok(bytes))) => this.push(bytes),
                 Poll::Ready(Some(Err(failure))) => this.close(Some(failure)),
                 Poll::Ready(None) => this.close(None),
-                // Small pieces are merged only with data that is already here.
+                // Small pieces are merged only with data that has already arrived.
                 Poll::Pending => {
                     this.demux.flush();
                     return match this.pop() {

@@ -22,13 +22,13 @@ const NEWEST_API: &ClientVersion = bollard::API_DEFAULT_VERSION;
 
 /// Opens connections to one engine.
 #[derive(Debug, Clone)]
-pub(crate) struct Dial {
+pub(crate) struct Dialer {
     address: Address,
     #[cfg(feature = "tls")]
     tls: Option<super::tls::Tls>,
 }
 
-impl Dial {
+impl Dialer {
     /// Reads the certificates that `address` names, if any.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ impl Dial {
     }
 
     /// Opens a connection, without a timeout.
-    pub(crate) async fn open(&self) -> Result<Wire, Unreachable> {
+    pub(super) async fn open(&self) -> Result<Wire, Unreachable> {
         match &self.address.endpoint {
             Endpoint::Unix(path) => {
                 let stream = UnixStream::connect(path).await;
@@ -79,7 +79,7 @@ impl Dial {
         }
     }
 
-    /// A bollard client that connects through this dialer.
+    /// Returns a bollard client that connects through this dialer.
     pub(crate) fn client(&self, timeout: Duration) -> Result<bollard::Docker, RuntimeError> {
         let client: Client<Self, _> = Client::builder(TokioExecutor::new())
             .pool_max_idle_per_host(0)
@@ -101,7 +101,7 @@ impl Dial {
     }
 }
 
-impl tower_service::Service<hyper::Uri> for Dial {
+impl tower_service::Service<hyper::Uri> for Dialer {
     type Response = TokioIo<Wire>;
     type Error = Unreachable;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Unreachable>> + Send>>;
@@ -111,8 +111,8 @@ impl tower_service::Service<hyper::Uri> for Dial {
     }
 
     fn call(&mut self, _: hyper::Uri) -> Self::Future {
-        let dial = self.clone();
-        Box::pin(async move { dial.open().await.map(TokioIo::new) })
+        let dialer = self.clone();
+        Box::pin(async move { dialer.open().await.map(TokioIo::new) })
     }
 }
 
