@@ -67,7 +67,7 @@ impl Connections {
         self.state.send_modify(|state| state.drops += 1);
     }
 
-    /// Waits until the engine answers, for at most `limit`.
+    /// Waits until the engine answers, for at most `limit`. Fails if the engine is down.
     pub(super) async fn reach(&self, limit: Option<Duration>) -> Result<(), RuntimeError> {
         let mut state = self.state.subscribe();
         let answers = async { state.wait_for(State::answers).await.map(|state| state.link) };
@@ -90,7 +90,7 @@ impl Connections {
     }
 
     /// Awaits `future`, and fails if the connection drops first.
-    pub(super) async fn hold<T>(
+    pub(super) async fn call<T>(
         &self,
         operation: &'static str,
         future: impl Future<Output = T>,
@@ -110,32 +110,32 @@ impl Connections {
         }
     }
 
-    /// Returns `stream` over a connection that can drop and breaks at `cut`.
-    pub(super) fn carry(&self, stream: OutputStream, cut: Option<(u64, Break)>) -> OutputStream {
+    /// Returns `stream` over a connection, which can drop and which breaks at `cut`.
+    pub(super) fn stream(&self, stream: OutputStream, cut: Option<(u64, Break)>) -> OutputStream {
         let state = self.state.subscribe();
         let drops = state.borrow().drops;
-        let (room, how) = cut.unwrap_or((u64::MAX, Break::End));
-        let carried = Carried {
+        let (remaining, how) = cut.unwrap_or((u64::MAX, Break::End));
+        let connected = ConnectedStream {
             stream,
-            room,
+            remaining,
             how,
             state,
             drops,
             failed: false,
         };
-        stream::unfold(carried, |mut carried| async move {
-            let item = carried.next().await?;
-            Some((item, carried))
+        stream::unfold(connected, |mut connected| async move {
+            let item = connected.next().await?;
+            Some((item, connected))
         })
         .boxed()
     }
 }
 
 /// A stream over one connection.
-struct Carried {
+struct ConnectedStream {
     stream: OutputStream,
-    /// The bytes until the break.
-    room: u64,
+    /// The number of bytes until the break.
+    remaining: u64,
     how: Break,
     state: watch::Receiver<State>,
     /// The number of drops when the connection was opened.
@@ -143,7 +143,7 @@ struct Carried {
     failed: bool,
 }
 
-impl Carried {
+impl ConnectedStream {
     const OPERATION: &str = "read output";
 
     async fn next(&mut self) -> Option<Result<Chunk, RuntimeError>> {
@@ -169,7 +169,7 @@ impl Carried {
     }
 
     async fn read(&mut self) -> Option<Result<Chunk, RuntimeError>> {
-        if self.room == 0 {
+        if self.remaining == 0 {
             return match self.how {
                 Break::End => None,
                 Break::Error => Some(Err(RuntimeError::Broken {
@@ -180,10 +180,10 @@ impl Carried {
             };
         }
         match self.stream.next().await {
-            // A stall is permanent, also after the container's end.
+            // A stall is permanent, even after the container's end.
             None if self.how == Break::Stall => std::future::pending().await,
             Some(Ok(chunk)) => Some(Ok(Chunk {
-                bytes: truncate(&chunk.bytes, &mut self.room),
+                bytes: truncate(&chunk.bytes, &mut self.remaining),
                 ..chunk
             })),
             item => item,

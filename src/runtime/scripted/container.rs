@@ -18,7 +18,7 @@ pub(super) struct Container {
     pub(super) root: RootId,
     pub(super) run: RunId,
     pub(super) script: Arc<Script>,
-    /// The output: of the script, and echoed input.
+    /// The output of the script, and the echoed input.
     prints: Arc<Mutex<Vec<Print>>>,
     pub(super) stdin: Stdin,
     tty: bool,
@@ -121,7 +121,7 @@ impl Container {
         self.status() == ContainerStatus::Running
     }
 
-    /// Returns the stream that output on `stream` appears on.
+    /// Returns the stream on which output that the script writes to `stream` appears.
     pub(super) fn visible_stream(&self, stream: Stream) -> Stream {
         if self.tty { Stream::Tty } else { stream }
     }
@@ -145,13 +145,13 @@ impl Container {
         self.life.send_modify(|life| life.end(code));
     }
 
-    /// Removes the container, and ends it if it started or if `always_ends`.
-    pub(super) fn remove(&self, always_ends: bool) {
+    /// Removes the container, and ends it.
+    ///
+    /// The end has no effect on a container that has not started.
+    pub(super) fn remove(&self) {
         self.life.send_modify(|life| {
             life.removed = true;
-            if always_ends || life.started.is_some() {
-                life.end(CODE_ON_KILL);
-            }
+            life.end(CODE_ON_KILL);
         });
     }
 

@@ -97,7 +97,7 @@ impl Scripted {
         self.connections.drop_all();
     }
 
-    /// Returns the number of calls of this kind.
+    /// Returns the number of calls of this kind, including those that failed.
     pub fn calls(&self, call: Call) -> u64 {
         self.world().calls.get(&call).copied().unwrap_or_default()
     }
@@ -129,7 +129,7 @@ impl Scripted {
         self.world().containers.retain(|_, container| {
             let is_other = container.run != *run;
             if !is_other {
-                container.remove(true);
+                container.remove();
             }
             is_other
         });
@@ -145,7 +145,7 @@ impl Scripted {
         }
     }
 
-    /// Counts a call, waits until the engine answers, and returns the fault.
+    /// Counts a call, waits until the engine answers, and returns the call's fault.
     pub(super) async fn enter(&self, call: Call) -> Result<PendingFault, RuntimeError> {
         let fault = self.world().count(call);
         let limit = (call != Call::Wait).then_some(CALL_TIMEOUT);

@@ -30,11 +30,11 @@ pub enum Break {
     Stall,
 }
 
-/// The fault of a call that takes effect.
+/// The part of a fault that applies after the call has taken effect.
 #[derive(Debug, Default)]
 pub(super) struct PendingFault {
     answer_lost: bool,
-    /// The position and the way in which the call's stream breaks.
+    /// The byte at which the call's stream breaks, and the way in which it breaks.
     pub(super) cut: Option<(u64, Break)>,
 }
 
@@ -51,7 +51,7 @@ impl PendingFault {
         Ok(Self { answer_lost, cut })
     }
 
-    /// Fails if the answer of the call is to be lost.
+    /// Answers the call. Fails if the fault loses the answer.
     pub(super) fn answer(&self, operation: &'static str) -> Result<(), RuntimeError> {
         if self.answer_lost {
             return Err(RuntimeError::Broken {

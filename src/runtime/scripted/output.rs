@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use super::container::{Container, Life};
 use crate::runtime::{Chunk, OutputStream};
 
-/// Returns the output of `container` from its start, each write at its time.
+/// Returns the output of `container` from its start. Each write appears at its time.
 pub(super) fn live(container: Container) -> OutputStream {
     live_from(0, container)
 }
@@ -50,8 +50,8 @@ struct Playback {
 
 impl Playback {
     async fn next(&mut self) -> Option<Chunk> {
-        let begun = |life: &Life| life.started.is_some() || life.removed;
-        let (started, _) = self.life.wait_for(begun).await.ok()?.started?;
+        let ready = |life: &Life| life.started.is_some() || life.removed;
+        let (started, _) = self.life.wait_for(ready).await.ok()?.started?;
         self.wait_echo().await?;
         let print = self.container.prints().get(self.next).cloned();
         if let Some(print) = print
@@ -82,7 +82,7 @@ impl Playback {
         Some(())
     }
 
-    /// Waits until `due`, and returns false if the container ends before.
+    /// Waits until `due`. Returns false if the container ends earlier.
     async fn wait_due(&mut self, due: Instant) -> bool {
         let Self {
             container, life, ..
@@ -97,7 +97,7 @@ impl Playback {
     }
 }
 
-/// Returns the current lines in the first `max_bytes` bytes of the log.
+/// Returns the lines that the log has now, from its first `max_bytes` bytes.
 pub(super) fn log_lines(container: &Container, max_bytes: u64) -> Vec<Chunk> {
     let life = *container.life.borrow();
     let Some((started, _)) = life.started else {
@@ -105,13 +105,13 @@ pub(super) fn log_lines(container: &Container, max_bytes: u64) -> Vec<Chunk> {
     };
     let now = Instant::now();
     let end = container.end(life).map_or(now, |(end, _)| end.min(now));
-    let mut room = max_bytes;
+    let mut remaining = max_bytes;
     let mut lines = Vec::new();
     for print in container.prints().iter() {
         if started + print.after > end {
             break;
         }
-        let bytes = truncate(&print.bytes, &mut room);
+        let bytes = truncate(&print.bytes, &mut remaining);
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             lines.push(Chunk {
                 stream: container.visible_stream(print.stream),
@@ -122,9 +122,9 @@ pub(super) fn log_lines(container: &Container, max_bytes: u64) -> Vec<Chunk> {
     lines
 }
 
-/// Truncates `bytes` to `room`, and reduces `room` by the remaining length.
-pub(super) fn truncate(bytes: &Bytes, room: &mut u64) -> Bytes {
-    let taken = (bytes.len() as u64).min(*room);
-    *room -= taken;
+/// Truncates `bytes` to `remaining` bytes, and reduces `remaining` by the length of the result.
+pub(super) fn truncate(bytes: &Bytes, remaining: &mut u64) -> Bytes {
+    let taken = (bytes.len() as u64).min(*remaining);
+    *remaining -= taken;
     bytes.slice(..taken as usize)
 }

@@ -14,7 +14,7 @@ use crate::outcome::Usage;
 use crate::runtime::{
     Archive, Capabilities, ContainerStatus, Continuity, CreateRequest, Created, EngineInfo, ExecId,
     ExecInspection, Health, InputWriter, Inspection, LabeledContainer, LogFidelity, LogsRequest,
-    OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus,
+    OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus, unsupported,
 };
 use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, Stdin, WindowSize};
 
@@ -78,7 +78,7 @@ impl Runtime for Scripted {
         let container = self.world().container(id)?;
         fault.answer("attach to the container")?;
         let cut = fault.cut.or(container.script.tap);
-        Ok(self.connections.carry(output::live(container), cut))
+        Ok(self.connections.stream(output::live(container), cut))
     }
 
     async fn attach_running(
@@ -93,7 +93,7 @@ impl Runtime for Scripted {
         let started = container.life.borrow().started;
         let (started, _) = started.ok_or_else(|| not_running(OPERATION))?;
         let output = output::live_from_now(container, started);
-        Ok(self.connections.carry(output, fault.cut))
+        Ok(self.connections.stream(output, fault.cut))
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
@@ -119,7 +119,7 @@ impl Runtime for Scripted {
         let container = self.world().container(id)?;
         let mut life = container.life.subscribe();
         let end = container.wait_end(&mut life);
-        let code = self.connections.hold(OPERATION, end).await?;
+        let code = self.connections.call(OPERATION, end).await?;
         fault.answer(OPERATION)?;
         Ok(WaitStatus::new(code))
     }
@@ -179,7 +179,7 @@ impl Runtime for Scripted {
         }
         if request.follow {
             let cut = fault.cut.or(container.script.follow);
-            return Ok(self.connections.carry(output::live(container), cut));
+            return Ok(self.connections.stream(output::live(container), cut));
         }
         if container.life.borrow().started.is_none() {
             return Ok(stream::empty().boxed());
@@ -194,7 +194,7 @@ impl Runtime for Scripted {
             lines.drain(..lines.len().saturating_sub(tail as usize));
         }
         let lines = stream::iter(lines.into_iter().map(Ok)).boxed();
-        Ok(self.connections.carry(lines, cut))
+        Ok(self.connections.stream(lines, cut))
     }
 
     async fn stdin(&self, id: &ContainerId) -> Result<InputWriter, RuntimeError> {
@@ -236,7 +236,7 @@ impl Runtime for Scripted {
         let id = self.world().add_exec(exec.clone());
         fault.answer(OPERATION)?;
         let cut = fault.cut.or(exec.script.tap);
-        let output = self.connections.carry(output::live(exec.clone()), cut);
+        let output = self.connections.stream(output::live(exec.clone()), cut);
         let started = StartedExec::new(id, output);
         Ok(match exec.stdin {
             Stdin::None => started,
@@ -291,7 +291,7 @@ impl Runtime for Scripted {
             });
         }
         self.world().containers.remove(id);
-        container.remove(false);
+        container.remove();
         fault.answer(OPERATION)
     }
 
@@ -337,10 +337,7 @@ impl Runtime for Scripted {
     }
 
     async fn copy_out(&self, _id: &ContainerId, _path: &str) -> Result<Archive, RuntimeError> {
-        Err(RuntimeError::Unsupported {
-            runtime: self.name(),
-            operation: "copy files out of a container",
-        })
+        Err(unsupported(self.name(), "copy files out of a container"))
     }
 
     async fn copy_in(
@@ -349,10 +346,7 @@ impl Runtime for Scripted {
         _path: &str,
         _archive: Archive,
     ) -> Result<(), RuntimeError> {
-        Err(RuntimeError::Unsupported {
-            runtime: self.name(),
-            operation: "copy files into a container",
-        })
+        Err(unsupported(self.name(), "copy files into a container"))
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Counts a call, and returns its fault.
+    /// Counts a call, and takes its fault from the queue.
     pub(super) fn count(&mut self, call: Call) -> Option<Fault> {
         *self.calls.entry(call).or_default() += 1;
         self.faults.get_mut(&call).and_then(VecDeque::pop_front)
