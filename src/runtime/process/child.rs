@@ -18,7 +18,7 @@ use crate::error::RuntimeError;
 use crate::spec::{RunSpec, RuntimeView, Stdin};
 
 const OPERATION: &str = "start the process";
-/// Maximum scans of a session.
+/// Maximum number of scans of a session.
 ///
 /// A process that is forked during one scan is found by the next.
 const MAX_SESSION_SCANS: usize = 10;
@@ -63,7 +63,8 @@ impl Plan {
 
     /// Fails if the working directory cannot be opened.
     ///
-    /// `spawn` reports a missing directory and a missing program with the same error.
+    /// `spawn` reports a missing directory and a missing program with the same error. A directory
+    /// without read permission is accepted, because a process can still start in it.
     fn check_workdir(&self) -> Result<(), RuntimeError> {
         match self.workdir.as_ref().map(|path| (path, path.read_dir())) {
             Some((path, Err(error))) if error.kind() != io::ErrorKind::PermissionDenied => {
@@ -138,7 +139,7 @@ impl Child {
         let first = Pid::from_child(&child);
         let group = guardian.group();
         if plan.tty {
-            // A guardian that died early has not killed this child, which leads a session.
+            // The write fails only if the guardian has died. The child then runs unguarded.
             let _ = guardian.watch(first);
         }
         Ok(Self {
@@ -168,7 +169,7 @@ impl Child {
 
     /// Kills the remaining processes and reaps the first one.
     ///
-    /// Returns `None` if other code in this process has reaped it and holds its status.
+    /// Returns `None` if other code in this process has already reaped it.
     pub(super) fn reap(mut self) -> Option<ExitStatus> {
         self.live.kill();
         let status = self.child.wait().ok();

@@ -3,7 +3,8 @@
 //! `exec` resets handled signals to their defaults, but keeps ignored signals and the mask. Under
 //! `nohup` or as a background job of a shell, this process ignores signals. Its children would
 //! inherit that, and a stop by such a signal would have no effect. Containers start with default
-//! dispositions and an empty mask, so local processes do, too.
+//! dispositions and an empty mask. Local processes do so too, except for a few signals that stay
+//! ignored.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -16,20 +17,21 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Ignored signals that keep their disposition in this process.
 ///
 /// The standard library resets SIGPIPE in each child. A background process that ignores SIGTTOU
-/// may write to its terminal, and one that ignores SIGTTIN gets an error from a read. With handlers
-/// instead, these calls would be interrupted and restarted forever.
+/// may write to its terminal, and one that ignores SIGTTIN gets an error from a read. With a handler
+/// instead, the call would be interrupted and restarted forever.
 const KEPT: [Signal; 3] = [Signal::PIPE, Signal::TTIN, Signal::TTOU];
 
-/// Signals of the C library, which refuses a handler for them.
+/// Signals that the C library uses. It refuses a handler for them.
 const RESERVED: RangeInclusive<i32> = 32..=33;
 
 /// Gives each signal that this process ignores a handler that does nothing.
 ///
 /// `exec` resets the handler to the default in the child. Safe code cannot change a disposition
-/// between `fork` and `exec`. This process still ignores the signal, except that a blocking system
-/// call may fail with `EINTR`.
+/// between `fork` and `exec`. The signal still has no effect on this process, except that a blocking
+/// system call may fail with `EINTR`.
 ///
-/// Only Linux reports ignored signals in `/proc`. On other systems, children inherit them.
+/// Only Linux reports ignored signals in `/proc`. On other systems, children inherit them. Each start
+/// reads them, because the embedder may ignore further signals at any time. A read takes 15 µs.
 pub(super) fn handle_ignored() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     for number in ignored(&status) {

@@ -22,9 +22,9 @@ use super::output::Terminal;
 /// A terminal number is not unique: each container numbers its terminals from 0. So a number
 /// counts only in a session that is known to use this terminal.
 ///
-/// The guardian ignores signals that its group may send to itself (`kill -USR1 0`), and reports
-/// once it does. In `/proc/PID/stat`, the text before the last parenthesis is the process's name,
-/// which can contain any character.
+/// The guardian ignores signals that a process may send to its whole group (`kill -USR1 0`). Once it
+/// ignores them, it prints `ready`. In `/proc/PID/stat`, the text before the last parenthesis is the
+/// process's name, which can contain any character.
 const SCRIPT: &str = r#"
 trap '' HUP INT QUIT PIPE ALRM TERM USR1 USR2 TSTP TTIN TTOU
 echo ready >&2
@@ -65,6 +65,7 @@ pub(super) struct Guardian {
 }
 
 impl Guardian {
+    /// Starts a guardian, and waits until it ignores signals.
     pub(super) fn spawn(terminal: Option<&Terminal>) -> io::Result<Self> {
         let (stdin, pipe) = io::pipe()?;
         let (mut ready, ready_writer) = io::pipe()?;

@@ -28,17 +28,18 @@
 //! - **Environment**: the variables of the spec. `PATH` and `HOME` default to those of this
 //!   process, and `TERM` to `xterm` with a terminal. Nothing else is inherited.
 //! - **Working directory**: that of the spec, or else that of this process.
-//! - **Standard input**: `/dev/null` with [`Stdin::None`](crate::spec::Stdin::None), or a pipe that stays
-//!   open and empty with [`Stdin::Open`](crate::spec::Stdin::Open). With a terminal, it is the terminal.
-//!   The input cannot be written, so [`Stdin::Pipe`](crate::spec::Stdin::Pipe) is rejected. A terminal
-//!   cannot be resized, and `exec` is not supported.
+//! - **Standard input**: `/dev/null` with [`Stdin::None`](crate::spec::Stdin::None), or a pipe that
+//!   stays open and empty with [`Stdin::Open`](crate::spec::Stdin::Open). With a terminal, it is the
+//!   terminal. The input cannot be written, so [`Stdin::Pipe`](crate::spec::Stdin::Pipe) is rejected.
+//!   A terminal cannot be resized.
 //! - **Output**: a pipe for each stream, or a pseudo-terminal of 80 columns and 24 rows, which is
 //!   the controlling terminal of a new session. Without a terminal, the process stays in the
 //!   session of this process, in a new process group.
-//! - **Signals**: default dispositions and an empty signal mask, whatever this process ignores or
-//!   blocks. See [below](#signals-that-this-process-ignores).
+//! - **Signals**: an empty signal mask, and default dispositions with a
+//!   [few exceptions](#signals-that-this-process-ignores), whatever this process blocks or ignores.
 //!
-//! A start rejects, by field name, every other setting that only a container supports.
+//! A start rejects, by field name, every other setting that only a container supports. `exec` is not
+//! supported.
 //!
 //! # End of a process
 //!
@@ -49,14 +50,14 @@
 //!
 //! A process leaves the group if it creates a session or another group. Daemons do so with
 //! `setsid`, and shells with job control do so for their jobs. **A process outside the group is not
-//! killed**, except, on Linux, in the session of a terminal. If a process outside the
-//! group holds the output open, the capture ends 2 s after the run and records a gap. A process
+//! killed**. The exception is a process in the session of a terminal, on Linux. If a process outside
+//! the group holds the output open, the capture ends 2 s after the run and records a gap. A process
 //! that runs as another user, as with `sudo`, can be killed only if this process runs as root.
 //!
 //! # Lifetime
 //!
-//! A process never outlives the last clone of its [`LocalProcess`], which the manager holds. Dropping
-//! the last clone kills the running processes. If this process is killed, even with SIGKILL, a
+//! A process never outlives the last clone of its [`LocalProcess`], which the manager holds: dropping
+//! that clone kills the running processes. If this process is killed, even with SIGKILL, a
 //! guardian kills the group. The guardian is a `/bin/sh` that leads the process group and reads
 //! from a pipe that ends with this process. It finds the processes of a terminal in `/proc`. On
 //! systems without a Linux `/proc`, the guardian learns the id of such a process a moment after the
@@ -83,13 +84,14 @@
 //!
 //! - SIGTTIN and SIGTTOU, because a handler would make terminal calls restart forever.
 //! - SIGILL, SIGFPE and SIGSEGV, for which tokio installs no handlers.
+//! - The two signals that the C library uses, 32 and 33.
 //! - All signals on systems without a Linux `/proc`, which reports the ignored signals.
 //!
 //! # Evidence
 //!
-//! There is no log beside the tap. Unlike a connection to an engine, a pipe loses nothing, and its
-//! end proves that every write end is closed. The evidence is `eof`. If a stalled sink makes moat
-//! abandon the tap, the rest of the output is read and discarded, and the audit has a gap.
+//! There is no log from which output can be read again. Unlike a connection to an engine, a pipe loses
+//! nothing, and its end proves that every write end is closed. The evidence is `eof`. If a stalled
+//! sink makes moat abandon the output, the rest is read and discarded, and the audit has a gap.
 
 mod check;
 mod child;
@@ -111,18 +113,19 @@ use tokio::time::timeout;
 use self::container::Container;
 use super::{
     Archive, Capabilities, Continuity, CreateRequest, Created, EngineInfo, Inspection, LogsRequest,
-    OutputStream, OwnedContainer, Runtime, WaitStatus,
+    OutputStream, OwnedContainer, Runtime, WaitStatus, unsupported,
 };
 use crate::error::{Result, RuntimeError};
 use crate::spec::{ContainerId, InvalidSpec, RootId, RunSpec};
 
 /// Timeout of a start and of a forced removal.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The operation of both copies, as errors name it.
+const NO_COPY: &str = "copy files, because a process uses the files of this machine";
 
 /// A runtime of local child processes instead of containers, **without isolation**.
 ///
-/// Processes start with default signal dispositions and an empty signal mask. See the
-/// [module's documentation](self) for the environment, the end and the lifetime of a process.
+/// See the [module's documentation](self) for the environment, the end and the lifetime of a process.
 ///
 /// All clones share one runtime. Dropping the last clone kills the running processes.
 #[derive(Clone, Default)]
@@ -175,13 +178,6 @@ fn missing(id: &ContainerId) -> RuntimeError {
         operation: "find the process",
         reason: format!("this runtime has no process {id}"),
     }
-}
-
-fn unsupported<T>(operation: &'static str) -> Result<T, RuntimeError> {
-    Err(RuntimeError::Unsupported {
-        runtime: "process",
-        operation,
-    })
 }
 
 #[async_trait]
@@ -271,7 +267,7 @@ impl Runtime for LocalProcess {
         _request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError> {
         self.container(container)?;
-        unsupported("read earlier output")
+        Err(unsupported(self.name(), "read earlier output"))
     }
 
     async fn signal(&self, container: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
@@ -315,7 +311,7 @@ impl Runtime for LocalProcess {
         _container: &ContainerId,
         _path: &str,
     ) -> Result<Archive, RuntimeError> {
-        unsupported("copy files, because a process uses the files of this machine")
+        Err(unsupported(self.name(), NO_COPY))
     }
 
     async fn copy_in(
@@ -324,6 +320,6 @@ impl Runtime for LocalProcess {
         _path: &str,
         _archive: Archive,
     ) -> Result<(), RuntimeError> {
-        unsupported("copy files, because a process uses the files of this machine")
+        Err(unsupported(self.name(), NO_COPY))
     }
 }

@@ -131,7 +131,7 @@ struct Tap {
     open: Vec<(Stream, AsyncFd<OwnedFd>)>,
     life: watch::Receiver<Lifecycle>,
     scratch: Vec<u8>,
-    /// When open sources are abandoned. `None` while the container runs.
+    /// The time at which open sources are abandoned. `None` while the container runs.
     deadline: Option<Instant>,
     /// The number of bytes read after the deadline.
     late_bytes: usize,
@@ -188,7 +188,7 @@ impl Tap {
         None
     }
 
-    /// Gives up the sources that are still open.
+    /// Abandons the sources that are still open.
     fn abandon(&mut self) -> RuntimeError {
         self.open.clear();
         RuntimeError::Broken {
