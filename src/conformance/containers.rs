@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::runtime_fixture::{RuntimeFixture, eventually, within};
-use super::{Abort, Behavior, ensure, error_chain, fail};
-use crate::error::RuntimeError;
+use super::{Abort, Behavior, ensure, fail};
+use crate::error::{RuntimeError, chain};
 use crate::runtime::{ContainerStatus, Continuity};
 use crate::spec::{ContainerId, RootId, RunId};
 
@@ -15,7 +15,7 @@ const OBSERVATION: Duration = Duration::from_millis(300);
 fn describe<T: std::fmt::Debug>(result: &Result<T, RuntimeError>) -> String {
     match result {
         Ok(value) => format!("the call returned {value:?}"),
-        Err(error) => format!("the call failed: {}", error_chain(error)),
+        Err(error) => format!("the call failed: {}", chain(error)),
     }
 }
 
@@ -97,7 +97,7 @@ pub(super) mod validate {
         let refused = fixture.harness.refused()?;
         match fixture.runtime.validate(&refused) {
             Err(crate::spec::InvalidSpec { field, .. }) if !field.is_empty() => Ok(()),
-            Err(error) => fail(format!("the error names no field: {}", error_chain(&error))),
+            Err(error) => fail(format!("the error names no field: {}", chain(&error))),
             Ok(()) => fail("the unsupported spec is accepted"),
         }
     }
@@ -171,7 +171,7 @@ pub(super) mod create {
         fixture.create_with(&fixture.root, &run, &spec).await?;
         match fixture.try_create(&fixture.root, &run, &spec).await {
             Ok(second) => fail(format!("a second container was created: {second}")),
-            Err(error) => ensure(error.is_definitive(), || error_chain(&error)),
+            Err(error) => ensure(error.is_definitive(), || chain(&error)),
         }
     }
 }
@@ -213,7 +213,7 @@ pub(super) mod start {
         let Err(error) = fixture.runtime.start(&container).await else {
             return fail("a container that cannot start was started");
         };
-        let text = format!("{} {error:?} {:?}", error_chain(&error), fixture.runtime);
+        let text = format!("{} {error:?} {:?}", chain(&error), fixture.runtime);
         ensure(!text.contains(SECRET), || {
             "the error contains the value of a variable".into()
         })
@@ -424,7 +424,7 @@ pub(super) mod remove {
         fixture.runtime.remove(&container, true).await?;
         match within("the pending wait", wait).await? {
             Err(error) => ensure(error.is_not_found() || !error.is_definitive(), || {
-                error_chain(&error)
+                chain(&error)
             }),
             Ok(_) => Ok(()),
         }

@@ -8,8 +8,8 @@ pub(super) mod errors {
     use tokio::time::timeout;
 
     use crate::conformance::runtime_fixture::{RuntimeFixture, within};
-    use crate::conformance::{Abort, Behavior, ensure, error_chain, fail};
-    use crate::error::RuntimeError;
+    use crate::conformance::{Abort, Behavior, ensure, fail};
+    use crate::error::{RuntimeError, chain};
     use crate::runtime::{ContainerStatus, CreateRequest, LogsRequest};
     use crate::spec::{ContainerId, RunId, RunSpec};
 
@@ -92,7 +92,7 @@ pub(super) mod errors {
         for (name, call) in calls {
             match within(name, call).await? {
                 Err(RuntimeError::NotFound { .. }) => {}
-                Err(error) => return fail(format!("`{name}`: {}", error_chain(&error))),
+                Err(error) => return fail(format!("`{name}`: {}", chain(&error))),
                 Ok(()) => return fail(format!("`{name}` succeeded")),
             }
         }
@@ -108,7 +108,7 @@ pub(super) mod errors {
         for (name, call) in engine_calls(fixture, &container, &run, &spec) {
             match timeout(PAST_CALL_TIMEOUT, call).await {
                 Ok(Err(error)) => ensure(!error.is_definitive(), || {
-                    format!("`{name}`: {}", error_chain(&error))
+                    format!("`{name}`: {}", chain(&error))
                 })?,
                 Ok(Ok(())) => return fail(format!("`{name}` succeeded")),
                 Err(_) => return fail(format!("`{name}` did not return")),
@@ -132,7 +132,7 @@ pub(super) mod errors {
         }
         fixture.harness.take_down().await?;
         match within("the pending wait", wait).await? {
-            Err(error) => ensure(!error.is_definitive(), || error_chain(&error)),
+            Err(error) => ensure(!error.is_definitive(), || chain(&error)),
             Ok(status) => ensure(status.code.is_none(), || {
                 format!("`wait` returned {status:?}")
             }),
@@ -160,7 +160,7 @@ pub(super) mod errors {
             }
         });
         match end.await? {
-            Err(error) => ensure(!error.is_definitive(), || error_chain(&error)),
+            Err(error) => ensure(!error.is_definitive(), || chain(&error)),
             Ok(()) => Ok(()),
         }
     }
@@ -181,7 +181,7 @@ pub(super) mod errors {
         for (name, answer) in names.into_iter().zip(answers) {
             match answer {
                 Ok(Err(error)) => ensure(!error.is_definitive(), || {
-                    format!("`{name}`: {}", error_chain(&error))
+                    format!("`{name}`: {}", chain(&error))
                 })?,
                 Ok(Ok(())) => return fail(format!("`{name}` succeeded")),
                 Err(_) => return fail(format!("`{name}` did not return within 30 s")),

@@ -39,13 +39,13 @@ pub trait RuntimeHarness: Send + Sync + 'static {
     /// [`silence`](Self::silence): other cases run at the same time. An error fails the case.
     async fn runtime(&self) -> Result<Arc<dyn Runtime>, Unsupported>;
 
-    /// Returns a spec whose container does what `behavior` says.
+    /// Returns a spec whose container has this behavior.
     ///
     /// [`Behavior::shell`] is the command line for containers that have a shell. The case sets
     /// whether the container has a terminal.
     fn spec(&self, behavior: &Behavior) -> Result<RunSpec, Unsupported>;
 
-    /// Returns an exec that does what `behavior` says, in a container of [`spec`](Self::spec).
+    /// Returns an exec with this behavior, for a container of [`spec`](Self::spec).
     fn exec(&self, behavior: &Behavior) -> Result<ExecSpec, Unsupported> {
         let _ = behavior;
         Err("the harness does not support exec".into())

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 use super::runtime_fixture::{
     RuntimeFixture, collect, collect_until, ensure_bytes, eventually, within,
 };
-use super::{Abort, Behavior, ensure, error_chain, fail, skip};
-use crate::error::RuntimeError;
+use super::{Abort, Behavior, ensure, fail, skip};
+use crate::error::{RuntimeError, chain};
 use crate::runtime::{ContainerStatus, InputWriter};
 use crate::spec::Stdin;
 
@@ -21,18 +21,18 @@ async fn write(input: &mut InputWriter, bytes: &[u8]) -> Result<(), Abort> {
     };
     match within("a write to the input", written).await? {
         Ok(()) => Ok(()),
-        Err(error) => fail(error_chain(&error)),
+        Err(error) => fail(chain(&error)),
     }
 }
 
 async fn end(input: &mut InputWriter) -> Result<(), Abort> {
     match within("the shutdown of the input", input.shutdown()).await? {
         Ok(()) => Ok(()),
-        Err(error) => fail(error_chain(&error)),
+        Err(error) => fail(chain(&error)),
     }
 }
 
-/// Every byte value, then the detach keys of common engines (ctrl-p ctrl-q).
+/// Returns every byte value, then the detach keys of common engines (ctrl-p ctrl-q).
 fn every_byte() -> Vec<u8> {
     (0..=255).chain(*b"\x10\x11\x10").collect()
 }
@@ -129,12 +129,7 @@ pub(super) mod resize {
 
     pub(crate) async fn resizes_a_running_terminal(fixture: &RuntimeFixture) -> Result<(), Abort> {
         let behavior = Behavior::new().waits_for_signal().tty();
-        if let Err(error) = fixture.runtime.validate(&fixture.spec(&behavior)?) {
-            return skip(format!(
-                "the runtime has no terminals: {}",
-                error_chain(&error)
-            ));
-        }
+        fixture.require_terminal(&behavior)?;
         let container = fixture.start(&behavior).await?;
         let size = WindowSize::new(100, 30);
         match fixture.runtime.resize(&container, size).await {
@@ -200,7 +195,7 @@ pub(super) mod exec {
         fixture.wait_ended(&container).await?;
         match fixture.runtime.exec(&container, &spec).await {
             Err(RuntimeError::Conflict { .. }) => Ok(()),
-            Err(error) => fail(error_chain(&error)),
+            Err(error) => fail(chain(&error)),
             Ok(_) => fail("the exec was started"),
         }
     }

@@ -58,10 +58,11 @@ mod streams;
 pub use behavior::{Behavior, Step};
 pub use harness::{RuntimeHarness, ShellHarness, SinkHarness, Unsupported};
 
+use crate::error::chain;
 use runtime_fixture::RuntimeFixture;
 use sink_fixture::SinkFixture;
 
-/// The time limit of a case.
+/// The timeout of a case.
 const CASE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A test of one clause of a contract on one implementation.
@@ -141,7 +142,7 @@ pub struct Failure {
     reason: String,
 }
 
-/// The reason why a case ended early.
+/// The reason for the early end of a case.
 #[derive(Debug)]
 enum Abort {
     Skip(String),
@@ -161,18 +162,6 @@ fn ensure(condition: bool, reason: impl FnOnce() -> String) -> Result<(), Abort>
     if condition { Ok(()) } else { fail(reason()) }
 }
 
-/// Formats `error` and its sources on one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
-
 impl From<Unsupported> for Abort {
     fn from(error: Unsupported) -> Self {
         Self::Skip(error.to_string())
@@ -181,19 +170,19 @@ impl From<Unsupported> for Abort {
 
 impl From<crate::error::RuntimeError> for Abort {
     fn from(error: crate::error::RuntimeError) -> Self {
-        Self::Fail(error_chain(&error))
+        Self::Fail(chain(&error))
     }
 }
 
 impl From<crate::spec::InvalidSpec> for Abort {
     fn from(error: crate::spec::InvalidSpec) -> Self {
-        Self::Fail(error_chain(&error))
+        Self::Fail(chain(&error))
     }
 }
 
 impl From<crate::error::Error> for Abort {
     fn from(error: crate::error::Error) -> Self {
-        Self::Fail(error_chain(&error))
+        Self::Fail(chain(&error))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The runtime fixture of a case: its runtime, and the containers that it creates.
+//! The fixture of a runtime's case: the runtime, and the containers that the case creates.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,15 +8,15 @@ use futures::StreamExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::harness::RuntimeHarness;
-use super::{Abort, Behavior, error_chain, fail, skip};
-use crate::error::RuntimeError;
+use super::{Abort, Behavior, fail, skip};
+use crate::error::{RuntimeError, chain};
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{
     Capabilities, ContainerStatus, CreateRequest, Inspection, LogsRequest, OutputStream, Runtime,
 };
 use crate::spec::{ContainerId, RootId, RunId, RunSpec, Stdin};
 
-/// The time limit for an event that a case waits for.
+/// The timeout of each event that a case waits for.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval at which a case polls a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -75,6 +75,14 @@ impl RuntimeFixture {
         }
     }
 
+    /// Skips the case if the runtime refuses a container with a terminal.
+    pub(super) fn require_terminal(&self, behavior: &Behavior) -> Result<(), Abort> {
+        match self.runtime.validate(&self.spec(behavior)?) {
+            Ok(()) => Ok(()),
+            Err(error) => skip(format!("the runtime has no terminals: {}", chain(&error))),
+        }
+    }
+
     pub(super) fn spec(&self, behavior: &Behavior) -> Result<RunSpec, Abort> {
         let spec = self.harness.spec(behavior)?;
         Ok(spec.tty(behavior.tty))
@@ -126,10 +134,7 @@ impl RuntimeFixture {
         self.require_attach()?;
         let spec = self.spec(behavior)?.stdin(stdin);
         if let Err(error) = self.runtime.validate(&spec) {
-            return skip(format!(
-                "the runtime refuses the input: {}",
-                error_chain(&error)
-            ));
+            return skip(format!("the runtime refuses the input: {}", chain(&error)));
         }
         let container = self
             .create_with(&self.root, &RunId::generate(), &spec)
@@ -271,11 +276,13 @@ pub(super) async fn collect_until(
 pub(super) async fn within<T>(what: &str, future: impl Future<Output = T>) -> Result<T, Abort> {
     match timeout(WAIT_TIMEOUT, future).await {
         Ok(value) => Ok(value),
-        Err(_) => fail(format!(
-            "timed out after {} s: {what}",
-            WAIT_TIMEOUT.as_secs()
-        )),
+        Err(_) => timed_out(what),
     }
+}
+
+fn timed_out<T>(what: &str) -> Result<T, Abort> {
+    let seconds = WAIT_TIMEOUT.as_secs();
+    fail(format!("timed out after {seconds} s: {what}"))
 }
 
 /// Polls `check` until it returns a value, and fails after [`WAIT_TIMEOUT`].
@@ -289,10 +296,7 @@ where
             return Ok(found);
         }
         if Instant::now() > deadline {
-            return fail(format!(
-                "timed out after {} s: {what}",
-                WAIT_TIMEOUT.as_secs()
-            ));
+            return timed_out(what);
         }
         sleep(POLL_INTERVAL).await;
     }

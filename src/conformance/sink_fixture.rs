@@ -1,4 +1,4 @@
-//! The sink fixture of a case: its sink, its logs, and the records in them.
+//! The fixture of a sink's case: the sink, its logs, and the records in them.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -6,9 +6,9 @@ use super::runtime_fixture::eventually;
 use super::sink_fixture::{
     SinkFixture, batch, ensure_same, line, lines, resume_with, run_record, seal_of,
 };
-use super::{Abort, ensure, error_chain, fail, skip};
+use super::{Abort, ensure, fail, skip};
 use crate::audit::{Action, Batch, Event, Interaction, Output, Record, Start, StdinChunk};
-use crate::error::Error;
+use crate::error::{Error, chain};
 use crate::outcome::Stream;
 use crate::sink::{LogSink, Resumed, RunPlace};
 use crate::timestamp::Timestamp;
@@ -38,7 +38,7 @@ pub(super) mod open {
     async fn ensure_refused(sink: &dyn LogSink, place: &RunPlace) -> Result<(), Abort> {
         match sink.open(place, &Start::new(run_record(place))).await {
             Err(Error::RunExists { .. }) => Ok(()),
-            Err(error) => fail(format!("expected RunExists: {}", error_chain(&error))),
+            Err(error) => fail(format!("expected RunExists: {}", chain(&error))),
             Ok(_) => fail("a second log was created"),
         }
     }
@@ -295,7 +295,7 @@ pub(super) mod resume {
         for sink in [Arc::clone(&fixture.sink), fixture.harness.sink()] {
             match resume_with(&*sink, place).await {
                 Err(Error::Owned { .. }) => {}
-                Err(error) => return fail(format!("expected Owned: {}", error_chain(&error))),
+                Err(error) => return fail(format!("expected Owned: {}", chain(&error))),
                 Ok((resumed, _)) => return fail(format!("the open log was resumed: {resumed:?}")),
             }
         }
@@ -327,7 +327,7 @@ pub(super) mod resume {
         for _ in 0..2 {
             match fixture.resume(&place).await {
                 Err(Error::Damaged { .. }) => {}
-                Err(error) => return fail(format!("expected Damaged: {}", error_chain(&error))),
+                Err(error) => return fail(format!("expected Damaged: {}", chain(&error))),
                 Ok((resumed, _)) => {
                     return fail(format!("the damage was not detected: {resumed:?}"));
                 }

@@ -8,11 +8,11 @@ use futures::{StreamExt, stream};
 use super::runtime_fixture::{
     RuntimeFixture, collect, collect_until, ensure_bytes, eventually, within,
 };
-use super::{Abort, Behavior, ensure, error_chain, fail, skip};
-use crate::error::RuntimeError;
+use super::{Abort, Behavior, ensure, fail, skip};
+use crate::error::{RuntimeError, chain};
 use crate::outcome::Stream;
 use crate::runtime::{Archive, ContainerStatus, LogsRequest};
-use crate::spec::{Backstop, RunId};
+use crate::spec::{Backstop, ContainerId, RunId};
 
 const EMPTY: &[u8] = b"";
 
@@ -32,6 +32,14 @@ fn with_crlf(bytes: &[u8]) -> Vec<u8> {
         shown.push(*byte);
     }
     shown
+}
+
+/// Fails unless a terminal shows the printed bytes. A test double need not add carriage returns.
+fn ensure_terminal_bytes(got: &[u8], printed: &[u8]) -> Result<(), Abort> {
+    if got == printed {
+        return Ok(());
+    }
+    ensure_bytes("the terminal", got, &with_crlf(printed))
 }
 
 pub(super) mod attach {
@@ -97,13 +105,7 @@ pub(super) mod attach {
             .err("errors too\n")
             .tty();
         fixture.require_attach()?;
-        let spec = fixture.spec(&behavior)?;
-        if let Err(error) = fixture.runtime.validate(&spec) {
-            return skip(format!(
-                "the runtime has no terminals: {}",
-                error_chain(&error)
-            ));
-        }
+        fixture.require_terminal(&behavior)?;
         let got = fixture.collect_output(&behavior).await?;
         let all = [
             behavior.printed(Stream::Stdout),
@@ -112,11 +114,7 @@ pub(super) mod attach {
         .concat();
         ensure_bytes("stdout", &got.stdout, EMPTY)?;
         ensure_bytes("stderr", &got.stderr, EMPTY)?;
-        // A test double need not add carriage returns.
-        if got.tty == all {
-            return Ok(());
-        }
-        ensure_bytes("the terminal", &got.tty, &with_crlf(&all))
+        ensure_terminal_bytes(&got.tty, &all)
     }
 
     pub(crate) async fn yields_no_empty_chunk(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -155,7 +153,7 @@ pub(super) mod attach {
         let container = fixture.create(&Behavior::command_not_found()).await?;
         match within("`attach`", fixture.runtime.attach(&container, false)).await? {
             Ok(_) | Err(RuntimeError::Rejected { .. }) => {}
-            Err(error) => return fail(error_chain(&error)),
+            Err(error) => return fail(chain(&error)),
         }
         let inspection = fixture.runtime.inspect(&container).await?;
         ensure(inspection.status == ContainerStatus::Created, || {
@@ -299,21 +297,12 @@ pub(super) mod logs {
     ) -> Result<(), Abort> {
         fixture.require_logs()?;
         let behavior = Behavior::new().out("\x01\0\0\0 on a terminal\n").tty();
-        let spec = fixture.spec(&behavior)?;
-        if let Err(error) = fixture.runtime.validate(&spec) {
-            return skip(format!(
-                "the runtime has no terminals: {}",
-                error_chain(&error)
-            ));
-        }
+        fixture.require_terminal(&behavior)?;
         let container = fixture.run_to_exit(&behavior).await?;
         let log = fixture.read_log(&container, LogsRequest::all(true)).await?;
         let printed = behavior.printed(Stream::Stdout);
         ensure_bytes("stdout", &log.stdout, EMPTY)?;
-        if log.tty == printed {
-            return Ok(());
-        }
-        ensure_bytes("the terminal", &log.tty, &with_crlf(&printed))
+        ensure_terminal_bytes(&log.tty, &printed)
     }
 
     pub(crate) async fn are_refused_without_a_backstop(
@@ -322,10 +311,7 @@ pub(super) mod logs {
         let behavior = Behavior::new().out("gone\n");
         let spec = fixture.spec(&behavior)?.backstop(Backstop::None);
         if let Err(error) = fixture.runtime.validate(&spec) {
-            return skip(format!(
-                "the engine always keeps a log: {}",
-                error_chain(&error)
-            ));
+            return skip(format!("the engine always keeps a log: {}", chain(&error)));
         }
         let container = fixture
             .create_with(&fixture.root, &RunId::generate(), &spec)
@@ -347,7 +333,7 @@ pub(super) mod logs {
                 other => return fail(format!("the log is readable: {other:?}")),
             },
         };
-        ensure(error.is_definitive(), || error_chain(&error))
+        ensure(error.is_definitive(), || chain(&error))
     }
 }
 
@@ -360,48 +346,45 @@ pub(super) mod copy_out {
     pub(crate) async fn returns_a_file_that_was_copied_in(
         fixture: &RuntimeFixture,
     ) -> Result<(), Abort> {
-        let container = fixture.create(&Behavior::new()).await?;
-        let archive: Archive = stream::iter([Ok(Bytes::from(tar()))]).boxed();
-        supported(fixture.runtime.copy_in(&container, "/", archive).await)?;
-        let archive = supported(
-            fixture
-                .runtime
-                .copy_out(&container, &format!("/{NAME}"))
-                .await,
-        )?;
-        ensure_contains_file(archive).await
+        let container = create_with_file(fixture).await?;
+        ensure_file_is_copied_out(fixture, &container).await
     }
 
     pub(crate) async fn reads_from_an_ended_container(
         fixture: &RuntimeFixture,
     ) -> Result<(), Abort> {
+        let container = create_with_file(fixture).await?;
+        fixture.runtime.start(&container).await?;
+        fixture.wait(&container).await?;
+        ensure_file_is_copied_out(fixture, &container).await
+    }
+
+    /// Creates a container, and copies the file into it.
+    async fn create_with_file(fixture: &RuntimeFixture) -> Result<ContainerId, Abort> {
         let container = fixture.create(&Behavior::new()).await?;
         let archive: Archive = stream::iter([Ok(Bytes::from(tar()))]).boxed();
         supported(fixture.runtime.copy_in(&container, "/", archive).await)?;
-        fixture.runtime.start(&container).await?;
-        fixture.wait(&container).await?;
-        let archive = supported(
-            fixture
-                .runtime
-                .copy_out(&container, &format!("/{NAME}"))
-                .await,
-        )?;
-        ensure_contains_file(archive).await
+        Ok(container)
     }
 
     fn supported<T>(result: Result<T, RuntimeError>) -> Result<T, Abort> {
         match result {
-            Err(error @ RuntimeError::Unsupported { .. }) => skip(error_chain(&error)),
+            Err(error @ RuntimeError::Unsupported { .. }) => skip(chain(&error)),
             result => Ok(result?),
         }
     }
 
-    async fn ensure_contains_file(mut archive: Archive) -> Result<(), Abort> {
+    async fn ensure_file_is_copied_out(
+        fixture: &RuntimeFixture,
+        container: &ContainerId,
+    ) -> Result<(), Abort> {
+        let path = format!("/{NAME}");
+        let mut archive = supported(fixture.runtime.copy_out(container, &path).await)?;
         let mut bytes = Vec::new();
         while let Some(part) = within("the archive", archive.next()).await? {
             bytes.extend_from_slice(&part?);
         }
-        let contains = |what: &[u8]| memchr::memmem::find(&bytes, what).is_some();
+        let contains = |part: &[u8]| memchr::memmem::find(&bytes, part).is_some();
         ensure(contains(NAME.as_bytes()) && contains(CONTENT), || {
             format!(
                 "the archive of {} bytes does not contain the file",
