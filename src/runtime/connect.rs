@@ -30,7 +30,7 @@ pub enum RuntimeKind {
     Process,
 }
 
-/// The runtime that [`connect`] chose.
+/// The runtime that [`connect`] selected.
 ///
 /// Its `Display` names the runtime and the reason.
 #[derive(Debug, Clone)]
@@ -85,7 +85,7 @@ impl fmt::Display for Connected {
 ///
 /// The call changes nothing and is cancel-safe.
 pub async fn connect(fallback: Fallback) -> Result<Connected> {
-    let errors = match engine().await {
+    let errors = match connect_engine().await {
         Ok(connected) => return Ok(connected),
         Err(errors) => errors,
     };
@@ -121,7 +121,7 @@ fn combine(mut errors: Vec<Error>) -> Error {
 }
 
 #[cfg(not(feature = "docker"))]
-async fn engine() -> Result<Connected, Vec<Error>> {
+async fn connect_engine() -> Result<Connected, Vec<Error>> {
     let error = RuntimeError::Unavailable {
         address: "any address".into(),
         reason: "moat was built without the feature `docker`".into(),
@@ -130,7 +130,7 @@ async fn engine() -> Result<Connected, Vec<Error>> {
 }
 
 #[cfg(feature = "docker")]
-async fn engine() -> Result<Connected, Vec<Error>> {
+async fn connect_engine() -> Result<Connected, Vec<Error>> {
     use super::docker::Docker;
 
     let mut errors = Vec::new();
@@ -142,10 +142,10 @@ async fn engine() -> Result<Connected, Vec<Error>> {
     if get("DOCKER_HOST").is_some() {
         return Err(errors);
     }
-    let user = get("XDG_RUNTIME_DIR");
-    let address = podman_address(get("CONTAINER_HOST"), user, std::path::Path::exists);
-    let connecting = async { Docker::connect_to(&address?).await };
-    match connecting.await {
+    let runtime_dir = get("XDG_RUNTIME_DIR");
+    let address = podman_address(get("CONTAINER_HOST"), runtime_dir, std::path::Path::exists);
+    let podman = async { Docker::connect_to(&address?).await };
+    match podman.await {
         Ok(docker) => return Ok(connected(docker, &errors)),
         Err(error) => errors.push(error),
     }

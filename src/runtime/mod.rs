@@ -46,7 +46,7 @@ pub use crate::error::RuntimeError;
 /// **Output is ordered and complete.** A stream yields the bytes of each of the container's streams
 /// in order, without duplicates, and without a gap before its end. Between streams, the order is
 /// the order of receipt. Output is [`Stream::Tty`](crate::outcome::Stream::Tty) if and only if
-/// `tty` is true. The bytes do not matter.
+/// `tty` is true, whatever the bytes are.
 ///
 /// **Secrets do not leak.** No error and no log contains a value of the environment or a
 /// credential.
@@ -99,8 +99,13 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Provides the image according to the pull policy of `spec`.
     ///
     /// A pull reports its progress through
-    /// [`RuntimeView::report_pull`](crate::spec::RuntimeView::report_pull). It fails with
-    /// [`RuntimeError::Timeout`] after 60 s without progress.
+    /// [`RuntimeView::report_pull`](crate::spec::RuntimeView::report_pull).
+    ///
+    /// # Errors
+    ///
+    /// - [`RuntimeError::NoSuchImage`]: the engine does not have the image, and cannot or must not
+    ///   pull it.
+    /// - [`RuntimeError::Timeout`]: a pull made no progress for 60 s.
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError>;
 
     /// Creates the container without starting it.
@@ -109,7 +114,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// restart the container by itself. It must keep all output until the removal, unless the spec
     /// has [`Backstop::None`](crate::spec::Backstop::None).
     ///
-    /// A name in use is a definitive error.
+    /// # Errors
+    ///
+    /// A definitive error if the name is in use.
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError>;
 
     /// Attaches to the output of a container that has not started.
@@ -122,8 +129,10 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// connection also ends the stream, with an error if the protocol can detect the break.
     /// Dropping the stream does not affect the container.
     ///
-    /// [`RuntimeError::Rejected`]: the engine found out that it cannot start the container, which
-    /// stays [`ContainerStatus::Created`].
+    /// # Errors
+    ///
+    /// [`RuntimeError::Rejected`]: the engine already knows that it cannot start the container,
+    /// which stays [`ContainerStatus::Created`].
     async fn attach(
         &self,
         container: &ContainerId,
@@ -146,6 +155,8 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Starts the container.
     ///
+    /// # Errors
+    ///
     /// [`RuntimeError::Rejected`]: the engine could not start the container, which stays
     /// [`ContainerStatus::Created`].
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError>;
@@ -153,13 +164,18 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Waits for the end of a container that was started.
     ///
     /// The call has no timeout. It returns at once for a container that ended, and at the latest
-    /// when the container is removed. Every exit code is a success of the call.
+    /// when the container is removed. Every exit code is a success of the call. The caller confirms
+    /// the result with [`inspect`](Self::inspect).
     ///
-    /// The caller confirms the result with [`inspect`](Self::inspect). An error other than
-    /// [`RuntimeError::NotFound`] is no information about the container.
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotFound`]: the container does not exist. After any other error, the state of
+    /// the container is unknown.
     async fn wait(&self, container: &ContainerId) -> Result<WaitStatus, RuntimeError>;
 
     /// Returns the state of the container.
+    ///
+    /// # Errors
     ///
     /// [`RuntimeError::NotFound`]: the container does not exist any more. This is definitive.
     async fn inspect(&self, container: &ContainerId) -> Result<Inspection, RuntimeError>;
@@ -176,8 +192,12 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Samples the resource usage of a running container.
     ///
+    /// Default: [`RuntimeError::Unsupported`].
+    ///
+    /// # Errors
+    ///
     /// [`RuntimeError::Conflict`] or [`RuntimeError::NotFound`]: the container does not run any
-    /// more. Default: [`RuntimeError::Unsupported`].
+    /// more.
     async fn stats(&self, container: &ContainerId) -> Result<Usage, RuntimeError> {
         let _ = container;
         Err(unsupported(self.name(), "sample a container's usage"))
@@ -191,7 +211,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// [`follow`](LogsRequest::follow), the stream ends at the end of the log, even if the
     /// container runs. For a container that has not started, it ends at once.
     ///
-    /// If there is no log, for example without a backstop, the error is definitive.
+    /// # Errors
+    ///
+    /// A definitive error if there is no log, for example without a backstop.
     async fn logs(
         &self,
         container: &ContainerId,
@@ -224,10 +246,13 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Runs an exec in a running container.
     ///
     /// The call returns after the engine has answered, and the stream has all output of the
-    /// process. moat calls this only with [`Capabilities::exec`].
+    /// process. moat calls this only with [`Capabilities::exec`]. Default:
+    /// [`RuntimeError::Unsupported`].
     ///
-    /// [`RuntimeError::Rejected`]: the process did not start. [`RuntimeError::Conflict`]: the
-    /// container does not run. Default: [`RuntimeError::Unsupported`].
+    /// # Errors
+    ///
+    /// - [`RuntimeError::Rejected`]: the process did not start.
+    /// - [`RuntimeError::Conflict`]: the container does not run.
     async fn exec(
         &self,
         container: &ContainerId,
@@ -239,8 +264,11 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the state of an exec.
     ///
-    /// [`RuntimeError::NotFound`]: the engine has no such exec any more. Default:
-    /// [`RuntimeError::Unsupported`].
+    /// Default: [`RuntimeError::Unsupported`].
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotFound`]: the engine has no such exec any more.
     async fn exec_inspect(&self, exec: &ExecId) -> Result<ExecInspection, RuntimeError> {
         let _ = exec;
         Err(unsupported(self.name(), "inspect an exec"))
@@ -254,16 +282,21 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         Err(unsupported(self.name(), "resize an exec's terminal"))
     }
 
-    /// Sends a signal, named as in `SIGTERM`, to the container's first process.
+    /// Sends a signal, such as `SIGTERM`, to the container's first process.
+    ///
+    /// # Errors
     ///
     /// [`RuntimeError::Conflict`]: the container does not run.
     async fn signal(&self, container: &ContainerId, signal: &str) -> Result<(), RuntimeError>;
 
     /// Removes the container and its anonymous volumes.
     ///
-    /// Without `force`, a running container is a definitive [`RuntimeError::Conflict`]. Success
-    /// means that the container does not run and never will. [`RuntimeError::NotFound`]: the
-    /// container does not exist.
+    /// Success means that the container does not run and never will.
+    ///
+    /// # Errors
+    ///
+    /// - [`RuntimeError::Conflict`]: the container runs, and `force` is false.
+    /// - [`RuntimeError::NotFound`]: the container does not exist.
     async fn remove(&self, container: &ContainerId, force: bool) -> Result<(), RuntimeError>;
 
     /// Returns the containers of `root`, in every state.
