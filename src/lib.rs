@@ -146,7 +146,7 @@
 //! # let dir = tempfile::tempdir()?;
 //! let engine = Scripted::new();
 //! let script = Script::new().stdout("hello\n").exit(7);
-//! engine.next(script.break_at(Source::Tap, 3, Break::Error)); // the connection breaks after 3 bytes
+//! engine.next(script.break_at(Source::Attachment, 3, Break::Error)); // the connection breaks after 3 bytes
 //! let manager = Manager::open(dir.path(), engine).await?;
 //! let outcome = manager.start(RunSpec::new("any")).await?.wait().await?;
 //! assert_eq!(outcome.code(), Some(7));

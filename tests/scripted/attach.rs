@@ -173,11 +173,13 @@ async fn a_live_subscriber_sees_a_broken_connection() {
         let run = second.get(&id).await.unwrap();
 
         if let Some(how) = how {
-            bench.runtime.fault(Call::Watch, Fault::Stream(6, how));
+            bench
+                .runtime
+                .fault(Call::AttachRunning, Fault::Stream(6, how));
         }
         let options = with_input().live_only();
         let mut output = run.attach_with(options).await.unwrap();
-        assert_eq!(bench.runtime.calls(Call::Watch), 1);
+        assert_eq!(bench.runtime.calls(Call::AttachRunning), 1);
         let mut input = output.input().unwrap();
         input.write_all(b"hello, world").await.unwrap();
         let shown: &[u8] = if how.is_some() {

@@ -120,10 +120,10 @@ impl Plan {
             script = script.fail_to_start("as planned");
         }
         if let Some(bytes) = self.tap_cut {
-            script = script.cut_tap_after(bytes);
+            script = script.cut_attachment_after(bytes);
         }
         if self.tap_stays {
-            script = script.tap_never_ends();
+            script = script.attachment_never_ends();
         }
         if let Some(bytes) = self.log_cut {
             script = script.cut_log_after(bytes);
@@ -202,7 +202,7 @@ impl Crowd {
             let call = [
                 Call::Prepare,
                 Call::Create,
-                Call::Tap,
+                Call::Attach,
                 Call::Start,
                 Call::Wait,
                 Call::Inspect,

@@ -19,7 +19,9 @@ async fn an_early_end_is_completed_from_the_log() {
     for output in [numbered(500), "y\n".repeat(5000)] {
         for cut in [0, 1, 1000, output.len() as u64 - 1] {
             let bench = Bench::new();
-            let script = Script::new().stdout(output.clone()).cut_tap_after(cut);
+            let script = Script::new()
+                .stdout(output.clone())
+                .cut_attachment_after(cut);
             let outcome = bench.run(script, spec()).await;
             assert_eq!(text(&outcome, Stream::Stdout), output);
             assert_eq!(seal(&outcome).verdict, Verdict::Complete);
@@ -31,7 +33,7 @@ async fn an_early_end_is_completed_from_the_log() {
 #[tokio::test(start_paused = true)]
 async fn an_endless_tap_is_abandoned() {
     let bench = Bench::new();
-    let script = Script::new().stdout(numbered(500)).tap_never_ends();
+    let script = Script::new().stdout(numbered(500)).attachment_never_ends();
     let outcome = bench.run(script, spec()).await;
     assert_eq!(text(&outcome, Stream::Stdout), numbered(500));
     assert_eq!(seal(&outcome).evidence, Evidence::Replay);
@@ -157,7 +159,9 @@ async fn output_after_the_tap_is_seen_live() {
         .stdout("one\n")
         .pause(Duration::from_secs(5))
         .stdout("two\n");
-    bench.runtime.next(script.until_stopped().cut_tap_after(4));
+    bench
+        .runtime
+        .next(script.until_stopped().cut_attachment_after(4));
     let manager = bench.open().await;
     let run = manager.start(spec()).await.unwrap();
     let mut attachment = run.attach().await.unwrap();
@@ -181,7 +185,7 @@ const TEXT: &[u8] = b"one\ntwo\nthree\n";
 #[tokio::test]
 async fn a_lost_answer_to_any_call_loses_nothing() {
     for call in [
-        Call::Tap,
+        Call::Attach,
         Call::Wait,
         Call::Inspect,
         Call::Logs,
@@ -197,7 +201,7 @@ async fn a_lost_answer_to_any_call_loses_nothing() {
         let manager = builder.open().await.unwrap();
         let outcome = match manager.start(RunSpec::new("any")).await {
             Ok(run) => run.wait().await.unwrap(),
-            Err(moat::Error::NotStarted { .. }) if call == Call::Tap => continue,
+            Err(moat::Error::NotStarted { .. }) if call == Call::Attach => continue,
             Err(error) => panic!("{call:?}: {error:?}"),
         };
         let verdict = outcome.sealed().map(|seal| seal.verdict);

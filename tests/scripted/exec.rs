@@ -51,7 +51,10 @@ async fn an_exec_has_an_audit_that_verifies() {
 #[tokio::test]
 async fn an_exec_with_a_cut_connection_is_a_gap() {
     let bench = Bench::new();
-    let script = Script::new().stdout("seen\n").echo().cut_tap_after(5);
+    let script = Script::new()
+        .stdout("seen\n")
+        .echo()
+        .cut_attachment_after(5);
     let (_manager, run) = with_exec(&bench, script).await;
     let spec = ExecSpec::new(["any"]).interactive(true);
     let exec = run.exec(spec).await.unwrap();

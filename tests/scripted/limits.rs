@@ -42,7 +42,7 @@ async fn a_replay_past_the_output_limit_is_a_gap() {
     let script = Script::new()
         .stdout("0123456789\n")
         .stdout("x".repeat(54))
-        .cut_tap_after(11);
+        .cut_attachment_after(11);
     let limited = spec().output_limit(20, LimitAction::Drop);
     let outcome = bench.run(script, limited).await;
     assert_eq!(seal(&outcome).bytes.stdout, 20);

@@ -56,7 +56,7 @@ async fn a_run_of_another_engine_is_left_alone() {
     for call in [
         None,
         Some(Call::Create),
-        Some(Call::Tap),
+        Some(Call::Attach),
         Some(Call::Inspect),
     ] {
         let bench = Bench::new();

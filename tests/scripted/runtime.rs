@@ -24,7 +24,7 @@ async fn made(engine: &Scripted, script: Script) -> ContainerId {
 
 async fn stream(engine: &Scripted, container: &ContainerId, source: Source) -> OutputStream {
     match source {
-        Source::Tap => engine.attach(container, false).await,
+        Source::Attachment => engine.attach(container, false).await,
         Source::Log => engine.logs(container, LogsRequest::all(false)).await,
         _ => engine.logs(container, LogsRequest::follow(false)).await,
     }
@@ -50,19 +50,19 @@ async fn read(mut stream: OutputStream) -> (Vec<u8>, Break) {
 
 #[tokio::test(start_paused = true)]
 async fn each_source_breaks_alone_at_any_byte() {
-    for source in [Source::Tap, Source::Log, Source::Follow] {
+    for source in [Source::Attachment, Source::Log, Source::Follow] {
         for how in [Break::End, Break::Error, Break::Stall] {
             for at in 0..=TEXT.len() {
                 let engine = Scripted::new();
                 let script = Script::new().stdout(TEXT).break_at(source, at as u64, how);
                 let container = made(&engine, script).await;
-                let tap = stream(&engine, &container, Source::Tap).await;
+                let tap = stream(&engine, &container, Source::Attachment).await;
                 engine.start(&container).await.unwrap();
                 engine.wait(&container).await.unwrap();
                 let mut taps = Some(tap);
-                for other in [Source::Tap, Source::Log, Source::Follow] {
+                for other in [Source::Attachment, Source::Log, Source::Follow] {
                     let stream = match (other, taps.take()) {
-                        (Source::Tap, Some(tap)) => tap,
+                        (Source::Attachment, Some(tap)) => tap,
                         _ => stream(&engine, &container, other).await,
                     };
                     let expected = match other == source {
@@ -93,7 +93,7 @@ async fn a_fault_breaks_one_stream() {
 async fn an_engine_that_is_down_breaks_streams() {
     let engine = Scripted::new();
     let container = made(&engine, Script::new().stdout(TEXT).until_stopped()).await;
-    let tap = stream(&engine, &container, Source::Tap).await;
+    let tap = stream(&engine, &container, Source::Attachment).await;
     engine.start(&container).await.unwrap();
     let wait = engine.wait(&container);
     let (wait, read, ()) = futures::join!(wait, read(tap), async {
@@ -115,7 +115,7 @@ async fn an_engine_that_is_down_breaks_streams() {
 async fn a_silent_engine_times_out_after_30_s() {
     let engine = Scripted::new();
     let container = made(&engine, Script::new().stdout(TEXT)).await;
-    let tap = stream(&engine, &container, Source::Tap).await;
+    let tap = stream(&engine, &container, Source::Attachment).await;
     engine.start(&container).await.unwrap();
     engine.link(Link::Silent);
     let begin = Instant::now();

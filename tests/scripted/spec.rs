@@ -49,7 +49,7 @@ async fn a_hostile_value_is_refused_by_its_field() {
         }
     }
     assert_eq!(contents(&bench.root()), before, "something was made");
-    let asked = [Call::Prepare, Call::Create, Call::Tap].map(|call| bench.runtime.calls(call));
+    let asked = [Call::Prepare, Call::Create, Call::Attach].map(|call| bench.runtime.calls(call));
     assert_eq!(asked, [0; 3], "the engine was asked");
     assert!(manager.list().await.unwrap().is_empty());
 }

@@ -14,9 +14,9 @@ pub enum Call {
     /// [`Runtime::create`].
     Create,
     /// [`Runtime::attach`].
-    Tap,
+    Attach,
     /// [`Runtime::attach_running`].
-    Watch,
+    AttachRunning,
     /// [`Runtime::start`].
     Start,
     /// [`Runtime::wait`].

@@ -47,7 +47,7 @@
 //! # let dir = tempfile::tempdir()?;
 //! let engine = Scripted::new();
 //! // The behavior of each container of this image.
-//! let script = Script::new().stdout("one\ntwo\n").break_at(Source::Tap, 5, Break::Error);
+//! let script = Script::new().stdout("one\ntwo\n").break_at(Source::Attachment, 5, Break::Error);
 //! engine.image("worker", script);
 //! // The first inspection gets no answer.
 //! engine.fault(Call::Inspect, Fault::AnswerLost);

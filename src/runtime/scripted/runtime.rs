@@ -74,10 +74,10 @@ impl Runtime for Scripted {
     }
 
     async fn attach(&self, id: &ContainerId, _tty: bool) -> Result<OutputStream, RuntimeError> {
-        let fault = self.enter(Call::Tap).await?;
+        let fault = self.enter(Call::Attach).await?;
         let container = self.world().container(id)?;
         fault.answer("attach to the container")?;
-        let cut = fault.cut.or(container.script.tap);
+        let cut = fault.cut.or(container.script.attachment);
         Ok(self.connections.stream(output::live(container), cut))
     }
 
@@ -87,7 +87,7 @@ impl Runtime for Scripted {
         _tty: bool,
     ) -> Result<OutputStream, RuntimeError> {
         const OPERATION: &str = "attach to the running container";
-        let fault = self.enter(Call::Watch).await?;
+        let fault = self.enter(Call::AttachRunning).await?;
         let container = self.world().container(id)?;
         fault.answer(OPERATION)?;
         let started = container.life.borrow().started;
@@ -235,7 +235,7 @@ impl Runtime for Scripted {
         exec.start(0);
         let id = self.world().add_exec(exec.clone());
         fault.answer(OPERATION)?;
-        let cut = fault.cut.or(exec.script.tap);
+        let cut = fault.cut.or(exec.script.attachment);
         let output = self.connections.stream(output::live(exec.clone()), cut);
         let started = StartedExec::new(id, output);
         Ok(match exec.stdin {

@@ -21,7 +21,7 @@ pub struct Script {
     pub(super) start_error: Option<String>,
     pub(super) echoes: bool,
     pub(super) code_on_term: Option<i64>,
-    pub(super) tap: Option<(u64, Break)>,
+    pub(super) attachment: Option<(u64, Break)>,
     pub(super) log: Option<(u64, Break)>,
     pub(super) follow: Option<(u64, Break)>,
     pub(super) memory: u64,
@@ -43,8 +43,8 @@ pub(super) struct Print {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Source {
-    /// The attachment that exists before the start.
-    Tap,
+    /// The attachment that is made before the start, or the output of an exec.
+    Attachment,
     /// The engine's log up to its end.
     Log,
     /// The engine's log, followed by live output.
@@ -153,7 +153,7 @@ impl Script {
     /// with its container.
     pub fn break_at(mut self, source: Source, bytes: u64, how: Break) -> Self {
         let cut = match source {
-            Source::Tap => &mut self.tap,
+            Source::Attachment => &mut self.attachment,
             Source::Log => &mut self.log,
             Source::Follow => &mut self.follow,
         };
@@ -162,13 +162,13 @@ impl Script {
     }
 
     /// Ends the attachment cleanly after `bytes` bytes, as a proxy may do.
-    pub fn cut_tap_after(self, bytes: u64) -> Self {
-        self.break_at(Source::Tap, bytes, Break::End)
+    pub fn cut_attachment_after(self, bytes: u64) -> Self {
+        self.break_at(Source::Attachment, bytes, Break::End)
     }
 
     /// Keeps the attachment open after the container's end.
-    pub fn tap_never_ends(self) -> Self {
-        self.break_at(Source::Tap, u64::MAX, Break::Stall)
+    pub fn attachment_never_ends(self) -> Self {
+        self.break_at(Source::Attachment, u64::MAX, Break::Stall)
     }
 
     /// Truncates the engine's log to `bytes` bytes.
