@@ -205,7 +205,7 @@ pub(super) fn labeled(json: &[u8]) -> Result<Vec<LabeledContainer>, Failure> {
     let listed: Vec<Listed> = parse(json)?;
     let labeled = listed.into_iter().filter_map(|container| {
         let label = |name| container.labels.get(name).map(String::as_str);
-        let root: RootId = serde_json::from_value(label(create::ROOT_LABEL)?.into()).ok()?;
+        let root = RootId::try_from(label(create::ROOT_LABEL)?.to_owned()).ok()?;
         let run = RunId::new(label(create::RUN_LABEL)?).ok()?;
         // A deadline that cannot be parsed never expires.
         let deadline = label(create::DEADLINE_LABEL).and_then(|at| at.parse().ok());

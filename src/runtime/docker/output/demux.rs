@@ -210,7 +210,7 @@ mod tests {
 
     fn drain(demux: &mut Demux, seen: &mut Seen) {
         while let Some(item) = demux.pop() {
-            assert!(seen.1.is_none(), "an item after a fault: {item:?}");
+            assert!(seen.1.is_none(), "an item after an error: {item:?}");
             match item {
                 Ok(chunk) => {
                     assert!(!chunk.bytes.is_empty(), "an empty chunk");
@@ -221,7 +221,7 @@ mod tests {
                         _ => seen.0.push((chunk.stream, chunk.bytes.to_vec())),
                     }
                 }
-                Err(fault) => seen.1 = Some(fault),
+                Err(error) => seen.1 = Some(error),
             }
         }
     }
@@ -262,7 +262,7 @@ mod tests {
             frame(1, b"d\n"),
         ]
         .concat();
-        let (seen, fault) = whole(&input);
+        let (seen, error) = whole(&input);
         assert_eq!(
             seen,
             [
@@ -271,15 +271,15 @@ mod tests {
                 (Stream::Stdout, b"d\n".to_vec()),
             ]
         );
-        assert_eq!(fault, None);
+        assert_eq!(error, None);
     }
 
     #[test]
     fn a_terminal_has_no_frames() {
         let input = b"\x01\0\0\0\xff\xff\xff\xff x\nhidden\n\x03\0\0\0\0\0\0\x01";
-        let (seen, fault) = run(true, input, &[(3, false), (9, true)]);
+        let (seen, error) = run(true, input, &[(3, false), (9, true)]);
         assert_eq!(seen, [(Stream::Tty, input.to_vec())]);
-        assert_eq!(fault, None);
+        assert_eq!(error, None);
     }
 
     #[test]
@@ -320,17 +320,17 @@ mod tests {
     }
 
     #[test]
-    fn an_end_inside_a_frame_is_a_fault() {
+    fn an_end_inside_a_frame_is_an_error() {
         for cut in 1..HEADER_BYTES + 3 {
             let input = [frame(2, b"ok"), frame(1, b"abc")[..cut].to_vec()].concat();
-            let (seen, fault) = whole(&input);
-            assert_eq!(fault, Some(FramingError::Dangling), "{cut}");
+            let (seen, error) = whole(&input);
+            assert_eq!(error, Some(FramingError::Dangling), "{cut}");
             assert_eq!(seen[0], (Stream::Stderr, b"ok".to_vec()));
         }
     }
 
     #[test]
-    fn an_invalid_header_is_a_fault_after_the_output() {
+    fn an_invalid_header_is_an_error_after_the_output() {
         for header in [
             *b"\0\0\0\0\0\0\0\x01",
             *b"\x04\0\0\0\0\0\0\x01",
@@ -338,16 +338,16 @@ mod tests {
             *b"\x01\0\0\x01\0\0\0\x01",
             *b"HTTP/1.1",
         ] {
-            let (seen, fault) = whole(&[frame(1, b"ok"), header.to_vec()].concat());
-            assert_eq!(fault, Some(FramingError::Header(header)));
+            let (seen, error) = whole(&[frame(1, b"ok"), header.to_vec()].concat());
+            assert_eq!(error, Some(FramingError::Header(header)));
             assert_eq!(seen, [(Stream::Stdout, b"ok".to_vec())]);
         }
     }
 
     #[test]
-    fn the_engines_error_is_a_fault() {
-        let (seen, fault) = whole(&[frame(1, b"ok"), frame(3, b"disk full\n")].concat());
-        assert_eq!(fault, Some(FramingError::Engine("disk full".into())));
+    fn the_engines_error_ends_the_stream() {
+        let (seen, error) = whole(&[frame(1, b"ok"), frame(3, b"disk full\n")].concat());
+        assert_eq!(error, Some(FramingError::Engine("disk full".into())));
         assert_eq!(seen, [(Stream::Stdout, b"ok".to_vec())]);
         assert_eq!(
             whole(&frame(3, b"")).1,
@@ -392,8 +392,8 @@ mod tests {
             cuts in cuts(),
         ) {
             let input: Vec<u8> = frames.iter().flat_map(|(k, p)| frame(*k, p)).collect();
-            let (seen, fault) = run(false, &input, &cuts);
-            prop_assert_eq!(fault, None);
+            let (seen, error) = run(false, &input, &cuts);
+            prop_assert_eq!(error, None);
             let of = |kind, stream| {
                 let sent: Vec<u8> = frames
                     .iter()
