@@ -39,7 +39,11 @@ impl Root {
         let dir = self.dir(run);
         disk::rename(&dir, &removed).map_err(|error| Error::storage("remove", dir, error))?;
         disk::sync_dir(self.path())?;
-        disk::remove_dir(&removed).map_err(|error| Error::storage("remove", removed, error))
+        match disk::remove_dir(&removed) {
+            // Another process has swept the renamed directory.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            result => result.map_err(|error| Error::storage("remove", removed, error)),
+        }
     }
 
     /// Removes temporary files of dead processes from a run's directory.
@@ -62,5 +66,40 @@ impl Root {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// Every manager that opens the root sweeps it, while other processes remove runs.
+    #[test]
+    fn a_concurrent_sweep_does_not_fail_a_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open_or_create(dir.path().join("root")).unwrap();
+        let run = RunId::generate();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    root.sweep();
+                }
+            });
+            let removed: Vec<_> = (0..100)
+                .map(|_| {
+                    disk::create_dir(&root.dir(&run)).unwrap();
+                    fs::write(root.audit(&run), "").unwrap();
+                    root.remove(&run)
+                })
+                .collect();
+            done.store(true, Ordering::Relaxed);
+            for result in removed {
+                result.unwrap();
+            }
+        });
     }
 }
