@@ -89,16 +89,15 @@ impl Root {
             };
             // A hard link fails if another process was first, so the id is set exactly once.
             let temporary = path.join(format!(".root.json.{}", RunId::generate()));
-            disk::write_atomic(&temporary, &to_json_line(&root))?;
-            let linked = disk::link(&temporary, &file);
+            let created = disk::write_atomic(&temporary, &to_json_line(&root)).and_then(|()| {
+                disk::link(&temporary, &file)
+                    .map_err(|error| Error::storage("create", &file, error))
+            });
             let _ = disk::remove_file(&temporary);
-            match linked {
-                // The process that was first may have swept the temporary file of this one, so
-                // only a missing `root.json` is an error.
-                Err(error) if !file.exists() => {
-                    return Err(Error::storage("create", &file, error));
-                }
-                _ => {}
+            // The process that was first may have swept the temporary files of this one, so only a
+            // missing `root.json` is an error.
+            if !file.exists() {
+                created?;
             }
         }
         // The process that created the file may have died before it synced the directory.
@@ -370,6 +369,27 @@ mod tests {
         assert_eq!(Root::open(&path).unwrap().id, ids[0]);
         let remaining: Vec<_> = fs::read_dir(&path).unwrap().collect();
         assert_eq!(remaining.len(), 1, "{remaining:?}");
+    }
+
+    /// The first creator may sweep the root while others still create it.
+    #[test]
+    fn a_concurrent_sweep_does_not_fail_a_creator() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("root");
+            let opened: Vec<_> = std::thread::scope(|scope| {
+                let open = || {
+                    let root = Root::open_or_create(path.clone())?;
+                    root.sweep();
+                    Ok(root.id)
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+                threads.into_iter().map(|t| t.join().unwrap()).collect()
+            });
+            let ids: Result<Vec<_>> = opened.into_iter().collect();
+            let ids = ids.unwrap();
+            assert!(ids.iter().all(|id| *id == ids[0]));
+        }
     }
 
     #[test]
