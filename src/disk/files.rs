@@ -117,7 +117,10 @@ fn create_dirs_with(path: &Path, mode: u32) -> Result<()> {
         let _ = sync_dir(parent);
         return Ok(());
     }
-    create_dirs_with(parent, 0o777)?;
+    // An empty path has no parent.
+    if parent != path {
+        create_dirs_with(parent, 0o777)?;
+    }
     match create_dir_with(path, mode) {
         Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => {}
         created => created?,
@@ -301,6 +304,12 @@ mod tests {
             assert!(open_new(&at(name)).is_err(), "{name}");
         }
         assert!(!at("missing").exists());
+    }
+
+    #[test]
+    fn an_empty_path_cannot_be_created() {
+        let error = create_dirs(Path::new("")).unwrap_err();
+        assert_eq!(error.io_kind(), Some(io::ErrorKind::NotFound));
     }
 
     #[test]
