@@ -37,9 +37,14 @@ impl Timestamp {
     }
 }
 
+/// Saturates at the earliest and the latest representable time.
 impl From<SystemTime> for Timestamp {
     fn from(time: SystemTime) -> Self {
-        Self(jiff::Timestamp::try_from(time).unwrap_or(jiff::Timestamp::MAX))
+        Self(match jiff::Timestamp::try_from(time) {
+            Ok(timestamp) => timestamp,
+            Err(_) if time < SystemTime::UNIX_EPOCH => jiff::Timestamp::MIN,
+            Err(_) => jiff::Timestamp::MAX,
+        })
     }
 }
 
@@ -113,6 +118,17 @@ mod tests {
     fn a_whole_second_has_nine_fractional_digits() {
         let time: Timestamp = "2026-11-22T18:23:25Z".parse().unwrap();
         assert_eq!(time.to_string(), "2026-11-22T18:23:25.000000000Z");
+    }
+
+    #[test]
+    fn a_system_time_out_of_range_saturates() {
+        let far = Duration::from_secs(1 << 40);
+        let past = Timestamp::from(SystemTime::UNIX_EPOCH - far);
+        let future = Timestamp::from(SystemTime::UNIX_EPOCH + far);
+        assert_eq!(
+            (past.0, future.0),
+            (jiff::Timestamp::MIN, jiff::Timestamp::MAX)
+        );
     }
 
     #[test]
