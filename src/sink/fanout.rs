@@ -1,10 +1,10 @@
 //! A sink that forwards to one required sink and to best-effort sinks.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{fmt, io, thread};
 
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -66,7 +66,7 @@ impl Fanout {
     ///
     /// If no thread can be started for the sink, it gets nothing, and a warning is emitted.
     pub fn best_effort(mut self, sink: impl LogSink) -> Self {
-        match Thread::new() {
+        match Thread::start(thread::Builder::new()) {
             Ok(thread) => self.branches.push(Branch {
                 sink: Arc::new(sink),
                 thread: Arc::new(thread),
@@ -102,20 +102,27 @@ impl fmt::Debug for Thread {
 }
 
 impl Thread {
-    fn new() -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let handle = runtime.handle().clone();
+    fn start(builder: thread::Builder) -> io::Result<Self> {
         let (stop, stopped) = oneshot::channel::<()>();
-        std::thread::Builder::new()
-            .name("moat-fanout".into())
-            .spawn(move || {
-                let _ = runtime.block_on(stopped);
-                runtime.shutdown_background();
-            })?;
+        let (built, handle) = std::sync::mpsc::channel();
+        // The thread builds the runtime: a failed start would drop it here, and dropping a runtime
+        // panics in async code.
+        let run = move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            match runtime.enable_all().build() {
+                Ok(runtime) => {
+                    let _ = built.send(Ok(runtime.handle().clone()));
+                    let _ = runtime.block_on(stopped);
+                    runtime.shutdown_background();
+                }
+                Err(error) => {
+                    let _ = built.send(Err(error));
+                }
+            }
+        };
+        builder.name("moat-fanout".into()).spawn(run)?;
         Ok(Self {
-            handle,
+            handle: handle.recv().map_err(io::Error::other)??,
             _stop: stop,
         })
     }
@@ -447,5 +454,17 @@ impl RunLog for FanoutLog {
         let sealed = self.required.seal(seal).await?;
         finish(std::mem::take(&mut self.lanes), &sealed).await;
         Ok(sealed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_thread_that_cannot_start_is_an_error() {
+        // No address space has room for this stack.
+        let builder = thread::Builder::new().stack_size(1 << 60);
+        assert!(Thread::start(builder).is_err());
     }
 }
