@@ -1,4 +1,4 @@
-//! The reader: the records of a file, which may still grow.
+//! The reader of a file that may still grow.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,8 +12,9 @@ use crate::error::{Error, Result};
 /// The records of an audit file, in order.
 ///
 /// The iterator ends after the last whole record, at the first damaged record, and after the `end`
-/// record; [`state`](Self::state) tells which. To follow a file that is still being written, call
-/// [`next`](Iterator::next) again after `None` while the state is [`LogState::Unsealed`].
+/// record. [`state`](Self::state) distinguishes the three. To follow a file that is still being
+/// written, call [`next`](Iterator::next) again after `None` while the state is
+/// [`LogState::Unsealed`].
 ///
 /// The reader checks no digests: [`verify`](super::verify()) does. A record of an unknown type is
 /// [`Record::Unknown`], and unknown fields are ignored. The reader keeps one line in memory, of at
@@ -34,7 +35,7 @@ pub struct Reader<R = File> {
 #[derive(Debug, PartialEq, Eq)]
 enum Rewound {
     Done,
-    /// The file is shorter than the part already read.
+    /// The file is shorter than the part that was already read.
     Truncated,
 }
 
@@ -46,9 +47,9 @@ impl Reader<File> {
     /// [`Error::Storage`] if the file cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = disk::open_existing(path, false)?;
+        let file = disk::open_to_read(path)?;
         Ok(Self {
-            // A writer may replace an incomplete last line, so none of it is kept.
+            // A writer may replace an incomplete last line, so the reader keeps none of it.
             rewind: |lines| {
                 if lines.input().metadata()?.len() < lines.end_offset() {
                     return Ok(Rewound::Truncated);

@@ -15,7 +15,9 @@ use crate::outcome::PerStream;
 pub struct Verification {
     /// The state of the file: sealed, unsealed or damaged.
     pub state: LogState,
-    /// The number of output records. This and all other counts end at the first damage.
+    /// The number of output records.
+    ///
+    /// This count and all others end at the first damage.
     pub records: u64,
     /// The bytes of output, including newlines, by stream.
     pub bytes: PerStream<u64>,
@@ -33,9 +35,9 @@ pub struct Verification {
 
 /// Verifies an audit file.
 ///
-/// The function checks that each line is a record, that the first is a `start` record of version 1,
-/// that nothing follows an `end` record, and that all counts and digests match. A sealed file in
-/// which any byte has changed is never reported as sealed. An unsealed file is proven unchanged up
+/// `verify` checks that each line is a record, that the first is a `start` record of version 1,
+/// that nothing follows an `end` record, and that all counts and digests match. A sealed file is
+/// not reported as sealed if any byte has changed. An unsealed file is proven unchanged up
 /// to its last `check` record. After that record, only the form of each line is checked.
 ///
 /// The call blocks and reads the whole file, which may still be written to. The digest of a file
@@ -47,7 +49,7 @@ pub struct Verification {
 /// error.
 pub fn verify(path: impl AsRef<Path>) -> Result<Verification> {
     let path = path.as_ref();
-    let file = disk::open_existing(path, false)?;
+    let file = disk::open_to_read(path)?;
     Verification::of(file).map_err(|error| Error::storage("read", path, error))
 }
 

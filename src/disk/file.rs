@@ -5,9 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 #[cfg(test)]
-use super::journal;
-#[cfg(test)]
-use super::journal::{Change, FileJournal};
+use crate::disk::journal::{self, Change, FileJournal};
 
 /// A file open for writing.
 ///
@@ -26,7 +24,7 @@ impl File {
         let _ = (path, created);
         Self {
             #[cfg(test)]
-            journal: journal::enter(&inner, path, created),
+            journal: journal::record_open(&inner, path, created),
             inner,
         }
     }
@@ -43,28 +41,28 @@ impl File {
     pub(crate) fn set_len(&self, length: u64) -> io::Result<()> {
         self.inner.set_len(length)?;
         #[cfg(test)]
-        self.note(|| Change::SetLen(length));
+        self.record(|| Change::SetLen(length));
         Ok(())
     }
 
     pub(crate) fn sync_data(&self) -> io::Result<()> {
         self.inner.sync_data()?;
         #[cfg(test)]
-        self.note(|| Change::Sync { all: false });
+        self.record(|| Change::Sync { all: false });
         Ok(())
     }
 
     pub(crate) fn sync_all(&self) -> io::Result<()> {
         self.inner.sync_all()?;
         #[cfg(test)]
-        self.note(|| Change::Sync { all: true });
+        self.record(|| Change::Sync { all: true });
         Ok(())
     }
 
     #[cfg(test)]
-    fn note(&self, change: impl FnOnce() -> Change) {
+    fn record(&self, change: impl FnOnce() -> Change) {
         if let Some(journal) = &self.journal {
-            journal.note(change());
+            journal.record(change());
         }
     }
 }
@@ -73,8 +71,8 @@ impl Write for &File {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = (&self.inner).write(bytes)?;
         #[cfg(test)]
-        self.note(|| Change::Write {
-            until: io::Seek::stream_position(&mut &self.inner).unwrap(),
+        self.record(|| Change::Write {
+            end: io::Seek::stream_position(&mut &self.inner).unwrap(),
             bytes: bytes[..count].to_vec(),
         });
         Ok(count)

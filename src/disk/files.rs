@@ -6,9 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::File;
+use crate::disk::File;
 #[cfg(test)]
-use super::journal;
+use crate::disk::journal;
 use crate::error::{Error, Result};
 
 /// Creates a file for reading and writing, with mode 0600.
@@ -26,29 +26,33 @@ pub(crate) fn open_new(path: &Path) -> Result<File> {
         .map_err(|error| Error::storage("create", path, error))
 }
 
-/// Opens an existing file for reading and writing, as [`open_existing`] does.
-pub(crate) fn open_to_write(path: &Path) -> Result<File> {
-    open_existing(path, true).map(|file| File::opened(file, path, false))
+/// Opens an existing file for reading.
+///
+/// Fails without blocking if the path is not a regular file: a link, a directory, a FIFO.
+pub(crate) fn open_to_read(path: &Path) -> Result<fs::File> {
+    open_regular(path, false)
 }
 
-/// The path is not a regular file: the kind of file that it is.
+/// Opens an existing file for reading and writing, as [`open_to_read`] does.
+pub(crate) fn open_to_write(path: &Path) -> Result<File> {
+    open_regular(path, true).map(|file| File::opened(file, path, false))
+}
+
+/// The error for a path that is not a regular file, with the kind of file that it is.
 #[derive(Debug, thiserror::Error)]
 #[error("not a regular file: {0}")]
 struct NotRegular(&'static str);
 
-/// Returns true if the path was not a regular file.
+/// Returns true if a file could not be opened because it is not a regular file.
 ///
-/// A retry fails until the path is replaced.
+/// A retry fails until the file is replaced.
 pub(crate) fn is_irregular(error: &io::Error) -> bool {
     error
         .get_ref()
         .is_some_and(|cause| cause.is::<NotRegular>())
 }
 
-/// Opens an existing file for reading, and for writing if `write` is set.
-///
-/// Fails without blocking if the path is not a regular file: a link, a directory, a FIFO.
-pub(crate) fn open_existing(path: &Path, write: bool) -> Result<fs::File> {
+fn open_regular(path: &Path, write: bool) -> Result<fs::File> {
     let fail = |error| Error::storage("open", path, error);
     let irregular = |what| io::Error::new(io::ErrorKind::InvalidInput, NotRegular(what));
     // Without O_NONBLOCK, opening a FIFO waits for a peer.
@@ -97,15 +101,13 @@ fn create_dir_with(path: &Path, mode: u32) -> Result<()> {
         .create(path)
         .map_err(|error| Error::storage("create", path, error))?;
     #[cfg(test)]
-    journal::note(path, journal::Op::CreateDir);
+    journal::record(path, journal::Op::CreateDir);
     Ok(())
 }
 
-/// Creates a directory with mode 0700, if it is missing.
+/// Creates a directory with mode 0700, and missing parents with the default mode.
 ///
-/// Missing parents are created by the umask.
-///
-/// The new names survive a power loss.
+/// An existing directory is left unchanged. The new names survive a power loss.
 pub(crate) fn create_dirs(path: &Path) -> Result<()> {
     create_dirs_with(path, 0o700)
 }
@@ -113,7 +115,7 @@ pub(crate) fn create_dirs(path: &Path) -> Result<()> {
 fn create_dirs_with(path: &Path, mode: u32) -> Result<()> {
     let parent = parent_dir(path);
     if path.is_dir() {
-        // Its creator may have died before the sync. Another user's directory may refuse it.
+        // The creator may have died before this sync. The sync fails if the parent is not readable.
         let _ = sync_dir(parent);
         return Ok(());
     }
@@ -126,13 +128,13 @@ fn create_dirs_with(path: &Path, mode: u32) -> Result<()> {
         created => created?,
     }
     match sync_dir(parent) {
-        // The directory is writable and not readable.
+        // The parent is writable but not readable, so it cannot be synced.
         Err(error) if error.io_kind() == Some(io::ErrorKind::PermissionDenied) => Ok(()),
         synced => synced,
     }
 }
 
-/// Syncs a directory: the names in it survive a power loss.
+/// Syncs a directory, so that the names in it survive a power loss.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     OpenOptions::new()
         .read(true)
@@ -141,30 +143,30 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
         .and_then(|dir| dir.sync_all())
         .map_err(|error| Error::storage("sync", path, error))?;
     #[cfg(test)]
-    journal::note(path, journal::Op::SyncDir);
+    journal::record(path, journal::Op::SyncDir);
     Ok(())
 }
 
-/// Renames a file within its directory, replacing a file of that name.
+/// Renames a file within its directory. An existing file at `to` is replaced.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     #[cfg(test)]
-    journal::note_two(from, to, |from, to| journal::Op::Rename { from, to });
+    journal::record_pair(from, to, |from, to| journal::Op::Rename { from, to });
     Ok(())
 }
 
-/// Adds a second name for a file in its directory. A name in use is an error.
+/// Adds a second name to a file, in the same directory. An existing file at `to` is an error.
 pub(crate) fn link(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to)?;
     #[cfg(test)]
-    journal::note_two(from, to, |from, to| journal::Op::Link { from, to });
+    journal::record_pair(from, to, |from, to| journal::Op::Link { from, to });
     Ok(())
 }
 
 pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     fs::remove_file(path)?;
     #[cfg(test)]
-    journal::note(path, journal::Op::Remove);
+    journal::record(path, journal::Op::Remove);
     Ok(())
 }
 
@@ -172,7 +174,7 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
 pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
     fs::remove_dir_all(path)?;
     #[cfg(test)]
-    journal::note(path, journal::Op::RemoveDir);
+    journal::record(path, journal::Op::RemoveDir);
     Ok(())
 }
 
@@ -188,7 +190,7 @@ pub(crate) fn parent_dir(path: &Path) -> &Path {
 /// Replaces a file atomically. The new content survives a power loss.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let (temporary, file) = open_temporary(path)?;
-    let written = fill(&temporary, file, bytes).and_then(|()| {
+    let written = write_and_sync(&temporary, file, bytes).and_then(|()| {
         rename(&temporary, path).map_err(|error| Error::storage("replace", path, error))
     });
     if written.is_err() {
@@ -200,11 +202,11 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Removes the temporary files of interrupted writes.
 ///
-/// These are the files in `dir` for targets whose names begin with `name`. No other process may be
-/// writing these targets.
-pub(crate) fn remove_temporary(dir: &Path, name: &str) {
-    let prefix = format!(".{name}");
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+/// These are the temporary files in `dir` of targets whose names begin with `target_prefix`. A
+/// write of such a target that is in progress fails.
+pub(crate) fn remove_temporary(dir: &Path, target_prefix: &str) {
+    let prefix = format!(".{target_prefix}");
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(&prefix) {
             let _ = remove_file(&entry.path());
         }
@@ -222,14 +224,13 @@ fn open_temporary(path: &Path) -> Result<(PathBuf, File)> {
         match open_new(&temporary) {
             Ok(file) => return Ok((temporary, file)),
             // A leftover of a dead process with the same id.
-            Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
-            }
+            Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => {}
             Err(error) => return Err(error),
         }
     }
 }
 
-fn fill(path: &Path, file: File, bytes: &[u8]) -> Result<()> {
+fn write_and_sync(path: &Path, file: File, bytes: &[u8]) -> Result<()> {
     (&file)
         .write_all(bytes)
         .map_err(|error| Error::storage("write", path, error))?;
@@ -252,10 +253,10 @@ mod tests {
         let path = dir.path().join("run.json");
         for text in ["one", "another"] {
             write_atomic(&path, text.as_bytes()).unwrap();
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
         assert_eq!(mode(&path), 0o600);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 
         let missing = dir.path().join("missing/run.json");
         let error = write_atomic(&missing, b"x").unwrap_err();
@@ -266,10 +267,10 @@ mod tests {
     fn an_atomic_write_replaces_a_link_unfollowed() {
         let dir = tempfile::tempdir().unwrap();
         let (path, victim) = (dir.path().join("run.json"), dir.path().join("victim"));
-        std::fs::write(&victim, "precious").unwrap();
+        fs::write(&victim, "precious").unwrap();
         symlink(&victim, &path).unwrap();
         write_atomic(&path, b"record").unwrap();
-        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
         assert!(path.symlink_metadata().unwrap().is_file());
     }
 
@@ -277,8 +278,8 @@ mod tests {
     fn irregular_files_are_refused_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name| dir.path().join(name);
-        std::fs::write(at("file"), "x").unwrap();
-        std::fs::create_dir(at("dir")).unwrap();
+        fs::write(at("file"), "x").unwrap();
+        fs::create_dir(at("dir")).unwrap();
         symlink("file", at("link")).unwrap();
         symlink("missing", at("dangling")).unwrap();
         let made = std::process::Command::new("mkfifo")
@@ -288,16 +289,16 @@ mod tests {
         let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
 
         for write in [false, true] {
-            open_existing(&at("file"), write).unwrap();
+            open_regular(&at("file"), write).unwrap();
             for name in ["dir", "link", "dangling", "fifo", "socket"] {
-                let error = open_existing(&at(name), write).unwrap_err();
+                let error = open_regular(&at(name), write).unwrap_err();
                 assert!(
                     error.chain().contains("not a regular file"),
                     "{name}: {}",
                     error.chain()
                 );
             }
-            let error = open_existing(Path::new("/dev/null"), write).unwrap_err();
+            let error = open_regular(Path::new("/dev/null"), write).unwrap_err();
             assert!(error.chain().contains("not a regular file: a device"));
         }
         for name in ["file", "dir", "link", "dangling", "fifo"] {

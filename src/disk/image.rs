@@ -1,9 +1,9 @@
-//! A model of what a crash may leave of a directory, stricter than any real medium.
+//! A model of the directory images that a crash may leave. It is stricter than any real medium.
 //!
-//! The assumptions are those of the design docs: synced data survives. Everything else survives or
-//! not, each part independently: each change of a name until its directory is synced, each sector
-//! of a file, each length that the file had or that a sector gave it. A lost sector below the
-//! length reads as zeros.
+//! As the design docs assume, synced data survives. Of all other data, each part survives or is
+//! lost independently: each change of a name until its directory is synced, each sector of a file,
+//! and each length that the file had or that a sector gave it. A lost sector below the length reads
+//! as zeros.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -11,13 +11,13 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::journal::{Change, Op};
+use crate::disk::journal::{Change, Op};
 
 /// The contents of a directory tree: file bytes, or `None` for a directory.
 pub(crate) type Image = BTreeMap<PathBuf, Option<Arc<[u8]>>>;
 
 /// A temporary directory, in memory where such a file system exists.
-pub(crate) fn scratch() -> tempfile::TempDir {
+pub(crate) fn scratch_dir() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() {
         tempfile::tempdir_in(memory).unwrap()
@@ -27,7 +27,7 @@ pub(crate) fn scratch() -> tempfile::TempDir {
 }
 
 /// Writes an image into an empty directory.
-pub(crate) fn put(image: &Image, dir: &Path) {
+pub(crate) fn write_image(image: &Image, dir: &Path) {
     for (path, content) in image {
         let path = dir.join(path);
         match content {
@@ -38,7 +38,7 @@ pub(crate) fn put(image: &Image, dir: &Path) {
 }
 
 /// Reads the image of a directory.
-pub(crate) fn take(dir: &Path) -> Image {
+pub(crate) fn read_image(dir: &Path) -> Image {
     fn add(dir: &Path, below: &Path, image: &mut Image) {
         for entry in fs::read_dir(dir.join(below)).unwrap() {
             let entry = entry.unwrap();
@@ -85,28 +85,28 @@ enum Node {
 /// A change of a name in a directory.
 #[derive(Debug, Clone)]
 enum NameChange {
-    Set(OsString, usize),
-    Unset(OsString),
-    Move(OsString, OsString, usize),
+    Insert(OsString, usize),
+    Remove(OsString),
+    Rename(OsString, OsString, usize),
 }
 
 /// A change of a file's content.
 #[derive(Debug, Clone)]
 enum ContentChange {
     Write { at: usize, bytes: Vec<u8> },
-    Cut(usize),
+    Truncate(usize),
 }
 
 impl NameChange {
     fn apply(&self, names: &mut Names) {
         match self {
-            Self::Set(name, node) => {
+            Self::Insert(name, node) => {
                 names.insert(name.clone(), *node);
             }
-            Self::Unset(name) => {
+            Self::Remove(name) => {
                 names.remove(name);
             }
-            Self::Move(from, to, node) => {
+            Self::Rename(from, to, node) => {
                 names.remove(from);
                 names.insert(to.clone(), *node);
             }
@@ -121,7 +121,7 @@ impl ContentChange {
                 bytes.resize(bytes.len().max(at + new.len()), 0);
                 bytes[*at..at + new.len()].copy_from_slice(new);
             }
-            Self::Cut(length) => bytes.truncate(*length),
+            Self::Truncate(length) => bytes.truncate(*length),
         }
     }
 }
@@ -173,17 +173,17 @@ impl Medium {
         (dir, path.file_name().unwrap().to_owned())
     }
 
-    fn rename(&mut self, dir: usize, naming: NameChange) {
+    fn change_name(&mut self, dir: usize, change: NameChange) {
         let Node::Dir { live, pending, .. } = &mut self.nodes[dir] else {
-            panic!("{naming:?}");
+            panic!("{change:?}");
         };
-        naming.apply(live);
-        pending.push(naming);
+        change.apply(live);
+        pending.push(change);
     }
 
-    fn set(&mut self, path: &Path, node: usize) {
+    fn set_name(&mut self, path: &Path, node: usize) {
         let (dir, name) = self.place(path);
-        self.rename(dir, NameChange::Set(name, node));
+        self.change_name(dir, NameChange::Insert(name, node));
     }
 
     /// Applies an operation.
@@ -191,7 +191,7 @@ impl Medium {
         match op {
             Op::CreateDir(path) => {
                 let node = self.add(Node::dir());
-                self.set(path, node);
+                self.set_name(path, node);
             }
             Op::SyncDir(path) => {
                 let node = self.find(path);
@@ -212,7 +212,7 @@ impl Medium {
                     pending: Vec::new(),
                 });
                 self.files.insert(*file, node);
-                self.set(path, node);
+                self.set_name(path, node);
             }
             Op::Open { path, file } => {
                 let node = self.find(path);
@@ -222,13 +222,13 @@ impl Medium {
             Op::Rename { from, to } => {
                 let (dir, name) = self.place(from);
                 assert_eq!(from.parent(), to.parent());
-                let naming = NameChange::Move(name, self.place(to).1, self.find(from));
-                self.rename(dir, naming);
+                let change = NameChange::Rename(name, self.place(to).1, self.find(from));
+                self.change_name(dir, change);
             }
-            Op::Link { from, to } => self.set(to, self.find(from)),
+            Op::Link { from, to } => self.set_name(to, self.find(from)),
             Op::Remove(path) | Op::RemoveDir(path) => {
                 let (dir, name) = self.place(path);
-                self.rename(dir, NameChange::Unset(name));
+                self.change_name(dir, NameChange::Remove(name));
             }
         }
     }
@@ -243,30 +243,30 @@ impl Medium {
             panic!("{change:?}");
         };
         match change {
-            Change::Write { until, bytes } => {
+            Change::Write { end, bytes } => {
                 assert!(
-                    !matches!(pending.last(), Some(ContentChange::Cut(_))),
-                    "the model has no write after an unsynced cut"
+                    !matches!(pending.last(), Some(ContentChange::Truncate(_))),
+                    "the model has no write after an unsynced truncation"
                 );
-                let at = usize::try_from(*until).unwrap() - bytes.len();
+                let at = usize::try_from(*end).unwrap() - bytes.len();
                 let bytes = bytes.clone();
-                let content = ContentChange::Write { at, bytes };
-                content.apply(live);
-                pending.push(content);
+                let write = ContentChange::Write { at, bytes };
+                write.apply(live);
+                pending.push(write);
             }
             Change::SetLen(length) => {
                 let length = usize::try_from(*length).unwrap();
                 assert!(length <= live.len());
-                let content = ContentChange::Cut(length);
-                content.apply(live);
-                pending.push(content);
+                let truncate = ContentChange::Truncate(length);
+                truncate.apply(live);
+                pending.push(truncate);
             }
             Change::Sync { all } => {
                 assert!(
                     *all || !pending
                         .iter()
-                        .any(|one| matches!(one, ContentChange::Cut(_))),
-                    "the model has no data-only sync after a cut"
+                        .any(|one| matches!(one, ContentChange::Truncate(_))),
+                    "the model has no data-only sync after a truncation"
                 );
                 synced.clone_from(live);
                 pending.clear();
@@ -298,30 +298,30 @@ impl Medium {
 
     /// The possible states after a process is killed during `op`.
     ///
-    /// These are the earlier operations, and any prefix of a write. The results are media, because
-    /// a power loss may follow.
-    pub(crate) fn killed(&self, op: Option<&Op>) -> Vec<Medium> {
-        let mut left = vec![self.clone()];
+    /// All earlier operations have happened, and any prefix of a write. The results are media,
+    /// because a power loss may follow.
+    pub(crate) fn after_kill(&self, op: Option<&Op>) -> Vec<Medium> {
+        let mut states = vec![self.clone()];
         if let Some(Op::Change {
             file,
-            change: Change::Write { until, bytes },
+            change: Change::Write { end, bytes },
         }) = op
         {
             for count in 1..bytes.len() {
                 let mut torn = self.clone();
                 let change = Change::Write {
-                    until: until - (bytes.len() - count) as u64,
+                    end: end - (bytes.len() - count) as u64,
                     bytes: bytes[..count].to_vec(),
                 };
                 torn.change(*file, &change);
-                left.push(torn);
+                states.push(torn);
             }
         }
-        left
+        states
     }
 
     /// The possible states after a power loss.
-    pub(crate) fn failed(&self) -> BTreeSet<Image> {
+    pub(crate) fn after_power_loss(&self) -> BTreeSet<Image> {
         let contents: Vec<_> = self
             .nodes
             .iter()
@@ -335,11 +335,11 @@ impl Medium {
                     .collect(),
             })
             .collect();
-        self.dir(0, Path::new(""), &contents)
+        self.dir_images(0, Path::new(""), &contents)
     }
 
     /// The possible states of the directory `node`, given those of each file.
-    fn dir(&self, node: usize, path: &Path, contents: &[Vec<Arc<[u8]>>]) -> BTreeSet<Image> {
+    fn dir_images(&self, node: usize, path: &Path, contents: &[Vec<Arc<[u8]>>]) -> BTreeSet<Image> {
         let Node::Dir {
             synced, pending, ..
         } = &self.nodes[node]
@@ -350,9 +350,9 @@ impl Medium {
         let mut images = BTreeSet::new();
         for choice in 0..1u32 << pending.len() {
             let mut names = synced.clone();
-            for (at, naming) in pending.iter().enumerate() {
+            for (at, change) in pending.iter().enumerate() {
                 if choice >> at & 1 == 1 {
-                    naming.apply(&mut names);
+                    change.apply(&mut names);
                 }
             }
             if !seen.insert(names.clone()) {
@@ -374,7 +374,7 @@ impl Medium {
                     .map(|bytes| Image::from([(path.clone(), Some(bytes.clone()))]))
                     .collect(),
                 Node::Dir { .. } => self
-                    .dir(*child, &path, contents)
+                    .dir_images(*child, &path, contents)
                     .into_iter()
                     .map(|mut image| {
                         image.insert(path.clone(), None);
@@ -412,7 +412,7 @@ fn contents(synced: &[u8], pending: &[ContentChange], sector: usize) -> BTreeSet
     let mut all = BTreeSet::from([synced.to_vec()]);
     let mut rest = pending;
     while let Some(first) = rest.first() {
-        if let ContentChange::Cut(length) = first {
+        if let ContentChange::Truncate(length) = first {
             let cut: Vec<_> = all
                 .iter()
                 .map(|bytes| bytes[..bytes.len().min(*length)].to_vec())
@@ -423,11 +423,11 @@ fn contents(synced: &[u8], pending: &[ContentChange], sector: usize) -> BTreeSet
         }
         let count = rest
             .iter()
-            .take_while(|content| matches!(content, ContentChange::Write { .. }))
+            .take_while(|change| matches!(change, ContentChange::Write { .. }))
             .count();
         all = all
             .iter()
-            .flat_map(|base| written(base, &rest[..count], sector))
+            .flat_map(|base| contents_after_writes(base, &rest[..count], sector))
             .collect();
         rest = &rest[count..];
     }
@@ -435,7 +435,11 @@ fn contents(synced: &[u8], pending: &[ContentChange], sector: usize) -> BTreeSet
 }
 
 /// The possible contents of a file that had `base`, after unsynced writes.
-fn written(base: &[u8], writes: &[ContentChange], sector: usize) -> BTreeSet<Vec<u8>> {
+fn contents_after_writes(
+    base: &[u8],
+    writes: &[ContentChange],
+    sector: usize,
+) -> BTreeSet<Vec<u8>> {
     let mut lengths = BTreeSet::from([base.len()]);
     // The file after each write. Each sector independently has one of these versions.
     let mut versions = vec![base.to_vec()];
@@ -445,8 +449,12 @@ fn written(base: &[u8], writes: &[ContentChange], sector: usize) -> BTreeSet<Vec
         lengths.insert(next.len());
         versions.push(next);
     }
-    let most = versions.last().unwrap().len();
-    lengths.extend((0..most).step_by(sector).filter(|at| *at > base.len()));
+    let max_length = versions.last().unwrap().len();
+    lengths.extend(
+        (0..max_length)
+            .step_by(sector)
+            .filter(|at| *at > base.len()),
+    );
     let mut all = BTreeSet::new();
     for length in lengths {
         let mut files = vec![Vec::with_capacity(length)];
@@ -485,16 +493,16 @@ mod tests {
     /// The possible contents of a file after each operation.
     ///
     /// `.` is a zero, `-` is no file.
-    fn left(sector: usize, act: impl FnOnce(&Path)) -> Vec<String> {
-        let dir = scratch();
+    fn possible_contents(sector: usize, act: impl FnOnce(&Path)) -> Vec<String> {
+        let dir = scratch_dir();
         let journal = Journal::of(dir.path());
-        let mut medium = Medium::of(&take(dir.path()), sector);
+        let mut medium = Medium::of(&read_image(dir.path()), sector);
         act(&dir.path().join("file"));
         let mut all = Vec::new();
         for op in journal.ops() {
             medium.apply(&op);
             let images: BTreeSet<String> = medium
-                .failed()
+                .after_power_loss()
                 .into_iter()
                 .map(|image| match image.get(Path::new("file")) {
                     Some(Some(bytes)) => String::from_utf8_lossy(bytes).replace('\0', "."),
@@ -503,13 +511,13 @@ mod tests {
                 .collect();
             all.push(Vec::from_iter(images).join(" "));
         }
-        assert_eq!(medium.live(), take(dir.path()));
+        assert_eq!(medium.live(), read_image(dir.path()));
         all
     }
 
     #[test]
     fn sectors_and_lengths_survive_independently() {
-        let all = left(2, |path| {
+        let all = possible_contents(2, |path| {
             let file = open_new(path).unwrap();
             sync_dir(path.parent().unwrap()).unwrap();
             (&file).write_all(b"abcde").unwrap();
@@ -533,7 +541,7 @@ mod tests {
 
     #[test]
     fn name_changes_survive_independently_until_synced() {
-        let all = left(8, |path| {
+        let all = possible_contents(8, |path| {
             let other = path.with_file_name("other");
             open_new(&other).unwrap().sync_all().unwrap();
             rename(&other, path).unwrap();
@@ -545,7 +553,7 @@ mod tests {
 
     #[test]
     fn a_truncation_may_be_lost_until_a_full_sync() {
-        let all = left(8, |path| {
+        let all = possible_contents(8, |path| {
             let file = open_new(path).unwrap();
             (&file).write_all(b"ab").unwrap();
             file.sync_all().unwrap();
@@ -559,7 +567,7 @@ mod tests {
 
     #[test]
     fn a_lost_directory_takes_synced_files_with_it() {
-        let all = left(8, |path| {
+        let all = possible_contents(8, |path| {
             let dir = path.with_file_name("dir");
             create_dir(&dir).unwrap();
             open_new(&dir.join("file")).unwrap();
@@ -567,13 +575,13 @@ mod tests {
         });
         assert_eq!(all, ["-", "-", "-"]);
         let image = Image::from([("a".into(), None), ("a/b".into(), Some([1, 2].into()))]);
-        let dir = scratch();
-        put(&image, dir.path());
-        assert_eq!(take(dir.path()), image);
+        let dir = scratch_dir();
+        write_image(&image, dir.path());
+        assert_eq!(read_image(dir.path()), image);
         let mut medium = Medium::of(&image, 8);
         medium.apply(&Op::CreateDir("a/c".into()));
         medium.apply(&Op::SyncDir("a/c".into()));
-        assert_eq!(medium.failed().len(), 2);
-        assert_eq!(medium.failed().first(), Some(&image));
+        assert_eq!(medium.after_power_loss().len(), 2);
+        assert_eq!(medium.after_power_loss().first(), Some(&image));
     }
 }

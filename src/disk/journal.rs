@@ -5,9 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// One operation.
+/// A file operation.
 ///
-/// Paths are relative to the journal's directory, and a file is its inode.
+/// Paths are relative to the journal's directory. `file` is the inode number of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
     CreateDir(PathBuf),
@@ -24,9 +24,9 @@ pub(crate) enum Op {
 /// A change of an open file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// A write of `bytes` that ends at the offset `until`.
+    /// A write of `bytes` that ends at the offset `end`.
     Write {
-        until: u64,
+        end: u64,
         bytes: Vec<u8>,
     },
     SetLen(u64),
@@ -85,7 +85,7 @@ pub(super) struct FileJournal {
 }
 
 impl FileJournal {
-    pub(super) fn note(&self, change: Change) {
+    pub(super) fn record(&self, change: Change) {
         lock(&self.journal.ops).push(Op::Change {
             file: self.file,
             change,
@@ -93,6 +93,7 @@ impl FileJournal {
     }
 }
 
+/// The journal that records `path`, and the path relative to its directory.
 fn journal_of(path: &Path) -> Option<(Arc<Inner>, PathBuf)> {
     let journals = lock(&JOURNALS);
     let found = journals.iter().find(|inner| path.starts_with(&inner.dir))?;
@@ -100,7 +101,8 @@ fn journal_of(path: &Path) -> Option<(Arc<Inner>, PathBuf)> {
     Some((Arc::clone(found), below))
 }
 
-pub(super) fn enter(file: &fs::File, path: &Path, created: bool) -> Option<FileJournal> {
+/// Records that a file was opened or created, and returns the journal for its changes.
+pub(super) fn record_open(file: &fs::File, path: &Path, created: bool) -> Option<FileJournal> {
     let (journal, path) = journal_of(path)?;
     let file = file.metadata().unwrap().ino();
     lock(&journal.ops).push(if created {
@@ -111,14 +113,15 @@ pub(super) fn enter(file: &fs::File, path: &Path, created: bool) -> Option<FileJ
     Some(FileJournal { journal, file })
 }
 
-pub(super) fn note(path: &Path, op: impl FnOnce(PathBuf) -> Op) {
+/// Records an operation on one path.
+pub(super) fn record(path: &Path, op: impl FnOnce(PathBuf) -> Op) {
     if let Some((journal, path)) = journal_of(path) {
         lock(&journal.ops).push(op(path));
     }
 }
 
-/// Records an operation on two names, `to` in the same directory as `from`.
-pub(super) fn note_two(from: &Path, to: &Path, op: impl FnOnce(PathBuf, PathBuf) -> Op) {
+/// Records an operation on two paths in the same directory.
+pub(super) fn record_pair(from: &Path, to: &Path, op: impl FnOnce(PathBuf, PathBuf) -> Op) {
     if let Some((journal, from)) = journal_of(from) {
         let to = to.strip_prefix(&journal.dir).unwrap().to_owned();
         lock(&journal.ops).push(op(from, to));

@@ -13,7 +13,7 @@ mod pool;
 
 pub(crate) use file::File;
 pub(crate) use files::{
-    create_dir, create_dirs, is_at, is_irregular, link, open_existing, open_new, open_to_write,
+    create_dir, create_dirs, is_at, is_irregular, link, open_new, open_to_read, open_to_write,
     parent_dir, remove_dir, remove_file, remove_temporary, rename, sync_dir, write_atomic,
 };
 pub(crate) use pool::Disk;

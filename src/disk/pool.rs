@@ -35,7 +35,7 @@ struct Pool {
 
 /// The jobs of a pool.
 ///
-/// While it has a job, the pool has a thread: a thread exits only when both queues are empty.
+/// A thread exits only when both queues are empty, so a pool that has a job has a thread.
 #[derive(Default)]
 struct Queue {
     ready: VecDeque<Job>,
@@ -48,12 +48,12 @@ struct Queue {
 }
 
 impl Disk {
-    /// A pool of 4 threads.
+    /// Creates a pool of at most 4 threads.
     pub(crate) fn new() -> Self {
         Self::with_threads("moat-disk", 4)
     }
 
-    /// A pool of at most `max_threads` threads, named `name` and a number.
+    /// Creates a pool of at most `max_threads` threads, named `name` and a number.
     pub(crate) fn with_threads(name: &'static str, max_threads: usize) -> Self {
         Self {
             pool: Arc::new(Pool {
@@ -102,15 +102,15 @@ impl Disk {
     ///
     /// # Errors
     ///
-    /// The pool has no thread, and cannot start one. The job does not run.
-    pub(crate) fn later(
+    /// Fails if the pool has no thread and cannot start one. The job then never runs.
+    pub(crate) fn run_later(
         &self,
         delay: Duration,
         job: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
         match Instant::now().checked_add(delay) {
             Some(due) => self.pool.submit(Some(due), Box::new(job)),
-            // The job is due later than the clock can represent: never.
+            // The clock cannot represent the due time, so the job never runs.
             None => Ok(()),
         }
     }
@@ -132,8 +132,11 @@ impl Pool {
 
     fn submit(self: &Arc<Self>, due: Option<Instant>, job: Job) -> io::Result<()> {
         let mut queue = self.lock();
-        let wanted = queue.ready.len() + usize::from(due.is_some() || !queue.delayed.is_empty());
-        if queue.idle < wanted + usize::from(due.is_none()) && queue.threads < self.max_threads {
+        // Each ready job needs a thread, and the delayed jobs need one that waits for them.
+        let ready = queue.ready.len() + usize::from(due.is_none());
+        let has_delayed = due.is_some() || !queue.delayed.is_empty();
+        let needed = ready + usize::from(has_delayed);
+        if queue.idle < needed && queue.threads < self.max_threads {
             let pool = Arc::clone(self);
             let started = std::thread::Builder::new()
                 .name(format!("{}-{}", self.name, queue.threads + 1))
@@ -161,9 +164,9 @@ impl Pool {
         let mut queue = self.lock();
         loop {
             let now = Instant::now();
-            if let Some(job) = queue.take(now) {
+            if let Some(job) = queue.next_job(now) {
                 drop(queue);
-                // `run` reports the panics of its jobs. Those of delayed jobs are dropped.
+                // `run` reports the panics of its jobs. Panics of delayed jobs are ignored.
                 let _ = catch_unwind(AssertUnwindSafe(job));
                 queue = self.lock();
                 continue;
@@ -188,8 +191,8 @@ impl Pool {
 }
 
 impl Queue {
-    /// The next job to run now. Due jobs come first: they have waited longest.
-    fn take(&mut self, now: Instant) -> Option<Job> {
+    /// Takes the next job to run now. Due delayed jobs come first: they have waited longest.
+    fn next_job(&mut self, now: Instant) -> Option<Job> {
         if let Some(entry) = self.delayed.first_entry()
             && entry.key().0 <= now
         {
@@ -273,12 +276,12 @@ mod tests {
         let begin = Instant::now();
         for (name, delay) in [("second", 1200), ("first", 60)] {
             let done = done.clone();
-            disk.later(Duration::from_millis(delay), move || {
+            disk.run_later(Duration::from_millis(delay), move || {
                 done.send((name, begin.elapsed())).unwrap();
             })
             .unwrap();
         }
-        disk.later(Duration::MAX, || panic!("never")).unwrap();
+        disk.run_later(Duration::MAX, || panic!("never")).unwrap();
         let (first, second) = (order.recv().unwrap(), order.recv().unwrap());
         assert_eq!((first.0, second.0), ("first", "second"));
         assert!(first.1 >= Duration::from_millis(60), "{first:?}");

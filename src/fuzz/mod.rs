@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn reopening_passes_the_corpus() {
-        let dir = crate::disk::image::scratch();
+        let dir = crate::disk::image::scratch_dir();
         replay("reopen", |input| reopen(dir.path(), input));
     }
 }

@@ -1,21 +1,21 @@
 //! Crash tests of a root and of `run.json`.
 //!
-//! As in `sink::jsonl::crash`, a journal records every file operation. The test opens each disk
-//! image that a crash after any prefix of the journal may leave.
+//! As in `sink::jsonl::crash`, a journal records every file operation. The test opens each image
+//! that a crash may leave after any prefix of the journal.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::audit::Start;
 use crate::disk::create_dir;
-use crate::disk::image::{Image, Medium, put, scratch, take};
+use crate::disk::image::{Image, Medium, read_image, scratch_dir, write_image};
 use crate::disk::journal::Journal;
 use crate::root::{Root, RunFile};
 use crate::sink::{Jsonl, LogSink, RunPlace};
 use crate::spec::{ContainerId, RootId, RunId, RunRecord, RunSpec};
 
-/// Small enough that the record of a run spans several sectors.
+/// The sector size: small enough that the record of a run spans several sectors.
 const SECTOR_BYTES: usize = 256;
-/// The parent directories do not exist at the start.
+/// The path of the root, whose parent directories do not exist at the start.
 const ROOT: &str = "made/too/root";
 
 /// The guarantees that hold after a crash.
@@ -23,7 +23,7 @@ const ROOT: &str = "made/too/root";
 struct Promise {
     /// The root has its final id.
     root: bool,
-    /// The oldest version of the run's file that may be found. 0: none is required.
+    /// The oldest version of the run's file that may be found; 0 if none is required.
     version: usize,
     /// The run may be missing, because its removal has begun.
     removing: bool,
@@ -31,20 +31,21 @@ struct Promise {
     removed: bool,
 }
 
-struct Story {
+/// The expected contents of a root.
+struct Expected {
     id: RootId,
     versions: Vec<RunFile>,
 }
 
-impl Story {
+impl Expected {
     fn run() -> RunId {
         RunId::new("run").unwrap()
     }
 
     /// Opens the root of a disk image and checks its contents.
     fn check(&self, image: &Image, promise: Promise) {
-        let disk = scratch();
-        put(image, disk.path());
+        let disk = scratch_dir();
+        write_image(image, disk.path());
         let root = Root::open_or_create(disk.path().join(ROOT)).unwrap();
         assert!(!promise.root || *root.id() == self.id);
         let runs = root.runs().unwrap();
@@ -64,7 +65,7 @@ impl Story {
             assert_eq!(root.read_run(&info.run).unwrap().as_ref(), Some(last));
         }
         root.sweep();
-        let swept = take(disk.path());
+        let swept = read_image(disk.path());
         assert!(
             swept
                 .keys()
@@ -75,7 +76,7 @@ impl Story {
 
 #[test]
 fn a_root_and_its_runs_survive_any_crash() {
-    let disk = scratch();
+    let disk = scratch_dir();
     let journal = Journal::of(disk.path());
     let mut promises = Vec::new();
     // The guarantees after SIGKILL, and after a power failure.
@@ -91,7 +92,7 @@ fn a_root_and_its_runs_survive_any_crash() {
     promised(promise, promise);
 
     let spec = RunSpec::new("image");
-    let run = Story::run();
+    let run = Expected::run();
     let record = RunRecord::new(run.clone(), root.id().clone(), "scripted", &spec);
     let mut file = RunFile::new(record);
     let mut versions = vec![file.clone()];
@@ -129,7 +130,7 @@ fn a_root_and_its_runs_survive_any_crash() {
     let ops = journal.ops();
     drop(journal);
 
-    let story = Story {
+    let expected = Expected {
         id: root.id().clone(),
         versions,
     };
@@ -140,10 +141,10 @@ fn a_root_and_its_runs_survive_any_crash() {
     for done in 0..=ops.len() {
         let held = promises.iter().rfind(|(from, ..)| *from <= done);
         let (if_killed, if_failed) = held.map_or_else(Default::default, |(_, k, f)| (*k, *f));
-        for medium in medium.killed(ops.get(done)) {
+        for medium in medium.after_kill(ops.get(done)) {
             killed.insert((medium.live(), if_killed));
         }
-        for image in medium.failed() {
+        for image in medium.after_power_loss() {
             failed.insert((image, if_failed));
         }
         if !if_failed.root {
@@ -155,20 +156,20 @@ fn a_root_and_its_runs_survive_any_crash() {
     }
     assert_eq!(
         medium.live(),
-        take(disk.path()),
+        read_image(disk.path()),
         "the journal missed an operation"
     );
     for (image, promise) in killed.iter().chain(&failed) {
-        story.check(image, *promise);
+        expected.check(image, *promise);
     }
     for (id, images) in &again {
-        let story = Story {
+        let expected = Expected {
             id: id.clone(),
             versions: Vec::new(),
         };
         for (image, root) in images {
             let root = *root;
-            story.check(
+            expected.check(
                 image,
                 Promise {
                     root,
@@ -187,11 +188,11 @@ fn a_root_and_its_runs_survive_any_crash() {
 
 /// Opens a root whose creator was killed.
 ///
-/// Returns the id, and each image that a power failure may leave meanwhile. The flag of an image is
-/// true if the id must be final by then.
+/// Returns the id, and each image that a power failure during the call may leave. The flag of an
+/// image is true if the id must be final in it.
 fn reopenings(after_kill: &Medium) -> (RootId, BTreeMap<Image, bool>) {
-    let disk = scratch();
-    put(&after_kill.live(), disk.path());
+    let disk = scratch_dir();
+    write_image(&after_kill.live(), disk.path());
     let journal = Journal::of(disk.path());
     let root = Root::open_or_create(disk.path().join(ROOT)).unwrap();
     let mut medium = after_kill.clone();
@@ -199,7 +200,7 @@ fn reopenings(after_kill: &Medium) -> (RootId, BTreeMap<Image, bool>) {
     let ops = journal.ops();
     for (done, op) in ops.iter().enumerate() {
         medium.apply(op);
-        for image in medium.failed() {
+        for image in medium.after_power_loss() {
             let is_final = done + 1 == ops.len();
             *images.entry(image).or_default() |= is_final;
         }

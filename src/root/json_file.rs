@@ -21,7 +21,7 @@ const VERSION: u64 = 1;
 pub(super) fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     // Nearly all of these files fit into 4 KiB, and are read with a single call.
     let mut bytes = Vec::with_capacity(4 << 10);
-    disk::open_existing(path, false)?
+    disk::open_to_read(path)?
         .take(max_bytes)
         .read_to_end(&mut bytes)
         .map_err(|error| Error::storage("read", path, error))?;

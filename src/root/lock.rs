@@ -13,10 +13,10 @@ use crate::spec::RunId;
 
 /// The minimum age of an empty run directory that a scan may claim.
 ///
-/// A younger one belongs to the process that may be creating the run.
+/// In a younger directory, a process may still be creating the run.
 const CREATION_GRACE: Duration = Duration::from_secs(2);
 
-/// A process that only checks the lock holds it for less than these retries take.
+/// The number of retries for a lock that another process may only be checking.
 const LOCK_RETRIES: u32 = 5;
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -26,7 +26,7 @@ pub(crate) struct Lock(fs::File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing is not enough: a child that was forked in between shares the open file, and with
+        // Closing is not enough: a child that was forked meanwhile shares the open file, and with
         // it the lock.
         let _ = self.0.unlock();
     }
@@ -41,13 +41,14 @@ impl Root {
     /// Acquires the lock of a run.
     pub(crate) fn lock(&self, run: &RunId) -> Result<Lock> {
         let path = self.lock_path(run);
-        let file = match disk::open_new(&path).map(disk::File::into_std) {
+        let file = match disk::open_new(&path) {
             Err(error) if error.io_kind() == Some(ErrorKind::AlreadyExists) => {
-                disk::open_existing(&path, true)?
+                disk::open_to_write(&path)?
             }
-            other => other?,
+            created => created?,
         };
-        // `is_owned` holds a shared lock for a moment.
+        let file = file.into_std();
+        // `is_owned` holds a shared lock for less time than these retries take.
         let mut locked = file.try_lock();
         for _ in 0..LOCK_RETRIES {
             if !matches!(locked, Err(fs::TryLockError::WouldBlock)) {
@@ -60,7 +61,7 @@ impl Root {
         let is_current = is_current.map_err(|error| Error::storage("lock", &path, error))?;
         match locked {
             Ok(()) if is_current => Ok(Lock(file)),
-            // Not current: the run was removed, and another run may have its name by now.
+            // If the lock is not current, the run was removed, and another run may have its name.
             Ok(()) | Err(fs::TryLockError::WouldBlock) => Err(Error::Owned {
                 run: run.clone(),
                 path,
@@ -71,7 +72,7 @@ impl Root {
 
     /// Returns true if a live process owns the run.
     pub(crate) fn is_owned(&self, run: &RunId) -> Result<bool> {
-        match disk::open_existing(&self.lock_path(run), false) {
+        match disk::open_to_read(&self.lock_path(run)) {
             Ok(file) => match file.try_lock_shared() {
                 Ok(()) => {
                     drop(Lock(file));

@@ -1,4 +1,4 @@
-//! The directory that holds runs, and what it shows of them without an engine.
+//! The directory that holds runs, and the operations on it that need no engine.
 
 #[cfg(test)]
 mod crash;
@@ -57,7 +57,7 @@ pub struct RunInfo {
     pub seal: Option<Seal>,
     /// The record of the run, or `None` if it cannot be read.
     pub record: Option<RunRecord>,
-    /// A problem with the files of the run.
+    /// The problem with the files of the run, or `None`.
     pub problem: Option<String>,
 }
 
@@ -80,7 +80,7 @@ impl Root {
     /// Opens a root, and creates it if it does not exist.
     pub(crate) fn open_or_create(path: PathBuf) -> Result<Self> {
         let file = path.join(ROOT_FILE);
-        // A dangling symlink exists too: it is refused, not replaced.
+        // A dangling symbolic link also exists. It is refused, not replaced.
         if file.symlink_metadata().is_err() {
             disk::create_dirs(&path)?;
             let root = RootFile {
@@ -122,7 +122,7 @@ impl Root {
 
     /// Returns true if the run exists.
     ///
-    /// A symlink does not count, because it leads out of the root.
+    /// A symbolic link does not count, because it leads out of the root.
     pub(crate) fn has(&self, run: &RunId) -> bool {
         let dir = self.dir(run).symlink_metadata();
         dir.is_ok_and(|dir| dir.is_dir())
@@ -144,10 +144,10 @@ impl Root {
     ///
     /// [`Error::NoSuchRun`].
     pub fn follow(&self, run: &RunId) -> Result<Follow> {
-        match self.has(run) {
-            true => Ok(Follow::new(self.audit(run))),
-            false => Err(self.no_such_run(run)),
+        if !self.has(run) {
+            return Err(self.no_such_run(run));
         }
+        Ok(Follow::new(self.audit(run)))
     }
 
     /// Lists the ids of all runs, sorted.
@@ -284,7 +284,7 @@ impl Root {
 
     /// Compares the seal that `run.json` caches with the audit file, which wins.
     ///
-    /// Returns the seal that holds, and the problem with it.
+    /// Returns the valid seal, and the problem if there is one.
     pub(crate) fn verify_cached_seal(&self, run: &RunId, cached: Seal) -> (Seal, Option<String>) {
         let problem = match AuditSummary::read(&self.audit(run)) {
             // A seal without a digest was written by a sink that writes no audit file.
@@ -317,16 +317,14 @@ impl Root {
         if record.run == *run && record.root == self.id {
             return Ok(());
         }
-        let reason = match record.run == *run {
-            true => format!(
-                "it belongs to root {}, but is in another place",
-                record.root
-            ),
-            false => format!("it belongs to run {}, but is in another place", record.run),
+        let owner = if record.run == *run {
+            format!("root {}", record.root)
+        } else {
+            format!("run {}", record.run)
         };
         Err(Error::Damaged {
             path: path.to_owned(),
-            reason,
+            reason: format!("it belongs to {owner}, but is in another place"),
         })
     }
 

@@ -1,6 +1,7 @@
 //! Requests and notes that other processes leave for the owner of a run to record.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use crate::audit::{Event, Stop};
 use crate::disk;
@@ -15,30 +16,14 @@ const MAX_REQUEST_BYTES: u64 = 64 << 10;
 impl Root {
     /// Reads the requests and notes that wait in the directory of a run, oldest first.
     pub(crate) fn pending_requests(&self, run: &RunId) -> Vec<(PathBuf, Event)> {
-        let Ok(entries) = std::fs::read_dir(self.dir(run)) else {
-            return Vec::new();
-        };
-        let mut pending = Vec::new();
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-                continue;
-            };
-            let (stop, note) = (name.starts_with("stop-"), name.starts_with("note-"));
-            if !(stop || note) || !name.ends_with(".json") {
-                continue;
-            }
-            let Ok(bytes) = read(&path, MAX_REQUEST_BYTES) else {
-                continue;
-            };
-            let record = match stop {
-                true => serde_json::from_slice(&bytes).ok().map(Event::Stop),
-                // Other processes may add notes, but no other kind of record.
-                false => serde_json::from_slice(&bytes)
-                    .ok()
-                    .filter(|record| matches!(record, Event::Note { .. })),
-            };
-            pending.extend(record.map(|record| (path, record)));
-        }
+        let entries = fs::read_dir(self.dir(run)).into_iter().flatten().flatten();
+        let mut pending: Vec<_> = entries
+            .filter_map(|entry| {
+                let path = entry.path();
+                let record = read_request(&path)?;
+                Some((path, record))
+            })
+            .collect();
         // File names are ordered by when a writer thread created them, not by the request's time.
         pending.sort_by_key(|(_, record)| match record {
             Event::Note { ts, .. } => Some(*ts),
@@ -61,4 +46,20 @@ impl Root {
         let bytes = serde_json::to_vec(stop).unwrap_or_default();
         disk::write_atomic(&self.dir(run).join(name), &bytes)
     }
+}
+
+/// Reads a request or a note. Returns `None` for any other file.
+fn read_request(path: &Path) -> Option<Event> {
+    let name = path.file_name()?.to_str()?;
+    let is_stop = name.starts_with("stop-");
+    if !(is_stop || name.starts_with("note-")) || !name.ends_with(".json") {
+        return None;
+    }
+    let bytes = read(path, MAX_REQUEST_BYTES).ok()?;
+    if is_stop {
+        return serde_json::from_slice(&bytes).ok().map(Event::Stop);
+    }
+    let record: Event = serde_json::from_slice(&bytes).ok()?;
+    // Other processes may add notes, but no other kind of record.
+    matches!(record, Event::Note { .. }).then_some(record)
 }

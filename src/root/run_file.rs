@@ -64,6 +64,7 @@ impl Root {
         Ok(Some(file))
     }
 
+    /// Replaces `run.json` of a run atomically.
     pub(crate) fn write_run(&self, file: &RunFile) -> Result<()> {
         let path = self.dir(&file.record.run).join(RUN_FILE);
         disk::write_atomic(&path, &to_json_line(file))

@@ -31,7 +31,7 @@ pub(crate) struct AuditSummary {
 impl AuditSummary {
     /// Reads both ends of an audit file. Returns `None` if the file does not exist.
     pub(super) fn read(path: &Path) -> Result<Option<Self>> {
-        let mut file = match disk::open_existing(path, false) {
+        let mut file = match disk::open_to_read(path) {
             Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => return Ok(None),
             opened => opened?,
         };
@@ -43,9 +43,9 @@ impl AuditSummary {
             .read_to_end(&mut head)
             .map_err(failed)?;
         let mut summary = Self::default();
-        let zeros = summary.add_head(&head);
+        let zeros_problem = summary.add_head(&head);
         let last = last_line(&mut file, length).map_err(failed)?;
-        summary.add_last_line(&last, zeros);
+        summary.add_last_line(&last, zeros_problem);
         Ok(Some(summary))
     }
 
@@ -72,27 +72,25 @@ impl AuditSummary {
                 }
                 Err(bad) => {
                     let problem = format!("line {} of the audit file: {}", index + 1, bad.reason());
-                    return self.add_bad_line(text, problem);
+                    if line::has_zeros(text) {
+                        return Some(problem);
+                    }
+                    self.problem = Some(problem);
+                    return None;
                 }
             }
         }
         None
     }
 
-    fn add_bad_line(&mut self, text: &[u8], problem: String) -> Option<String> {
-        if line::has_zeros(text) {
-            return Some(problem);
-        }
-        self.problem = Some(problem);
-        None
-    }
-
     /// Adds the seal, or the problem with the last line.
-    fn add_last_line(&mut self, last: &[u8], zeros: Option<String>) {
+    ///
+    /// If the file is sealed, `zeros_problem` is a problem too.
+    fn add_last_line(&mut self, last: &[u8], zeros_problem: Option<String>) {
         let problem = match line::parse(last) {
             Ok(Line::Event(Event::End(seal))) if line::split_seal(last).is_some() => {
                 self.seal = Some(*seal);
-                self.problem = self.problem.take().or(zeros);
+                self.problem = self.problem.take().or(zeros_problem);
                 return;
             }
             Ok(Line::Event(Event::End(_))) => {
@@ -115,7 +113,7 @@ impl AuditSummary {
     }
 }
 
-/// Reads the last line: with its newline, or without one if the file ends early.
+/// Reads the last line. It has no newline if the file ends in an incomplete record.
 fn last_line(file: &mut fs::File, length: u64) -> io::Result<Vec<u8>> {
     let mut wanted = EDGE_BYTES;
     loop {

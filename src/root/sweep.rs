@@ -15,8 +15,8 @@ const REMOVED_PREFIX: &str = ".removed-";
 impl Root {
     /// Removes the directory of a run that was not created.
     ///
-    /// It removes the known files first, because that works without free file descriptors. Listing
-    /// a directory takes one.
+    /// The known files are removed first, because that needs no free file descriptor. Listing the
+    /// directory does.
     pub(crate) fn discard(&self, run: &RunId) -> Result<()> {
         let dir = self.dir(run);
         for name in ["run.json", "lock", LOG_FILE] {
@@ -48,8 +48,8 @@ impl Root {
 
     /// Removes temporary files of dead processes from a run's directory.
     ///
-    /// The run must be sealed, or about to be sealed.
-    /// A stop request that another process is writing meanwhile is lost: the run has ended.
+    /// The run must be sealed, or about to be sealed. A stop request that another process is
+    /// writing meanwhile is lost, because the run has ended.
     pub(crate) fn sweep_run(&self, run: &RunId) {
         for name in ["run.json.", "stop-", "note-"] {
             disk::remove_temporary(&self.dir(run), name);

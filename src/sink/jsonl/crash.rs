@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::audit::{
     Batch, Event, LogState, Output, Reader, Record, RecordRef, Resume, ResumeCause, Start, verify,
 };
-use crate::disk::image::{Image, Medium, put, scratch, take};
+use crate::disk::image::{Image, Medium, read_image, scratch_dir, write_image};
 use crate::disk::journal::{Change, Journal, Op};
 use crate::disk::{create_dir, open_to_write};
 use crate::outcome::{PerStream, Seal, Stream};
@@ -81,13 +81,16 @@ fn printed(records: &[Record]) -> PerStream<Vec<u8>> {
 /// A seal with the counts of these records.
 fn seal(records: &[Record]) -> Seal {
     let printed = printed(records);
-    let count = |what: fn(&Record) -> bool| records.iter().filter(|one| what(one)).count();
+    let outputs = records
+        .iter()
+        .filter(|record| matches!(record, Record::Output(_)))
+        .count();
     parsed(json!({
         "ts": TS,
         "exit": {"state": "exited", "code": 0, "finished_at": TS},
         "verdict": "complete",
         "evidence": "replay",
-        "records": count(|record| matches!(record, Record::Output(_))),
+        "records": outputs,
         "bytes": {
             "stdout": printed.stdout.len(),
             "stderr": printed.stderr.len(),
@@ -107,7 +110,7 @@ fn read(bytes: &[u8]) -> (Vec<Record>, u64) {
     (records, reader.offset())
 }
 
-/// The promises at one point in the life of a log, in bytes of its file.
+/// The promises at one point of a recording, in bytes of the file.
 #[derive(Debug, Clone, Copy, Default)]
 struct Promise {
     /// Bytes of records whose `append` has returned.
@@ -117,8 +120,8 @@ struct Promise {
     sealed: bool,
 }
 
-/// A recorded life of a log.
-struct Story {
+/// Records the file operations on a log.
+struct Recorder {
     disk: tempfile::TempDir,
     before: Image,
     journal: Journal,
@@ -126,18 +129,18 @@ struct Story {
     log: Option<Box<dyn RunLog>>,
     durability: Durability,
     promise: Promise,
-    /// The operation from which each promise holds.
+    /// Each promise, with the number of operations after which it holds.
     promises: Vec<(usize, Promise)>,
     /// Crashes before this operation are covered by another test.
     from: usize,
 }
 
-impl Story {
+impl Recorder {
     fn new(durability: Durability) -> Self {
-        let disk = scratch();
+        let disk = scratch_dir();
         fs::create_dir(disk.path().join("root")).unwrap();
         Self {
-            before: take(disk.path()),
+            before: read_image(disk.path()),
             journal: Journal::of(disk.path()),
             sink: Jsonl::with_durability(durability),
             disk,
@@ -151,10 +154,10 @@ impl Story {
 
     /// An open log.
     fn opened(durability: Durability) -> Self {
-        let mut story = Self::new(durability);
-        story.open();
-        story.from = story.journal.len();
-        story
+        let mut recorder = Self::new(durability);
+        recorder.open();
+        recorder.from = recorder.journal.len();
+        recorder
     }
 
     fn length(&self) -> u64 {
@@ -213,8 +216,8 @@ impl Story {
         self.promised(true);
     }
 
-    /// Kills the process in the middle of a write.
-    fn die(&mut self, torn: &[u8]) {
+    /// Closes the log and appends `torn`, as if the process was killed during a write.
+    fn kill_during_write(&mut self, torn: &[u8]) {
         self.log = None;
         let file = open_to_write(&self.disk.path().join(LOG)).unwrap();
         std::io::Seek::seek(&mut file.as_std(), std::io::SeekFrom::End(0)).unwrap();
@@ -234,68 +237,70 @@ impl Story {
         self.append(&[Record::Event(Event::Resume(resume))]);
     }
 
-    fn end(self) -> Life {
+    fn finish(self) -> Recording {
         drop(self.log);
         let ops = self.journal.ops();
-        let image = take(self.disk.path());
+        let image = read_image(self.disk.path());
         let mut medium = Medium::of(&self.before, 64);
         ops.iter().for_each(|op| medium.apply(op));
         assert_eq!(medium.live(), image, "an operation was not recorded");
         let whole = image[Path::new(LOG)].clone().unwrap();
-        Life {
+        Recording {
             before: self.before,
             ops,
             promises: self.promises,
             from: self.from,
-            log: Whole {
+            log: FinalLog {
                 records: read(&whole).0,
                 bytes: whole,
-                looked_at: Mutex::default(),
-                gone_on: Mutex::default(),
+                checked_logs: Mutex::default(),
+                completed_from: Mutex::default(),
             },
         }
     }
 }
 
-/// The operations in the life of a log.
-struct Life {
+/// The recorded operations on a log.
+struct Recording {
     before: Image,
     ops: Vec<Op>,
     promises: Vec<(usize, Promise)>,
     from: usize,
-    log: Whole,
+    log: FinalLog,
 }
 
 /// The final state of a log.
-struct Whole {
+struct FinalLog {
     bytes: Arc<[u8]>,
     records: Vec<Record>,
-    /// Logs that were read as the crash left them.
-    looked_at: Mutex<HashSet<Arc<[u8]>>>,
-    /// Lengths from which a log was continued.
-    gone_on: Mutex<HashSet<u64>>,
+    /// The logs that were read as the crash left them.
+    checked_logs: Mutex<HashSet<Arc<[u8]>>>,
+    /// The lengths from which a log was completed.
+    completed_from: Mutex<HashSet<u64>>,
 }
 
-/// Numbers of reopened images.
+/// The numbers of reopened images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Counts {
     /// Left by a killed process, at any byte of a write.
     killed: usize,
     /// Left by a power loss.
-    failed: usize,
-    /// Left by a second crash during the reopening.
-    again: usize,
+    power_loss: usize,
+    /// Left by a second crash, while the log was resumed.
+    second_crash: usize,
 }
 
 impl Counts {
     /// Fails if the model produces fewer images than expected.
-    fn at_least(self, killed: usize, failed: usize, again: usize) {
-        let enough = self.killed >= killed && self.failed >= failed && self.again >= again;
+    fn at_least(self, killed: usize, power_loss: usize, second_crash: usize) {
+        let enough = self.killed >= killed
+            && self.power_loss >= power_loss
+            && self.second_crash >= second_crash;
         assert!(enough, "{self:?}");
     }
 }
 
-impl Life {
+impl Recording {
     /// The promises after `done` operations.
     fn promise(&self, done: usize) -> Promise {
         let held = self.promises.iter().take_while(|(from, _)| *from <= done);
@@ -319,49 +324,53 @@ impl Life {
 
     /// Reopens every image that a crash may leave.
     ///
-    /// `sector` is the sector size at the first power loss, `second` at the second one.
-    fn crash(&self, sector: usize, second: usize) -> Counts {
+    /// The sector size is `sector` at the first power loss, and `second_sector` at the second.
+    fn crash(&self, sector: usize, second_sector: usize) -> Counts {
         let mut killed = Cases::default();
-        let mut failed = Cases::default();
-        let mut again = Cases::default();
+        let mut power_loss = Cases::default();
+        let mut second_crash = Cases::default();
         for (medium, op, promise) in self.media(sector) {
-            let left = medium.killed(op);
-            for (at, medium) in left.iter().enumerate() {
+            let media = medium.after_kill(op);
+            for (at, medium) in media.iter().enumerate() {
                 let case = Case::of(promise, promise.appended);
-                again.extend(self.killed_again(medium, &case));
+                second_crash.extend(self.after_second_kill(medium, &case));
                 killed.add(medium.live(), case);
                 // A power loss after the reopening: not all of the log was synced.
-                if at == 0 || at == left.len() / 2 {
+                if at == 0 || at == media.len() / 2 {
                     let case = Case::of(promise, promise.synced);
-                    again.extend(self.failed_again(medium, &case, false));
+                    second_crash.extend(self.after_second_power_loss(medium, &case, false));
                 }
             }
-            for image in medium.failed() {
-                failed.add(image, Case::of(promise, promise.synced));
+            for image in medium.after_power_loss() {
+                power_loss.add(image, Case::of(promise, promise.synced));
             }
         }
-        for (image, case) in &failed.0 {
-            again.extend(self.failed_again(&Medium::of(image, second), case, true));
+        for (image, case) in &power_loss.0 {
+            second_crash.extend(self.after_second_power_loss(
+                &Medium::of(image, second_sector),
+                case,
+                true,
+            ));
         }
-        for cases in [&killed, &failed] {
+        for cases in [&killed, &power_loss] {
             self.check(cases, true);
         }
-        self.check(&again, false);
+        self.check(&second_crash, false);
         Counts {
             killed: killed.0.len(),
-            failed: failed.0.len(),
-            again: again.0.len(),
+            power_loss: power_loss.0.len(),
+            second_crash: second_crash.0.len(),
         }
     }
 
-    /// `whole` includes the checks that depend on the log alone.
-    fn check(&self, cases: &Cases, whole: bool) {
+    /// Checks every case. `always` as in [`FinalLog::check`].
+    fn check(&self, cases: &Cases, always: bool) {
         let cases: Vec<_> = cases.0.iter().collect();
         std::thread::scope(|scope| {
             for part in cases.chunks(cases.len().div_ceil(2).max(1)) {
                 scope.spawn(move || {
                     for (image, case) in part {
-                        self.log.check(image, case, whole);
+                        self.log.check(image, case, always);
                     }
                 });
             }
@@ -369,9 +378,9 @@ impl Life {
     }
 
     /// Reopens an image, and returns the images that a kill during the reopening leaves.
-    fn killed_again(&self, left: &Medium, case: &Case) -> Cases {
+    fn after_second_kill(&self, first: &Medium, case: &Case) -> Cases {
         let mut cases = Cases::default();
-        let (mut medium, reopened, ops) = self.reopened(left);
+        let (mut medium, reopened, ops) = self.reopened(first);
         for op in &ops {
             medium.apply(op);
             let mut case = case.clone();
@@ -381,31 +390,31 @@ impl Life {
         cases
     }
 
-    fn reopened(&self, left: &Medium) -> (Medium, Reopened, Vec<Op>) {
-        let mut reopened = Reopened::of(&left.live());
+    fn reopened(&self, first: &Medium) -> (Medium, Reopened, Vec<Op>) {
+        let mut reopened = Reopened::of(&first.live());
         let journal = Journal::of(reopened.disk.path());
         reopened.resume(&self.log);
-        (left.clone(), reopened, journal.ops())
+        (first.clone(), reopened, journal.ops())
     }
 
     /// Reopens an image, and returns the images that a power loss during the reopening leaves.
     ///
-    /// `safe` means that the first image is synced.
-    fn failed_again(&self, left: &Medium, case: &Case, safe: bool) -> Cases {
+    /// `synced` means that all of the first image is synced.
+    fn after_second_power_loss(&self, first: &Medium, case: &Case, synced: bool) -> Cases {
         let mut cases = Cases::default();
-        let (mut medium, reopened, ops) = self.reopened(left);
+        let (mut medium, reopened, ops) = self.reopened(first);
         for (done, op) in ops.iter().enumerate() {
             medium.apply(op);
             let mut case = case.clone();
             let returned = done + 1 == ops.len();
-            if safe || returned {
+            if synced || returned {
                 case.torn.extend(reopened.torn.clone());
             }
             if returned {
-                case.there = case.there.max(reopened.kept);
+                case.min_kept = case.min_kept.max(reopened.kept);
                 case.sealed |= reopened.sealed;
             }
-            for image in medium.failed() {
+            for image in medium.after_power_loss() {
                 cases.add(image, case.clone());
             }
         }
@@ -413,27 +422,27 @@ impl Life {
     }
 }
 
-/// The content that an image must have.
+/// The expected content of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Case {
-    /// Bytes of the log that must be there.
-    there: u64,
+    /// The number of bytes of the log that must be kept.
+    min_kept: u64,
     sealed: bool,
-    /// The bytes that an earlier reopening has cut off, or was about to.
+    /// The bytes that an earlier resumption has moved aside, or may have.
     torn: BTreeSet<Vec<u8>>,
 }
 
 impl Case {
-    fn of(promise: Promise, there: u64) -> Self {
+    fn of(promise: Promise, min_kept: u64) -> Self {
         Self {
-            there,
+            min_kept,
             sealed: promise.sealed,
             torn: BTreeSet::new(),
         }
     }
 }
 
-/// Images with the content that each must have.
+/// Images with their expected contents.
 #[derive(Default)]
 struct Cases(BTreeMap<Image, Case>);
 
@@ -446,7 +455,7 @@ impl Cases {
             }
             Entry::Occupied(mut entry) => {
                 let known = entry.get_mut();
-                known.there = known.there.max(case.there);
+                known.min_kept = known.min_kept.max(case.min_kept);
                 known.sealed |= case.sealed;
                 known.torn.extend(case.torn);
             }
@@ -465,10 +474,10 @@ struct Reopened {
     disk: tempfile::TempDir,
     sink: Jsonl,
     log: Option<Box<dyn RunLog>>,
-    /// Bytes that the reopening kept.
+    /// The number of bytes of the log that were kept.
     kept: u64,
     sealed: bool,
-    /// The bytes that were cut off.
+    /// The bytes that were moved aside.
     torn: Option<Vec<u8>>,
 }
 
@@ -484,8 +493,8 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
 
 impl Reopened {
     fn of(image: &Image) -> Self {
-        let disk = scratch();
-        put(image, disk.path());
+        let disk = scratch_dir();
+        write_image(image, disk.path());
         Self {
             disk,
             sink: SINK.with(Clone::clone),
@@ -500,7 +509,7 @@ impl Reopened {
         self.disk.path().join(LOG)
     }
 
-    /// The files with bytes that were moved aside.
+    /// The contents of the files with bytes that were moved aside.
     fn aside(&self) -> Vec<Vec<u8>> {
         let files = fs::read_dir(self.disk.path().join("root/run"));
         files
@@ -512,10 +521,10 @@ impl Reopened {
             .collect()
     }
 
-    /// Resumes the log, which is a prefix of `whole`, and checks the result.
-    fn resume(&mut self, whole: &Whole) {
+    /// Resumes the log, which is a prefix of `full`, and checks the result.
+    fn resume(&mut self, full: &FinalLog) {
         let before = fs::read(self.path()).ok();
-        let asides = self.aside().len();
+        let aside_before = self.aside().len();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let records = Arc::clone(&seen);
         let visit = Box::new(move |record: RecordRef<'_>| {
@@ -542,7 +551,7 @@ impl Reopened {
             Resumed::Absent => assert_eq!(after, None),
             Resumed::Sealed(_) => {
                 assert_eq!(before, after);
-                assert_eq!(kept, *whole.bytes);
+                assert_eq!(kept, *full.bytes);
                 self.sealed = true;
             }
             Resumed::Open { log, torn } => {
@@ -559,10 +568,10 @@ impl Reopened {
             }
         }
         assert!(
-            whole.bytes.starts_with(&kept),
+            full.bytes.starts_with(&kept),
             "kept bytes were never written"
         );
-        assert_eq!(seen, whole.records[..seen.len()]);
+        assert_eq!(seen, full.records[..seen.len()]);
         assert_eq!(
             seen.len(),
             newlines(&kept),
@@ -572,14 +581,14 @@ impl Reopened {
         let before = before.unwrap_or_default();
         if before.len() > kept.len() {
             self.torn = Some(before[kept.len()..].to_vec());
-            assert_eq!(self.aside().len(), asides + 1);
+            assert_eq!(self.aside().len(), aside_before + 1);
         } else {
-            assert_eq!(self.aside().len(), asides);
+            assert_eq!(self.aside().len(), aside_before);
         }
     }
 
-    /// Appends the missing records and seals the log, as a replay does.
-    fn complete(&mut self, whole: &Whole) {
+    /// Appends the missing records, as a replay does, and seals the log.
+    fn complete(&mut self, full: &FinalLog) {
         if !self.sealed {
             if self.log.is_none() {
                 let log = wait(self.sink.open(&place(self.disk.path()), &start()));
@@ -587,7 +596,7 @@ impl Reopened {
             }
             let log = self.log.as_mut().unwrap();
             let there = newlines(&fs::read(self.disk.path().join(LOG)).unwrap());
-            let rest: Vec<Record> = whole.records[there..]
+            let rest: Vec<Record> = full.records[there..]
                 .iter()
                 .filter(|record| {
                     !matches!(record, Record::Event(Event::Check { .. } | Event::End(_)))
@@ -595,7 +604,7 @@ impl Reopened {
                 .cloned()
                 .collect();
             wait(log.append(batch(&rest))).unwrap();
-            wait(log.seal(seal(&whole.records))).unwrap();
+            wait(log.seal(seal(&full.records))).unwrap();
         }
         self.log = None;
         let found = verify(self.path()).unwrap();
@@ -603,16 +612,16 @@ impl Reopened {
         let (records, _) = read(&fs::read(self.path()).unwrap());
         let ends = |record: &&Record| matches!(record, Record::Event(Event::End(_)));
         assert_eq!(records.iter().filter(ends).count(), 1);
-        assert_eq!(printed(&records), printed(&whole.records));
+        assert_eq!(printed(&records), printed(&full.records));
     }
 }
 
-impl Whole {
-    /// Reopens an image and completes its log.
+impl FinalLog {
+    /// Resumes the log of an image, and completes it.
     ///
-    /// Everything after the reopening depends on the log alone. Unless `whole` is set, it is done once
-    /// for all images with the same log.
-    fn check(&self, image: &Image, case: &Case, whole: bool) {
+    /// The checks before and after the resumption depend on the log alone. Unless `always` is set,
+    /// they run once for all images with the same log.
+    fn check(&self, image: &Image, case: &Case, always: bool) {
         let _context = Context { image, case };
         let mut reopened = Reopened::of(image);
         let dir = place(reopened.disk.path()).dir;
@@ -621,7 +630,7 @@ impl Whole {
             fs::create_dir(&dir).unwrap();
         }
         if let Some(Some(bytes)) = image.get(Path::new(LOG))
-            && (self.looked_at.lock().unwrap().insert(bytes.clone()) || whole)
+            && (self.checked_logs.lock().unwrap().insert(bytes.clone()) || always)
         {
             let (records, good) = read(bytes);
             let good = usize::try_from(good).unwrap();
@@ -632,13 +641,17 @@ impl Whole {
             assert_eq!(sealed, *bytes == self.bytes && self.ends(), "{state:?}");
         }
         reopened.resume(self);
-        assert!(reopened.kept >= case.there, "{} bytes kept", reopened.kept);
+        assert!(
+            reopened.kept >= case.min_kept,
+            "{} bytes kept",
+            reopened.kept
+        );
         assert!(reopened.sealed || !case.sealed);
         let aside = reopened.aside();
         for torn in &case.torn {
             assert!(aside.contains(torn), "the incomplete end is lost");
         }
-        if self.gone_on.lock().unwrap().insert(reopened.kept) || whole {
+        if self.completed_from.lock().unwrap().insert(reopened.kept) || always {
             reopened.complete(self);
         }
     }
@@ -673,81 +686,81 @@ fn lines() -> [Record; 2] {
 
 #[test]
 fn a_crash_during_open_leaves_a_log_or_none() {
-    let mut story = Story::new(Durability::default());
-    story.open();
-    story.end().crash(128, 256).at_least(700, 200, 2800);
+    let mut recorder = Recorder::new(Durability::default());
+    recorder.open();
+    recorder.finish().crash(128, 256).at_least(700, 200, 2800);
 }
 
 #[test]
 fn an_unsynced_log_is_a_prefix_of_the_appended_records() {
-    let mut story = Story::opened(Durability::Interval(Duration::MAX));
-    story.append(&lines());
-    story.append(&[partial(Stream::Stdout, b"thr")]);
-    story.end().crash(32, 128).at_least(200, 700, 9500);
+    let mut recorder = Recorder::opened(Durability::Interval(Duration::MAX));
+    recorder.append(&lines());
+    recorder.append(&[partial(Stream::Stdout, b"thr")]);
+    recorder.finish().crash(32, 128).at_least(200, 700, 9500);
 }
 
 #[test]
 fn synced_records_survive_a_power_loss() {
-    let mut story = Story::opened(Durability::Always);
-    story.append(&lines());
-    story.append(&[partial(Stream::Stdout, b"thr")]);
-    story.end().crash(64, 128).at_least(200, 20, 950);
-    let mut story = Story::opened(Durability::Interval(Duration::MAX));
-    story.append(&lines());
-    story.sync();
-    story.append(&[partial(Stream::Stdout, b"thr")]);
-    story.end().crash(64, 128).at_least(200, 20, 950);
+    let mut recorder = Recorder::opened(Durability::Always);
+    recorder.append(&lines());
+    recorder.append(&[partial(Stream::Stdout, b"thr")]);
+    recorder.finish().crash(64, 128).at_least(200, 20, 950);
+    let mut recorder = Recorder::opened(Durability::Interval(Duration::MAX));
+    recorder.append(&lines());
+    recorder.sync();
+    recorder.append(&[partial(Stream::Stdout, b"thr")]);
+    recorder.finish().crash(64, 128).at_least(200, 20, 950);
 }
 
 #[test]
 fn periodically_synced_records_survive_a_power_loss() {
-    let mut story = Story::opened(Durability::Interval(Duration::from_millis(1)));
-    story.append(&lines());
-    story.wait_periodic_sync();
-    story.append(&[partial(Stream::Stdout, b"thr")]);
-    story.wait_periodic_sync();
-    story.end().crash(64, 128).at_least(200, 20, 950);
+    let mut recorder = Recorder::opened(Durability::Interval(Duration::from_millis(1)));
+    recorder.append(&lines());
+    recorder.wait_periodic_sync();
+    recorder.append(&[partial(Stream::Stdout, b"thr")]);
+    recorder.wait_periodic_sync();
+    recorder.finish().crash(64, 128).at_least(200, 20, 950);
 }
 
 #[test]
 fn a_seal_survives_once_it_has_returned() {
-    let mut story = Story::opened(Durability::Interval(Duration::MAX));
-    story.append(&lines());
-    story.seal();
-    story.end().crash(64, 256).at_least(500, 250, 4300);
+    let mut recorder = Recorder::opened(Durability::Interval(Duration::MAX));
+    recorder.append(&lines());
+    recorder.seal();
+    recorder.finish().crash(64, 256).at_least(500, 250, 4300);
 }
 
 #[test]
 fn a_log_with_a_truncated_end_is_resumed() {
-    let mut story = Story::opened(Durability::Interval(Duration::MAX));
-    story.append(&lines());
-    story.die(b"{\"ts\":\"2026-11-22T18:23:25.491211661Z\",\"str");
-    story.resume();
-    story.append(&[line(Stream::Stdout, b"three")]);
-    story.seal();
-    story.end().crash(64, 256).at_least(800, 500, 8500);
+    let mut recorder = Recorder::opened(Durability::Interval(Duration::MAX));
+    recorder.append(&lines());
+    recorder.kill_during_write(b"{\"ts\":\"2026-11-22T18:23:25.491211661Z\",\"str");
+    recorder.resume();
+    recorder.append(&[line(Stream::Stdout, b"three")]);
+    recorder.seal();
+    recorder.finish().crash(64, 256).at_least(800, 500, 8500);
 }
 
 #[test]
 fn a_log_with_checks_is_a_prefix_after_a_crash() {
-    let mut story = Story::opened(Durability::Interval(Duration::MAX));
-    story.append(&lines());
-    story.append(&[partial(Stream::Stdout, b"thr")]);
-    story.append(&[line(Stream::Stdout, b"ee")]);
-    let life = story.end();
+    let mut recorder = Recorder::opened(Durability::Interval(Duration::MAX));
+    recorder.append(&lines());
+    recorder.append(&[partial(Stream::Stdout, b"thr")]);
+    recorder.append(&[line(Stream::Stdout, b"ee")]);
+    let recording = recorder.finish();
     let check = |record: &Record| matches!(record, Record::Event(Event::Check { .. }));
-    assert!(life.log.records.iter().any(check));
-    life.crash(64, 256).at_least(350, 550, 6500);
+    assert!(recording.log.records.iter().any(check));
+    recording.crash(64, 256).at_least(350, 550, 6500);
 }
 
-/// Images that no crash leaves are refused, and left unchanged.
+/// No crash leaves such an image. It is refused and left unchanged.
 #[test]
 fn a_seal_without_its_records_is_refused() {
-    let mut story = Story::opened(Durability::default());
-    story.append(&lines());
-    story.seal();
-    let life = story.end();
-    let whole = &life.log.bytes;
+    let mut recorder = Recorder::opened(Durability::default());
+    recorder.append(&lines());
+    recorder.seal();
+    let recording = recorder.finish();
+    let whole = &recording.log.bytes;
     let end = whole.len()
         - 1
         - whole
@@ -757,7 +770,7 @@ fn a_seal_without_its_records_is_refused() {
             .position(|b| *b == b'\n')
             .unwrap();
     assert!(whole[end..].starts_with(b"{\"type\":\"end\""));
-    let (mut refused, mut made_again) = (0, 0);
+    let (mut refused_count, mut resumed_count) = (0, 0);
     for from in 0..whole.len() {
         for count in [1, 64, whole.len()] {
             let to = whole.len().min(from + count);
@@ -769,26 +782,27 @@ fn a_seal_without_its_records_is_refused() {
                 (LOG.into(), Some(bytes.into())),
             ]);
             if to < end {
-                let disk = scratch();
-                put(&image, disk.path());
+                let disk = scratch_dir();
+                write_image(&image, disk.path());
                 let resumed = wait(Jsonl::new().resume(&place(disk.path()), Box::new(|_| {})));
                 assert!(
                     matches!(resumed, Err(crate::error::Error::Damaged { .. })),
                     "{from}..{to}: {resumed:?}"
                 );
-                assert_eq!(take(disk.path()), image);
-                refused += 1;
+                assert_eq!(read_image(disk.path()), image);
+                refused_count += 1;
             } else {
                 let there = whole[..from].iter().rposition(|byte| *byte == b'\n');
                 let there = there.map_or(0, |at| at as u64 + 1);
-                life.log
+                recording
+                    .log
                     .check(&image, &Case::of(Promise::default(), there), true);
-                made_again += 1;
+                resumed_count += 1;
             }
         }
     }
     assert!(
-        refused > 1700 && made_again > 2000,
-        "{refused}, {made_again}"
+        refused_count > 1700 && resumed_count > 2000,
+        "{refused_count}, {resumed_count}"
     );
 }

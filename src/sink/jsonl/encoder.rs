@@ -12,8 +12,9 @@ use crate::outcome::Seal;
 use crate::sink::jsonl::ledger::WrittenPrefix;
 use crate::sink::jsonl::output::OutputText;
 
-/// Bytes between two `check` records. Crash tests use short files, so they use a short interval.
-const CHECK_INTERVAL: u64 = if cfg!(any(test, fuzzing)) {
+/// The number of bytes between two `check` records. Crash tests have short files, so they use a
+/// short interval.
+const CHECK_INTERVAL_BYTES: u64 = if cfg!(any(test, fuzzing)) {
     1 << 10
 } else {
     4 << 20
@@ -23,19 +24,19 @@ const CHECK_INTERVAL: u64 = if cfg!(any(test, fuzzing)) {
 #[derive(Debug)]
 pub(super) struct Encoder {
     buffer: Vec<u8>,
-    /// Bytes of the buffer that `digest` covers.
+    /// The number of bytes of the buffer that `digest` covers.
     hashed: usize,
     digest: Sha256,
-    /// Length of the file once the buffer is written.
+    /// The length of the file once the buffer is written.
     length: u64,
-    /// Offset after the last `check` record.
+    /// The offset at which the last `check` record ends.
     checked: u64,
     tally: Tally,
     output: OutputText,
 }
 
 impl Encoder {
-    /// Continues at `mark`.
+    /// Creates an encoder that continues a file at `mark`.
     pub(super) fn new(mark: Mark) -> Self {
         Self {
             buffer: Vec::new(),
@@ -82,7 +83,7 @@ impl Encoder {
     pub(super) fn start(&mut self, start: &Start) -> io::Result<()> {
         let from = self.buffer.len();
         serde_json::to_writer(&mut self.buffer, &Event::Start(Box::new(start.clone())))?;
-        self.line(from)
+        self.end_line(from)
     }
 
     /// Encodes a record, and a `check` record if one is due.
@@ -111,8 +112,8 @@ impl Encoder {
                 self.tally.gaps += u64::from(matches!(event, Event::Gap(_)));
             }
         }
-        self.line(from)?;
-        if self.length - self.checked >= CHECK_INTERVAL {
+        self.end_line(from)?;
+        if self.length - self.checked >= CHECK_INTERVAL_BYTES {
             self.check()?;
         }
         Ok(())
@@ -123,14 +124,14 @@ impl Encoder {
         let sha256 = hex(&self.digest.clone().finalize());
         let from = self.buffer.len();
         serde_json::to_writer(&mut self.buffer, &Event::Check { sha256 })?;
-        self.line(from)?;
+        self.end_line(from)?;
         self.checked = self.length;
         Ok(())
     }
 
     /// Encodes the seal, and returns it with its digest.
     pub(super) fn seal(&mut self, mut seal: Seal) -> io::Result<Seal> {
-        // JSON has finite numbers only.
+        // JSON can only represent finite numbers.
         if let Some(usage) = &mut seal.usage
             && !usage.cpu_seconds.is_finite()
         {
@@ -152,12 +153,12 @@ impl Encoder {
         self.buffer.extend_from_slice(SEAL_KEY.as_bytes());
         self.buffer.extend_from_slice(seal.sha256.as_bytes());
         self.buffer.extend_from_slice(b"\"}");
-        self.line(from)?;
+        self.end_line(from)?;
         Ok(seal)
     }
 
     /// Ends the line that starts at `from`.
-    fn line(&mut self, from: usize) -> io::Result<()> {
+    fn end_line(&mut self, from: usize) -> io::Result<()> {
         self.buffer.push(b'\n');
         let length = self.buffer.len() - from;
         if length > MAX_LINE_BYTES {

@@ -1,4 +1,4 @@
-//! The logs that this process has written, so that external changes to them are detected.
+//! The logs that this process has written, kept to detect external changes.
 
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
 
-/// Bytes per read.
-const CHUNK: usize = 256 << 10;
+/// The size of a read.
+const CHUNK_BYTES: usize = 256 << 10;
 
 /// The length and the digest of a file after a write.
 #[derive(Debug, Clone)]
@@ -23,10 +23,10 @@ impl WrittenPrefix {
     /// Returns true if `file` still begins with the written bytes.
     pub(super) fn matches(&self, file: &File) -> io::Result<bool> {
         let mut digest = Sha256::new();
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = vec![0; CHUNK_BYTES];
         let mut at = 0;
         while at < self.length {
-            let wanted = (self.length - at).min(CHUNK as u64) as usize;
+            let wanted = (self.length - at).min(CHUNK_BYTES as u64) as usize;
             match file.read_at(&mut buffer[..wanted], at) {
                 Ok(0) => return Ok(false),
                 Ok(count) => {
@@ -62,7 +62,7 @@ impl WriteLedger {
         self.lock().get(path).cloned()
     }
 
-    /// Removes the entry of a file that is written again, or that no writer will resume.
+    /// Removes the entry of a file, which another writer continues or no writer will resume.
     pub(super) fn forget(&self, path: &Path) {
         self.lock().remove(path);
     }
@@ -70,7 +70,8 @@ impl WriteLedger {
 
 /// The length and times of a file after a write.
 ///
-/// Each external change alters the stamp, so a file is read again only if the stamp has changed.
+/// A file is read again only if its stamp has changed. The stamp misses an external change that
+/// keeps the length and falls into the clock tick of the write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileStamp {
     pub(super) length: u64,
@@ -81,11 +82,11 @@ pub(super) struct FileStamp {
 impl FileStamp {
     /// The stamp of `file` now; `None` if its metadata cannot be read.
     pub(super) fn of(file: &File) -> Option<Self> {
-        let of = |metadata: Metadata| Self {
+        let stamp = |metadata: Metadata| Self {
             length: metadata.len(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         };
-        file.metadata().ok().map(of)
+        file.metadata().ok().map(stamp)
     }
 }

@@ -28,29 +28,29 @@ mod writer;
 
 /// The default sink: `logs.jsonl` in the directory of each run.
 ///
-/// The format is that of `docs/audit-format.md`. Execs have files beside it: `exec-1.jsonl` and so
-/// on.
+/// The format is that of `docs/audit-format.md`. Execs have files in the same directory:
+/// `exec-1.jsonl` and so on.
 ///
 /// Records are written before [`RunLog::append`] returns, so they survive the death of this
 /// process. [`Durability`] sets when they survive a power loss. Files have mode 0600, and are
-/// locked while they are open. I/O runs on threads that clones share.
+/// locked while they are open. I/O runs on dedicated threads, which clones share.
 #[derive(Debug, Clone)]
 pub struct Jsonl {
     durability: Durability,
     disk: Disk,
     /// Threads for periodic syncs, which no caller awaits.
-    background: Disk,
+    sync_threads: Disk,
     ledger: WriteLedger,
 }
 
-/// When written records survive a power loss.
+/// The time from which written records survive a power loss.
 ///
 /// Written records survive the death of this process in any case. A log is always synced when it is
 /// opened, resumed and sealed, and by [`RunLog::sync`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
-    /// At most this long after they were appended. The default is 1 s.
+    /// At most this long after the records were appended. The default is 1 s.
     ///
     /// [`Duration::MAX`] leaves syncs to the operating system.
     Interval(Duration),
@@ -75,7 +75,7 @@ impl Jsonl {
         Self {
             durability,
             disk: Disk::new(),
-            background: Disk::with_threads("moat-sync", 2),
+            sync_threads: Disk::with_threads("moat-sync", 2),
             ledger: WriteLedger::default(),
         }
     }
@@ -87,7 +87,7 @@ impl Jsonl {
     }
 
     fn syncer(&self, file: File, path: &Path) -> Syncer {
-        Syncer::new(file, path, self.durability, self.background.clone())
+        Syncer::new(file, path, self.durability, self.sync_threads.clone())
     }
 
     fn log(&self, writer: Writer, path: PathBuf) -> Box<dyn RunLog> {
@@ -159,7 +159,7 @@ impl Jsonl {
         );
         writer.start(start)?;
         writer.sync()?;
-        // The entry of the file is in the run's directory, whose entry is in the root.
+        // The name of the file is in the run's directory, whose name is in the root.
         let dir = disk::parent_dir(path);
         disk::sync_dir(dir)?;
         disk::sync_dir(disk::parent_dir(dir))?;
@@ -178,7 +178,7 @@ fn lock(file: &std::fs::File, run: &RunId, path: &Path) -> Result<()> {
         TryLockError::WouldBlock => owned(),
         TryLockError::Error(error) => fail(error),
     })?;
-    // Between the open and the lock another owner may have moved the file away.
+    // Another owner may have moved the file away between the open and the lock.
     match disk::is_at(file, path) {
         Ok(true) => Ok(()),
         Ok(false) => Err(owned()),
@@ -189,7 +189,7 @@ fn lock(file: &std::fs::File, run: &RunId, path: &Path) -> Result<()> {
 /// An open file.
 #[derive(Debug)]
 struct JsonlLog {
-    /// `None` while a job uses it. Stays `None` if the future of that job was dropped.
+    /// `None` while a job uses the writer, and after a job that did not return it.
     writer: Option<Box<Writer>>,
     disk: Disk,
     path: PathBuf,
@@ -202,8 +202,8 @@ impl JsonlLog {
         job: impl FnOnce(&mut Writer) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let mut writer = self.writer.take().ok_or_else(|| {
-            let dropped = "an earlier call on this log was dropped before it ended";
-            Error::storage(operation, &self.path, io::Error::other(dropped))
+            let unfinished = "an earlier call on this log did not finish";
+            Error::storage(operation, &self.path, io::Error::other(unfinished))
         })?;
         let (writer, result) = self
             .disk

@@ -1,4 +1,4 @@
-//! The JSON line of an output record.
+//! The JSON form of an output record.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,18 +7,20 @@ use crate::audit::line::hex;
 use crate::outcome::Stream;
 use crate::timestamp::Timestamp;
 
-/// The bytes between the stream and the text.
+/// The bytes between the stream and the text of a record.
 const LINE_KEY: &[u8] = br#","line":""#;
 
-/// Writes output records without the newline.
+/// Encodes output records, without a newline at the end.
 #[derive(Debug, Default)]
 pub(crate) struct OutputText {
-    /// The beginning of a text record, cached: records of one chunk begin alike.
+    /// The beginning of a text record, cached because all records of a chunk begin alike.
     head: Vec<u8>,
+    /// The values in `head`.
     head_of: Option<(Timestamp, Stream)>,
 }
 
 impl OutputText {
+    /// Appends a record to `out`.
     pub(crate) fn write(
         &mut self,
         ts: Timestamp,
@@ -68,17 +70,17 @@ fn base64(bytes: &[u8], out: &mut Vec<u8>) {
     debug_assert_eq!(written.ok(), Some(out.len() - from));
 }
 
-/// Bytes that are checked at once.
-const BLOCK: usize = 16;
+/// The number of bytes that are checked at once.
+const BLOCK_BYTES: usize = 16;
 
 /// Returns true if all of `bytes` are ASCII that JSON does not escape.
 fn is_plain(bytes: &[u8]) -> bool {
     let Some((blocks, last)) = blocks(bytes) else {
         return !bytes.iter().any(|byte| is_special(*byte) || *byte >= 0x80);
     };
-    let plain = |block: &[u8; BLOCK]| {
-        // Not `any`: without an early exit the loop is vectorized. As a signed number, a byte that
-        // is not ASCII is below 0x20 too.
+    let plain = |block: &[u8; BLOCK_BYTES]| {
+        // Not `any`: without an early exit, the loop is vectorized. As a signed number, a byte that
+        // is not ASCII is also below 0x20.
         !block.iter().fold(false, |bad, &byte| {
             bad | ((byte as i8) < 0x20) | (byte == b'"') | (byte == b'\\')
         })
@@ -86,12 +88,14 @@ fn is_plain(bytes: &[u8]) -> bool {
     blocks.iter().all(plain) && plain(last)
 }
 
-/// All whole blocks, and the block of the last bytes; `None` if `bytes` is shorter than a block.
-fn blocks(bytes: &[u8]) -> Option<(&[[u8; BLOCK]], &[u8; BLOCK])> {
+/// All whole blocks, and the last block, which may overlap them.
+///
+/// Returns `None` if `bytes` is shorter than a block.
+fn blocks(bytes: &[u8]) -> Option<(&[[u8; BLOCK_BYTES]], &[u8; BLOCK_BYTES])> {
     Some((bytes.as_chunks().0, bytes.last_chunk()?))
 }
 
-/// The escape of each byte: none (0), `\u00..` (`u`), or a backslash and this letter.
+/// The escape of each byte: 0 for none, `u` for `\u00..`, or the letter after the backslash.
 const ESCAPES: [u8; 256] = {
     let mut table = [0; 256];
     let mut control = 0;
@@ -113,10 +117,10 @@ fn is_special(byte: u8) -> bool {
     ESCAPES[usize::from(byte)] != 0
 }
 
-/// Writes the content of a JSON string, escaped as `serde_json` does.
+/// Appends the content of a JSON string to `out`, escaped as `serde_json` does.
 fn escape(text: &str, out: &mut Vec<u8>) {
     out.reserve(text.len());
-    let (blocks, rest) = text.as_bytes().as_chunks::<BLOCK>();
+    let (blocks, rest) = text.as_bytes().as_chunks::<BLOCK_BYTES>();
     for block in blocks {
         let special = block.iter().fold(false, |bad, &byte| {
             bad | (byte < 0x20) | (byte == b'"') | (byte == b'\\')
@@ -170,7 +174,7 @@ mod tests {
     /// Each special byte, at each position of texts of each length around the block size.
     #[test]
     fn a_special_byte_is_found_at_any_position() {
-        for length in 1..3 * BLOCK + 2 {
+        for length in 1..3 * BLOCK_BYTES + 2 {
             for at in 0..length {
                 for byte in [0, 0x1f, b'"', b'\\', 0x80, 0xff, 0x7f, b' '] {
                     let mut bytes = vec![b'x'; length];

@@ -1,4 +1,4 @@
-//! Reopening a file whose writer has ended.
+//! The recovery of a file whose writer has ended.
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ impl Jsonl {
         visit: RecordVisitor,
     ) -> Result<Resumed> {
         let file = match open_to_write(&path) {
-            Err(Error::Storage { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {
                 return Ok(Resumed::Absent);
             }
             opened => opened?,
@@ -34,7 +34,7 @@ impl Jsonl {
         let lock_file = lock_file.map_err(|error| Error::storage("lock", &path, error))?;
         let resumed = self.recover_locked(file, path, visit);
         if !matches!(resumed, Ok(Resumed::Open { .. })) {
-            // Without this, a forked child that inherited the file would keep the lock.
+            // Otherwise a forked child that inherited the file would keep the lock.
             let _ = lock_file.unlock();
         }
         resumed
@@ -69,11 +69,11 @@ impl Jsonl {
                 Ok(Resumed::Sealed(*seal))
             }
             Finding::Unsealed { .. } | Finding::Repairable(_) if keep.offset == 0 => {
-                recovery.move_away(length)?;
+                recovery.move_file_aside(length)?;
                 Ok(Resumed::Absent)
             }
             Finding::Unsealed { .. } | Finding::Repairable(_) => {
-                let torn = recovery.cut(keep.offset, length)?;
+                let torn = recovery.move_tail_aside(keep.offset, length)?;
                 recovery.visit(keep.offset, &mut visit)?;
                 recovery.sync_all()?;
                 recovery.attempt("seek in", file.as_std().seek(SeekFrom::Start(keep.offset)))?;
@@ -101,11 +101,11 @@ impl Recovery<'_> {
         result.map_err(|error| Error::storage(operation, self.path, error))
     }
 
-    /// Handles a file that was changed externally since this process wrote it.
+    /// Corrects the scan of a file that was changed externally since this process wrote it.
     ///
-    /// Records after the last `check` cannot be trusted, and neither can a seal.
-    fn distrust(&self, found: &mut Scan) -> io::Result<()> {
-        let checked = found.keep.checked;
+    /// Records after the last `check` record cannot be trusted, and neither can a seal.
+    fn distrust(&self, result: &mut Scan) -> io::Result<()> {
+        let checked = result.keep.checked;
         let mut input = self.file.as_std();
         input.rewind()?;
         let keep = scan(input.take(checked))?.keep;
@@ -114,11 +114,11 @@ impl Recovery<'_> {
             offset: keep.offset,
             reason: "the file was changed externally from here on".into(),
         };
-        found.finding = match found.finding {
+        result.finding = match result.finding {
             Finding::Unsealed { .. } | Finding::Repairable(_) => Finding::Repairable(damage),
             Finding::Sealed(_) | Finding::Damaged(_) => Finding::Damaged(damage),
         };
-        found.keep = keep;
+        result.keep = keep;
         Ok(())
     }
 
@@ -147,18 +147,21 @@ impl Recovery<'_> {
         self.sync_names()
     }
 
+    /// Syncs the directories with the names of the file and of the run's directory.
     fn sync_names(&self) -> Result<()> {
         let dir = parent_dir(self.path);
         sync_dir(dir)?;
         sync_dir(parent_dir(dir))
     }
 
-    /// Moves the bytes after `keep` to another file. The log is cut only once they are synced.
-    fn cut(&self, keep: u64, length: u64) -> Result<Option<TruncatedTail>> {
+    /// Moves the bytes after `keep` to a new file.
+    ///
+    /// The log is truncated only once these bytes are synced.
+    fn move_tail_aside(&self, keep: u64, length: u64) -> Result<Option<TruncatedTail>> {
         if keep == length {
             return Ok(None);
         }
-        let (name, path, aside) = self.new_file()?;
+        let (name, path, aside) = self.create_aside()?;
         let copied = self.copy(keep, length, &aside).and_then(|()| {
             aside
                 .sync_all()
@@ -177,7 +180,7 @@ impl Recovery<'_> {
         let mut input = self.file.as_std();
         self.attempt("seek in", input.seek(SeekFrom::Start(keep)))?;
         let copied = io::copy(&mut input.take(length - keep), &mut aside);
-        // The failing file of the two is not known: the error names the one that was read.
+        // It is not known which of the two files failed. The error names the file that was read.
         let copied = self.attempt("move aside the end of", copied)?;
         if copied != length - keep {
             let short = io::Error::from(io::ErrorKind::UnexpectedEof);
@@ -186,14 +189,14 @@ impl Recovery<'_> {
         Ok(())
     }
 
-    /// Moves a file without a complete first record away, so that the log can be created.
-    fn move_away(&self, length: u64) -> Result<()> {
+    /// Moves a file without a complete first record aside, so that the log can be created.
+    fn move_file_aside(&self, length: u64) -> Result<()> {
         if length == 0 {
             self.attempt("remove", disk::remove_file(self.path))?;
         } else {
             self.attempt("sync", self.file.sync_all())?;
-            // An empty file reserves the name: a rename alone could replace another file.
-            let (_, path, _) = self.new_file()?;
+            // The empty file reserves the name: a rename alone could replace another file.
+            let (_, path, _) = self.create_aside()?;
             let renamed = disk::rename(self.path, &path);
             if renamed.is_err() {
                 let _ = disk::remove_file(&path);
@@ -203,18 +206,17 @@ impl Recovery<'_> {
         self.sync_names()
     }
 
-    /// Creates the next free file of `torn-1`, `torn-2` and so on.
-    fn new_file(&self) -> Result<(String, PathBuf, File)> {
+    /// Creates the first missing file of `torn-1`, `torn-2` and so on.
+    fn create_aside(&self) -> Result<(String, PathBuf, File)> {
         for number in 1u64.. {
             let name = format!("torn-{number}");
             let path = parent_dir(self.path).join(&name);
             match open_new(&path) {
                 Ok(file) => return Ok((name, path, file)),
-                Err(Error::Storage { source, .. })
-                    if source.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => {}
                 Err(error) => return Err(error),
             }
         }
-        unreachable!("a file system has fewer files than numbers")
+        unreachable!("all numbers are taken")
     }
 }

@@ -13,28 +13,28 @@ use crate::sink::jsonl::Durability;
 use crate::sink::jsonl::encoder::Encoder;
 use crate::sink::jsonl::ledger::{FileStamp, WriteLedger, WrittenPrefix};
 
-/// Bytes in the buffer that cause a write before the end of the batch.
-const FLUSH_SIZE: usize = 1 << 20;
+/// The size of the buffer at which it is written before the end of the batch.
+const FLUSH_BYTES: usize = 1 << 20;
 
-/// The only writer of a file, with the lock of the file.
+/// The only writer of a file. It holds the lock of the file.
 ///
-/// Each job on a disk thread takes the writer while it runs, so no two jobs write at once.
+/// A job on a disk thread owns the writer while it runs, so no two jobs write at once.
 #[derive(Debug)]
 pub(super) struct Writer {
     syncer: Arc<Syncer>,
     encoder: Encoder,
     sealed: bool,
-    /// The content that is in the file for certain. A failed write may have added more.
+    /// The content that is certainly in the file. A failed write may have added more.
     written: WrittenPrefix,
     /// The stamp of the file after the last write.
     stamp: Option<FileStamp>,
-    /// Set once the stamp differs, which shows an external change.
+    /// Set once the stamp has changed between two writes: the file was changed externally.
     touched: bool,
     ledger: WriteLedger,
 }
 
 impl Writer {
-    /// Appends to the locked file of `syncer`, where `encoder` continues.
+    /// Creates a writer that appends the records of `encoder` to the locked file of `syncer`.
     pub(super) fn new(syncer: Syncer, encoder: Encoder, ledger: WriteLedger) -> Self {
         ledger.forget(&syncer.path);
         Self {
@@ -63,7 +63,7 @@ impl Writer {
             self.encoder
                 .record(record)
                 .map_err(|error| self.syncer.fail("append to", error))?;
-            if self.encoder.bytes().len() >= FLUSH_SIZE {
+            if self.encoder.bytes().len() >= FLUSH_BYTES {
                 self.flush()?;
             }
         }
@@ -99,9 +99,10 @@ impl Writer {
             ));
         }
         // A file that was removed, replaced or changed externally is not sealed.
-        self.syncer.check_place()?;
-        self.check_bytes()?;
-        // Before the seal: after a power loss, a seal without its records would be permanent damage.
+        self.syncer.check_path()?;
+        self.check_content()?;
+        // The records are synced first: a seal that survives a power loss without its records would
+        // be permanent damage.
         self.syncer.sync()?;
         let seal = self
             .encoder
@@ -110,10 +111,11 @@ impl Writer {
         self.flush()?;
         self.sealed = true;
         self.syncer.sync()?;
-        self.syncer.check_place()?;
+        self.syncer.check_path()?;
         Ok(seal)
     }
 
+    /// Fails if an earlier call has failed, or if the log is sealed.
     fn check(&self, operation: &'static str) -> Result<()> {
         self.syncer.check()?;
         if self.sealed {
@@ -126,6 +128,7 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes the buffer.
     fn flush(&mut self) -> Result<()> {
         if self.encoder.bytes().is_empty() {
             return Ok(());
@@ -140,14 +143,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Notes if the file was changed externally since the last write.
+    /// Sets `touched` if the file was changed externally since the last write.
     fn check_stamp(&mut self) {
         let now = FileStamp::of(self.syncer.file.as_std());
         self.touched |= now.is_none() || now != self.stamp;
     }
 
     /// Checks the content of the file, if its stamp shows an external change.
-    fn check_bytes(&mut self) -> Result<()> {
+    fn check_content(&mut self) -> Result<()> {
         self.check_stamp();
         if !self.touched {
             return Ok(());
@@ -173,19 +176,18 @@ impl Drop for Writer {
         if !self.sealed {
             self.ledger.record(&self.syncer.path, self.written.clone());
         }
-        // A running sync, or a forked child, may hold the file for longer. They must not keep the
-        // lock.
+        // A running sync or a forked child may keep the file open, but must not keep the lock.
         let _ = self.syncer.file.as_std().unlock();
     }
 }
 
-/// The syncer of a file. Keeps the first error, which all later calls return.
+/// The syncer of a file. It keeps the first error, with which all later calls fail.
 #[derive(Debug)]
 pub(super) struct Syncer {
     file: File,
     path: PathBuf,
     durability: Durability,
-    /// Threads for periodic syncs, apart from those for appends, which must not wait.
+    /// The threads for periodic syncs. Appends have other threads, because they must not wait.
     threads: Disk,
     state: Mutex<SyncState>,
     /// Held during a sync: the kernel reports an error to one of two concurrent syncs only.
@@ -194,12 +196,12 @@ pub(super) struct Syncer {
 
 #[derive(Debug, Default)]
 struct SyncState {
-    /// Whether a sync is planned.
+    /// True if a sync is planned.
     planned: bool,
     failure: Option<Failure>,
 }
 
-/// The first error of a log, which all later calls return.
+/// The first error of a log.
 #[derive(Debug)]
 struct Failure {
     operation: &'static str,
@@ -239,7 +241,7 @@ impl Syncer {
     }
 
     /// Checks that the path still leads to the file.
-    fn check_place(&self) -> Result<()> {
+    fn check_path(&self) -> Result<()> {
         match disk::is_at(self.file.as_std(), &self.path) {
             Ok(true) => Ok(()),
             Ok(false) => Err(self.fail(
@@ -253,7 +255,7 @@ impl Syncer {
         }
     }
 
-    /// Records the first error.
+    /// Records the error if it is the first, and returns it with its operation and path.
     fn fail(&self, operation: &'static str, error: io::Error) -> Error {
         lock(&self.state).failure.get_or_insert_with(|| Failure {
             operation,
@@ -263,7 +265,8 @@ impl Syncer {
         Error::storage(operation, &self.path, error)
     }
 
-    pub(super) fn sync(&self) -> Result<()> {
+    /// Makes written records survive a power loss.
+    fn sync(&self) -> Result<()> {
         let _syncing = lock(&self.syncing);
         self.check()?;
         self.file
@@ -276,9 +279,9 @@ impl Syncer {
         if std::mem::replace(&mut lock(&this.state).planned, true) {
             return Ok(());
         }
-        // A planned sync does not keep a dropped log open: resuming the log syncs it.
+        // A planned sync must not keep a dropped log open. Resuming the log syncs it.
         let weak = Arc::downgrade(this);
-        let planned = this.threads.later(interval, move || {
+        let planned = this.threads.run_later(interval, move || {
             if let Some(this) = weak.upgrade() {
                 lock(&this.state).planned = false;
                 // The next call on the log returns the error.
@@ -324,9 +327,9 @@ mod tests {
         batch
     }
 
-    fn eventually(what: impl Fn() -> bool) {
+    fn eventually(condition: impl Fn() -> bool) {
         let begin = Instant::now();
-        while !what() {
+        while !condition() {
             assert!(begin.elapsed() < Duration::from_secs(20));
             std::thread::sleep(Duration::from_millis(5));
         }
