@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
@@ -22,7 +22,7 @@ use crate::spec::RunId;
 /// build * exited with code 0; audit complete
 /// ```
 ///
-/// `|` marks standard output and terminals, `!` standard error, `*` messages of moat. A partial
+/// `|` marks standard output and terminals, `!` standard error, and `*` messages of moat. A partial
 /// line ends in `…`. Characters that could move the cursor, change colors or ring the bell are
 /// escaped, so a container cannot alter the lines of another.
 ///
@@ -35,9 +35,9 @@ pub struct Console {
 }
 
 struct Out {
-    to: Box<dyn Write + Send>,
+    writer: Box<dyn Write + Send>,
     colors: bool,
-    /// Length of the longest name so far, for alignment.
+    /// The length of the longest name so far, for alignment.
     width: usize,
 }
 
@@ -48,7 +48,7 @@ impl fmt::Debug for Console {
 }
 
 impl Console {
-    /// Prints to standard output.
+    /// Creates a sink that prints to standard output.
     ///
     /// Uses colors if standard output is a terminal and `NO_COLOR` is not set.
     pub fn stdout() -> Self {
@@ -56,7 +56,7 @@ impl Console {
         Self::to(io::stdout()).colors(colors && colors_allowed())
     }
 
-    /// Prints to standard error.
+    /// Creates a sink that prints to standard error.
     ///
     /// Uses colors if standard error is a terminal and `NO_COLOR` is not set.
     pub fn stderr() -> Self {
@@ -64,10 +64,10 @@ impl Console {
         Self::to(io::stderr()).colors(colors && colors_allowed())
     }
 
-    /// Prints to any writer, without colors.
+    /// Creates a sink that prints to any writer, without colors.
     pub fn to(out: impl Write + Send + 'static) -> Self {
         let out = Out {
-            to: Box::new(out),
+            writer: Box::new(out),
             colors: false,
             width: 0,
         };
@@ -76,14 +76,15 @@ impl Console {
         }
     }
 
-    /// Enables or disables colors.
+    /// Enables or disables colors, for all clones of the sink.
     #[must_use]
     pub fn colors(self, colors: bool) -> Self {
-        self.out
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .colors = colors;
+        self.lock().colors = colors;
         self
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Out> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn log(&self, place: &RunPlace) -> ConsoleLog {
@@ -92,7 +93,7 @@ impl Console {
             None => run.to_string(),
             Some(number) => format!("{run} exec-{number}"),
         };
-        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = self.lock();
         out.width = out.width.max(name.len());
         ConsoleLog {
             console: self.clone(),
@@ -112,7 +113,7 @@ impl LogSink for Console {
         let log = self.log(place);
         let mut batch = Batch::new();
         batch.push_event(Event::Start(Box::new(start.clone())));
-        log.show("open", &batch)?;
+        log.print("open", &batch)?;
         Ok(Box::new(log))
     }
 
@@ -128,18 +129,14 @@ impl LogSink for Console {
 struct ConsoleLog {
     console: Console,
     run: RunId,
-    /// The run, and the number of the exec if the log is that of an exec.
+    /// The displayed name: the run's id, and the number of the exec if it is an exec's log.
     name: String,
 }
 
 impl ConsoleLog {
-    /// Writes whole lines with one call, so that lines of two runs do not mix.
-    fn show(&self, operation: &'static str, batch: &Batch) -> Result<()> {
-        let mut out = self
-            .console
-            .out
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    /// Prints whole lines with one write, so that the lines of two runs do not mix.
+    fn print(&self, operation: &'static str, batch: &Batch) -> Result<()> {
+        let mut out = self.console.lock();
         let name = format!("{:width$}", self.name, width = out.width);
         // One of the colors from red to cyan, by the hash of the run's id.
         let color = 31
@@ -167,8 +164,8 @@ impl ConsoleLog {
                 format!("{name} {mark} {line}\n")
             });
         }
-        let written = out.to.write_all(text.as_bytes());
-        written.and_then(|()| out.to.flush()).map_err(|error| {
+        let written = out.writer.write_all(text.as_bytes());
+        written.and_then(|()| out.writer.flush()).map_err(|error| {
             SinkError::from(error)
                 .operation(operation)
                 .run(&self.run)
@@ -180,7 +177,7 @@ impl ConsoleLog {
 #[async_trait]
 impl RunLog for ConsoleLog {
     async fn append(&mut self, batch: Batch) -> Result<()> {
-        self.show("append to", &batch)
+        self.print("append to", &batch)
     }
 
     async fn sync(&mut self) -> Result<()> {
@@ -190,7 +187,7 @@ impl RunLog for ConsoleLog {
     async fn seal(&mut self, seal: Seal) -> Result<Seal> {
         let mut batch = Batch::new();
         batch.push_event(Event::End(Box::new(seal.clone())));
-        self.show("seal", &batch)?;
+        self.print("seal", &batch)?;
         Ok(seal)
     }
 }

@@ -17,24 +17,25 @@ use crate::error::{Error, Result};
 use crate::outcome::Seal;
 use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 
-/// Bytes of one run that may wait for a best-effort sink before the sink is dropped for the run.
-const QUEUE_LIMIT: usize = 8 << 20;
-/// Longest wait for a best-effort sink when a run is resumed and when it is sealed.
+/// The bytes of a run that may wait for a best-effort sink. At more, the sink is dropped for the
+/// run.
+const MAX_QUEUED_BYTES: usize = 8 << 20;
+/// The longest wait for a best-effort sink, when a run is resumed and when it is sealed.
 const BEST_EFFORT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Interval between two attempts to resume a log that is still open.
+/// The interval between two attempts to resume a log that is still open.
 const OWNED_RETRY_INTERVAL: Duration = Duration::from_millis(20);
-/// Size in bytes of the batches with which a best-effort sink catches up.
-const CATCH_UP_BATCH: usize = 256 << 10;
+/// The size of the batches with which a best-effort sink catches up.
+const CATCH_UP_BATCH_BYTES: usize = 256 << 10;
 
 /// A sink that forwards records to one required sink and to best-effort sinks.
 ///
 /// The required sink decides: its errors, seal, path and resumed log are those of the fan-out.
-/// Best-effort sinks get the records that the required sink has accepted. Each one runs on its own
-/// thread, so a best-effort sink that fails, panics or blocks affects no other sink.
+/// Best-effort sinks get the records that the required sink has accepted. Each best-effort sink
+/// runs on a separate thread: if it fails, panics or blocks, no other sink is affected.
 ///
-/// A best-effort sink that fails, or has more than 8 MiB of a run waiting, is dropped for that run
-/// with a warning through [`tracing`]. Its log is then a prefix of the required one, and catches up
-/// when the run is resumed. The seal waits at most 1 s for best-effort sinks.
+/// A best-effort sink that fails, or for which more than 8 MiB of a run are queued, is dropped for
+/// that run with a warning through [`tracing`]. Its log is then a prefix of the required log, and
+/// catches up when the run is resumed. The seal waits at most 1 s for best-effort sinks.
 ///
 /// Sinks that store nothing ([`Console`](super::Console), [`Tracing`](super::Tracing)) do not catch
 /// up: they get new records only.
@@ -64,7 +65,7 @@ impl Fanout {
 
     /// Adds a best-effort sink.
     ///
-    /// If no thread can be started for the sink, it gets nothing, and a warning is emitted.
+    /// If no thread can be started for the sink, a warning is emitted and the sink gets no records.
     pub fn best_effort(mut self, sink: impl LogSink) -> Self {
         match Thread::start(thread::Builder::new()) {
             Ok(thread) => self.branches.push(Branch {
@@ -89,7 +90,7 @@ struct Branch {
     stuck: Arc<AtomicBool>,
 }
 
-/// The thread that polls a best-effort sink. Ends after `Thread` is dropped, unless the sink blocks.
+/// The thread that polls a best-effort sink. It ends after the drop, unless the sink blocks it.
 struct Thread {
     handle: Handle,
     _stop: oneshot::Sender<()>,
@@ -128,10 +129,11 @@ impl Thread {
     }
 }
 
-/// A call on the log of a best-effort sink.
-enum Item {
+/// A queued call on the log of a best-effort sink.
+enum Call {
     Open(Box<Start>),
-    Batch(Batch, usize),
+    /// The records, and their weight.
+    Append(Batch, usize),
     Sync,
     Seal(Box<Seal>),
 }
@@ -141,72 +143,75 @@ enum Item {
 struct Lane {
     branch: Branch,
     place: RunPlace,
-    /// `None`: the sink is dropped for this run.
-    items: Option<mpsc::UnboundedSender<Item>>,
-    waiting: Arc<AtomicUsize>,
+    /// The queue; `None` once the sink is dropped for this run.
+    calls: Option<mpsc::UnboundedSender<Call>>,
+    /// The bytes in the queue.
+    queued: Arc<AtomicUsize>,
+    /// Completes once all queued calls have been made, or one has failed.
     done: Option<oneshot::Receiver<()>>,
 }
 
-impl fmt::Debug for Item {
+impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Item")
+        f.write_str("Call")
     }
 }
 
 impl Lane {
-    /// Queues for an open log, or for a log that the first item opens.
+    /// Creates the queue for an open log, or for a log that the first call opens.
     fn new(branch: &Branch, place: &RunPlace, log: Option<Box<dyn RunLog>>) -> Self {
-        let (items, queue) = mpsc::unbounded_channel();
+        let (calls, queue) = mpsc::unbounded_channel();
         let (finished, done) = oneshot::channel();
-        let waiting = Arc::<AtomicUsize>::default();
-        let carry = {
+        let queued = Arc::<AtomicUsize>::default();
+        let forward = {
             let (branch, place) = (branch.clone(), place.clone());
-            let waiting = Arc::clone(&waiting);
+            let queued = Arc::clone(&queued);
             async move {
-                if let Err(error) = carry(&branch, &place, log, queue, &waiting).await {
+                if let Err(error) = forward(&branch, &place, log, queue, &queued).await {
                     report_dropped(&place, &error);
                 }
                 let _ = finished.send(());
             }
         };
         // Not on the manager's tracker: the sink may hang, and the shutdown must not.
-        branch.thread.handle.spawn(carry);
+        branch.thread.handle.spawn(forward);
         Self {
             branch: branch.clone(),
             place: place.clone(),
-            items: Some(items),
-            waiting,
+            calls: Some(calls),
+            queued,
             done: Some(done),
         }
     }
 
-    fn send(&mut self, item: Item) {
-        // A sink that failed has already been reported.
-        if self
-            .items
-            .as_ref()
-            .is_some_and(|items| items.send(item).is_err())
+    fn send(&mut self, call: Call) {
+        if let Some(calls) = &self.calls
+            && calls.send(call).is_err()
         {
-            self.items = None;
+            // The sink has failed, and `forward` has reported that.
+            self.calls = None;
         }
     }
 
-    fn batch(&mut self, batch: Batch) {
+    /// Queues records, or drops the sink for this run if too many bytes are queued.
+    fn append(&mut self, batch: Batch) {
         let weight = batch.weight();
-        if self.items.is_none() || batch.is_empty() {
+        if self.calls.is_none() || batch.is_empty() {
             return;
         }
-        if self.waiting.fetch_add(weight, Ordering::Relaxed) + weight > QUEUE_LIMIT {
+        if self.queued.fetch_add(weight, Ordering::Relaxed) + weight > MAX_QUEUED_BYTES {
             report_dropped(&self.place, &"it is too slow");
-            self.items = None;
+            self.calls = None;
             return;
         }
-        self.send(Item::Batch(batch, weight));
+        self.send(Call::Append(batch, weight));
     }
 
-    /// Waits for the sink to finish, up to the timeout, and not at all for a stuck sink.
+    /// Closes the queue, and waits for the sink to finish, up to the timeout.
+    ///
+    /// Does not wait for a stuck sink.
     async fn finish(mut self) {
-        self.items = None;
+        self.calls = None;
         let Some(done) = self.done.take() else { return };
         if self.branch.stuck.load(Ordering::Relaxed) {
             return;
@@ -221,23 +226,23 @@ fn report_dropped(place: &RunPlace, reason: &dyn fmt::Display) {
     tracing::warn!(run = %place.run, %reason, "a best-effort sink is dropped for a run");
 }
 
-/// Forwards items to the sink until it fails or the queue closes.
-async fn carry(
+/// Makes the queued calls on the sink, until it fails or the queue closes.
+async fn forward(
     branch: &Branch,
     place: &RunPlace,
     mut log: Option<Box<dyn RunLog>>,
-    mut queue: mpsc::UnboundedReceiver<Item>,
-    waiting: &AtomicUsize,
+    mut queue: mpsc::UnboundedReceiver<Call>,
+    queued: &AtomicUsize,
 ) -> Result<()> {
-    while let Some(item) = queue.recv().await {
-        match (item, &mut log) {
-            (Item::Open(start), log) => *log = Some(branch.sink.open(place, &start).await?),
-            (Item::Batch(batch, weight), Some(log)) => {
+    while let Some(call) = queue.recv().await {
+        match (call, &mut log) {
+            (Call::Open(start), log) => *log = Some(branch.sink.open(place, &start).await?),
+            (Call::Append(batch, weight), Some(log)) => {
                 log.append(batch).await?;
-                waiting.fetch_sub(weight, Ordering::Relaxed);
+                queued.fetch_sub(weight, Ordering::Relaxed);
             }
-            (Item::Sync, Some(log)) => log.sync().await?,
-            (Item::Seal(seal), Some(log)) => {
+            (Call::Sync, Some(log)) => log.sync().await?,
+            (Call::Seal(seal), Some(log)) => {
                 log.seal(*seal).await?;
                 branch.stuck.store(false, Ordering::Relaxed);
             }
@@ -255,7 +260,9 @@ enum BranchLog {
 }
 
 impl Branch {
-    /// Opens the sink's log of a run. `None`: the log is sealed, or the sink is dropped.
+    /// Opens the sink's log of a run.
+    ///
+    /// Returns `None` if the log is sealed, or the sink is dropped for the run.
     async fn open_log(&self, place: &RunPlace) -> Option<BranchLog> {
         if self.stuck.load(Ordering::Relaxed) {
             return None;
@@ -272,14 +279,14 @@ impl Branch {
             Err(_) => {
                 task.abort();
                 self.stuck.store(true, Ordering::Relaxed);
-                report_dropped(place, &"it does not answer in time");
+                report_dropped(place, &"it did not answer in time");
             }
         }
         None
     }
 }
 
-/// Resumes the log of a best-effort sink. `None`: it is sealed.
+/// Resumes the log of a best-effort sink. Returns `None` if the log is sealed.
 async fn resume_branch(sink: &dyn LogSink, place: &RunPlace) -> Result<Option<BranchLog>> {
     loop {
         let count = Arc::new(AtomicUsize::new(0));
@@ -288,7 +295,7 @@ async fn resume_branch(sink: &dyn LogSink, place: &RunPlace) -> Result<Option<Br
             counted.fetch_add(usize::from(is_shared(&record)), Ordering::Relaxed);
         });
         match sink.resume(place, visit).await {
-            // The last items of the previous log are still queued.
+            // The last calls on the previous log are still queued.
             Err(Error::Owned { .. }) => sleep(OWNED_RETRY_INTERVAL).await,
             Err(error) => return Err(error),
             Ok(Resumed::Absent) => return Ok(Some(BranchLog::Absent)),
@@ -301,7 +308,7 @@ async fn resume_branch(sink: &dyn LogSink, place: &RunPlace) -> Result<Option<Br
     }
 }
 
-/// Returns true for records that every sink stores. Digests and seals are per sink.
+/// Returns true for records that all sinks store. Each sink has its own digests and seal.
 fn is_shared(record: &RecordRef<'_>) -> bool {
     !matches!(
         record,
@@ -309,44 +316,45 @@ fn is_shared(record: &RecordRef<'_>) -> bool {
     )
 }
 
-/// A best-effort sink that gets the records that it missed.
+/// A best-effort sink that receives the records that it missed.
 struct CatchUp {
     lane: Lane,
-    /// Number of records that the sink already has.
-    has: u64,
+    /// The number of records that the sink has stored.
+    stored: u64,
     batch: Batch,
 }
 
 impl CatchUp {
     fn new(branch: &Branch, place: &RunPlace, log: BranchLog) -> Self {
-        let (log, has) = match log {
+        let (log, stored) = match log {
             BranchLog::Absent => (None, 0),
+            // The sink stores nothing, so it gets new records only.
             BranchLog::Open(log, 0) => (Some(log), u64::MAX),
-            BranchLog::Open(log, has) => (Some(log), has),
+            BranchLog::Open(log, count) => (Some(log), count),
         };
         Self {
             lane: Lane::new(branch, place, log),
-            has,
+            stored,
             batch: Batch::new(),
         }
     }
 
-    /// Forwards the record with this number, unless the sink has it.
+    /// Forwards the record with this number, unless the sink has stored it.
     fn record(&mut self, number: u64, record: RecordRef<'_>) {
-        if number < self.has {
+        if number < self.stored {
             return;
         }
         match record {
-            RecordRef::Event(Event::Start(start)) => self.lane.send(Item::Open(start.clone())),
+            RecordRef::Event(Event::Start(start)) => self.lane.send(Call::Open(start.clone())),
             record => self.batch.push(record),
         }
-        if self.batch.weight() > CATCH_UP_BATCH {
-            self.lane.batch(std::mem::take(&mut self.batch));
+        if self.batch.weight() > CATCH_UP_BATCH_BYTES {
+            self.lane.append(std::mem::take(&mut self.batch));
         }
     }
 
     fn finish(mut self) -> Lane {
-        self.lane.batch(std::mem::take(&mut self.batch));
+        self.lane.append(std::mem::take(&mut self.batch));
         self.lane
     }
 }
@@ -357,7 +365,7 @@ impl LogSink for Fanout {
         let required = self.required.open(place, start).await?;
         let lanes = self.branches.iter().map(|branch| {
             let mut lane = Lane::new(branch, place, None);
-            lane.send(Item::Open(Box::new(start.clone())));
+            lane.send(Call::Open(Box::new(start.clone())));
             lane
         });
         Ok(Box::new(FanoutLog {
@@ -367,14 +375,14 @@ impl LogSink for Fanout {
     }
 
     async fn resume(&self, place: &RunPlace, mut visit: RecordVisitor) -> Result<Resumed> {
-        let found = join_all(self.branches.iter().map(|branch| branch.open_log(place))).await;
+        let logs = join_all(self.branches.iter().map(|branch| branch.open_log(place))).await;
         let catch_ups = self
             .branches
             .iter()
-            .zip(found)
-            .filter_map(|(branch, found)| Some(CatchUp::new(branch, place, found?)));
+            .zip(logs)
+            .filter_map(|(branch, log)| Some(CatchUp::new(branch, place, log?)));
         let catch_ups = Arc::new(Mutex::new(catch_ups.collect::<Vec<_>>()));
-        let both: RecordVisitor = {
+        let visit_and_catch_up: RecordVisitor = {
             let catch_ups = Arc::clone(&catch_ups);
             let mut number = 0;
             Box::new(move |record| {
@@ -382,13 +390,13 @@ impl LogSink for Fanout {
                 if !is_shared(&record) {
                     return;
                 }
-                for branch in &mut *catch_ups.lock().unwrap_or_else(PoisonError::into_inner) {
-                    branch.record(number, record);
+                for catch_up in &mut *catch_ups.lock().unwrap_or_else(PoisonError::into_inner) {
+                    catch_up.record(number, record);
                 }
                 number += 1;
             })
         };
-        let resumed = self.required.resume(place, both).await?;
+        let resumed = self.required.resume(place, visit_and_catch_up).await?;
         let catch_ups =
             std::mem::take(&mut *catch_ups.lock().unwrap_or_else(PoisonError::into_inner));
         let lanes = catch_ups.into_iter().map(CatchUp::finish).collect();
@@ -413,9 +421,10 @@ impl LogSink for Fanout {
     }
 }
 
+/// Seals the logs of best-effort sinks, and waits for the sinks up to the timeout.
 async fn finish(lanes: Vec<Lane>, seal: &Seal) {
     join_all(lanes.into_iter().map(|mut lane| {
-        lane.send(Item::Seal(Box::new(seal.clone())));
+        lane.send(Call::Seal(Box::new(seal.clone())));
         lane.finish()
     }))
     .await;
@@ -433,11 +442,12 @@ impl RunLog for FanoutLog {
         if self.lanes.is_empty() {
             return self.required.append(batch).await;
         }
-        // Only after the required sink has accepted the records, so that each log is a prefix of it.
+        // The required sink accepts the records first, so each best-effort log is a prefix of its
+        // log.
         let copy = batch.clone();
         self.required.append(batch).await?;
         for lane in &mut self.lanes {
-            lane.batch(copy.clone());
+            lane.append(copy.clone());
         }
         Ok(())
     }
@@ -445,7 +455,7 @@ impl RunLog for FanoutLog {
     async fn sync(&mut self) -> Result<()> {
         self.required.sync().await?;
         for lane in &mut self.lanes {
-            lane.send(Item::Sync);
+            lane.send(Call::Sync);
         }
         Ok(())
     }

@@ -13,13 +13,13 @@ use crate::error::{Error, Result, SinkError};
 use crate::outcome::Seal;
 use crate::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 
-/// A sink that passes each call on to another sink, except for faults that a test injects.
+/// A sink that forwards each call to an inner sink, except for faults that a test injects.
 ///
-/// A fault makes a call fail, stall, panic, or block its thread. It acts in place of the call: the
-/// inner sink is not called. Without faults, `Faulty` keeps the contract of [`LogSink`] as far as
-/// the inner sink does. After an injected error, a log takes nothing more, as the contract demands.
+/// A fault makes a call fail, stall, panic, or block its thread. The inner sink is then not called.
+/// Without faults, `Faulty` fulfills the contract of [`LogSink`] as far as the inner sink does.
+/// After an injected error, a log accepts no records, as the contract demands.
 ///
-/// A clone has the same faults.
+/// Clones share the faults.
 ///
 /// ```
 /// use moat::runtime::scripted::{Script, Scripted};
@@ -57,7 +57,7 @@ pub struct Faulty {
 }
 
 impl Faulty {
-    /// Wraps a sink. There are no faults yet.
+    /// Wraps a sink, without faults.
     pub fn new(inner: impl LogSink) -> Self {
         Self {
             inner: Arc::new(inner),
@@ -69,19 +69,19 @@ impl Faulty {
         }
     }
 
-    /// Adds a fault. A call has the first fault that matches it.
+    /// Adds a fault. If several faults match a call, the first one that was added applies.
     pub fn fault(&self, fault: SinkFault) {
         self.faults.pending().push(fault);
         self.faults.changes.send_modify(|changes| *changes += 1);
     }
 
-    /// Removes all faults. Stalled calls go to the inner sink.
+    /// Removes all faults. Stalled calls continue with the inner sink.
     pub fn clear_faults(&self) {
         self.faults.pending().clear();
         self.faults.changes.send_modify(|changes| *changes += 1);
     }
 
-    /// Waits until a call has had a fault, since this sink was made.
+    /// Waits until at least one fault has been injected since the sink was created.
     ///
     /// Cancel-safe.
     pub fn wait_fault(&self) -> impl Future<Output = ()> + Send + use<> {
@@ -132,20 +132,20 @@ impl SinkCall {
     }
 }
 
-type Places = Arc<dyn Fn(&RunPlace) -> bool + Send + Sync>;
+type PlaceFilter = Arc<dyn Fn(&RunPlace) -> bool + Send + Sync>;
 
-/// A fault for [`Faulty`]: what happens, and in which calls.
+/// A fault for [`Faulty`]: an effect, and the calls that have it.
 ///
-/// By default, all calls for all runs have the fault, until [`Faulty::clear_faults`].
+/// By default, the fault applies to all calls for all runs, until [`Faulty::clear_faults`].
 #[derive(Clone)]
 pub struct SinkFault {
     effect: Effect,
-    /// `None`: all calls.
+    /// The calls; `None` for all.
     calls: Option<Vec<SinkCall>>,
-    /// `None`: any number of times.
-    left: Option<u32>,
-    /// `None`: all logs.
-    places: Option<Places>,
+    /// The remaining number of faults; `None` for no limit.
+    remaining: Option<u32>,
+    /// The filter of logs; `None` for all.
+    places: Option<PlaceFilter>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -161,27 +161,29 @@ impl SinkFault {
         Self {
             effect,
             calls: None,
-            left: None,
+            remaining: None,
             places: None,
         }
     }
 
-    /// The call returns [`Error::Sink`] with the cause `injected fault`.
+    /// Creates a fault that returns [`Error::Sink`] with the cause `injected fault`.
     pub fn error() -> Self {
         Self::new(Effect::Error)
     }
 
-    /// The call waits until no fault matches it, and then goes to the inner sink.
+    /// Creates a fault that delays the call until no fault matches it.
+    ///
+    /// The call then goes to the inner sink.
     pub fn stall() -> Self {
         Self::new(Effect::Stall)
     }
 
-    /// The call panics.
+    /// Creates a fault that panics.
     pub fn panic() -> Self {
         Self::new(Effect::Panic)
     }
 
-    /// The call blocks its thread for ever. Only a process that exits gets rid of such a thread.
+    /// Creates a fault that blocks the thread of the call until the process exits.
     pub fn block() -> Self {
         Self::new(Effect::Block)
     }
@@ -192,9 +194,9 @@ impl SinkFault {
         self
     }
 
-    /// Limits how many calls have the fault.
+    /// Limits the number of calls that have the fault. The default is no limit.
     pub fn times(mut self, times: u32) -> Self {
-        self.left = Some(times);
+        self.remaining = Some(times);
         self
     }
 
@@ -207,7 +209,7 @@ impl SinkFault {
     fn matches(&self, call: SinkCall, place: &RunPlace) -> bool {
         let calls = self.calls.as_ref();
         let places = self.places.as_ref();
-        self.left != Some(0)
+        self.remaining != Some(0)
             && calls.is_none_or(|calls| calls.contains(&call))
             && places.is_none_or(|matches| matches(place))
     }
@@ -218,7 +220,7 @@ impl fmt::Debug for SinkFault {
         f.debug_struct("SinkFault")
             .field("effect", &self.effect)
             .field("calls", &self.calls)
-            .field("left", &self.left)
+            .field("remaining", &self.remaining)
             .finish_non_exhaustive()
     }
 }
@@ -226,9 +228,9 @@ impl fmt::Debug for SinkFault {
 #[derive(Debug)]
 struct Faults {
     pending: Mutex<Vec<SinkFault>>,
-    /// Number of external changes to `pending`.
+    /// The number of external changes to `pending`.
     changes: watch::Sender<u64>,
-    /// Number of calls that had a fault.
+    /// The number of injected faults.
     injected: watch::Sender<u64>,
 }
 
@@ -237,24 +239,24 @@ impl Faults {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the fault that a call has now.
+    /// Takes the first fault that matches a call.
     fn take(&self, call: SinkCall, place: &RunPlace) -> Option<Effect> {
         let mut pending = self.pending();
         let fault = pending
             .iter_mut()
             .find(|fault| fault.matches(call, place))?;
-        fault.left = fault.left.map(|left| left - 1);
+        fault.remaining = fault.remaining.map(|remaining| remaining - 1);
         let effect = fault.effect;
-        pending.retain(|fault| fault.left != Some(0));
+        pending.retain(|fault| fault.remaining != Some(0));
         drop(pending);
         self.injected.send_modify(|injected| *injected += 1);
         Some(effect)
     }
 
-    /// Returns once the call is to go to the inner sink.
+    /// Injects the faults that match a call, and returns once the inner sink may be called.
     async fn pass(&self, call: SinkCall, place: &RunPlace) -> Result<()> {
         loop {
-            // Before the faults are looked at, so that no change is missed.
+            // Subscribed before the faults are checked, so that no change is missed.
             let mut changes = self.changes.subscribe();
             match self.take(call, place) {
                 None => return Ok(()),
@@ -310,7 +312,7 @@ struct FaultyLog {
     inner: Box<dyn RunLog>,
     faults: Arc<Faults>,
     place: RunPlace,
-    /// True after an injected error.
+    /// Set after an injected error.
     failed: bool,
 }
 

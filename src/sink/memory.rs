@@ -14,14 +14,14 @@ use crate::spec::RunId;
 
 /// A sink that keeps records in memory, for tests. Clones share the logs.
 ///
-/// The contract holds, except that no log survives the process: logs live as long as the last
+/// `Memory` fulfills the contract of [`LogSink`], except that logs live only as long as the last
 /// clone. Memory use is unbounded.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
     logs: Arc<Mutex<HashMap<Key, StoredLog>>>,
 }
 
-/// A run, and the number of the exec if the log is that of an exec.
+/// The id of a run, and the number of the exec if the log is an exec's.
 type Key = (RunId, Option<u32>);
 
 fn key(place: &RunPlace) -> Key {
@@ -33,8 +33,8 @@ struct StoredLog {
     records: Vec<Record>,
     seal: Option<Seal>,
     open: bool,
-    /// Makes the next call on the log fail.
-    spoiled: bool,
+    /// Set to make the next call on the log fail.
+    fail_next: bool,
 }
 
 impl Memory {
@@ -60,7 +60,9 @@ impl Memory {
         self.records_of(&(run.clone(), None))
     }
 
-    /// The records of an exec's log, without the seal. Execs are numbered from 1.
+    /// The records of the log of exec `number`, from 1, without the seal.
+    ///
+    /// Empty if the exec has no log.
     pub fn exec_records(&self, run: &RunId, number: u32) -> Vec<Record> {
         self.records_of(&(run.clone(), Some(number)))
     }
@@ -68,7 +70,7 @@ impl Memory {
     fn records_of(&self, key: &Key) -> Vec<Record> {
         let logs = self.logs();
         logs.get(key)
-            .map(|kept| kept.records.clone())
+            .map(|stored| stored.records.clone())
             .unwrap_or_default()
     }
 
@@ -79,7 +81,7 @@ impl Memory {
             .logs()
             .get(&(run.clone(), None))
             .into_iter()
-            .flat_map(|kept| &kept.records)
+            .flat_map(|stored| &stored.records)
         {
             if let Record::Output(output) = record
                 && output.stream == stream
@@ -102,8 +104,8 @@ impl Memory {
     ///
     /// After the failure the log accepts no records, and can be resumed.
     pub fn fail(&self, run: &RunId) {
-        if let Some(kept) = self.logs().get_mut(&(run.clone(), None)) {
-            kept.spoiled = true;
+        if let Some(stored) = self.logs().get_mut(&(run.clone(), None)) {
+            stored.fail_next = true;
         }
     }
 }
@@ -118,30 +120,30 @@ impl LogSink for Memory {
                 path: PathBuf::from("memory"),
             });
         }
-        let kept = StoredLog {
+        let stored = StoredLog {
             records: vec![Record::Event(Event::Start(Box::new(start.clone())))],
             open: true,
             ..StoredLog::default()
         };
-        logs.insert(key(place), kept);
+        logs.insert(key(place), stored);
         Ok(self.log(place))
     }
 
     async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed> {
         let (records, seal) = {
             let mut logs = self.logs();
-            let Some(kept) = logs.get_mut(&key(place)) else {
+            let Some(stored) = logs.get_mut(&key(place)) else {
                 return Ok(Resumed::Absent);
             };
-            if kept.open {
+            if stored.open {
                 return Err(Error::Owned {
                     run: place.run.clone(),
                     path: PathBuf::from("memory"),
                 });
             }
-            kept.open = kept.seal.is_none();
-            kept.spoiled = false;
-            (kept.records.clone(), kept.seal.clone())
+            stored.open = stored.seal.is_none();
+            stored.fail_next = false;
+            (stored.records.clone(), stored.seal.clone())
         };
         // Unlocked first, because the visitor may call this sink.
         let log = seal.is_none().then(|| self.log(place));
@@ -175,7 +177,7 @@ impl MemoryLog {
     fn with<T>(
         &mut self,
         operation: &'static str,
-        act: impl FnOnce(&mut StoredLog) -> T,
+        operate: impl FnOnce(&mut StoredLog) -> T,
     ) -> Result<T> {
         let fail = |reason: &str| {
             Err(SinkError::new(reason)
@@ -184,22 +186,22 @@ impl MemoryLog {
                 .into())
         };
         let mut logs = self.memory.logs();
-        let kept = match logs.get_mut(&self.key) {
-            Some(kept) if kept.seal.is_none() => kept,
-            _ => return fail("it is sealed"),
+        let stored = match logs.get_mut(&self.key) {
+            Some(stored) if stored.seal.is_none() => stored,
+            _ => return fail("the log is sealed"),
         };
-        self.failed |= std::mem::take(&mut kept.spoiled);
+        self.failed |= std::mem::take(&mut stored.fail_next);
         if self.failed {
-            return fail("the test made it fail");
+            return fail("injected failure");
         }
-        Ok(act(kept))
+        Ok(operate(stored))
     }
 }
 
 impl Drop for MemoryLog {
     fn drop(&mut self) {
-        if let Some(kept) = self.memory.logs().get_mut(&self.key) {
-            kept.open = false;
+        if let Some(stored) = self.memory.logs().get_mut(&self.key) {
+            stored.open = false;
         }
     }
 }
@@ -207,8 +209,8 @@ impl Drop for MemoryLog {
 #[async_trait]
 impl RunLog for MemoryLog {
     async fn append(&mut self, batch: Batch) -> Result<()> {
-        self.with("append to", |kept| {
-            kept.records.extend(batch.iter().map(Record::from));
+        self.with("append to", |stored| {
+            stored.records.extend(batch.iter().map(Record::from));
         })
     }
 
@@ -217,9 +219,9 @@ impl RunLog for MemoryLog {
     }
 
     async fn seal(&mut self, mut seal: Seal) -> Result<Seal> {
-        self.with("seal", |kept| {
+        self.with("seal", |stored| {
             seal.sha256 = String::new();
-            kept.seal = Some(seal.clone());
+            stored.seal = Some(seal.clone());
             seal
         })
     }

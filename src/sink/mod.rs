@@ -1,4 +1,4 @@
-//! Where records go: the [`LogSink`] trait, and the default sink, [`Jsonl`].
+//! The destinations of records: the [`LogSink`] trait, and its implementations.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,8 @@ pub use memory::Memory;
 /// **Appended records stay.** When [`RunLog::append`] returns, its records survive the death of
 /// this process by any signal. After [`RunLog::sync`], they survive a power loss.
 ///
-/// **A log is a prefix of the appended records.** No record is in the log twice, and none is missing
-/// before another. When [`resume`](Self::resume) returns, no record is incomplete.
+/// **A log is a prefix of the appended records.** No record is in the log twice, and none is
+/// missing before another. When [`resume`](Self::resume) returns, no record is incomplete.
 ///
 /// **One writer.** An open log cannot be resumed, by this or another process:
 /// [`Error::Owned`](crate::Error::Owned). A log is open until its [`RunLog`] is dropped and all
@@ -47,12 +47,13 @@ pub use memory::Memory;
 ///
 /// **At most one seal.** After [`RunLog::seal`], `resume` returns the seal and no log to write to.
 ///
-/// **After an error a log accepts no records.** Each later call on it fails. The log is dropped, and
-/// resumed later. Records that were not appended are then captured again from another source.
+/// **After an error, a log accepts no records.** Each later call on it fails. The caller drops the
+/// log and resumes it later. Records that were not appended are then captured again from another
+/// source.
 ///
-/// **Each exec has its own log.** A place names a run, or an exec in its container if `exec` is
-/// set. A sink that cannot store logs of execs must fail [`open`](Self::open) for them; the exec is
-/// then not started.
+/// **Each exec has its own log.** A [`RunPlace`] names a run, or an exec in its container if
+/// [`RunPlace::exec`] is set. A sink that cannot store logs of execs must fail [`open`](Self::open)
+/// for them. The exec is then not started.
 ///
 /// A sink may be slow. It must not block the thread that polls its futures.
 ///
@@ -60,6 +61,8 @@ pub use memory::Memory;
 #[async_trait]
 pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     /// Creates the log of a run, with `start` as its first record.
+    ///
+    /// Not cancel-safe: after a dropped `open`, the log may exist.
     ///
     /// # Errors
     ///
@@ -74,8 +77,8 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`](crate::Error::Damaged) if a sealed log does not match its seal. The log is
-    /// then left unchanged.
+    /// [`Error::Damaged`](crate::Error::Damaged) if a sealed log does not match its seal. The log
+    /// is then left unchanged.
     async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> Result<Resumed>;
 
     /// The file that holds the log; `None` if the sink writes no files.
@@ -85,18 +88,18 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// A callback for each record of a log that is resumed.
+/// The callback for the records of a log that is resumed.
 pub type RecordVisitor = Box<dyn FnMut(RecordRef<'_>) + Send>;
 
 /// The result of [`LogSink::resume`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Resumed {
-    /// The log does not exist, or has no complete first record.
+    /// The log does not exist, or had no complete first record.
     Absent,
     /// The log has no seal, and is open for appending.
     Open {
-        /// The log, to append to.
+        /// The open log.
         log: Box<dyn RunLog>,
         /// The incomplete end that was moved aside, if any.
         torn: Option<TruncatedTail>,
@@ -114,11 +117,15 @@ pub trait RunLog: fmt::Debug + Send {
     async fn append(&mut self, batch: Batch) -> Result<()>;
 
     /// Makes appended records survive a power loss.
+    ///
+    /// Not cancel-safe, as [`append`](Self::append).
     async fn sync(&mut self) -> Result<()>;
 
     /// Appends the seal, and makes the whole log survive a power loss.
     ///
     /// Ignores the `sha256` of `seal`. The returned seal has the digest, if the sink computes one.
+    ///
+    /// Not cancel-safe, as [`append`](Self::append). The seal may have been appended.
     async fn seal(&mut self, seal: Seal) -> Result<Seal>;
 }
 
@@ -135,7 +142,7 @@ pub struct RunPlace {
 }
 
 impl RunPlace {
-    /// The place of `run` in the directory `dir`.
+    /// Creates the place of `run` in the directory `dir`.
     pub fn new(run: RunId, dir: impl AsRef<Path>) -> Self {
         Self {
             run,
@@ -144,7 +151,7 @@ impl RunPlace {
         }
     }
 
-    /// The place of an exec in the run's container.
+    /// Returns the place of exec `number`, from 1, in the run's container.
     pub fn of_exec(&self, number: u32) -> Self {
         Self {
             exec: Some(number),

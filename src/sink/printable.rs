@@ -56,7 +56,7 @@ pub(super) fn describe(event: &Event) -> String {
         }
         Event::Stop(stop) => format!("stopping with {}", stop.signal),
         Event::Note { text, .. } => text.clone(),
-        // The spec asks for input in the audit file only.
+        // Only the audit file may contain the input itself.
         Event::Stdin(chunk) => format!("{} bytes of input", chunk.bytes.len()),
         Event::Check { .. } => "digest checkpoint".into(),
         Event::End(seal) => format!("{}; audit {}", seal.exit, seal.verdict),
