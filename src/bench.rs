@@ -30,7 +30,7 @@ impl Intake {
 
     /// Pushes the next bytes, and returns the completed lines.
     pub fn push(&mut self, bytes: Bytes) -> Batch {
-        let mut batch = Batch::with_room(bytes.len());
+        let mut batch = Batch::with_capacity(bytes.len());
         self.demux.push(bytes);
         while let Some(chunk) = self.demux.pop() {
             let Ok(chunk) = chunk else { break };
@@ -41,7 +41,7 @@ impl Intake {
     }
 }
 
-/// The lines of `text` as one batch.
+/// Assembles the lines of `text` into one batch.
 pub fn lines(text: &[u8]) -> Batch {
     let mut batch = Batch::new();
     LineAssembler::default().push(Timestamp::now(), Stream::Stdout, text, &mut batch);

@@ -36,7 +36,7 @@ pub enum RecordRef<'a> {
         ts: Timestamp,
         /// The stream.
         stream: Stream,
-        /// A line without its newline, or a part of one.
+        /// A line without its newline, or a part of a line.
         bytes: &'a [u8],
         /// True if no newline followed the bytes.
         partial: bool,
@@ -48,7 +48,7 @@ pub enum RecordRef<'a> {
 }
 
 impl<'a> RecordRef<'a> {
-    /// A whole line of output, without its newline, that no log has changed.
+    /// Borrows a whole line of output, without its newline, that no log has changed.
     pub fn output(ts: Timestamp, stream: Stream, bytes: &'a [u8]) -> Self {
         Self::Output {
             ts,
@@ -79,7 +79,7 @@ impl Batch {
     }
 
     /// Creates an empty batch with capacity for `bytes` bytes of output.
-    pub(crate) fn with_room(bytes: usize) -> Self {
+    pub(crate) fn with_capacity(bytes: usize) -> Self {
         Self {
             bytes: Vec::with_capacity(bytes),
             entries: Vec::new(),
@@ -91,18 +91,16 @@ impl Batch {
         self.entries.push(Entry::Event(Box::new(event)));
     }
 
-    /// Adds a line, or a part of a line, that consists of `head` and `tail`.
-    pub(crate) fn push_parts(
+    /// Adds a record of output with these fields.
+    pub(crate) fn push_bytes(
         &mut self,
         ts: Timestamp,
         stream: Stream,
-        head: &[u8],
-        tail: &[u8],
+        bytes: &[u8],
         partial: bool,
         lossy: bool,
     ) {
-        self.bytes.extend_from_slice(head);
-        self.bytes.extend_from_slice(tail);
+        self.bytes.extend_from_slice(bytes);
         self.entries.push(Entry::Output {
             ts,
             end: self.bytes.len(),
@@ -114,14 +112,7 @@ impl Batch {
 
     /// Adds a record of output.
     pub fn push_output(&mut self, output: &Output) {
-        self.push_parts(
-            output.ts,
-            output.stream,
-            &output.bytes,
-            &[],
-            output.partial,
-            output.lossy,
-        );
+        self.push(output.into());
     }
 
     /// Returns true if the batch has no records.
@@ -143,7 +134,7 @@ impl Batch {
                 bytes,
                 partial,
                 lossy,
-            } => self.push_parts(ts, stream, bytes, &[], partial, lossy),
+            } => self.push_bytes(ts, stream, bytes, partial, lossy),
             RecordRef::Event(event) => self.push_event(event.clone()),
         }
     }

@@ -12,10 +12,10 @@ const THREAD_THRESHOLD_BYTES: u64 = if cfg!(test) { 64 << 10 } else { 4 << 20 };
 /// The number of buffers that wait for the thread.
 const QUEUED_BUFFERS: usize = 2;
 
-/// A running SHA-256. That of a large file is computed on a separate thread.
+/// A running SHA-256. The digest of a large file is computed on a separate thread.
 #[derive(Debug)]
 pub(super) struct RunningDigest {
-    /// The digest of the first `THREAD_THRESHOLD_BYTES`. Later the worker has it.
+    /// The digest until a worker takes over, at about `THREAD_THRESHOLD_BYTES`.
     digest: Sha256,
     length: u64,
     worker: Option<Worker>,
@@ -38,7 +38,7 @@ impl RunningDigest {
         }
         match &mut self.worker {
             Some(worker) => worker.update(bytes),
-            // Also if no thread can be started.
+            // The file is small, or no thread could be started.
             None => self.digest.update(bytes),
         }
     }
@@ -52,11 +52,11 @@ impl RunningDigest {
     }
 }
 
-/// A thread that ends when this is dropped.
+/// The thread that computes a digest. It ends when the worker is dropped.
 #[derive(Debug)]
 struct Worker {
     jobs: SyncSender<Job>,
-    /// Buffers to reuse.
+    /// Buffers that the thread has hashed, to be reused.
     spare: Receiver<Vec<u8>>,
 }
 

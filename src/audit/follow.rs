@@ -1,4 +1,4 @@
-//! Following an audit file while it grows, also that of another process.
+//! Following an audit file while any process writes it.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::MetadataExt;
@@ -14,16 +14,16 @@ use crate::outcome::Stream;
 
 /// The interval at which a growing file is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// The limits of one read for an async stream: records and bytes of output.
-const READ_RECORDS: usize = 512;
-const READ_BYTES: usize = 1 << 20;
+/// The number of records and the bytes of output after which a read for an async stream ends.
+const MAX_READ_RECORDS: usize = 512;
+const MAX_READ_BYTES: usize = 1 << 20;
 
 /// Options for following an audit file.
 ///
-/// By default all records are followed, from the first.
+/// By default, all records are returned, from the first.
 ///
 /// Any process may follow any file: a follower never blocks the writer. The records end after the
-/// seal. Without a seal the follower waits, also if the writer has died: the next manager that
+/// seal. Without a seal, the follower waits, even if the writer has died: the next manager that
 /// opens the root continues the file and seals it.
 ///
 /// ```no_run
@@ -62,9 +62,9 @@ impl Follow {
         }
     }
 
-    /// Starts at record `number` of the file, which is the number of records to skip.
+    /// Skips the first `number` records of the file.
     ///
-    /// The `start` record is number 0. A reader that has seen `number` records continues there.
+    /// A reader that has seen `number` records continues after them. The `start` record counts.
     pub fn from_record(mut self, number: u64) -> Self {
         self.from = StartAt::Record(number);
         self
@@ -72,14 +72,14 @@ impl Follow {
 
     /// Starts at the last `lines` output records of the requested stream.
     ///
-    /// These are the last records at the time of the call, and they are held in memory. A record is
-    /// a line, or up to 16 KiB of a longer line. Later records follow.
+    /// The file is read to its current end when it is opened, and these records are held in memory.
+    /// A record is a line, or up to 16 KiB of a longer line. Later records follow.
     pub fn last(mut self, lines: usize) -> Self {
         self.from = StartAt::Last(lines);
         self
     }
 
-    /// Returns the output of one stream only.
+    /// Limits the output to one stream. The default is all streams.
     ///
     /// Records other than output are always returned.
     pub fn stream(mut self, stream: Stream) -> Self {
@@ -89,7 +89,7 @@ impl Follow {
 
     /// Sets whether to wait for more records if the file has no seal.
     ///
-    /// The default is true. Otherwise the records end after the last whole record.
+    /// The default is true. If false, the records end after the last whole record.
     pub fn wait(mut self, wait: bool) -> Self {
         self.wait = wait;
         self
@@ -102,7 +102,8 @@ impl Follow {
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] if the file cannot be opened.
+    /// [`Error::Storage`] if the file cannot be opened. With [`last`](Self::last), also if it
+    /// cannot be read.
     pub fn records(self) -> Result<Records> {
         Records::open(self)
     }
@@ -111,7 +112,8 @@ impl Follow {
     ///
     /// The items are those of [`records`](Self::records).
     ///
-    /// A dedicated thread reads the file, some records ahead. Dropping the stream ends the thread.
+    /// A dedicated thread reads the file, up to 512 records or about 1 MiB ahead. It ends after the
+    /// stream is dropped.
     pub fn into_stream(self) -> BoxStream<'static, Result<Record>> {
         let reader = AsyncReader {
             disk: Disk::with_threads("moat-follow", 1),
@@ -214,7 +216,7 @@ impl Records {
                 continue;
             }
             let output = matches!(record, Record::Output(_));
-            // Before the first held output, only the seal is worth holding.
+            // Records before the first held output are dropped, except for the seal.
             if !output && held == 0 && !is_end(&record) {
                 continue;
             }
@@ -290,8 +292,8 @@ impl Records {
     fn read_some(&mut self) -> VecDeque<Result<Record>> {
         let mut some = VecDeque::new();
         let mut bytes = 0;
-        while some.len() < READ_RECORDS
-            && bytes < READ_BYTES
+        while some.len() < MAX_READ_RECORDS
+            && bytes < MAX_READ_BYTES
             && let Some(record) = self.read()
         {
             if let Ok(Record::Output(output)) = &record {

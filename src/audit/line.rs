@@ -10,7 +10,7 @@ use crate::audit::{Event, RecordRef, Start, fast_path};
 use crate::outcome::Stream;
 use crate::timestamp::Timestamp;
 
-/// The prefix of a seal, and of no other record.
+/// The prefix of a seal. No other record has it.
 const SEAL_HEAD: &[u8] = br#"{"type":"end""#;
 
 /// The text between the digested bytes of a sealed file and the digest.
@@ -24,7 +24,7 @@ pub(super) const SEAL_TAIL: usize = SEAL_KEY.len() + 64 + "\"}\n".len();
 pub(crate) enum Line<'a> {
     Output(OutputLine<'a>),
     Event(Event),
-    /// A record of a type that this version does not know: the type's name.
+    /// A record of an unknown type; contains the name of the type.
     Unknown(Cow<'a, str>),
 }
 
@@ -96,7 +96,7 @@ struct Kind<'a> {
     kind: Option<Text<'a>>,
 }
 
-/// The version of a `start` record of any version.
+/// The version of a `start` record. Every version of the format has this field.
 #[derive(Deserialize)]
 struct Version {
     v: u64,
@@ -171,10 +171,10 @@ fn event<'a>(text: &str, kind: Cow<'a, str>) -> Result<Line<'a>, LineError> {
     match serde_json::from_str::<Event>(text) {
         Ok(event) => Ok(Line::Event(event)),
         Err(error) => match &*kind {
-            // A reader that does not understand these two cannot judge the file.
+            // A reader that cannot parse one of these two cannot judge the file.
             "start" | "end" => Err(LineError::Unsupported(error.to_string())),
             "check" => Err(LineError::Corrupt(error.to_string())),
-            // A value of a later version makes the record one of an unknown type.
+            // A later version may have added the value. The record counts as of unknown type.
             _ => Ok(Line::Unknown(kind)),
         },
     }
@@ -194,14 +194,14 @@ pub(crate) fn split_seal(line: &[u8]) -> Option<(&[u8], &[u8])> {
     hex.then_some((head, digest))
 }
 
-/// Returns true if a whole line is a seal, or was one before it was damaged.
+/// Returns true if a whole line is a seal, or was a seal before it was damaged.
 pub(super) fn begins_as_seal(line: &[u8]) -> bool {
     line.starts_with(SEAL_HEAD)
 }
 
 /// Returns true if a line has zero bytes.
 ///
-/// No record does; a power loss leaves zeros in place of lost data.
+/// No record has any. A power loss leaves zeros in place of lost data.
 pub(crate) fn has_zeros(line: &[u8]) -> bool {
     memchr::memchr(0, line).is_some()
 }

@@ -31,7 +31,7 @@ pub(crate) struct LineReader<R> {
     /// The digest of the file up to `hashed`, if requested.
     digest: Option<RunningDigest>,
     hashed: usize,
-    /// Set inside a line that is too long.
+    /// Set while the rest of a line that is too long is skipped.
     skipping: bool,
 }
 
@@ -71,7 +71,9 @@ impl<R: Read> LineReader<R> {
         }
     }
 
-    /// Advances to the next line. It may be called again after an end or an error.
+    /// Advances to the next line.
+    ///
+    /// May be called again after the end, because the input may grow, and after an error.
     pub(crate) fn advance(&mut self) -> io::Result<Advance> {
         if self.skipping && !self.skip()? {
             return Ok(Advance::End);
@@ -162,7 +164,7 @@ impl<R: Read> LineReader<R> {
         self.hashed = until;
     }
 
-    /// The current line with its newline; empty before the first line and at the end.
+    /// The current line with its newline. It is empty before the first line and at the end.
     pub(crate) fn line(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }

@@ -3,9 +3,9 @@
 //! Every run leaves one file in a format that a second program can implement. The format is
 //! specified in `docs/audit-format.md`, independently of this crate.
 //!
-//! - [`Reader`] returns the records of a file, also while it is being written.
-//! - [`Follow`] waits for further records.
-//! - [`verify`] checks a whole file: its form, its counts and its digests.
+//! - [`Reader`] returns the records of a file, even while the file is being written.
+//! - [`Follow`] also waits for later records.
+//! - [`verify`] checks the form, the counts and the digests of a whole file.
 //!
 //! ```no_run
 //! use moat::audit::{LogState, Reader, Record, verify};
@@ -32,7 +32,7 @@
 use std::fmt;
 
 use crate::audit::line::Line;
-use crate::outcome::{PerStream, Seal};
+use crate::outcome::{PerStream, Seal, Stream};
 
 mod batch;
 mod digest;
@@ -77,7 +77,7 @@ pub enum Record {
     Output(Output),
     /// Any other record.
     Event(Event),
-    /// A record of a type that this version does not know: the type's name.
+    /// A record of an unknown type, as later versions may write; contains the name of the type.
     Unknown(String),
 }
 
@@ -98,7 +98,7 @@ impl From<Line<'_>> for Record {
 }
 
 impl Record {
-    /// Borrows the record; `None` if its type is unknown.
+    /// Borrows the record. Returns `None` if its type is unknown.
     pub fn as_ref(&self) -> Option<RecordRef<'_>> {
         match self {
             Self::Output(output) => Some(output.into()),
@@ -146,7 +146,7 @@ pub enum LogState {
         /// The number of bytes after the last newline: an incomplete record.
         torn: u64,
     },
-    /// The file differs from the written data.
+    /// The file is damaged, or only another version of this library can read it.
     Damaged(Damage),
 }
 
@@ -192,12 +192,8 @@ impl Tally {
         }
     }
 
-    pub(crate) fn add_output(
-        &mut self,
-        stream: crate::outcome::Stream,
-        length: usize,
-        partial: bool,
-    ) {
+    /// Counts an output record of `length` bytes, without its newline.
+    pub(crate) fn add_output(&mut self, stream: Stream, length: usize, partial: bool) {
         self.records += 1;
         self.bytes[stream] += length as u64 + u64::from(!partial);
     }

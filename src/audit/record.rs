@@ -64,11 +64,11 @@ impl Event {
 pub struct Interaction {
     /// The action.
     pub action: Action,
-    /// The id of the process that holds the attachment.
+    /// The id of the process that acted, or that detected the action of a dead process.
     pub pid: u32,
     /// The number of the attachment in that process, counted from 1.
     ///
-    /// It is 0 if another process found the action.
+    /// It is 0 if the process only detected the action.
     pub attachment: u64,
 }
 
@@ -83,7 +83,7 @@ impl Interaction {
     }
 }
 
-/// The kinds of actions of an attachment.
+/// The kind of an action of an attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -106,12 +106,12 @@ pub enum Action {
     Exec,
 }
 
-/// Bytes that were written to the standard input, in the order of the records.
+/// A chunk of the bytes that were written to the standard input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "StdinWire", into = "StdinWire")]
 #[non_exhaustive]
 pub struct StdinChunk {
-    /// When the engine had accepted the bytes.
+    /// The time at which the engine had accepted the bytes.
     pub ts: Timestamp,
     /// The bytes, split at arbitrary positions.
     pub bytes: Vec<u8>,
@@ -211,7 +211,7 @@ pub struct Started {
     pub container: ContainerId,
     /// The start time by the engine's clock.
     ///
-    /// A different time later means another execution.
+    /// If the engine reports a different time later, the container was started again.
     pub started_at: Option<Timestamp>,
     /// The digest of the image, as the engine resolved it.
     pub image_digest: Option<String>,
@@ -237,7 +237,7 @@ pub struct Resume {
     pub ts: Timestamp,
     /// The reason.
     pub cause: ResumeCause,
-    /// The bytes that were moved aside from the end of the file.
+    /// The bytes at the end of the file that were moved aside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub torn: Option<TruncatedTail>,
 }
@@ -259,12 +259,12 @@ impl Resume {
 pub struct TruncatedTail {
     /// The number of bytes moved aside.
     pub bytes: u64,
-    /// The name of the file that has these bytes now, in the same directory.
+    /// The name of the file that now contains these bytes, in the same directory.
     pub file: String,
 }
 
 impl TruncatedTail {
-    /// Creates the description of `bytes` bytes that are in `file` now.
+    /// Creates the description of `bytes` bytes that were moved to `file`.
     pub fn new(bytes: u64, file: impl Into<String>) -> Self {
         Self {
             bytes,
@@ -288,14 +288,14 @@ pub enum ResumeCause {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Gap {
-    /// When the gap was found.
+    /// The time at which the gap was detected.
     pub ts: Timestamp,
-    /// The stream; `None` for any stream.
+    /// The stream. `None` means that any stream may be affected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<Stream>,
     /// The reason.
     pub reason: GapReason,
-    /// True if data is only possibly missing.
+    /// True if data may be missing; false if it is certainly missing.
     #[serde(default)]
     pub possible: bool,
     /// The number of missing bytes, if known.
@@ -319,7 +319,7 @@ impl Gap {
         }
     }
 
-    /// Creates a gap of unknown size in which data is only possibly missing.
+    /// Creates a gap of unknown size whose data may be missing.
     pub fn possible(reason: GapReason) -> Self {
         Self {
             possible: true,
@@ -351,9 +351,9 @@ pub enum GapReason {
     ///
     /// An engine reads output only for a limited time after the exit.
     LateDrain,
-    /// The engine was or may have been restarted since it started the container.
+    /// The engine was, or may have been, restarted since it started the container.
     ///
-    /// Output that it had read and not yet delivered is lost.
+    /// Output that the engine had read but not delivered is lost.
     EngineRestarted,
     /// The run's output limit was reached.
     OutputLimit,
@@ -389,7 +389,7 @@ impl fmt::Display for GapReason {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stop {
-    /// When the stop began.
+    /// The time at which the stop began.
     pub ts: Timestamp,
     /// The reason.
     pub cause: StopCause,
@@ -420,11 +420,11 @@ impl Stop {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Output {
-    /// The time of receipt; in a replay, by the reader of the engine's log.
+    /// The time of receipt. For replayed output, it is the time of the replay.
     pub ts: Timestamp,
     /// The stream.
     pub stream: Stream,
-    /// A line without its newline, or a part of one.
+    /// A line without its newline, or a part of a line.
     pub bytes: Vec<u8>,
     /// True if no newline followed the bytes.
     pub partial: bool,

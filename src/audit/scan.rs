@@ -39,7 +39,9 @@ pub(crate) enum Finding {
     ///
     /// A writer may move everything after `keep` aside.
     Repairable(Damage),
-    /// The file is a damaged seal or of another version: no writer may change it.
+    /// The file was sealed and is damaged, or it has another version.
+    ///
+    /// No writer may change it.
     Damaged(Damage),
 }
 
@@ -68,8 +70,8 @@ struct Scanner<R> {
     seal: Option<Box<Seal>>,
     /// The flaw of the last whole line, if that line is a damaged seal.
     ///
-    /// The line is of an unknown type and ends as only a seal does. A bad line after it changes
-    /// nothing: moved aside, it would leave the damaged seal last.
+    /// The line has an unknown type and ends as only a seal does. A bad line after it does not
+    /// replace this flaw: if it were moved aside, the damaged seal would be the last line.
     damaged_seal: Option<Box<Flaw>>,
 }
 
@@ -233,7 +235,7 @@ impl<R: Read> Scanner<R> {
         })
     }
 
-    /// A digest that does not match.
+    /// The flaw of a digest that does not match.
     ///
     /// Any byte since the last matching digest may be damaged.
     fn since_last_check(&mut self, record: &str) -> Box<Flaw> {
@@ -253,7 +255,7 @@ impl<R: Read> Scanner<R> {
         })
     }
 
-    /// Decides if a flawed file may be repaired: it must never have been sealed.
+    /// Decides whether a flawed file may be repaired: only if it was never sealed.
     fn judge(mut self, flaw: Flaw) -> io::Result<Scan> {
         let finding = if flaw.permanent || self.was_sealed()? {
             Finding::Damaged(flaw.damage)
@@ -266,7 +268,7 @@ impl<R: Read> Scanner<R> {
         })
     }
 
-    /// Reads on from the flaw, and returns true if a seal follows.
+    /// Reads the rest of the file, and returns true if the file was once sealed.
     fn was_sealed(&mut self) -> io::Result<bool> {
         let mut sealed = false;
         let mut last_is_seal = false;
@@ -294,7 +296,7 @@ impl<R: Read> Scanner<R> {
     }
 }
 
-/// The length of a `check` record, which ends as a seal does.
+/// The length of a `check` record. Its last bytes have the form of a seal's.
 const CHECK_LENGTH: usize = r#"{"type":"check""#.len() + SEAL_TAIL;
 
 /// Returns true if a whole line of unknown type can only have been a seal.
@@ -304,10 +306,10 @@ pub(crate) fn ends_as_seal(line: &[u8]) -> bool {
     line.len() != CHECK_LENGTH && line::split_seal(line).is_some() && !line::has_zeros(line)
 }
 
-/// Returns true if `tail` is a seal whose newline has changed.
+/// Returns true if `tail`, the bytes after the last newline, is a seal whose newline has changed.
 ///
-/// `tail` are the bytes after the last newline. No crash of a writer leaves such a tail: a crash
-/// leaves a prefix of the line, or zeros in place of its rest.
+/// No crash of a writer leaves such a tail. A crash leaves a prefix of the line, or zeros in place
+/// of the rest.
 pub(crate) fn newline_lost(tail: &[u8]) -> bool {
     if tail.len() <= SEAL_TAIL || tail.len() == CHECK_LENGTH || tail.ends_with(&[0]) {
         return false;

@@ -1,7 +1,7 @@
-//! The proof that a tap is complete: it ends as the engine's log does.
+//! The proof that a tap is complete: the captured output ends as the engine's log does.
 
 use super::Progress;
-use super::fidelity::log_records;
+use super::fidelity::count_log_records;
 use super::lines::LineAssembler;
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, LogFidelity};
@@ -23,12 +23,15 @@ impl Tail {
 
     /// The number of bytes.
     pub(crate) fn len(&self) -> usize {
-        Stream::ALL.iter().map(|s| self.bytes[*s].len()).sum()
+        Stream::ALL
+            .into_iter()
+            .map(|stream| self.bytes[stream].len())
+            .sum()
     }
 
     /// Returns true if the tail proves that the capture is complete.
     ///
-    /// Then every byte of the log is in a record, or open in `lines`.
+    /// Then every byte of the log is in a record, or in an open line of `lines`.
     ///
     /// If the tail is the whole log, the capture must equal it. Otherwise each captured stream must
     /// end with its tail, and the tail must not repeat itself: a tap that was cut at one of many
@@ -40,14 +43,14 @@ impl Tail {
         fidelity: LogFidelity,
     ) -> bool {
         let records: usize = Stream::ALL
-            .iter()
-            .map(|stream| log_records(&self.bytes[*stream]))
+            .into_iter()
+            .map(|stream| count_log_records(&self.bytes[stream]))
             .sum();
         let is_whole_log = records < TAIL_RECORDS as usize;
-        Stream::ALL.iter().all(|stream| {
-            let tail = &self.bytes[*stream];
-            let position = &progress.streams[*stream];
-            let captured = position.logged_recent(fidelity, lines.open_parts(*stream));
+        Stream::ALL.into_iter().all(|stream| {
+            let tail = &self.bytes[stream];
+            let position = &progress.streams[stream];
+            let captured = position.logged_recent(fidelity, lines.open_parts(stream));
             let total = position.logged + (captured.len() - position.recent().len()) as u64;
             let has_all = total == captured.len() as u64;
             if has_all && (is_whole_log || tail.len() > captured.len()) {

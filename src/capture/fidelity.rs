@@ -7,22 +7,24 @@ const LOG_RECORD_BYTES: usize = 16 * 1024;
 
 /// Appends the logged form of `bytes` to `out`.
 ///
-/// `bytes` begin `offset` bytes into a line, and end with the stream, a line or a whole character.
+/// `bytes` begin `offset` bytes into a line. They end at the end of the stream, of a line or of a
+/// character.
 pub(super) fn logged(fidelity: LogFidelity, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
     match fidelity {
         LogFidelity::Lossless => out.extend_from_slice(bytes),
         LogFidelity::Utf8Lossy => {
-            let mut phase = (offset % LOG_RECORD_BYTES as u64) as usize;
+            // The number of bytes in the log's current record.
+            let mut filled = (offset % LOG_RECORD_BYTES as u64) as usize;
             for line in bytes.split_inclusive(|byte| *byte == b'\n') {
                 let mut rest = line;
                 while !rest.is_empty() {
-                    let end = rest.len().min(LOG_RECORD_BYTES - phase);
-                    replace(&rest[..end], out);
-                    phase = (phase + end) % LOG_RECORD_BYTES;
+                    let end = rest.len().min(LOG_RECORD_BYTES - filled);
+                    replace_invalid(&rest[..end], out);
+                    filled = (filled + end) % LOG_RECORD_BYTES;
                     rest = &rest[end..];
                 }
                 if line.ends_with(b"\n") {
-                    phase = 0;
+                    filled = 0;
                 }
             }
         }
@@ -30,7 +32,7 @@ pub(super) fn logged(fidelity: LogFidelity, offset: u64, bytes: &[u8], out: &mut
 }
 
 /// Appends `bytes`, with U+FFFD in place of each invalid byte.
-pub(super) fn replace(bytes: &[u8], out: &mut Vec<u8>) {
+pub(super) fn replace_invalid(bytes: &[u8], out: &mut Vec<u8>) {
     for chunk in bytes.utf8_chunks() {
         out.extend_from_slice(chunk.valid().as_bytes());
         for _ in chunk.invalid() {
@@ -39,8 +41,8 @@ pub(super) fn replace(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// The number of records that a log which splits lines has for `bytes`.
-pub(super) fn log_records(bytes: &[u8]) -> usize {
+/// The number of records in which a log that splits lines stores `bytes`.
+pub(super) fn count_log_records(bytes: &[u8]) -> usize {
     bytes
         .split_inclusive(|byte| *byte == b'\n')
         .map(|line| {

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 
 use crate::outcome::{PerStream, Stream};
 
-/// The most bytes that wait for one subscriber, including overhead.
-const MAX_PENDING_BYTES: usize = 1 << 20;
+/// The maximum number of bytes that wait for one subscriber, including overhead.
+const MAX_WAITING_BYTES: usize = 1 << 20;
 /// The memory of a waiting chunk, besides its bytes.
 const CHUNK_OVERHEAD_BYTES: usize = 128;
 
@@ -38,7 +38,7 @@ impl LiveChunk {
 
 /// The hub to which a capture publishes the output that it receives.
 ///
-/// A subscriber reads the log to its end, then the pending chunks here, then the live chunks. Every
+/// A subscriber reads the log to its end, then the pending chunks, then the live chunks. Every
 /// chunk has its offset in the stream, so overlaps are cut, and missing bytes are known exactly.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
@@ -89,7 +89,7 @@ impl Subscriber {
     /// Returns false if the subscriber is gone.
     fn send(&self, chunk: &LiveChunk) -> bool {
         let waiting = self.waiting.load(Ordering::Relaxed);
-        if waiting > 0 && waiting + chunk.cost() > MAX_PENDING_BYTES {
+        if waiting > 0 && waiting + chunk.cost() > MAX_WAITING_BYTES {
             self.lagged.store(true, Ordering::Relaxed);
             return !self.sender.is_closed();
         }
@@ -130,10 +130,12 @@ impl Hub {
 
     /// Sends a chunk to every subscriber that keeps up.
     ///
-    /// The next chunk tells the others what they missed.
+    /// For the others, the offset of the next chunk shows what they missed.
     pub(super) fn publish(&self, chunk: LiveChunk) {
         let mut inner = self.lock();
-        inner.subscribers.retain(|one| one.send(&chunk));
+        inner
+            .subscribers
+            .retain(|subscriber| subscriber.send(&chunk));
         inner.received[chunk.stream] = chunk.end();
         inner.pending.push_back(chunk);
     }
@@ -151,12 +153,14 @@ impl Hub {
         !inner.subscribers.is_empty()
     }
 
-    /// Sets the number of bytes received earlier.
+    /// Sets the number of bytes of each stream that were received earlier.
     pub(super) fn start_at(&self, bytes: PerStream<u64>) {
         self.lock().received = bytes;
     }
 
-    /// The received bytes of each stream, and the live chunks unless closed.
+    /// Returns the number of bytes received of each stream, and the live chunks.
+    ///
+    /// There are no live chunks if the hub is closed.
     pub(crate) fn subscribe_live(&self) -> (PerStream<u64>, Option<LiveReceiver>) {
         let mut inner = self.lock();
         (inner.received, inner.subscribe())
@@ -169,7 +173,9 @@ impl Hub {
             .retain(|chunk| chunk.end() > bytes[chunk.stream]);
     }
 
-    /// The chunks not in the log yet, and the live chunks unless closed.
+    /// Returns the chunks that are not in the log yet, and the live chunks.
+    ///
+    /// There are no live chunks if the hub is closed.
     pub(crate) fn subscribe(&self) -> (Vec<LiveChunk>, Option<LiveReceiver>) {
         let mut inner = self.lock();
         let pending = inner.pending.iter().cloned().collect();
@@ -241,7 +247,7 @@ mod tests {
                 ..PerStream::default()
             });
         }
-        assert!(receiver.unwrap().receiver.len() * CHUNK_OVERHEAD_BYTES <= MAX_PENDING_BYTES);
+        assert!(receiver.unwrap().receiver.len() * CHUNK_OVERHEAD_BYTES <= MAX_WAITING_BYTES);
         assert!(hub.lock().pending.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! The line assembler: from the bytes of each stream to records.
+//! The line assembler, which turns the bytes of each stream into records.
 //!
 //! The records do not depend on chunk boundaries.
 
@@ -17,7 +17,7 @@ const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
 /// Assembles the lines of a container's streams.
 #[derive(Debug, Default)]
 pub(crate) struct LineAssembler {
-    /// The unrecorded bytes of each stream's open line: at most one record.
+    /// The bytes of each stream's open line that are in no record yet: at most one record.
     open: PerStream<Vec<u8>>,
     /// The number of leading open bytes that no log has replaced.
     printed: PerStream<usize>,
@@ -33,7 +33,7 @@ impl LineAssembler {
         self.replacing_log = replacing_log;
     }
 
-    /// The unrecorded bytes of the open line: printed bytes, and logged bytes.
+    /// The unrecorded bytes of the open line: first as printed, then as logged.
     pub(super) fn open_parts(&self, stream: Stream) -> (&[u8], &[u8]) {
         self.open[stream].split_at(self.printed[stream])
     }
@@ -64,7 +64,7 @@ impl LineAssembler {
             match memchr(b'\n', rest) {
                 Some(end) => {
                     self.extend_open(ts, stream, &rest[..end], batch);
-                    self.emit(ts, stream, &rest[..0], false, batch);
+                    self.emit(ts, stream, false, batch);
                     rest = &rest[end + 1..];
                 }
                 None => {
@@ -77,7 +77,7 @@ impl LineAssembler {
 
     /// Appends the leading whole lines of `bytes` to `batch`.
     ///
-    /// Returns the rest. The lines are not copied to the open line.
+    /// Returns the rest. These lines are not copied to the open line first.
     fn push_whole_lines<'a>(
         &self,
         ts: Timestamp,
@@ -92,7 +92,7 @@ impl LineAssembler {
                 break;
             }
             let lossy = self.replacing_log && memmem::find(line, REPLACEMENT).is_some();
-            batch.push_parts(ts, stream, line, &[], false, lossy);
+            batch.push_bytes(ts, stream, line, false, lossy);
             from = end + 1;
         }
         &bytes[from..]
@@ -102,7 +102,7 @@ impl LineAssembler {
     pub(crate) fn finish(&mut self, ts: Timestamp, batch: &mut Batch) {
         for stream in Stream::ALL {
             if !self.open[stream].is_empty() {
-                self.emit(ts, stream, &[], true, batch);
+                self.emit(ts, stream, true, batch);
             }
         }
     }
@@ -113,7 +113,7 @@ impl LineAssembler {
     fn extend_open(&mut self, ts: Timestamp, stream: Stream, mut bytes: &[u8], batch: &mut Batch) {
         while !bytes.is_empty() {
             let open = &mut self.open[stream];
-            // Only one byte more than a record shows that the line is longer than a record.
+            // One byte more than a record shows that the line does not fit into a record.
             let take = bytes.len().min(MAX_RECORD_BYTES + 1 - open.len());
             open.extend_from_slice(&bytes[..take]);
             if !self.replacing_log {
@@ -124,35 +124,26 @@ impl LineAssembler {
                 let cut = boundary(&open[..MAX_RECORD_BYTES]);
                 let rest = open.split_off(cut);
                 let printed = self.printed[stream].saturating_sub(cut);
-                self.emit(ts, stream, &[], true, batch);
+                self.emit(ts, stream, true, batch);
                 self.open[stream] = rest;
                 self.printed[stream] = printed;
             }
         }
     }
 
-    /// Appends the open line and `tail` to `batch` as one record.
-    fn emit(
-        &mut self,
-        ts: Timestamp,
-        stream: Stream,
-        tail: &[u8],
-        partial: bool,
-        batch: &mut Batch,
-    ) {
+    /// Appends the open line to `batch` as one record.
+    fn emit(&mut self, ts: Timestamp, stream: Stream, partial: bool, batch: &mut Batch) {
         let open = &mut self.open[stream];
         let from_log = self.replacing_log || self.printed[stream] < open.len();
-        let lossy = from_log
-            && (memmem::find(open, REPLACEMENT).is_some()
-                || memmem::find(tail, REPLACEMENT).is_some());
-        batch.push_parts(ts, stream, open, tail, partial, lossy);
+        let lossy = from_log && memmem::find(open, REPLACEMENT).is_some();
+        batch.push_bytes(ts, stream, open, partial, lossy);
         open.clear();
         self.printed[stream] = 0;
     }
 }
 
 /// The length of `bytes` without a possibly incomplete character at the end.
-pub(super) fn boundary(bytes: &[u8]) -> usize {
+fn boundary(bytes: &[u8]) -> usize {
     let end = bytes.len();
     for back in 1..=end.min(3) {
         let byte = bytes[end - back];

@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::fidelity::{logged, replace};
+use super::fidelity::{logged, replace_invalid};
 use crate::audit::{Action, Batch, Event, GapReason, Interaction, RecordRef, Started, Stop};
 use crate::outcome::{PerStream, Seal, StopCause, Stream};
 use crate::runtime::LogFidelity;
@@ -75,7 +75,7 @@ impl Position {
     fn logged_next(&self, fidelity: LogFidelity, bytes: &[u8], out: &mut Vec<u8>) {
         match fidelity {
             // The log's record boundaries are unknown here. Replaced bytes stay as they are.
-            LogFidelity::Utf8Lossy if self.replaced => replace(bytes, out),
+            LogFidelity::Utf8Lossy if self.replaced => replace_invalid(bytes, out),
             _ => logged(fidelity, self.open, bytes, out),
         }
     }

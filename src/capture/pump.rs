@@ -23,21 +23,21 @@ use crate::timestamp::Timestamp;
 
 /// The longest silence of a source after the exit.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest silence of a log that was silent before.
+/// The limit of the silence timeout of the engine's log, which doubles with each silent read.
 const MAX_SILENCE_TIMEOUT: Duration = Duration::from_secs(320);
 
-/// The end of a pump.
+/// The reason why a pump ended.
 #[derive(Debug)]
 pub(crate) enum PumpEnd {
     /// The source reached its end.
     Eof,
     /// The source failed.
     Broken(RuntimeError),
-    /// The source neither continued nor ended for this long after the exit.
+    /// The source was silent for this long after the exit.
     Silent(Duration),
     /// The manager shut down. Everything queued is written.
     Shutdown,
-    /// The sink took nothing for too long. The log is lost.
+    /// The sink finished no write for too long. The log is lost.
     Stalled,
     /// The sink failed. The log is lost.
     Sink(Error),
@@ -54,7 +54,7 @@ enum Timer {
     Silence,
 }
 
-/// The capture of one run: its output so far, and the log that it goes to.
+/// The capture of one run: its output so far, and the log to which the output goes.
 #[derive(Debug)]
 pub(crate) struct Capture {
     pub(crate) progress: Progress,
@@ -69,17 +69,17 @@ pub(crate) struct Capture {
     dropped: PerStream<u64>,
     /// When the last source ended, or was given up.
     source_ended: Option<Instant>,
-    /// Set once the log was lost and resumed.
+    /// Set once a log was lost and resumed.
     resumed: bool,
     /// Set if a resumed log lacked output that had been received.
     lost: bool,
     /// The start and stop records, written or not: no other source can repeat them.
     lifecycle: Vec<Event>,
-    /// The received notes and standard input that are not in the log yet.
+    /// The received notes and records of standard input that are not in the log yet.
     ///
     /// The capture holds the only copy.
-    in_flight: VecDeque<Event>,
-    /// The number of such records in the log when `in_flight` was last trimmed.
+    unacknowledged: VecDeque<Event>,
+    /// The number of such records in the log when `unacknowledged` was last trimmed.
     acknowledged: u64,
     /// The silence timeout of a final read of the engine's log.
     ///
@@ -88,7 +88,7 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// A capture that continues after `progress`.
+    /// Creates a capture that continues after `progress`.
     pub(crate) fn new(
         progress: Progress,
         hub: Arc<Hub>,
@@ -98,7 +98,7 @@ impl Capture {
         hub.start_at(progress.bytes());
         Self {
             lifecycle: progress.lifecycle(),
-            in_flight: VecDeque::new(),
+            unacknowledged: VecDeque::new(),
             acknowledged: progress.interactions,
             progress,
             hub,
@@ -124,12 +124,12 @@ impl Capture {
         self.source_ended
     }
 
-    /// Replaces a failed log, and the progress by that of the resumed log.
+    /// Continues with a resumed log and its progress.
     pub(crate) fn resume(&mut self, progress: Progress, log: Box<dyn RunLog>) {
         let has_less = |stream| progress.streams[stream].bytes < self.received(stream);
         self.lost |= Stream::ALL.into_iter().any(has_less);
         self.progress = progress;
-        self.trim_in_flight();
+        self.trim_unacknowledged();
         self.lines = LineAssembler::default();
         self.log = Some(log);
         self.resumed = true;
@@ -139,7 +139,7 @@ impl Capture {
     pub(crate) fn unwritten(&self) -> Vec<Event> {
         let missing = |event: &&Event| !self.progress.contains(event);
         let lifecycle = self.lifecycle.iter().filter(missing);
-        lifecycle.chain(&self.in_flight).cloned().collect()
+        lifecycle.chain(&self.unacknowledged).cloned().collect()
     }
 
     /// Returns true if a log was lost together with output that had been received.
@@ -159,16 +159,17 @@ impl Capture {
     fn enqueue(&mut self, event: Event, writes: &mut WriteScheduler) {
         self.keep_lifecycle(&event);
         if matches!(event, Event::Note { .. } | Event::Stdin(_)) {
-            self.in_flight.push_back(event.clone());
+            self.unacknowledged.push_back(event.clone());
         }
         writes.push_event(event);
     }
 
-    /// Drops the copies of records that are in the log. They are written in order.
-    fn trim_in_flight(&mut self) {
+    /// Drops the copies of records that are in the log. The log has them in the same order.
+    fn trim_unacknowledged(&mut self) {
         let written = self.progress.interactions.saturating_sub(self.acknowledged) as usize;
         self.acknowledged = self.progress.interactions;
-        self.in_flight.drain(..written.min(self.in_flight.len()));
+        self.unacknowledged
+            .drain(..written.min(self.unacknowledged.len()));
     }
 
     /// Returns true if the log must be resumed before the next write.
@@ -241,7 +242,7 @@ impl Capture {
     /// Takes the log back after a write.
     fn acknowledge(&mut self, log: Box<dyn RunLog>) {
         self.log = Some(log);
-        self.trim_in_flight();
+        self.trim_unacknowledged();
         self.hub.mark_logged(self.progress.bytes());
     }
 
@@ -266,7 +267,7 @@ impl Capture {
         self.pump(source, None, signals).await
     }
 
-    /// Pumps the engine's log into the log, without the captured output.
+    /// Pumps the engine's log into the log, except for the output that is already captured.
     pub(crate) async fn replay(
         &mut self,
         source: OutputStream,
@@ -424,7 +425,7 @@ impl Capture {
 
     /// Handles an elapsed timer.
     ///
-    /// Returns the end of a pump that cannot write what is queued.
+    /// Returns the end if the pump cannot write its queue.
     fn on_timer(&mut self, timer: Option<Timer>, source: &mut Source) -> Option<PumpEnd> {
         match timer {
             // The next iteration starts the write.
@@ -489,7 +490,7 @@ impl Capture {
         self.append(batch).await
     }
 
-    /// The gap of a log that is shorter than the capture, or differs from it.
+    /// The gap of an engine's log that is shorter than the capture, or differs from it.
     ///
     /// Only a final read proves a gap, and each gap is recorded once.
     fn gap(&self, stream: Stream, reason: GapReason, reading: Option<Reading>) -> Option<Event> {
@@ -508,7 +509,7 @@ impl Capture {
 
 /// The timer that elapses first.
 fn next_timer(source: &Source, writes: &WriteScheduler) -> Option<(Instant, Timer)> {
-    // A slow read of the engine's log blocks no one, so it cannot stall.
+    // A slow read of the engine's log does not block the container, so it cannot stall.
     let stall = writes.stall_deadline().filter(|_| !source.is_replay());
     let silence = source.silence_deadline().filter(|_| !writes.is_paused());
     [

@@ -17,7 +17,7 @@ use crate::timestamp::Timestamp;
 
 /// The queue size that pauses the source, until half of it is written.
 const PAUSE_BYTES: usize = 2 << 20;
-/// The longest pause of a source: after it, the sink counts as stalled.
+/// The longest pause of a source. After this time, the sink counts as stalled.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The queue length at which records of standard input have to wait.
 const MAX_ENTRIES_FOR_STDIN: usize = 64;
@@ -79,12 +79,12 @@ impl WriteScheduler {
         self.queue.push_chunk(stream, bytes);
     }
 
-    /// Takes the next batch off the queue. It is empty if its chunks end no line.
+    /// Takes the next batch off the queue. The batch is empty if its chunks end no line.
     pub(super) fn next_batch(&mut self, lines: &mut LineAssembler) -> Batch {
-        self.queue.batch(lines)
+        self.queue.next_batch(lines)
     }
 
-    /// Starts the write of `batch`. No other may be in flight.
+    /// Starts the write of `batch`. No other write may be in flight.
     pub(super) fn start(&mut self, mut log: Box<dyn RunLog>, batch: Batch) {
         debug_assert!(self.in_flight.is_none(), "two writes in flight");
         self.in_flight = Some(Box::pin(async move {
@@ -113,7 +113,7 @@ impl WriteScheduler {
 struct Queue {
     entries: VecDeque<Entry>,
     bytes: usize,
-    /// The number of events: they are written without delay.
+    /// The number of events, which are written without delay.
     events: usize,
     /// When the source was paused, or a write last finished since then.
     paused_since: Option<Instant>,
@@ -152,8 +152,8 @@ impl Queue {
         }
     }
 
-    fn batch(&mut self, lines: &mut LineAssembler) -> Batch {
-        let mut batch = Batch::with_room(self.bytes.min(BATCH_BYTES));
+    fn next_batch(&mut self, lines: &mut LineAssembler) -> Batch {
+        let mut batch = Batch::with_capacity(self.bytes.min(BATCH_BYTES));
         let mut taken = 0;
         while taken < BATCH_BYTES
             && let Some(entry) = self.entries.pop_front()
@@ -197,7 +197,7 @@ mod tests {
         chunk(&mut queue, 1);
         let now = Instant::now();
         assert_eq!(queue.due(false), Some(now));
-        assert_eq!(queue.batch(&mut lines).len(), 1);
+        assert_eq!(queue.next_batch(&mut lines).len(), 1);
 
         // Right after a write.
         chunk(&mut queue, 1);
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(queue.due(true), Some(now));
         queue.push_event(Event::note("at once"));
         assert_eq!(queue.due(false), Some(now));
-        assert_eq!(queue.batch(&mut lines).len(), 2);
+        assert_eq!(queue.next_batch(&mut lines).len(), 2);
         chunk(&mut queue, BATCH_BYTES);
         assert_eq!(queue.due(false), Some(now));
     }

@@ -1,4 +1,4 @@
-//! The replay of an engine's log, without the captured output.
+//! The replay of an engine's log, except for the output that is already captured.
 
 use bytes::Bytes;
 use memchr::memchr_iter;
@@ -12,9 +12,8 @@ use crate::timestamp::Timestamp;
 
 /// A read of the engine's log that skips the captured output.
 ///
-/// The replay skips captured lines by counting newlines, because a line may come back with other
-/// bytes than were printed. Then it compares the last bytes before the position in their logged
-/// form.
+/// The replay skips captured lines by counting newlines, because the log may have changed the bytes
+/// of a line. Then it compares the last bytes before the position in their logged form.
 #[derive(Debug)]
 pub(super) struct Replay {
     streams: PerStream<Skip>,
@@ -30,7 +29,7 @@ struct Skip {
     expected: Vec<u8>,
     /// The bytes that the log has before the position.
     seen: Vec<u8>,
-    /// The incomplete character removed from the open line: the log repeats it.
+    /// The incomplete character that was removed from the open line. The log repeats it.
     held: Vec<u8>,
     state: SkipState,
 }
@@ -46,7 +45,7 @@ enum SkipState {
 }
 
 impl Replay {
-    /// A replay that continues after `progress` and the open lines of `lines`.
+    /// Creates a replay that continues after `progress` and the open lines of `lines`.
     pub(super) fn new(
         progress: &Progress,
         lines: &mut LineAssembler,
@@ -73,9 +72,9 @@ impl Replay {
         Self { streams }
     }
 
-    /// The new part of `chunk`.
+    /// Returns the new part of `chunk`.
     ///
-    /// A log that differs from the capture is an error, returned once per stream.
+    /// If the log differs from the capture, the reason is returned once per stream, as an error.
     pub(super) fn push(&mut self, chunk: &Chunk) -> Result<Bytes, GapReason> {
         let skip = &mut self.streams[chunk.stream];
         match skip.state {

@@ -16,11 +16,11 @@ use crate::runtime::{Chunk, OutputStream};
 /// The purpose of a read of the engine's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reading {
-    /// The log may end anywhere: bytes that it lacks prove nothing.
+    /// The read may end before the log does, so missing bytes prove nothing.
     Preview,
     /// The log of a container that has exited.
     Final {
-        /// True if the tap reached its end: then bytes are only possibly missing.
+        /// True if the tap reached its end. Then bytes are only possibly missing.
         whole_tap: bool,
     },
 }
@@ -78,9 +78,9 @@ impl Source {
         self.replay.as_ref().map(|(_, reading)| *reading)
     }
 
-    /// The part of `chunk` that is not captured yet.
+    /// Returns the part of `chunk` that is not captured yet.
     ///
-    /// An error is a log that differs from the capture, reported once per stream.
+    /// If the log differs from the capture, the reason is returned once per stream, as an error.
     pub(super) fn unseen(&mut self, chunk: Chunk) -> Result<Chunk, (Stream, GapReason)> {
         let stream = chunk.stream;
         let bytes = match &mut self.replay {
@@ -126,9 +126,9 @@ impl Source {
         self.end.take()
     }
 
-    /// The replay, and the purpose that its result has after `end`.
+    /// Returns the replay, and the purpose that the read has after `end`.
     ///
-    /// Only a log that was read to its end can be too short.
+    /// Only a log that was read to its end can be too short, so any other read is a preview.
     pub(super) fn into_replay(self, end: &PumpEnd) -> Option<(Replay, Reading)> {
         let (replay, reading) = self.replay?;
         match end {
