@@ -66,7 +66,7 @@ impl fmt::Debug for Timestamp {
     }
 }
 
-/// The error of a text that is not an RFC 3339 timestamp.
+/// The error for text that is not an RFC 3339 timestamp.
 #[derive(Debug, thiserror::Error)]
 #[error("{text:?} is not an RFC 3339 timestamp")]
 pub struct ParseTimestampError {

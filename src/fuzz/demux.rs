@@ -6,48 +6,49 @@ use crate::runtime::docker::output::demux::{
     CHUNK_BYTES, Demux, FramingError, HEADER_BYTES, MAX_ERROR_BYTES,
 };
 
-/// The output of the demultiplexer: runs of one stream, then a fault.
-#[derive(Debug, Default, PartialEq)]
+/// The output of the demultiplexer: sequences of bytes of one stream, then an error.
+#[derive(Debug, Deerror, PartialEq)]
 struct Demuxed {
-    runs: Vec<(Stream, Vec<u8>)>,
-    fault: Option<FramingError>,
+    sequences: Vec<(Stream, Vec<u8>)>,
+    error: Option<FramingError>,
 }
 
 impl Demuxed {
     fn add(&mut self, stream: Stream, bytes: &[u8]) {
-        match self.runs.last_mut() {
+        match self.sequences.last_mut() {
             _ if bytes.is_empty() => {}
             Some((last, all)) if *last == stream => all.extend_from_slice(bytes),
-            _ => self.runs.push((stream, bytes.to_vec())),
+            _ => self.sequences.push((stream, bytes.to_vec())),
         }
     }
 
     /// Takes all output that `demux` has.
     fn drain(&mut self, demux: &mut Demux) {
         while let Some(item) = demux.pop() {
-            assert_eq!(self.fault, None, "{item:?} came after a fault");
+            assert_eq!(self.error, None, "{item:?} came after an error");
             match item {
                 Ok(chunk) => {
                     assert!(!chunk.bytes.is_empty(), "an empty chunk");
                     self.add(chunk.stream, &chunk.bytes);
                 }
-                Err(fault) => self.fault = Some(fault),
+                Err(error) => self.error = Some(error),
             }
         }
     }
 
     fn bytes(&self) -> usize {
-        self.runs.iter().map(|(_, bytes)| bytes.len()).sum()
+        self.sequences.iter().map(|(_, bytes)| bytes.len()).sum()
     }
 }
 
 /// Checks the demultiplexer against a simple model, for any split of its input.
 ///
-/// Each frame's payload must come out complete, in order and on its stream, followed by the fault
-/// that ends the stream. A terminal's bytes must come out unchanged.
+/// The output must be each frame's payload, complete, in order and on its stream, followed by the
+/// error that ends the input. A terminal's bytes must be unchanged.
 ///
-/// The input is a byte of flags (bit 0: terminal; bits 1 to 3: the stream is repeated 2^n times),
-/// the number of splits, a byte for each split, and the stream.
+/// The input is a byte of flags, the number of splits, a byte for each split, and the bytes to
+/// demultiplex. Bit 0 of the flags is set for a terminal. Bits 1 to 3 are n: the bytes are repeated
+/// 2^n times.
 pub fn demux(input: &[u8]) {
     let mut input = Input(input);
     let flags = input.byte();
@@ -57,7 +58,7 @@ pub fn demux(input: &[u8]) {
     let bytes = input.0.repeat(1 << (flags >> 1 & 7));
 
     let mut demux = Demux::new(tty);
-    let mut actual = Demuxed::default();
+    let mut actual = Demuxed::deerror();
     push_in_parts(&mut demux, &mut actual, splits, &bytes, tty);
     demux.finish();
     actual.drain(&mut demux);
@@ -93,19 +94,19 @@ fn push_in_parts(demux: &mut Demux, actual: &mut Demuxed, splits: &[u8], bytes: 
 
 /// The expected output for `bytes`.
 fn model(tty: bool, bytes: &[u8]) -> Demuxed {
-    let mut expected = Demuxed::default();
+    let mut expected = Demuxed::deerror();
     if tty {
         expected.add(Stream::Tty, bytes);
         return expected;
     }
     let mut rest = Input(bytes);
-    while !rest.is_empty() && expected.fault.is_none() {
-        expected.fault = model_frame(&mut rest, &mut expected);
+    while !rest.is_empty() && expected.error.is_none() {
+        expected.error = model_frame(&mut rest, &mut expected);
     }
     expected
 }
 
-/// Adds the payload of the next frame, and returns the fault of an invalid frame.
+/// Adds the payload of the next frame, and returns the error of an invalid frame.
 fn model_frame(rest: &mut Input<'_>, expected: &mut Demuxed) -> Option<FramingError> {
     let Ok(header) = <[u8; HEADER_BYTES]>::try_from(rest.take(HEADER_BYTES)) else {
         return Some(FramingError::Dangling);

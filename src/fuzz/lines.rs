@@ -6,7 +6,7 @@ use crate::fuzz::Input;
 use crate::outcome::Stream;
 use crate::timestamp::Timestamp;
 
-/// The bytes from which no more input is read.
+/// The number of bytes after which the rest of the input is ignored.
 const MAX_BYTES: usize = 4 * MAX_RECORD_BYTES;
 
 #[derive(Debug, PartialEq)]
@@ -23,8 +23,8 @@ struct OutputRecord {
 /// must rejoin to the bytes, and must not split a character.
 ///
 /// The input is a sequence of chunks, each a byte of flags and its operands. Bits 0 and 1 are the
-/// stream. Bits 2 and 3 are the kind: 0 is a newline; 1 is a unit of up to 4 bytes, repeated as
-/// often as the next two bytes say; others are as many bytes as the next byte says.
+/// stream. Bits 2 and 3 are the kind: 0 is a newline; 1 is a unit of up to 4 bytes, whose number of
+/// repetitions is in the next two bytes; others are bytes whose number is in the next byte.
 pub fn lines(input: &[u8]) {
     let chunks = parse(input);
     let mixed = assemble(
@@ -127,7 +127,7 @@ fn assert_rejoins(records: &[&OutputRecord], bytes: &[u8]) {
 
 /// `at_once` are the records of `bytes` in one chunk.
 fn assert_independent_of_chunks(stream: Stream, bytes: &[u8], at_once: Vec<OutputRecord>) {
-    // Single bytes, as long as there are few.
+    // A short input is split into single bytes.
     let size = 1 + bytes.len() / MAX_RECORD_BYTES * 97;
     let small = assemble(bytes.chunks(size).map(|chunk| (stream, chunk)), false);
     assert!(small == at_once, "records depend on the chunks");

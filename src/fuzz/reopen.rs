@@ -150,9 +150,9 @@ fn append_and_seal(dir: &Path, records: &mut Vec<Record>, partial: bool, bytes: 
     records.push(Record::Event(Event::End(seal)));
 }
 
-/// The records that the sink was given.
+/// The records that were appended to the sink.
 ///
-/// That excludes its own `check` records, and records of unknown types.
+/// Excludes the `check` records that the sink adds, and records of unknown types.
 fn written(records: Vec<Record>) -> Vec<Record> {
     let is_written = |record: &Record| {
         !matches!(
