@@ -7,7 +7,7 @@ use crate::runtime::docker::output::demux::{
 };
 
 /// The output of the demultiplexer: sequences of bytes of one stream, then an error.
-#[derive(Debug, Deerror, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 struct Demuxed {
     sequences: Vec<(Stream, Vec<u8>)>,
     error: Option<FramingError>,
@@ -58,7 +58,7 @@ pub fn demux(input: &[u8]) {
     let bytes = input.0.repeat(1 << (flags >> 1 & 7));
 
     let mut demux = Demux::new(tty);
-    let mut actual = Demuxed::deerror();
+    let mut actual = Demuxed::default();
     push_in_parts(&mut demux, &mut actual, splits, &bytes, tty);
     demux.finish();
     actual.drain(&mut demux);
@@ -94,7 +94,7 @@ fn push_in_parts(demux: &mut Demux, actual: &mut Demuxed, splits: &[u8], bytes: 
 
 /// The expected output for `bytes`.
 fn model(tty: bool, bytes: &[u8]) -> Demuxed {
-    let mut expected = Demuxed::deerror();
+    let mut expected = Demuxed::default();
     if tty {
         expected.add(Stream::Tty, bytes);
         return expected;
