@@ -125,8 +125,8 @@ pub enum Error {
 
     /// The run did not become ready.
     ///
-    /// See [`Run::wait_ready`](crate::run::Run::wait_ready).
-    /// The message ends with the last lines of the output, each on its own line.
+    /// See [`Run::wait_ready`](crate::run::Run::wait_ready). The message ends with the last lines
+    /// of the output, each on its own line.
     #[error("run {run} is not ready: {reason}{}", LastLines(last_lines))]
     NotReady {
         /// The run.
@@ -220,7 +220,7 @@ impl Outcome {
     ///
     /// # Errors
     ///
-    /// [`Error::Failed`].
+    /// [`Error::Failed`] unless the container ran and exited with code 0.
     pub fn into_result(self) -> Result<Self> {
         match self.success() {
             true => Ok(self),

@@ -220,7 +220,7 @@ impl<X: ExitReport> Machine<X> {
         self.phase
     }
 
-    /// Deadlines that the loop turns into inputs.
+    /// Returns the deadlines that the loop turns into inputs.
     pub(super) fn timers(&self) -> Timers {
         let timers = Timers {
             counts: self.counts_at,
@@ -254,7 +254,7 @@ impl<X: ExitReport> Machine<X> {
         }
     }
 
-    /// Sources that the loop polls.
+    /// Returns the sources that the loop polls.
     pub(super) fn sources(&self) -> Sources {
         match &self.phase {
             Phase::Running {
@@ -293,7 +293,7 @@ impl<X: ExitReport> Machine<X> {
 }
 
 impl Timers {
-    /// The timer that expires first.
+    /// Returns the timer that expires first.
     pub(super) fn next(&self) -> Option<(Instant, Timer)> {
         [
             (self.acknowledge, Timer::Acknowledge),
@@ -431,7 +431,7 @@ impl<X: ExitReport> Phase<X> {
         self
     }
 
-    /// The limits, while they can stop the container.
+    /// Returns the limits while they can stop the container.
     fn limits(&mut self) -> Option<&mut Limits> {
         match self {
             Self::Running { limits, .. } | Self::Drained { limits, .. } => Some(limits),

@@ -11,9 +11,9 @@ use crate::monitor::context::Context;
 use crate::outcome::Usage;
 use crate::spec::{ContainerId, RunId};
 
-/// Waits for one interval and returns the next sample.
+/// Waits for one interval, and returns a sample.
 ///
-/// Never resolves without an interval, or if the runtime cannot sample.
+/// A failed sample is skipped. Never resolves without an interval, or if the runtime cannot sample.
 pub(super) async fn sample(
     context: Arc<Context>,
     run: RunId,
