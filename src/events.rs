@@ -35,8 +35,8 @@ pub struct RunEvent {
 
 /// The kind of a [`RunEvent`], with its data.
 ///
-/// The events of one run are emitted in the order of its life. The final
-/// [`Output`](Self::Output) count may follow the exit. No event has output or secrets:
+/// The events of one run are emitted in the order in which they happen. The final
+/// [`Output`](Self::Output) count may follow the exit. No event contains output or secrets:
 /// text from the engine is redacted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -175,8 +175,9 @@ impl Events {
         self.inner.next().await
     }
 
-    pub(crate) fn of(receiver: Option<broadcast::Receiver<RunEvent>>, only: Option<RunId>) -> Self {
-        let subscription = receiver.map(|receiver| Subscription { receiver, only });
+    /// Creates a stream of the events of `run`, or of all runs. It is empty without a receiver.
+    pub(crate) fn new(receiver: Option<broadcast::Receiver<RunEvent>>, run: Option<RunId>) -> Self {
+        let subscription = receiver.map(|receiver| Subscription { receiver, run });
         let events = stream::unfold(subscription, |subscription| async {
             let mut subscription = subscription?;
             let event = subscription.next().await?;
@@ -192,14 +193,15 @@ impl Events {
 /// A subscription to the events of all runs, or of one.
 struct Subscription {
     receiver: broadcast::Receiver<RunEvent>,
-    only: Option<RunId>,
+    /// `None` for all runs.
+    run: Option<RunId>,
 }
 
 impl Subscription {
     async fn next(&mut self) -> Option<RunEvent> {
         loop {
             match self.receiver.recv().await {
-                Ok(event) if self.only.is_none() || event.run == self.only => return Some(event),
+                Ok(event) if self.run.is_none() || event.run == self.run => return Some(event),
                 Ok(_) => {}
                 Err(RecvError::Lagged(events)) => {
                     return Some(RunEvent {
@@ -214,7 +216,7 @@ impl Subscription {
     }
 
     fn ends_with(&self, event: &RunEvent) -> bool {
-        self.only.is_some() && event.kind == EventKind::Released
+        self.run.is_some() && event.kind == EventKind::Released
     }
 }
 
@@ -226,7 +228,7 @@ impl Stream for Events {
     }
 }
 
-/// Delivers events to all subscribers, and never waits for one.
+/// Delivers events to all subscribers, and never waits for any of them.
 #[derive(Debug)]
 pub(crate) struct EventBus {
     /// `None` once the manager is shut down.
@@ -262,6 +264,7 @@ impl EventBus {
         *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Subscribes to all later events. Returns `None` once the manager is shut down.
     pub(crate) fn subscribe(&self) -> Option<broadcast::Receiver<RunEvent>> {
         self.with(broadcast::Sender::subscribe)
     }
@@ -298,8 +301,8 @@ mod tests {
     async fn a_slow_subscriber_lags_and_resumes() {
         let event_bus = EventBus::new();
         let (run, other) = (RunId::generate(), RunId::generate());
-        let all = Events::of(event_bus.subscribe(), None);
-        let one = Events::of(event_bus.subscribe(), Some(run.clone()));
+        let all = Events::new(event_bus.subscribe(), None);
+        let one = Events::new(event_bus.subscribe(), Some(run.clone()));
         let emitted = 3 * CAPACITY as u64;
         for _ in 0..emitted {
             // Does not wait, although no subscriber reads.

@@ -322,7 +322,7 @@ impl Manager {
 
     /// Subscribes to the events of all runs, from now on: see [`Events`].
     pub fn events(&self) -> Events {
-        Events::of(self.context().event_bus.subscribe(), None)
+        Events::new(self.context().event_bus.subscribe(), None)
     }
 
     /// Removes a sealed run: its container, if it was kept, and its directory.

@@ -78,7 +78,7 @@ impl Run {
         let receiver = self.inner.context.event_bus.subscribe();
         // In this order: a monitor closes `stops` before it emits its last event.
         let receiver = receiver.filter(|_| !self.entry.stops.is_closed());
-        Events::of(receiver, Some(self.id().clone()))
+        Events::new(receiver, Some(self.id().clone()))
     }
 
     /// Waits until the run has ended, and returns its ending. Does not wait for the seal.
