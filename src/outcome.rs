@@ -106,7 +106,7 @@ pub enum Ending {
         /// The exit code, if the engine reported it before the removal.
         code: Option<i64>,
     },
-    /// The ending of the container cannot be determined any more.
+    /// The ending of the container can no longer be determined.
     Lost {
         /// The reason.
         reason: String,
@@ -215,7 +215,7 @@ impl fmt::Display for Exit {
     }
 }
 
-/// The reason for which moat stopped a run.
+/// The reason why moat stopped a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -236,6 +236,20 @@ pub enum StopCause {
     Shutdown,
 }
 
+impl fmt::Display for StopCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Requested => "a stop was requested",
+            Self::Killed => "a kill was requested",
+            Self::TimeLimit => "its time limit was reached",
+            Self::OutputLimit => "its output limit was reached",
+            Self::SilenceLimit => "it printed nothing for too long",
+            Self::Cancelled => "it was cancelled",
+            Self::Shutdown => "its manager was shut down",
+        })
+    }
+}
+
 /// The completeness of an audit file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -251,18 +265,6 @@ pub enum Verdict {
     ///
     /// The `gap` records name the range and the reason.
     Gap,
-}
-
-impl fmt::Display for Evidence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NeverStarted => "never started",
-            Self::Tail => "the tail of the engine's log",
-            Self::Replay => "the whole log of the engine",
-            Self::Eof => "the end of the attachment",
-            Self::None => "none",
-        })
-    }
 }
 
 impl fmt::Display for Verdict {
@@ -292,6 +294,18 @@ pub enum Evidence {
     None,
 }
 
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NeverStarted => "never started",
+            Self::Tail => "the tail of the engine's log",
+            Self::Replay => "the whole log of the engine",
+            Self::Eof => "the end of the attachment",
+            Self::None => "none",
+        })
+    }
+}
+
 /// The last record of a sealed audit file, which summarizes the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -311,7 +325,7 @@ pub struct Seal {
     /// The number of `gap` records.
     #[serde(default)]
     pub gaps: u64,
-    /// The reason for which moat stopped the run, if it did.
+    /// The reason why moat stopped the run, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<StopCause>,
     /// The engine's id of the container, if one was created.
@@ -349,7 +363,7 @@ pub struct Outcome {
     pub last_lines: Vec<String>,
     /// The maximum of the samples of resource usage.
     ///
-    /// `None`: the spec does not sample, or there is no sample.
+    /// `None` if the spec does not sample, or if there is no sample.
     pub usage: Option<Usage>,
 }
 
@@ -359,7 +373,7 @@ pub struct Outcome {
 pub enum SealState {
     /// The file is sealed. This is its last record.
     Sealed(Box<Seal>),
-    /// The exit is known, and moat retries the seal.
+    /// The file is not sealed yet. After the end of the run, moat retries the seal.
     Pending {
         /// The reason why the file is not sealed.
         reason: String,
@@ -377,7 +391,7 @@ impl Outcome {
         self.ending.success()
     }
 
-    /// Returns the reason for which moat stopped the run.
+    /// Returns the reason why moat stopped the run, if it did.
     ///
     /// `None` until the file is sealed.
     pub fn stopped(&self) -> Option<StopCause> {
@@ -398,6 +412,8 @@ impl Outcome {
     }
 
     /// Returns the running time of the container, by the engine's clock.
+    ///
+    /// `None` unless the engine reported the start and the end.
     pub fn duration(&self) -> Option<Duration> {
         match &self.ending {
             Ending::Exited(Exit {
@@ -446,20 +462,6 @@ impl fmt::Display for LastLines<'_> {
     }
 }
 
-impl fmt::Display for StopCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Requested => "a stop was requested",
-            Self::Killed => "a kill was requested",
-            Self::TimeLimit => "its time limit was reached",
-            Self::OutputLimit => "its output limit was reached",
-            Self::SilenceLimit => "it printed nothing for too long",
-            Self::Cancelled => "it was cancelled",
-            Self::Shutdown => "its manager was shut down",
-        })
-    }
-}
-
 /// Returns the plural suffix of a noun with this count.
 fn plural(count: u64) -> &'static str {
     match count {
@@ -488,7 +490,7 @@ impl fmt::Display for Outcome {
 }
 
 /// The resource usage of a container: one sample, or the maximum of several.
-#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Usage {
@@ -514,9 +516,9 @@ impl Usage {
         }
     }
 
-    /// Returns the maximum of each value.
+    /// Returns the maximum of each value, over the samples of both.
     #[must_use]
-    pub(crate) fn most(self, other: Self) -> Self {
+    pub(crate) fn merge(self, other: Self) -> Self {
         Self {
             memory: self.memory.max(other.memory),
             cpu_seconds: self.cpu_seconds.max(other.cpu_seconds),

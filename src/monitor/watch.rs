@@ -354,8 +354,8 @@ impl Monitor {
 
     fn publish_usage(&self, usage: Usage) {
         self.snapshot.send_modify(|snapshot| {
-            let most = snapshot.usage.map_or(usage, |most| most.most(usage));
-            snapshot.usage = Some(most);
+            let peak = snapshot.usage.map_or(usage, |peak| peak.merge(usage));
+            snapshot.usage = Some(peak);
         });
         self.emit(EventKind::Usage { usage });
     }
