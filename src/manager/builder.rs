@@ -116,7 +116,7 @@ impl ManagerBuilder {
         let closing = CancellationToken::new();
         let tasks = match self.runtime_handle {
             Some(runtime) => Tasks::on(runtime),
-            None => Tasks::on_own_threads(closing.clone())
+            None => Tasks::on_dedicated_thread(closing.clone())
                 .map_err(|error| Error::storage("start the threads of", &self.root, error))?,
         };
         let context = Arc::new(Context {

@@ -90,7 +90,7 @@ impl Drop for Service {
             run.released().await;
             let _ = sender.send(outcome);
         });
-        let outcome = match tasks.are_on_own_threads() {
+        let outcome = match tasks.is_dedicated() {
             true => stopped
                 .recv_timeout(self.grace.saturating_add(STOP_TIMEOUT))
                 .ok(),

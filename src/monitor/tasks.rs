@@ -31,7 +31,7 @@ impl Tasks {
     ///
     /// A tap that is not read in time costs output: the engine drops what it could not deliver
     /// some time after the exit. On a dedicated thread, the caller's tasks cannot delay the reads.
-    pub(crate) fn on_own_threads(closing: CancellationToken) -> io::Result<Self> {
+    pub(crate) fn on_dedicated_thread(closing: CancellationToken) -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("moat")
@@ -56,7 +56,7 @@ impl Tasks {
     }
 
     /// Returns true if tasks make progress while the caller's runtime is blocked.
-    pub(crate) fn are_on_own_threads(&self) -> bool {
+    pub(crate) fn is_dedicated(&self) -> bool {
         self.dedicated
     }
 
