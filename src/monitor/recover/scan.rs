@@ -151,9 +151,13 @@ async fn remove_orphan(context: &Arc<Context>, orphan: OwnedContainer) {
     };
     if remove {
         // Without force: a running container is not removed.
-        let removed = context.runtime.remove(&orphan.container, false).await;
-        let container = &orphan.container;
-        tracing::info!(run = %orphan.run, %container, ?removed, "removed an orphaned container");
+        let OwnedContainer { run, container, .. } = &orphan;
+        match context.runtime.remove(container, false).await {
+            Ok(()) => tracing::info!(%run, %container, "removed an orphaned container"),
+            Err(error) => {
+                tracing::warn!(%run, %container, %error, "cannot remove an orphaned container");
+            }
+        }
     }
 }
 
