@@ -26,9 +26,9 @@ use crate::error::{Error, Result};
 use crate::events::{EventKind, Events};
 use crate::monitor::context::{Context, ManagerInner};
 use crate::monitor::entry::{Entry, RunSnapshot};
-use crate::monitor::policy::is_permanent;
+use crate::monitor::policy::{is_permanent, may_remove};
+use crate::monitor::recover;
 use crate::monitor::start::{InitialAttach, StartError};
-use crate::monitor::{recover, seal};
 use crate::outcome::{Outcome, Seal, StopCause};
 use crate::root::{Root, RunFile, RunInfo};
 use crate::run::Run;
@@ -182,8 +182,8 @@ impl Manager {
         }
         match started.await {
             Ok(Ok(writer)) => Ok((run, pending.map(|pending| pending.attachment(writer)))),
-            Ok(Err(StartError::Nothing(error))) => Err(error),
-            Ok(Err(StartError::Sealed(source))) => Err(Error::NotStarted {
+            Ok(Err(StartError::NoRun(error))) => Err(error),
+            Ok(Err(StartError::NotStarted(source))) => Err(Error::NotStarted {
                 outcome: Box::new(run.wait().await?),
                 source,
             }),
@@ -403,7 +403,7 @@ impl Manager {
                 runtime: record.runtime,
             });
         }
-        if !seal::may_remove(seal, record.settings.keep) {
+        if !may_remove(seal, record.settings.keep) {
             recover::verify_engine_id(self.runtime(), id, [record.engine_id.as_deref(), None])
                 .await?;
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{Result, RuntimeError};
 use crate::manager::Manager;
-use crate::monitor::seal::may_remove;
+use crate::monitor::policy::may_remove;
 use crate::root::{Root, RunFile};
 use crate::runtime::{ContainerStatus, OwnedContainer, Runtime};
 use crate::spec::{ContainerId, RootId, RunId};

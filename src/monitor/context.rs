@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -13,7 +13,7 @@ use crate::capture::Hub;
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::events::EventBus;
-use crate::monitor::entry::{Entry, Pipe, RunSnapshot, STDIN_QUEUE_RECORDS};
+use crate::monitor::entry::{Entry, Pipe, RunSnapshot, STDIN_QUEUE_RECORDS, lock};
 use crate::monitor::tasks::Tasks;
 use crate::monitor::{Inbox, Monitor};
 use crate::root::Root;
@@ -21,7 +21,7 @@ use crate::runtime::Runtime;
 use crate::sink::{LogSink, RunPlace};
 use crate::spec::RunId;
 
-/// Time that a closing manager gives its tasks to execute and record earlier requests.
+/// Time that a closing manager gives its tasks to carry out and record earlier requests.
 ///
 /// A stalled sink or engine does not delay a shutdown for longer.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
@@ -74,7 +74,7 @@ impl Context {
     }
 
     pub(crate) fn entries(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Entry>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
     }
 
     /// Runs file I/O on the root, on a thread of the disk pool.
@@ -95,12 +95,12 @@ impl Context {
         sleep(SHUTDOWN_GRACE).await;
     }
 
-    /// Returns a new entry and its monitor.
+    /// Creates an entry and its monitor.
     pub(crate) fn monitor(self: &Arc<Self>, place: RunPlace) -> (Arc<Entry>, Monitor) {
         let (snapshot, receiver) = watch::channel(RunSnapshot::new());
         let (stops, requests) = mpsc::unbounded_channel();
         let (notes, note_records) = mpsc::unbounded_channel();
-        let (typed, stdin_records) = mpsc::channel(STDIN_QUEUE_RECORDS);
+        let (stdin_records, input_records) = mpsc::channel(STDIN_QUEUE_RECORDS);
         let hub = Arc::new(Hub::default());
         let pipe = Arc::<Mutex<Pipe>>::default();
         let entry = Arc::new(Entry {
@@ -108,14 +108,14 @@ impl Context {
             snapshot: receiver,
             stops,
             notes,
-            typed,
+            stdin_records,
             pipe: Arc::clone(&pipe),
             hub: Arc::clone(&hub),
         });
         let inbox = Inbox {
             stops: requests,
             notes: note_records,
-            typed: Some(stdin_records),
+            stdin_records: input_records,
         };
         let monitor = Monitor::new(Arc::clone(self), place, snapshot, inbox, pipe, hub);
         (entry, monitor)

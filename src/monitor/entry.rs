@@ -87,7 +87,7 @@ impl RunSnapshot {
         }
     }
 
-    /// The snapshot of a sealed run. With a `problem`, its files are damaged since the seal.
+    /// Creates the snapshot of a sealed run. A `problem` is damage to its files since the seal.
     pub(crate) fn sealed(seal: Seal, problem: Option<String>) -> Self {
         Self {
             state: State::Ended {
@@ -119,14 +119,14 @@ pub(crate) struct Entry {
     pub(crate) stops: mpsc::UnboundedSender<StopRequest>,
     /// Records of attachments.
     pub(crate) notes: mpsc::UnboundedSender<Event>,
-    /// Records of input, if the spec asks for them.
-    pub(crate) typed: mpsc::Sender<Event>,
+    /// Records of standard input, if the spec asks for them.
+    pub(crate) stdin_records: mpsc::Sender<Event>,
     pub(crate) pipe: Arc<Mutex<Pipe>>,
     pub(crate) hub: Arc<Hub>,
 }
 
 impl Entry {
-    /// The entry of a run without a monitor.
+    /// Creates the entry of a sealed run, which has no monitor.
     pub(crate) fn sealed(place: RunPlace, snapshot: watch::Receiver<RunSnapshot>) -> Self {
         let hub = Arc::new(Hub::default());
         hub.close();
@@ -135,7 +135,7 @@ impl Entry {
             snapshot,
             stops: mpsc::unbounded_channel().0,
             notes: mpsc::unbounded_channel().0,
-            typed: mpsc::channel(1).0,
+            stdin_records: mpsc::channel(1).0,
             pipe: Arc::default(),
             hub,
         }
@@ -166,10 +166,10 @@ pub(crate) fn close_stdin(mut writer: InputWriter) {
         .poll_shutdown(&mut Poller::from_waker(Waker::noop()));
 }
 
-/// Returns the last lines of output in an audit file.
-pub(crate) fn last_lines(audit: PathBuf, most: usize) -> Result<Vec<String>> {
+/// Returns the last lines of output in an audit file, at most `limit`.
+pub(crate) fn last_lines(audit: PathBuf, limit: usize) -> Result<Vec<String>> {
     let mut lines = Vec::new();
-    for record in Follow::new(audit).last(most).wait(false).records()? {
+    for record in Follow::new(audit).last(limit).wait(false).records()? {
         if let audit::Record::Output(output) = record? {
             lines.push(String::from_utf8_lossy(&output.bytes).into_owned());
         }

@@ -1,5 +1,4 @@
-//! Evidence: conclusions about the captured output from the facts at the end of a
-//! run.
+//! Evidence: what the facts at the end of a run prove about the captured output.
 //!
 //! Everything here is pure. The monitor collects the facts, does the I/O that
 //! a [`Decision`] asks for, and passes the result back.
@@ -7,7 +6,7 @@
 use tokio::time::{Duration, Instant};
 
 use crate::audit::{Gap, GapReason};
-use crate::monitor::Launch;
+use crate::monitor::StartTimes;
 use crate::outcome::{Ending, Evidence, PerStream, Stream};
 use crate::runtime::{DrainLimit, LogFidelity};
 
@@ -209,7 +208,7 @@ pub(super) struct OutputTotals {
     pub(super) dropped: PerStream<u64>,
 }
 
-/// Returns what is proven of a run whose container is unknown.
+/// Returns what is proven about a run whose container is unknown.
 pub(super) fn without_container(ending: EndingKind) -> Finding {
     match ending {
         // The container may have run: its id is lost, and its log with it.
@@ -318,15 +317,15 @@ pub(super) fn conclude(facts: &EndFacts, totals: &OutputTotals, finding: Finding
 pub(super) fn container_end(
     observed: Instant,
     ending: &Ending,
-    launched: Option<Launch>,
+    start_times: Option<StartTimes>,
 ) -> Instant {
     let Ending::Exited(exit) = ending else {
         return observed;
     };
-    match (exit.started_at, exit.finished_at, launched) {
-        (Some(started), Some(finished), Some(launched)) => {
-            let here = started.clamp(launched.asked, launched.answered.max(launched.asked));
-            launched.at + here.since(launched.asked) + finished.since(started)
+    match (exit.started_at, exit.finished_at, start_times) {
+        (Some(started), Some(finished), Some(times)) => {
+            let here = started.clamp(times.requested, times.answered.max(times.requested));
+            times.at + here.since(times.requested) + finished.since(started)
         }
         _ => observed,
     }
@@ -794,11 +793,11 @@ mod tests {
     fn the_engine_clock_only_measures_the_duration() {
         let at = Instant::now();
         let observed = at + 60 * SECOND;
-        let asked = Timestamp::now();
-        let after = |seconds: u32| asked.saturating_add(seconds * SECOND);
-        let launched = Some(Launch {
+        let requested = Timestamp::now();
+        let after = |seconds: u32| requested.saturating_add(seconds * SECOND);
+        let start_times = Some(StartTimes {
             at,
-            asked,
+            requested,
             answered: after(3),
         });
         let exited = |started_at, finished_at| {
@@ -812,25 +811,29 @@ mod tests {
             // The clocks agree: started 1 s after the request, and ran for 9 s.
             (
                 exited(Some(after(1)), Some(after(10))),
-                launched,
+                start_times,
                 at + 10 * SECOND,
             ),
             // The engine's clock is ahead, so the start was at the answer.
             (
                 exited(Some(after(100)), Some(after(109))),
-                launched,
+                start_times,
                 at + 12 * SECOND,
             ),
             // The engine's clock ran backwards: the duration is zero.
-            (exited(Some(after(1)), Some(asked)), launched, at + SECOND),
+            (
+                exited(Some(after(1)), Some(requested)),
+                start_times,
+                at + SECOND,
+            ),
             (exited(Some(after(1)), Some(after(10))), None, observed),
-            (exited(None, Some(after(10))), launched, observed),
-            (exited(Some(after(1)), None), launched, observed),
-            (Ending::Removed { code: Some(0) }, launched, observed),
+            (exited(None, Some(after(10))), start_times, observed),
+            (exited(Some(after(1)), None), start_times, observed),
+            (Ending::Removed { code: Some(0) }, start_times, observed),
         ];
-        for (ending, launched, expected) in rows {
+        for (ending, start_times, expected) in rows {
             assert_eq!(
-                container_end(observed, &ending, launched),
+                container_end(observed, &ending, start_times),
                 expected,
                 "{ending:?}"
             );

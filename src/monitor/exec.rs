@@ -20,10 +20,10 @@ use crate::monitor::entry::{Pipe, close_stdin, lock};
 use crate::monitor::evidence::EOF_TOLERANCE;
 use crate::monitor::machine::{ExitReport, Machine, Setup};
 use crate::monitor::output::PumpOutcome;
-use crate::monitor::seal::{SealFacts, build_seal, read, reading};
+use crate::monitor::seal::{SealFacts, build_seal, reopen_log};
 use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
-use crate::monitor::watch::{Target, Watched};
+use crate::monitor::watch::{Target, WatchEnd};
 use crate::outcome::{Ending, Evidence, Exit, Seal};
 use crate::runtime::{ExecId, InputWriter, OutputStream, Runtime, StartedExec};
 use crate::sink::{Resumed, RunPlace};
@@ -59,7 +59,7 @@ pub(crate) struct ExecStarted {
     pub(crate) input: Arc<StdinSlot>,
 }
 
-pub(crate) type Reply = oneshot::Sender<Result<ExecStarted, StartError>>;
+type Reply = oneshot::Sender<Result<ExecStarted, StartError>>;
 
 /// The ending of an exec, and the evidence for its capture.
 struct ExecOutcome {
@@ -95,6 +95,8 @@ impl Monitor {
         self.hub.close();
     }
 
+    /// Starts an exec, and watches it until its log is sealed.
+    ///
     /// Returns `None` if the manager closes first. The next opening then seals the log.
     async fn start_and_watch_exec(
         &mut self,
@@ -103,6 +105,7 @@ impl Monitor {
         mut capture: Capture,
         reply: Reply,
     ) -> Option<()> {
+        self.secrets = spec.secrets();
         self.publish(Transition::Created(container.clone()));
         let mode = spec.stdin();
         let context = Arc::clone(&self.context);
@@ -118,7 +121,7 @@ impl Monitor {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
                 let ending = Ending::failed_to_start(chain(&error));
                 self.publish(Transition::Ended(ending.clone()));
-                let _ = reply.send(Err(StartError::Sealed(error)));
+                let _ = reply.send(Err(StartError::NotStarted(error)));
                 let outcome = ExecOutcome {
                     ending,
                     evidence: Evidence::NeverStarted,
@@ -186,17 +189,15 @@ impl Monitor {
             }
         });
         let machine = Machine::new(Instant::now(), Setup::default());
-        let watched = self
-            .watch_with(machine, &mut target, exit, tap.as_mut())
-            .await;
+        let watched = self.drive(machine, &mut target, exit, tap.as_mut()).await;
         drop(tap);
         let mut unwritten = signals.drain();
         match watched {
-            Watched::Done { exit, .. } => {
+            WatchEnd::Done { exit, .. } => {
                 unwritten.extend(iter::from_fn(|| self.notes.try_recv().ok()));
                 Some((exit, unwritten))
             }
-            Watched::Closing(stops) => {
+            WatchEnd::Closing(stops) => {
                 unwritten.extend(stops);
                 self.flush_on_shutdown(capture, unwritten).await;
                 None
@@ -240,11 +241,11 @@ impl Monitor {
         unwritten: &mut Vec<Event>,
     ) -> Result<Seal> {
         if capture.needs_log() {
-            let (progress, visit) = reading();
-            match self.context.sink.resume(&self.place, visit).await? {
+            let (resumed, progress) = reopen_log(&self.context, &self.place).await?;
+            match resumed {
                 Resumed::Sealed(seal) => return Ok(seal),
                 Resumed::Open { log, torn } => {
-                    capture.resume(read(&progress), log);
+                    capture.resume(progress, log);
                     let mut records = vec![Event::Resume(Resume::new(ResumeCause::Sink, torn))];
                     records.extend(capture.unwritten());
                     capture.write(records).await?;
@@ -259,12 +260,12 @@ impl Monitor {
                 }
             }
         }
-        seal_exec(capture, outcome, unwritten).await
+        write_seal(capture, outcome, unwritten).await
     }
 }
 
 impl ExecOutcome {
-    /// The outcome of an exec that cannot be observed any longer.
+    /// The outcome of an exec that can no longer be observed.
     fn lost(reason: String) -> Self {
         Self {
             ending: Ending::Lost { reason },
@@ -310,8 +311,12 @@ async fn wait_exec(runtime: &dyn Runtime, container: &ContainerId, id: &ExecId) 
         match runtime.inspect(container).await {
             Ok(inspection) if inspection.code.is_none() => container_ended = None,
             Err(error) if !error.is_definitive() => {}
-            _ if *container_ended.get_or_insert(now) + EXIT_CODE_TIMEOUT < now => break None,
-            _ => {}
+            _ => {
+                let ended_at = *container_ended.get_or_insert(now);
+                if ended_at + EXIT_CODE_TIMEOUT < now {
+                    break None;
+                }
+            }
         }
         backoff.pause().await;
     };
@@ -338,7 +343,7 @@ async fn wait_exec(runtime: &dyn Runtime, container: &ContainerId, id: &ExecId) 
 }
 
 /// Writes the last records and the seal of an exec's log.
-async fn seal_exec(
+async fn write_seal(
     capture: &mut Capture,
     outcome: &mut ExecOutcome,
     unwritten: &mut Vec<Event>,
@@ -365,8 +370,8 @@ async fn seal_exec(
     capture.seal(seal).await
 }
 
-/// Seals the logs of execs whose owner has died. The endings of these execs are unknown.
-pub(crate) async fn seal_lost(context: &Context, run: &RunId) {
+/// Seals the logs of a run's execs whose owner has died. Their endings are unknown.
+pub(super) async fn seal_lost(context: &Context, run: &RunId) {
     let id = run.clone();
     let open = context
         .on_disk("list the execs of a run in", move |root| {
@@ -375,7 +380,7 @@ pub(crate) async fn seal_lost(context: &Context, run: &RunId) {
         .await;
     for number in open.unwrap_or_default() {
         let place = context.place(run).of_exec(number);
-        match seal_one(context, &place).await {
+        match seal_lost_exec(context, &place).await {
             // A live owner seals its log.
             Ok(()) | Err(Error::Owned { .. }) => {}
             Err(error) => {
@@ -385,12 +390,11 @@ pub(crate) async fn seal_lost(context: &Context, run: &RunId) {
     }
 }
 
-async fn seal_one(context: &Context, place: &RunPlace) -> Result<()> {
-    let (progress, visit) = reading();
-    let Resumed::Open { log, torn } = context.sink.resume(place, visit).await? else {
+async fn seal_lost_exec(context: &Context, place: &RunPlace) -> Result<()> {
+    let (resumed, progress) = reopen_log(context, place).await?;
+    let Resumed::Open { log, torn } = resumed else {
         return Ok(());
     };
-    let progress = read(&progress);
     let started = progress.started.is_some();
     let mut capture = Capture::new(progress, Arc::new(Hub::default()), log, None);
     let mut outcome = ExecOutcome {
@@ -405,6 +409,6 @@ async fn seal_one(context: &Context, place: &RunPlace) -> Result<()> {
         }),
     };
     let mut unwritten = vec![Event::Resume(Resume::new(ResumeCause::Reopened, torn))];
-    seal_exec(&mut capture, &mut outcome, &mut unwritten).await?;
+    write_seal(&mut capture, &mut outcome, &mut unwritten).await?;
     Ok(())
 }

@@ -20,7 +20,7 @@ use crate::monitor::entry::{Pipe, StopRequest, lock};
 use crate::monitor::output::Source;
 use crate::monitor::start::InitialAttach;
 use crate::monitor::wait::Backoff;
-use crate::monitor::{Launch, Monitor};
+use crate::monitor::{Monitor, StartTimes};
 use crate::outcome::Ending;
 use crate::root::RunFile;
 use crate::runtime::{ContainerStatus, CreateRequest, InputWriter, Inspection};
@@ -117,7 +117,7 @@ impl<'a> Intended<'a> {
         Ok(Prepared(self.0))
     }
 
-    /// Waits until another run may be under way.
+    /// Waits until the limit on concurrent runs admits this run.
     async fn acquire_permit(&mut self) -> Result<(), LaunchError> {
         let Launching {
             monitor,
@@ -241,16 +241,16 @@ impl Attached<'_> {
             let error = monitor.record_early_stop(request, capture).await;
             return Err(LaunchError::NotStarted(error));
         }
-        let (at, asked) = (Instant::now(), Timestamp::now());
+        let (at, requested) = (Instant::now(), Timestamp::now());
         if let Err(error) = context.runtime.start(&container).await {
             monitor.confirm_start(file, &container, error).await?;
         }
-        monitor.launched = Some(Launch {
+        monitor.start_times = Some(StartTimes {
             at,
-            asked,
+            requested,
             answered: Timestamp::now(),
         });
-        let inspection = inspect_started(&context, file, &container).await;
+        let inspection = resize_and_inspect(&context, file, &container).await;
         let started = monitor.started(&container, inspection, warnings).await;
         let tapped = matches!(self.source, Source::Tap(_));
         monitor
@@ -269,14 +269,14 @@ impl Attached<'_> {
 ///
 /// Returns `None` if the engine does not answer in time. The watch inspects the
 /// container later.
-async fn inspect_started(
+async fn resize_and_inspect(
     context: &Context,
     file: &RunFile,
     container: &ContainerId,
 ) -> Option<Inspection> {
     let runtime = &context.runtime;
     if let Some(size) = file.record.settings.window {
-        // No change where the engine set the size at the creation.
+        // Changes nothing if the engine set the size at the creation.
         match timeout(INSPECT_TIMEOUT, runtime.resize(container, size)).await {
             Ok(Err(error)) => tracing::warn!(%container, %error, "cannot set the window size"),
             Err(_) => tracing::warn!(%container, "cannot set the window size: timed out"),
@@ -336,7 +336,7 @@ impl Monitor {
         request: StopRequest,
         capture: &mut Capture,
     ) -> RuntimeError {
-        let stop = self.stop_nothing(request);
+        let stop = self.early_stop(request);
         if let Err(error) = capture.write(vec![stop]).await {
             self.report_blocked(&error);
         }
@@ -346,16 +346,17 @@ impl Monitor {
         }
     }
 
-    /// Removes the container of a creation without an answer, if the container
-    /// exists. A container that appears later is an orphan that never starts. The
-    /// next opening of the root removes it.
+    /// Removes the container of an unanswered create request, if it exists.
+    ///
+    /// A container that appears later is an orphan that never starts. The next
+    /// opening of the root removes it.
     async fn remove_late_create(&mut self) {
         let (runtime, run) = (&self.context.runtime, &self.place.run);
         match runtime.find(self.context.root.id()).await {
             Ok(found) => {
                 for found in found.iter().filter(|found| found.run == *run) {
                     let removed = runtime.remove(&found.container, false).await;
-                    tracing::warn!(%run, ?removed, "removal of a container that was created late");
+                    tracing::warn!(%run, ?removed, "tried to remove a container that was created late");
                 }
             }
             Err(error) => {

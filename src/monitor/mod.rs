@@ -6,19 +6,17 @@ mod evidence;
 pub(crate) mod exec;
 mod launch;
 mod machine;
-pub(crate) mod output;
+mod output;
 pub(crate) mod policy;
 pub(crate) mod recover;
 mod run_file;
-pub(crate) mod seal;
+mod seal;
 pub(crate) mod start;
-pub(crate) mod stats;
-pub(crate) mod stop;
+mod stats;
+mod stop;
 pub(crate) mod tasks;
-pub(crate) mod wait;
+mod wait;
 mod watch;
-
-pub(crate) use watch::WatchOutcome;
 
 use std::any::Any;
 use std::sync::{Arc, Mutex};
@@ -42,49 +40,51 @@ use crate::state::{State, Transition};
 use crate::timestamp::Timestamp;
 
 /// Messages from the handles of a run to its monitor.
-pub(crate) struct Inbox {
-    pub(crate) stops: mpsc::UnboundedReceiver<StopRequest>,
-    pub(crate) notes: mpsc::UnboundedReceiver<Event>,
-    /// Records of input, until the watch takes the receiver.
-    pub(crate) typed: Option<mpsc::Receiver<Event>>,
+struct Inbox {
+    stops: mpsc::UnboundedReceiver<StopRequest>,
+    notes: mpsc::UnboundedReceiver<Event>,
+    stdin_records: mpsc::Receiver<Event>,
 }
 
 /// The owner of one run, or of one exec.
 pub(crate) struct Monitor {
-    pub(crate) context: Arc<Context>,
-    pub(crate) place: RunPlace,
-    pub(crate) snapshot: Sender<RunSnapshot>,
-    pub(crate) stops: mpsc::UnboundedReceiver<StopRequest>,
-    pub(crate) notes: mpsc::UnboundedReceiver<Event>,
-    pub(crate) typed: Option<mpsc::Receiver<Event>>,
-    pub(crate) pipe: Arc<Mutex<Pipe>>,
-    pub(crate) hub: Arc<Hub>,
-    pub(crate) launched: Option<Launch>,
+    context: Arc<Context>,
+    place: RunPlace,
+    snapshot: Sender<RunSnapshot>,
+    stops: mpsc::UnboundedReceiver<StopRequest>,
+    notes: mpsc::UnboundedReceiver<Event>,
+    /// Records of standard input; `None` once the watch has taken the receiver.
+    stdin_records: Option<mpsc::Receiver<Event>>,
+    pipe: Arc<Mutex<Pipe>>,
+    hub: Arc<Hub>,
+    /// The times of the start request; `None` if this monitor did not start the container.
+    start_times: Option<StartTimes>,
     /// Held while this monitor owns the run.
-    pub(crate) lock: Option<Lock>,
-    pub(crate) stopper: Stopper,
+    lock: Option<Lock>,
+    stopper: Stopper,
     /// Secrets of the spec, redacted from the engine's messages.
-    pub(crate) secrets: Secrets,
+    secrets: Secrets,
     /// The engine that has the container.
-    pub(crate) engine: Option<EngineInfo>,
+    engine: Option<EngineInfo>,
     /// The image's stop signal, used if the spec has none.
-    pub(crate) image_signal: Option<String>,
+    image_signal: Option<String>,
     /// Held while the container may run, if the number of running containers is limited.
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
-/// The time of a container's start, by the clocks of this machine.
+/// The times of a start request, by the clocks of this machine.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Launch {
-    pub(crate) at: Instant,
-    /// When the engine was asked to start the container.
-    pub(crate) asked: Timestamp,
-    /// When the engine had answered.
-    pub(crate) answered: Timestamp,
+struct StartTimes {
+    /// The time of the request, by the monotonic clock.
+    at: Instant,
+    /// The time of the request, by the wall clock.
+    requested: Timestamp,
+    /// The time of the engine's answer.
+    answered: Timestamp,
 }
 
 impl Monitor {
-    pub(crate) fn new(
+    fn new(
         context: Arc<Context>,
         place: RunPlace,
         snapshot: Sender<RunSnapshot>,
@@ -98,10 +98,10 @@ impl Monitor {
             snapshot,
             stops: inbox.stops,
             notes: inbox.notes,
-            typed: inbox.typed,
+            stdin_records: Some(inbox.stdin_records),
             pipe,
             hub,
-            launched: None,
+            start_times: None,
             lock: None,
             stopper: Stopper::default(),
             secrets: Secrets::default(),
@@ -111,19 +111,16 @@ impl Monitor {
         }
     }
 
-    /// The span of all messages of the monitor, with the id of the run and the number of the exec.
+    /// Returns the tracing span of the monitor, with the id of the run and the number of the exec.
     pub(crate) fn span(&self) -> tracing::Span {
         tracing::error_span!("run", run = %self.place.run, exec = self.place.exec)
     }
 
-    /// Logs the panic of a task.
+    /// Returns the result of a task, or logs its panic.
     ///
     /// A custom sink or runtime can panic. The run is then left as if its owner had died, and the
     /// next manager that opens it recovers it.
-    pub(crate) fn report_panic<T>(
-        &self,
-        result: Result<Option<T>, Box<dyn Any + Send>>,
-    ) -> Option<T> {
+    fn report_panic<T>(&self, result: Result<Option<T>, Box<dyn Any + Send>>) -> Option<T> {
         result.unwrap_or_else(|_| {
             tracing::error!(run = %self.place.run, "the monitor of the run panicked");
             None
@@ -131,7 +128,7 @@ impl Monitor {
     }
 
     /// Releases the run. The container of a `sealed` run is removed first, if its policy says so.
-    pub(crate) async fn release(mut self, sealed: Option<RunFile>) {
+    async fn release(mut self, sealed: Option<RunFile>) {
         self.hub.close();
         if let Some(file) = sealed {
             self.remove_by_policy(&file).await;
@@ -142,8 +139,8 @@ impl Monitor {
         self.emit(EventKind::Released);
     }
 
-    /// Frees the run's id. Later calls find the run on the disk.
-    pub(crate) fn remove_entry(&mut self) {
+    /// Frees the run's id. Later calls find the run on disk.
+    fn remove_entry(&mut self) {
         self.lock = None;
         let mut entries = self.context.entries();
         let ours = |entry: &Arc<Entry>| Arc::ptr_eq(&entry.hub, &self.hub);
@@ -153,11 +150,11 @@ impl Monitor {
     }
 
     /// Applies a transition, and publishes the new state and its event.
-    pub(crate) fn publish(&self, event: Transition) {
+    fn publish(&self, transition: Transition) {
         let mut kind = None;
         self.snapshot.send_modify(|snapshot| {
             let state = std::mem::replace(&mut snapshot.state, State::Intended);
-            let after = state.clone().after(event);
+            let after = state.clone().after(transition);
             kind = (after != state).then(|| event_kind(&after)).flatten();
             snapshot.state = after;
         });
@@ -167,24 +164,21 @@ impl Monitor {
     }
 
     /// Emits an event of the run. An exec emits none: its end is not the end of the run.
-    pub(crate) fn emit(&self, kind: EventKind) {
+    fn emit(&self, kind: EventKind) {
         if self.place.exec.is_none() {
             self.context.event_bus.emit(&self.place.run, kind);
         }
     }
 
     /// Emits the gaps that were recorded since the last call.
-    pub(crate) fn emit_gaps(&self, stats: &CaptureStats) {
+    fn emit_gaps(&self, stats: &CaptureStats) {
         for gap in stats.take_gaps() {
             self.emit(EventKind::Gap { gap });
         }
     }
 
     /// Creates the run's log with its first record.
-    pub(crate) async fn open_log(
-        &mut self,
-        record: &RunRecord,
-    ) -> Result<(Progress, Box<dyn RunLog>)> {
+    async fn open_log(&mut self, record: &RunRecord) -> Result<(Progress, Box<dyn RunLog>)> {
         let start = Start::new(record.clone());
         let log = self.context.sink.open(&self.place, &start).await?;
         let mut progress = Progress::default();
@@ -193,18 +187,13 @@ impl Monitor {
     }
 
     /// Returns a capture that continues a log after `progress`.
-    pub(crate) fn capture(
-        &self,
-        file: &RunFile,
-        progress: Progress,
-        log: Box<dyn RunLog>,
-    ) -> Capture {
+    fn capture(&self, file: &RunFile, progress: Progress, log: Box<dyn RunLog>) -> Capture {
         let limit = file.record.settings.output_limit.map(|limit| limit.bytes);
         Capture::new(progress, Arc::clone(&self.hub), log, limit)
     }
 
     /// Begins a stop, and returns its record.
-    pub(crate) fn stop(
+    fn stop(
         &mut self,
         container: &ContainerId,
         request: StopRequest,
@@ -219,12 +208,8 @@ impl Monitor {
         Event::Stop(stop)
     }
 
-    /// Writes pending records to an open log because the manager closes.
-    pub(crate) async fn flush_on_shutdown(
-        &mut self,
-        capture: &mut Capture,
-        mut records: Vec<Event>,
-    ) {
+    /// Writes pending records before the manager closes. A log that has failed is left as it is.
+    async fn flush_on_shutdown(&mut self, capture: &mut Capture, mut records: Vec<Event>) {
         while let Ok(note) = self.notes.try_recv() {
             records.push(note);
         }
@@ -236,7 +221,7 @@ impl Monitor {
     }
 
     /// Reports why the run cannot be sealed or recovered now.
-    pub(crate) fn report_blocked(&self, error: &Error) {
+    fn report_blocked(&self, error: &Error) {
         let reason = error.chain();
         tracing::warn!(run = %self.place.run, "{reason}");
         let reported = self.snapshot.borrow().problem.as_ref() == Some(&reason);
@@ -249,7 +234,7 @@ impl Monitor {
     }
 }
 
-/// The event of a run that has entered `state`.
+/// Returns the event of a run that has entered `state`.
 fn event_kind(state: &State) -> Option<EventKind> {
     Some(match state {
         State::Intended => return None,

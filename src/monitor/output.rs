@@ -14,28 +14,28 @@ use crate::runtime::{LogFidelity, LogsRequest, OutputStream};
 use crate::spec::{Backstop, ContainerId, Settings};
 
 /// A source of output.
-pub(crate) enum Source {
+pub(super) enum Source {
     Tap(OutputStream),
-    /// The engine's log, read from its start and followed.
+    /// The engine's log, read from its start, and followed.
     Follow,
     None,
 }
 
 /// The end of all sources.
 #[derive(Debug, Default)]
-pub(crate) struct PumpOutcome {
+pub(super) struct PumpOutcome {
     /// When the tap ended.
-    pub(crate) tap_ended: Option<Instant>,
+    pub(super) tap_ended: Option<Instant>,
     /// Set if the tap ended cleanly.
-    pub(crate) eof: bool,
+    pub(super) eof: bool,
     /// The error of the sink, if the sink ended the capture.
-    pub(crate) failed: Option<Error>,
+    pub(super) failed: Option<Error>,
 }
 
 /// Captures the tap, then the engine's log if there is no tap or the tap breaks.
 ///
-/// The engine's log is only a preview: what counts is read again after the exit.
-pub(crate) async fn pump(
+/// Output from the engine's log is only a preview: the log is read again after the exit.
+pub(super) async fn pump(
     context: &Context,
     capture: &mut Capture,
     source: Source,
@@ -58,7 +58,7 @@ pub(crate) async fn pump(
         return outcome;
     }
     match follow(context, capture, container, settings.tty, signals).await {
-        Some(end) => outcome.failed(end),
+        Some(end) => outcome.with_failure(end),
         None => outcome,
     }
 }
@@ -94,7 +94,7 @@ async fn tap(
             tracing::warn!(%container, "the tap did not end");
             ControlFlow::Continue(outcome)
         }
-        end => ControlFlow::Break(outcome.failed(end)),
+        end => ControlFlow::Break(outcome.with_failure(end)),
     }
 }
 
@@ -160,7 +160,7 @@ async fn exited_or_closing(context: &Context, exited: &CancellationToken) {
 }
 
 impl PumpOutcome {
-    fn failed(mut self, end: PumpEnd) -> Self {
+    fn with_failure(mut self, end: PumpEnd) -> Self {
         self.failed = match end {
             PumpEnd::Sink(error) => Some(error),
             PumpEnd::Stalled => Some(Error::Stalled),

@@ -10,40 +10,42 @@ use crate::audit::{Event, Gap, RecordRef, Resume, ResumeCause};
 use crate::capture::{Capture, Progress, PumpEnd, Reading, Signals, TAIL_RECORDS, Tail};
 use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
+use crate::monitor::Monitor;
+use crate::monitor::context::Context;
+use crate::monitor::entry::lock;
 use crate::monitor::evidence::{
     Decision, EndFacts, EndingKind, EngineLog, Finding, OutputTotals, ReplayEnd, TapEnd,
     after_replay, after_tail, conclude, container_end, decide, without_container,
 };
 use crate::monitor::run_file::persist_ending;
-use crate::monitor::wait::{Backoff, Ended, another};
-use crate::monitor::{Monitor, WatchOutcome};
+use crate::monitor::wait::{Backoff, Ended, is_other_execution};
+use crate::monitor::watch::WatchOutcome;
 use crate::outcome::{Ending, Evidence, PerStream, Seal, StopCause, Stream, Usage, Verdict};
 use crate::root::RunFile;
 use crate::runtime::{LogFidelity, LogsRequest};
-use crate::sink::{RecordVisitor, Resumed};
-use crate::spec::{Backstop, ContainerId, KeepContainer, RunRecord};
+use crate::sink::{Resumed, RunPlace};
+use crate::spec::{Backstop, ContainerId, RunRecord};
 use crate::timestamp::Timestamp;
 
 /// Time from the end of a run until its ending is persisted without a seal.
 pub(super) const PERSIST_ENDING_AFTER: Duration = Duration::from_secs(1);
-/// Maximum duration and size of a read of the tail of the engine's log.
+/// Maximum duration of a read of the tail of the engine's log.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum size of the tail of the engine's log, in bytes.
 const MAX_TAIL_BYTES: usize = 8 << 20;
-/// Attempts to remove a container before the next opening of the root does.
-const MAX_REMOVAL_ATTEMPTS: u32 = 3;
 
-/// Facts of a seal that the records of the log do not hold.
+/// Facts for a seal that the records of the log do not contain.
 pub(super) struct SealFacts {
     pub(super) ending: Ending,
     pub(super) evidence: Evidence,
     pub(super) container: Option<ContainerId>,
     pub(super) stopped: Option<StopCause>,
     pub(super) usage: Option<Usage>,
-    /// Time between the end of the container and the seal. Zero for an exec.
+    /// Time from the end of the container to the end of the capture. Zero for an exec.
     pub(super) captured: Duration,
 }
 
-/// Builds the seal of a log, of a run or of an exec. The log adds its digest.
+/// Builds the seal of a run's log or of an exec's log. The log adds its digest.
 ///
 /// A gap outranks a lossy line: a reader must learn first that bytes may be
 /// missing.
@@ -99,7 +101,8 @@ impl Monitor {
         };
         file.seal = Some(seal);
         self.emit_gaps(capture.stats());
-        self.close(&file, capture.progress.last_lines()).await;
+        self.publish_seal(&file, capture.progress.last_lines())
+            .await;
         Some(file)
     }
 
@@ -130,8 +133,8 @@ impl Monitor {
         sealed
     }
 
-    /// Persists the seal, and publishes it.
-    pub(super) async fn close(&mut self, file: &RunFile, last_lines: Vec<String>) {
+    /// Persists the seal in `run.json`, and publishes it.
+    pub(super) async fn publish_seal(&mut self, file: &RunFile, last_lines: Vec<String>) {
         self.persist_seal(file).await;
         self.snapshot.send_modify(|snapshot| {
             snapshot.seal = file.seal.clone();
@@ -177,32 +180,31 @@ impl Monitor {
         capture.seal(seal).await
     }
 
-    /// Writes records that the pump has not written, and those of other processes.
+    /// Writes the records that the pump has not written, and the records of other processes.
     async fn write_pending(
         &mut self,
         capture: &mut Capture,
         watched: &mut WatchOutcome,
     ) -> Result<()> {
         while let Ok(note) = self.notes.try_recv() {
-            watched.left.push(note);
+            watched.unwritten.push(note);
         }
-        let mut pending = watched.left.clone();
+        let mut pending = watched.unwritten.clone();
         let requests = self.foreign_records().await?;
         pending.extend(requests.iter().map(|(_, record)| record.clone()));
         // An earlier attempt may have written some of the records.
         pending.retain(|record| !capture.progress.contains(record));
         capture.write(pending).await?;
-        watched.left.clear();
+        watched.unwritten.clear();
         let recorded = requests.into_iter().map(|(path, _)| path).collect();
         self.remove_requests(recorded).await
     }
 
-    /// Opens the log again after the sink has failed. Returns the seal of a log
-    /// that is sealed already.
+    /// Opens the log again after the sink has failed.
+    ///
+    /// Returns the seal if the log is already sealed.
     async fn resume_log(&mut self, file: &RunFile, capture: &mut Capture) -> Result<Option<Seal>> {
-        let (progress, visit) = reading();
-        let resumed = self.context.sink.resume(&self.place, visit).await?;
-        let progress = read(&progress);
+        let (resumed, progress) = reopen_log(&self.context, &self.place).await?;
         if let Some(record) = &progress.record {
             self.check_place(record)?;
         }
@@ -231,8 +233,8 @@ impl Monitor {
         self.context.root.check_place(&self.place.run, record, path)
     }
 
-    /// Reads the records that other processes left for the run: requests to stop
-    /// it, and their own actions on it.
+    /// Reads the records that other processes left for the run: stop requests and
+    /// notes.
     async fn foreign_records(&mut self) -> Result<Vec<(PathBuf, Event)>> {
         let run = self.place.run.clone();
         self.context
@@ -323,7 +325,7 @@ impl Monitor {
     fn end_facts(&self, file: &RunFile, capture: &Capture, watched: &WatchOutcome) -> EndFacts {
         let ended = &watched.ended;
         let capabilities = self.context.runtime.capabilities();
-        let container_end = container_end(watched.at, &ended.ending, self.launched);
+        let container_end = container_end(watched.at, &ended.ending, self.start_times);
         let started = capture.progress.started.as_ref();
         EndFacts {
             ending: EndingKind::from(&ended.ending),
@@ -440,40 +442,9 @@ impl Monitor {
     ) -> Result<bool, RuntimeError> {
         let then = ended.inspection.as_ref().and_then(|then| then.started_at);
         match self.context.runtime.inspect(container).await {
-            Ok(now) => Ok(another(then, &now)),
+            Ok(now) => Ok(is_other_execution(then, &now)),
             Err(error) if error.is_definitive() => Ok(false),
             Err(error) => Err(error),
-        }
-    }
-
-    /// Removes the container of a sealed run, as the policy says (invariant 3).
-    pub(super) async fn remove_by_policy(&mut self, file: &RunFile) {
-        let (Some(seal), Some(container)) = (&file.seal, &file.record.container) else {
-            return;
-        };
-        if !may_remove(seal, file.record.settings.keep) {
-            return;
-        }
-        let mut backoff = Backoff::new();
-        for _ in 0..MAX_REMOVAL_ATTEMPTS {
-            // Without force: a container that runs was started again externally.
-            match self.context.runtime.remove(container, false).await {
-                Ok(()) => {
-                    let container = container.clone();
-                    self.emit(EventKind::ContainerRemoved { container });
-                    return;
-                }
-                Err(error) if error.is_not_found() => return,
-                Err(error) => {
-                    tracing::warn!(
-                        run = %self.place.run, %container, %error, "cannot remove the container"
-                    );
-                    if error.is_definitive() {
-                        return;
-                    }
-                }
-            }
-            backoff.pause().await;
         }
     }
 }
@@ -485,37 +456,12 @@ struct LogSource<'a> {
     tty: bool,
 }
 
-/// Returns true if the policy removes the container of a run with this seal.
-pub(crate) fn may_remove(seal: &Seal, keep: KeepContainer) -> bool {
-    if seal.exit.never_started() {
-        return true;
-    }
-    let gap = seal.verdict == Verdict::Gap;
-    match keep {
-        KeepContainer::Never => true,
-        KeepContainer::OnGap => !gap,
-        KeepContainer::OnFailure => !gap && seal.exit.success(),
-        KeepContainer::Always => false,
-    }
-}
-
-/// Returns a visitor for a log that is read back, and the progress that it
-/// collects.
-pub(super) fn reading() -> (Arc<Mutex<Progress>>, RecordVisitor) {
+/// Opens a log again, and returns the progress that its records show.
+pub(super) async fn reopen_log(context: &Context, place: &RunPlace) -> Result<(Resumed, Progress)> {
     let progress = Arc::new(Mutex::new(Progress::default()));
     let seen = Arc::clone(&progress);
-    let visit = Box::new(move |record: RecordRef<'_>| {
-        if let Ok(mut progress) = seen.lock() {
-            progress.observe(record);
-        }
-    });
-    (progress, visit)
-}
-
-/// Takes the progress that a visitor has collected.
-pub(super) fn read(progress: &Mutex<Progress>) -> Progress {
-    progress
-        .lock()
-        .map(|mut progress| std::mem::take(&mut *progress))
-        .unwrap_or_default()
+    let visit = Box::new(move |record: RecordRef<'_>| lock(&seen).observe(record));
+    let resumed = context.sink.resume(place, visit).await?;
+    let progress = std::mem::take(&mut *lock(&progress));
+    Ok((resumed, progress))
 }

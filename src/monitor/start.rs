@@ -10,9 +10,11 @@ use crate::audit::{Event, Started, Stop};
 use crate::capture::Capture;
 use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
+use crate::monitor::Monitor;
 use crate::monitor::entry::StopRequest;
 use crate::monitor::launch::Running;
-use crate::monitor::{Monitor, WatchOutcome};
+use crate::monitor::stop::DEFAULT_SIGNAL;
+use crate::monitor::watch::WatchOutcome;
 use crate::outcome::Ending;
 use crate::root::RunFile;
 use crate::runtime::{InputWriter, Inspection};
@@ -23,10 +25,10 @@ use crate::timestamp::Timestamp;
 /// The cause of a start that failed.
 #[derive(Debug)]
 pub(crate) enum StartError {
-    /// No run exists: nothing was created, or it was removed again.
-    Nothing(Error),
-    /// The run exists, and its audit file records the cause.
-    Sealed(RuntimeError),
+    /// No run exists: it was not created, or it was removed again.
+    NoRun(Error),
+    /// The run exists, and its audit file gets the cause.
+    NotStarted(RuntimeError),
 }
 
 /// An attachment that exists from the start of the run.
@@ -41,15 +43,15 @@ pub(crate) struct InitialAttach {
 type Reply = oneshot::Sender<Result<Option<InputWriter>, StartError>>;
 
 /// The acknowledgment of a start, sent once the start is recorded.
-pub(crate) struct StartAck {
-    pub(crate) started: Started,
-    /// The input of the container, for the caller that waits for the reply.
-    pub(crate) input: Option<InputWriter>,
-    pub(crate) reply: Reply,
+pub(super) struct StartAck {
+    pub(super) started: Started,
+    /// The input of the container, sent with the reply.
+    pub(super) input: Option<InputWriter>,
+    pub(super) reply: Reply,
 }
 
 impl Monitor {
-    /// Starts a new run and watches it until its end.
+    /// Starts a new run, and watches it until it is sealed or the manager closes.
     pub(crate) async fn run_new(
         mut self,
         spec: RunSpec,
@@ -82,9 +84,9 @@ impl Monitor {
         let (mut file, mut capture) = match closing.run_until_cancelled(intended).await? {
             Ok(intended) => intended,
             Err(error) => {
-                // From now on the name refers to the next run that takes it.
+                // From now on, the id belongs to the next run that takes it.
                 self.remove_entry();
-                let _ = reply.send(Err(StartError::Nothing(error)));
+                let _ = reply.send(Err(StartError::NoRun(error)));
                 return None;
             }
         };
@@ -150,12 +152,12 @@ impl Monitor {
         let ending = ending.redacted(|reason| self.secrets.redact(reason));
         self.publish(Transition::Ended(ending.clone()));
         self.permit = None;
-        let _ = reply.send(Err(StartError::Sealed(error)));
-        Box::pin(self.finish(file, capture, WatchOutcome::never(ending))).await
+        let _ = reply.send(Err(StartError::NotStarted(error)));
+        Box::pin(self.finish(file, capture, WatchOutcome::unobserved(ending))).await
     }
 
-    /// Records requests to stop the run, and sends them, when the manager closes
-    /// during the launch.
+    /// Sends and records pending stop requests when the manager closes during the
+    /// launch.
     async fn leave_launch(&mut self, file: &RunFile, capture: &mut Capture) {
         let mut stops = Vec::new();
         while let Ok(request) = self.stops.try_recv() {
@@ -231,8 +233,8 @@ impl Monitor {
         started
     }
 
-    /// Returns the record of a stop that arrives before a container exists.
-    pub(super) fn stop_nothing(&mut self, request: StopRequest) -> Event {
+    /// Returns the record of a stop that arrives before the container has started.
+    pub(super) fn early_stop(&mut self, request: StopRequest) -> Event {
         self.stopper.cause.get_or_insert(request.cause);
         let stop = Stop::new(request.cause, "none", None);
         self.emit(EventKind::from(&stop));
@@ -243,11 +245,11 @@ impl Monitor {
     /// already.
     fn stop_launched(&mut self, file: &RunFile, request: StopRequest) -> Event {
         let Some(container) = &file.record.container else {
-            return self.stop_nothing(request);
+            return self.early_stop(request);
         };
         let settings = &file.record.settings;
         let signal = settings.stop_signal.as_ref().or(self.image_signal.as_ref());
-        let signal = signal.map_or("SIGTERM", String::as_str).to_owned();
+        let signal = signal.map_or(DEFAULT_SIGNAL, String::as_str).to_owned();
         self.stop(container, request, &signal, settings)
     }
 

@@ -14,6 +14,8 @@ use crate::runtime::Runtime;
 use crate::spec::ContainerId;
 use crate::timestamp::Timestamp;
 
+/// Stop signal if neither the spec nor the image has one.
+pub(super) const DEFAULT_SIGNAL: &str = "SIGTERM";
 /// Pause before a signal is sent again that the engine may not have received.
 const SIGNAL_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause before SIGKILL is sent again to a container that still runs.
@@ -21,14 +23,15 @@ const KILL_INTERVAL: Duration = Duration::from_secs(10);
 /// Longest grace period, 30 years: a deadline this far away does not overflow the clock.
 const MAX_GRACE: Duration = Duration::from_secs(86_400 * 365 * 30);
 
-/// Executes the requests to stop a container.
+/// Carries out the requests to stop a container.
 ///
 /// Its owner polls [`proceed`](Self::proceed) until the container has ended.
 #[derive(Default)]
-pub(crate) struct Stopper {
+pub(super) struct Stopper {
+    /// When SIGKILL is due, once a stop was requested.
     kill_at: Option<Instant>,
     /// The cause of the first request. Later requests do not change it.
-    pub(crate) cause: Option<StopCause>,
+    pub(super) cause: Option<StopCause>,
     sequence: Option<BoxFuture<'static, ()>>,
     /// Cancelled once the engine has answered the first signal of `sequence`.
     signaled: CancellationToken,
@@ -36,7 +39,7 @@ pub(crate) struct Stopper {
 
 impl Stopper {
     /// Begins a stop and returns its record.
-    pub(crate) fn request(
+    pub(super) fn request(
         &mut self,
         runtime: &Arc<dyn Runtime>,
         container: &ContainerId,
@@ -48,7 +51,7 @@ impl Stopper {
         let grace = request.grace.unwrap_or(default_grace).min(MAX_GRACE);
         let killed = request.cause == StopCause::Killed;
         let first = (!killed).then(|| signal.to_owned());
-        self.kill_at(runtime, container, first, grace);
+        self.schedule(runtime, container, first, grace);
         if killed {
             Stop::new(request.cause, "SIGKILL", None)
         } else {
@@ -60,7 +63,7 @@ impl Stopper {
     ///
     /// SIGKILL stays due at the same wall-clock time. The signal before SIGKILL was sent by the
     /// earlier owner and is not sent twice.
-    pub(crate) fn resume(
+    pub(super) fn resume(
         &mut self,
         runtime: &Arc<dyn Runtime>,
         container: &ContainerId,
@@ -70,11 +73,11 @@ impl Stopper {
         let grace = grace.unwrap_or(MAX_GRACE).min(MAX_GRACE);
         // A clock that was set back does not extend the grace period.
         let remaining = stop.ts.saturating_add(grace).since(Timestamp::now());
-        self.kill_at(runtime, container, None, remaining.min(grace));
+        self.schedule(runtime, container, None, remaining.min(grace));
     }
 
     /// Sends a signal now and SIGKILL after `grace`, unless SIGKILL is already due earlier.
-    fn kill_at(
+    fn schedule(
         &mut self,
         runtime: &Arc<dyn Runtime>,
         container: &ContainerId,
@@ -95,8 +98,8 @@ impl Stopper {
         }
     }
 
-    /// Executes the requested stop. Never resolves. Cancel-safe.
-    pub(crate) async fn proceed(&mut self) {
+    /// Carries the requested stop out. Never resolves. Cancel-safe.
+    pub(super) async fn proceed(&mut self) {
         if let Some(sequence) = &mut self.sequence {
             sequence.await;
             self.sequence = None;
@@ -104,8 +107,9 @@ impl Stopper {
         std::future::pending().await
     }
 
-    /// Executes the requested stop, if any, until the engine has answered its first signal.
-    pub(crate) async fn proceed_until_signaled(&mut self) {
+    /// Carries the requested stop out, if there is one, until the engine has answered the first
+    /// signal.
+    pub(super) async fn proceed_until_signaled(&mut self) {
         if self.sequence.is_some() {
             let signaled = self.signaled.clone();
             signaled.run_until_cancelled(self.proceed()).await;
@@ -113,6 +117,7 @@ impl Stopper {
     }
 }
 
+/// Sends `signal`, if any, then SIGKILL from `kill_at` on. Never resolves.
 async fn sequence(
     runtime: Arc<dyn Runtime>,
     container: ContainerId,

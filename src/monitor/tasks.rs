@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) struct Tasks {
     handle: Handle,
     tracker: TaskTracker,
-    /// Set if only this manager uses the runtime of `handle`.
+    /// True if only this manager uses the runtime of `handle`.
     dedicated: bool,
 }
 

@@ -12,21 +12,22 @@ use crate::timestamp::Timestamp;
 
 /// Interval between inspections of a running container during the wait.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
-/// First and longest pause between attempts.
+/// First pause between attempts.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
+/// Longest pause between attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
 /// The end of a container, as the wait observed it.
 #[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) ending: Ending,
+pub(super) struct Ended {
+    pub(super) ending: Ending,
     /// The wait was interrupted, so the output of the tap proves less.
-    pub(crate) interrupted: bool,
+    pub(super) interrupted: bool,
     /// The engine was, or may have been, restarted during the wait.
-    pub(crate) engine_restarted: bool,
+    pub(super) engine_restarted: bool,
     /// Another execution of the container has started since.
-    pub(crate) started_again: bool,
-    pub(crate) inspection: Option<Inspection>,
+    pub(super) started_again: bool,
+    pub(super) inspection: Option<Inspection>,
 }
 
 /// A pause that doubles with each attempt, up to a maximum.
@@ -48,7 +49,7 @@ impl Backoff {
 ///
 /// Only a definitive answer ends the wait. An engine that does not answer is asked
 /// again, without a deadline.
-pub(super) async fn wait(
+pub(super) async fn wait_for_end(
     runtime: &dyn Runtime,
     container: &ContainerId,
     started_at: Option<Timestamp>,
@@ -64,7 +65,7 @@ pub(super) async fn wait(
             }
             Ok(Wakeup::Probe) => seen.interrupted = true,
             Err(error) => {
-                seen.failure(&error);
+                seen.on_failure(&error);
                 if !error.is_not_found() {
                     tracing::warn!(%container, %error, "the wait was interrupted");
                     backoff.pause().await;
@@ -75,16 +76,16 @@ pub(super) async fn wait(
             Ok(now) => {
                 seen.check_continuity(runtime, container).await;
                 if let Some((ending, started_again)) = seen.ending(started_at, &now) {
-                    return seen.ended(ending, started_again, Some(now));
+                    return seen.into_ended(ending, started_again, Some(now));
                 }
                 // The container is being removed, or the wait returned early.
             }
             Err(error) if error.is_not_found() => {
                 let ending = Ending::Removed { code: seen.code() };
-                return seen.ended(ending, false, None);
+                return seen.into_ended(ending, false, None);
             }
             Err(error) => {
-                seen.failure(&error);
+                seen.on_failure(&error);
                 tracing::warn!(%container, %error, "cannot inspect the container yet");
             }
         }
@@ -113,7 +114,7 @@ impl Observations {
     ///
     /// An engine that has reported an exit code had read all output by then, so a
     /// later restart loses none.
-    fn failure(&mut self, error: &RuntimeError) {
+    fn on_failure(&mut self, error: &RuntimeError) {
         self.interrupted = true;
         self.unreachable |= !error.is_definitive() && self.code().is_none();
     }
@@ -131,7 +132,7 @@ impl Observations {
     /// Returns the ending that an inspection shows, and true if another execution
     /// has started since.
     fn ending(&self, started_at: Option<Timestamp>, now: &Inspection) -> Option<(Ending, bool)> {
-        if another(started_at, now) {
+        if is_other_execution(started_at, now) {
             // The inspection describes the other execution.
             let exit = Exit {
                 code: self.code(),
@@ -142,10 +143,20 @@ impl Observations {
             return Some((Ending::Exited(exit), true));
         }
         let ended = now.status == ContainerStatus::Ended;
-        ended.then(|| (Ending::Exited(exit(now, self.answer.as_ref())), false))
+        ended.then(|| {
+            (
+                Ending::Exited(observed_exit(now, self.answer.as_ref())),
+                false,
+            )
+        })
     }
 
-    fn ended(self, ending: Ending, started_again: bool, inspection: Option<Inspection>) -> Ended {
+    fn into_ended(
+        self,
+        ending: Ending,
+        started_again: bool,
+        inspection: Option<Inspection>,
+    ) -> Ended {
         Ended {
             ending,
             interrupted: self.interrupted,
@@ -156,15 +167,15 @@ impl Observations {
     }
 }
 
-/// Returns true if the container runs another execution than the one that started
+/// Returns true if an inspection shows another execution than the one that started
 /// at `started_at`.
-pub(super) fn another(started_at: Option<Timestamp>, now: &Inspection) -> bool {
+pub(super) fn is_other_execution(started_at: Option<Timestamp>, now: &Inspection) -> bool {
     matches!((started_at, now.started_at), (Some(then), Some(now)) if then != now)
 }
 
 /// Returns the exit that an inspection reports. `answer` fills what the inspection
 /// does not report.
-pub(super) fn exit(inspection: &Inspection, answer: Option<&WaitStatus>) -> Exit {
+pub(super) fn observed_exit(inspection: &Inspection, answer: Option<&WaitStatus>) -> Exit {
     let error = || answer.and_then(|answer| answer.error.clone());
     Exit {
         code: inspection.code.or(answer.and_then(|answer| answer.code)),
@@ -234,10 +245,10 @@ mod tests {
                 answer,
                 ..Observations::default()
             };
-            seen.failure(&error);
+            seen.on_failure(&error);
             assert!(seen.interrupted);
             assert_eq!(seen.unreachable, unreachable, "{seen:?}");
-            let ended = seen.ended(Ending::Removed { code: None }, false, None);
+            let ended = seen.into_ended(Ending::Removed { code: None }, false, None);
             assert_eq!(ended.engine_restarted, unreachable);
         }
     }

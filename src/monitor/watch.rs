@@ -18,6 +18,7 @@ use crate::monitor::output::{PumpOutcome, Source, pump};
 use crate::monitor::run_file::persist_ending;
 use crate::monitor::start::{StartAck, StartError};
 use crate::monitor::stats::sample;
+use crate::monitor::stop::DEFAULT_SIGNAL;
 use crate::monitor::wait::{self, Ended};
 use crate::outcome::{Ending, Usage};
 use crate::root::RunFile;
@@ -27,20 +28,21 @@ use crate::state::Transition;
 use crate::timestamp::Timestamp;
 
 /// The end of a run, as its monitor has observed it.
-pub(crate) struct WatchOutcome {
-    pub(crate) ended: Ended,
-    pub(crate) at: Instant,
+pub(super) struct WatchOutcome {
+    pub(super) ended: Ended,
+    /// When the monitor observed the end.
+    pub(super) at: Instant,
     /// When the tap ended; `None` without a tap.
-    pub(crate) tap_ended: Option<Instant>,
+    pub(super) tap_ended: Option<Instant>,
     /// Set if the tap ended cleanly.
-    pub(crate) eof: bool,
+    pub(super) eof: bool,
     /// Records that are not written yet.
-    pub(crate) left: Vec<Event>,
+    pub(super) unwritten: Vec<Event>,
 }
 
 impl WatchOutcome {
-    /// The end of a container that never ran.
-    pub(crate) fn never(ending: Ending) -> Self {
+    /// The end of a run that no wait has observed.
+    pub(super) fn unobserved(ending: Ending) -> Self {
         Self::untapped(Ended {
             ending,
             interrupted: false,
@@ -51,13 +53,13 @@ impl WatchOutcome {
     }
 
     /// The end of a container without a tap.
-    pub(crate) fn untapped(ended: Ended) -> Self {
+    pub(super) fn untapped(ended: Ended) -> Self {
         Self {
             ended,
             at: Instant::now(),
             tap_ended: None,
             eof: false,
-            left: Vec::new(),
+            unwritten: Vec::new(),
         }
     }
 }
@@ -92,7 +94,7 @@ struct StartReply {
 }
 
 /// The end of a watch.
-pub(super) enum Watched<X> {
+pub(super) enum WatchEnd<X> {
     /// The container and its output have ended.
     Done {
         exit: X,
@@ -117,7 +119,10 @@ impl<'a> Target<'a> {
         let stop_signal = stop_signal.or(monitor.image_signal.take());
         let signals = Signals {
             events: received,
-            stdin_records: monitor.typed.take().unwrap_or_else(|| mpsc::channel(1).1),
+            stdin_records: monitor
+                .stdin_records
+                .take()
+                .unwrap_or_else(|| mpsc::channel(1).1),
             exited: CancellationToken::new(),
             shutdown: monitor.context.closing.clone(),
             limit: CancellationToken::new(),
@@ -126,7 +131,7 @@ impl<'a> Target<'a> {
         let target = Self {
             container,
             settings,
-            stop_signal: stop_signal.unwrap_or_else(|| "SIGTERM".into()),
+            stop_signal: stop_signal.unwrap_or_else(|| DEFAULT_SIGNAL.into()),
             file,
             records,
             exited: signals.exited.clone(),
@@ -156,7 +161,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// The input of an expired timer.
+    /// Returns the machine's input for an expired timer.
     fn expired<X>(&self, timer: Timer) -> Input<X> {
         match timer {
             Timer::Acknowledge => Input::AcknowledgeDue,
@@ -173,36 +178,36 @@ impl<'a> Target<'a> {
 impl Monitor {
     /// Watches a started container and captures its output until both have ended.
     ///
-    /// The start of a `new` run is recorded first, and then acknowledged. Returns `None` if the
-    /// manager closes: stops that were requested before are sent and recorded.
-    pub(crate) async fn watch(
+    /// With `ack`, the start is recorded first, and then acknowledged. Returns `None` if the
+    /// manager closes, after pending stops were sent and recorded.
+    pub(super) async fn watch(
         &mut self,
         file: &mut RunFile,
         capture: &mut Capture,
         source: Source,
         started_at: Option<Timestamp>,
-        new: Option<StartAck>,
+        ack: Option<StartAck>,
     ) -> Option<WatchOutcome> {
         let context = Arc::clone(&self.context);
         let Some(container) = file.record.container.clone() else {
-            return Some(WatchOutcome::never(Ending::Lost {
+            return Some(WatchOutcome::unobserved(Ending::Lost {
                 reason: "its container is unknown".into(),
             }));
         };
         let settings = file.record.settings.clone();
-        let machine = run_machine(file, new.is_some());
+        let machine = machine_of_run(file, ack.is_some());
         let (mut target, mut signals) =
             Target::new(self, capture, &container, &settings, Some(file));
-        if let Some(new) = new {
-            target.record(Event::Started(Box::new(new.started)));
+        if let Some(ack) = ack {
+            target.record(Event::Started(Box::new(ack.started)));
             target.start = Some(StartReply {
-                reply: new.reply,
-                input: new.input,
+                reply: ack.reply,
+                input: ack.input,
             });
         }
         let secrets = self.secrets.clone();
         let exit = pin!(async {
-            let mut ended = wait::wait(&*context.runtime, &container, started_at).await;
+            let mut ended = wait::wait_for_end(&*context.runtime, &container, started_at).await;
             ended.ending = ended.ending.redacted(|reason| secrets.redact(reason));
             ended
         });
@@ -216,18 +221,18 @@ impl Monitor {
             &mut signals,
         ));
         let watched = self
-            .watch_with(machine, &mut target, exit, output.as_mut())
+            .drive(machine, &mut target, exit, output.as_mut())
             .await;
         drop(output);
         match watched {
-            Watched::Done { exit, at, output } => Some(WatchOutcome {
+            WatchEnd::Done { exit, at, output } => Some(WatchOutcome {
                 ended: exit,
                 at,
                 tap_ended: output.tap_ended,
                 eof: output.eof,
-                left: signals.drain(),
+                unwritten: signals.drain(),
             }),
-            Watched::Closing(stops) => {
+            WatchEnd::Closing(stops) => {
                 let mut unwritten = signals.drain();
                 unwritten.extend(stops);
                 self.flush_on_shutdown(capture, unwritten).await;
@@ -236,14 +241,14 @@ impl Monitor {
         }
     }
 
-    /// Runs a machine until its container and its output have ended, or the manager closes.
-    pub(super) async fn watch_with<X: ExitReport>(
+    /// Drives a machine until its container and its output have ended, or the manager closes.
+    pub(super) async fn drive<X: ExitReport>(
         &mut self,
         mut machine: Machine<X>,
         target: &mut Target<'_>,
         mut exit: Pin<&mut impl Future<Output = X>>,
         mut output: Pin<&mut impl Future<Output = PumpOutcome>>,
-    ) -> Watched<X> {
+    ) -> WatchEnd<X> {
         let context = Arc::clone(&self.context);
         let (run, container) = (self.place.run.clone(), target.container.clone());
         let interval = target.settings.sample;
@@ -287,11 +292,11 @@ impl Monitor {
         mut machine: Machine<X>,
         target: &mut Target<'_>,
         output: Pin<&mut impl Future<Output = PumpOutcome>>,
-    ) -> Watched<X> {
+    ) -> WatchEnd<X> {
         let sources = machine.sources();
         let stops = self.take_stops(&mut machine, target);
         if let Phase::Done { exit, at, output } = machine.into_phase() {
-            return Watched::Done { exit, at, output };
+            return WatchEnd::Done { exit, at, output };
         }
         let output = async {
             if sources.output {
@@ -299,7 +304,7 @@ impl Monitor {
             }
         };
         tokio::join!(output, self.stopper.proceed_until_signaled());
-        Watched::Closing(stops)
+        WatchEnd::Closing(stops)
     }
 
     /// Begins the stops that were requested before the manager closes. Returns their records.
@@ -372,8 +377,8 @@ impl Monitor {
     }
 }
 
-/// The machine of a run, with the limits of its spec.
-fn run_machine(file: &RunFile, acknowledge_start: bool) -> Machine<Ended> {
+/// Returns the machine of a run, with the limits of its spec.
+fn machine_of_run(file: &RunFile, acknowledge_start: bool) -> Machine<Ended> {
     let settings = &file.record.settings;
     let now = Instant::now();
     let time_limit_at = file.record.deadline;

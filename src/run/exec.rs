@@ -193,10 +193,9 @@ impl Run {
             writer,
             start,
         } = self.open_exec_log(&spec, &container).await?;
-        let (entry, mut monitor) = context.monitor(place);
+        let (entry, monitor) = context.monitor(place);
         let (mut progress, hub) = (Progress::default(), Arc::clone(&entry.hub));
         progress.observe(RecordRef::Event(&Event::Start(Box::new(start))));
-        monitor.secrets = spec.secrets();
         let capture = Capture::new(progress, hub, writer, None);
         let run = Run {
             inner: Arc::clone(&self.inner),
@@ -220,8 +219,8 @@ impl Run {
                 stdin,
                 record_stdin,
             }),
-            Ok(Err(StartError::Nothing(error))) => Err(error),
-            Ok(Err(StartError::Sealed(source))) => Err(Error::NotStarted {
+            Ok(Err(StartError::NoRun(error))) => Err(error),
+            Ok(Err(StartError::NotStarted(source))) => Err(Error::NotStarted {
                 outcome: Box::new(run.wait().await?),
                 source,
             }),

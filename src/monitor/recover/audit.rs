@@ -7,7 +7,7 @@ use crate::capture::{Capture, Progress};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::monitor::entry::{Pipe, lock};
-use crate::monitor::seal::{read, reading};
+use crate::monitor::seal::reopen_log;
 use crate::monitor::{Monitor, exec};
 use crate::outcome::Seal;
 use crate::root::RunFile;
@@ -52,9 +52,7 @@ impl Monitor {
             Ok(Some(file)) => self.verify_run_file(file).await?,
             _ => Verified::default(),
         };
-        let (progress, visit) = reading();
-        let resumed = context.sink.resume(&self.place, visit).await?;
-        let progress = read(&progress);
+        let (resumed, progress) = reopen_log(&context, &self.place).await?;
         if let Some(record) = &progress.record {
             let is_sealed = matches!(resumed, Resumed::Sealed(_));
             self.check_place(record)?;
@@ -123,7 +121,7 @@ impl Monitor {
         Ok(Verified { runtime, engine })
     }
 
-    /// Closes a run whose owner died between the seal and its copy in `run.json`.
+    /// Completes a run whose owner died between the seal and its copy in `run.json`.
     async fn close_sealed(&mut self, mut file: RunFile, seal: Seal, progress: &Progress) -> Audit {
         if file.record.container.is_none() {
             file.record.container = seal.container.clone();
@@ -133,7 +131,7 @@ impl Monitor {
         file.seal = Some(seal);
         // This comes last. A waiter may close the manager once it sees the seal, and that must not
         // cut off the removal of the container, which follows.
-        self.close(&file, progress.last_lines()).await;
+        self.publish_seal(&file, progress.last_lines()).await;
         Audit::Sealed(Box::new(file))
     }
 

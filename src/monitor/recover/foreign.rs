@@ -12,7 +12,7 @@ use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::monitor::entry::StopRequest;
 use crate::monitor::recover::POLL_INTERVAL;
-use crate::monitor::stop::Stopper;
+use crate::monitor::stop::{DEFAULT_SIGNAL, Stopper};
 use crate::outcome::Seal;
 use crate::root::{Lock, Root, RunFile};
 use crate::spec::{ContainerId, RunId, RunRecord};
@@ -31,9 +31,9 @@ enum Ownership {
 /// The next step of a task that waits for a run.
 enum Wait {
     /// This task owns the run.
-    Done(Option<Unwatched>),
+    Owned(Option<Unwatched>),
     /// The run is sealed, removed, or cannot be recovered.
-    Over,
+    GiveUp,
     /// The run has another owner, or an error may be temporary.
     Retry(Option<Unwatched>),
 }
@@ -90,7 +90,7 @@ impl Monitor {
         let context = Arc::clone(&self.context);
         let mut unwatched = None;
         loop {
-            // Forwarding is the only way out if the manager closes: it sends pending stops first.
+            // A closing manager ends the wait only here, because pending stops are sent first.
             let permit = self
                 .stopper
                 .forward_stops_while(
@@ -108,8 +108,8 @@ impl Monitor {
                 })
                 .await;
             match self.on_ownership(ownership) {
-                Wait::Done(unwatched) => return Some((permit, unwatched)),
-                Wait::Over => return None,
+                Wait::Owned(unwatched) => return Some((permit, unwatched)),
+                Wait::GiveUp => return None,
                 Wait::Retry(container) => unwatched = container,
             }
             drop(permit);
@@ -132,7 +132,7 @@ impl Monitor {
                 self.snapshot
                     .send_modify(|snapshot| snapshot.elsewhere = false);
                 let file = file.filter(|file| self.verify_runtime(&file.record).is_ok());
-                Wait::Done(file.and_then(|file| Unwatched::new(file.record)))
+                Wait::Owned(file.and_then(|file| Unwatched::new(file.record)))
             }
             Ok(Ownership::Foreign(file, status)) => self.on_foreign_owner(file, status),
             Ok(Ownership::BeingCreated) => Wait::Retry(None),
@@ -140,7 +140,7 @@ impl Monitor {
                 self.report_blocked(&error);
                 self.mark_ownership_known();
                 match self.give_up_if_permanent(&error) {
-                    true => Wait::Over,
+                    true => Wait::GiveUp,
                     false => Wait::Retry(None),
                 }
             }
@@ -156,7 +156,7 @@ impl Monitor {
                 && !self.context.runtime.capabilities().process_bound;
             if let Some(seal) = &file.seal {
                 self.publish_foreign_seal(&file.record, seal);
-                return Wait::Over;
+                return Wait::GiveUp;
             }
             self.publish_foreign_status(&file.record, status);
             if let Some(ending) = file.ending {
@@ -195,7 +195,7 @@ impl Monitor {
 }
 
 impl Stopper {
-    /// Does `work`, and meanwhile forwards stop requests to the engine.
+    /// Runs `work`, and meanwhile forwards stop requests to the engine.
     ///
     /// Each request is also left in the directory of the run, for its owner to record. While no
     /// container is known, requests stay in `stops`. Returns `None` if the manager closes, after
@@ -243,7 +243,7 @@ impl Stopper {
                 .ok()
                 .and_then(|inspection| inspection.stop_signal),
         };
-        let signal = signal.unwrap_or_else(|| "SIGTERM".into());
+        let signal = signal.unwrap_or_else(|| DEFAULT_SIGNAL.into());
         let grace = record.settings.stop_grace;
         let mut stop = self.request(runtime, container, request, &signal, grace);
         stop.by_pid = Some(std::process::id());

@@ -8,11 +8,12 @@ use tokio::time::sleep;
 use crate::audit::{Event, Gap, GapReason};
 use crate::capture::Capture;
 use crate::error::{Result, RuntimeError};
+use crate::monitor::Monitor;
 use crate::monitor::output::Source;
 use crate::monitor::recover::POLL_INTERVAL;
 use crate::monitor::recover::audit::OpenAudit;
-use crate::monitor::wait::{self, Ended, another};
-use crate::monitor::{Monitor, WatchOutcome};
+use crate::monitor::wait::{self, Ended, is_other_execution};
+use crate::monitor::watch::WatchOutcome;
 use crate::outcome::Ending;
 use crate::root::RunFile;
 use crate::runtime::{ContainerStatus, Continuity, Inspection};
@@ -28,8 +29,8 @@ pub(super) enum Located {
 
 impl Located {
     /// A container that never ran, or that no longer exists.
-    fn never(ending: Ending) -> Self {
-        Self::Ended(Box::new(WatchOutcome::never(ending)))
+    fn absent(ending: Ending) -> Self {
+        Self::Ended(Box::new(WatchOutcome::unobserved(ending)))
     }
 
     /// A container that ended while no manager watched it.
@@ -169,7 +170,7 @@ fn decide(known: &Known<'_>, inspected: Inspected) -> Decision {
 
 /// Decides the next step for a container that exists.
 fn decide_found(known: &Known<'_>, inspection: Box<Inspection>) -> Decision {
-    if another(known.started_at, &inspection) {
+    if is_other_execution(known.started_at, &inspection) {
         let ending = known.ending_or(started_again());
         return Decision::Conclude(Conclusion::StartedAgain(ending, inspection));
     }
@@ -185,13 +186,13 @@ fn decide_found(known: &Known<'_>, inspection: Box<Inspection>) -> Decision {
         }
         (ContainerStatus::Running, _) => Decision::Conclude(Conclusion::Running(inspection)),
         (ContainerStatus::Ended, _) => {
-            let exit = Ending::Exited(wait::exit(&inspection, None));
+            let exit = Ending::Exited(wait::observed_exit(&inspection, None));
             Decision::Conclude(Conclusion::Exited(known.ending_or(exit), inspection))
         }
     }
 }
 
-/// Decides if an engine restart may have lost output.
+/// Returns a gap if an engine restart may have lost output.
 ///
 /// An engine that cannot tell is not evidence of a restart, but an engine that does not answer is
 /// asked again.
@@ -277,7 +278,7 @@ impl Monitor {
                 }
             };
             if let Some(ending) = ending {
-                return Ok(Located::never(ending));
+                return Ok(Located::absent(ending));
             }
         }
     }
@@ -369,16 +370,16 @@ impl Monitor {
             Conclusion::StartedAgain(ending, inspection) => {
                 Ok(Located::unwatched(ending, true, *inspection))
             }
-            Conclusion::Missing(ending) => Ok(Located::never(ending)),
+            Conclusion::Missing(ending) => Ok(Located::absent(ending)),
             Conclusion::NotCreated(ending) => {
                 file.record.container = None;
-                Ok(Located::never(ending))
+                Ok(Located::absent(ending))
             }
             Conclusion::Vanished(ending) => {
                 if let Some(container) = &file.record.container {
                     self.publish(Transition::Created(container.clone()));
                 }
-                Ok(Located::never(ending))
+                Ok(Located::absent(ending))
             }
         }
     }

@@ -7,14 +7,14 @@ use std::thread;
 
 use crate::monitor::context::Context;
 use crate::monitor::exec;
+use crate::monitor::policy::may_remove;
 use crate::monitor::recover::take_over;
-use crate::monitor::seal::may_remove;
 use crate::monitor::wait::Backoff;
 use crate::root::{Root, RunFile};
 use crate::runtime::{ContainerStatus, OwnedContainer};
 use crate::spec::RunId;
 
-/// Below this number of runs, a further thread costs more than it saves.
+/// Below this number of runs, another thread costs more than it saves.
 const MIN_RUNS_PER_THREAD: usize = 256;
 
 /// The runs of a root that need recovery.
@@ -26,7 +26,7 @@ struct Unsealed {
 }
 
 impl Unsealed {
-    /// Reads all runs of a root. Large roots are read by all cores.
+    /// Reads all runs of a root. Large roots are read on all cores.
     fn read(root: &Root, runs: &[RunId]) -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let share = runs.len().div_ceil(cores).max(MIN_RUNS_PER_THREAD);
@@ -67,7 +67,7 @@ impl Unsealed {
     }
 }
 
-/// Recovers every unsealed run, and removes containers that sealed runs left.
+/// Recovers every unsealed run, and removes orphaned containers.
 pub(crate) async fn scan(context: Arc<Context>) {
     let closing = context.closing.clone();
     tokio::select! {

@@ -76,7 +76,7 @@ impl Input {
             mode,
             closed: false,
             end_recorded: false,
-            records: record.then(|| PollSender::new(entry.typed.clone())),
+            records: record.then(|| PollSender::new(entry.stdin_records.clone())),
             run_end: Some(Box::pin(async move {
                 // The end of a monitor is not the end of the container.
                 let ended = snapshot.wait_for(|snapshot| snapshot.state.ending().is_some());
