@@ -6,6 +6,7 @@ use std::time::Duration;
 use moat::audit::Event;
 use moat::manager::RecoveryMode;
 use moat::outcome::Stream;
+use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
 use moat::state::RunStatus;
 use moat::{Ending, Error, Manager, Root, RunId, RunSpec, ShutdownMode, Verdict};
@@ -132,6 +133,40 @@ async fn an_unstarted_container_is_removed() {
     let outcome = next.wait(&id).await.unwrap();
     assert!(matches!(outcome.ending, Ending::FailedToStart { .. }));
     assert_eq!(bench.runtime.containers(), 0);
+    check(&outcome);
+}
+
+/// The owner died before it recorded the id, so it did not ask for the start either.
+#[tokio::test]
+async fn an_unrecorded_container_never_ran() {
+    let bench = Bench::new();
+    let on_demand = bench.builder_here().recovery(RecoveryMode::OnDemand);
+    let manager = on_demand.open().await.unwrap();
+    let id = RunId::new("unrecorded").unwrap();
+    bench.runtime.fault(Call::Create, Fault::AnswerLost);
+    start_up_to(Call::Find, &bench, &manager, spec().id(id.clone())).await;
+    manager.shutdown(ShutdownMode::Leave).await;
+    assert_eq!(bench.runtime.containers(), 1);
+
+    // The first attempt of the recovery finds the container by its label, and fails.
+    for _ in 0..20 {
+        let broken = RuntimeError::Broken {
+            operation: "inspect the container",
+            reason: "reset".into(),
+        };
+        bench.runtime.fault(Call::Inspect, Fault::Error(broken));
+    }
+    let next = bench.open().await;
+    let inspected = async || (bench.runtime.calls(Call::Inspect) > 0).then_some(());
+    eventually(60, "an inspection", inspected).await;
+    bench.runtime.remove_externally(&id);
+    bench.runtime.clear_faults();
+    let outcome = next.wait(&id).await.unwrap();
+    assert!(
+        matches!(outcome.ending, Ending::NotCreated { aborted: true, .. }),
+        "{outcome}"
+    );
+    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
     check(&outcome);
 }
 

@@ -25,10 +25,11 @@ pub(super) enum Audit {
 /// An audit that this task appends to.
 pub(super) struct OpenAudit {
     pub(super) file: RunFile,
-    /// True if the owner of the run wrote `file`.
+    /// True if the owner cannot have asked the engine to start the container.
     ///
-    /// Then a missing container id proves that the container was not started.
-    pub(super) is_intact: bool,
+    /// The container id is on disk before that request. So an intact `run.json` without an id
+    /// proves it, also after recovery has found a container by its label.
+    pub(super) start_ruled_out: bool,
     pub(super) capture: Capture,
 }
 
@@ -72,6 +73,7 @@ impl Monitor {
             }
         }
         let is_intact = is_recorded && note.is_none();
+        let start_ruled_out = is_intact && file.record.container.is_none();
         let capture = match resumed {
             Resumed::Sealed(seal) => return Ok(self.close_sealed(file, seal, &progress).await),
             Resumed::Open { log, torn } => {
@@ -90,7 +92,7 @@ impl Monitor {
         };
         Ok(Audit::Open(Box::new(OpenAudit {
             file,
-            is_intact,
+            start_ruled_out,
             capture,
         })))
     }

@@ -243,13 +243,11 @@ impl Monitor {
         let process_bound = self.context.runtime.capabilities().process_bound;
         let started = open.capture.progress.started.as_ref();
         let started_at = started.and_then(|started| started.started_at);
-        let has_id = open.file.record.container.is_some();
-        // The id is on disk before the engine is asked to start the container. So an intact record
-        // without an id proves that the container was never started.
-        let start_ruled_out = !has_id && open.is_intact;
-        let mut id = match has_id {
-            true => IdState::Unverified,
-            false => IdState::Missing,
+        // An earlier attempt may have recorded a start by someone else.
+        let start_ruled_out = open.start_ruled_out && started.is_none();
+        let mut id = match open.file.record.container {
+            Some(_) => IdState::Unverified,
+            None => IdState::Missing,
         };
         loop {
             let inspected = self.inspect(&open.file).await;
