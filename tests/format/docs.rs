@@ -1,4 +1,4 @@
-//! The documentation names tests, files and headings that exist.
+//! The documentation names tests, files, headings and commands that exist.
 
 use std::collections::HashSet;
 use std::fs;
@@ -259,6 +259,62 @@ fn guarantees_name_existing_tests() {
     }
     assert!(named > 100, "only {named} tests are named");
     assert!(missing.is_empty(), "no such tests:\n{}", missing.join("\n"));
+}
+
+/// The recipes that `just` lists, by their names in the `justfile`.
+fn recipes() -> HashSet<String> {
+    let justfile = read(&root().join("justfile"));
+    let heads = justfile
+        .lines()
+        .filter(|line| !line.starts_with([' ', '#']));
+    let heads = heads.filter(|line| !line.contains(":="));
+    let names = heads.filter_map(|line| line.split_once(':'));
+    names
+        .filter_map(|(head, _)| Some(head.split_whitespace().next()?.to_owned()))
+        .collect()
+}
+
+/// The names that follow `before` at the start of a command or of a code span.
+fn arguments<'a>(page: &'a str, before: &str) -> Vec<&'a str> {
+    let starts_a_command = |at: usize| {
+        let preceding = page[..at].chars().next_back();
+        preceding.is_none_or(|c| "\n`".contains(c))
+    };
+    page.match_indices(before)
+        .filter(|(at, _)| starts_a_command(*at))
+        .filter_map(|(at, _)| {
+            let rest = &page[at + before.len()..];
+            let end = rest.find(|c: char| !c.is_alphanumeric() && !"-_".contains(c));
+            let name = &rest[..end.unwrap_or(rest.len())];
+            (!name.is_empty()).then_some(name)
+        })
+        .collect()
+}
+
+#[test]
+fn commands_name_existing_recipes_and_benches() {
+    let recipes = recipes();
+    assert!(recipes.contains("check") && recipes.contains("target"));
+    let manifest = read(&root().join("Cargo.toml"));
+    let (mut missing, mut named) = (Vec::new(), 0);
+    for page in pages() {
+        let text = read(&root().join(&page));
+        for recipe in arguments(&text, "just ") {
+            named += 1;
+            if !recipes.contains(recipe) {
+                missing.push(format!("{}: just {recipe}", page.display()));
+            }
+        }
+        // Without a package, cargo looks for the bench in the package of the root.
+        for bench in arguments(&text, "cargo bench --all-features --bench ") {
+            named += 1;
+            if !manifest.contains(&format!("[[bench]]\nname = \"{bench}\"")) {
+                missing.push(format!("{}: --bench {bench}", page.display()));
+            }
+        }
+    }
+    assert!(named > 10, "only {named} commands were found");
+    assert!(missing.is_empty(), "missing:\n{}", missing.join("\n"));
 }
 
 #[test]
