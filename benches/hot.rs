@@ -1,8 +1,7 @@
-//! One hot loop over a fixed amount of output, and nothing else: for `benches/callgrind`, which
-//! counts its instructions.
+//! One hot loop over a fixed amount of output, for `benches/callgrind`, which counts its instructions.
 //!
-//! `hot intake|encode|verify`, `hot setup` for the text alone, or without an argument, for
-//! `cargo bench`, each once.
+//! The argument is `intake`, `encode`, `verify`, or `setup` for the generation of the text alone.
+//! Without an argument, as in `cargo bench`, each runs once.
 
 #![allow(
     missing_docs,
@@ -64,7 +63,7 @@ const START: &str = concat!(
     "\n"
 );
 
-/// Lines of 81 bytes, each tenth with something to escape.
+/// Lines of 81 bytes. One in ten needs escaping.
 fn text() -> Vec<u8> {
     let mut text = Vec::new();
     for number in 0..LINES {

@@ -1,9 +1,10 @@
-//! The least that takes a container's output: a socket and the standard library. It discards all.
+//! The simplest reader of a container's output: a socket and the standard library. It discards its
+//! input.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-/// Sends a request, and gives the connection with what came behind the head of the answer.
+/// Sends a request, and returns the connection and the head of the response.
 fn call(method: &str, path: &str, body: &str, upgrade: bool) -> (UnixStream, String) {
     let host = std::env::var("DOCKER_HOST").unwrap_or_default();
     let socket = host

@@ -1,16 +1,17 @@
-//! A process, and what it has cost.
+//! A process and its cost.
 
 use std::fs;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-/// What a process has cost.
+/// The cost of a process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cost {
+    /// Wall time, in seconds.
     pub wall: f64,
-    /// User and system, in seconds.
+    /// User and system time, in seconds.
     pub cpu: f64,
-    /// The peak of its resident memory, in MiB.
+    /// Peak resident memory, in MiB.
     pub peak: f64,
 }
 
@@ -21,8 +22,9 @@ pub fn measure(command: &mut Command) -> Cost {
     finish(child, begin)
 }
 
-/// The same, of one that was started. What a process has used is read while it is a zombie; its
-/// peak, while it lives.
+/// Waits for the end of a process that was started at `begin`. It must succeed.
+///
+/// CPU time is read while the process is a zombie, and peak memory while it runs.
 pub fn finish(mut child: Child, begin: Instant) -> Cost {
     let dir = format!("/proc/{}", child.id());
     let mut cost = Cost::default();
@@ -40,7 +42,7 @@ pub fn finish(mut child: Child, begin: Instant) -> Cost {
                 .sum();
             cost.cpu = ticks / 100.0;
             cost.wall = begin.elapsed().as_secs_f64();
-            assert!(child.wait().unwrap().success(), "a process has failed");
+            assert!(child.wait().unwrap().success(), "the process failed");
             return cost;
         }
         std::thread::sleep(Duration::from_millis(3));

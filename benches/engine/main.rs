@@ -1,9 +1,10 @@
-//! What a run with an audit costs, on a real engine, beside what others cost for the same work:
-//! `cargo bench --all-features --bench engine`, or with `-- <part of a name>` for some of it.
+//! The cost of a run with an audit on a real engine, compared with other clients that do the same
+//! work: `cargo bench --all-features --bench engine`. With `-- NAME`, only the parts whose name
+//! contains `NAME` run.
 //!
-//! Both sides of a row run in turn, in both orders; medians are compared. It prints the table of
-//! `docs/performance.md`, and writes all figures to `target/engine-bench.json`, from which
-//! `benches/plot` draws. `MOAT_BENCH_ROUNDS` sets how often (5).
+//! Both sides of a row run in turn, in both orders, and medians are compared. The program prints the
+//! table of `docs/performance.md`, and writes all figures to `target/engine-bench.json`, from which
+//! `benches/plot` draws. `MOAT_BENCH_ROUNDS` sets the number of rounds. Default: 5.
 
 #![allow(
     missing_docs,
@@ -16,6 +17,7 @@ mod bare;
 mod child;
 mod parts;
 mod roles;
+mod table;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -25,6 +27,7 @@ use std::time::Instant;
 
 use child::{Cost, finish, measure};
 use moat::audit::verify;
+use table::{Goal, Row, load, median, median_of_column, medians};
 use testkit::{engine, image};
 
 fn main() {
@@ -68,7 +71,7 @@ fn main() {
     bench.report();
 }
 
-/// Some rows, by the name that a filter finds them by.
+/// A group of rows, with the name that the filter compares.
 type Part = (&'static str, fn(&mut Bench));
 
 struct Bench {
@@ -79,42 +82,11 @@ struct Bench {
     rows: Vec<Row>,
 }
 
-/// A line of the table: `ours` against `theirs`, of which `goal` is the most, or the least.
-struct Row {
-    what: String,
-    ours: String,
-    theirs: String,
-    value: f64,
-    goal: Option<(Goal, f64)>,
-    load: f64,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Goal {
-    Most,
-    Least,
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// The median of the numbers that stand there in each line.
-fn middle(lines: &[Vec<String>], at: usize) -> f64 {
-    median(lines.iter().map(|line| line[at].parse().unwrap()).collect())
-}
-
-fn load() -> f64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap();
-    text.split(' ').next().unwrap().parse().unwrap()
-}
-
-/// How often the work is done that takes minutes.
+/// The number of rounds of parts that take minutes.
 const LONG_ROUNDS: usize = 3;
 
 impl Bench {
-    /// A root of its own.
+    /// The path of a new root.
     fn root(&mut self) -> String {
         self.serial += 1;
         let root = self.dir.path().join(format!("root-{}", self.serial));
@@ -159,7 +131,7 @@ impl Bench {
         command
     }
 
-    /// The lines that a role prints, as numbers.
+    /// The lines that a role prints, split into words.
     fn numbers(&self, role: &str, arguments: &[&str]) -> Vec<Vec<String>> {
         let output = self
             .role(role)
@@ -167,7 +139,7 @@ impl Bench {
             .stderr(Stdio::inherit())
             .output();
         let output = output.unwrap();
-        assert!(output.status.success(), "{role} has failed");
+        assert!(output.status.success(), "{role} failed");
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines()
             .map(|line| line.split(' ').map(str::to_owned).collect())
@@ -218,36 +190,8 @@ impl Bench {
     }
 }
 
-impl Row {
-    fn verdict(&self) -> (String, &'static str) {
-        let Some((goal, bound)) = self.goal else {
-            return (String::new(), "");
-        };
-        let (word, reached) = match goal {
-            Goal::Most => ("at most", self.value <= bound),
-            Goal::Least => ("at least", self.value >= bound),
-        };
-        let verdict = if reached { "reached" } else { "not reached" };
-        (format!("{word} {bound}"), verdict)
-    }
-
-    fn text(&self) -> String {
-        let (goal, verdict) = self.verdict();
-        format!(
-            "| {} | {} | {} | {:.2} | {goal} | {verdict} | {:.1} |",
-            self.what, self.ours, self.theirs, self.value, self.load
-        )
-    }
-
-    fn json(&self) -> serde_json::Value {
-        let (goal, verdict) = self.verdict();
-        serde_json::json!({"what": self.what, "moat": self.ours, "reference": self.theirs,
-            "value": self.value, "goal": goal, "verdict": verdict, "load": self.load})
-    }
-}
-
 fn parts(bench: &mut Bench) {
-    let (ours, theirs) = split(parts::encoding(15));
+    let (ours, theirs) = medians(parts::encoding(15));
     bench.row(
         "encoding, 200,000 lines, against serde_json",
         format!("{:.1} ms", ours * 1e3),
@@ -255,7 +199,7 @@ fn parts(bench: &mut Bench) {
         theirs / ours,
         Some((Goal::Least, 4.0)),
     );
-    let (ours, theirs) = split(parts::intake(7));
+    let (ours, theirs) = medians(parts::intake(7));
     bench.ratio(
         "demux and lines, 1 GB, against memcpy",
         ours,
@@ -263,11 +207,6 @@ fn parts(bench: &mut Bench) {
         "s",
         Some(3.0),
     );
-}
-
-fn split(pairs: Vec<(f64, f64)>) -> (f64, f64) {
-    let (ours, theirs) = pairs.into_iter().unzip();
-    (median(ours), median(theirs))
 }
 
 fn crowd(bench: &mut Bench) {
@@ -279,13 +218,13 @@ fn crowd(bench: &mut Bench) {
         seen.push([0, 1, 2].map(|at| numbers[0][at].parse::<f64>().unwrap()));
     }
     for (at, what, goal) in [
-        (0, "KiB of memory for each further run of 1,000", 64.0),
-        (1, "file descriptors for each further run of 1,000", 3.0),
-        (2, "threads for each further run of 1,000", 0.0),
+        (0, "KiB of memory for each additional run of 1,000", 64.0),
+        (1, "file descriptors for each additional run of 1,000", 3.0),
+        (2, "threads for each additional run of 1,000", 0.0),
     ] {
         let (one, all) = (seen[0][at], seen[1][at]);
         let value = (all - one) / 1000.0;
-        // The pools grow to their bounds: that is no thread for a run.
+        // The pools grow to their bounds. Those threads do not belong to a run.
         let value = if at == 2 && all - one <= 8.0 {
             0.0
         } else {
@@ -316,7 +255,7 @@ fn open(bench: &mut Bench) {
         fs::write(dir.join("logs.jsonl"), &audit).unwrap();
     }
     let numbers = bench.numbers("open", &[root.to_str().unwrap()]);
-    let of = |at: usize| middle(&numbers, at);
+    let of = |at: usize| median_of_column(&numbers, at);
     let (usable, done, theirs) = (of(0), of(1), of(2));
     bench.ratio(
         "open 10,000 runs, against reading run.json",
@@ -341,7 +280,7 @@ fn verifying(bench: &mut Bench) {
         assert!(command.status().unwrap().success());
     };
     let ours = || assert!(verify(&file).unwrap().records > 6_000_000);
-    let (ours, theirs) = split(parts::turns(7, ours, openssl));
+    let (ours, theirs) = medians(parts::turns(7, ours, openssl));
     bench.ratio("verify 1 GB, against openssl", ours, theirs, "s", Some(1.5));
     fs::remove_dir_all(dir).unwrap();
 }
@@ -386,7 +325,7 @@ fn million(bench: &mut Bench) {
     others(bench, cmd);
 }
 
-/// What others make of the same output, line by line.
+/// Clients that follow the container's log, on the same output.
 fn others(bench: &mut Bench, cmd: &str) {
     let program = with_testcontainers();
     let (name, tag) = bench.image.split_once(':').unwrap();
@@ -416,7 +355,7 @@ fn others(bench: &mut Bench, cmd: &str) {
         let cpu = |cost: &Cost| cost.cpu;
         bench.ratio(&name("wall"), of(0, wall), of(who, wall), "s", None);
         bench.ratio(&name("CPU"), of(0, cpu), of(who, cpu), "s", None);
-        let what = name("lines that came, the fewest");
+        let what = name("lines received, minimum");
         let theirs = fewest[who] as f64;
         bench.row(
             &what,
@@ -428,7 +367,7 @@ fn others(bench: &mut Bench, cmd: &str) {
     }
 }
 
-/// Builds the program that uses testcontainers, a package of its own.
+/// Builds the program that uses testcontainers, which is a separate package.
 fn with_testcontainers() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/testcontainers");
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("testcontainers");
@@ -461,7 +400,7 @@ fn memory(bench: &mut Bench) {
     );
 }
 
-/// With the engine's log behind the capture, which is asked once more at the end, and without.
+/// With the engine's log as backstop, which is read once more at the end, and without.
 fn short(bench: &mut Bench) {
     for (driver, most_more, most_to_seal) in
         [("json-file", Some(6.0), Some(5.0)), ("none", None, None)]
@@ -469,7 +408,7 @@ fn short(bench: &mut Bench) {
         let goal = |most: Option<f64>| most.map(|most| (Goal::Most, most));
         let root = bench.root();
         let numbers = bench.numbers("short", &[&root, &bench.image, "21", driver]);
-        let of = |at: usize| middle(&numbers, at);
+        let of = |at: usize| median_of_column(&numbers, at);
         let (ours, theirs) = (of(0), of(1));
         bench.row(
             &format!("ms more for a short run than bare calls, {driver}"),
@@ -603,7 +542,7 @@ fn replay(bench: &mut Bench) {
     );
 }
 
-/// How the cost grows: with lines, with their length at the same bytes, and with runs at once.
+/// The growth of the cost: with the number of lines, with their length, and with concurrent runs.
 fn growth(bench: &mut Bench) {
     let shapes = [
         (10_000, 81),

@@ -1,4 +1,4 @@
-//! The parts that need no engine, each beside what it is measured against, in turn.
+//! The parts that need no engine, each in turn with its reference.
 
 use std::hint::black_box;
 use std::io::{BufWriter, Write};
@@ -13,7 +13,7 @@ use moat::spec::RunRecord;
 use moat::timestamp::Timestamp;
 use moat::{LogSink, RunId};
 
-/// The seconds that each of two takes, `rounds` times, in turn.
+/// The seconds that two jobs take in turn, for each round.
 pub fn turns(rounds: usize, mut ours: impl FnMut(), mut theirs: impl FnMut()) -> Vec<(f64, f64)> {
     let time = |job: &mut dyn FnMut()| {
         let begin = Instant::now();
@@ -88,7 +88,7 @@ pub fn intake(rounds: usize) -> Vec<(f64, f64)> {
         framed.extend_from_slice(payload);
     }
     drop(text);
-    // The reads are there already: what is measured begins behind them.
+    // The reads are done in advance, so the measurement begins after them.
     let framed = Bytes::from(framed);
     let mut to = vec![0; framed.len()];
     turns(

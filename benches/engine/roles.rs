@@ -1,4 +1,4 @@
-//! What the measured processes do: each is this program again, with a role.
+//! The measured processes. Each is this program, started again with a role.
 
 use std::fs;
 use std::io::{BufWriter, Write};
@@ -77,7 +77,7 @@ async fn moat(arguments: &[String]) {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-/// root, image, count, command: prints how many are not complete.
+/// root, image, count, command: prints the number of runs that are not complete.
 async fn many(arguments: &[String]) {
     let manager = manager(&arguments[0]).await;
     let count: usize = arguments[2].parse().unwrap();
@@ -109,7 +109,7 @@ async fn recover(arguments: &[String]) {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-/// root, image, pairs, driver: prints the milliseconds of each, moat and bare calls in turn.
+/// root, image, pairs, driver: prints the milliseconds of moat and of bare calls, for each pair.
 async fn short(arguments: &[String]) {
     let manager = manager(&arguments[0]).await;
     let cmd = ["echo".to_owned(), "x".to_owned()];
@@ -127,7 +127,7 @@ async fn short(arguments: &[String]) {
                 bare_calls(&docker, &arguments[1], &arguments[3], &cmd).await;
             }
             times[usize::from(!ours)] = begin.elapsed().as_secs_f64() * 1e3;
-            // The container is removed behind the outcome.
+            // The container is removed after the outcome.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         println!("{} {}", times[0], times[1]);
@@ -135,7 +135,7 @@ async fn short(arguments: &[String]) {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-/// Create, attach, start, wait, inspect. Removing the container is not in the time.
+/// Create, attach, start, wait, inspect. The removal of the container is not measured.
 async fn bare_calls(docker: &bollard::Docker, image: &str, driver: &str, cmd: &[String]) {
     use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig};
     use bollard::query_parameters as query;
@@ -169,15 +169,15 @@ async fn bare_calls(docker: &bollard::Docker, image: &str, driver: &str, cmd: &[
     while waiting.next().await.is_some() {}
     docker.inspect_container(&created.id, None).await.unwrap();
     let (docker, id) = (docker.clone(), created.id);
-    // Behind the time, as moat does it.
+    // After the measurement, as moat does.
     #[allow(clippy::disallowed_methods, reason = "there is no tracker here")]
     tokio::spawn(async move {
         let _ = docker.remove_container(&id, None).await;
     });
 }
 
-/// root, image, runs at once, rounds, driver: prints, for each run, the milliseconds from its end being
-/// known to its seal, and, for each round, `sync` and those of one sync beside them.
+/// root, image, concurrent runs, rounds, driver: prints, for each run, `seal` and the milliseconds from
+/// its known end to its seal, and, for each round, `sync` and the milliseconds of concurrent syncs.
 async fn seals(arguments: &[String]) {
     let manager = manager(&arguments[0]).await;
     let [width, rounds] = [2, 3].map(|at| arguments[at].parse::<usize>().unwrap());
@@ -211,7 +211,8 @@ async fn seals(arguments: &[String]) {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-/// root, runs: prints this process's memory in KiB, descriptors and threads while they all run.
+/// root, runs: prints the memory in KiB, descriptors and threads of this process while all runs are
+/// active.
 async fn crowd(arguments: &[String]) {
     let runtime = Scripted::new();
     let manager = Manager::open(&arguments[0], runtime.clone()).await.unwrap();
@@ -236,8 +237,8 @@ async fn crowd(arguments: &[String]) {
     manager.shutdown(ShutdownMode::Stop).await;
 }
 
-/// root: prints the milliseconds until it is usable, until all runs were looked at, and those of
-/// reading each `run.json`, in turn.
+/// root: prints the milliseconds until the manager is usable, until all runs are scanned, and for
+/// reading each `run.json`.
 async fn open(arguments: &[String]) {
     let root = Path::new(&arguments[0]);
     for round in 0..10 {
@@ -264,7 +265,7 @@ async fn open(arguments: &[String]) {
     }
 }
 
-/// image, driver, file, command: as a client of bollard's would follow a container's log.
+/// image, driver, file, command: follows a container's log as a client with bollard does.
 async fn bollard_logs(arguments: &[String]) {
     use bollard::models::{ContainerCreateBody, HostConfig};
     use bollard::query_parameters as query;

@@ -1,5 +1,6 @@
-//! A container's output into a file, by a log consumer of testcontainers:
-//! `with-testcontainers NAME TAG FILE LINES CMD...`, until so many lines have come, or no more do.
+//! Writes the output of a container to a file with a log consumer of testcontainers:
+//! `with-testcontainers NAME TAG FILE LINES CMD...`. It ends after `LINES` lines, or at the end of the
+//! log.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -20,7 +21,7 @@ async fn main() {
     let (frames, received) = mpsc::channel::<Vec<u8>>();
     let writer = tokio::task::spawn_blocking(move || {
         let mut seen = 0;
-        // The consumer is dropped where the engine's log ends, which may be early.
+        // The consumer is dropped at the end of the engine's log, which may come early.
         while seen < lines
             && let Ok(frame) = received.recv()
         {
@@ -33,7 +34,7 @@ async fn main() {
         .with_network("none")
         .with_cmd(cmd)
         .with_log_consumer(move |frame: &LogFrame| {
-            // The file may have all of its lines.
+            // The writer may have received all lines.
             let _ = frames.send(frame.bytes().to_vec());
         })
         .start()
