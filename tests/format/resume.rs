@@ -279,7 +279,7 @@ async fn records_after_a_failed_check_are_quarantined() {
     assert!(std::fs::read(place.file("torn-2")).unwrap() == bad);
 }
 
-/// A sink knows what it wrote, and finds whole records that others wrote.
+/// A sink knows what it wrote, and detects whole records that were written externally.
 #[tokio::test]
 async fn a_sink_quarantines_external_changes() {
     let records = many();

@@ -81,7 +81,10 @@ async fn setsid_escapes_the_kill() {
     let outcome = place.run(sh(&script)).await;
     let escaped = line(&place.file("escaped")).await;
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
-    assert!(lives(&escaped), "it was killed, other than documented");
+    assert!(
+        lives(&escaped),
+        "it was killed, contrary to the documentation"
+    );
     Command::new("kill")
         .args(["-9", &escaped])
         .status()

@@ -24,8 +24,8 @@ impl Bench {
         }
     }
 
-    /// With the root in memory where possible: these tests sync thousands of files. They also
-    /// have thousands of files open, so the process gets as many descriptors as it may have.
+    /// With the root in memory where possible, for tests that sync thousands of files. They also have
+    /// thousands of files open, so the limit of descriptors is raised.
     pub fn in_memory() -> Self {
         raise_descriptor_limit();
         let memory = Path::new("/dev/shm");
@@ -58,7 +58,7 @@ impl Bench {
         Root::open(self.root()).unwrap()
     }
 
-    /// A manager with tasks on its own threads, the default.
+    /// A manager whose tasks run on its threads, which is the default.
     pub fn builder(&self) -> ManagerBuilder {
         Manager::builder(self.root(), self.runtime.clone())
     }

@@ -9,9 +9,10 @@ use moat::sink::Console;
 
 use crate::bench::run_into;
 
-pub fn is_so_in_time(mut what: impl FnMut() -> bool) -> bool {
+/// Waits until the condition is true; `false` after 20 s.
+pub fn becomes_true(mut condition: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();
-    while !what() {
+    while !condition() {
         if begin.elapsed() > Duration::from_secs(20) {
             return false;
         }

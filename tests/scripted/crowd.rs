@@ -1,8 +1,8 @@
-//! Two hundred runs at once on an engine that fails at random, with managers that replace each
-//! other and callers that do everything to every run.
+//! Two hundred runs at once on an engine that fails at random. Managers replace each other, and
+//! callers wait for, stop, kill, read and remove the runs.
 //!
-//! `MOAT_SEED` selects the course, and `MOAT_SOAK=1` plays a hundred courses. The order of work on
-//! the disk threads is not part of the seed.
+//! `MOAT_SEED` selects the sequence, and `MOAT_SOAK=1` plays a hundred sequences. The order of work
+//! on the disk threads is not part of the seed.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -26,9 +26,9 @@ use crate::bench::raise_descriptor_limit;
 const RUNS: usize = 200;
 const SEED: u64 = 20_261_124;
 /// The time during which the engine fails.
-const TROUBLE: Duration = Duration::from_secs(3);
-/// The most time for a course, by the real clock. A paused clock runs ahead while a thread writes a
-/// file.
+const FAULT_TIME: Duration = Duration::from_secs(3);
+/// The maximum time of a sequence, by the real clock. A paused clock runs ahead while a thread writes
+/// a file.
 const BOUND: Duration = Duration::from_secs(90);
 const NEVER: Duration = Duration::from_secs(1 << 30);
 
@@ -46,15 +46,15 @@ struct Plan {
     tap_stays: bool,
     log_cut: Option<u64>,
     begins: Duration,
-    deeds: Vec<(Duration, Deed)>,
+    actions: Vec<(Duration, CallerAction)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Deed {
+enum CallerAction {
     Wait,
     Stop(Option<Duration>),
     Kill,
-    Look { slow: bool },
+    Attach { slow: bool },
     Remove,
 }
 
@@ -70,24 +70,24 @@ impl Plan {
             .collect();
         let printed: usize = units.iter().map(|(_, unit)| unit.len()).sum();
         let within = |rng: &mut Rng| rng.u64(0..=printed as u64);
-        let mut deeds = vec![(Duration::ZERO, Deed::Wait)];
+        let mut actions = vec![(Duration::ZERO, CallerAction::Wait)];
         for _ in 0..rng.usize(0..6) {
             let grace = Duration::from_millis(rng.u64(0..400));
-            let deed = match rng.u32(0..10) {
-                0 | 1 => Deed::Wait,
-                2 => Deed::Stop(None),
-                3 => Deed::Stop(Some(grace)),
-                4 => Deed::Kill,
-                5 => Deed::Remove,
-                _ => Deed::Look {
+            let action = match rng.u32(0..10) {
+                0 | 1 => CallerAction::Wait,
+                2 => CallerAction::Stop(None),
+                3 => CallerAction::Stop(Some(grace)),
+                4 => CallerAction::Kill,
+                5 => CallerAction::Remove,
+                _ => CallerAction::Attach {
                     slow: one_in(rng, 3),
                 },
             };
-            deeds.push((Duration::from_millis(rng.u64(0..900)), deed));
+            actions.push((Duration::from_millis(rng.u64(0..900)), action));
         }
         let runs_on = one_in(rng, 4);
         if runs_on {
-            deeds.push((Duration::from_millis(rng.u64(0..1500)), Deed::Kill));
+            actions.push((Duration::from_millis(rng.u64(0..1500)), CallerAction::Kill));
         }
         Self {
             id: RunId::new(format!("run-{number}")).unwrap(),
@@ -101,7 +101,7 @@ impl Plan {
             begins: Duration::from_millis(rng.u64(0..500)),
             units,
             runs_on,
-            deeds,
+            actions,
         }
     }
 
@@ -138,7 +138,9 @@ impl Plan {
     }
 
     fn is_removed(&self) -> bool {
-        self.deeds.iter().any(|(_, deed)| *deed == Deed::Remove)
+        self.actions
+            .iter()
+            .any(|(_, action)| *action == CallerAction::Remove)
     }
 }
 
@@ -195,8 +197,8 @@ impl Crowd {
     }
 
     /// Injects faults into random calls for a while.
-    async fn trouble(&self, mut rng: Rng) {
-        let end = Instant::now() + TROUBLE;
+    async fn inject_faults(&self, mut rng: Rng) {
+        let end = Instant::now() + FAULT_TIME;
         while Instant::now() < end {
             sleep(Duration::from_millis(rng.u64(0..6))).await;
             let call = [
@@ -232,7 +234,7 @@ impl Crowd {
     }
 
     /// Opens managers that overlap and replace each other.
-    async fn succession(&self, managers: &Managers, mut rng: Rng) {
+    async fn replace_managers(&self, managers: &Managers, mut rng: Rng) {
         for _ in 0..rng.usize(1..4) {
             sleep(Duration::from_millis(rng.u64(100..700))).await;
             let next = self.open().await;
@@ -248,18 +250,18 @@ impl Crowd {
         let plans: Vec<_> = (0..RUNS).map(|at| Plan::random(&mut rng, at)).collect();
         let first = self.open().await;
         let managers = Managers(RefCell::new(vec![first]));
-        let lives: Vec<_> = plans
+        let runs: Vec<_> = plans
             .iter()
             .map(|plan| {
                 self.runtime.script(&plan.id, plan.script());
-                live(plan, &managers, rng.fork())
+                drive(plan, &managers, rng.fork())
             })
             .collect();
-        let (trouble, succession) = (rng.fork(), rng.fork());
+        let (faults, replacements) = (rng.fork(), rng.fork());
         tokio::join!(
-            join_all(lives),
-            self.trouble(trouble),
-            self.succession(&managers, succession)
+            join_all(runs),
+            self.inject_faults(faults),
+            self.replace_managers(&managers, replacements)
         );
         for manager in managers.0.into_inner() {
             manager.shutdown(ShutdownMode::Stop).await;
@@ -273,7 +275,7 @@ impl Crowd {
             assert_eq!(info.problem, None, "{info:?}");
             let run = last.get(&info.run).await.unwrap();
             let outcome = run.wait().await.unwrap();
-            judge(by_id[&info.run], &outcome);
+            check(by_id[&info.run], &outcome);
             kept += usize::from(outcome.sealed().unwrap().verdict == Verdict::Gap);
         }
         let left = plans.iter().filter(|plan| !plan.is_removed()).count();
@@ -283,8 +285,8 @@ impl Crowd {
     }
 }
 
-/// Starts a run and does to it what is planned.
-async fn live(plan: &Plan, managers: &Managers, mut rng: Rng) {
+/// Starts a run, and calls on it what the plan says.
+async fn drive(plan: &Plan, managers: &Managers, mut rng: Rng) {
     sleep(plan.begins).await;
     let spec = RunSpec::new("any")
         .id(plan.id.clone())
@@ -301,18 +303,20 @@ async fn live(plan: &Plan, managers: &Managers, mut rng: Rng) {
         })
         .await;
     drop(started.unwrap());
-    let deeds = plan.deeds.iter().map(|(after, deed)| {
+    let actions = plan.actions.iter().map(|(after, action)| {
         let mut rng = rng.fork();
         async move {
             sleep(*after).await;
             let done = managers.with(&mut rng, async |manager| {
                 let run = manager.get(&plan.id).await?;
-                let ending = match deed {
-                    Deed::Wait => run.wait().await?.ending,
-                    Deed::Stop(grace) => run.stop(*grace).await?.ending,
-                    Deed::Kill => run.kill().await?.ending,
-                    Deed::Look { slow } => return look(plan, &run, *slow).await.map(|()| None),
-                    Deed::Remove => {
+                let ending = match action {
+                    CallerAction::Wait => run.wait().await?.ending,
+                    CallerAction::Stop(grace) => run.stop(*grace).await?.ending,
+                    CallerAction::Kill => run.kill().await?.ending,
+                    CallerAction::Attach { slow } => {
+                        return follow_output(plan, &run, *slow).await.map(|()| None);
+                    }
+                    CallerAction::Remove => {
                         let ending = run.wait().await?.ending;
                         drop(run);
                         match manager.remove(&plan.id).await {
@@ -326,17 +330,17 @@ async fn live(plan: &Plan, managers: &Managers, mut rng: Rng) {
             });
             let Some(done) = within(BOUND, done).await else {
                 let root = managers.0.borrow()[0].root().clone();
-                panic!("{deed:?} hangs: {plan:?}\n{:?}", root.info(&plan.id));
+                panic!("{action:?} hangs: {plan:?}\n{:?}", root.info(&plan.id));
             };
             match done {
                 Ok(ending) => ending,
                 // Another caller has removed the run.
                 Err(Error::NoSuchRun { .. } | Error::Storage { .. }) if plan.is_removed() => None,
-                Err(error) => panic!("{deed:?}: {}: {plan:?}", error.chain()),
+                Err(error) => panic!("{action:?}: {}: {plan:?}", error.chain()),
             }
         }
     });
-    let endings = join_all(deeds).await;
+    let endings = join_all(actions).await;
     // Invariant 6: every caller gets the same ending.
     let endings: Vec<Ending> = endings.into_iter().flatten().collect();
     assert!(
@@ -359,7 +363,7 @@ async fn within<T>(bound: Duration, future: impl Future<Output = T>) -> Option<T
 }
 
 /// Follows the output to its end, or until the manager is closed: each byte once and in order.
-async fn look(plan: &Plan, run: &Run, slow: bool) -> Result<()> {
+async fn follow_output(plan: &Plan, run: &Run, slow: bool) -> Result<()> {
     let mut attachment = run.attach().await?;
     let mut seen = BTreeMap::<_, String>::new();
     while let Some(item) = attachment.next().await {
@@ -385,7 +389,7 @@ async fn look(plan: &Plan, run: &Run, slow: bool) -> Result<()> {
 }
 
 /// Checks the audit of a run against the known output of its container.
-fn judge(plan: &Plan, outcome: &Outcome) {
+fn check(plan: &Plan, outcome: &Outcome) {
     let seal = outcome.sealed().unwrap();
     let audit = outcome.audit.as_ref().unwrap();
     match verify(audit).unwrap().state {
@@ -452,11 +456,11 @@ fn seed() -> u64 {
 
 #[tokio::test(start_paused = true)]
 async fn every_run_on_a_failing_engine_has_a_true_seal() {
-    let courses = match std::env::var_os("MOAT_SOAK") {
+    let sequences = match std::env::var_os("MOAT_SOAK") {
         Some(_) => 100,
         None => 4,
     };
-    for seed in seed()..seed() + courses {
+    for seed in seed()..seed() + sequences {
         println!("seed {seed}");
         Crowd::new(true).play(seed).await;
     }

@@ -7,8 +7,8 @@ use moat::audit::{LogState, verify};
 use moat::state::RunStatus;
 use moat::{Error, RunId, ShutdownMode, Verdict};
 
+use crate::abandoned::{TEXT, contents, names, stop, text};
 use crate::bench::Bench;
-use crate::left::{TEXT, contents, names, stop, text};
 
 /// The flipped bits of a byte: one of the eight, or all of them in a soak.
 fn bits(at: usize) -> Vec<u8> {

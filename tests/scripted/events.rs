@@ -7,20 +7,21 @@ use moat::{Events, ShutdownMode};
 
 use crate::bench::{Bench, sealed, spec};
 
+/// Receives events until the end.
 pub async fn all(mut events: Events) -> Vec<RunEvent> {
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     while let Some(event) = events.next().await {
-        told.push(event);
+        received.push(event);
     }
-    told
+    received
 }
 
 /// The names of the events in JSON.
-pub fn words(events: &[RunEvent]) -> Vec<String> {
-    let word = |event| serde_json::to_value(event).unwrap()["event"].clone();
-    let words = events.iter().map(word);
-    words
-        .map(|word| word.as_str().unwrap().to_owned())
+pub fn names(events: &[RunEvent]) -> Vec<String> {
+    let name = |event| serde_json::to_value(event).unwrap()["event"].clone();
+    let names = events.iter().map(name);
+    names
+        .map(|name| name.as_str().unwrap().to_owned())
         .collect()
 }
 
@@ -34,20 +35,20 @@ async fn events_of_a_run_are_in_order_and_json() {
         .await;
     sealed(&run).await;
     manager.shutdown(ShutdownMode::Leave).await;
-    let told = all(events).await;
+    let received = all(events).await;
     let output = |event: &&RunEvent| matches!(event.kind, EventKind::Output { .. });
-    let counts = &told.iter().rfind(output).unwrap().kind;
+    let counts = &received.iter().rfind(output).unwrap().kind;
     let EventKind::Output { bytes, records } = counts else {
         unreachable!()
     };
     assert_eq!((bytes.total(), *records), (6, 1));
-    let others: Vec<_> = told
+    let others: Vec<_> = received
         .iter()
         .filter(|event| !output(event))
         .cloned()
         .collect();
     assert_eq!(
-        words(&others),
+        names(&others),
         [
             "intended",
             "created",
@@ -61,7 +62,7 @@ async fn events_of_a_run_are_in_order_and_json() {
         .into_iter()
         .collect::<Vec<_>>()
     );
-    for event in told {
+    for event in received {
         assert_eq!(event.run.as_ref(), Some(run.id()));
         let line = serde_json::to_string(&event).unwrap();
         assert!(!line.contains('\n'));
@@ -80,9 +81,9 @@ async fn events_of_a_run_end_with_it() {
     sealed(&bench.start(&manager, Script::new(), spec()).await).await;
     let stopped = run.stop(None).await.unwrap();
     assert_eq!(stopped.stopped(), Some(StopCause::Requested));
-    let told = all(events).await;
+    let received = all(events).await;
     assert_eq!(
-        words(&told),
+        names(&received),
         [
             "stop_requested",
             "exited",
@@ -92,8 +93,9 @@ async fn events_of_a_run_end_with_it() {
         ]
     );
     assert!(
-        told.iter()
+        received
+            .iter()
             .all(|event| event.run.as_ref() == Some(run.id()))
     );
-    assert_eq!(run.events().next().await, None, "it is over");
+    assert_eq!(run.events().next().await, None, "the run has ended");
 }

@@ -47,7 +47,7 @@ async fn a_shorter_log_is_a_gap() {
     assert_eq!(text(&outcome, Stream::Stdout), numbered(500));
     assert_eq!(seal(&outcome).verdict, Verdict::Gap);
     assert_eq!(gaps(&outcome), [GapReason::LogShorter]);
-    assert_eq!(bench.runtime.containers(), 1, "it is kept for a human");
+    assert_eq!(bench.runtime.containers(), 1, "the container is kept");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::attach::{all, audited, with_input};
 use crate::bench::{Bench, seal, spec};
-use crate::events::words;
+use crate::events::names;
 use crate::records::{actions, events};
 
 async fn with_exec(bench: &Bench, script: Script) -> (Manager, Run) {
@@ -114,9 +114,9 @@ async fn events_of_an_exec_are_not_those_of_its_run() {
     let exec = run.exec(ExecSpec::new(["any"])).await.unwrap();
     assert_eq!(exec.wait().await.unwrap().code(), Some(7));
     run.kill().await.unwrap();
-    let told = crate::events::all(events).await;
+    let received = crate::events::all(events).await;
     assert_eq!(
-        words(&told),
+        names(&received),
         [
             "stop_requested",
             "exited",
@@ -124,6 +124,6 @@ async fn events_of_an_exec_are_not_those_of_its_run() {
             "container_removed",
             "released"
         ],
-        "{told:?}"
+        "{received:?}"
     );
 }

@@ -39,7 +39,7 @@ async fn a_restarted_container_is_another_execution() {
     assert!(matches!(outcome.ending, Ending::Lost { .. }));
     assert_eq!(gaps(&outcome), [GapReason::StartedAgain]);
     next.shutdown(ShutdownMode::Leave).await;
-    assert_eq!(bench.runtime.containers(), 1, "it is not ours to end");
+    assert_eq!(bench.runtime.containers(), 1, "it was started externally");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use moat::spec::ExecSpec;
 use moat::{Error, Manager, RunId, RunSpec, Verdict};
 
 use crate::bench::run_into;
-use crate::console::{is_so_in_time, shown};
+use crate::console::{becomes_true, shown};
 
 /// A sink with this fault.
 fn bad(fault: SinkFault) -> Faulty {
@@ -113,7 +113,7 @@ async fn catches_up() -> bool {
     let run = manager.get(&id).await.unwrap();
     let outcome = run.kill().await.unwrap();
     let mut lines = String::new();
-    let all_have_the_end = is_so_in_time(|| {
+    let all_have_the_end = becomes_true(|| {
         lines.push_str(&String::from_utf8(text.try_iter().flatten().collect()).unwrap());
         lines.contains("exited") && late.seal(&id).is_some() && new.seal(&id).is_some()
     });
@@ -134,8 +134,8 @@ async fn catches_up() -> bool {
     true
 }
 
-fn eventually(what: impl FnMut() -> bool) {
-    assert!(is_so_in_time(what));
+fn eventually(condition: impl FnMut() -> bool) {
+    assert!(becomes_true(condition));
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use moat::runtime::scripted::{Call, Fault};
 use moat::state::RunStatus;
 use moat::{Error, Manager, Root, RunId, ShutdownMode, Verdict};
 
+use crate::abandoned::{BOUND, TEXT, contents, names, stop, text};
 use crate::bench::{Bench, named};
-use crate::left::{BOUND, TEXT, contents, names, stop, text};
 
 const KINDS: [&str; 9] = [
     "directory",

@@ -1,4 +1,5 @@
-//! The manager and its runs on the scripted runtime, which does what no engine can be made to do.
+//! The manager and its runs on the scripted runtime, which can fail in ways that no engine can be made
+//! to.
 
 #![allow(
     unreachable_pub,
@@ -6,6 +7,7 @@
     reason = "no other crate uses a test; tests spawn tasks as applications do"
 )]
 
+mod abandoned;
 mod attach;
 mod audit_file;
 mod bench;
@@ -21,7 +23,6 @@ mod exit;
 mod fanout;
 mod follow;
 mod foreign_files;
-mod left;
 mod limits;
 mod orphans;
 mod other_engine;

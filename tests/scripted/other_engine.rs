@@ -9,7 +9,7 @@ use moat::spec::KeepContainer;
 use moat::{Error, Root, RunId, ShutdownMode, Verdict};
 
 use crate::bench::{Bench, check, seal, sealed, spec};
-use crate::recovery::{let_go, start_up_to};
+use crate::recovery::{start_up_to, wait_until_unlocked};
 
 /// The files in a run's directory and their content.
 fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
@@ -37,7 +37,7 @@ async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
         Some(call) => start_up_to(call, bench, &manager, spec().id(id.clone())).await,
     }
     manager.shutdown(ShutdownMode::Leave).await;
-    let_go(&Root::open(bench.root()).unwrap().audit(&id));
+    wait_until_unlocked(&Root::open(bench.root()).unwrap().audit(&id));
     let other = Scripted::new();
     other.set_engine_id("B");
     let directory = tempfile::tempdir().unwrap();
@@ -96,7 +96,7 @@ async fn only_a_different_engine_id_is_another_engine() {
     let run = manager.wait_recovery().await.unwrap().remove(0);
     assert_eq!(run.problem(), None);
     manager.shutdown(ShutdownMode::Leave).await;
-    let_go(&run.audit().unwrap());
+    wait_until_unlocked(&run.audit().unwrap());
 
     let refuses = RuntimeError::Rejected {
         operation: "tell its version",

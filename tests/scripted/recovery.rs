@@ -25,12 +25,16 @@ pub async fn start_up_to(call: Call, bench: &Bench, manager: &Manager, spec: Run
     }
 }
 
-/// Waits until a manager that left neither writes to the log nor holds its lock. A paused clock
-/// must not tick meanwhile: it would pass all deadlines.
-pub fn let_go(audit: &Path) {
+/// Waits until a manager that left neither writes to the log nor holds its lock.
+///
+/// A paused clock must not tick meanwhile: it would pass all deadlines.
+pub fn wait_until_unlocked(audit: &Path) {
     let begun = std::time::Instant::now();
     while std::fs::File::open(audit).unwrap().try_lock().is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it is held");
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "the log is still locked"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -55,14 +59,14 @@ async fn successive_managers_keep_each_line_once() {
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_secs(7)).await;
         manager.shutdown(ShutdownMode::Leave).await;
-        let_go(&audit);
+        wait_until_unlocked(&audit);
         let next = bench.open().await;
         let runs = next.wait_recovery().await.unwrap();
         assert_eq!(runs.len(), 1);
         assert_eq!(runs[0].state().status(), RunStatus::Running);
         tokio::time::sleep(Duration::from_secs(2)).await;
         next.shutdown(ShutdownMode::Leave).await;
-        let_go(&audit);
+        wait_until_unlocked(&audit);
     }
     let last = bench.open().await;
     let outcome = sealed(&last.get(&id).await.unwrap()).await;
@@ -266,7 +270,7 @@ async fn a_bad_run_does_not_block_others() {
     let manager = bench.open().await;
     let id = manager.start(spec()).await.unwrap().id().clone();
     manager.shutdown(ShutdownMode::Leave).await;
-    std::fs::write(bench.root().join(id.as_str()).join("run.json"), "").unwrap();
+    std::fs::write(bench.file(id.as_str(), "run.json"), "").unwrap();
     let bad = bench.root().join("bad");
     std::fs::create_dir(&bad).unwrap();
     std::fs::write(bad.join("run.json"), "garbage").unwrap();

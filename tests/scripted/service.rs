@@ -18,7 +18,7 @@ async fn a_service_ends_with_its_scope() {
     let manager = bench.open_on_threads().await;
     let service = start_service(&bench, &manager, endless()).await;
     let run = service.release();
-    assert_eq!(bench.runtime.containers(), 1, "it was let go");
+    assert_eq!(bench.runtime.containers(), 1, "it was released");
     run.kill().await.unwrap();
     manager.remove(run.id()).await.unwrap();
 
@@ -59,34 +59,34 @@ async fn drop_does_not_deadlock_on_its_own_thread() {
 }
 
 /// Set in a child that runs an ignored test.
-const AS_CARGO_DOES: &str = "MOAT_TEST_AS_CARGO_DOES";
+const IN_CHILD: &str = "MOAT_TEST_SERVICE_CHILD";
 
-/// Runs an ignored test of this binary.
-fn as_cargo_does(test: &str) -> Output {
+/// Runs an ignored test of this binary, in a child.
+fn run_ignored_test(test: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "--include-ignored", test])
-        .env(AS_CARGO_DOES, "1")
+        .env(IN_CHILD, "1")
         .output()
         .unwrap()
 }
 
 #[test]
 fn only_a_failed_test_shows_output() {
-    let output = as_cargo_does("service::child_fails_with_a_service");
+    let output = run_ignored_test("service::child_fails_with_a_service");
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success(), "{shown}");
     let expected = "moat: run db exited with code 143, stopped by moat: a stop was requested; its \
                     last lines:\n  listening on 80\n  broken\nmoat: audit file: /";
     assert!(shown.contains(expected), "{shown}");
     assert!(!shown.contains("listening on 81"), "{shown}");
-    let output = as_cargo_does("service::child_passes_with_a_service");
+    let output = run_ignored_test("service::child_passes_with_a_service");
     assert!(output.status.success());
 }
 
 #[test]
-#[ignore = "fails, for the one that looks at how"]
+#[ignore = "fails: another test runs it, and checks its output"]
 fn child_fails_with_a_service() {
-    if std::env::var_os(AS_CARGO_DOES).is_none() {
+    if std::env::var_os(IN_CHILD).is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -109,9 +109,9 @@ fn child_fails_with_a_service() {
 }
 
 #[test]
-#[ignore = "prints, for the one that looks at what"]
+#[ignore = "another test runs it"]
 fn child_passes_with_a_service() {
-    if std::env::var_os(AS_CARGO_DOES).is_none() {
+    if std::env::var_os(IN_CHILD).is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -18,7 +18,7 @@ use crate::records::{actions, stops};
 use crate::sink_faults::{id, open, sealed_soon, sound, stalls};
 
 /// The time that a closing manager has to flush its records.
-const LEAVE: Duration = Duration::from_secs(2);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
 /// Repeats a round while the machine was too slow for it.
 async fn in_time(round: impl AsyncFn() -> bool) {
@@ -39,7 +39,7 @@ async fn shut_down_while_the_sink_stalls(manager: &Manager, sink: &Faulty) -> bo
     // The sink recovers after the shutdown has begun.
     let closed = async { tokio::join!(manager.shutdown(ShutdownMode::Leave), recover) };
     within(20, "the shutdown", closed).await;
-    begin.elapsed() < LEAVE
+    begin.elapsed() < SHUTDOWN_GRACE
 }
 
 /// Resizes the terminal and detaches.
@@ -170,7 +170,7 @@ async fn a_stop_of_a_foreign_run_survives_shutdown() {
             let closed = async { tokio::join!(other.shutdown(ShutdownMode::Leave), answer) };
             let begin = Instant::now();
             within(20, "the shutdown", closed).await;
-            if begin.elapsed() >= LEAVE {
+            if begin.elapsed() >= SHUTDOWN_GRACE {
                 return false;
             }
             let outcome = within(20, "the seal", sealed_soon(&run)).await;
@@ -202,7 +202,7 @@ async fn a_stop_of_an_aborted_start_has_its_grace() {
             assert!(run.stop(None).now_or_never().is_none());
             let begin = Instant::now();
             manager.shutdown(ShutdownMode::Leave).await;
-            begin.elapsed() < LEAVE
+            begin.elapsed() < SHUTDOWN_GRACE
         };
         let both = async { tokio::join!(start, stop) };
         let (started, in_time) = within(20, "the shutdown", both).await;

@@ -1,5 +1,5 @@
-//! Hostile values in a spec. Each is refused by the name of its field before anything is made, or
-//! is accepted and makes a normal run.
+//! Hostile values in a spec. Each is refused by the name of its field before anything is created,
+//! or is accepted and gives a normal run.
 
 use std::fs;
 use std::path::Path;
@@ -10,14 +10,14 @@ use moat::spec::{InvalidSpec, RunRecord};
 use moat::{Error, RunId, ShutdownMode};
 use serde_json::json;
 
+use crate::abandoned::{BOUND, contents};
 use crate::bench::Bench;
-use crate::left::{BOUND, contents};
-use crate::spec_cases::{SECRET, long, refused, taken};
+use crate::spec_cases::{SECRET, accepted, long, refused};
 
-/// The most bytes of an error, which goes to terminals and logs.
-const LONGEST: usize = 1000;
+/// The maximum size of an error, which goes to terminals and logs.
+const MAX_ERROR_BYTES: usize = 1000;
 
-/// The refusal names the field, and has no secret, no second line and no megabytes.
+/// Asserts that the refusal names the field, and has no secret, no second line and few bytes.
 fn assert_refused(field: &str, error: impl Into<Error>) {
     let error = error.into();
     let texts = [error.chain(), format!("{error:?}")];
@@ -32,7 +32,11 @@ fn assert_refused(field: &str, error: impl Into<Error>) {
     assert_eq!(named, field, "{reason}");
     for text in texts {
         assert!(!text.contains(SECRET), "{field}: {text}");
-        assert!(text.len() < LONGEST, "{field}: {} bytes", text.len());
+        assert!(
+            text.len() < MAX_ERROR_BYTES,
+            "{field}: {} bytes",
+            text.len()
+        );
         assert!(!text.contains(['\n', '\0']), "{field}: {text:?}");
     }
 }
@@ -45,10 +49,10 @@ async fn a_hostile_value_is_refused_by_its_field() {
     for (field, spec) in refused() {
         match manager.start(spec).await {
             Err(error) => assert_refused(field, error),
-            Ok(run) => panic!("{field}: {:?} is taken", record(run.dir()).settings),
+            Ok(run) => panic!("{field}: {:?} is accepted", record(run.dir()).settings),
         }
     }
-    assert_eq!(contents(&bench.root()), before, "something was made");
+    assert_eq!(contents(&bench.root()), before, "something was created");
     let asked = [Call::Prepare, Call::Create, Call::Attach].map(|call| bench.runtime.calls(call));
     assert_eq!(asked, [0; 3], "the engine was asked");
     assert!(manager.list().await.unwrap().is_empty());
@@ -115,7 +119,7 @@ fn a_hostile_run_id_is_refused() {
 async fn an_accepted_odd_value_makes_a_normal_run() {
     let bench = Bench::in_memory();
     let manager = bench.open_patiently().await;
-    for (name, spec) in taken() {
+    for (name, spec) in accepted() {
         bench.runtime.next(Script::new().stdout("x\n").exit(0));
         let run = manager.start(spec.clone()).await;
         let run = run.unwrap_or_else(|error| panic!("{name}: {}", error.chain()));
@@ -143,7 +147,7 @@ async fn odd_values_survive_recovery_without_secrets() {
     let bench = Bench::in_memory();
     let manager = bench.open_patiently().await;
     let mut kept = Vec::new();
-    for (name, spec) in taken() {
+    for (name, spec) in accepted() {
         bench
             .runtime
             .next(Script::new().stdout("x\n").until_stopped());

@@ -389,7 +389,7 @@ pub fn refused() -> Vec<(&'static str, RunSpec)> {
 }
 
 /// The odd specs that are accepted.
-pub fn taken() -> Vec<(&'static str, RunSpec)> {
+pub fn accepted() -> Vec<(&'static str, RunSpec)> {
     let id = |id: &str| any().id(RunId::new(id).unwrap());
     let centuries = Duration::from_secs(366 * 24 * 3600 * 100);
     let digest = format!("localhost:5000/team/any@sha256:{}", long("0", 64));

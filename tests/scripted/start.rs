@@ -169,8 +169,8 @@ async fn waiting_starts_can_be_stopped() {
         let is_it = |event: &RunEvent| {
             event.kind == EventKind::Waiting && event.run.as_ref().unwrap().as_str() == name
         };
-        let told = async { while !is_it(&events.next().await.unwrap()) {} };
-        within(60, "the wait for a permit", told).await;
+        let emitted = async { while !is_it(&events.next().await.unwrap()) {} };
+        within(60, "the wait for a permit", emitted).await;
     };
     let second = start("b");
     waits("b").await;

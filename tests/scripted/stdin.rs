@@ -79,7 +79,7 @@ async fn input_without_stdin_in_the_spec_is_refused() {
     assert!(manager.list().await.unwrap().is_empty());
 }
 
-/// H33: the recovering manager knows that the end of input came from a lost writer.
+/// The recovering manager knows that the end of input came from a lost writer.
 #[tokio::test]
 async fn a_writer_lost_with_its_process_is_recorded() {
     let bench = Bench::new();

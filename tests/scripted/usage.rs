@@ -6,7 +6,7 @@ use moat::ShutdownMode;
 use moat::runtime::scripted::{Call, Script};
 
 use crate::bench::{Bench, sealed, spec};
-use crate::events::{all, words};
+use crate::events::{all, names};
 
 #[tokio::test(start_paused = true)]
 async fn usage_is_sampled_and_sealed() {
@@ -24,8 +24,8 @@ async fn usage_is_sampled_and_sealed() {
     assert!(usage.samples >= 5, "{usage:?}");
     assert!((20.0..=30.0).contains(&usage.cpu_seconds), "{usage:?}");
     manager.shutdown(ShutdownMode::Leave).await;
-    let told = words(&all(events).await);
-    let samples = told.iter().filter(|word| *word == "usage").count();
+    let received = names(&all(events).await);
+    let samples = received.iter().filter(|name| *name == "usage").count();
     assert_eq!(samples as u64, usage.samples);
     // Without `sample`, nothing is sampled.
     let bench = Bench::new();

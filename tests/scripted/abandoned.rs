@@ -1,4 +1,4 @@
-//! Roots with runs whose process has left.
+//! Roots with runs that their manager has left.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -80,9 +80,9 @@ pub async fn stop(runs: &[Run]) -> Vec<Outcome> {
     join_all(stops).await
 }
 
-pub async fn eventually(what: impl Fn() -> bool) {
+pub async fn eventually(condition: impl Fn() -> bool) {
     let begun = Instant::now();
-    while !what() {
+    while !condition() {
         assert!(begun.elapsed() < BOUND);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
