@@ -59,7 +59,7 @@ impl RuntimeHarness for EngineHarness {
         let connected = match socket() {
             None => Docker::connect().await,
             Some(socket) => {
-                let proxy = Proxy::before_socket(socket, self.dir.path());
+                let proxy = Proxy::for_socket(socket, self.dir.path());
                 let proxy = proxy.map_err(|error| error.to_string())?;
                 let address = proxy.address();
                 let _ = self.proxy.set(proxy);
@@ -123,7 +123,7 @@ fn arguments(behavior: &Behavior) -> Result<Vec<String>, Unsupported> {
         arguments.push("+".into());
     };
     if behavior.ignores_sigterm {
-        step("deaf".into(), None);
+        step("ignore-term".into(), None);
     } else if behavior.waits_for_signal {
         step(format!("on-term {}", behavior.exit), None);
     }

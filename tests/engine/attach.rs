@@ -11,6 +11,7 @@ use testkit::deadline::eventually;
 use testkit::sequence;
 use tokio::io::AsyncWriteExt;
 
+use crate::load::is_soak;
 use crate::output::assert_all_or_cut;
 use crate::stage::{
     Stage, Watched, assert_bytes, assert_complete, assert_nothing_missed, end, printed, read,
@@ -74,7 +75,7 @@ async fn an_attachment_after_the_end_sees_all_output(stage: &Stage) {
     end(&run).await;
     let watched = Watched::all(run.attach().await.unwrap()).await;
     sequence::check(watched.stdout(), "out", 3000, 64).unwrap();
-    assert_eq!(watched.bytes[&moat::outcome::Stream::Stderr], b"end\n");
+    assert_eq!(watched.bytes[&Stream::Stderr], b"end\n");
 }
 
 /// If an attached client of the engine stops reading, the container and all requests block.
@@ -141,12 +142,13 @@ async fn an_attachment_ends_with_the_outcome(stage: &Stage) {
     assert_eq!(output.outcome().await.unwrap().code(), Some(9));
 }
 
-const EYES: usize = 20;
+const SUBSCRIBERS: usize = 20;
 
 /// Lines of 100 bytes, newline included.
 const LINES: u64 = 300_000;
 
-fn chatty(stage: &Stage) -> RunSpec {
+/// A run that prints `LINES` equal lines.
+fn verbose(stage: &Stage) -> RunSpec {
     let script = format!("yes {} | head -n {LINES}", "x".repeat(99));
     RunSpec::new(&stage.image)
         .cmd(["sh", "-c", &script])
@@ -155,7 +157,6 @@ fn chatty(stage: &Stage) -> RunSpec {
 
 /// The number of bytes that a subscriber saw and missed.
 async fn watch(mut output: Attachment) -> (u64, u64) {
-    use futures::StreamExt;
     let (mut seen, mut missed) = (0, 0);
     while let Some(item) = output.next().await {
         match item.unwrap() {
@@ -171,7 +172,7 @@ async fn watch(mut output: Attachment) -> (u64, u64) {
 }
 
 /// The time that the container takes with this many subscribers, one of which never reads.
-async fn once(stage: &Stage, eyes: usize) -> Duration {
+async fn run_time(stage: &Stage, subscribers: usize) -> Duration {
     // Equal lines are no evidence, so the whole log is read again at the end. Subscribers wait for
     // that.
     let manager = Manager::builder(stage.root(), Docker::connect().await.unwrap())
@@ -180,14 +181,14 @@ async fn once(stage: &Stage, eyes: usize) -> Duration {
         .await
         .unwrap();
     let (run, first) = manager
-        .start_attached(chatty(stage), AttachOptions::new())
+        .start_attached(verbose(stage), AttachOptions::new())
         .await
         .unwrap();
-    let mut blind = None;
+    let mut stuck = None;
     let mut watching = Vec::new();
-    if eyes > 0 {
-        blind = Some(first);
-        for _ in 1..eyes {
+    if subscribers > 0 {
+        stuck = Some(first);
+        for _ in 1..subscribers {
             watching.push(tokio::spawn(watch(run.attach().await.unwrap())));
         }
     } else {
@@ -198,11 +199,11 @@ async fn once(stage: &Stage, eyes: usize) -> Duration {
     assert_nothing_missed(&audit);
     let total = audit.stream("stdout").len() as u64;
     assert_eq!(audit.end["records"].as_u64(), Some(LINES));
-    for eye in watching {
-        let (seen, missed) = eye.await.unwrap();
+    for subscriber in watching {
+        let (seen, missed) = subscriber.await.unwrap();
         assert_eq!(seen + missed, total);
     }
-    drop(blind);
+    drop(stuck);
     let exit = outcome.ending;
     let moat::Ending::Exited(exit) = exit else {
         panic!("{exit}");
@@ -210,17 +211,16 @@ async fn once(stage: &Stage, eyes: usize) -> Duration {
     exit.finished_at.unwrap().since(exit.started_at.unwrap())
 }
 
-/// Only the long form asserts the figure: one try on a busy machine says nothing.
+/// Only the long form asserts a ratio: one try on a busy machine proves nothing.
 async fn a_stuck_subscriber_does_not_slow_others(stage: &Stage) {
-    let soak = std::env::var_os("MOAT_SOAK").is_some();
-    let rounds = if soak { 7 } else { 1 };
+    let rounds = if is_soak() { 7 } else { 1 };
     let (mut alone, mut watched) = (Vec::new(), Vec::new());
     let begin = Instant::now();
     for _ in 0..rounds {
-        alone.push(once(stage, 0).await);
-        watched.push(once(stage, EYES).await);
+        alone.push(run_time(stage, 0).await);
+        watched.push(run_time(stage, SUBSCRIBERS).await);
         eprintln!(
-            "{:?} alone, {:?} with {EYES} eyes",
+            "{:?} alone, {:?} with {SUBSCRIBERS} subscribers",
             alone.last(),
             watched.last()
         );
@@ -229,11 +229,11 @@ async fn a_stuck_subscriber_does_not_slow_others(stage: &Stage) {
     watched.sort();
     let (without, with) = (alone[rounds / 2], watched[rounds / 2]);
     eprintln!(
-        "{LINES} lines, median of {rounds}: {without:?} alone, {with:?} with {EYES} eyes; alone \
-         {alone:?}, watched {watched:?}; {:?} in all",
+        "{LINES} lines, median of {rounds}: {without:?} alone, {with:?} with {SUBSCRIBERS} \
+         subscribers; alone {alone:?}, watched {watched:?}; {:?} in all",
         begin.elapsed()
     );
-    if soak {
+    if is_soak() {
         assert!(with.as_secs_f64() < without.as_secs_f64() * 1.1);
     }
 }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use moat::spec::Backstop;
 use moat::{Docker, Manager, RunSpec};
-use testkit::deadline::eventually;
 use testkit::proxy::{Fault, Proxy};
 use testkit::{engine, sequence};
 
@@ -160,16 +159,7 @@ async fn a_lost_connection_loses_nothing(stage: &Stage) {
     proxy.down();
     stage.open_gate("go");
     // The container ends while moat cannot see it.
-    eventually(30, "the end of the container", async || {
-        let container = stage.containers().await.remove(0);
-        let found = stage
-            .docker
-            .inspect_container(&container, None)
-            .await
-            .unwrap();
-        (!found.state?.running?).then_some(())
-    })
-    .await;
+    stage.container_ended().await;
     assert!(run.state().ending().is_none(), "{:?}", run.state());
     proxy.up();
     let outcome = end(&run).await;

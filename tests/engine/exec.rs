@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use moat::audit::{LogState, verify};
-use moat::outcome::Stream;
 use moat::run::AttachOptions;
 use moat::spec::{ExecSpec, Stdin, WindowSize};
 use moat::{Ending, Error, Outcome, Run, RunSpec, ShutdownMode, Verdict};
@@ -11,6 +10,7 @@ use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
 
 use crate::stage::{Stage, Watched, actions, assert_bytes, end, read};
+use crate::stdin::shown;
 
 testkit::trials! {
     crate::on_busybox:
@@ -168,18 +168,6 @@ async fn an_exec_terminal_has_its_size(stage: &Stage) {
         .unwrap();
     assert_eq!(outcome(&exec).await.code(), Some(4));
     run.kill().await.unwrap();
-}
-
-async fn shown(output: &mut moat::run::Attachment, text: &str) {
-    let mut watched = Watched::default();
-    loop {
-        let all = watched.bytes.get(&Stream::Tty).cloned().unwrap_or_default();
-        let all = String::from_utf8_lossy(&all).into_owned();
-        if all.contains(text) {
-            return;
-        }
-        assert!(watched.next(output).await, "{all:?} has no {text:?}");
-    }
 }
 
 /// The log of an exec whose owner left: a gap, and an unknown end.

@@ -17,7 +17,7 @@ testkit::trials! {
 
 async fn the_time_limit_stops_a_run(stage: &Stage) {
     let spec = stage
-        .spec("deaf + echo ready + sleep 600")
+        .spec("ignore-term + echo ready + sleep 600")
         // The limit counts from the creation.
         .time_limit(Duration::from_secs(5))
         .stop_grace(Duration::from_millis(500));

@@ -30,8 +30,6 @@ mod recovery;
 mod screen;
 mod secrets;
 mod service;
-#[cfg(all(feature = "terminal", feature = "testing"))]
-mod sitter;
 mod spec;
 mod stage;
 mod start;
@@ -40,6 +38,8 @@ mod stop;
 mod storage;
 #[cfg(all(feature = "terminal", feature = "testing"))]
 mod terminal;
+#[cfg(all(feature = "terminal", feature = "testing"))]
+mod terminal_child;
 mod usage;
 
 use stage::Stage;
@@ -82,7 +82,7 @@ fn main() {
 
 fn plays_a_role() -> bool {
     #[cfg(all(feature = "terminal", feature = "testing"))]
-    if sitter::role().is_some() {
+    if terminal_child::role().is_some() {
         return true;
     }
     embedder::role()

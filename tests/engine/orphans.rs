@@ -26,11 +26,11 @@ async fn a_container_has_its_deadline_in_a_label(stage: &Stage) {
     let endless = manager.start(stage.gated("await /gate/go")).await.unwrap();
     let other = Docker::connect().await.unwrap();
     let all = other.find_all().await.unwrap();
-    let of = |id| all.iter().find(|marked| marked.run == id).unwrap();
-    let marked = of(limited.id().clone());
-    assert_eq!(&marked.root, manager.root().id());
-    assert!(marked.deadline.unwrap().since(before) > limit);
-    assert!(marked.deadline.unwrap().since(before) < limit + Duration::from_secs(300));
+    let of = |id| all.iter().find(|found| found.run == id).unwrap();
+    let found = of(limited.id().clone());
+    assert_eq!(&found.root, manager.root().id());
+    assert!(found.deadline.unwrap().since(before) > limit);
+    assert!(found.deadline.unwrap().since(before) < limit + Duration::from_secs(300));
     assert_eq!(of(endless.id().clone()).deadline, None);
     stage.open_gate("go");
     end(&limited).await;

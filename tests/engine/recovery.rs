@@ -51,20 +51,6 @@ async fn recovered(manager: &Manager) -> Run {
     manager.get(&id()).await.unwrap()
 }
 
-/// Waits until the engine reports that the run's container has ended.
-async fn container_ended(stage: &Stage) {
-    eventually(30, "the end of the container", async || {
-        let container = stage.containers().await.pop()?;
-        let found = stage
-            .docker
-            .inspect_container(&container, None)
-            .await
-            .ok()?;
-        (!found.state?.running?).then_some(())
-    })
-    .await;
-}
-
 /// Invariant 4: the embedder is killed in the middle of the output, while the container prints.
 async fn a_killed_embedder_keeps_each_line_once(stage: &Stage) {
     let steps = "lines 1500 --stream both --burst 10 --delay-ms 4 + await /gate/go \
@@ -118,7 +104,7 @@ async fn an_exit_without_owner_is_sealed_later(stage: &Stage) {
     let steps = "lines 100 + await /gate/go + lines 100 --from 101 + exit 3";
     Embedder::start(stage, RUN, steps).kill();
     stage.open_gate("go");
-    container_ended(stage).await;
+    stage.container_ended().await;
     let manager = stage.manager().await;
     let outcome = end(&recovered(&manager).await).await;
     assert_eq!(outcome.code(), Some(3));
@@ -196,7 +182,8 @@ async fn a_passed_time_limit_is_enforced_at_open(stage: &Stage) {
 
 /// A container that ignores the signal is still killed if its owner dies during the grace period.
 async fn a_stop_continues_after_its_owner_is_killed(stage: &Stage) {
-    let embedder = Embedder::start_and_stop(stage, RUN, "deaf + echo ready + sleep 600", 8.0);
+    let embedder =
+        Embedder::start_and_stop(stage, RUN, "ignore-term + echo ready + sleep 600", 8.0);
     audited(stage, r#""type":"stop""#).await;
     embedder.kill();
     let manager = stage.manager().await;
@@ -248,22 +235,14 @@ async fn an_external_restart_is_another_execution(stage: &Stage) {
     audited(stage, r#""type":"started""#).await;
     embedder.kill();
     stage.open_gate("go");
-    container_ended(stage).await;
+    stage.container_ended().await;
     let container = stage.containers().await.remove(0);
     stage
         .docker
         .start_container(&container, None)
         .await
         .unwrap();
-    eventually(30, "the second end", async || {
-        let found = stage
-            .docker
-            .inspect_container(&container, None)
-            .await
-            .ok()?;
-        (!found.state?.running?).then_some(())
-    })
-    .await;
+    stage.container_ended().await;
     let manager = stage.manager().await;
     let audit = read(&end(&recovered(&manager).await).await);
     assert_eq!(audit.verdict(), "gap");

@@ -74,6 +74,13 @@ impl Stage {
         fs::write(self.dir.path().join("gate").join(name), "").unwrap();
     }
 
+    /// Closes these gates again, for the next run.
+    pub fn close_gates(&self, names: &[&str]) {
+        for name in names {
+            fs::remove_file(self.dir.path().join("gate").join(name)).unwrap();
+        }
+    }
+
     /// Starts a run, waits for its end, and reads its audit.
     pub async fn run(&self, spec: RunSpec) -> (Outcome, Audit) {
         let manager = self.manager().await;
@@ -94,6 +101,16 @@ impl Stage {
         let container = self.containers().await.remove(0);
         let found = self.docker.inspect_container(&container, None).await;
         found.unwrap().state.unwrap().oom_killed == Some(true)
+    }
+
+    /// Waits until the engine reports that the trial's only container has ended.
+    pub async fn container_ended(&self) {
+        eventually(30, "the end of the container", async || {
+            let container = self.containers().await.pop()?;
+            let found = self.docker.inspect_container(&container, None).await.ok()?;
+            (!found.state?.running?).then_some(())
+        })
+        .await;
     }
 
     /// Waits until the engine has no container of the trial's root.
@@ -166,7 +183,7 @@ pub fn assert_bytes(found: &[u8], expected: &[u8]) {
             String::from_utf8_lossy(part).into_owned()
         };
         panic!(
-            "{} bytes where {} were expected; from byte {at} on {:?} in the place of {:?}",
+            "{} bytes instead of {}; from byte {at} on {:?} instead of {:?}",
             found.len(),
             expected.len(),
             show(found),
@@ -247,7 +264,7 @@ pub fn assert_nothing_missed(audit: &Audit) {
     );
 }
 
-/// The recorded actions, in order.
+/// The recorded actions of attachments, in order.
 pub fn actions(audit: &Audit) -> Vec<String> {
     audit
         .all("note")

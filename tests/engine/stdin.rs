@@ -2,12 +2,13 @@
 
 use moat::manager::RecoveryMode;
 use moat::outcome::Stream;
-use moat::run::{AttachOptions, Attachment};
+use moat::run::{AttachOptions, Attachment, Input};
 use moat::spec::{Stdin, WindowSize};
-use moat::{Error, Manager, RunSpec, ShutdownMode};
+use moat::{Error, Manager, Run, RunSpec, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
 
+use crate::load::is_soak;
 use crate::stage::{
     Stage, Watched, actions, assert_bytes, assert_complete, assert_nothing_missed, end, read,
 };
@@ -37,6 +38,36 @@ pub fn with_input() -> AttachOptions {
     AttachOptions::new().with_input().lossless()
 }
 
+/// Starts a run with an attachment, and takes its input.
+async fn start_with_input(manager: &Manager, spec: RunSpec) -> (Run, Attachment, Input) {
+    let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
+    let input = output.input().unwrap();
+    (run, output, input)
+}
+
+/// Attaches to a run, and takes its input.
+async fn attach_with_input(run: &Run) -> (Attachment, Input) {
+    let mut output = run.attach_with(with_input()).await.unwrap();
+    let input = output.input().unwrap();
+    (output, input)
+}
+
+/// Opens the root a second time, as a process that does not own the run would.
+async fn open_elsewhere(stage: &Stage, run: &Run) -> (Manager, Run) {
+    let docker = moat::Docker::connect().await.unwrap();
+    let other = Manager::builder(stage.root(), docker)
+        .recovery(RecoveryMode::OnDemand)
+        .open()
+        .await
+        .unwrap();
+    let theirs = other.get(run.id()).await.unwrap();
+    eventually(60, "the inspection of the run", async || {
+        theirs.owned_elsewhere().then_some(())
+    })
+    .await;
+    (other, theirs)
+}
+
 /// Reads until the terminal shows `text`.
 pub async fn shown(output: &mut Attachment, text: &str) -> String {
     let mut watched = Watched::default();
@@ -50,7 +81,7 @@ pub async fn shown(output: &mut Attachment, text: &str) -> String {
     }
 }
 
-/// H33: the end of a pipe arrives. H11: it ends nothing else.
+/// The end of a pipe arrives, and ends nothing else.
 async fn a_pipe_carries_all_input_unrecorded(stage: &Stage) {
     let manager = stage.manager().await;
     let mut seed = fastrand::Rng::with_seed(7);
@@ -60,8 +91,7 @@ async fn a_pipe_carries_all_input_unrecorded(stage: &Stage) {
         "echo before >&2; cat | wc -c; sleep 1; echo after >&2",
     )
     .stdin(Stdin::Pipe);
-    let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
-    let mut input = output.input().unwrap();
+    let (run, mut output, mut input) = start_with_input(&manager, spec).await;
     assert!(output.input().is_none());
     input.write_all(&bytes).await.unwrap();
     input.shutdown().await.unwrap();
@@ -82,12 +112,11 @@ async fn a_pipe_carries_all_input_unrecorded(stage: &Stage) {
     assert!(matches!(error, Error::NoInput { .. }), "{error}");
 }
 
-/// H33: the container sees a clean end of input, but the audit records a lost writer.
+/// The container sees a clean end of input, but the audit records a lost writer.
 async fn a_writer_lost_early_is_recorded(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(stage, "cat").stdin(Stdin::Pipe);
-    let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
-    let mut input = output.input().unwrap();
+    let (run, _output, mut input) = start_with_input(&manager, spec).await;
     input.write_all(b"half of it").await.unwrap();
     drop(input);
     let audit = read(&end(&run).await);
@@ -105,16 +134,7 @@ async fn a_pipe_has_one_writer(stage: &Stage) {
     let error = run.attach_with(with_input()).await.unwrap_err();
     assert!(matches!(error, Error::NoInput { .. }), "{error}");
     // A process that does not own the run cannot write either.
-    let other = Manager::builder(stage.root(), moat::Docker::connect().await.unwrap())
-        .recovery(RecoveryMode::OnDemand)
-        .open()
-        .await
-        .unwrap();
-    let theirs = other.get(run.id()).await.unwrap();
-    eventually(60, "the inspection of the run", async || {
-        theirs.owned_elsewhere().then_some(())
-    })
-    .await;
+    let (_other, theirs) = open_elsewhere(stage, &run).await;
     let error = theirs.attach_with(with_input()).await.unwrap_err();
     assert!(matches!(error, Error::NoInput { .. }), "{error}");
     let mut input = first.input().unwrap();
@@ -134,8 +154,7 @@ async fn open_input_survives_a_detach(stage: &Stage) {
         "while read line; do echo got $line; [ $line = end ] && exit 5; done",
     )
     .stdin(Stdin::Open);
-    let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
-    let mut input = output.input().unwrap();
+    let (run, mut output, mut input) = start_with_input(&manager, spec).await;
     input.write_all(b"one\n").await.unwrap();
     let mut watched = Watched::default();
     watched.until(&mut output, "got one").await;
@@ -144,8 +163,7 @@ async fn open_input_survives_a_detach(stage: &Stage) {
     assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
     drop((input, output));
     for line in ["two", "three"] {
-        let mut output = run.attach_with(with_input()).await.unwrap();
-        let mut input = output.input().unwrap();
+        let (mut output, mut input) = attach_with_input(&run).await;
         input
             .write_all(format!("{line}\n").as_bytes())
             .await
@@ -153,8 +171,8 @@ async fn open_input_survives_a_detach(stage: &Stage) {
         let mut watched = Watched::default();
         watched.until(&mut output, &format!("got {line}")).await;
     }
-    let mut output = run.attach_with(with_input()).await.unwrap();
-    output.input().unwrap().write_all(b"end\n").await.unwrap();
+    let (output, mut input) = attach_with_input(&run).await;
+    input.write_all(b"end\n").await.unwrap();
     let watched = Watched::all(output).await;
     assert_bytes(watched.stdout(), b"got one\ngot two\ngot three\ngot end\n");
     let outcome = end(&run).await;
@@ -171,8 +189,9 @@ async fn open_input_survives_a_detach(stage: &Stage) {
 async fn a_recovered_run_accepts_input(stage: &Stage) {
     let first = stage.manager().await;
     let spec = sh(stage, "while read line; do echo got $line; done").stdin(Stdin::Open);
-    let (run, mut output) = first.start_attached(spec, with_input()).await.unwrap();
-    output.input().unwrap().write_all(b"one\n").await.unwrap();
+    let (run, mut output, mut input) = start_with_input(&first, spec).await;
+    input.write_all(b"one\n").await.unwrap();
+    drop(input);
     Watched::default().until(&mut output, "got one").await;
     let id = run.id().clone();
     drop((run, output));
@@ -181,8 +200,7 @@ async fn a_recovered_run_accepts_input(stage: &Stage) {
     let second = stage.manager().await;
     let run = second.get(&id).await.unwrap();
     second.wait_recovery().await.unwrap();
-    let mut output = run.attach_with(with_input()).await.unwrap();
-    let mut input = output.input().unwrap();
+    let (mut output, mut input) = attach_with_input(&run).await;
     input.write_all(b"two\n").await.unwrap();
     let mut watched = Watched::default();
     watched.until(&mut output, "got two").await;
@@ -200,18 +218,8 @@ async fn a_run_of_another_owner_accepts_input(stage: &Stage) {
     )
     .stdin(Stdin::Open);
     let run = owner.start(spec).await.unwrap();
-    let other = Manager::builder(stage.root(), moat::Docker::connect().await.unwrap())
-        .recovery(RecoveryMode::OnDemand)
-        .open()
-        .await
-        .unwrap();
-    let theirs = other.get(run.id()).await.unwrap();
-    eventually(60, "the inspection of the run", async || {
-        theirs.owned_elsewhere().then_some(())
-    })
-    .await;
-    let mut output = theirs.attach_with(with_input()).await.unwrap();
-    let mut input = output.input().unwrap();
+    let (other, theirs) = open_elsewhere(stage, &run).await;
+    let (mut output, mut input) = attach_with_input(&theirs).await;
     input.write_all(b"one\n").await.unwrap();
     Watched::default().until(&mut output, "got one").await;
     drop((input, output));
@@ -245,8 +253,7 @@ async fn the_engine_does_not_swallow_detach_keys(stage: &Stage) {
     )
     .tty(true)
     .stdin(Stdin::Open);
-    let (_run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
-    let mut input = output.input().unwrap();
+    let (_run, mut output, mut input) = start_with_input(&manager, spec).await;
     shown(&mut output, "ready").await;
     // One key at a time: the first key must not wait for the next one.
     for key in [0x10, 0x11, 0x00, 0x1c, 0x10] {
@@ -291,8 +298,7 @@ async fn a_terminal_follows_size_changes(stage: &Stage) {
 async fn input_is_recorded_on_request(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = sh(stage, "wc -c").stdin(Stdin::Pipe).record_stdin(true);
-    let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
-    let mut input = output.input().unwrap();
+    let (run, _output, mut input) = start_with_input(&manager, spec).await;
     let bytes: Vec<u8> = b"pass\nword \xff\xfe\n".repeat(40_000);
     input.write_all(&bytes).await.unwrap();
     input.shutdown().await.unwrap();
@@ -320,14 +326,10 @@ async fn input_is_recorded_on_request(stage: &Stage) {
 /// More than all buffers hold, with concurrent reader and writer.
 async fn large_input_passes_through(stage: &Stage) {
     const BLOCK: usize = 1 << 20;
-    let blocks = match std::env::var_os("MOAT_SOAK") {
-        Some(_) => 1024,
-        None => 48,
-    };
+    let blocks = if is_soak() { 1024 } else { 48 };
     let manager = stage.manager().await;
     let spec = sh(stage, "cat").stdin(Stdin::Pipe);
-    let (run, mut output) = manager.start_attached(spec, with_input()).await.unwrap();
-    let mut input = output.input().unwrap();
+    let (run, mut output, mut input) = start_with_input(&manager, spec).await;
     let write = async move {
         // Distinct lines: the end of the engine's log is then enough evidence.
         for block in 0..blocks {

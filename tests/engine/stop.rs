@@ -31,7 +31,7 @@ async fn a_stop_lets_the_container_exit(stage: &Stage) {
 async fn the_grace_period_ends_in_a_kill(stage: &Stage) {
     let manager = stage.manager().await;
     let run = manager
-        .start(stage.spec("deaf + echo ready + sleep 600"))
+        .start(stage.spec("ignore-term + echo ready + sleep 600"))
         .await
         .unwrap();
     printed(&run, "ready\n").await;
@@ -57,7 +57,7 @@ async fn a_stop_after_the_end_returns_the_outcome(stage: &Stage) {
 async fn a_kill_has_no_grace_period(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage
-        .spec("deaf + echo ready + sleep 600")
+        .spec("ignore-term + echo ready + sleep 600")
         .stop_grace(Duration::from_secs(60));
     let run = manager.start(spec).await.unwrap();
     printed(&run, "ready\n").await;
@@ -73,7 +73,7 @@ async fn stop_wait_and_exit_agree_in_a_race(stage: &Stage) {
     let manager = stage.manager().await;
     for delay in [0, 5, 20, 60, 100, 140] {
         let run = manager
-            .start(stage.spec("deaf + sleep 0.1 + exit 4"))
+            .start(stage.spec("ignore-term + sleep 0.1 + exit 4"))
             .await
             .unwrap();
         let stops = (0..3).map(|_| async {

@@ -9,11 +9,10 @@ use moat::state::RunStatus;
 use pty_process::blocking::Command;
 use rustix::process::Signal;
 use testkit::audit::Audit;
-use testkit::deadline::eventually;
 use testkit::examples::program as example;
 
 use crate::screen::Screen;
-use crate::stage::{Stage, actions, assert_nothing_missed};
+use crate::stage::{Stage, actions, assert_bytes, assert_nothing_missed};
 
 testkit::trials! {
     crate::on_busybox:
@@ -57,7 +56,7 @@ fn runs(stage: &Stage, arguments: &[&str]) -> Screen {
 ///
 /// An engine may answer before it passes output on. Output in between is lost, and nothing redraws
 /// it.
-fn come_back(stage: &Stage, part: &str) -> (Screen, usize) {
+fn reattach(stage: &Stage, part: &str) -> (Screen, usize) {
     let mut tries = 1;
     loop {
         let screen = runs(stage, &["attach", "one"]);
@@ -119,7 +118,7 @@ async fn a_shell_survives_a_detach(stage: &Stage) {
     assert_eq!(info.status, RunStatus::Running);
     assert_eq!(stage.containers().await.len(), 1);
 
-    let (mut screen, tries) = come_back(stage, "/ #");
+    let (mut screen, tries) = reattach(stage, "/ #");
     screen.type_in("echo ba''ck; stty size\r");
     screen.shows("back\n24 80\n");
     screen.type_in("exit 3\r");
@@ -153,7 +152,7 @@ async fn an_editor_is_redrawn_on_attach(stage: &Stage) {
     assert_eq!(screen.code(), Some(0), "{}", screen.contents());
     screen.is_as_it_was();
 
-    let (mut screen, _) = come_back(stage, "hello from vi\n~\n");
+    let (mut screen, _) = reattach(stage, "hello from vi\n~\n");
     screen.type_in(":w\r");
     screen.shows("'/tmp/note' 1L");
     screen.type_in(":q\r");
@@ -265,15 +264,10 @@ async fn sigtstp_restores_the_terminal(stage: &Stage) {
 async fn detach_works_while_waiting_for_the_end(stage: &Stage) {
     let mut owner = run(stage, &[], &["sh"]);
     owner.shows("/ #");
-    let (mut other, _) = come_back(stage, "/ #");
+    let (mut other, _) = reattach(stage, "/ #");
     owner.signal(Signal::STOP);
     other.type_in("exit 3\r");
-    let id = stage.containers().await.remove(0);
-    eventually(30, "the end of the container", async || {
-        let inspected = stage.docker.inspect_container(&id, None).await.unwrap();
-        (inspected.state.unwrap().running == Some(false)).then_some(())
-    })
-    .await;
+    stage.container_ended().await;
     other.type_in("\x10\x11");
     assert_eq!(other.code(), Some(0), "{}", other.contents());
     other.is_as_it_was();
@@ -285,15 +279,15 @@ async fn detach_works_while_waiting_for_the_end(stage: &Stage) {
 
 async fn a_panic_restores_the_terminal(_: &Stage) {
     // A backtrace would be longer than the screen.
-    let command = sitter("panic").env("RUST_BACKTRACE", "0");
+    let command = terminal_child("panic").env("RUST_BACKTRACE", "0");
     let mut screen = Screen::start(command);
     assert_eq!(screen.code(), Some(101), "{}", screen.contents());
     screen.is_as_it_was();
-    screen.shows("a panic in front of a run");
+    screen.shows("a panic while the terminal is attached");
 }
 
 async fn an_error_restores_the_terminal(_: &Stage) {
-    let mut screen = Screen::start(sitter("error"));
+    let mut screen = Screen::start(terminal_child("error"));
     assert_eq!(screen.code(), Some(9), "{}", screen.contents());
     screen.is_as_it_was();
 }
@@ -359,15 +353,15 @@ async fn piped_input_takes_bounded_memory(stage: &Stage) {
         .unwrap();
     let peak = testkit::examples::peak(&mut child);
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    crate::stage::assert_bytes(&fs::read(&output).unwrap(), all.as_bytes());
+    assert_bytes(&fs::read(&output).unwrap(), all.as_bytes());
     assert!(peak > 0 && peak < 40 << 10, "{peak} KiB resident");
     let audit = Audit::read(&audit_path(stage)).unwrap();
     assert_nothing_missed(&audit);
-    crate::stage::assert_bytes(audit.stream("stdout"), all.as_bytes());
+    assert_bytes(audit.stream("stdout"), all.as_bytes());
 }
 
-/// This program as one that attaches its terminal to a run.
-fn sitter(end: &str) -> Command {
-    let (role, orders) = testkit::child::variable(crate::sitter::ROLE, &end);
+/// This program as a process that attaches its terminal to a run, and then fails in this way.
+fn terminal_child(failure: &str) -> Command {
+    let (role, orders) = testkit::child::variable(crate::terminal_child::ROLE, &failure);
     Command::new(std::env::current_exe().unwrap()).env(role, orders)
 }

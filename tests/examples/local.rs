@@ -69,13 +69,8 @@ fn unsupported_options_are_refused_by_name(place: &Place) {
 
 fn large_output_takes_bounded_memory(place: &Place) {
     let script = "head -c 100000000 /dev/zero | tr '\\0' x | fold -w 99; sleep 0.5";
-    let mut command = place.process(&["--name", "first"], script);
-    let child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let peak = examples::peak(&mut Process(child).0);
+    let mut process = Process::start_silent(place.process(&["--name", "first"], script));
+    let peak = examples::peak(&mut process.0);
     assert!(peak > 0 && peak < 32 << 10, "{peak} KiB resident");
     let found = output(place.runs(&["verify", "first"]));
     assert_code(&found, 0);
@@ -93,21 +88,9 @@ fn a_killed_run_leaves_no_child(place: &Place) {
         "trap '' TERM HUP; sh -c ': {marker}; while :; do sleep 1; done' & \
          echo begun; while :; do sleep 1; done"
     );
-    let mut command = place.process(&["--name", "first"], &script);
-    let child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let process = Process(child);
+    let process = Process::start_silent(place.process(&["--name", "first"], &script));
     audited(&place.audit("first"), "\"line\":\"begun");
-    let children = || {
-        let processes = fs::read_dir("/proc").unwrap().flatten();
-        let lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-        lines
-            .filter(|line| String::from_utf8_lossy(line).contains(&marker))
-            .count()
-    };
+    let children = || count_processes(|line| String::from_utf8_lossy(line).contains(&marker));
     wait_for("the run, its shell and its child", || children() >= 3);
     drop(process);
     wait_for("the end of all processes", || children() == 0);
@@ -121,8 +104,15 @@ fn a_killed_run_leaves_no_child(place: &Place) {
     assert_eq!(audit.all("gap")[0]["reason"], "no_backstop");
 }
 
+/// The number of processes whose command line matches.
+fn count_processes(matches: impl Fn(&[u8]) -> bool) -> usize {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| matches(line)).count()
+}
+
 /// A command in separate namespaces, where terminals count from 0. It ends with its parent.
-fn world(script: &str) -> Command {
+fn in_namespaces(script: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c"]);
     command.arg(format!(
@@ -136,9 +126,9 @@ fn world(script: &str) -> Command {
     command
 }
 
-/// True if this user may make such namespaces, and `script` is there.
+/// True if this user may create such namespaces, and `script` is installed.
 pub fn has_namespaces() -> bool {
-    let made = world("script -qc true /dev/null").status();
+    let made = in_namespaces("script -qc true /dev/null").status();
     made.is_ok_and(|status| status.success())
 }
 
@@ -146,25 +136,17 @@ pub fn has_namespaces() -> bool {
 fn a_kill_spares_terminals_in_namespaces(place: &Place) {
     let marker = std::process::id();
     let script = format!(": its-{marker}; tty; while :; do sleep 1; done");
-    let mut command = place.process(&["--name", "first", "--tty"], &script);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let process = Process(child.unwrap());
+    let process = Process::start_silent(place.process(&["--name", "first", "--tty"], &script));
     audited(&place.audit("first"), "\"line\":\"/dev/pts/");
     let audit = fs::read_to_string(place.audit("first")).unwrap();
     let (_, number) = audit.split_once("\"line\":\"/dev/pts/").unwrap();
     let digits = number.find(|c: char| !c.is_ascii_digit()).unwrap();
     let others = number[..digits].parse::<usize>().unwrap() + 1;
     let sleep = format!("1000.{marker}");
-    let child = world(&format!(
+    let _others = Process::start_silent(in_namespaces(&format!(
         "for one in $(seq {others}); do script -qc 'exec sleep {sleep}' /dev/null & done; wait"
-    ));
-    let _world = Process({ child }.spawn().unwrap());
-    let processes = |args: &str| {
-        let processes = fs::read_dir("/proc").unwrap().flatten();
-        let lines = processes.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
-        let args = args.as_bytes();
-        lines.filter(|line| line.starts_with(args)).count()
-    };
+    )));
+    let processes = |args: &str| count_processes(|line| line.starts_with(args.as_bytes()));
     let their = format!("sleep\0{sleep}\0");
     wait_for("the terminals of others", || processes(&their) == others);
     drop(process);

@@ -48,11 +48,11 @@ fn with_busybox(name: &str, trial: fn(&Place)) -> Trial {
         true => Ok(()),
         false => Err("built without the feature `blocking`".into()),
     };
-    let here = match busybox::is_here() {
+    let installed = match busybox::is_installed() {
         true => Ok(()),
         false => Err("no static busybox on this machine".into()),
     };
-    on_engine(name, trial).needs(&built).needs(&here)
+    on_engine(name, trial).needs(&built).needs(&installed)
 }
 
 fn in_namespaces(name: &str, trial: fn(&Place)) -> Trial {

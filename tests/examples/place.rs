@@ -29,6 +29,20 @@ impl Drop for Place {
 /// A process that is killed if a test ends early.
 pub struct Process(pub Child);
 
+impl Process {
+    /// Starts a process with piped stdout and stderr.
+    pub fn start(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self(command.spawn().unwrap())
+    }
+
+    /// Starts a process whose output is discarded.
+    pub fn start_silent(mut command: Command) -> Self {
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -60,10 +74,8 @@ impl Place {
     /// `run --root ROOT --runtime process OPTIONS -- sh -c SCRIPT`
     pub fn process(&self, options: &[&str], script: &str) -> Command {
         let mut command = example("run");
-        command
-            .arg("--root")
-            .arg(self.root())
-            .args(["--runtime", "process"]);
+        command.arg("--root").arg(self.root());
+        command.args(["--runtime", "process"]);
         command.args(options).args(["--", "sh", "-c", script]);
         command
     }
@@ -99,10 +111,12 @@ impl Place {
     }
 }
 
+/// The command of an example.
 pub fn example(name: &str) -> Command {
     Command::new(examples::program(name))
 }
 
+/// Runs a command to its end, without input.
 pub fn output(mut command: Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap()
 }
@@ -131,23 +145,26 @@ pub fn audit_of(output: &Output) -> PathBuf {
     PathBuf::from(path.unwrap_or_else(|| panic!("no audit in the last line: {stderr}")))
 }
 
-pub fn wait_for(what: &str, mut fact: impl FnMut() -> bool) {
+/// Waits until `condition` is true, for at most 60 s.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
-    while !fact() {
+    while !condition() {
         assert!(
             start.elapsed() < Duration::from_secs(60),
-            "{what} did not come"
+            "60 s passed before {what}"
         );
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
+/// Waits until the audit file has `text`.
 pub fn audited(path: &Path, text: &str) {
     wait_for(text, || {
         fs::read_to_string(path).unwrap_or_default().contains(text)
     });
 }
 
+/// Sends a signal, such as `INT`.
 pub fn signal(process: &Process, name: &str) {
     let id = process.0.id().to_string();
     let status = Command::new("kill")

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::process::Stdio;
 
 use testkit::audit::Audit;
 use testkit::{examples, sequence};
@@ -106,20 +105,15 @@ fn errors_exit_with_125(place: &Place) {
 
 fn a_time_limit_exits_with_124(place: &Place) {
     let options = ["--timeout", "4", "--grace", "2"];
-    let output = output(place.run(&options, "deaf + echo ready + sleep 600"));
+    let output = output(place.run(&options, "ignore-term + echo ready + sleep 600"));
     assert_code(&output, 124);
     assert_eq!(text(&output.stdout), "ready\n");
     Audit::read(&audit_of(&output)).unwrap();
 }
 
 fn an_interrupt_stops_the_run(place: &Place) {
-    let mut command = place.run(&["--name", "first"], "trap --exit 5");
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut process = Process(child);
+    let command = place.run(&["--name", "first"], "trap --exit 5");
+    let mut process = Process::start(command);
     let mut stdout = BufReader::new(process.0.stdout.take().unwrap());
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();
@@ -168,13 +162,8 @@ fn output_is_passed_byte_for_byte(place: &Place) {
 }
 
 fn a_closed_stdout_does_not_end_the_audit(place: &Place) {
-    let mut command = place.run(&["--name", "first"], "lines 5000 + exit 4");
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut process = Process(child);
+    let command = place.run(&["--name", "first"], "lines 5000 + exit 4");
+    let mut process = Process::start(command);
     let mut line = String::new();
     BufReader::new(process.0.stdout.take().unwrap())
         .read_line(&mut line)
@@ -190,13 +179,8 @@ fn large_output_takes_bounded_memory(place: &Place) {
     let soak = std::env::var("MOAT_SOAK").is_ok_and(|value| value == "1");
     let bytes = if soak { 1_000_000_000 } else { 60_000_000 };
     let steps = format!("fill {bytes} + lines 20000 + sleep 3");
-    let mut command = place.run(&["--name", "first"], &steps);
-    let child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let peak = examples::peak(&mut Process(child).0);
+    let mut process = Process::start_silent(place.run(&["--name", "first"], &steps));
+    let peak = examples::peak(&mut process.0);
     assert!(peak > 0 && peak < 32 << 10, "{peak} KiB resident");
     let found = output(place.runs(&["verify", "first"]));
     assert_code(&found, 0);

@@ -55,13 +55,7 @@ fn verify_finds_one_changed_byte(place: &Place) {
 
 fn a_killed_run_is_recovered_without_loss(place: &Place) {
     let steps = "lines 2000 --burst 10 --delay-ms 25";
-    let mut command = place.run(&["--name", "first"], steps);
-    let child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let process = Process(child);
+    let process = Process::start_silent(place.run(&["--name", "first"], steps));
     audited(&place.audit("first"), "out 00000300 ");
     drop(process);
     let found = output(place.runs(&["recover"]));
@@ -98,13 +92,8 @@ fn a_detached_run_can_be_managed(place: &Place) {
 }
 
 fn it_follows_and_stops_a_run_of_another_process(place: &Place) {
-    let mut command = place.run(&["--name", "first"], "lines 100 + trap --exit 5");
-    let child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut owner = Process(child);
+    let command = place.run(&["--name", "first"], "lines 100 + trap --exit 5");
+    let mut owner = Process::start_silent(command);
     audited(&place.audit("first"), "ready");
     let mut follow = place.runs(&["logs", "first", "--follow"]);
     let follow = follow.stdout(Stdio::piped()).spawn().unwrap();

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 /// Length of `,"sha256":"<64 hex>"}` and the newline that end a sealed file.
 const SEAL_TAIL: usize = 78;
 
-/// A sealed audit file whose counts and digest are right.
+/// A sealed audit file whose counts and digest are correct.
 #[derive(Debug)]
 pub struct Audit {
     /// The bytes of each stream, as they were printed.
@@ -58,7 +58,7 @@ impl Audit {
             }
             let kind = record.get("type").and_then(Value::as_str);
             if (at == 0) != (kind == Some("start")) {
-                return Err(format!("line {} is a {kind:?}", at + 1));
+                return Err(format!("line {} has the type {kind:?}", at + 1));
             }
             match kind {
                 None => {
@@ -80,7 +80,7 @@ impl Audit {
             let found = audit.stream(stream).len() as u64;
             if counted != Some(found) {
                 return Err(format!(
-                    "`end` says {counted:?} bytes of {stream}, there are {found}"
+                    "`end` counts {counted:?} bytes of {stream}, but there are {found}"
                 ));
             }
         }
@@ -88,7 +88,7 @@ impl Audit {
         let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         if audit.end["sha256"] != digest {
             return Err(format!(
-                "`end` says {}, the digest is {digest}",
+                "`end` has the digest {}, but it is {digest}",
                 audit.end["sha256"]
             ));
         }
@@ -115,7 +115,9 @@ impl Audit {
     fn compare(&self, field: &str, found: u64) -> Result<(), String> {
         match self.end[field].as_u64() {
             Some(counted) if counted == found => Ok(()),
-            counted => Err(format!("`end` says {counted:?} {field}, there are {found}")),
+            counted => Err(format!(
+                "`end` counts {counted:?} {field}, but there are {found}"
+            )),
         }
     }
 
@@ -132,7 +134,7 @@ impl Audit {
             .collect()
     }
 
-    /// The verdict in the seal: `complete` or `gap`.
+    /// The verdict in the seal: `complete`, `lossy` or `gap`.
     pub fn verdict(&self) -> &str {
         self.end["verdict"].as_str().unwrap_or_default()
     }

@@ -14,14 +14,14 @@ use crate::image::import;
 const PROGRAM: &str = "/bin/busybox";
 
 /// True if this machine has the program.
-pub fn is_here() -> bool {
+pub fn is_installed() -> bool {
     Path::new(PROGRAM).exists()
 }
 
 /// The program; required with `MOAT_ENGINE=required`.
 pub fn need() -> &'static Need {
     static NEED: OnceLock<Need> = OnceLock::new();
-    NEED.get_or_init(|| match crate::engine::is_required() || is_here() {
+    NEED.get_or_init(|| match crate::engine::is_required() || is_installed() {
         true => Ok(()),
         false => Err(format!("no static {PROGRAM} (package busybox-static)")),
     })

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 ///
 /// # Panics
 ///
-/// If the orders are not those of the role.
+/// If the orders do not parse as those of the role.
 pub fn orders<T: DeserializeOwned>(role: &str) -> Option<T> {
     let orders = std::env::var(name(role)).ok()?;
     Some(serde_json::from_str(&orders).expect("the orders of this role"))
@@ -19,7 +19,7 @@ pub fn orders<T: DeserializeOwned>(role: &str) -> Option<T> {
 ///
 /// # Panics
 ///
-/// If the program is not known, or the orders are no JSON.
+/// If the path of the program is unknown, or the orders cannot be JSON.
 pub fn command(role: &str, orders: &impl Serialize) -> Command {
     let program = std::env::current_exe().expect("the path of this program");
     let (name, value) = variable(role, orders);
@@ -32,7 +32,7 @@ pub fn command(role: &str, orders: &impl Serialize) -> Command {
 ///
 /// # Panics
 ///
-/// If the orders are no JSON.
+/// If the orders cannot be JSON.
 pub fn variable(role: &str, orders: &impl Serialize) -> (String, String) {
     let orders = serde_json::to_string(orders).expect("orders as JSON");
     (name(role), orders)

@@ -1,21 +1,21 @@
-//! Waiting for a fact, with a bound.
+//! Waiting with a timeout.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// Polls `fact` until it is `Some`.
+/// Polls `condition` until it is `Some`.
 ///
 /// # Panics
 ///
-/// After `seconds`.
+/// Panics after `seconds`.
 pub async fn eventually<T>(
     seconds: u64,
     what: &str,
-    mut fact: impl AsyncFnMut() -> Option<T>,
+    mut condition: impl AsyncFnMut() -> Option<T>,
 ) -> T {
     let start = Instant::now();
     loop {
-        if let Some(value) = fact().await {
+        if let Some(value) = condition().await {
             return value;
         }
         assert!(
@@ -30,7 +30,7 @@ pub async fn eventually<T>(
 ///
 /// # Panics
 ///
-/// After `seconds`.
+/// Panics after `seconds`.
 pub async fn within<T>(seconds: u64, what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(Duration::from_secs(seconds), future).await {
         Ok(value) => value,

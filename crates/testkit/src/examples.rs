@@ -25,7 +25,7 @@ pub fn program(name: &str) -> PathBuf {
     program
 }
 
-/// Waits for the end of a process, and returns the most memory that it had, in KiB.
+/// Waits for the end of a process, and returns its peak resident memory, in KiB.
 ///
 /// # Panics
 ///

@@ -88,7 +88,7 @@ impl Harness {
         self
     }
 
-    /// Adds a line to what is printed at the end, such as trials that this build does not have.
+    /// Adds a line to the summary, such as the trials that this build does not have.
     pub fn note(mut self, note: impl Into<String>) -> Self {
         self.notes.push(note.into());
         self
@@ -136,7 +136,7 @@ pub fn name(path: &str) -> &str {
     path.split_once("::").map_or(path, |(_, name)| name)
 }
 
-/// Runs a trial on a new async runtime. It fails after `bound`.
+/// Runs a trial on a new async runtime. The trial fails after `bound`.
 pub fn bounded(bound: Duration, trial: impl Future<Output = ()>) -> Result<(), Failed> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -145,7 +145,7 @@ pub fn bounded(bound: Duration, trial: impl Future<Output = ()>) -> Result<(), F
     runtime.block_on(async {
         tokio::time::timeout(bound, trial)
             .await
-            .map_err(|_| Failed::from(format!("it took more than {} s", bound.as_secs())))
+            .map_err(|_| Failed::from(format!("the trial took more than {} s", bound.as_secs())))
     })
 }
 

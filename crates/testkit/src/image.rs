@@ -87,18 +87,19 @@ fn source_hash() -> std::io::Result<String> {
 fn compile(hash: &str) -> Result<PathBuf, String> {
     static COMPILING: Mutex<()> = Mutex::new(());
     let _alone = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
-    let directory = directory().map_err(|error| format!("cannot keep the workload: {error}"))?;
+    let directory = directory()
+        .map_err(|error| format!("cannot create the directory of the workload: {error}"))?;
     let program = directory.join(format!("workload-{hash}"));
     if program.exists() {
         return Ok(program);
     }
-    let made = directory.join(format!("workload-{hash}-{}", std::process::id()));
+    let temporary = directory.join(format!("workload-{hash}-{}", std::process::id()));
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(&rustc)
         .args(FLAGS)
         .arg(WORKLOAD)
         .arg("-o")
-        .arg(&made)
+        .arg(&temporary)
         .output()
         .map_err(|error| format!("cannot run {}: {error}", rustc.display()))?;
     if !output.status.success() {
@@ -109,7 +110,8 @@ fn compile(hash: &str) -> Result<PathBuf, String> {
         ));
     }
     // If another process did the same, the programs are equal.
-    fs::rename(&made, &program).map_err(|error| format!("cannot keep the workload: {error}"))?;
+    fs::rename(&temporary, &program)
+        .map_err(|error| format!("cannot keep the workload: {error}"))?;
     Ok(program)
 }
 

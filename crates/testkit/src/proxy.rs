@@ -35,7 +35,7 @@ pub enum Fault {
 /// A request that reached the proxy.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// The last part of its path, such as `create`; or `DELETE`.
+    /// The last part of its path, such as `create`, or `DELETE`.
     pub operation: String,
     /// When the request arrived.
     pub asked: Instant,
@@ -82,7 +82,7 @@ impl Proxy {
             .ok()
             .and_then(|host| Some(PathBuf::from(host.strip_prefix("unix://")?)))
             .unwrap_or_else(|| "/var/run/docker.sock".into());
-        Self::before_socket(engine, directory)
+        Self::for_socket(engine, directory)
     }
 
     /// Listens at `directory/proxy.sock` for the socket of another engine.
@@ -90,7 +90,7 @@ impl Proxy {
     /// # Errors
     ///
     /// If the socket cannot be made.
-    pub fn before_socket(engine: PathBuf, directory: &Path) -> io::Result<Self> {
+    pub fn for_socket(engine: PathBuf, directory: &Path) -> io::Result<Self> {
         let socket = directory.join("proxy.sock");
         let listener = UnixListener::bind(&socket)?;
         let state = Arc::new(Mutex::new(State::default()));
@@ -132,11 +132,6 @@ impl Proxy {
     /// From now on, all requests for `operation` have this fault.
     pub fn fault(&self, operation: &str, fault: Fault) {
         lock(&self.state).faults.insert(operation.into(), fault);
-    }
-
-    /// From now on, requests for `operation` have no fault.
-    pub fn heal(&self, operation: &str) {
-        lock(&self.state).faults.remove(operation);
     }
 
     /// Calls `hook` before a request for `operation` reaches the engine.

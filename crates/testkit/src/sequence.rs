@@ -4,13 +4,13 @@
 //! The workload includes this file, so it uses the standard library only.
 
 /// Length of the shortest line: stream, number and checksum without padding.
-pub const LEAST_WIDTH: usize = "out 00000001  01234567".len();
+pub const MIN_WIDTH: usize = "out 00000001  01234567".len();
 
 /// Line `number` of `stream` ("out" or "err"), `width` bytes long without its newline:
 /// `out 00000001 <padding> <checksum>`.
 pub fn line(stream: &str, number: u64, width: usize) -> String {
     let mut text = format!("{stream} {number:08} ");
-    let padding = width.max(LEAST_WIDTH) - LEAST_WIDTH;
+    let padding = width.max(MIN_WIDTH) - MIN_WIDTH;
     text.extend((0..padding).map(|at| {
         let letter = (number as usize).wrapping_mul(7).wrapping_add(at) % 26;
         (b'a' + letter as u8) as char

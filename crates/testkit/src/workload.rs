@@ -38,15 +38,15 @@ steps, separated by `+`:
   env NAME                    the value of a variable
   read PATH | write PATH TEXT | stat PATH
   pwd | whoami                the working directory; uid:gid
-  await PATH                  until the file exists
-  listen PORT                 says so, and greets each connection, for ever
+  await PATH                  waits until the file exists
+  listen PORT                 prints a line, and greets each connection, forever
   sleep SECONDS
   trap [--exit CODE]          waits for SIGTERM, prints a line, and exits
-  on-term CODE                from now on, SIGTERM ends it with this code
-  hold                        for ever
-  deaf                        from now on, SIGTERM is ignored
-  alloc MIB                   takes memory and writes to it
-  oom-child MIB               a child does; this process survives it
+  on-term CODE                from now on, exits with this code on SIGTERM
+  hold                        sleeps forever
+  ignore-term                 from now on, SIGTERM is ignored
+  alloc MIB                   allocates memory and writes to it
+  oom-child MIB               the same in a child; this process survives
   close-stdio                 closes stdout and stderr
   exit CODE";
 
@@ -173,12 +173,12 @@ fn run(step: &Step<'_>) -> io::Result<()> {
         "listen" => {
             let listener = std::net::TcpListener::bind(("0.0.0.0", step.number(1) as u16))?;
             out(format!("listening on {}\n", step.number(1)).as_bytes())?;
-            let mut guests = Vec::new();
-            for guest in listener.incoming() {
-                let mut guest = guest?;
-                // The guest may have left.
-                let _ = guest.write_all(b"hello\n");
-                guests.push(guest);
+            let mut connections = Vec::new();
+            for connection in listener.incoming() {
+                let mut connection = connection?;
+                // The client may have closed it.
+                let _ = connection.write_all(b"hello\n");
+                connections.push(connection);
             }
         }
         "sleep" => std::thread::sleep(Duration::from_secs_f64(
@@ -202,7 +202,7 @@ fn run(step: &Step<'_>) -> io::Result<()> {
         "hold" => loop {
             std::thread::sleep(Duration::from_secs(3600));
         },
-        "deaf" => handle_term(SIG_IGN),
+        "ignore-term" => handle_term(SIG_IGN),
         "alloc" => alloc(step.number(1)),
         "oom-child" => {
             let status = Command::new("/proc/self/exe")
@@ -229,7 +229,7 @@ fn out(bytes: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
-/// On the stream that the step names.
+/// Prints on the stream that the step names.
 fn on(step: &Step<'_>, bytes: &[u8]) -> io::Result<()> {
     match step.option("--stream") {
         Some("err") => err(bytes),
@@ -278,34 +278,34 @@ fn lines(step: &Step<'_>) -> io::Result<()> {
 fn bytes(count: u64, seed: u64) -> io::Result<()> {
     let mut noise = sequence::Noise::new(seed);
     let mut buffer = [0; 64 << 10];
-    let mut left = count;
-    while left > 0 {
-        let part = &mut buffer[..left.min(64 << 10) as usize];
+    let mut remaining = count;
+    while remaining > 0 {
+        let part = &mut buffer[..remaining.min(64 << 10) as usize];
         noise.fill(part);
         out(part)?;
-        left -= part.len() as u64;
+        remaining -= part.len() as u64;
     }
     Ok(())
 }
 
 fn fill(count: u64) -> io::Result<()> {
     let buffer = [b'x'; 64 << 10];
-    let mut left = count;
-    while left > 0 {
-        let part = &buffer[..left.min(64 << 10) as usize];
+    let mut remaining = count;
+    while remaining > 0 {
+        let part = &buffer[..remaining.min(64 << 10) as usize];
         out(part)?;
-        left -= part.len() as u64;
+        remaining -= part.len() as u64;
     }
     Ok(())
 }
 
 fn alloc(mebibytes: u64) {
-    let mut taken: Vec<Vec<u8>> = Vec::new();
+    let mut blocks: Vec<Vec<u8>> = Vec::new();
     for at in 0..mebibytes {
         // Not zero: a page of zeros need not take memory.
-        taken.push(vec![1 + (at % 255) as u8; 1 << 20]);
+        blocks.push(vec![1 + (at % 255) as u8; 1 << 20]);
     }
-    std::hint::black_box(&taken);
+    std::hint::black_box(&blocks);
 }
 
 const SIGTERM: i32 = 15;

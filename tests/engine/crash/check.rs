@@ -70,7 +70,7 @@ pub fn check(root: &Path, gate: &Path, runs: &[Planned], tally: &mut Tally) {
         let dir = view.dir(&id);
         let began = gate.join(format!("began-{id}")).exists();
         if !dir.exists() {
-            // The process died before it made a directory, so no container may exist.
+            // The process died before it created a directory, so no container may exist.
             if began {
                 tally.unsealed += 1;
                 tally.problem(format!("{id} ran, and has no audit"));

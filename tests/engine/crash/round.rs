@@ -43,8 +43,8 @@ impl Round {
             .tempdir()
             .unwrap();
         fs::create_dir(dir.path().join("gate")).unwrap();
-        // The root is made in advance, so that the killed processes are killed while they start
-        // their runs.
+        // The root is created in advance, so that the processes are killed while they start their
+        // runs.
         moat::Manager::open(
             dir.path().join("root"),
             moat::Docker::connect().await.unwrap(),

@@ -1,5 +1,5 @@
-//! A Docker daemon for one trial, with its own containerd and network namespace, so that the daemon
-//! of the machine is not touched.
+//! A Docker daemon for one trial, with a separate containerd and network namespace. The daemon of the
+//! machine is not touched.
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
@@ -8,10 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bollard::API_DEFAULT_VERSION;
-use moat::{Docker, Manager, RunSpec};
+use moat::{Docker, Manager, Run, RunSpec};
 use tempfile::TempDir;
 use testkit::deadline::eventually;
 use testkit::{engine, image};
+
+use crate::stage::printed;
 
 /// The control groups of the kernel; version 1 has a directory per kind.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -50,6 +52,7 @@ impl Daemon {
         Self::of(Kind::default()).await
     }
 
+    /// A daemon of this kind.
     pub async fn of(kind: Kind) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("moat-daemon-")
@@ -94,7 +97,7 @@ impl Daemon {
 
     /// Starts the daemon, and waits until it answers.
     pub async fn start(&mut self) {
-        assert!(self.dockerd.is_none(), "it runs already");
+        assert!(self.dockerd.is_none(), "the daemon already runs");
         let path = self.path();
         let log = File::options()
             .create(true)
@@ -201,6 +204,14 @@ impl Daemon {
             .network("none")
             .bind(self.path().join("gate"), "/gate")
             .engine_patch(serde_json::json!({"StopTimeout": 10}))
+    }
+
+    /// Starts a run of these steps, and waits until it has printed `text`.
+    pub async fn start_until(&self, steps: &str, text: &str) -> (Manager, Run) {
+        let manager = self.manager().await;
+        let run = manager.start(self.spec(steps)).await.unwrap();
+        printed(&run, text).await;
+        (manager, run)
     }
 
     /// Lets a run pass this gate.

@@ -13,8 +13,8 @@ use moat::{Docker, Ending, Error, Manager, Root, RunId, ShutdownMode};
 use testkit::proxy::Proxy;
 use testkit::{engine, sequence};
 
+use super::check::{assert_all_lines, assert_whole, sealed, show};
 use super::daemon::{Daemon, kill};
-use super::truth::{assert_says, sealed, show};
 use crate::stage::{assert_bytes, assert_complete, end, printed, read};
 
 testkit::trials! {
@@ -35,27 +35,23 @@ testkit::trials! {
 /// known.
 async fn a_killed_shim_ends_the_run_with_all_output() {
     let daemon = Daemon::new().await;
-    let manager = daemon.manager().await;
-    let spec = daemon.spec("lines 300 + sleep 600");
-    let run = manager.start(spec).await.unwrap();
-    printed(&run, "out 00000300 ").await;
+    let (_manager, run) = daemon
+        .start_until("lines 300 + sleep 600", "out 00000300 ")
+        .await;
     for shim in daemon.shims() {
         kill("KILL", shim);
     }
     let (outcome, audit) = sealed(&run).await;
     assert!(matches!(outcome.ending, Ending::Exited(_)), "{outcome}");
     assert_ne!(outcome.code(), Some(0), "{outcome}");
-    assert_eq!(assert_says(&audit, 300), 0);
+    assert_all_lines(&audit, 300);
 }
 
 async fn an_external_stop_is_a_normal_exit() {
     let daemon = Daemon::new().await;
-    let manager = daemon.manager().await;
-    let run = manager
-        .start(daemon.spec("lines 100 + trap --exit 3"))
-        .await
-        .unwrap();
-    printed(&run, "ready\n").await;
+    let (_manager, run) = daemon
+        .start_until("lines 100 + trap --exit 3", "ready\n")
+        .await;
     let options = StopContainerOptionsBuilder::new().t(30).build();
     let container = daemon.container().await;
     let stopped = daemon.docker.stop_container(&container, Some(options));
@@ -71,32 +67,23 @@ async fn an_external_stop_is_a_normal_exit() {
 
 async fn an_external_kill_is_code_137_and_complete() {
     let daemon = Daemon::new().await;
-    let manager = daemon.manager().await;
-    let run = manager
-        .start(daemon.spec("lines 100 + sleep 600"))
-        .await
-        .unwrap();
-    printed(&run, "out 00000100 ").await;
+    let (_manager, run) = daemon
+        .start_until("lines 100 + sleep 600", "out 00000100 ")
+        .await;
     let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
     let container = daemon.container().await;
     let killed = daemon.docker.kill_container(&container, Some(options));
     killed.await.unwrap();
-    let (outcome, audit) = sealed(&run).await;
-    assert_eq!(outcome.code(), Some(137));
-    assert_complete(&audit);
-    assert_eq!(assert_says(&audit, 100), 0);
+    assert_whole(&run, 137, 100).await;
     daemon.is_clean().await;
 }
 
 /// The stream is read to its end, but the log that would confirm it is gone.
 async fn an_external_removal_is_recorded() {
     let daemon = Daemon::new().await;
-    let manager = daemon.manager().await;
-    let run = manager
-        .start(daemon.spec("lines 100000 --burst 10 --delay-ms 5"))
-        .await
-        .unwrap();
-    printed(&run, "out 00000500 ").await;
+    let (_manager, run) = daemon
+        .start_until("lines 100000 --burst 10 --delay-ms 5", "out 00000500 ")
+        .await;
     let container = daemon.container().await;
     engine::remove(&daemon.docker, &container).await.unwrap();
     let (outcome, audit) = sealed(&run).await;
@@ -111,35 +98,27 @@ async fn an_external_removal_is_recorded() {
 
 async fn an_external_pause_loses_nothing() {
     let daemon = Daemon::new().await;
-    let manager = daemon.manager().await;
-    let run = manager
-        .start(daemon.spec(
+    let (_manager, run) = daemon
+        .start_until(
             "lines 200 --burst 10 --delay-ms 10 + await /gate/go + lines 200 --from 201 + exit 5",
-        ))
-        .await
-        .unwrap();
-    printed(&run, "out 00000100 ").await;
+            "out 00000100 ",
+        )
+        .await;
     let container = daemon.container().await;
     daemon.docker.pause_container(&container).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(run.state().ending().is_none(), "{:?}", run.state());
     daemon.open_gate("go");
     daemon.docker.unpause_container(&container).await.unwrap();
-    let (outcome, audit) = sealed(&run).await;
-    assert_eq!(outcome.code(), Some(5));
-    assert_complete(&audit);
-    assert_eq!(assert_says(&audit, 400), 0);
+    assert_whole(&run, 5, 400).await;
 }
 
 /// Only SIGKILL reaches a paused container.
 async fn a_stop_ends_an_externally_paused_container() {
     let daemon = Daemon::new().await;
-    let manager = daemon.manager().await;
-    let run = manager
-        .start(daemon.spec("lines 100 + sleep 600"))
-        .await
-        .unwrap();
-    printed(&run, "out 00000100 ").await;
+    let (_manager, run) = daemon
+        .start_until("lines 100 + sleep 600", "out 00000100 ")
+        .await;
     let container = daemon.container().await;
     daemon.docker.pause_container(&container).await.unwrap();
     let outcome = run.stop(Some(Duration::from_secs(1))).await.unwrap();
@@ -148,7 +127,7 @@ async fn a_stop_ends_an_externally_paused_container() {
     show(&outcome, &audit);
     assert_eq!(outcome.code(), Some(137));
     assert_complete(&audit);
-    assert_eq!(assert_says(&audit, 100), 0);
+    assert_all_lines(&audit, 100);
 }
 
 /// Any client of the engine can rename a container.
@@ -179,10 +158,7 @@ async fn a_renamed_container_is_recovered_and_removed() {
     let run = manager.get(&id).await.unwrap();
     manager.wait_recovery().await.unwrap();
     daemon.open_gate("go");
-    let (outcome, audit) = sealed(&run).await;
-    assert_eq!(outcome.code(), Some(5));
-    assert_complete(&audit);
-    assert_eq!(assert_says(&audit, 200), 0);
+    assert_whole(&run, 5, 200).await;
     daemon.is_clean().await;
 }
 
@@ -219,7 +195,7 @@ async fn a_restart_of_a_kept_container_changes_nothing() {
 /// Between the exit of the container and the replay of its log, which then has two executions.
 async fn an_external_restart_before_replay_is_a_gap() {
     let daemon = Daemon::new().await;
-    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let proxy = Proxy::for_socket(daemon.socket(), daemon.path()).unwrap();
     let manager = daemon.manager_at(&proxy.address()).await;
     let spec = daemon.spec("lines 100 + await /gate/go + lines 100 --from 101");
     let run = manager.start(spec).await.unwrap();
@@ -294,7 +270,7 @@ async fn a_run_of_another_daemon_is_left_alone() {
     show(&outcome, &audit);
     assert_eq!(outcome.code(), Some(5));
     assert_complete(&audit);
-    assert_eq!(assert_says(&audit, 200), 0);
+    assert_all_lines(&audit, 200);
     assert_eq!(
         audit.all("resume").len(),
         1,

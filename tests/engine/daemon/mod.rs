@@ -6,13 +6,13 @@ use std::time::Duration;
 use testkit::engine;
 use testkit::harness::{Need, Trial, bounded};
 
+mod check;
 #[allow(clippy::module_inception, reason = "the daemon of a trial")]
 mod daemon;
 mod external;
 mod logs;
 mod restarts;
 mod silence;
-mod truth;
 
 /// The most time that a trial may take.
 const BOUND: Duration = Duration::from_secs(300);

@@ -8,8 +8,8 @@ use testkit::deadline::eventually;
 use testkit::proxy::Proxy;
 use testkit::sequence;
 
+use super::check::{assert_gap, assert_lines_in_order, sealed};
 use super::daemon::{Daemon, Kind};
-use super::truth::{assert_gap, assert_says, sealed};
 use crate::stage::{assert_bytes, assert_complete, printed};
 
 testkit::trials! {
@@ -76,7 +76,7 @@ async fn during_output(kind: Kind, by: By) {
     printed(&run, "out 00000500 ").await;
     restart_and(&mut daemon, by, |daemon| daemon.open_gate("go")).await;
     let (outcome, audit) = sealed(&run).await;
-    let missing = assert_says(&audit, 3000);
+    let missing = assert_lines_in_order(&audit, 3000);
     assert_eq!(outcome.code(), Some(5), "{}", audit.end);
     if by == By::Term && !kind.live_restore {
         assert_eq!(missing, 0);
@@ -158,7 +158,7 @@ async fn a_kill_with_live_restore_in_silence_is_lossless() {
 /// daemon. The log does not show it.
 async fn output_lost_in_daemon_memory_is_a_gap() {
     let mut daemon = Daemon::of(LIVE).await;
-    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let proxy = Proxy::for_socket(daemon.socket(), daemon.path()).unwrap();
     let manager = daemon.manager_at(&proxy.address()).await;
     let steps = "lines 100 + await /gate/1 + print half + write /gate/printed x \
                  + await /gate/2 + echo -whole + lines 100 --from 101";
@@ -215,7 +215,7 @@ async fn a_kill_under_load_records_each_lost_line() {
     restart(&mut daemon, By::Kill).await;
     daemon.open_gate("go");
     let (_, audit) = sealed(&run).await;
-    assert_says(&audit, 300_000);
+    assert_lines_in_order(&audit, 300_000);
     assert_eq!(audit.verdict(), "gap", "{}", audit.end);
 }
 
@@ -233,6 +233,6 @@ async fn an_exit_while_the_daemon_is_down_keeps_its_code() {
     daemon.start().await;
     let (outcome, audit) = sealed(&run).await;
     assert!(matches!(outcome.ending, Ending::Exited(_)), "{outcome}");
-    assert_says(&audit, 200);
+    assert_lines_in_order(&audit, 200);
     assert_gap(&audit, "engine_restarted", true);
 }

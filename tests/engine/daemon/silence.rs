@@ -7,8 +7,8 @@ use moat::{Ending, Error, Manager, Run, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use testkit::proxy::{Fault, Proxy};
 
+use super::check::{assert_all_lines, assert_whole, sealed, show};
 use super::daemon::{Daemon, kill};
-use super::truth::{assert_says, sealed, show};
 use crate::stage::{assert_complete, printed, read, seal};
 
 testkit::trials! {
@@ -31,30 +31,22 @@ const LONG: Duration = Duration::from_secs(32);
 /// The container's process does not depend on the daemon. It continues until its pipe is full.
 async fn a_frozen_daemon_loses_nothing() {
     let daemon = Daemon::new().await;
-    let manager = daemon.manager().await;
     let steps = "lines 1500 --burst 10 --delay-ms 5 + await /gate/go \
                  + lines 2500 --from 1501 --burst 10 --delay-ms 5 + exit 5";
-    let run = manager.start(daemon.spec(steps)).await.unwrap();
-    printed(&run, "out 00000500 ").await;
+    let (_manager, run) = daemon.start_until(steps, "out 00000500 ").await;
     daemon.freeze();
     daemon.open_gate("go");
     tokio::time::sleep(LONG).await;
     assert!(run.state().ending().is_none(), "{:?}", run.state());
     daemon.thaw();
-    let (outcome, audit) = sealed(&run).await;
-    assert_eq!(outcome.code(), Some(5));
-    assert_eq!(assert_says(&audit, 4000), 0);
-    assert_complete(&audit);
+    assert_whole(&run, 5, 4000).await;
 }
 
 async fn a_stop_is_retried_until_the_daemon_thaws() {
     let daemon = Daemon::new().await;
-    let manager = daemon.manager().await;
-    let run = manager
-        .start(daemon.spec("lines 100 + trap --exit 3"))
-        .await
-        .unwrap();
-    printed(&run, "ready\n").await;
+    let (_manager, run) = daemon
+        .start_until("lines 100 + trap --exit 3", "ready\n")
+        .await;
     daemon.freeze();
     let stop = run.stop(Some(Duration::from_secs(60)));
     let (outcome, ()) = tokio::join!(stop, async {
@@ -105,17 +97,14 @@ async fn a_start_at_a_briefly_frozen_daemon_succeeds() {
         tokio::time::sleep(Duration::from_secs(5)).await;
         daemon.thaw();
     });
-    let (outcome, audit) = sealed(&run.unwrap()).await;
-    assert_eq!(outcome.code(), Some(5));
-    assert_eq!(assert_says(&audit, 100), 0);
-    assert_complete(&audit);
+    assert_whole(&run.unwrap(), 5, 100).await;
 }
 
 /// Freezes the daemon when a request is about to reach it, and thaws it after the request's
 /// timeout.
 async fn frozen_at(operation: &str) -> (Daemon, Proxy, Manager, Result<Run, Error>) {
     let daemon = Daemon::new().await;
-    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let proxy = Proxy::for_socket(daemon.socket(), daemon.path()).unwrap();
     let manager = daemon.manager_at(&proxy.address()).await;
     let (came, mut has_come) = tokio::sync::mpsc::unbounded_channel();
     let pid = daemon.pid();
@@ -167,17 +156,15 @@ async fn a_start_after_its_timeout_is_captured() {
     }
     let (outcome, audit) = sealed(&started.unwrap()).await;
     assert_eq!(outcome.code(), Some(5));
-    assert_eq!(assert_says(&audit, 100), 0);
+    assert_all_lines(&audit, 100);
     assert_complete(&audit);
 }
 
 /// Invariant 10. Open connections stay open; new ones fail.
 async fn a_missing_socket_loses_nothing() {
     let daemon = Daemon::new().await;
-    let manager = daemon.manager().await;
     let steps = "lines 200 + await /gate/go + lines 200 --from 201 + write /gate/done x + exit 5";
-    let run = manager.start(daemon.spec(steps)).await.unwrap();
-    printed(&run, "out 00000200 ").await;
+    let (_manager, run) = daemon.start_until(steps, "out 00000200 ").await;
     let aside = daemon.path().join("aside.sock");
     fs::rename(daemon.socket(), &aside).unwrap();
     daemon.open_gate("go");
@@ -187,16 +174,13 @@ async fn a_missing_socket_loses_nothing() {
     let ending = run.state().ending().cloned();
     assert!(ending.is_none(), "{ending:?}");
     fs::rename(&aside, daemon.socket()).unwrap();
-    let (outcome, audit) = sealed(&run).await;
-    assert_eq!(outcome.code(), Some(5));
-    assert_eq!(assert_says(&audit, 400), 0);
-    assert_complete(&audit);
+    assert_whole(&run, 5, 400).await;
 }
 
-/// A bad line: 20 kB per second with a delay of a fifth of a second.
+/// A bad connection: 20 kB per second, and a delay of a fifth of a second.
 async fn a_slow_connection_loses_nothing() {
     let daemon = Daemon::new().await;
-    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let proxy = Proxy::for_socket(daemon.socket(), daemon.path()).unwrap();
     let slow = Fault::Slow {
         per_second: 20_000,
         late: Duration::from_millis(200),
@@ -209,16 +193,13 @@ async fn a_slow_connection_loses_nothing() {
         .start(daemon.spec("lines 2000 + exit 5"))
         .await
         .unwrap();
-    let (outcome, audit) = sealed(&run).await;
-    assert_eq!(outcome.code(), Some(5));
-    assert_eq!(assert_says(&audit, 2000), 0);
-    assert_complete(&audit);
+    assert_whole(&run, 5, 2000).await;
 }
 
 /// Nothing passes and nothing breaks: neither side notices.
 async fn a_frozen_connection_loses_nothing() {
     let daemon = Daemon::new().await;
-    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let proxy = Proxy::for_socket(daemon.socket(), daemon.path()).unwrap();
     let manager = daemon.manager_at(&proxy.address()).await;
     let steps = "lines 200 + await /gate/go + lines 200 --from 201 + exit 5";
     let run = manager.start(daemon.spec(steps)).await.unwrap();
@@ -229,16 +210,13 @@ async fn a_frozen_connection_loses_nothing() {
     tokio::time::sleep(Duration::from_secs(12)).await;
     assert!(run.state().ending().is_none(), "{:?}", run.state());
     proxy.thaw();
-    let (outcome, audit) = sealed(&run).await;
-    assert_eq!(outcome.code(), Some(5));
-    assert_eq!(assert_says(&audit, 400), 0);
-    assert_complete(&audit);
+    assert_whole(&run, 5, 400).await;
 }
 
 /// A call that neither breaks nor answers times out and is retried.
 async fn an_unanswered_wait_does_not_hang_the_run() {
     let daemon = Daemon::new().await;
-    let proxy = Proxy::before_socket(daemon.socket(), daemon.path()).unwrap();
+    let proxy = Proxy::for_socket(daemon.socket(), daemon.path()).unwrap();
     proxy.fault("wait", Fault::Hang);
     let manager = daemon.manager_at(&proxy.address()).await;
     let run = manager
@@ -248,7 +226,7 @@ async fn an_unanswered_wait_does_not_hang_the_run() {
     let (outcome, audit) = sealed(&run).await;
     assert!(matches!(outcome.ending, Ending::Exited(_)), "{outcome}");
     assert_eq!(outcome.code(), Some(5));
-    assert_eq!(assert_says(&audit, 100), 0);
+    assert_all_lines(&audit, 100);
     assert_complete(&audit);
     eventually(90, "the removal", async || {
         (!proxy.seen("DELETE").is_empty()).then_some(())

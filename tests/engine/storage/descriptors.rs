@@ -12,7 +12,7 @@ use testkit::child;
 use testkit::deadline::{eventually, within};
 use tokio::time::timeout;
 
-use super::truth::assert_whole;
+use super::check::assert_whole;
 use crate::stage::{Stage, printed};
 
 testkit::trials! {

@@ -10,11 +10,12 @@ use std::time::Duration;
 use moat::audit::{LogState, verify};
 use moat::spec::Backstop;
 use moat::state::RunStatus;
-use moat::{Docker, Manager, Run, RunSpec};
+use moat::{Manager, Run, RunSpec};
 use testkit::deadline::eventually;
 
-use super::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
-use crate::stage::Stage;
+use super::check::{assert_pending, assert_sealed, assert_whole};
+use super::open;
+use crate::stage::{Stage, Watched};
 
 testkit::trials! {
     crate::storage::on_engine:
@@ -44,7 +45,11 @@ impl Drop for Immutable {
 
 impl Immutable {
     fn make(path: &Path) -> Self {
-        assert!(chattr("+i", path), "cannot make {} so", path.display());
+        assert!(
+            chattr("+i", path),
+            "cannot make {} immutable",
+            path.display()
+        );
         Self(path.to_owned())
     }
 }
@@ -63,15 +68,6 @@ pub fn is_possible() -> bool {
     }
     let _immutable = Immutable(file.path().to_owned());
     (&mut file.as_file()).write_all(b"x").is_err()
-}
-
-async fn manager(stage: &Stage) -> Manager {
-    let docker = Docker::connect().await.unwrap();
-    Manager::builder(stage.root(), docker)
-        .seal_timeout(SEAL_TIMEOUT)
-        .open()
-        .await
-        .unwrap()
 }
 
 /// A run that prints two hundred lines on both streams, a hundred more after the gate `more`, and
@@ -107,9 +103,7 @@ async fn written(run: &Run, text: &str) {
 async fn print_more(stage: &Stage, run: &Run) {
     let mut output = run.attach().await.unwrap();
     stage.open_gate("more");
-    let _ = crate::stage::Watched::default()
-        .until(&mut output, "out 00000300 ")
-        .await;
+    let _ = Watched::default().until(&mut output, "out 00000300 ").await;
 }
 
 /// The offset of `text` in the audit.
@@ -129,13 +123,13 @@ fn edit(audit: &Path) {
 
 /// Replaces a file by one with this text.
 fn replace(path: &Path, text: impl AsRef<[u8]>) {
-    let temporary = path.with_extension("by-others");
+    let temporary = path.with_extension("external");
     fs::write(&temporary, text).unwrap();
     fs::rename(temporary, path).unwrap();
 }
 
 async fn a_removed_directory_is_restored(stage: &Stage) {
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     let run = start(&manager, spec(stage)).await;
     fs::remove_dir_all(run.dir()).unwrap();
     stage.open_gate("more");
@@ -145,7 +139,7 @@ async fn a_removed_directory_is_restored(stage: &Stage) {
 
 /// Truncated to nothing, inside a record, and between two records.
 async fn a_truncated_audit_is_captured_again(stage: &Stage) {
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     for place in [None, Some(" 00000100 "), Some("{\"ts\"")] {
         let run = start(&manager, spec(stage)).await;
         let audit = run.audit().unwrap();
@@ -155,15 +149,13 @@ async fn a_truncated_audit_is_captured_again(stage: &Stage) {
         stage.open_gate("more");
         stage.open_gate("end");
         assert_whole(stage, &run, &["out", "err"], 300).await;
-        for gate in ["more", "end"] {
-            fs::remove_file(stage.dir.path().join("gate").join(gate)).unwrap();
-        }
+        stage.close_gates(&["more", "end"]);
     }
 }
 
 /// Before more output, and when only the seal is to come.
 async fn an_edited_audit_is_captured_again(stage: &Stage) {
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     for late in [false, true] {
         let run = start(&manager, spec(stage)).await;
         let audit = run.audit().unwrap();
@@ -176,15 +168,13 @@ async fn an_edited_audit_is_captured_again(stage: &Stage) {
         written(&run, "err 00000300 ").await;
         stage.open_gate("end");
         assert_whole(stage, &run, &["out", "err"], 300).await;
-        for gate in ["more", "end"] {
-            fs::remove_file(stage.dir.path().join("gate").join(gate)).unwrap();
-        }
+        stage.close_gates(&["more", "end"]);
     }
 }
 
 /// As an editor replaces a file.
 async fn a_replaced_audit_is_captured_again(stage: &Stage) {
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     let run = start(&manager, spec(stage)).await;
     let audit = run.audit().unwrap();
     let text = fs::read_to_string(&audit).unwrap();
@@ -197,8 +187,9 @@ async fn a_replaced_audit_is_captured_again(stage: &Stage) {
 /// The edited file has only whole records.
 #[cfg(feature = "testing")]
 async fn a_line_lost_during_a_fault_is_captured_again(stage: &Stage) {
-    use moat::sink::Jsonl;
-    use moat::sink::{Faulty, SinkCall, SinkFault};
+    use super::check::SEAL_TIMEOUT;
+    use moat::Docker;
+    use moat::sink::{Faulty, Jsonl, SinkCall, SinkFault};
 
     let sink = Faulty::new(Jsonl::new());
     let docker = Docker::connect().await.unwrap();
@@ -227,8 +218,8 @@ async fn a_line_lost_during_a_fault_is_captured_again(stage: &Stage) {
 
 /// A valid record and garbage; less than the rest of the run, and more.
 async fn appended_foreign_records_are_not_sealed(stage: &Stage) {
-    let manager = manager(stage).await;
-    let note = r#"{"type":"note","ts":"2026-11-24T00:00:00.000000000Z","text":"by others"}"#;
+    let manager = open(stage).await;
+    let note = r#"{"type":"note","ts":"2026-11-24T00:00:00.000000000Z","text":"external"}"#;
     for added in [format!("{note}\n"), format!("{note}\n").repeat(1000)] {
         let run = start(&manager, spec(stage)).await;
         let mut file = File::options()
@@ -240,15 +231,13 @@ async fn appended_foreign_records_are_not_sealed(stage: &Stage) {
         stage.open_gate("end");
         let audit = assert_whole(stage, &run, &["out", "err"], 300).await;
         assert!(audit.all("note").is_empty());
-        for gate in ["more", "end"] {
-            fs::remove_file(stage.dir.path().join("gate").join(gate)).unwrap();
-        }
+        stage.close_gates(&["more", "end"]);
     }
 }
 
 /// The content before the edit is unknown.
 async fn an_edited_audit_without_backstop_is_a_gap(stage: &Stage) {
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     let run = start(&manager, spec(stage).backstop(Backstop::None)).await;
     edit(&run.audit().unwrap());
     print_more(stage, &run).await;
@@ -264,7 +253,7 @@ async fn an_edited_audit_without_backstop_is_a_gap(stage: &Stage) {
 
 /// Reading and linking change nothing.
 async fn a_linked_audit_is_sealed_unchanged(stage: &Stage) {
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     let run = start(&manager, spec(stage)).await;
     let audit = run.audit().unwrap();
     fs::hard_link(&audit, stage.dir.path().join("backup")).unwrap();
@@ -281,7 +270,7 @@ async fn a_linked_audit_is_sealed_unchanged(stage: &Stage) {
 
 /// The file is whole, but of another run.
 async fn another_runs_audit_is_never_accepted(stage: &Stage) {
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     let other = manager.start(stage.spec("lines 300")).await.unwrap();
     crate::stage::end(&other).await;
     let run = start(&manager, spec(stage)).await;
@@ -294,7 +283,10 @@ async fn another_runs_audit_is_never_accepted(stage: &Stage) {
     let outcome = run.wait().await.unwrap();
     assert_eq!(outcome.code(), Some(7), "{outcome}");
     assert!(outcome.sealed().is_none(), "{outcome}");
-    assert!(run.problem().is_some_and(|told| told.contains(reason)));
+    assert!(
+        run.problem()
+            .is_some_and(|problem| problem.contains(reason))
+    );
     // A foreign sealed file is not changed.
     let state = verify(&audit).unwrap().state;
     assert!(matches!(state, LogState::Sealed(_)), "{state:?}");
@@ -303,7 +295,7 @@ async fn another_runs_audit_is_never_accepted(stage: &Stage) {
 }
 
 async fn an_immutable_audit_is_retried(stage: &Stage) {
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     let run = start(&manager, spec(stage)).await;
     let immutable = Immutable::make(&run.audit().unwrap());
     stage.open_gate("more");
@@ -313,9 +305,9 @@ async fn an_immutable_audit_is_retried(stage: &Stage) {
     assert_whole(stage, &run, &["out", "err"], 300).await;
 }
 
-/// The open file accepts writes; no other file can be made or replaced.
+/// The open file accepts writes. No other file can be created or replaced.
 async fn an_immutable_directory_loses_nothing(stage: &Stage) {
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     let run = start(&manager, spec(stage)).await;
     let immutable = Immutable::make(run.dir());
     stage.open_gate("more");

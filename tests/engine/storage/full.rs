@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use moat::{Docker, Error, Manager, Run, RunSpec, ShutdownMode};
+use moat::{Error, Run, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use testkit::sequence;
 
+use super::check::{assert_pending, assert_sealed, assert_whole};
 use super::disk::{Disk, PAGE};
-use super::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
+use super::{open, start};
 use crate::stage::{Stage, assert_complete, printed};
 
 testkit::trials! {
@@ -21,28 +22,11 @@ testkit::trials! {
 
 const FULL: &str = "No space left";
 
-/// A manager of a root on a small disk, with a short seal timeout.
-async fn manager(stage: &Stage) -> Manager {
-    let docker = Docker::connect().await.unwrap();
-    Manager::builder(stage.root(), docker)
-        .seal_timeout(SEAL_TIMEOUT)
-        .open()
-        .await
-        .unwrap()
-}
-
-/// Starts a run, and waits until it has printed its first hundred lines.
-async fn start(manager: &Manager, spec: RunSpec) -> Run {
-    let run = manager.start(spec).await.unwrap();
-    printed(&run, "out 00000100 ").await;
-    run
-}
-
 /// With room for nothing, for the record of the intent, for the first record of the audit, and for
 /// later records.
 async fn a_disk_full_at_the_start_refuses_the_run(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     for pages in 0..6 {
         disk.fill(pages);
         let started = manager.start(stage.spec("lines 10 --stream both")).await;
@@ -73,7 +57,7 @@ async fn a_disk_full_at_the_start_refuses_the_run(stage: &Stage) {
 
 async fn a_disk_full_during_output_loses_nothing(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     let steps = "lines 100 --stream both + await /gate/full \
                  + lines 4900 --from 101 --stream both --burst 10 + exit 7";
     let run = start(&manager, stage.gated(steps)).await;
@@ -91,7 +75,7 @@ async fn a_disk_full_during_output_loses_nothing(stage: &Stage) {
 /// The whole output is in the file, and its last page has no room for the seal.
 async fn a_disk_full_at_the_seal_is_retried(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     let steps = "lines 100 --stream both + await /gate/text + read /gate/padding \
                  + await /gate/end + exit 7";
     let run = start(&manager, stage.gated(steps)).await;
@@ -131,7 +115,7 @@ async fn printed_in_file(run: &Run, text: &str) {
 /// A stop needs the disk only for its record, which is written later.
 async fn a_stop_works_on_a_full_disk(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
-    let manager = manager(stage).await;
+    let manager = open(stage).await;
     let steps = "lines 100 + await /gate/full + lines 1900 --from 101 --burst 10 \
                  + write /gate/done x + await /gate/never";
     let run = start(&manager, stage.gated(steps)).await;
@@ -158,7 +142,7 @@ async fn a_stop_works_on_a_full_disk(stage: &Stage) {
 /// The recovering manager knows of the exit from the engine only.
 async fn the_next_manager_retries_a_full_disk(stage: &Stage) {
     let disk = Disk::mount(&stage.root());
-    let first = manager(stage).await;
+    let first = open(stage).await;
     let steps = "lines 100 --stream both + await /gate/full \
                  + lines 900 --from 101 --stream both --burst 10 + exit 7";
     let run = start(&first, stage.gated(steps)).await;
@@ -167,7 +151,7 @@ async fn the_next_manager_retries_a_full_disk(stage: &Stage) {
     assert_pending(stage, &first, &run, 7, FULL).await;
     within(10, "the shutdown", first.shutdown(ShutdownMode::Leave)).await;
 
-    let next = manager(stage).await;
+    let next = open(stage).await;
     within(20, "the recovery", next.wait_recovery())
         .await
         .unwrap();

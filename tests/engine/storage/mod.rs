@@ -1,21 +1,23 @@
-//! Audits that cannot be written: a full disk, files that others change, no
-//! file descriptors, and sinks that fail, stall or panic.
+//! Audits that cannot be written: a full disk, files that are changed externally, no file
+//! descriptors, and sinks that fail, stall or panic.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use check::SEAL_TIMEOUT;
+use moat::{Docker, Manager, Run, RunSpec};
 use testkit::engine;
 use testkit::harness::{Need, Trial, bounded};
 
-use crate::stage::Stage;
+use crate::stage::{Stage, printed};
 
+mod check;
 pub mod descriptors;
 mod disk;
 mod files;
 mod full;
 #[cfg(feature = "testing")]
 mod sink;
-mod truth;
 
 /// The most time that a trial may take.
 const BOUND: Duration = Duration::from_secs(240);
@@ -27,6 +29,23 @@ pub fn trials() -> Vec<Trial> {
     trials.extend(sink::trials());
     trials.extend(descriptors::trials());
     trials
+}
+
+/// A manager of the trial's root with a short seal timeout.
+async fn open(stage: &Stage) -> Manager {
+    let docker = Docker::connect().await.unwrap();
+    Manager::builder(stage.root(), docker)
+        .seal_timeout(SEAL_TIMEOUT)
+        .open()
+        .await
+        .unwrap()
+}
+
+/// Starts a run, and waits until it has printed its first hundred lines.
+async fn start(manager: &Manager, spec: RunSpec) -> Run {
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "out 00000100 ").await;
+    run
 }
 
 fn on_engine(name: &str, trial: impl AsyncFnOnce(&Stage) + Send + 'static) -> Trial {

@@ -8,7 +8,8 @@ use moat::{Docker, Error, Manager, Run, RunId, RunSpec, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use testkit::sequence;
 
-use super::truth::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
+use super::check::{SEAL_TIMEOUT, assert_pending, assert_sealed, assert_whole};
+use super::start;
 use crate::stage::{Stage, assert_complete, printed};
 
 testkit::trials! {
@@ -53,15 +54,8 @@ fn thousand(stage: &Stage) -> RunSpec {
     )
 }
 
-/// Starts a run, and waits until it has printed its first hundred lines.
-async fn start(manager: &Manager, spec: RunSpec) -> Run {
-    let run = manager.start(spec).await.unwrap();
-    printed(&run, "out 00000100 ").await;
-    run
-}
-
-/// The container continues and can be stopped while the sink is stalled. (H9)
-async fn assert_not_held_up(stage: &Stage, manager: &Manager, sink: &Faulty, run: &Run) {
+/// Asserts that the container continues and can be stopped while the sink is stalled.
+async fn assert_not_blocked(stage: &Stage, manager: &Manager, sink: &Faulty, run: &Run) {
     eventually(60, "the end of the container's output", async || {
         stage.dir.path().join("gate/done").exists().then_some(())
     })
@@ -90,7 +84,7 @@ async fn a_stall_blocks_neither_container_nor_stop(stage: &Stage) {
     let run = start(&manager, stage.gated(&steps)).await;
     sink.fault(SinkFault::stall().on([SinkCall::Append]));
     stage.open_gate("go");
-    assert_not_held_up(stage, &manager, &sink, &run).await;
+    assert_not_blocked(stage, &manager, &sink, &run).await;
 }
 
 /// The same before any output.
@@ -102,7 +96,7 @@ async fn a_stall_at_the_first_record_blocks_nothing(stage: &Stage) {
     let run = within(20, "the start", manager.start(stage.gated(&steps)))
         .await
         .unwrap();
-    assert_not_held_up(stage, &manager, &sink, &run).await;
+    assert_not_blocked(stage, &manager, &sink, &run).await;
 }
 
 async fn a_stalled_sink_does_not_delay_shutdown(stage: &Stage) {

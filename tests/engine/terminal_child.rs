@@ -1,4 +1,4 @@
-//! This program as one that attaches its terminal to a run and then fails.
+//! A process that attaches its terminal to a run and then fails: this program, started again.
 
 use std::time::Duration;
 
@@ -9,18 +9,18 @@ use moat::terminal::Terminal;
 use moat::{Manager, RunSpec};
 
 /// The role of this process.
-pub const ROLE: &str = "sitter";
+pub const ROLE: &str = "terminal";
 
 /// Attaches and fails as ordered, if this process is in that role.
 pub fn role() -> Option<()> {
-    let role: String = testkit::child::orders(ROLE)?;
+    let failure: String = testkit::child::orders(ROLE)?;
     tokio::runtime::Runtime::new()
         .unwrap()
-        .block_on(async { sit(&role).await });
+        .block_on(async { fail(&failure).await });
     Some(())
 }
 
-async fn sit(role: &str) {
+async fn fail(failure: &str) {
     const MESS: &str = "\x1b[?1049h\x1b[?25l\x1b[31mmess";
     let dir = tempfile::tempdir().unwrap();
     let runtime = Scripted::new();
@@ -36,13 +36,13 @@ async fn sit(role: &str) {
     let options = AttachOptions::new().with_input();
     let (_run, attachment) = manager.start_attached(spec, options).await.unwrap();
     let terminal = Terminal::open().unwrap();
-    let sitting = terminal.attach(attachment);
+    let session = terminal.attach(attachment);
     tokio::select! {
-        left = sitting => panic!("left early: {left:?}"),
+        end = session => panic!("the session ended early: {end:?}"),
         // Long enough for the screen to show the modes that are to be reset.
         () = tokio::time::sleep(Duration::from_millis(500)) => {
-            if role == "panic" {
-                panic!("a panic in front of a run");
+            if failure == "panic" {
+                panic!("a panic while the terminal is attached");
             }
         }
     }

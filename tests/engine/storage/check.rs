@@ -23,12 +23,15 @@ pub async fn assert_pending(stage: &Stage, manager: &Manager, run: &Run, code: i
         let outcome = within(60, "the exit", run.wait()).await.unwrap();
         assert_eq!(outcome.code(), Some(code), "{outcome}");
         match outcome.seal {
-            SealState::Pending { reason: told } => told.contains(reason).then_some(()),
-            sealed => panic!("it is {sealed:?}"),
+            SealState::Pending { reason: found } => found.contains(reason).then_some(()),
+            sealed => panic!("not pending: {sealed:?}"),
         }
     })
     .await;
-    assert!(run.problem().is_some_and(|told| told.contains(reason)));
+    assert!(
+        run.problem()
+            .is_some_and(|problem| problem.contains(reason))
+    );
     let listed = manager.list().await.unwrap();
     let info = listed.iter().find(|info| info.run == *run.id());
     let info = info.expect("the run is listed");

@@ -4,12 +4,12 @@ use moat::{Outcome, Run};
 use testkit::audit::Audit;
 use testkit::sequence;
 
-use crate::stage::{end, read};
+use crate::stage::{assert_complete, end, read};
 
 /// Asserts that stdout has lines 1 to `count`, each at most once, whole and in order, and that an
 /// audit without all of them has a gap. Returns how many are missing.
 #[track_caller]
-pub fn assert_says(audit: &Audit, count: u64) -> u64 {
+pub fn assert_lines_in_order(audit: &Audit, count: u64) -> u64 {
     let mut last = 0;
     let mut found = 0;
     let stdout = audit.stream("stdout");
@@ -38,6 +38,22 @@ pub fn assert_says(audit: &Audit, count: u64) -> u64 {
         );
     }
     missing
+}
+
+/// Asserts that stdout has all lines 1 to `count`, whole and in order.
+#[track_caller]
+pub fn assert_all_lines(audit: &Audit, count: u64) {
+    assert_eq!(assert_lines_in_order(audit, count), 0, "lines are missing");
+}
+
+/// Waits for the seal of a run. Asserts its exit code, and that its audit is complete with lines 1
+/// to `count`.
+pub async fn assert_whole(run: &Run, code: i64, count: u64) -> Audit {
+    let (outcome, audit) = sealed(run).await;
+    assert_eq!(outcome.code(), Some(code));
+    assert_all_lines(&audit, count);
+    assert_complete(&audit);
+    audit
 }
 
 /// Asserts that there is a gap with this reason, and that it is possible or certain.
