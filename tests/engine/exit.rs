@@ -7,7 +7,9 @@ use moat::state::State;
 use moat::{Ending, Exit};
 use testkit::{engine, sequence};
 
-use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read, seal};
+use crate::stage::{
+    Stage, Watched, assert_bytes, assert_complete, end, is_removed_or_killed, printed, read, seal,
+};
 
 testkit::trials! {
     crate::on_engine:
@@ -73,7 +75,7 @@ async fn an_external_removal_keeps_the_output(stage: &Stage) {
     let outcome = end(&run).await;
     let audit = read(&outcome);
     assert!(
-        matches!(outcome.ending, Ending::Removed { .. }),
+        is_removed_or_killed(&outcome.ending),
         "{}\n{:?}",
         audit.end,
         audit.all("gap")

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use moat::audit::{LogState, verify};
 use moat::outcome::Stream;
 use moat::run::{Attached, Attachment};
-use moat::{Docker, Manager, Outcome, Run, RunSpec, Seal};
+use moat::{Docker, Ending, Manager, Outcome, Run, RunSpec, Seal};
 use tempfile::TempDir;
 use testkit::audit::Audit;
 use testkit::deadline::{eventually, within};
@@ -167,6 +167,18 @@ pub fn assert_complete(audit: &Audit) {
         audit.events
     );
     assert!(audit.all("gap").is_empty(), "{:?}", audit.events);
+}
+
+/// Returns true if an ending can be that of a container that was removed externally.
+///
+/// The engine kills the container first. An inspection between the kill and the removal shows an
+/// exit.
+pub fn is_removed_or_killed(ending: &Ending) -> bool {
+    match ending {
+        Ending::Removed { .. } => true,
+        Ending::Exited(exit) => exit.code == Some(137),
+        _ => false,
+    }
 }
 
 /// Asserts that bytes are equal, or shows the first difference.
