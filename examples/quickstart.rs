@@ -49,7 +49,7 @@ async fn in_container_or_process() -> moat::Result<()> {
     let connected = moat::connect(Fallback::Process).await?;
     println!("runtime: {connected}");
     let process = RunSpec::command(["sh", "-c", SCRIPT]);
-    if connected.choice == RuntimeKind::Process {
+    if connected.kind == RuntimeKind::Process {
         return run(connected.runtime, process).await;
     }
     let container = RunSpec::new("busybox").cmd(["sh", "-c", SCRIPT]);

@@ -374,7 +374,7 @@ async fn exec(args: &Args, id: &RunId) -> moat::Result<u8> {
 ///
 /// Returns the exit code.
 async fn forward(mut output: Attachment) -> moat::Result<u8> {
-    let control = output.control();
+    let handle = output.handle();
     let input = output.input();
     let shown = show(output);
     tokio::pin!(shown);
@@ -390,7 +390,7 @@ async fn forward(mut output: Attachment) -> moat::Result<u8> {
         shown = &mut shown => shown,
         () = forward_input => shown.await,
     }?;
-    Ok(exit_code(&control.outcome().await?))
+    Ok(exit_code(&handle.outcome().await?))
 }
 
 /// Attaches this terminal to the attachment that `start` opens.

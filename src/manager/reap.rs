@@ -21,7 +21,7 @@ pub struct Orphan {
     /// The status of the container.
     pub status: ContainerStatus,
     /// Why the container is an orphan.
-    pub why: OrphanReason,
+    pub reason: OrphanReason,
 }
 
 /// The reason that a container is an orphan.
@@ -135,7 +135,7 @@ impl ReapOptions {
             };
             reaped.push(ReapedContainer {
                 deadline,
-                what: match result {
+                action: match result {
                     Err(error) => ReapAction::Failed(error),
                     Ok(()) if due.is_removal() => ReapAction::Removed,
                     Ok(()) => ReapAction::Stopped,
@@ -195,7 +195,7 @@ pub struct ReapedContainer {
     /// The deadline of the container.
     pub deadline: Timestamp,
     /// The action taken, or in a dry run the action due.
-    pub what: ReapAction,
+    pub action: ReapAction,
 }
 
 /// The action taken for a container past its deadline.
@@ -267,7 +267,7 @@ impl Manager {
     ///
     /// Cancel-safe. The engine may already have been asked to remove the container.
     pub async fn remove_orphan(&self, orphan: &Orphan) -> Result<()> {
-        let force = orphan.why == OrphanReason::NoRun;
+        let force = orphan.reason == OrphanReason::NoRun;
         let runtime = &self.context().runtime;
         match runtime.remove(&orphan.container, force).await {
             Err(error) if !error.is_not_found() => Err(error.into()),
@@ -302,7 +302,7 @@ fn orphan(root: &Root, found: OwnedContainer) -> Option<Orphan> {
         run,
         status,
     } = found;
-    let why = match root.has(&run) {
+    let reason = match root.has(&run) {
         false => OrphanReason::NoRun,
         true => match root.read_run(&run) {
             Ok(Some(file)) if is_leftover(root, &run, status, &file) => OrphanReason::Left,
@@ -313,7 +313,7 @@ fn orphan(root: &Root, found: OwnedContainer) -> Option<Orphan> {
         container,
         run,
         status,
-        why,
+        reason,
     })
 }
 

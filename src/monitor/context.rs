@@ -13,7 +13,7 @@ use crate::capture::Hub;
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::events::EventBus;
-use crate::monitor::entry::{Entry, Pipe, RunSnapshot, STDIN_QUEUE_RECORDS, lock};
+use crate::monitor::entry::{Entry, PipeState, RunSnapshot, STDIN_QUEUE_RECORDS, lock};
 use crate::monitor::tasks::Tasks;
 use crate::monitor::{Inbox, Monitor};
 use crate::root::Root;
@@ -102,7 +102,7 @@ impl Context {
         let (notes, note_records) = mpsc::unbounded_channel();
         let (stdin_records, input_records) = mpsc::channel(STDIN_QUEUE_RECORDS);
         let hub = Arc::new(Hub::default());
-        let pipe = Arc::<Mutex<Pipe>>::default();
+        let pipe = Arc::<Mutex<PipeState>>::default();
         let entry = Arc::new(Entry {
             place: place.clone(),
             snapshot: receiver,

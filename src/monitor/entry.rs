@@ -33,7 +33,7 @@ pub(crate) struct RunSnapshot {
     /// Set once this manager owns the run, another one does, or recovery has failed.
     pub(crate) ownership_known: bool,
     /// Set while another manager owns the run.
-    pub(crate) elsewhere: bool,
+    pub(crate) owned_elsewhere: bool,
     /// Set if output comes from a live tap, and not from the engine's log.
     pub(crate) tapped: bool,
     /// Why this manager has given up the run.
@@ -66,7 +66,7 @@ impl RunSnapshot {
             last_lines: Vec::new(),
             usage: None,
             ownership_known: false,
-            elsewhere: false,
+            owned_elsewhere: false,
             tapped: false,
             give_up_reason: None,
             other_runtime: None,
@@ -76,7 +76,7 @@ impl RunSnapshot {
 
     /// Updates `info`, which was read from the files, if this manager owns the run.
     pub(crate) fn add_to(&self, info: &mut RunInfo) {
-        if self.elsewhere || info.seal.is_some() {
+        if self.owned_elsewhere || info.seal.is_some() {
             return;
         }
         if self.state != State::Intended {
@@ -121,7 +121,7 @@ pub(crate) struct Entry {
     pub(crate) notes: mpsc::UnboundedSender<Event>,
     /// Records of standard input, if the spec asks for them.
     pub(crate) stdin_records: mpsc::Sender<Event>,
-    pub(crate) pipe: Arc<Mutex<Pipe>>,
+    pub(crate) pipe: Arc<Mutex<PipeState>>,
     pub(crate) hub: Arc<Hub>,
 }
 
@@ -146,7 +146,7 @@ impl Entry {
 ///
 /// It has one writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Pipe {
+pub(crate) enum PipeState {
     #[default]
     Free,
     Taken,

@@ -16,7 +16,7 @@ use crate::capture::{Capture, Hub, PumpEnd};
 use crate::error::{Error, Result, chain};
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
-use crate::monitor::entry::{Pipe, close_stdin, lock};
+use crate::monitor::entry::{PipeState, close_stdin, lock};
 use crate::monitor::evidence::EOF_TOLERANCE;
 use crate::monitor::machine::{ExitReport, Machine, Setup};
 use crate::monitor::output::PumpOutcome;
@@ -141,7 +141,7 @@ impl Monitor {
         };
         if reply.send(Ok(exec)).is_err() {
             // The caller is gone, and the input with it.
-            *lock(&self.pipe) = Pipe::Ended;
+            *lock(&self.pipe) = PipeState::Ended;
         }
         let (outcome, unwritten) = self
             .capture_exec(&container, id, output, started, &mut capture)

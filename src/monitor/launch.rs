@@ -16,7 +16,7 @@ use crate::capture::Capture;
 use crate::error::{RuntimeError, chain};
 use crate::events::EventKind;
 use crate::monitor::context::Context;
-use crate::monitor::entry::{Pipe, StopRequest, lock};
+use crate::monitor::entry::{PipeState, StopRequest, lock};
 use crate::monitor::output::Source;
 use crate::monitor::start::InitialAttach;
 use crate::monitor::wait::Backoff;
@@ -211,7 +211,7 @@ impl<'a> Created<'a> {
             if attach.input {
                 let writer = runtime.stdin(&self.container).await;
                 input = Some(writer.map_err(LaunchError::NotStarted)?);
-                *lock(&monitor.pipe) = Pipe::Taken;
+                *lock(&monitor.pipe) = PipeState::Taken;
             }
         }
         Ok(Attached {

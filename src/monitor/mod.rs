@@ -30,7 +30,7 @@ use crate::capture::{Capture, CaptureStats, Hub, Progress};
 use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::monitor::context::Context;
-use crate::monitor::entry::{Entry, Pipe, RunSnapshot, StopRequest};
+use crate::monitor::entry::{Entry, PipeState, RunSnapshot, StopRequest};
 use crate::monitor::stop::Stopper;
 use crate::root::{Lock, RunFile};
 use crate::runtime::EngineInfo;
@@ -55,7 +55,7 @@ pub(crate) struct Monitor {
     notes: mpsc::UnboundedReceiver<Event>,
     /// Records of standard input; `None` once the watch has taken the receiver.
     stdin_records: Option<mpsc::Receiver<Event>>,
-    pipe: Arc<Mutex<Pipe>>,
+    pipe: Arc<Mutex<PipeState>>,
     hub: Arc<Hub>,
     /// The times of the start request; `None` if this monitor did not start the container.
     start_times: Option<StartTimes>,
@@ -89,7 +89,7 @@ impl Monitor {
         place: RunPlace,
         snapshot: Sender<RunSnapshot>,
         inbox: Inbox,
-        pipe: Arc<Mutex<Pipe>>,
+        pipe: Arc<Mutex<PipeState>>,
         hub: Arc<Hub>,
     ) -> Self {
         Self {

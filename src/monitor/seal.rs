@@ -141,7 +141,7 @@ impl Monitor {
             snapshot.problem = None;
             snapshot.last_lines = last_lines;
             snapshot.ownership_known = true;
-            snapshot.elsewhere = false;
+            snapshot.owned_elsewhere = false;
         });
         if let Some(seal) = &file.seal {
             self.emit(EventKind::from(seal));

@@ -12,7 +12,7 @@ use crate::capture::{Capture, CaptureStats, Counts, Signals, until};
 use crate::error::Result;
 use crate::events::EventKind;
 use crate::monitor::Monitor;
-use crate::monitor::entry::{Pipe, StopRequest, lock};
+use crate::monitor::entry::{PipeState, StopRequest, lock};
 use crate::monitor::machine::{Effect, ExitReport, Input, Limits, Machine, Phase, Setup, Timer};
 use crate::monitor::output::{PumpOutcome, Source, pump};
 use crate::monitor::run_file::persist_ending;
@@ -154,7 +154,7 @@ impl<'a> Target<'a> {
             && let Err(Ok(Some(_))) = reply.send(Ok(input))
         {
             // The caller is gone, and the only writer of the pipe with it.
-            *lock(&monitor.pipe) = Pipe::Ended;
+            *lock(&monitor.pipe) = PipeState::Ended;
             self.record(Event::note(
                 "the writer of the input was dropped before the start",
             ));

@@ -67,7 +67,7 @@ impl Run {
 
     /// Returns true if another live process owns the run.
     pub fn owned_elsewhere(&self) -> bool {
-        self.entry.snapshot.borrow().elsewhere
+        self.entry.snapshot.borrow().owned_elsewhere
     }
 
     /// Subscribes to the events of the run, from now on: see [`Events`].
@@ -265,7 +265,7 @@ impl Run {
         let process_bound = self.context().runtime.capabilities().process_bound;
         let unreachable = async {
             let found = snapshot.wait_for(|snapshot| {
-                snapshot.elsewhere && (process_bound || snapshot.other_runtime.is_some())
+                snapshot.owned_elsewhere && (process_bound || snapshot.other_runtime.is_some())
             });
             if found.await.is_err() {
                 std::future::pending::<()>().await;

@@ -1,4 +1,4 @@
-//! The choice of a runtime: Docker, else Podman, else local processes if the caller allows it.
+//! The selection of a runtime: Docker, else Podman, else local processes if the caller allows it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,16 +39,16 @@ pub struct Connected {
     /// The runtime, for [`Manager::open`](crate::manager::Manager::open).
     pub runtime: Arc<dyn Runtime>,
     /// The kind of the runtime.
-    pub choice: RuntimeKind,
+    pub kind: RuntimeKind,
     /// The name, version and address: `Docker Engine 27.1.1 at tcp://db:2375`.
-    pub chosen: String,
+    pub description: String,
     /// The errors of the engines that were tried before, in order.
     pub skipped: Vec<String>,
 }
 
 impl fmt::Display for Connected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.chosen)?;
+        f.write_str(&self.description)?;
         for (at, reason) in self.skipped.iter().enumerate() {
             f.write_str(if at == 0 { ", since " } else { "; and " })?;
             f.write_str(reason)?;
@@ -94,8 +94,8 @@ pub async fn connect(fallback: Fallback) -> Result<Connected> {
         #[cfg(feature = "process")]
         Fallback::Process => Ok(Connected {
             runtime: Arc::new(super::process::LocalProcess::new()),
-            choice: RuntimeKind::Process,
-            chosen: "local processes, without any isolation".into(),
+            kind: RuntimeKind::Process,
+            description: "local processes, without any isolation".into(),
             skipped: chains(&errors),
         }),
     }
@@ -154,14 +154,14 @@ async fn connect_engine() -> Result<Connected, Vec<Error>> {
 
 #[cfg(feature = "docker")]
 fn connected(docker: super::docker::Docker, errors: &[Error]) -> Connected {
-    let choice = match docker.is_podman() {
+    let kind = match docker.is_podman() {
         true => RuntimeKind::Podman,
         false => RuntimeKind::Docker,
     };
     Connected {
-        chosen: docker.to_string(),
+        description: docker.to_string(),
         runtime: Arc::new(docker),
-        choice,
+        kind,
         skipped: chains(errors),
     }
 }
@@ -226,11 +226,11 @@ mod tests {
 
     #[cfg(feature = "process")]
     #[test]
-    fn the_choice_names_the_engines_that_were_skipped() {
+    fn the_display_names_the_engines_that_were_skipped() {
         let mut connected = Connected {
             runtime: Arc::new(super::super::process::LocalProcess::new()),
-            choice: RuntimeKind::Process,
-            chosen: "local processes".into(),
+            kind: RuntimeKind::Process,
+            description: "local processes".into(),
             skipped: vec!["no Docker".into(), "no Podman".into()],
         };
         assert_eq!(

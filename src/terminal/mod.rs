@@ -190,25 +190,25 @@ impl Terminal {
             resume: listen(SignalKind::from_raw(process::Signal::CONT.as_raw()))?,
         };
         let input = attachment.input();
-        let control = attachment.control();
+        let handle = attachment.handle();
         let raw = RawMode::enter()?;
-        if self.size().is_ok_and(|size| control.window() != Some(size)) {
-            self.redraw(&control).await;
+        if self.size().is_ok_and(|size| handle.window() != Some(size)) {
+            self.redraw(&handle).await;
         }
         let mut typed = TypedInput::new(input, KeyMatcher::new(self.keys.clone()));
         // Detaching works during the wait for the outcome too: the output may end long
         // before the outcome is known.
         let ended = async {
             show(&tty, &mut attachment, &raw).await?;
-            control.outcome().await
+            handle.outcome().await
         };
         let mut session = pin!(async {
             tokio::select! {
                 outcome = ended => Ok(SessionEnd::Ended(Box::new(outcome?))),
                 () = typed.relay(&tty) => Ok(SessionEnd::Detached),
                 number = signals.next() => Ok(SessionEnd::Signal(number)),
-                never = self.follow_size(&mut size_changes, &control) => match never {},
-                error = self.handle_job_signals(&mut job, &raw, &control) => Err(error),
+                never = self.follow_size(&mut size_changes, &handle) => match never {},
+                error = self.handle_job_signals(&mut job, &raw, &handle) => Err(error),
             }
         });
         poll_fn(|cx| {
@@ -219,12 +219,12 @@ impl Terminal {
     }
 
     /// Sets the size on the run in two steps, so that a full-screen program redraws.
-    async fn redraw(&self, control: &AttachHandle) {
+    async fn redraw(&self, handle: &AttachHandle) {
         if let Ok(size) = self.size() {
             let other = WindowSize::new(size.columns, size.rows.saturating_sub(1).max(1));
             // Errors are ignored: the run may have ended.
-            let _ = control.resize(other).await;
-            let _ = control.resize(size).await;
+            let _ = handle.resize(other).await;
+            let _ = handle.resize(size).await;
         }
     }
 
@@ -235,7 +235,7 @@ impl Terminal {
         &self,
         job: &mut JobSignals,
         raw: &RawMode,
-        control: &AttachHandle,
+        handle: &AttachHandle,
     ) -> Error {
         loop {
             tokio::select! {
@@ -251,7 +251,7 @@ impl Terminal {
                     if let Err(error) = raw.resume() {
                         return error;
                     }
-                    self.redraw(control).await;
+                    self.redraw(handle).await;
                 }
                 else => pending::<()>().await,
             }
@@ -262,7 +262,7 @@ impl Terminal {
     async fn follow_size(
         &self,
         changes: &mut Signal,
-        control: &AttachHandle,
+        handle: &AttachHandle,
     ) -> std::convert::Infallible {
         loop {
             if changes.recv().await.is_none() {
@@ -270,7 +270,7 @@ impl Terminal {
             }
             if let Ok(size) = self.size() {
                 // Errors are ignored: the run may have ended.
-                let _ = control.resize(size).await;
+                let _ = handle.resize(size).await;
             }
         }
     }

@@ -49,7 +49,7 @@ async fn an_orphan_is_found_and_removed(stage: &Stage) {
     manager.wait_recovery().await.unwrap();
     let orphans = manager.orphans().await.unwrap();
     assert_eq!(orphans.len(), 1);
-    assert_eq!(orphans[0].why, OrphanReason::NoRun);
+    assert_eq!(orphans[0].reason, OrphanReason::NoRun);
     manager.remove_orphan(&orphans[0]).await.unwrap();
     stage.is_clean().await;
 }

@@ -278,9 +278,9 @@ async fn a_terminal_follows_size_changes(stage: &Stage) {
     let (run, mut output) = manager.start_attached(spec, options).await.unwrap();
     let mut input = output.input().unwrap();
     shown(&mut output, "sized").await;
-    let control = output.control();
-    control.resize(WindowSize::new(90, 20)).await.unwrap();
-    control.resize(WindowSize::new(90, 20)).await.unwrap();
+    let handle = output.handle();
+    handle.resize(WindowSize::new(90, 20)).await.unwrap();
+    handle.resize(WindowSize::new(90, 20)).await.unwrap();
     shown(&mut output, "resized").await;
     input.write_all(b"\n").await.unwrap();
     let outcome = within(30, "the outcome", output.outcome()).await.unwrap();

@@ -28,7 +28,7 @@ async fn kept_containers_are_not_orphans() {
     let orphans = again.orphans().await.unwrap();
     assert_eq!(orphans.len(), 1);
     assert_eq!(
-        (&orphans[0].run, orphans[0].why),
+        (&orphans[0].run, orphans[0].reason),
         (gone.id(), OrphanReason::NoRun)
     );
     assert_eq!(bench.runtime.containers(), 3);
@@ -79,7 +79,7 @@ async fn only_expired_containers_are_reaped() {
     assert!(matches!(
         reaped[..],
         [ReapedContainer {
-            what: ReapAction::Stopped,
+            action: ReapAction::Stopped,
             ..
         }]
     ));
@@ -96,7 +96,7 @@ async fn only_expired_containers_are_reaped() {
     assert!(matches!(
         reaped[..],
         [ReapedContainer {
-            what: ReapAction::Removed,
+            action: ReapAction::Removed,
             ..
         }]
     ));

@@ -6,7 +6,7 @@ use crate::audit::{Action, Event, Interaction, Resume, ResumeCause};
 use crate::capture::{Capture, Progress};
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::monitor::entry::{Pipe, lock};
+use crate::monitor::entry::{PipeState, lock};
 use crate::monitor::seal::reopen_log;
 use crate::monitor::{Monitor, exec};
 use crate::outcome::Seal;
@@ -143,7 +143,7 @@ impl Monitor {
             return None;
         }
         let (action, pid) = input?;
-        *lock(&self.pipe) = Pipe::Ended;
+        *lock(&self.pipe) = PipeState::Ended;
         (action == Action::AttachInput).then(|| Event::Note {
             ts: Timestamp::now(),
             text: format!(

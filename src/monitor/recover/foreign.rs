@@ -130,7 +130,7 @@ impl Monitor {
             Ok(Ownership::Acquired(lock, file)) => {
                 self.lock = Some(lock);
                 self.snapshot
-                    .send_modify(|snapshot| snapshot.elsewhere = false);
+                    .send_modify(|snapshot| snapshot.owned_elsewhere = false);
                 let file = file.filter(|file| self.verify_runtime(&file.record).is_ok());
                 Wait::Owned(file.and_then(|file| Unwatched::new(file.record)))
             }
@@ -167,7 +167,7 @@ impl Monitor {
             }
         }
         self.snapshot.send_modify(|snapshot| {
-            snapshot.elsewhere = true;
+            snapshot.owned_elsewhere = true;
             snapshot.ownership_known = true;
         });
         Wait::Retry(unwatched)

@@ -10,7 +10,7 @@ use tokio::io::AsyncWrite;
 use tokio_util::sync::PollSender;
 
 use crate::audit::{Action, Event, StdinChunk};
-use crate::monitor::entry::{Pipe, close_stdin, lock};
+use crate::monitor::entry::{PipeState, close_stdin, lock};
 use crate::monitor::exec::StdinSlot;
 use crate::run::attach::session::Session;
 use crate::runtime::InputWriter;
@@ -182,7 +182,7 @@ impl AsyncWrite for Input {
             }
         }
         this.closed = true;
-        *lock(&this.session.run.entry.pipe) = Pipe::Ended;
+        *lock(&this.session.run.entry.pipe) = PipeState::Ended;
         Poll::Ready(Ok(()))
     }
 }
@@ -199,7 +199,7 @@ impl Drop for Input {
                 self.session.record_note(Action::InputLost, text);
             }
             close_stdin(writer);
-            *lock(&self.session.run.entry.pipe) = Pipe::Ended;
+            *lock(&self.session.run.entry.pipe) = PipeState::Ended;
         } else if let Some(slot) = &self.slot {
             *lock(&slot.writer) = Some(writer);
         }

@@ -106,7 +106,7 @@ impl Attachment {
     /// Returns a handle for use in other tasks.
     ///
     /// The session counts as attached while a handle exists.
-    pub fn control(&self) -> AttachHandle {
+    pub fn handle(&self) -> AttachHandle {
         AttachHandle(Arc::clone(&self.session))
     }
 

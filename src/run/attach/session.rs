@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::audit::{Action, Event, Interaction};
 use crate::error::{Error, Result};
-use crate::monitor::entry::{Pipe, lock};
+use crate::monitor::entry::{PipeState, lock};
 use crate::outcome::Outcome;
 use crate::run::Run;
 use crate::run::attach::input::Input;
@@ -123,9 +123,11 @@ impl Session {
         if settings.stdin == Stdin::Pipe {
             let mut pipe = lock(&run.entry.pipe);
             match *pipe {
-                Pipe::Free => *pipe = Pipe::Taken,
-                Pipe::Taken => return Err(run.no_input("its stdin is a pipe that has a writer")),
-                Pipe::Ended => return Err(run.no_input("its stdin is closed")),
+                PipeState::Free => *pipe = PipeState::Taken,
+                PipeState::Taken => {
+                    return Err(run.no_input("its stdin is a pipe that has a writer"));
+                }
+                PipeState::Ended => return Err(run.no_input("its stdin is closed")),
             }
         }
         // Recorded before the engine is asked. Otherwise, if this process died in between, the
@@ -168,13 +170,13 @@ pub(crate) const NO_STDIN_IN_SPEC: &str = "its spec does not enable stdin";
 pub(crate) const NO_STDIN_IN_RUNTIME: &str = "the runtime does not support stdin";
 
 /// Frees the writing end of a pipe unless it is forgotten.
-struct PipeReservation<'a>(&'a Mutex<Pipe>);
+struct PipeReservation<'a>(&'a Mutex<PipeState>);
 
 impl Drop for PipeReservation<'_> {
     fn drop(&mut self) {
         let mut pipe = lock(self.0);
-        if *pipe == Pipe::Taken {
-            *pipe = Pipe::Free;
+        if *pipe == PipeState::Taken {
+            *pipe = PipeState::Free;
         }
     }
 }
