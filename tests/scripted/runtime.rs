@@ -89,6 +89,18 @@ async fn a_fault_breaks_one_stream() {
     assert_eq!(second, (TEXT.to_vec(), Break::End));
 }
 
+#[tokio::test]
+async fn a_removed_image_can_be_restored() {
+    let engine = Scripted::new();
+    let spec = RunSpec::new("worker");
+    engine.prepare(&spec).await.unwrap();
+    engine.remove_image("worker");
+    let missing = engine.prepare(&spec).await;
+    assert!(matches!(missing, Err(RuntimeError::NoSuchImage { .. })));
+    engine.image("worker", Script::new());
+    engine.prepare(&spec).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_engine_that_is_down_breaks_streams() {
     let engine = Scripted::new();

@@ -35,12 +35,18 @@ impl Scripted {
 
     /// Sets the script of the containers of `image`.
     ///
-    /// A script of [`next`](Self::next) precedes it.
+    /// A script of [`next`](Self::next) precedes it. The call restores an image that
+    /// [`remove_image`](Self::remove_image) removed.
     pub fn image(&self, image: impl Into<String>, script: Script) {
-        self.world().image_scripts.insert(image.into(), script);
+        let image = image.into();
+        let mut world = self.world();
+        world.missing_images.remove(&image);
+        world.image_scripts.insert(image, script);
     }
 
     /// Removes an image. The engine cannot pull it either.
+    ///
+    /// [`image`](Self::image) restores it.
     pub fn remove_image(&self, image: impl Into<String>) {
         self.world().missing_images.insert(image.into());
     }
