@@ -11,7 +11,7 @@ pub enum RuntimeError {
     /// The engine is unreachable.
     #[error("cannot reach the engine at {address}: {reason}")]
     Unavailable {
-        /// The address of the engine.
+        /// The address of the engine, and its source if that is a variable.
         address: String,
         /// The reason, and a remedy if one is known.
         reason: String,

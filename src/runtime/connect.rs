@@ -65,6 +65,9 @@ impl fmt::Display for Connected {
 ///    names, else `$XDG_RUNTIME_DIR/podman/podman.sock`, else `/run/podman/podman.sock`.
 /// 3. Otherwise the `fallback`.
 ///
+/// A malformed or unsupported address in `DOCKER_HOST`, or in `CONTAINER_HOST` where that is used,
+/// is an error with every fallback.
+///
 /// Use one kind of runtime for each root: a manager ignores runs of another kind.
 ///
 /// ```no_run
@@ -85,9 +88,10 @@ impl fmt::Display for Connected {
 ///
 /// The call changes nothing and is cancel-safe.
 pub async fn connect(fallback: Fallback) -> Result<Connected> {
-    let errors = match connect_engine().await {
+    let errors = match connect_engine(variable).await {
         Ok(connected) => return Ok(connected),
-        Err(errors) => errors,
+        Err(NoEngine::Misconfigured(error)) => return Err(error),
+        Err(NoEngine::Unavailable(errors)) => errors,
     };
     match fallback {
         Fallback::None => Err(combine(errors)),
@@ -99,6 +103,22 @@ pub async fn connect(fallback: Fallback) -> Result<Connected> {
             skipped: chains(&errors),
         }),
     }
+}
+
+/// Returns the value of an environment variable. An empty variable counts as unset.
+fn variable(name: &str) -> Option<String> {
+    let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
+    Some(value.to_string_lossy().into_owned())
+}
+
+/// The reason that there is no engine.
+#[derive(Debug)]
+enum NoEngine {
+    /// A variable has an address that cannot be used.
+    #[cfg_attr(not(feature = "docker"), expect(dead_code))]
+    Misconfigured(Error),
+    /// The errors of the engines that were tried, in order.
+    Unavailable(Vec<Error>),
 }
 
 fn chains(errors: &[Error]) -> Vec<String> {
@@ -121,35 +141,42 @@ fn combine(mut errors: Vec<Error>) -> Error {
 }
 
 #[cfg(not(feature = "docker"))]
-async fn connect_engine() -> Result<Connected, Vec<Error>> {
+async fn connect_engine(_: impl Fn(&str) -> Option<String>) -> Result<Connected, NoEngine> {
     let error = RuntimeError::Unavailable {
         address: "any address".into(),
         reason: "moat was built without the feature `docker`".into(),
     };
-    Err(vec![error.into()])
+    Err(NoEngine::Unavailable(vec![error.into()]))
 }
 
 #[cfg(feature = "docker")]
-async fn connect_engine() -> Result<Connected, Vec<Error>> {
-    use super::docker::Docker;
+async fn connect_engine(variable: impl Fn(&str) -> Option<String>) -> Result<Connected, NoEngine> {
+    use super::docker::{Docker, check_address};
 
+    let check = |name| match variable(name) {
+        Some(address) => check_address(&address, name)
+            .map(|()| Some(address))
+            .map_err(|error| NoEngine::Misconfigured(error.into())),
+        None => Ok(None),
+    };
+    let docker_host = check("DOCKER_HOST")?;
     let mut errors = Vec::new();
     match Docker::connect().await {
         Ok(docker) => return Ok(connected(docker, &errors)),
         Err(error) => errors.push(error),
     }
-    let get = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    if get("DOCKER_HOST").is_some() {
-        return Err(errors);
+    if docker_host.is_some() {
+        return Err(NoEngine::Unavailable(errors));
     }
-    let runtime_dir = get("XDG_RUNTIME_DIR");
-    let address = podman_address(get("CONTAINER_HOST"), runtime_dir, std::path::Path::exists);
+    let container_host = check("CONTAINER_HOST")?;
+    let runtime_dir = variable("XDG_RUNTIME_DIR");
+    let address = podman_address(container_host, runtime_dir, std::path::Path::exists);
     let podman = async { Docker::connect_to(&address?).await };
     match podman.await {
         Ok(docker) => return Ok(connected(docker, &errors)),
         Err(error) => errors.push(error),
     }
-    Err(errors)
+    Err(NoEngine::Unavailable(errors))
 }
 
 #[cfg(feature = "docker")]
@@ -222,6 +249,24 @@ mod tests {
         assert_eq!(combine(vec![error()]).to_string(), one);
         let two = combine(vec![error(), error()]).to_string();
         assert!(two.ends_with(&format!("{one}; and {one}")), "{two}");
+    }
+
+    #[tokio::test]
+    async fn a_malformed_docker_host_is_an_error_with_every_fallback() {
+        let mut addresses = vec!["tcp//x", "foo://bar", "unix://", "ssh://host", " "];
+        if !cfg!(feature = "tls") {
+            addresses.push("https://host");
+        }
+        for address in addresses {
+            let variable = |name: &str| (name == "DOCKER_HOST").then(|| address.to_owned());
+            match connect_engine(variable).await {
+                Err(NoEngine::Misconfigured(error)) => {
+                    let error = error.to_string();
+                    assert!(error.contains(" (from DOCKER_HOST): "), "{error}");
+                }
+                other => panic!("{address}: {other:?}"),
+            }
+        }
     }
 
     #[cfg(feature = "process")]

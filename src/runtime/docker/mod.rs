@@ -171,10 +171,19 @@ impl Docker {
     ///
     /// Dropping the future has no effect on the engine.
     pub async fn connect_with(options: ConnectOptions) -> Result<Self> {
-        let address = options.resolve(Environment::read())?;
-        let port_host = address.host().to_owned();
-        let client = Client::connect(address).await?;
-        Ok(Self { client, port_host })
+        let environment = Environment::read();
+        let from_variable = options.uses_docker_host(&environment);
+        let connected = async {
+            let address = options.resolve(environment)?;
+            let port_host = address.host().to_owned();
+            let client = Client::connect(address).await?;
+            Ok(Self { client, port_host })
+        };
+        let connected: Result<Self, RuntimeError> = connected.await;
+        Ok(connected.map_err(|error| match from_variable {
+            true => name_source(error, "DOCKER_HOST"),
+            false => error,
+        })?)
     }
 
     /// Sets the host, by name or address, on which published ports are reached.
@@ -193,6 +202,31 @@ impl Docker {
     pub(super) fn is_podman(&self) -> bool {
         self.client.podman
     }
+}
+
+/// Checks the address in `variable`, without a connection.
+///
+/// # Errors
+///
+/// [`RuntimeError::Unavailable`] if the address is malformed or not supported.
+pub(super) fn check_address(address: &str, variable: &str) -> Result<(), RuntimeError> {
+    match ConnectOptions::default()
+        .address(address)
+        .resolve(Environment::read())
+    {
+        Ok(_) => Ok(()),
+        Err(error) => Err(name_source(error, variable)),
+    }
+}
+
+/// Adds the variable that set the address to the error of a connection.
+fn name_source(mut error: RuntimeError, variable: &str) -> RuntimeError {
+    if let RuntimeError::Unavailable { address, .. } = &mut error {
+        address.push_str(" (from ");
+        address.push_str(variable);
+        address.push(')');
+    }
+    error
 }
 
 #[async_trait]

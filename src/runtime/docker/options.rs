@@ -45,6 +45,11 @@ impl ConnectOptions {
         self
     }
 
+    /// Returns true if the address is that of `DOCKER_HOST`.
+    pub(super) fn uses_docker_host(&self, environment: &Environment) -> bool {
+        self.address.is_none() && environment.docker_host().is_some()
+    }
+
     pub(super) fn resolve(self, environment: Environment) -> Result<Address, RuntimeError> {
         let environment = match &self.certificates {
             Some(dir) => environment.with_certificates(dir.clone()),

@@ -62,6 +62,11 @@ impl Environment {
         self
     }
 
+    /// Returns `DOCKER_HOST`, if it is set.
+    pub(crate) fn docker_host(&self) -> Option<&str> {
+        self.host.as_deref()
+    }
+
     /// Returns the directory of Docker's configuration file.
     pub(crate) fn config_dir(&self) -> Option<PathBuf> {
         let home = || Some(self.home.as_ref()?.join(".docker"));
@@ -103,18 +108,29 @@ impl Address {
     pub(crate) fn parse(text: &str, environment: &Environment) -> Result<Self, RuntimeError> {
         let text = text.trim();
         Self::try_parse(text, environment).map_err(|reason| RuntimeError::Unavailable {
-            address: redacted(text),
+            address: match text {
+                "" => "\"\"".to_owned(),
+                text => redacted(text),
+            },
             reason,
         })
     }
 
     fn try_parse(text: &str, environment: &Environment) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("the address is empty: give unix://, tcp://, http:// or https://".into());
+        }
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(missing_scheme(text));
         };
         let tls = match scheme {
             "unix" => {
                 let path = Path::new(rest);
+                if rest.is_empty() {
+                    return Err(format!(
+                        "the address has no socket: give its path, such as unix://{SYSTEM_SOCKET}"
+                    ));
+                }
                 if !path.is_absolute() {
                     return Err("the path of the socket is not absolute".into());
                 }
@@ -181,15 +197,21 @@ impl fmt::Display for Address {
 }
 
 fn missing_scheme(text: &str) -> String {
-    let scheme = if text.starts_with('/') {
-        "unix://"
-    } else {
-        "tcp://"
+    let text = redacted(text);
+    for scheme in ["unix", "tcp", "https", "http"] {
+        // A scheme without its `://`, such as `tcp//db` or `unix:/run/x.sock`.
+        let rest = text.strip_prefix(scheme).unwrap_or_default();
+        let target = rest.trim_start_matches([':', '/']);
+        if !target.is_empty() && rest[..rest.len() - target.len()].contains('/') {
+            let root = if scheme == "unix" { "/" } else { "" };
+            return format!("the scheme lacks its \"://\": write {scheme}://{root}{target}");
+        }
+    }
+    let scheme = match text.starts_with('/') {
+        true => "unix://",
+        false => "tcp://",
     };
-    format!(
-        "the address has no scheme: write {scheme}{}",
-        redacted(text)
-    )
+    format!("the address has no scheme: write {scheme}{text}")
 }
 
 fn unsupported_scheme(scheme: &str) -> String {
@@ -293,7 +315,14 @@ mod tests {
         for (text, hint) in [
             ("/run/x.sock", "write unix:///run/x.sock"),
             ("db:2375", "write tcp://db:2375"),
-            ("", "no scheme"),
+            ("tcp//x", "write tcp://x"),
+            ("https:/db:1", "write https://db:1"),
+            ("unix:/run/x.sock", "write unix:///run/x.sock"),
+            ("unix//run/x.sock", "write unix:///run/x.sock"),
+            ("tcp:1", "write tcp://tcp:1"),
+            ("", "at \"\": the address is empty"),
+            (" ", "the address is empty"),
+            ("unix://", "such as unix:///var/run/docker.sock"),
             ("unix://x.sock", "not absolute"),
             ("ssh://me@db", "ssh -L"),
             (
@@ -320,6 +349,7 @@ mod tests {
         for text in [
             "tcp://me:s3cr3t@db:1",
             "me:s3cr3t@db:1",
+            "tcp//me:s3cr3t@db:1",
             "ssh://me:s3cr3t@db",
         ] {
             let error = parse(text).unwrap_err();

@@ -119,10 +119,9 @@ impl tower_service::Service<hyper::Uri> for Dialer {
 fn socket_error(path: &Path, error: &io::Error) -> Unreachable {
     let path = path.display();
     Unreachable(match error.kind() {
-        io::ErrorKind::NotFound => format!(
-            "there is no socket at {path}: is the engine running? If it listens elsewhere, set \
-             DOCKER_HOST"
-        ),
+        io::ErrorKind::NotFound => {
+            format!("there is no socket at {path}: is the engine running, and is this its socket?")
+        }
         io::ErrorKind::ConnectionRefused => {
             format!("nothing listens at {path}: is the engine running?")
         }
