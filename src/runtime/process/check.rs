@@ -54,7 +54,8 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     if !image.is_empty() {
         return Err(InvalidSpec::new(
             "image",
-            "a local process has no image; create the spec with `RunSpec::command`",
+            "the spec has an image, so it is for a container; create the spec of a local process with \
+             `RunSpec::command`",
         ));
     }
     if entrypoint.iter().flatten().chain(cmd).next().is_none() {

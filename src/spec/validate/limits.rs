@@ -63,8 +63,8 @@ impl Settings {
 
     fn validate_devices(&self) -> Result<(), InvalidSpec> {
         for device in &self.devices {
-            check_absolute_path("devices", &device.host)?;
-            check_absolute_path("devices", &device.container)?;
+            check_absolute_path("devices", "the path on the host", &device.host)?;
+            check_absolute_path("devices", "the path in the container", &device.container)?;
             let valid = !device.permissions.is_empty()
                 && device.permissions.chars().all(|c| "rwm".contains(c));
             if !valid {
@@ -118,28 +118,29 @@ impl Settings {
         if self.time_limit == Some(Duration::ZERO) {
             refuse!("time_limit", "it is zero; leave it out for no limit");
         }
-        if self.time_limit.is_some_and(|limit| limit > MAX_DURATION) {
+        if let Some(limit) = self.time_limit
+            && limit > MAX_DURATION
+        {
             refuse!(
                 "time_limit",
-                "it is over 100 years; leave it out for no limit"
+                "{limit:?} is over 100 years; leave it out for no limit"
             );
         }
-        if self
-            .silence_limit
-            .is_some_and(|limit| limit < Duration::from_secs(1) || limit > MAX_DURATION)
+        if let Some(limit) = self.silence_limit
+            && !(Duration::from_secs(1)..=MAX_DURATION).contains(&limit)
         {
             refuse!(
                 "silence_limit",
-                "it is under a second or over 100 years; leave it out for no limit"
+                "{limit:?}: the range is 1 s to 100 years; leave it out for no limit"
             );
         }
-        if self.sample.is_some_and(|interval| {
-            interval < Duration::from_millis(100) || interval > MAX_DURATION
-        }) {
-            refuse!("sample", "it is under 100 ms or over 100 years");
+        if let Some(interval) = self.sample
+            && !(Duration::from_millis(100)..=MAX_DURATION).contains(&interval)
+        {
+            refuse!("sample", "{interval:?}: the range is 100 ms to 100 years");
         }
         if self.stop_grace > MAX_DURATION {
-            refuse!("stop_grace", "it is over 100 years");
+            refuse!("stop_grace", "{:?} is over 100 years", self.stop_grace);
         }
         if self.output_limit.is_some_and(|limit| limit.bytes == 0) {
             refuse!("output_limit", "it is zero; leave it out for no limit");

@@ -35,8 +35,6 @@ impl RunSpec {
     ///
     /// [`InvalidSpec`], which names the first invalid field and the reason.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
-        self.settings.validate()?;
-        check_env(self.environment())?;
         if let Some(patch) = &self.patch {
             if !patch.is_object() {
                 refuse!("engine_patch", "a patch must be a JSON object");
@@ -48,6 +46,8 @@ impl RunSpec {
                 );
             }
         }
+        self.settings.validate()?;
+        check_env(self.environment())?;
         self.validate_size()
     }
 
@@ -103,12 +103,13 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-fn check_absolute_path(field: &str, path: &str) -> Result<(), InvalidSpec> {
+/// Checks a path. `object` names its place in the field: `the target`.
+fn check_absolute_path(field: &str, object: &str, path: &str) -> Result<(), InvalidSpec> {
     if path.contains('\0') {
-        refuse!(field, "{} contains a NUL byte", Quoted(path));
+        refuse!(field, "{object} {} contains a NUL byte", Quoted(path));
     }
     if !path.starts_with('/') {
-        refuse!(field, "{} is not an absolute path", Quoted(path));
+        refuse!(field, "{object} {} is not an absolute path", Quoted(path));
     }
     Ok(())
 }
@@ -210,6 +211,23 @@ mod tests {
         ] {
             let (named, reason) = refused(bad);
             assert_eq!(named, field, "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_reason_names_the_wrong_value() {
+        for (bad, expected) in [
+            (spec().bind("here", "/x"), "the source \"here\" is not"),
+            (spec().bind("/x", "here"), "the target \"here\" is not"),
+            (spec().env("A=B", "x"), "after \"A\""),
+            (
+                spec().silence_limit(Duration::from_millis(999)),
+                "999ms: the range is 1 s",
+            ),
+            (RunSpec::new(""), "the image and the command are empty"),
+        ] {
+            let (_, reason) = refused(bad);
+            assert!(reason.contains(expected), "{reason}");
         }
     }
 

@@ -11,7 +11,7 @@ impl Settings {
         let mut targets = HashSet::new();
         for mount in &self.mounts {
             let target = mount.target();
-            check_absolute_path("mounts", target)?;
+            check_absolute_path("mounts", "the target", target)?;
             let components: Vec<_> = Path::new(target).components().collect();
             if components.contains(&Component::ParentDir) {
                 refuse!("mounts", "{} contains \"..\"; resolve it", Quoted(target));
@@ -34,7 +34,7 @@ fn check_source(mount: &Mount) -> Result<(), InvalidSpec> {
             let Some(source) = source.to_str() else {
                 refuse!("mounts", "{} is not UTF-8", source.display());
             };
-            check_absolute_path("mounts", source)?;
+            check_absolute_path("mounts", "the source", source)?;
         }
         Mount::Volume { name, .. } if !is_volume_name(name) => refuse!(
             "mounts",

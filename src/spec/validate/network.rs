@@ -39,7 +39,11 @@ impl Settings {
                 refuse!("ports", "port {host} of the host is used twice");
             }
             if port.container == 0 {
-                refuse!("ports", "the container's port is 0");
+                refuse!(
+                    "ports",
+                    "the container's port is 0; give the port on which the container listens (the port on \
+                     the host is a free one by default)"
+                );
             }
             if let Some(address) = &port.address
                 && address.parse::<IpAddr>().is_err()

@@ -8,12 +8,17 @@ pub(in crate::spec) fn check_env<'a>(
     env: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> Result<(), InvalidSpec> {
     for (name, value) in env {
-        // The value is a secret. An invalid name may hold one too, so neither is in an error.
         if name.is_empty() {
             refuse!("env", "a variable has an empty name");
         }
-        if name.contains('=') || name.contains('\0') {
-            refuse!("env", "a variable's name contains '=' or a NUL byte");
+        // The value is a secret, as may be the text after a stray '=' or NUL byte in the name.
+        if let Some((start, _)) = name.split_once(['=', '\0']) {
+            refuse!(
+                "env",
+                "the name of a variable contains '=' or a NUL byte, after {}; give the name and \
+                 the value separately",
+                Quoted(start)
+            );
         }
         if value.contains('\0') {
             refuse!("env", "the value of {} contains a NUL byte", Quoted(name));
@@ -35,7 +40,8 @@ impl Settings {
         if self.image.is_empty() && self.cmd.is_empty() && entrypoint().count() == 0 {
             refuse!(
                 "image",
-                "it is empty; name an image, such as \"busybox:1.36\""
+                "the image and the command are empty; name an image, such as \"busybox:1.36\", or \
+                 give the command of a local process"
             );
         }
         check_image(&self.image)?;
@@ -47,7 +53,7 @@ impl Settings {
             }
         }
         if let Some(path) = &self.workdir {
-            check_absolute_path("workdir", path)?;
+            check_absolute_path("workdir", "the path", path)?;
         }
         Ok(())
     }

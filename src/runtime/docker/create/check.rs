@@ -15,7 +15,8 @@ pub(crate) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     if settings.image.is_empty() {
         return Err(InvalidSpec::new(
             "image",
-            "the image is empty: give one, such as \"busybox:1.36\"",
+            "the spec has no image, so it is for a local process; create the spec with \
+             `RunSpec::new` and an image, such as \"busybox:1.36\"",
         ));
     }
     arguments(spec)?;
