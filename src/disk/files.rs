@@ -124,7 +124,15 @@ fn create_dirs_with(path: &Path, mode: u32) -> Result<()> {
         create_dirs_with(parent, 0o777)?;
     }
     match create_dir_with(path, mode) {
-        Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => {}
+        Err(error) if error.io_kind() == Some(io::ErrorKind::AlreadyExists) => {
+            if !path.is_dir() {
+                let source = io::Error::new(
+                    io::ErrorKind::NotADirectory,
+                    "this path exists and is not a directory",
+                );
+                return Err(Error::storage("create", path, source));
+            }
+        }
         created => created?,
     }
     match sync_dir(parent) {

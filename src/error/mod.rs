@@ -27,7 +27,7 @@ pub enum Error {
     InvalidSpec(#[from] InvalidSpec),
 
     /// The root has a run of this id. Use another id.
-    #[error("cannot create run {run}: {} already exists", path.display())]
+    #[error("cannot create run {run}: {} already exists; use another id", path.display())]
     RunExists {
         /// The run.
         run: RunId,
@@ -206,7 +206,10 @@ impl Error {
         }
     }
 
-    /// Returns the messages of the error and of all its causes, on one line.
+    /// Returns the messages of the error and of all its causes, joined by `: `.
+    ///
+    /// The text is one line, except for [`Failed`](Self::Failed) and
+    /// [`NotReady`](Self::NotReady), which add the last lines of the output.
     pub fn chain(&self) -> String {
         chain(self)
     }
@@ -216,7 +219,8 @@ impl Outcome {
     /// Converts an outcome other than exit code 0 into an error.
     ///
     /// The message of the error has the ending of the run and its last lines. A gap in the audit
-    /// file is not an error: see [`Seal::verdict`](crate::outcome::Seal).
+    /// file is not an error: see [`Seal::verdict`](crate::outcome::Seal). A pending seal is not an
+    /// error either: see [`Outcome::sealed`].
     ///
     /// # Errors
     ///
@@ -231,7 +235,7 @@ impl Outcome {
     }
 }
 
-/// Returns the messages of `error` and of all its causes, on one line.
+/// Returns the messages of `error` and of all its causes, joined by `: `.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

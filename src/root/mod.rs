@@ -10,6 +10,7 @@ mod summary;
 mod sweep;
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -61,16 +62,44 @@ pub struct RunInfo {
     pub problem: Option<String>,
 }
 
+/// Returns the error of a path that is not a root, or `None` if `root.json` exists.
+fn not_a_root(path: &Path) -> Option<Error> {
+    let missing = |error: &io::Error| error.kind() == ErrorKind::NotFound;
+    let (kind, reason) = match fs::metadata(path) {
+        Err(error) if missing(&error) => (ErrorKind::NotFound, "it does not exist"),
+        Ok(entry) if !entry.is_dir() => (ErrorKind::NotADirectory, "it is not a directory"),
+        Ok(_)
+            if path
+                .join(ROOT_FILE)
+                .symlink_metadata()
+                .is_err_and(|error| missing(&error)) =>
+        {
+            (
+                ErrorKind::NotFound,
+                "it is not a root, because it has no root.json",
+            )
+        }
+        _ => return None,
+    };
+    let source = io::Error::new(kind, reason);
+    Some(Error::storage("open the root", path, source))
+}
+
 impl Root {
     /// Opens an existing root.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] if `root.json` cannot be read, [`Error::Damaged`] if it is malformed.
+    /// [`Error::Storage`] if the directory is not a root or `root.json` cannot be read;
+    /// [`Error::Damaged`] if `root.json` is malformed.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let file = path.join(ROOT_FILE);
-        let root: RootFile = parse(&file, &read(&file, MAX_RECORD_BYTES)?)?;
+        let bytes = match read(&file, MAX_RECORD_BYTES) {
+            Err(error) => return Err(not_a_root(&path).unwrap_or(error)),
+            Ok(bytes) => bytes,
+        };
+        let root: RootFile = parse(&file, &bytes)?;
         Ok(Self {
             path,
             id: root.root,
@@ -92,6 +121,11 @@ impl Root {
             let created = disk::write_atomic(&temporary, &to_json_line(&root)).and_then(|()| {
                 disk::link(&temporary, &file)
                     .map_err(|error| Error::storage("create", &file, error))
+            });
+            // The caller knows the root, and not the temporary file.
+            let created = created.map_err(|error| match error {
+                Error::Storage { source, .. } => Error::storage("create a root in", &path, source),
+                error => error,
             });
             let _ = disk::remove_file(&temporary);
             // The process that was first may have swept the temporary files of this one, so only a
@@ -393,7 +427,25 @@ mod tests {
     #[test]
     fn the_error_for_a_directory_without_a_root_has_its_path() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Root::open(dir.path()).unwrap_err().to_string();
-        assert!(error.contains(dir.path().to_str().unwrap()), "{error}");
+        let error = |path: &Path| Root::open(path).unwrap_err().chain();
+        let path = dir.path().display();
+        assert_eq!(
+            error(dir.path()),
+            format!("cannot open the root {path}: it is not a root, because it has no root.json")
+        );
+        assert_eq!(
+            error(&dir.path().join("missing")),
+            format!("cannot open the root {path}/missing: it does not exist")
+        );
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert_eq!(
+            error(&dir.path().join("file")),
+            format!("cannot open the root {path}/file: it is not a directory")
+        );
+        let file = dir.path().join("file");
+        assert_eq!(
+            Root::open_or_create(file).unwrap_err().chain(),
+            format!("cannot create {path}/file: this path exists and is not a directory")
+        );
     }
 }
