@@ -38,6 +38,15 @@ const LAST_LINES: usize = 20;
 /// ];
 /// ```
 ///
+/// There is no check of an HTTP response. Poll the published port instead, with any HTTP client:
+///
+/// ```ignore
+/// let url = format!("http://{}/health", run.port(8080).await?);
+/// while !reqwest::get(&url).await.is_ok_and(|response| response.status().is_success()) {
+///     tokio::time::sleep(Duration::from_millis(100)).await;
+/// }
+/// ```
+///
 /// [`Manager::service`]: crate::manager::Manager::service
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ready {
@@ -194,10 +203,13 @@ impl Run {
             .min_by_key(SocketAddr::is_ipv6)
             .or(inspection.on_host_network.then_some(on_host))
             .ok_or_else(|| {
-                not_found(format!(
-                    "run {} does not publish port {port}, or is not running",
-                    self.id()
-                ))
+                let run = self.id();
+                not_found(match inspection.status {
+                    ContainerStatus::Running => format!(
+                        "run {run} does not publish port {port}; publish it with `RunSpec::port`"
+                    ),
+                    _ => format!("run {run} is not running"),
+                })
             })?;
         if !published.ip().is_unspecified() {
             return Ok(published);
@@ -249,6 +261,14 @@ impl Run {
                 let reason = format!("it {} before {condition}", outcome.ending);
                 (reason, Some(Box::new(outcome)))
             }
+            Readiness::Unsealed => {
+                let outcome = self.outcome(&self.entry.snapshot.borrow());
+                let reason = format!(
+                    "it {} before {condition}, and its log is not sealed yet",
+                    outcome.ending
+                );
+                (reason, Some(Box::new(outcome)))
+            }
             Readiness::TimedOut => {
                 let seconds = ready.timeout.as_secs_f64();
                 let failure = last_failure.map(|failure| format!(" ({failure})"));
@@ -263,9 +283,9 @@ impl Run {
             run: self.id().clone(),
             reason,
             last_lines: match &outcome {
-                Some(outcome) => outcome.last_lines.clone(),
+                Some(outcome) if outcome.sealed().is_some() => outcome.last_lines.clone(),
                 // An unreadable audit file must not hide why the run is not ready.
-                None => self.last_lines(LAST_LINES).await.unwrap_or_default(),
+                _ => self.last_lines(LAST_LINES).await.unwrap_or_default(),
             },
             outcome,
             audit: self.audit(),
@@ -321,7 +341,11 @@ impl Run {
         let mut output = self.attach_with(options).await?;
         let mut unmatched = PerStream::<Vec<u8>>::default();
         while let Some(item) = output.next().await {
-            match item? {
+            let item = match item {
+                Err(Error::NotSealed { .. }) => return Ok(Readiness::Unsealed),
+                item => item?,
+            };
+            match item {
                 Attached::Chunk(chunk) => {
                     let unmatched = &mut unmatched[chunk.stream];
                     unmatched.extend_from_slice(&chunk.bytes);
@@ -346,6 +370,8 @@ enum Readiness {
     Never(String),
     /// The run ended first.
     Ended,
+    /// The run ended first, and its seal is overdue. The log may lack output.
+    Unsealed,
     TimedOut,
 }
 

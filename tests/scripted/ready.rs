@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use moat::runtime::scripted::Script;
 use moat::runtime::{Health, RuntimeError};
-use moat::sink::Memory;
+use moat::sink::{Faulty, Jsonl, Memory, SinkCall, SinkFault};
 use moat::state::State;
 use moat::{Error, Manager, Ready, RunSpec, Service};
 use testkit::deadline::{eventually, within};
@@ -114,6 +114,29 @@ async fn an_exit_before_readiness_is_an_error() {
 }
 
 #[tokio::test]
+async fn an_overdue_seal_is_an_error_with_the_last_lines() {
+    let bench = Bench::new();
+    let sink = Faulty::new(Jsonl::new());
+    sink.fault(SinkFault::error().on([SinkCall::Seal]));
+    let manager = bench.builder().sink(sink.clone());
+    let manager = manager.seal_timeout(SECOND / 5).open().await.unwrap();
+    let script = Script::new().stderr("no room\n").exit(3);
+    let run = bench.start(&manager, script, named("db")).await;
+    let ready = run.wait_ready(Ready::line("up"));
+    let error = within(20, "the error", ready).await.unwrap_err();
+    let (words, code, _) = not_ready(error);
+    assert_eq!(code, Some(3));
+    assert!(
+        words.contains(
+            "it exited with code 3 before it printed \"up\", and its log is not sealed yet"
+        ),
+        "{words}"
+    );
+    assert!(words.ends_with("\n  no room"), "{words}");
+    sink.clear_faults();
+}
+
+#[tokio::test]
 async fn a_timeout_reports_the_last_lines() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
@@ -199,6 +222,7 @@ async fn a_port_is_ready_when_connections_stay_open() {
             "{}",
             error.chain()
         );
+        assert!(error.to_string().contains("does not publish port 81"));
     }
     assert!(run.port_on("bridge", 80).await.is_err());
     run.kill().await.unwrap();
