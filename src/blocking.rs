@@ -1,5 +1,10 @@
 //! Managers and runs for code that is not async, such as plain `#[test]`s.
 //!
+//! The module has a part of the API: open a root, get and recover runs, start, wait, stop and kill
+//! them, check readiness, look up ports, read the last lines, and services. Attach, exec, copy,
+//! events, removal and pruning are async only. [`Root`](crate::root::Root) and
+//! [`Follow`](crate::audit::Follow), which read runs and logs, are blocking anyway.
+//!
 //! Each call behaves like the async call of the same name, and blocks the calling thread until it
 //! completes. One thread drives all waits.
 //!

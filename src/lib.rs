@@ -86,7 +86,7 @@
 //!
 //! Opening a root recovers the runs that a previous process left: it resumes the log of a container
 //! that still runs, and seals all others. Recovery never starts a container. [`Root`] reads a root
-//! without an engine, while other processes own its runs.
+//! without an engine, while other processes own its runs. Its methods block.
 //!
 //! ```no_run
 //! use moat::{Fallback, Manager, Root};
@@ -97,21 +97,27 @@
 //! for run in manager.wait_recovery().await? {
 //!     println!("{} {:?}", run.id(), run.state());
 //! }
-//! for info in Root::open("runs")?.list()? {
-//!     println!("{} {} owned: {}", info.run, info.status, info.owned);
-//! }
 //! # Ok(())
 //! # }
+//!
+//! fn list() -> moat::Result<()> {
+//!     for info in Root::open("runs")?.list()? {
+//!         println!("{} {} owned: {}", info.run, info.status, info.owned);
+//!     }
+//!     Ok(())
+//! }
 //! ```
 //!
 //! # Read and verify a log
 //!
 //! `logs.jsonl` has one JSON object per line, in the [published format](guide::audit_format). The last
-//! line seals the file with the SHA-256 digest of all bytes before it.
+//! line seals the file with the SHA-256 digest of all bytes before it. [`audit::verify`] and the
+//! iterator of [`audit::Follow::records`] block; [`audit::Follow::into_stream`] does not.
 //!
 #![cfg_attr(feature = "process", doc = "```")]
 #![cfg_attr(not(feature = "process"), doc = "```ignore")]
 //! use moat::audit::{Follow, LogState, Record, verify};
+//! use std::path::Path;
 //! # use moat::{LocalProcess, Manager, RunSpec};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -120,15 +126,19 @@
 //! # let manager = Manager::open(dir.path(), LocalProcess::new()).await?;
 //! # let run = manager.start(RunSpec::command(["echo", "hello"])).await?;
 //! # run.wait().await?;
-//! let log = run.dir().join("logs.jsonl");
-//! for record in Follow::new(&log).records()? {
-//!     if let Record::Output(output) = record? {
-//!         println!("{} {:?}", output.ts, output.bytes);
-//!     }
-//! }
-//! assert!(matches!(verify(&log)?.state, LogState::Sealed(_)));
+//! # print(&run.dir().join("logs.jsonl"))?;
 //! # Ok(())
 //! # }
+//!
+//! fn print(log: &Path) -> moat::Result<()> {
+//!     for record in Follow::new(log).records()? {
+//!         if let Record::Output(output) = record? {
+//!             println!("{} {:?}", output.ts, output.bytes);
+//!         }
+//!     }
+//!     assert!(matches!(verify(log)?.state, LogState::Sealed(_)));
+//!     Ok(())
+//! }
 //! ```
 //!
 //! # Test without an engine
@@ -162,7 +172,7 @@
 //! | `docker` | yes | `runtime::docker`: Docker, and Podman's Docker-compatible socket |
 //! | `process` | yes | `runtime::process`: local child processes, without any isolation |
 //! | `tls` | no | engines that require TLS |
-//! | `blocking` | no | `blocking`: managers, runs and services for code that is not async |
+//! | `blocking` | no | `blocking`: start, wait, stop and services for code that is not async |
 //! | `terminal` | no | `terminal`: your terminal attached to a run |
 //! | `testing` | no | `runtime::scripted` and `sink::Faulty`, for tests |
 //! | `conformance` | no | `conformance`: contract tests for runtimes and sinks that you write |

@@ -24,7 +24,8 @@
 //!
 //! The suite does not depend on a test framework. The loop can be the body of a `#[tokio::test]`,
 //! or a framework that lists tests at run time can list each case as a test. With tokio's
-//! clock paused, the cases of a test double take no time.
+//! clock paused, the cases of a test double take no time. `#[tokio::test(start_paused = true)]`
+//! needs tokio's feature `test-util`. The cases open no manager, so nothing else is necessary.
 //!
 //! # Limits
 //!

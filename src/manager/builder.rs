@@ -101,8 +101,8 @@ impl ManagerBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] if the root cannot be created or read; [`Error::Damaged`] if the
-    /// directory is not a root.
+    /// [`Error::Storage`] if the root cannot be created or read; [`Error::Damaged`] if its
+    /// `root.json` is malformed.
     ///
     /// # Cancel safety
     ///
@@ -154,6 +154,10 @@ impl ManagerBuilder {
 
 impl Manager {
     /// Opens a root with default settings, and creates it if it does not exist.
+    ///
+    /// An existing directory becomes a root: moat adds `root.json`. Use a directory for moat
+    /// alone, because a subdirectory whose name is a valid [`RunId`](crate::spec::RunId) counts
+    /// as a run.
     ///
     /// Returns without waiting for recovery. In the background, the manager recovers the runs
     /// that a dead process has left. If the container of a run still runs, the log is resumed.

@@ -22,6 +22,9 @@ const LAST_LINES: usize = 20;
 /// Created by [`Manager::service`]. Dropping a service stops its run and removes the
 /// container.
 ///
+/// A run whose log has a gap keeps its container by default, also after an
+/// [output limit](RunSpec::output_limit): see [`KeepContainer`](crate::spec::KeepContainer).
+///
 /// If the thread is panicking, as in a failing test, the drop prints the last lines of the
 /// run and the path of its audit file to stderr. `cargo test` shows them with the failure.
 ///

@@ -75,6 +75,9 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     /// Passing the seal to `visit` is optional. An incomplete record at the end is removed from
     /// the log.
     ///
+    /// A sink that stores nothing, such as a display, returns [`Resumed::Absent`]. Use such a sink
+    /// on the best-effort side of a [`Fanout`], which does not need its log for recovery.
+    ///
     /// # Errors
     ///
     /// [`Error::Damaged`](crate::Error::Damaged) if a sealed log does not match its seal. The log

@@ -415,6 +415,9 @@ impl RunSpec {
     }
 
     /// Limits the output, in bytes over all streams. Default: no limit.
+    ///
+    /// Output past the limit is a gap. By default, a run with a gap keeps its container: see
+    /// [`KeepContainer::OnGap`]. Set [`keep`](Self::keep) to have the container removed.
     pub fn output_limit(mut self, bytes: u64, action: LimitAction) -> Self {
         self.settings.output_limit = Some(OutputLimit::new(bytes, action));
         self

@@ -1,7 +1,12 @@
 //! A runtime whose containers follow scripts, to test faults that an engine cannot produce.
 //!
 //! [`Scripted`] runs no process. Its containers write, pause and exit by the clock of tokio, so a
-//! test with a paused clock is exact and takes no time.
+//! test with a paused clock is exact and takes no time. For a paused clock:
+//!
+//! - Enable tokio's feature `test-util`, and use `#[tokio::test(start_paused = true)]`.
+//! - Give the manager the tokio runtime of the test:
+//!   `Manager::builder(..).runtime_handle(tokio::runtime::Handle::current())`. By default, the
+//!   tasks of a manager have their own threads, whose clock is not paused.
 //!
 //! ```
 //! use moat::runtime::scripted::{Script, Scripted};
