@@ -34,7 +34,7 @@ use crate::root::{Root, RunFile, RunInfo};
 use crate::run::Run;
 use crate::run::attach::session::{NO_STDIN_IN_RUNTIME, NO_STDIN_IN_SPEC, Recording, Session};
 use crate::run::attach::{AttachOptions, Attachment, Input};
-use crate::runtime::{InputWriter, Runtime, check_spec};
+use crate::runtime::{InputWriter, Runtime};
 use crate::spec::{RunId, RunSpec, Settings, Stdin};
 
 /// The state of a run on disk.
@@ -160,7 +160,8 @@ impl Manager {
     ) -> Result<(Run, Option<Attachment>)> {
         let context = self.context();
         self.check_open()?;
-        check_spec(&spec, &*context.runtime)?;
+        spec.validate()?;
+        context.runtime.validate(&spec)?;
         let id = spec.run_id().cloned().unwrap_or_else(RunId::generate);
         let (entry, monitor) = context.monitor(context.place(&id));
         let run = self.handle(Arc::clone(&entry));

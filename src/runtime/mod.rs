@@ -87,8 +87,7 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Checks the parts of `spec` that depend on this runtime.
     ///
-    /// The check makes no request to the engine. The other parts of `spec` may be invalid: see
-    /// [`RunSpec::validate`].
+    /// The check makes no request to the engine.
     /// [`RuntimeView::new`](crate::spec::RuntimeView::new) gives access to the secrets of `spec`.
     ///
     /// # Errors
@@ -329,20 +328,4 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
 fn unsupported(runtime: &'static str, operation: &'static str) -> RuntimeError {
     RuntimeError::Unsupported { runtime, operation }
-}
-
-/// Checks a spec for `runtime`, before anything is created.
-pub(crate) fn check_spec(spec: &RunSpec, runtime: &dyn Runtime) -> Result<(), InvalidSpec> {
-    let Err(invalid) = spec.validate() else {
-        return runtime.validate(spec);
-    };
-    // A malformed patch is never passed to a runtime.
-    if invalid.field == "engine_patch" {
-        return Err(invalid);
-    }
-    // If the runtime does not support a setting, no value of it is valid.
-    match runtime.validate(spec) {
-        Err(unsupported) if unsupported.field == invalid.field => Err(unsupported),
-        _ => Err(invalid),
-    }
 }

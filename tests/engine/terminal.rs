@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use moat::Root;
 use moat::state::RunStatus;
@@ -338,7 +337,7 @@ async fn an_exec_has_its_own_terminal(stage: &Stage) {
 /// `seq 1 1000000 | run --interactive IMAGE -- cat`
 async fn piped_input_takes_bounded_memory(stage: &Stage) {
     let all: String = (1..=1_000_000).map(|n| format!("{n}\n")).collect();
-    let (input, output) = (stage.dir.path().join("in"), stage.dir.path().join("out"));
+    let [input, output, errors] = ["in", "out", "err"].map(|name| stage.dir.path().join(name));
     fs::write(&input, &all).unwrap();
     let mut child = std::process::Command::new(example("run"))
         .arg("--root")
@@ -348,11 +347,12 @@ async fn piped_input_takes_bounded_memory(stage: &Stage) {
         .args(["--", "cat"])
         .stdin(fs::File::open(&input).unwrap())
         .stdout(fs::File::create(&output).unwrap())
-        .stderr(Stdio::null())
+        .stderr(fs::File::create(&errors).unwrap())
         .spawn()
         .unwrap();
     let peak = testkit::examples::peak(&mut child);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let code = child.wait().unwrap().code();
+    assert_eq!(code, Some(0), "{}", fs::read_to_string(&errors).unwrap());
     assert_bytes(&fs::read(&output).unwrap(), all.as_bytes());
     assert!(peak > 0 && peak < 40 << 10, "{peak} KiB resident");
     let audit = Audit::read(&audit_path(stage)).unwrap();

@@ -35,6 +35,8 @@ impl RunSpec {
     ///
     /// [`InvalidSpec`], which names the first invalid field and the reason.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
+        self.settings.validate()?;
+        check_env(self.environment())?;
         if let Some(patch) = &self.patch {
             if !patch.is_object() {
                 refuse!("engine_patch", "a patch must be a JSON object");
@@ -46,8 +48,6 @@ impl RunSpec {
                 );
             }
         }
-        self.settings.validate()?;
-        check_env(self.environment())?;
         self.validate_size()
     }
 
