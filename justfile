@@ -52,8 +52,9 @@ features:
     tree=$(cargo tree --locked --package moat --edges normal --no-default-features --features process --prefix none); \
         ! grep -E '^(bollard|hyper) ' <<<"$tree"
 
-# The API documentation
+# The API documentation, with all features and without any
 docs:
+    RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --package moat --no-default-features --no-deps
     RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --package moat --all-features --no-deps
 
 # The API documentation as docs.rs builds it (rustup toolchain install nightly)

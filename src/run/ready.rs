@@ -152,7 +152,14 @@ impl Run {
     ///
     /// Cancel-safe.
     ///
-    /// [`Docker::with_port_host`]: crate::runtime::docker::Docker::with_port_host
+    #[cfg_attr(
+        feature = "docker",
+        doc = "[`Docker::with_port_host`]: crate::runtime::docker::Docker::with_port_host"
+    )]
+    #[cfg_attr(
+        not(feature = "docker"),
+        doc = "[`Docker::with_port_host`]: crate::runtime"
+    )]
     pub async fn port(&self, port: u16) -> Result<SocketAddr> {
         let inspection = self.inspect().await?;
         Ok(self.resolve_port(&inspection, None, port).await?)
