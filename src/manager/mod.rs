@@ -194,12 +194,10 @@ impl Manager {
     /// Fails if the manager refuses new runs.
     fn check_open(&self) -> Result<()> {
         let context = self.context();
-        let refuses =
-            context.closing.is_cancelled() || context.stopping.load(Ordering::Acquire) > 0;
-        match refuses {
-            true => Err(Error::Closed),
-            false => Ok(()),
+        if context.closing.is_cancelled() || context.stopping.load(Ordering::Acquire) > 0 {
+            return Err(Error::Closed);
         }
+        Ok(())
     }
 
     /// Claims the id of a new run in this manager.

@@ -65,20 +65,15 @@ pub struct RunInfo {
 /// Returns the error of a path that is not a root, or `None` if `root.json` exists.
 fn not_a_root(path: &Path) -> Option<Error> {
     let missing = |error: &io::Error| error.kind() == ErrorKind::NotFound;
+    let file = path.join(ROOT_FILE);
+    let has_no_file = || file.symlink_metadata().is_err_and(|error| missing(&error));
     let (kind, reason) = match fs::metadata(path) {
         Err(error) if missing(&error) => (ErrorKind::NotFound, "it does not exist"),
         Ok(entry) if !entry.is_dir() => (ErrorKind::NotADirectory, "it is not a directory"),
-        Ok(_)
-            if path
-                .join(ROOT_FILE)
-                .symlink_metadata()
-                .is_err_and(|error| missing(&error)) =>
-        {
-            (
-                ErrorKind::NotFound,
-                "it is not a root, because it has no root.json",
-            )
-        }
+        Ok(_) if has_no_file() => (
+            ErrorKind::NotFound,
+            "it is not a root, because it has no root.json",
+        ),
         _ => return None,
     };
     let source = io::Error::new(kind, reason);
