@@ -4,9 +4,10 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use testkit::audit::Audit;
+use testkit::deadline::wait_for;
 use testkit::examples;
 
-use crate::place::{Place, Process, assert_code, audited, output, text, wait_for};
+use crate::place::{Place, Process, assert_code, audited, output, text};
 
 testkit::trials! {
     crate::anywhere:

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use testkit::deadline::wait_for;
 use testkit::{engine, examples, image};
 
 /// A directory with a root. Dropped, it removes the containers of the root.
@@ -143,18 +143,6 @@ pub fn audit_of(output: &Output) -> PathBuf {
     let last = stderr.lines().last().unwrap_or_default();
     let path = last.strip_prefix("audit: ");
     PathBuf::from(path.unwrap_or_else(|| panic!("no audit in the last line: {stderr}")))
-}
-
-/// Waits until `condition` is true, for at most 60 s.
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "60 s passed before {what}"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Waits until the audit file has `text`.

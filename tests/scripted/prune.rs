@@ -10,6 +10,18 @@ use moat::{Error, Manager, RunId, ShutdownMode};
 
 use crate::bench::{Bench, named, sealed, spec};
 
+/// The runs that a prune removed.
+fn ids(pruned: &PruneReport) -> Vec<&str> {
+    let removed = pruned.removed.iter();
+    removed.map(|(run, _)| run.as_str()).collect()
+}
+
+/// The runs that a prune kept, and the reasons.
+fn kept(pruned: &PruneReport) -> Vec<(&str, &SkipReason)> {
+    let kept = pruned.kept.iter();
+    kept.map(|(run, reason)| (run.as_str(), reason)).collect()
+}
+
 #[tokio::test]
 async fn prune_removes_the_oldest_sealed_runs() {
     let bench = Bench::new();
@@ -22,10 +34,6 @@ async fn prune_removes_the_oldest_sealed_runs() {
         .await;
     let damaged = bench.file("d", "logs.jsonl");
     std::fs::write(&damaged, b"{}\n").unwrap();
-    let ids = |pruned: &PruneReport| {
-        let ids = pruned.removed.iter().map(|(run, _)| run.to_string());
-        ids.collect::<Vec<_>>()
-    };
     let all = PruneOptions::new()
         .older_than(Duration::ZERO)
         .keep(0)
@@ -47,11 +55,7 @@ async fn prune_removes_the_oldest_sealed_runs() {
     assert_eq!(ids(&manager.prune(fits).await.unwrap()), ["b"]);
     let pruned = manager.prune(all).await.unwrap();
     assert_eq!(ids(&pruned), ["c"]);
-    let why: Vec<_> = pruned
-        .kept
-        .iter()
-        .map(|(run, why)| (run.as_str(), why))
-        .collect();
+    let why = kept(&pruned);
     assert!(
         matches!(
             why[..],
@@ -80,13 +84,8 @@ async fn a_failed_removal_costs_no_newer_run() {
     };
     bench.runtime.fault(Call::Remove, Fault::Error(busy));
     let pruned = manager.prune(PruneOptions::new().keep(1)).await.unwrap();
-    let removed: Vec<_> = pruned.removed.iter().map(|(run, _)| run.as_str()).collect();
-    assert_eq!(removed, ["b"]);
-    let kept: Vec<_> = pruned
-        .kept
-        .iter()
-        .map(|(run, reason)| (run.as_str(), reason))
-        .collect();
+    assert_eq!(ids(&pruned), ["b"]);
+    let kept = kept(&pruned);
     assert!(
         matches!(
             kept[..],

@@ -26,6 +26,23 @@ pub async fn eventually<T>(
     }
 }
 
+/// Polls `condition` until it is true, on this thread.
+///
+/// # Panics
+///
+/// Panics after 60 s.
+#[track_caller]
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "60 s passed before {what}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Waits for the value of `future`.
 ///
 /// # Panics

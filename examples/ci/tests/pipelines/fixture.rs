@@ -5,12 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use quick_junit::{Report, TestCase, TestCaseStatus};
 use tempfile::TempDir;
 
 use testkit::audit::Audit;
+use testkit::deadline::wait_for;
 use testkit::{busybox, engine};
 
 pub struct Fixture {
@@ -228,17 +228,6 @@ pub fn assert_code(output: &Output, code: i32) {
 
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_secs(60),
-            "timed out waiting for {what}"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Waits until the run has printed `line`.

@@ -3,9 +3,8 @@
 use std::fs;
 use std::process::Command;
 
-use crate::fixture::{
-    Fixture, Process, assert_code, run, text, wait_for, wait_for_line, wait_for_text,
-};
+use crate::fixture::{Fixture, Process, assert_code, run, text, wait_for_line, wait_for_text};
+use testkit::deadline::wait_for;
 use testkit::engine;
 
 testkit::trials! {
