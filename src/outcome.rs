@@ -261,10 +261,32 @@ pub enum Verdict {
     ///
     /// In lines marked `lossy`, the engine's log replaced bytes.
     Lossy,
+    /// Nothing shows that output is missing, and nothing proves that it is not.
+    ///
+    /// The capture ended normally, but the engine gives no proof of its end. See
+    /// [`Evidence::Eof`].
+    Unproven,
     /// Output is or may be missing.
     ///
     /// The `gap` records name the range and the reason.
     Gap,
+}
+
+impl Verdict {
+    /// Returns the verdict of a file, from the number of its gaps, its lossy records, and the
+    /// evidence in its seal.
+    ///
+    /// The most severe finding wins: a reader must learn first that bytes may be missing.
+    pub(crate) fn of(gaps: u64, lossy: bool, evidence: Evidence) -> Self {
+        match evidence {
+            _ if gaps > 0 => Self::Gap,
+            Evidence::Eof | Evidence::None => Self::Unproven,
+            _ if lossy => Self::Lossy,
+            Evidence::NeverStarted | Evidence::EndMarker | Evidence::Tail | Evidence::Replay => {
+                Self::Complete
+            }
+        }
+    }
 }
 
 impl fmt::Display for Verdict {
@@ -272,6 +294,7 @@ impl fmt::Display for Verdict {
         f.write_str(match self {
             Self::Complete => "complete",
             Self::Lossy => "lossy",
+            Self::Unproven => "unproven",
             Self::Gap => "gap",
         })
     }
@@ -284,11 +307,17 @@ impl fmt::Display for Verdict {
 pub enum Evidence {
     /// The container never ran, so there was no output.
     NeverStarted,
-    /// The attachment ended, and the tail of the engine's log matches it.
+    /// The source of the output marked its end, after the last byte.
+    ///
+    /// A connection that breaks or is cut has no such marker.
+    EndMarker,
+    /// The engine's log has no more records than the capture, and its tail matches.
     Tail,
     /// The engine's log was read from start to end after the exit.
     Replay,
-    /// The attachment ended, and there was no log to compare with.
+    /// The attachment ended without an error, and nothing else shows that it was complete.
+    ///
+    /// A connection that a proxy closes early ends in the same way.
     Eof,
     /// The captured output could not be checked.
     None,
@@ -298,6 +327,7 @@ impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NeverStarted => "never started",
+            Self::EndMarker => "the end marker of the output",
             Self::Tail => "the tail of the engine's log",
             Self::Replay => "the whole log of the engine",
             Self::Eof => "the end of the attachment",

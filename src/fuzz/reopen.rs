@@ -132,7 +132,7 @@ fn append_and_seal(dir: &Path, records: &mut Vec<Record>, partial: bool, bytes: 
         ts: Timestamp::now(),
         exit: Ending::Exited(Exit::with_code(0)),
         verdict: Verdict::Complete,
-        evidence: Evidence::None,
+        evidence: Evidence::Replay,
         records: open.records,
         bytes: open.bytes,
         gaps: open.gaps,

@@ -46,15 +46,8 @@ pub(super) struct SealFacts {
 }
 
 /// Builds the seal of a run's log or of an exec's log. The log adds its digest.
-///
-/// A gap outranks a lossy line: a reader must learn first that bytes may be
-/// missing.
 pub(super) fn build_seal(progress: &Progress, facts: SealFacts) -> Seal {
-    let verdict = match progress {
-        Progress { gaps: 1.., .. } => Verdict::Gap,
-        Progress { lossy: true, .. } => Verdict::Lossy,
-        _ => Verdict::Complete,
-    };
+    let verdict = Verdict::of(progress.gaps, progress.lossy, facts.evidence);
     let started = progress.started.as_ref();
     Seal {
         ts: Timestamp::now(),
