@@ -37,7 +37,7 @@ impl<R: Runtime> Runtime for Unprivileged<R> {
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created> {
         self.0.create(request).await
     }
-    async fn attach(&self, id: &Id, tty: bool) -> Result<OutputStream> { self.0.attach(id, tty).await }
+    async fn attach(&self, id: &Id, tty: bool) -> Result<AttachedOutput> { self.0.attach(id, tty).await }
     async fn start(&self, id: &Id) -> Result<()> { self.0.start(id).await }
     async fn wait(&self, id: &Id) -> Result<WaitStatus> { self.0.wait(id).await }
     async fn inspect(&self, id: &Id) -> Result<Inspection> { self.0.inspect(id).await }
@@ -45,6 +45,9 @@ impl<R: Runtime> Runtime for Unprivileged<R> {
     async fn continuity(&self, id: &Id) -> Result<Continuity> { self.0.continuity(id).await }
     async fn logs(&self, id: &Id, request: LogsRequest) -> Result<OutputStream> {
         self.0.logs(id, request).await
+    }
+    async fn log_has_at_most(&self, id: &Id, tty: bool, records: u64) -> Result<bool> {
+        self.0.log_has_at_most(id, tty, records).await
     }
     async fn signal(&self, id: &Id, signal: &str) -> Result<()> { self.0.signal(id, signal).await }
     async fn remove(&self, id: &Id, force: bool) -> Result<()> { self.0.remove(id, force).await }

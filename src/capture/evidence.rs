@@ -1,21 +1,20 @@
 //! The proof that a tap is complete: the captured output ends as the engine's log does.
 
 use super::Progress;
-use super::fidelity::count_log_records;
 use super::lines::LineAssembler;
 use crate::outcome::{PerStream, Stream};
-use crate::runtime::{Chunk, LogFidelity};
+use crate::runtime::{Chunk, LogFidelity, LogsRequest};
 
-/// The number of records to compare at the end of the log.
-pub(crate) const TAIL_RECORDS: u32 = 64;
+/// The number of records to compare at the end of a long log.
+const TAIL_RECORDS: u32 = 64;
 
-/// The last records of an engine's log, by stream.
+/// The end of an engine's log, by stream.
 #[derive(Debug, Default)]
-pub(crate) struct Tail {
+pub(crate) struct LogEnd {
     bytes: PerStream<Vec<u8>>,
 }
 
-impl Tail {
+impl LogEnd {
     /// Adds a chunk of the log's end.
     pub(crate) fn push(&mut self, chunk: &Chunk) {
         self.bytes[chunk.stream].extend_from_slice(&chunk.bytes);
@@ -28,62 +27,88 @@ impl Tail {
             .map(|stream| self.bytes[stream].len())
             .sum()
     }
+}
 
-    /// Returns true if the tail proves that the capture is complete.
+/// The result of a comparison of a capture with the end of the engine's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    /// The log has all of the captured output, and nothing else.
+    Equal,
+    /// Both end with the same bytes. A tap that was cut at an earlier repetition of these bytes
+    /// ends with them, too.
     ///
-    /// Then every byte of the log is in a record, or in an open line of `lines`.
+    /// The capture is complete if the log has at most this many records.
+    EqualEnd { records: u64 },
+    /// The log ends with other bytes, or its end cannot be compared.
+    Different,
+}
+
+/// The end that the engine's log must have if the capture is complete.
+#[derive(Debug)]
+pub(crate) struct ExpectedEnd {
+    /// The last captured bytes, in their logged form.
+    recent: PerStream<Vec<u8>>,
+    /// True if these are all captured bytes.
+    is_all: bool,
+    /// The smallest number of records that can hold the captured output.
     ///
-    /// If the tail is the whole log, the capture must equal it. Otherwise each captured stream must
-    /// end with its tail, and the tail must not repeat itself: a tap that was cut at one of many
-    /// identical lines ends with the same bytes.
-    pub(crate) fn agrees(
-        &self,
-        progress: &Progress,
-        lines: &LineAssembler,
-        fidelity: LogFidelity,
-    ) -> bool {
-        let records: usize = Stream::ALL
-            .into_iter()
-            .map(|stream| count_log_records(&self.bytes[stream]))
-            .sum();
-        let is_whole_log = records < TAIL_RECORDS as usize;
-        Stream::ALL.into_iter().all(|stream| {
-            let tail = &self.bytes[stream];
+    /// An engine stores at most one line in a record, and a long line in several.
+    records: u64,
+}
+
+impl ExpectedEnd {
+    pub(super) fn new(progress: &Progress, lines: &LineAssembler, fidelity: LogFidelity) -> Self {
+        let mut expected = Self {
+            recent: PerStream::default(),
+            is_all: true,
+            records: 0,
+        };
+        for stream in Stream::ALL {
             let position = &progress.streams[stream];
-            let captured = position.logged_recent(fidelity, lines.open_parts(stream));
-            let total = position.logged + (captured.len() - position.recent().len()) as u64;
-            let has_all = total == captured.len() as u64;
-            if has_all && (is_whole_log || tail.len() > captured.len()) {
-                return &captured == tail;
-            }
-            let common = captured.len().min(tail.len());
-            let comparable = common > 0 || (tail.is_empty() && !is_whole_log);
-            comparable
-                && captured.ends_with(&tail[tail.len() - common..])
-                && !repeats(tail)
-                && !occurs_earlier(&captured, tail)
-        })
+            let recent = position.logged_recent(fidelity, lines.open_parts(stream));
+            let unrecorded = (recent.len() - position.recent().len()) as u64;
+            expected.is_all &= position.logged + unrecorded == recent.len() as u64;
+            let has_open_line = recent.last().is_some_and(|byte| *byte != b'\n');
+            expected.records += position.lines + u64::from(has_open_line);
+            expected.recent[stream] = recent;
+        }
+        expected
     }
-}
 
-/// Returns true if `tail` also occurs in `captured` before its end.
-///
-/// Then a tap that was cut at the earlier position ends with the same bytes as a complete one.
-fn occurs_earlier(captured: &[u8], tail: &[u8]) -> bool {
-    !tail.is_empty()
-        && tail.len() < captured.len()
-        && memchr::memmem::find(&captured[..captured.len() - 1], tail).is_some()
-}
+    /// Returns the request for the part of the log to compare: all of a short log.
+    pub(crate) fn request(&self, tty: bool) -> LogsRequest {
+        match self.is_all {
+            true => LogsRequest::all(tty),
+            false => LogsRequest::tail(tty, TAIL_RECORDS),
+        }
+    }
 
-/// Returns true if `tail` repeats with a period of at most half its lines.
-fn repeats(tail: &[u8]) -> bool {
-    let lines: Vec<&[u8]> = tail.split_inclusive(|byte| *byte == b'\n').collect();
-    (1..=lines.len() / 2).any(|period| {
-        lines[period..]
-            .iter()
-            .zip(&lines)
-            .all(|(later, earlier)| later == earlier)
-    })
+    /// Compares with the answer to the [`request`](Self::request).
+    pub(crate) fn compare(&self, log: &LogEnd) -> Comparison {
+        let agrees = |stream| {
+            let (recent, log) = (&self.recent[stream], &log.bytes[stream]);
+            if self.is_all {
+                return recent == log;
+            }
+            match log.is_empty() {
+                // The stream may be quiet. The end of its last line must be in the log's end.
+                true => recent.last().is_none_or(|byte| *byte == b'\n'),
+                false => {
+                    let common = recent.len().min(log.len());
+                    common > 0 && recent.ends_with(&log[log.len() - common..])
+                }
+            }
+        };
+        if log.len() == 0 && !self.is_all || !Stream::ALL.into_iter().all(agrees) {
+            return Comparison::Different;
+        }
+        match self.is_all {
+            true => Comparison::Equal,
+            false => Comparison::EqualEnd {
+                records: self.records,
+            },
+        }
+    }
 }
 
 #[cfg(test)]
@@ -93,30 +118,56 @@ mod tests {
     use crate::audit::Batch;
     use crate::timestamp::Timestamp;
 
-    fn captured(bytes: &[u8]) -> (Progress, LineAssembler) {
+    /// Output, by stream, in the order in which it was printed.
+    type Output = Vec<(Stream, Vec<u8>)>;
+
+    fn expected(output: &Output) -> ExpectedEnd {
         let mut lines = LineAssembler::default();
         let mut progress = Progress::default();
         let mut batch = Batch::new();
-        lines.push(Timestamp::now(), Stream::Stdout, bytes, &mut batch);
+        for (stream, bytes) in output {
+            lines.push(Timestamp::now(), *stream, bytes, &mut batch);
+        }
         progress.observe_batch(&batch);
-        (progress, lines)
+        ExpectedEnd::new(&progress, &lines, LogFidelity::Utf8Lossy)
     }
 
-    fn agrees(captured_bytes: &[u8], log: &[u8]) -> bool {
-        let (progress, lines) = captured(captured_bytes);
-        // The engine counts records of 16 KiB. The last lines are close enough for this test.
-        let lines_of_log: Vec<&[u8]> = log.split_inclusive(|b| *b == b'\n').collect();
-        let from = lines_of_log.len().saturating_sub(TAIL_RECORDS as usize);
-        let mut tail = Tail::default();
-        for line in &lines_of_log[from..] {
+    /// The records of a log of lines that are shorter than a record.
+    fn records(output: &Output) -> Output {
+        let lines = output.iter().flat_map(|(stream, bytes)| {
+            let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+            lines.map(|line| (*stream, line.to_vec()))
+        });
+        lines.collect()
+    }
+
+    fn compare(captured: &Output, log: &Output) -> Comparison {
+        let expected = expected(captured);
+        let records = records(log);
+        let tail = expected.request(false).tail.unwrap_or(u32::MAX) as usize;
+        let mut end = LogEnd::default();
+        for (stream, record) in &records[records.len().saturating_sub(tail)..] {
             let mut bytes = Vec::new();
-            logged(LogFidelity::Utf8Lossy, 0, line, &mut bytes);
-            tail.push(&Chunk {
-                stream: Stream::Stdout,
-                bytes: bytes.into(),
-            });
+            logged(LogFidelity::Utf8Lossy, 0, record, &mut bytes);
+            let bytes = bytes.into();
+            let stream = *stream;
+            end.push(&Chunk { stream, bytes });
         }
-        tail.agrees(&progress, &lines, LogFidelity::Utf8Lossy)
+        expected.compare(&end)
+    }
+
+    /// Returns true if the end of the log and its number of records prove that `captured` is
+    /// complete.
+    fn proves(captured: &Output, log: &Output) -> bool {
+        match compare(captured, log) {
+            Comparison::Equal => true,
+            Comparison::EqualEnd { records: most } => records(log).len() as u64 <= most,
+            Comparison::Different => false,
+        }
+    }
+
+    fn stdout(bytes: impl Into<Vec<u8>>) -> Output {
+        vec![(Stream::Stdout, bytes.into())]
     }
 
     fn numbered(lines: usize) -> Vec<u8> {
@@ -126,57 +177,89 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_proves_a_complete_tap() {
+    fn the_log_proves_a_complete_tap() {
+        let both = |lines: usize| {
+            vec![
+                (Stream::Stderr, numbered(3)),
+                (Stream::Stdout, numbered(lines)),
+            ]
+        };
         for (case, output) in [
             ("nothing", Vec::new()),
-            ("short", numbered(3)),
-            ("long", numbered(50_000)),
-            ("open line", [numbered(1000), b"prompt> ".to_vec()].concat()),
+            ("short", stdout(numbered(3))),
+            ("long", stdout(numbered(50_000))),
+            (
+                "open line",
+                stdout([numbered(50_000), b"> ".to_vec()].concat()),
+            ),
             (
                 "bad bytes",
-                [numbered(1000), b"\xff\xfe x\n".to_vec()].concat(),
+                stdout([numbered(50_000), b"\xff x\n".to_vec()].concat()),
             ),
-            ("identical but few", b"y\n".repeat(20)),
-            (
-                "long lines",
-                (0..9)
-                    .flat_map(|n| {
-                        [
-                            n.to_string().as_bytes(),
-                            "é".repeat(20_000).as_bytes(),
-                            b"\n",
-                        ]
-                        .concat()
-                    })
-                    .collect(),
-            ),
+            ("identical", stdout(b"y\n".repeat(100_000))),
+            ("short, both streams", both(3)),
+            ("long, one stream quiet", both(50_000)),
         ] {
-            assert!(agrees(&output, &output), "{case}");
+            assert!(proves(&output, &output), "{case}");
         }
     }
 
     #[test]
-    fn the_tail_never_proves_a_cut_tap() {
-        let output = numbered(2000);
-        for cut in [0, 1, 7, output.len() / 2, output.len() - 1] {
-            assert!(!agrees(&output[..cut], &output), "cut at {cut}");
+    fn no_cut_tap_is_complete() {
+        let block = |lines: usize, times: usize| numbered(lines).repeat(times);
+        let foreign = |times: usize| [block(300, times), b"other\n".to_vec()].concat();
+        for (case, output) in [
+            ("numbered", numbered(30_000)),
+            ("one line", b"y\n".repeat(100_000)),
+            ("two lines", b"a\nb\n".repeat(50_000)),
+            ("blocks of 64 lines", block(64, 400)),
+            ("blocks of 4,096 lines", block(4096, 4)),
+            ("blocks of 65,536 lines", block(65_536, 2)),
+            ("a foreign line between blocks", foreign(60).repeat(3)),
+            ("short blocks", block(20, 2)),
+            ("short", b"y\n".repeat(20)),
+        ] {
+            let line_ends = output
+                .iter()
+                .enumerate()
+                .filter(|(_, byte)| **byte == b'\n');
+            let line_ends: Vec<_> = line_ends.map(|(at, _)| at + 1).collect();
+            let step = line_ends.len().div_ceil(40);
+            let cuts = line_ends.iter().rev().skip(1).step_by(step).copied();
+            for cut in cuts.chain([0, 1, 3, output.len() / 2, output.len() - 1]) {
+                let captured = stdout(&output[..cut]);
+                assert!(
+                    !proves(&captured, &stdout(&*output)),
+                    "{case}, cut at {cut}"
+                );
+            }
         }
-        let short = numbered(3);
-        for cut in 0..short.len() {
-            assert!(!agrees(&short[..cut], &short), "cut at {cut}");
-        }
-        let identical = b"y\n".repeat(100_000);
-        assert!(!agrees(&identical[..2000], &identical));
-        let cycle = b"a\nb\nc\n".repeat(1000);
-        assert!(!agrees(&cycle[..600], &cycle));
-        let block = numbered(100);
-        assert!(!agrees(&block.repeat(3), &block.repeat(4)));
+    }
+
+    #[test]
+    fn an_open_line_that_the_end_does_not_show_proves_nothing() {
+        let stderr = |text: &str| (Stream::Stderr, text.as_bytes().to_vec());
+        let output = stdout(numbered(50_000)).swap_remove(0);
+        let captured = vec![stderr("50 %"), output.clone()];
+        assert!(!proves(&captured, &vec![stderr("50 %\n"), output.clone()]));
+        let captured = vec![stderr("50 %\n"), output.clone()];
+        assert!(proves(&captured, &captured));
     }
 
     #[test]
     fn a_log_without_its_end_proves_nothing() {
-        let output = numbered(2000);
-        assert!(!agrees(&output, &output[..output.len() - 9]));
-        assert!(!agrees(&output, b""));
+        for lines in [20, 50_000] {
+            let output = numbered(lines);
+            let cut = stdout(&output[..output.len() - 9]);
+            assert!(!proves(&stdout(output.clone()), &cut));
+            assert!(!proves(&stdout(output), &Vec::new()));
+        }
+    }
+
+    #[test]
+    fn long_lines_need_at_least_a_record_each() {
+        let line = ["é".repeat(20_000).into_bytes(), b"\n".to_vec()].concat();
+        let output = stdout(line.repeat(9));
+        assert_eq!(expected(&output).records, 9);
     }
 }

@@ -41,17 +41,6 @@ pub(super) fn replace_invalid(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// The number of records in which a log that splits lines stores `bytes`.
-pub(super) fn count_log_records(bytes: &[u8]) -> usize {
-    bytes
-        .split_inclusive(|byte| *byte == b'\n')
-        .map(|line| {
-            let length = line.strip_suffix(b"\n").unwrap_or(line).len();
-            length.div_ceil(LOG_RECORD_BYTES).max(1)
-        })
-        .sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ mod signals;
 mod source;
 mod stats;
 
-pub(crate) use evidence::{TAIL_RECORDS, Tail};
+pub(crate) use evidence::{Comparison, LogEnd};
 pub(crate) use hub::{Hub, LiveChunk, LiveReceiver};
 #[cfg(any(test, fuzzing, feature = "__bench"))]
 pub(crate) use lines::LineAssembler;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::evidence::ExpectedEnd;
 use super::hub::{Hub, LiveChunk};
 use super::lines::LineAssembler;
 use super::progress::Progress;
@@ -180,6 +181,11 @@ impl Capture {
     /// The open lines.
     pub(crate) fn lines(&self) -> &LineAssembler {
         &self.lines
+    }
+
+    /// The end that the engine's log must have if the capture is complete.
+    pub(crate) fn expected_end(&self, fidelity: LogFidelity) -> ExpectedEnd {
+        ExpectedEnd::new(&self.progress, &self.lines, fidelity)
     }
 
     /// The bytes of each stream past the output limit.

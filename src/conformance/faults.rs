@@ -8,7 +8,7 @@ pub(super) mod errors {
     use tokio::time::timeout;
 
     use crate::conformance::runtime_fixture::{RuntimeFixture, within};
-    use crate::conformance::{Abort, Behavior, ensure, fail};
+    use crate::conformance::{Abort, Behavior, ensure, fail, skip};
     use crate::error::{RuntimeError, chain};
     use crate::runtime::{ContainerStatus, CreateRequest, LogsRequest};
     use crate::spec::{ContainerId, RunId, RunSpec};
@@ -162,6 +162,45 @@ pub(super) mod errors {
         match end.await? {
             Err(error) => ensure(!error.is_definitive(), || chain(&error)),
             Ok(()) => Ok(()),
+        }
+    }
+
+    pub(crate) async fn lost_connection_has_no_end_marker(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        fixture.require_attach()?;
+        let mut marked = None;
+        // An engine may mark the end of a terminal's output only.
+        for tty in [false, true] {
+            let behavior = Behavior::new().out("ready\n").waits_for_signal();
+            let behavior = if tty { behavior.tty() } else { behavior };
+            let container = fixture.create(&behavior).await?;
+            let output = fixture.runtime.attach(&container, tty).await?;
+            if output.end_marker {
+                fixture.runtime.start(&container).await?;
+                marked = Some(output.stream);
+                break;
+            }
+        }
+        let Some(mut output) = marked else {
+            return skip("the runtime has no end markers");
+        };
+        let first = within("the first output", output.next()).await?;
+        ensure(matches!(first, Some(Ok(_))), || {
+            format!("the attachment yielded {first:?}")
+        })?;
+        fixture.harness.take_down().await?;
+        let end = within("the end of the stream", async {
+            loop {
+                match output.next().await {
+                    Some(Ok(_)) => {}
+                    end => return end,
+                }
+            }
+        });
+        match end.await? {
+            Some(Err(error)) => ensure(!error.is_definitive(), || chain(&error)),
+            _ => fail("the attachment ended as with its end marker"),
         }
     }
 

@@ -158,7 +158,7 @@ pub(super) mod exec {
         let spec = spec(fixture, &behavior)?;
         let container = fixture.start_ready(Behavior::new()).await?;
         let StartedExec { id, output, .. } = fixture.runtime.exec(&container, &spec).await?;
-        let got = collect(output).await?;
+        let got = collect(output.stream).await?;
         ensure_bytes("stdout", &got.stdout, b"out\n")?;
         ensure_bytes("stderr", &got.stderr, b"err\n")?;
         let code = eventually("the exec ends", || async {
@@ -182,7 +182,7 @@ pub(super) mod exec {
         end(&mut input).await?;
         ensure_bytes(
             "stdout",
-            &collect(started.output).await?.stdout,
+            &collect(started.output.stream).await?.stdout,
             &every_byte(),
         )
     }

@@ -274,6 +274,7 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
             return_the_last_records_of_a_tail: "A tail returns the last records of the log",
             follow_new_output: "With `follow`, `logs` returns past and new output, and ends with the container",
             are_empty_before_the_start: "The log of a container that has not started is empty",
+            have_no_more_records_than_reported: "`log_has_at_most` is never true of a log with more records",
             label_terminal_output_by_tty: "The log labels output as terminal output by `tty` alone",
             are_refused_without_a_backstop: "Without a backstop, `logs` fails with a definitive error",
         }
@@ -319,6 +320,7 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
             unreachable_engine_is_inconclusive: "Every call fails with an inconclusive error if the engine is unreachable",
             interrupted_wait_is_inconclusive: "A `wait` whose connection breaks is inconclusive",
             lost_connection_ends_the_stream: "A stream ends when its connection breaks, with no definitive error",
+            lost_connection_has_no_end_marker: "An attachment with an end marker ends with an error when its connection breaks",
             silent_engine_times_out: "Every call to a silent engine fails within 30 s with an inconclusive error",
         }
     }

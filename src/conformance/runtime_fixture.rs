@@ -139,7 +139,7 @@ impl RuntimeFixture {
         let container = self
             .create_with(&self.root, &RunId::generate(), &spec)
             .await?;
-        let output = self.runtime.attach(&container, behavior.tty).await?;
+        let output = self.runtime.attach(&container, behavior.tty).await?.stream;
         self.runtime.start(&container).await?;
         Ok((container, output))
     }
@@ -190,7 +190,7 @@ impl RuntimeFixture {
     ) -> Result<(ContainerId, OutputStream), Abort> {
         self.require_attach()?;
         let container = self.create(behavior).await?;
-        let output = self.runtime.attach(&container, behavior.tty).await?;
+        let output = self.runtime.attach(&container, behavior.tty).await?.stream;
         self.runtime.start(&container).await?;
         Ok((container, output))
     }

@@ -54,7 +54,7 @@ pub(super) mod attach {
             format!("attaching changed the status to {:?}", inspection.status)
         })?;
         fixture.runtime.start(&container).await?;
-        ensure_bytes("stdout", &collect(output).await?.stdout, b"late\n")
+        ensure_bytes("stdout", &collect(output.stream).await?.stdout, b"late\n")
     }
 
     pub(crate) async fn delivers_the_first_output(fixture: &RuntimeFixture) -> Result<(), Abort> {
@@ -290,6 +290,23 @@ pub(super) mod logs {
             .read_log(&container, LogsRequest::all(false))
             .await?;
         ensure_bytes("stdout", &log.stdout, EMPTY)
+    }
+
+    pub(crate) async fn have_no_more_records_than_reported(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        const RECORDS: u64 = 40;
+        fixture.require_logs()?;
+        let behavior = (0..RECORDS).fold(Behavior::new(), |behavior, _| behavior.out("same\n"));
+        let container = fixture.run_to_exit(&behavior.pause(DRAIN_TIME)).await?;
+        for records in [0, 1, RECORDS / 2, RECORDS - 1] {
+            let proven = fixture.runtime.log_has_at_most(&container, false, records);
+            let proven = proven.await?;
+            ensure(!proven, || {
+                format!("a log of {RECORDS} records has at most {records}")
+            })?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn label_terminal_output_by_tty(

@@ -2,9 +2,9 @@
 
 use crate::fuzz::Input;
 use crate::outcome::Stream;
-use crate::runtime::docker::output::demux::{
-    CHUNK_BYTES, Demux, FramingError, HEADER_BYTES, MAX_ERROR_BYTES,
-};
+use crate::runtime::docker::output::FramingError;
+use crate::runtime::docker::output::chunks::CHUNK_BYTES;
+use crate::runtime::docker::output::demux::{Demux, HEADER_BYTES, MAX_ERROR_BYTES};
 
 /// The output of the demultiplexer: sequences of bytes of one stream, then an error.
 #[derive(Debug, Default, PartialEq)]

@@ -6,14 +6,15 @@
 use tokio::time::{Duration, Instant};
 
 use crate::audit::{Gap, GapReason};
+use crate::capture::PumpEnd;
 use crate::monitor::StartTimes;
 use crate::outcome::{Ending, Evidence, PerStream, Stream};
 use crate::runtime::{DrainLimit, LogFidelity};
 
 /// Maximum time between the end of a whole tap and the end of its container.
 ///
-/// An attach stream has no length, so a proxy that cuts it produces a clean end
-/// too. A tap that ends earlier than this does not prove that it is whole.
+/// A raw attachment has no end marker, so a proxy that cuts it produces a clean
+/// end too. A tap that ends earlier than this may have been cut.
 pub(super) const EOF_TOLERANCE: Duration = Duration::from_secs(1);
 
 /// Margin by which an engine may cut off output before its declared limit.
@@ -39,11 +40,32 @@ impl From<&Ending> for EndingKind {
     }
 }
 
+/// The way in which the tap ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TapEndKind {
+    /// The tap ended with an error, or was given up.
+    Broken,
+    /// The tap ended without an error. A connection that a proxy cuts ends in the same way.
+    Clean,
+    /// The tap ended with an end marker, which follows the last byte.
+    Marked,
+}
+
+impl TapEndKind {
+    /// `end_marker` is true if a clean end of the stream is its end marker.
+    pub(super) fn new(end: &PumpEnd, end_marker: bool) -> Self {
+        match end {
+            PumpEnd::Eof if end_marker => Self::Marked,
+            PumpEnd::Eof => Self::Clean,
+            _ => Self::Broken,
+        }
+    }
+}
+
 /// The end of the tap, relative to the end of the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TapEnd {
-    /// The stream ended without an error.
-    pub(super) clean: bool,
+    pub(super) kind: TapEndKind,
     /// Time from the end of the tap to the end of the container, or zero.
     pub(super) lead: Duration,
     /// Time from the end of the container to the end of the tap, or zero.
@@ -51,9 +73,9 @@ pub(super) struct TapEnd {
 }
 
 impl TapEnd {
-    pub(super) fn new(clean: bool, at: Instant, container_end: Instant) -> Self {
+    pub(super) fn new(kind: TapEndKind, at: Instant, container_end: Instant) -> Self {
         Self {
-            clean,
+            kind,
             lead: container_end.saturating_duration_since(at),
             lag: at.saturating_duration_since(container_end),
         }
@@ -104,11 +126,21 @@ pub(super) struct EndFacts {
 }
 
 impl EndFacts {
-    /// Returns true if the tap ended cleanly, no earlier than the container, and
-    /// everything it delivered is recorded.
-    pub(super) fn tap_is_whole(&self) -> bool {
-        let whole = |tap: TapEnd| tap.clean && tap.lead < EOF_TOLERANCE;
-        self.tap.is_some_and(whole) && !self.lost_records
+    /// Returns true if the tap ended with its end marker, and everything it
+    /// delivered is recorded.
+    pub(super) fn tap_is_proven(&self) -> bool {
+        self.tap.is_some_and(|tap| tap.kind == TapEndKind::Marked) && !self.lost_records
+    }
+
+    /// Returns true if nothing suggests that the tap was cut: it ended cleanly, no
+    /// earlier than the container, and everything it delivered is recorded.
+    pub(super) fn tap_seems_whole(&self) -> bool {
+        let seems_whole = |tap: TapEnd| match tap.kind {
+            TapEndKind::Broken => false,
+            TapEndKind::Clean => tap.lead < EOF_TOLERANCE,
+            TapEndKind::Marked => true,
+        };
+        self.tap.is_some_and(seems_whole) && !self.lost_records
     }
 }
 
@@ -132,14 +164,14 @@ pub(super) struct Finding {
 }
 
 impl Finding {
-    fn whole(evidence: Evidence) -> Self {
+    fn without_gap(evidence: Evidence) -> Self {
         Self {
             evidence,
             gaps: Vec::new(),
         }
     }
 
-    fn unproven(gap: MissingOutput) -> Self {
+    fn of_gap(gap: MissingOutput) -> Self {
         Self {
             evidence: Evidence::None,
             gaps: vec![gap],
@@ -212,11 +244,11 @@ pub(super) struct OutputTotals {
 pub(super) fn without_container(ending: EndingKind) -> Finding {
     match ending {
         // The container may have run: its id is lost, and its log with it.
-        EndingKind::Lost => Finding::unproven(MissingOutput::certain(GapReason::LogUnreadable)),
+        EndingKind::Lost => Finding::of_gap(MissingOutput::certain(GapReason::LogUnreadable)),
         // The id is recorded before the start is requested, so a container without
         // a recorded id was never started.
         EndingKind::NeverStarted | EndingKind::Exited | EndingKind::Removed => {
-            Finding::whole(Evidence::NeverStarted)
+            Finding::without_gap(Evidence::NeverStarted)
         }
     }
 }
@@ -227,7 +259,9 @@ pub(super) fn decide(facts: &EndFacts) -> Decision {
     use Decision::Settled;
 
     match facts.ending {
-        EndingKind::NeverStarted => return Settled(Finding::whole(Evidence::NeverStarted)),
+        EndingKind::NeverStarted => return Settled(Finding::without_gap(Evidence::NeverStarted)),
+        // The marker followed the last byte, whatever happened to the container since.
+        _ if facts.tap_is_proven() => return Settled(Finding::without_gap(Evidence::EndMarker)),
         // The engine deletes the log with the container.
         EndingKind::Removed => return Settled(tap_alone(facts, GapReason::Removed)),
         EndingKind::Exited | EndingKind::Lost => {}
@@ -246,17 +280,17 @@ pub(super) fn decide(facts: &EndFacts) -> Decision {
         EngineLog::Unreadable => return Settled(tap_alone(facts, GapReason::LogUnreadable)),
         EngineLog::Readable(fidelity) => fidelity,
     };
-    let whole = facts.tap_is_whole();
+    let seems_whole = facts.tap_seems_whole();
     // Past the limit the capture only counts bytes, so its last records are not
     // the tail of the log. The count is exact, and the log adds nothing. After a
     // resumed log the count is uncertain: a replay counts again.
-    if facts.limit_reached && !facts.resumed && whole {
-        return Settled(Finding::whole(Evidence::Eof));
+    if facts.limit_reached && !facts.resumed && seems_whole {
+        return Settled(Finding::without_gap(Evidence::Eof));
     }
-    // The tail is the cheap proof: it takes 1 ms, also on a million lines. If the
-    // wait was interrupted, the engine was out of reach for a time and the tap
+    // The tail and the number of records are the cheap proof: on a million lines, they
+    // take 30 ms, and a replay takes seconds. If the wait was interrupted, the engine was out of reach for a time and the tap
     // proves less, so the whole log is read.
-    if whole && !facts.interrupted {
+    if seems_whole && !facts.interrupted {
         return Decision::CompareTail(fidelity);
     }
     Decision::Replay(fidelity)
@@ -264,11 +298,11 @@ pub(super) fn decide(facts: &EndFacts) -> Decision {
 
 /// Decides what follows a comparison with the tail of the engine's log.
 ///
-/// A tail that does not agree proves nothing: it may repeat itself, or not be
-/// readable in time. The replay decides.
+/// A tail that does not agree proves nothing: it may not be readable in time. The
+/// replay decides.
 pub(super) fn after_tail(agrees: bool, fidelity: LogFidelity) -> Decision {
     match agrees {
-        true => Decision::Settled(Finding::whole(Evidence::Tail)),
+        true => Decision::Settled(Finding::without_gap(Evidence::Tail)),
         false => Decision::Replay(fidelity),
     }
 }
@@ -280,16 +314,16 @@ pub(super) fn after_replay(facts: &EndFacts, end: ReplayEnd) -> Finding {
     match end {
         ReplayEnd::Complete {
             started_again: false,
-        } => Finding::whole(Evidence::Replay),
+        } => Finding::without_gap(Evidence::Replay),
         // The replay may have captured output of the other execution.
         ReplayEnd::Complete {
             started_again: true,
-        } => Finding::unproven(MissingOutput::certain(GapReason::StartedAgain)),
+        } => Finding::of_gap(MissingOutput::certain(GapReason::StartedAgain)),
         ReplayEnd::Removed => tap_alone(facts, GapReason::Removed),
         // A replay was needed because the tap alone was in doubt. A whole tap
         // makes the gap only possible.
-        ReplayEnd::Refused { reason } => Finding::unproven(MissingOutput {
-            possible: facts.tap_is_whole(),
+        ReplayEnd::Refused { reason } => Finding::of_gap(MissingOutput {
+            possible: facts.tap_seems_whole(),
             detail: Some(reason),
             ..MissingOutput::certain(GapReason::LogUnreadable)
         }),
@@ -301,8 +335,9 @@ pub(super) fn conclude(facts: &EndFacts, totals: &OutputTotals, finding: Finding
     let Finding { evidence, mut gaps } = finding;
     gaps.extend(late_drain(facts, totals));
     gaps.extend(past_limit(totals, evidence));
-    // A restarted engine loses output that it had read but not passed on yet.
-    if facts.engine_restarted {
+    // A restarted engine loses output that it had read but not passed on yet. The marker
+    // shows that the engine had passed on all of it.
+    if facts.engine_restarted && !facts.tap_is_proven() {
         gaps.push(MissingOutput::possible(GapReason::EngineRestarted));
     }
     Finding { evidence, gaps }
@@ -333,12 +368,12 @@ pub(super) fn container_end(
 
 /// Returns what the tap proves where the engine's log cannot be read.
 fn tap_alone(facts: &EndFacts, reason: GapReason) -> Finding {
-    if facts.tap_is_whole() {
-        return Finding::whole(Evidence::Eof);
+    if facts.tap_seems_whole() {
+        return Finding::without_gap(Evidence::Eof);
     }
-    Finding::unproven(MissingOutput {
+    Finding::of_gap(MissingOutput {
         // A tap that ended cleanly but too early may have had nothing more.
-        possible: facts.tap.is_some_and(|tap| tap.clean),
+        possible: facts.tap.is_some_and(|tap| tap.kind != TapEndKind::Broken),
         ..MissingOutput::certain(reason)
     })
 }
@@ -386,39 +421,46 @@ fn past_limit(totals: &OutputTotals, evidence: Evidence) -> Vec<MissingOutput> {
 
 #[cfg(test)]
 mod tests {
+    use super::TapEndKind::{Broken, Clean, Marked};
     use super::*;
     use crate::outcome::Exit;
     use crate::timestamp::Timestamp;
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    const fn tap(clean: bool, lead: Duration, lag: Duration) -> Option<TapEnd> {
-        Some(TapEnd { clean, lead, lag })
+    const fn tap(kind: TapEndKind, lead: Duration, lag: Duration) -> Option<TapEnd> {
+        Some(TapEnd { kind, lead, lag })
     }
 
     /// Taps that prove that they are whole, if no record of them was lost.
+    const MARKED: [Option<TapEnd>; 3] = [
+        tap(Marked, Duration::ZERO, Duration::ZERO),
+        tap(Marked, Duration::from_secs(60), Duration::ZERO),
+        tap(Marked, Duration::ZERO, Duration::from_secs(9)),
+    ];
+    /// Taps that seem whole.
     const WHOLE: [Option<TapEnd>; 3] = [
-        tap(true, Duration::ZERO, Duration::ZERO),
-        tap(true, Duration::from_millis(999), Duration::ZERO),
-        tap(true, Duration::ZERO, Duration::from_secs(9)),
+        tap(Clean, Duration::ZERO, Duration::ZERO),
+        tap(Clean, Duration::from_millis(999), Duration::ZERO),
+        tap(Clean, Duration::ZERO, Duration::from_secs(9)),
     ];
     /// Taps that ended cleanly before their container.
     const EARLY: [Option<TapEnd>; 2] = [
-        tap(true, SECOND, Duration::ZERO),
-        tap(true, Duration::from_secs(60), Duration::ZERO),
+        tap(Clean, SECOND, Duration::ZERO),
+        tap(Clean, Duration::from_secs(60), Duration::ZERO),
     ];
     /// Taps that broke, and no tap at all.
     const BROKEN: [Option<TapEnd>; 3] = [
         None,
-        tap(false, Duration::ZERO, Duration::ZERO),
-        tap(false, SECOND, Duration::ZERO),
+        tap(Broken, Duration::ZERO, Duration::ZERO),
+        tap(Broken, SECOND, Duration::ZERO),
     ];
 
     const LOSSLESS: EngineLog = EngineLog::Readable(LogFidelity::Lossless);
     const LOSSY: EngineLog = EngineLog::Readable(LogFidelity::Utf8Lossy);
     const DRAIN: DrainLimit = DrainLimit::new(Duration::from_secs(2), 1_000_000);
 
-    /// Facts of a run whose tap is whole and whose log can be read.
+    /// Facts of a run whose tap seems whole and whose log can be read.
     fn facts() -> EndFacts {
         EndFacts {
             ending: EndingKind::Exited,
@@ -446,7 +488,8 @@ mod tests {
             LOSSY,
         ];
         for ending in [NeverStarted, Exited, Removed, Lost] {
-            for tap in WHOLE.into_iter().chain(EARLY).chain(BROKEN) {
+            let taps = MARKED.into_iter().chain(WHOLE).chain(EARLY).chain(BROKEN);
+            for tap in taps {
                 for log in logs {
                     for bits in 0..1 << 8 {
                         let bit = |at: u32| bits >> at & 1 == 1;
@@ -469,17 +512,26 @@ mod tests {
         }
     }
 
-    fn is_whole(f: &EndFacts) -> bool {
-        WHOLE.contains(&f.tap) && !f.lost_records
+    fn is_proven(f: &EndFacts) -> bool {
+        MARKED.contains(&f.tap) && !f.lost_records
+    }
+
+    fn seems_whole(f: &EndFacts) -> bool {
+        (MARKED.contains(&f.tap) || WHOLE.contains(&f.tap)) && !f.lost_records
     }
 
     fn ends_cleanly(f: &EndFacts) -> bool {
-        WHOLE.contains(&f.tap) || EARLY.contains(&f.tap)
+        !BROKEN.contains(&f.tap)
     }
 
-    /// The container ran, and may still exist.
+    /// The container ran, and no marker proves what it printed.
+    fn unproven_run(f: &EndFacts) -> bool {
+        f.ending != EndingKind::NeverStarted && !is_proven(f)
+    }
+
+    /// The container ran and may still exist, and no marker proves what it printed.
     fn ran(f: &EndFacts) -> bool {
-        matches!(f.ending, EndingKind::Exited | EndingKind::Lost)
+        matches!(f.ending, EndingKind::Exited | EndingKind::Lost) && !is_proven(f)
     }
 
     fn log_counts(f: &EndFacts) -> bool {
@@ -529,19 +581,25 @@ mod tests {
                 expected,
             });
         };
-        let whole = |evidence| Settled(finding(evidence, None));
+        let without_gap = |evidence| Settled(finding(evidence, None));
 
         rule(
             "container never started",
             Box::new(|f| f.ending == EndingKind::NeverStarted),
-            whole(Evidence::NeverStarted),
+            without_gap(Evidence::NeverStarted),
+        );
+
+        rule(
+            "end marker",
+            Box::new(|f| f.ending != EndingKind::NeverStarted && is_proven(f)),
+            without_gap(Evidence::EndMarker),
         );
 
         // The tap is the only source, for one of five reasons.
         let tap_alone: [(&str, Predicate, GapReason); 5] = [
             (
                 "container removed",
-                |f| f.ending == EndingKind::Removed,
+                |f| f.ending == EndingKind::Removed && unproven_run(f),
                 GapReason::Removed,
             ),
             (
@@ -567,18 +625,18 @@ mod tests {
         ];
         for (name, when, reason) in tap_alone {
             rule(
-                &format!("{name}, tap whole"),
-                Box::new(move |f| when(f) && is_whole(f)),
-                whole(Evidence::Eof),
+                &format!("{name}, tap seems whole"),
+                Box::new(move |f| when(f) && seems_whole(f)),
+                without_gap(Evidence::Eof),
             );
             rule(
                 &format!("{name}, tap clean but early or lost"),
-                Box::new(move |f| when(f) && !is_whole(f) && ends_cleanly(f)),
+                Box::new(move |f| when(f) && !seems_whole(f) && ends_cleanly(f)),
                 Settled(unproven(reason, true)),
             );
             rule(
                 &format!("{name}, tap broken"),
-                Box::new(move |f| when(f) && !is_whole(f) && !ends_cleanly(f)),
+                Box::new(move |f| when(f) && !seems_whole(f) && !ends_cleanly(f)),
                 Settled(unproven(reason, false)),
             );
         }
@@ -590,9 +648,9 @@ mod tests {
         );
         let counted = |f: &EndFacts| f.limit_reached && !f.resumed;
         rule(
-            "limit reached, tap whole",
-            Box::new(move |f| readable(f) && is_whole(f) && counted(f)),
-            whole(Evidence::Eof),
+            "limit reached, tap seems whole",
+            Box::new(move |f| readable(f) && seems_whole(f) && counted(f)),
+            without_gap(Evidence::Eof),
         );
         for (log, fidelity) in [
             (LOSSLESS, LogFidelity::Lossless),
@@ -600,18 +658,18 @@ mod tests {
         ] {
             let readable = move |f: &EndFacts| readable(f) && f.log == log;
             rule(
-                &format!("tap whole, {fidelity:?}"),
-                Box::new(move |f| readable(f) && is_whole(f) && !counted(f) && !f.interrupted),
+                &format!("tap seems whole, {fidelity:?}"),
+                Box::new(move |f| readable(f) && seems_whole(f) && !counted(f) && !f.interrupted),
                 Decision::CompareTail(fidelity),
             );
             rule(
-                &format!("tap whole, interrupted, {fidelity:?}"),
-                Box::new(move |f| readable(f) && is_whole(f) && !counted(f) && f.interrupted),
+                &format!("tap seems whole, interrupted, {fidelity:?}"),
+                Box::new(move |f| readable(f) && seems_whole(f) && !counted(f) && f.interrupted),
                 Decision::Replay(fidelity),
             );
             rule(
-                &format!("tap not whole, {fidelity:?}"),
-                Box::new(move |f| readable(f) && !is_whole(f)),
+                &format!("tap cut, {fidelity:?}"),
+                Box::new(move |f| readable(f) && !seems_whole(f)),
                 Decision::Replay(fidelity),
             );
         }
@@ -677,8 +735,8 @@ mod tests {
             assert_eq!(replayed, finding(Evidence::Replay, None));
             let replayed = after_replay(facts, complete(true));
             assert_eq!(replayed, unproven(GapReason::StartedAgain, false));
-            assert_eq!(after_replay(facts, refused()), refusal(is_whole(facts)));
-            let removed = match (is_whole(facts), ends_cleanly(facts)) {
+            assert_eq!(after_replay(facts, refused()), refusal(seems_whole(facts)));
+            let removed = match (seems_whole(facts), ends_cleanly(facts)) {
                 (true, _) => finding(Evidence::Eof, None),
                 (false, clean) => unproven(GapReason::Removed, clean),
             };
@@ -696,17 +754,17 @@ mod tests {
         let limit = DRAIN.timeout - DRAIN_MARGIN;
         let nearly = Duration::from_millis(1);
         let rows = [
-            (Some(DRAIN), tap(true, Duration::ZERO, limit), true),
+            (Some(DRAIN), tap(Clean, Duration::ZERO, limit), true),
             // The tap of an engine that cuts off output may break, too.
-            (Some(DRAIN), tap(false, Duration::ZERO, limit), true),
+            (Some(DRAIN), tap(Broken, Duration::ZERO, limit), true),
             (
                 Some(DRAIN),
-                tap(true, Duration::ZERO, limit - nearly),
+                tap(Clean, Duration::ZERO, limit - nearly),
                 false,
             ),
-            (Some(DRAIN), tap(true, limit, Duration::ZERO), false),
+            (Some(DRAIN), tap(Clean, limit, Duration::ZERO), false),
             (Some(DRAIN), None, false),
-            (None, tap(true, Duration::ZERO, limit), false),
+            (None, tap(Clean, Duration::ZERO, limit), false),
         ];
         for (drain, tap, late) in rows {
             for evidence in [Evidence::Tail, Evidence::Replay, Evidence::None] {
@@ -771,7 +829,7 @@ mod tests {
         let facts = EndFacts {
             engine_restarted: true,
             drain: Some(DRAIN),
-            tap: tap(false, Duration::ZERO, DRAIN.timeout),
+            tap: tap(Broken, Duration::ZERO, DRAIN.timeout),
             ..facts()
         };
         let mut totals = OutputTotals::default();
@@ -845,12 +903,12 @@ mod tests {
         let at = Instant::now();
         let later = at + SECOND;
         assert_eq!(
-            Some(TapEnd::new(true, at, later)),
-            tap(true, SECOND, Duration::ZERO)
+            Some(TapEnd::new(Clean, at, later)),
+            tap(Clean, SECOND, Duration::ZERO)
         );
         assert_eq!(
-            Some(TapEnd::new(false, later, at)),
-            tap(false, Duration::ZERO, SECOND)
+            Some(TapEnd::new(Broken, later, at)),
+            tap(Broken, Duration::ZERO, SECOND)
         );
     }
 }

@@ -25,7 +25,7 @@ use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
 use crate::monitor::watch::{Target, WatchEnd};
 use crate::outcome::{Ending, Evidence, Exit, Seal};
-use crate::runtime::{ExecId, InputWriter, OutputStream, Runtime, StartedExec};
+use crate::runtime::{AttachedOutput, ExecId, InputWriter, Runtime, StartedExec};
 use crate::sink::{Resumed, RunPlace};
 use crate::spec::{ContainerId, ExecSpec, RunId, Secrets, Stdin};
 use crate::state::Transition;
@@ -156,7 +156,7 @@ impl Monitor {
         &mut self,
         container: &ContainerId,
         id: ExecId,
-        output: OutputStream,
+        output: AttachedOutput,
         started: Started,
         capture: &mut Capture,
     ) -> Option<(ExecOutcome, Vec<Event>)> {
@@ -166,11 +166,12 @@ impl Monitor {
         let (mut target, mut signals) = Target::new(self, capture, container, &settings, None);
         // Written with the output: from here on, a slow sink must not delay the tap.
         target.record(Event::Started(Box::new(started)));
+        let end_marker = output.end_marker;
         let (tap_ended, tap_end) = oneshot::channel();
         let mut tap = Box::pin(async {
             let end = match capture.needs_log() {
                 true => PumpEnd::Stalled,
-                false => capture.tap(output, &mut signals).await,
+                false => capture.tap(output.stream, &mut signals).await,
             };
             let _ = tap_ended.send(end);
             PumpOutcome::default()
@@ -182,7 +183,7 @@ impl Monitor {
             match tap_end.await {
                 Ok(end) if !closing.is_cancelled() => match broken_exec(end, &secrets) {
                     Some(outcome) => outcome,
-                    None => wait_exec(&*runtime, container, &id).await,
+                    None => wait_exec(&*runtime, container, &id, end_marker).await,
                 },
                 // The watch ends because the manager closes. The next opening seals the log.
                 _ => pending().await,
@@ -294,7 +295,12 @@ fn broken_exec(end: PumpEnd, secrets: &Secrets) -> Option<ExecOutcome> {
 }
 
 /// Waits for the end of an exec whose output has ended cleanly.
-async fn wait_exec(runtime: &dyn Runtime, container: &ContainerId, id: &ExecId) -> ExecOutcome {
+async fn wait_exec(
+    runtime: &dyn Runtime,
+    container: &ContainerId,
+    id: &ExecId,
+    end_marker: bool,
+) -> ExecOutcome {
     let mut backoff = Backoff::new();
     let mut container_ended = None;
     let eof = Instant::now();
@@ -321,6 +327,11 @@ async fn wait_exec(runtime: &dyn Runtime, container: &ContainerId, id: &ExecId) 
         backoff.pause().await;
     };
     match code {
+        Some(code) if end_marker => ExecOutcome {
+            ending: Ending::Exited(Exit::with_code(code)),
+            evidence: Evidence::EndMarker,
+            gap: None,
+        },
         // A process may close its output long before it ends. A connection that was cut looks the
         // same, and there is no log to compare the capture with.
         Some(code) if outlived_output => ExecOutcome {

@@ -513,6 +513,7 @@ impl Effect {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::evidence::TapEndKind;
     use crate::outcome::Exit;
 
     impl ExitReport for Ending {
@@ -886,8 +887,7 @@ closing, exited: closing [output]
         let later = now + Duration::from_secs(3);
         let output = || {
             Input::OutputEnded(PumpOutcome {
-                tap_ended: Some(now),
-                eof: true,
+                tap_end: Some((now, TapEndKind::Clean)),
                 failed: None,
             })
         };
@@ -900,7 +900,7 @@ closing, exited: closing [output]
                 panic!("the watch is not done");
             };
             assert_eq!((exit, at), (ending(), expected_at));
-            assert_eq!((output.tap_ended, output.eof), (Some(now), true));
+            assert_eq!(output.tap_end, Some((now, TapEndKind::Clean)));
         }
     }
 }

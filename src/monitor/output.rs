@@ -8,14 +8,14 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::{Capture, PumpEnd, Reading, Signals};
 use crate::error::{Error, RuntimeError};
 use crate::monitor::context::Context;
-use crate::monitor::evidence::EOF_TOLERANCE;
+use crate::monitor::evidence::{EOF_TOLERANCE, TapEndKind};
 use crate::monitor::wait::Backoff;
-use crate::runtime::{LogFidelity, LogsRequest, OutputStream};
+use crate::runtime::{AttachedOutput, LogFidelity, LogsRequest, OutputStream};
 use crate::spec::{Backstop, ContainerId, Settings};
 
 /// A source of output.
 pub(super) enum Source {
-    Tap(OutputStream),
+    Tap(AttachedOutput),
     /// The engine's log, read from its start, and followed.
     Follow,
     None,
@@ -24,10 +24,8 @@ pub(super) enum Source {
 /// The end of all sources.
 #[derive(Debug, Default)]
 pub(super) struct PumpOutcome {
-    /// When the tap ended.
-    pub(super) tap_ended: Option<Instant>,
-    /// Set if the tap ended cleanly.
-    pub(super) eof: bool,
+    /// When and how the tap ended.
+    pub(super) tap_end: Option<(Instant, TapEndKind)>,
     /// The error of the sink, if the sink ended the capture.
     pub(super) failed: Option<Error>,
 }
@@ -49,7 +47,7 @@ pub(super) async fn pump(
     let outcome = match source {
         Source::None => return PumpOutcome::default(),
         Source::Follow => PumpOutcome::default(),
-        Source::Tap(stream) => match tap(context, capture, stream, container, signals).await {
+        Source::Tap(output) => match tap(context, capture, output, container, signals).await {
             ControlFlow::Continue(outcome) => outcome,
             ControlFlow::Break(outcome) => return outcome,
         },
@@ -67,18 +65,22 @@ pub(super) async fn pump(
 async fn tap(
     context: &Context,
     capture: &mut Capture,
-    stream: OutputStream,
+    output: AttachedOutput,
     container: &ContainerId,
     signals: &mut Signals,
 ) -> ControlFlow<PumpOutcome, PumpOutcome> {
+    let AttachedOutput {
+        stream, end_marker, ..
+    } = output;
     let end = capture.tap(stream, signals).await;
-    let mut outcome = PumpOutcome {
-        tap_ended: capture.source_ended(),
+    let kind = TapEndKind::new(&end, end_marker);
+    let outcome = PumpOutcome {
+        tap_end: capture.source_ended().map(|at| (at, kind)),
         ..PumpOutcome::default()
     };
     match end {
+        PumpEnd::Eof if end_marker => ControlFlow::Break(outcome),
         PumpEnd::Eof => {
-            outcome.eof = true;
             // A container may close its output long before it ends. The tap of an engine that is
             // killed, or that a proxy cuts, ends in the same way.
             tokio::select! {

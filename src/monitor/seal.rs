@@ -7,7 +7,7 @@ use futures::StreamExt;
 use tokio::time::{Duration, sleep, timeout};
 
 use crate::audit::{Event, Gap, RecordRef, Resume, ResumeCause};
-use crate::capture::{Capture, Progress, PumpEnd, Reading, Signals, TAIL_RECORDS, Tail};
+use crate::capture::{Capture, Comparison, LogEnd, Progress, PumpEnd, Reading, Signals};
 use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
@@ -305,7 +305,7 @@ impl Monitor {
                 Decision::Replay(fidelity) => {
                     // The replay delivers the bytes past the limit again.
                     capture.forget_dropped();
-                    let whole_tap = facts.tap_is_whole();
+                    let whole_tap = facts.tap_seems_whole();
                     let replayed = self.replay(capture, log, fidelity, whole_tap).await;
                     let end = self.replay_end(replayed, log.container, ended).await?;
                     Decision::Settled(after_replay(facts, end))
@@ -323,8 +323,8 @@ impl Monitor {
         EndFacts {
             ending: EndingKind::from(&ended.ending),
             tap: watched
-                .tap_ended
-                .map(|at| TapEnd::new(watched.eof, at, container_end)),
+                .tap_end
+                .map(|(at, kind)| TapEnd::new(kind, at, container_end)),
             lost_records: capture.has_lost(),
             started_again: ended.started_again,
             backstop: file.record.settings.backstop != Backstop::None && capabilities.logs,
@@ -351,31 +351,36 @@ impl Monitor {
         }
     }
 
-    /// Returns true if the tail of the engine's log shows that the capture has all
-    /// of the log.
+    /// Returns true if the end of the engine's log shows that the capture has all of
+    /// the log.
     async fn tail_agrees(
         &mut self,
         capture: &mut Capture,
         log: LogSource<'_>,
         fidelity: LogFidelity,
     ) -> bool {
-        let read = async {
-            let request = LogsRequest::tail(log.tty, TAIL_RECORDS);
-            let logs = self.context.runtime.logs(log.container, request);
+        let expected = capture.expected_end(fidelity);
+        let runtime = &self.context.runtime;
+        let compared = async {
+            let logs = runtime.logs(log.container, expected.request(log.tty));
             let mut stream = logs.await.ok()?;
-            let mut tail = Tail::default();
+            let mut end = LogEnd::default();
             while let Some(chunk) = stream.next().await {
-                tail.push(&chunk.ok()?);
-                if tail.len() > MAX_TAIL_BYTES {
+                end.push(&chunk.ok()?);
+                if end.len() > MAX_TAIL_BYTES {
                     return None;
                 }
             }
-            Some(tail)
+            match expected.compare(&end) {
+                Comparison::Equal => Some(true),
+                Comparison::EqualEnd { records } => {
+                    let proof = runtime.log_has_at_most(log.container, log.tty, records);
+                    proof.await.ok()
+                }
+                Comparison::Different => None,
+            }
         };
-        match timeout(TAIL_TIMEOUT, read).await {
-            Ok(Some(tail)) => tail.agrees(&capture.progress, capture.lines(), fidelity),
-            _ => false,
-        }
+        matches!(timeout(TAIL_TIMEOUT, compared).await, Ok(Some(true)))
     }
 
     /// Reads the engine's log from its start, and captures what the log has after

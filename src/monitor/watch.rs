@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::entry::{PipeState, StopRequest, lock};
+use crate::monitor::evidence::TapEndKind;
 use crate::monitor::machine::{Effect, ExitReport, Input, Limits, Machine, Phase, Setup, Timer};
 use crate::monitor::output::{PumpOutcome, Source, pump};
 use crate::monitor::run_file::persist_ending;
@@ -32,10 +33,8 @@ pub(super) struct WatchOutcome {
     pub(super) ended: Ended,
     /// When the monitor observed the end.
     pub(super) at: Instant,
-    /// When the tap ended; `None` without a tap.
-    pub(super) tap_ended: Option<Instant>,
-    /// Set if the tap ended cleanly.
-    pub(super) eof: bool,
+    /// When and how the tap ended; `None` without a tap.
+    pub(super) tap_end: Option<(Instant, TapEndKind)>,
     /// Records that are not written yet.
     pub(super) unwritten: Vec<Event>,
 }
@@ -57,8 +56,7 @@ impl WatchOutcome {
         Self {
             ended,
             at: Instant::now(),
-            tap_ended: None,
-            eof: false,
+            tap_end: None,
             unwritten: Vec::new(),
         }
     }
@@ -228,8 +226,7 @@ impl Monitor {
             WatchEnd::Done { exit, at, output } => Some(WatchOutcome {
                 ended: exit,
                 at,
-                tap_ended: output.tap_ended,
-                eof: output.eof,
+                tap_end: output.tap_end,
                 unwritten: signals.drain(),
             }),
             WatchEnd::Closing(stops) => {

@@ -20,9 +20,9 @@ mod types;
 
 pub use self::log::{LogConfig, LogFidelity, LogsRequest};
 pub use self::types::{
-    Archive, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest, Created, DrainLimit,
-    EngineInfo, ExecId, ExecInspection, Health, InputWriter, Inspection, LabeledContainer,
-    OutputStream, OwnedContainer, PublishedPort, StartedExec, WaitStatus,
+    Archive, AttachedOutput, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest,
+    Created, DrainLimit, EngineInfo, ExecId, ExecInspection, Health, InputWriter, Inspection,
+    LabeledContainer, OutputStream, OwnedContainer, PublishedPort, StartedExec, WaitStatus,
 };
 pub use crate::error::RuntimeError;
 
@@ -125,9 +125,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// later [`start`](Self::start). moat calls it only with
     /// [`Capabilities::attach_before_start`].
     ///
-    /// The stream ends within 10 s of the container's end, and its end proves nothing. A broken
-    /// connection also ends the stream, with an error if the protocol can detect the break.
-    /// Dropping the stream does not affect the container.
+    /// The stream ends within 10 s of the container's end. What its end proves is in
+    /// [`AttachedOutput::end_marker`]. A broken connection also ends the stream, with an error if
+    /// the protocol can detect the break. Dropping the stream does not affect the container.
     ///
     /// # Errors
     ///
@@ -137,7 +137,7 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         &self,
         container: &ContainerId,
         tty: bool,
-    ) -> Result<OutputStream, RuntimeError>;
+    ) -> Result<AttachedOutput, RuntimeError>;
 
     /// Attaches to the live output of a running container.
     ///
@@ -219,6 +219,21 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         container: &ContainerId,
         request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError>;
+
+    /// Returns true if the engine's log has at most `records` records.
+    ///
+    /// A record is a line, or a part of one. `false` proves nothing: moat then reads the whole log.
+    /// The call should be much faster than that. It proves that an attachment was not cut off
+    /// between repetitions of the same output. Default: `false`.
+    async fn log_has_at_most(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+        records: u64,
+    ) -> Result<bool, RuntimeError> {
+        let _ = (container, tty, records);
+        Ok(false)
+    }
 
     /// Attaches to the standard input of a container that was created or runs.
     ///

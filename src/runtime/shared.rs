@@ -5,9 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{
-    Archive, Capabilities, Continuity, CreateRequest, Created, EngineInfo, ExecId, ExecInspection,
-    InputWriter, Inspection, LabeledContainer, LogsRequest, OutputStream, OwnedContainer, Runtime,
-    StartedExec, WaitStatus,
+    Archive, AttachedOutput, Capabilities, Continuity, CreateRequest, Created, EngineInfo, ExecId,
+    ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest, OutputStream,
+    OwnedContainer, Runtime, StartedExec, WaitStatus,
 };
 use crate::error::{Result, RuntimeError};
 use crate::outcome::Usage;
@@ -48,7 +48,7 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
         &self,
         container: &ContainerId,
         tty: bool,
-    ) -> Result<OutputStream, RuntimeError> {
+    ) -> Result<AttachedOutput, RuntimeError> {
         (**self).attach(container, tty).await
     }
 
@@ -86,6 +86,15 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
         request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError> {
         (**self).logs(container, request).await
+    }
+
+    async fn log_has_at_most(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+        records: u64,
+    ) -> Result<bool, RuntimeError> {
+        (**self).log_has_at_most(container, tty, records).await
     }
 
     async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {

@@ -33,6 +33,42 @@ pub struct Chunk {
 /// `None` is a clean end. An error is a broken connection or invalid framing.
 pub type OutputStream = BoxStream<'static, Result<Chunk, RuntimeError>>;
 
+/// The output of an attachment or an exec, from the first byte.
+#[non_exhaustive]
+pub struct AttachedOutput {
+    /// The output.
+    pub stream: OutputStream,
+    /// True if the clean end of the stream proves that no output is missing.
+    ///
+    /// The source then marks its end, after the last byte. A connection that breaks or is cut
+    /// before the marker ends the stream with an error. `false`: a clean end proves nothing.
+    pub end_marker: bool,
+}
+
+impl AttachedOutput {
+    /// Creates an output whose end proves nothing.
+    pub fn new(stream: OutputStream) -> Self {
+        Self {
+            stream,
+            end_marker: false,
+        }
+    }
+
+    /// Sets [`end_marker`](Self::end_marker).
+    pub fn with_end_marker(mut self) -> Self {
+        self.end_marker = true;
+        self
+    }
+}
+
+impl fmt::Debug for AttachedOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AttachedOutput")
+            .field("end_marker", &self.end_marker)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A writer to a process's standard input.
 ///
 /// Shutdown ends the input if the input can end. Drop closes the connection. A write waits until
@@ -47,15 +83,15 @@ pub type Archive = BoxStream<'static, Result<Bytes, RuntimeError>>;
 pub struct StartedExec {
     /// The engine's id of the exec.
     pub id: ExecId,
-    /// The output from the first byte. The end of the stream proves nothing.
-    pub output: OutputStream,
+    /// The output.
+    pub output: AttachedOutput,
     /// The standard input, if the spec asks for one.
     pub input: Option<InputWriter>,
 }
 
 impl StartedExec {
     /// Creates an exec without input.
-    pub fn new(id: ExecId, output: OutputStream) -> Self {
+    pub fn new(id: ExecId, output: AttachedOutput) -> Self {
         Self {
             id,
             output,

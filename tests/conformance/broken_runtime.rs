@@ -16,9 +16,9 @@ use futures::{StreamExt, stream};
 use moat::conformance::{self, Behavior, RuntimeHarness, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::{
-    Archive, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest, Created, EngineInfo,
-    ExecId, ExecInspection, InputWriter, Inspection, LogFidelity, LogsRequest, OutputStream,
-    OwnedContainer, Runtime, RuntimeError, StartedExec, WaitStatus,
+    Archive, AttachedOutput, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest,
+    Created, EngineInfo, ExecId, ExecInspection, InputWriter, Inspection, LogFidelity, LogsRequest,
+    OutputStream, OwnedContainer, Runtime, RuntimeError, StartedExec, WaitStatus,
 };
 use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
 use moat::{RunId, RunSpec};
@@ -192,9 +192,10 @@ impl Runtime for Broken {
         Ok(created)
     }
 
-    async fn attach(&self, container: &ContainerId, tty: bool) -> Result<OutputStream> {
-        let output = self.inner.attach(container, tty).await?;
-        Ok(match self.clause {
+    async fn attach(&self, container: &ContainerId, tty: bool) -> Result<AttachedOutput> {
+        let mut attached = self.inner.attach(container, tty).await?;
+        let output = attached.stream;
+        attached.stream = match self.clause {
             "attach::may_reject_an_unstartable_container" => return not_found(),
             "attach::resolves_before_the_start" => pending().await,
             "attach::delivers_the_first_output" => output.skip(1).boxed(),
@@ -229,8 +230,22 @@ impl Runtime for Broken {
                 .filter(|chunk| std::future::ready(chunk.is_ok()))
                 .chain(stream::pending())
                 .boxed(),
+            "errors::lost_connection_has_no_end_marker" => output
+                .filter(|chunk| std::future::ready(chunk.is_ok()))
+                .boxed(),
             _ => output,
-        })
+        };
+        Ok(attached)
+    }
+
+    async fn log_has_at_most(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+        records: u64,
+    ) -> Result<bool> {
+        let answer = self.inner.log_has_at_most(container, tty, records).await?;
+        Ok(answer || self.violates("logs::have_no_more_records_than_reported"))
     }
 
     async fn stdin(&self, container: &ContainerId) -> Result<InputWriter> {

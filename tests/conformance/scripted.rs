@@ -20,6 +20,7 @@ impl ScriptedHarness {
     pub fn new() -> Self {
         let engine = Scripted::new();
         engine.remove_image("missing");
+        engine.set_end_markers(true);
         Self {
             engine,
             specs: AtomicU64::new(0),

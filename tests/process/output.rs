@@ -15,7 +15,7 @@ async fn both_streams_and_the_code_are_recorded() {
     assert_eq!(text(&outcome, Stream::Stdout), "a\n");
     assert_eq!(text(&outcome, Stream::Stderr), "b\n");
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
-    assert_eq!(seal(&outcome).evidence, Evidence::Eof);
+    assert_eq!(seal(&outcome).evidence, Evidence::EndMarker);
     let exit = exit(&outcome);
     assert!(exit.started_at.unwrap() <= exit.finished_at.unwrap());
     assert_eq!(exit.error, None);
@@ -59,7 +59,7 @@ async fn output_closed_early_is_complete() {
     let outcome = place.run(sh("echo a; exec >&- 2>&-; sleep 1.5")).await;
     assert_eq!(text(&outcome, Stream::Stdout), "a\n");
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
-    assert_eq!(seal(&outcome).evidence, Evidence::Eof);
+    assert_eq!(seal(&outcome).evidence, Evidence::EndMarker);
 }
 
 #[tokio::test]

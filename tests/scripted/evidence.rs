@@ -50,13 +50,91 @@ async fn a_shorter_log_is_a_gap() {
     assert_eq!(bench.runtime.containers(), 1, "the container is kept");
 }
 
+/// A tap that a proxy cut looks the same as a whole one.
 #[tokio::test]
-async fn without_backstop_the_evidence_is_eof() {
+async fn an_end_without_a_log_or_marker_is_unproven() {
+    let whole = Script::new().stdout("all\n");
+    let cut = Script::new().stdout("all\nlost\n").cut_attachment_after(4);
+    for script in [whole, cut] {
+        let bench = Bench::new();
+        let outcome = bench.run(script, spec().backstop(Backstop::None)).await;
+        assert_eq!(text(&outcome, Stream::Stdout), "all\n");
+        assert_eq!(seal(&outcome).evidence, Evidence::Eof);
+        assert_eq!(seal(&outcome).verdict, Verdict::Unproven);
+        assert_eq!(gaps(&outcome), []);
+    }
+}
+
+#[tokio::test]
+async fn an_end_marker_needs_no_log() {
+    for backstop in [Backstop::None, Backstop::Engine] {
+        let bench = Bench::new();
+        bench.runtime.set_end_markers(true);
+        let script = Script::new().stdout("y\n".repeat(50_000));
+        let outcome = bench.run(script, spec().backstop(backstop)).await;
+        assert_eq!(text(&outcome, Stream::Stdout), "y\n".repeat(50_000));
+        assert_eq!(seal(&outcome).evidence, Evidence::EndMarker);
+        assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+        assert_eq!(bench.runtime.calls(Call::Logs), 0);
+    }
+}
+
+#[tokio::test]
+async fn an_attachment_that_misses_its_marker_is_replayed() {
+    let output = numbered(20).repeat(3);
+    for cut in [0, numbered(20).len(), output.len() - 1, output.len()] {
+        for backstop in [Backstop::None, Backstop::Engine] {
+            let bench = Bench::new();
+            bench.runtime.set_end_markers(true);
+            let script = Script::new()
+                .stdout(output.clone())
+                .cut_attachment_after(cut as u64);
+            let outcome = bench.run(script, spec().backstop(backstop)).await;
+            if backstop == Backstop::Engine {
+                assert_eq!(text(&outcome, Stream::Stdout), output);
+                assert_eq!(seal(&outcome).evidence, Evidence::Replay);
+            } else {
+                assert_eq!(text(&outcome, Stream::Stdout), output[..cut]);
+                assert_eq!(gaps(&outcome), [GapReason::NoBackstop]);
+            }
+        }
+    }
+}
+
+/// A command that is retried and fails with the same lines.
+#[tokio::test]
+async fn a_cut_between_equal_blocks_is_never_complete() {
+    for lines in [1, 64, 100, 4096, 65_536] {
+        let block = numbered(lines);
+        let retried = Script::new()
+            .stdout(block.repeat(2))
+            .cut_attachment_after(block.len() as u64);
+        let bench = Bench::new();
+        let outcome = bench.run(retried.clone(), spec()).await;
+        assert_eq!(text(&outcome, Stream::Stdout), block.repeat(2), "{lines}");
+        assert_eq!(seal(&outcome).evidence, Evidence::Replay);
+
+        let bare = spec().backstop(Backstop::None);
+        let outcome = bench.run(retried, bare).await;
+        assert_eq!(seal(&outcome).verdict, Verdict::Unproven, "{lines}");
+    }
+}
+
+/// The tail and the number of records prove a long capture without a replay.
+#[tokio::test]
+async fn a_flood_of_equal_lines_is_not_replayed() {
     let bench = Bench::new();
-    let bare = spec().backstop(Backstop::None);
-    let outcome = bench.run(Script::new().stdout("all\n"), bare.clone()).await;
-    assert_eq!(seal(&outcome).evidence, Evidence::Eof);
-    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
+    let output = "y\n".repeat(100_000);
+    let script = Script::new().stdout(output.clone());
+    let outcome = bench.run(script, spec()).await;
+    assert_eq!(text(&outcome, Stream::Stdout), output);
+    assert_eq!(seal(&outcome).evidence, Evidence::Tail);
+    assert_eq!(bench.runtime.calls(Call::LogHasAtMost), 1);
+
+    // An engine that cannot tell makes moat read its log.
+    bench.runtime.fault(Call::LogHasAtMost, broken("count"));
+    let outcome = bench.run(Script::new().stdout(output), spec()).await;
+    assert_eq!(seal(&outcome).evidence, Evidence::Replay);
 }
 
 /// Invariant 10.

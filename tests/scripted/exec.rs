@@ -24,7 +24,14 @@ async fn with_exec(bench: &Bench, script: Script) -> (Manager, Run) {
 
 #[tokio::test]
 async fn an_exec_has_an_audit_that_verifies() {
+    for end_markers in [false, true] {
+        check_exec(end_markers).await;
+    }
+}
+
+async fn check_exec(end_markers: bool) {
     let bench = Bench::new();
+    bench.runtime.set_end_markers(end_markers);
     let (_manager, run) = with_exec(
         &bench,
         Script::new().stdout("out\n").stderr("err\n").exit(7),
@@ -34,8 +41,11 @@ async fn an_exec_has_an_audit_that_verifies() {
     assert_eq!(all(exec.attach().await.unwrap()).await, b"out\nerr\n");
     let outcome = exec.wait().await.unwrap();
     assert_eq!(outcome.code(), Some(7));
-    assert_eq!(seal(&outcome).verdict, Verdict::Complete);
-    assert_eq!(seal(&outcome).evidence, Evidence::Eof);
+    let proof = match end_markers {
+        true => (Verdict::Complete, Evidence::EndMarker),
+        false => (Verdict::Unproven, Evidence::Eof),
+    };
+    assert_eq!((seal(&outcome).verdict, seal(&outcome).evidence), proof);
     let path = exec.audit().unwrap();
     assert!(matches!(verify(&path).unwrap().state, LogState::Sealed(_)));
     match &events(&path)[0] {

@@ -24,7 +24,10 @@ async fn made(engine: &Scripted, script: Script) -> ContainerId {
 
 async fn stream(engine: &Scripted, container: &ContainerId, source: Source) -> OutputStream {
     match source {
-        Source::Attachment => engine.attach(container, false).await,
+        Source::Attachment => engine
+            .attach(container, false)
+            .await
+            .map(|output| output.stream),
         Source::Log => engine.logs(container, LogsRequest::all(false)).await,
         _ => engine.logs(container, LogsRequest::follow(false)).await,
     }

@@ -98,6 +98,16 @@ impl Client {
         }
     }
 
+    /// Returns the major and minor number of the negotiated API version.
+    ///
+    /// A version in another form counts as the oldest.
+    pub(super) fn api_version(&self) -> (u32, u32) {
+        let numbers = self.engine.api.split_once('.');
+        let parsed =
+            numbers.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        parsed.unwrap_or((0, 0))
+    }
+
     /// Returns the path of a call, with the negotiated API version.
     pub(super) fn path(&self, path: &str) -> String {
         format!("/v{}{path}", self.engine.api)

@@ -74,35 +74,6 @@ impl Client {
         })
     }
 
-    pub(super) async fn attach(
-        &self,
-        container: &ContainerId,
-        tty: bool,
-    ) -> Result<OutputStream, RuntimeError> {
-        const OPERATION: &str = "attach to the container";
-        let answer = async {
-            let call = Call::post(self.container_path(container, "/attach")?)
-                .query("stream", "1")
-                .query("stdout", "1")
-                .query("stderr", "1")
-                .upgrade();
-            self.send(call).await
-        };
-        let answer = answer.await.map_err(|failure| match &failure {
-            // Podman prepares the container on attach, and fails as a start would.
-            Failure::Refused(refusal)
-                if self.podman && refusal.message_contains("preparing container") =>
-            {
-                RuntimeError::Rejected {
-                    operation: OPERATION,
-                    reason: refusal.message.clone(),
-                }
-            }
-            _ => failure.error(OPERATION, &self.address),
-        })?;
-        Ok(Output::new(answer, tty, OPERATION, self.address.clone()).boxed())
-    }
-
     pub(super) async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {
         let started = async {
             let id = path_segment(container)?;
@@ -188,22 +159,25 @@ impl Client {
         request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError> {
         const OPERATION: &str = "read the container's log";
-        let answer = self.open_log(container, &request).await;
+        let answer = self.open_log(container, &request, false).await;
         let answer = answer.map_err(self.error(OPERATION))?;
         Ok(Output::of_log(answer, request.tty, OPERATION, self.address.clone()).boxed())
     }
 
-    async fn open_log(
+    /// Requests the engine's log, each record of which begins with its time stamp if asked for.
+    pub(super) async fn open_log(
         &self,
         container: &ContainerId,
         request: &LogsRequest,
+        timestamps: bool,
     ) -> Result<Answer, Failure> {
+        let timestamps = if timestamps { "1" } else { "0" };
         let follow = if request.follow { "1" } else { "0" };
         let tail = request.tail.map_or("all".to_owned(), |n| n.to_string());
         let call = Call::get(self.container_path(container, "/logs")?)
             .query("stdout", "1")
             .query("stderr", "1")
-            .query("timestamps", "0")
+            .query("timestamps", timestamps)
             .query("follow", follow)
             .query("tail", &tail);
         let answer = self.send(call).await;

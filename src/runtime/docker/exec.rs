@@ -9,7 +9,7 @@ use super::connection::Call;
 use super::errors::Failure;
 use super::output::Output;
 use crate::error::RuntimeError;
-use crate::runtime::{ExecId, ExecInspection, InputWriter, StartedExec};
+use crate::runtime::{AttachedOutput, ExecId, ExecInspection, InputWriter, StartedExec};
 use crate::spec::{ContainerId, ExecSpec, Stdin, WindowSize};
 
 /// The detach keys of an attachment, escaped for a query.
@@ -101,7 +101,7 @@ impl Client {
                 (answer, Some(input))
             };
             let output = Output::new(answer, settings.tty, OPERATION, self.address.clone());
-            let mut exec = StartedExec::new(id, output.boxed());
+            let mut exec = StartedExec::new(id, AttachedOutput::new(output.boxed()));
             exec.input = input;
             Ok(exec)
         };

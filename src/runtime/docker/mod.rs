@@ -45,6 +45,7 @@
 //!
 //! [bollard]: https://docs.rs/bollard
 
+mod attach;
 mod client;
 mod connection;
 mod container;
@@ -55,6 +56,7 @@ mod events;
 mod exec;
 mod image;
 mod inspect;
+mod log_length;
 mod options;
 pub(crate) mod output;
 #[cfg(test)]
@@ -69,9 +71,9 @@ use self::client::Client;
 use self::connection::Environment;
 pub use self::options::ConnectOptions;
 use super::{
-    Archive, Capabilities, Continuity, CreateRequest, Created, DrainLimit, EngineInfo, ExecId,
-    ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest, OutputStream,
-    OwnedContainer, Runtime, StartedExec, WaitStatus,
+    Archive, AttachedOutput, Capabilities, Continuity, CreateRequest, Created, DrainLimit,
+    EngineInfo, ExecId, ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest,
+    OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus,
 };
 use crate::error::{Result, RuntimeError};
 use crate::outcome::Usage;
@@ -274,7 +276,7 @@ impl Runtime for Docker {
         &self,
         container: &ContainerId,
         tty: bool,
-    ) -> Result<OutputStream, RuntimeError> {
+    ) -> Result<AttachedOutput, RuntimeError> {
         self.client.attach(container, tty).await
     }
 
@@ -283,7 +285,7 @@ impl Runtime for Docker {
         container: &ContainerId,
         tty: bool,
     ) -> Result<OutputStream, RuntimeError> {
-        self.client.attach(container, tty).await
+        self.client.attach_raw(container, tty).await
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {
@@ -308,6 +310,15 @@ impl Runtime for Docker {
         request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError> {
         self.client.logs(container, request).await
+    }
+
+    async fn log_has_at_most(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+        records: u64,
+    ) -> Result<bool, RuntimeError> {
+        self.client.log_has_at_most(container, tty, records).await
     }
 
     async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {

@@ -24,6 +24,11 @@ struct Socket {
 
 impl Socket {
     fn new() -> (Self, Docker) {
+        Self::of_version("1.41")
+    }
+
+    /// Creates an engine with this API version.
+    fn of_version(api: &str) -> (Self, Docker) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("engine.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -37,7 +42,7 @@ impl Socket {
                 dialer,
                 address,
                 engine: EngineInfo {
-                    api: "1.41".into(),
+                    api: api.into(),
                     ..EngineInfo::new("Docker Engine", "20.10")
                 },
                 podman: false,
@@ -121,7 +126,7 @@ async fn an_attach_resolves_once_the_engine_responds() {
             answered.load(Ordering::SeqCst),
             "resolved before the response"
         );
-        all(output).await
+        all(output.stream).await
     };
     let (request, mut seen) = tokio::join!(engine, client);
     let line = "POST /v1.41/containers/abc/attach?stream=1&stdout=1&stderr=1 HTTP/1.1\r\n";
@@ -137,11 +142,124 @@ async fn an_attach_works_without_an_upgrade() {
     let (socket, docker) = Socket::new();
     let answer = "HTTP/1.1 200 OK\r\n\r\n\x01\0\0\0\0\0\0\x02hi\x02\0\0\0\0\0";
     let (_, output) = tokio::join!(socket.respond(answer), docker.attach(&ID, false));
-    let mut seen = all(output.unwrap()).await;
+    let output = output.unwrap();
+    assert!(!output.end_marker);
+    let mut seen = all(output.stream).await;
     assert_eq!(seen.remove(0).unwrap(), stdout("hi"));
     let error = seen.remove(0).unwrap_err().to_string();
     assert!(error.contains("dangling frame"), "{error}");
     assert!(seen.is_empty(), "an item after an error");
+}
+
+/// The head of the response to a request for a WebSocket.
+fn websocket_head(request: &str) -> String {
+    let key = request
+        .lines()
+        .find_map(|line| line.strip_prefix("sec-websocket-key: "));
+    let accept = attach::websocket_accept(key.expect("a key"));
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
+}
+
+/// Attaches through WebSockets that carry `frames`, one of each stream.
+async fn attach_by_websockets(frames: [&[u8]; 2]) -> (Vec<String>, Items) {
+    let (socket, docker) = Socket::of_version("1.42");
+    let engine = async {
+        let mut lines = Vec::new();
+        for _ in 0..2 {
+            let (mut stream, request) = socket.request().await;
+            let head = websocket_head(&request);
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let is_stderr = request.contains("stderr=1");
+            stream
+                .write_all(frames[usize::from(is_stderr)])
+                .await
+                .unwrap();
+            lines.push(request.lines().next().unwrap().to_owned());
+        }
+        lines
+    };
+    let client = async {
+        let output = docker.attach(&ID, false).await.unwrap();
+        assert!(output.end_marker);
+        all(output.stream).await
+    };
+    let (mut lines, mut seen) = tokio::join!(engine, client);
+    lines.sort();
+    seen.sort_by_key(|item| {
+        item.as_ref()
+            .map_or(Stream::Tty as u8, |chunk| chunk.stream as u8)
+    });
+    (lines, seen)
+}
+
+#[tokio::test]
+async fn a_websocket_per_stream_marks_the_end() {
+    let frames: [&[u8]; 2] = [b"\x82\x02hi\x82\x01!\x88\x02\x03\xe8", b"\x88\x02\x03\xe8"];
+    let (lines, seen) = attach_by_websockets(frames).await;
+    let path = "GET /v1.42/containers/abc/attach/ws?stream=1";
+    let expected = ["stderr", "stdout"].map(|stream| format!("{path}&{stream}=1 HTTP/1.1"));
+    assert_eq!(lines, expected);
+    let seen: Result<Vec<_>, _> = seen.into_iter().collect();
+    assert_eq!(seen.unwrap(), [stdout("hi!")]);
+}
+
+#[tokio::test]
+async fn a_websocket_without_its_close_ends_with_an_error() {
+    let frames: [&[u8]; 2] = [b"\x82\x02hi\x82\x02!", b"\x88\x02\x03\xe8"];
+    let (_, mut seen) = attach_by_websockets(frames).await;
+    assert_eq!(seen.remove(0).unwrap(), stdout("hi!"));
+    let error = seen.remove(0).unwrap_err().to_string();
+    assert!(error.contains("without a Close frame"), "{error}");
+    assert!(seen.is_empty(), "an item after an error");
+}
+
+#[tokio::test]
+async fn a_terminal_has_one_websocket() {
+    let (socket, docker) = Socket::new();
+    let engine = async {
+        let (mut stream, request) = socket.request().await;
+        let head = websocket_head(&request);
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let frames = b"\x82\x02hi\x88\x02\x03\xe8";
+        stream.write_all(frames).await.unwrap();
+        // The connection stays open: the Close frame is the end.
+        (stream, request)
+    };
+    let client = async { all(docker.attach(&ID, true).await.unwrap().stream).await };
+    let ((_stream, request), mut seen) = tokio::join!(engine, client);
+    let line = "GET /v1.41/containers/abc/attach/ws?stream=1&stdout=1 HTTP/1.1\r\n";
+    assert!(request.starts_with(line), "{request}");
+    let chunk = seen.remove(0).unwrap();
+    assert_eq!((chunk.stream, &*chunk.bytes), (Stream::Tty, &b"hi"[..]));
+    assert!(seen.is_empty());
+}
+
+#[tokio::test]
+async fn without_websockets_the_connection_is_raw() {
+    let refused = json_response(403, &json!({"message": "not for you"}));
+    let other_key = "HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    let not_upgraded = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    for answer in [refused.as_str(), other_key, not_upgraded] {
+        let (socket, docker) = Socket::of_version("1.51");
+        let engine = async {
+            let first = socket.respond(answer).await;
+            let second = socket.respond(answer).await;
+            assert!(first.contains("/attach/ws?") && second.contains("/attach/ws?"));
+            socket.respond(UPGRADED).await
+        };
+        let client = async {
+            let output = docker.attach(&ID, false).await.unwrap();
+            assert!(!output.end_marker);
+            all(output.stream).await
+        };
+        let (request, mut seen) = tokio::join!(engine, client);
+        assert!(request.starts_with("POST /v1.51/containers/abc/attach?"));
+        assert_eq!(seen.remove(0).unwrap(), stdout("hi"));
+    }
 }
 
 #[tokio::test]

@@ -112,8 +112,8 @@ use tokio::time::timeout;
 
 use self::container::Container;
 use super::{
-    Archive, Capabilities, Continuity, CreateRequest, Created, EngineInfo, Inspection, LogsRequest,
-    OutputStream, OwnedContainer, Runtime, WaitStatus, unsupported,
+    Archive, AttachedOutput, Capabilities, Continuity, CreateRequest, Created, EngineInfo,
+    Inspection, LogsRequest, OutputStream, OwnedContainer, Runtime, WaitStatus, unsupported,
 };
 use crate::error::{Result, RuntimeError};
 use crate::spec::{ContainerId, InvalidSpec, RootId, RunSpec};
@@ -226,8 +226,10 @@ impl Runtime for LocalProcess {
         &self,
         container: &ContainerId,
         _tty: bool,
-    ) -> Result<OutputStream, RuntimeError> {
-        Ok(self.container(container)?.tap()?.boxed())
+    ) -> Result<AttachedOutput, RuntimeError> {
+        // The kernel reports the end of a pipe once all of its bytes are read.
+        let output = AttachedOutput::new(self.container(container)?.tap()?.boxed());
+        Ok(output.with_end_marker())
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {

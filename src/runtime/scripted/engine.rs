@@ -91,6 +91,16 @@ impl Scripted {
         self.world().engine_id = Some(id.into());
     }
 
+    /// Sets [`AttachedOutput::end_marker`] of later attachments and execs. Default: false.
+    ///
+    /// With the marker, an attachment that [`Break::End`] cuts ends with an error.
+    ///
+    /// [`AttachedOutput::end_marker`]: crate::runtime::AttachedOutput::end_marker
+    /// [`Break::End`]: super::Break::End
+    pub fn set_end_markers(&self, end_markers: bool) {
+        self.world().end_markers = end_markers;
+    }
+
     /// Sets the state of the link.
     ///
     /// [`Link::Down`] also breaks all open connections.

@@ -12,9 +12,10 @@ use super::output;
 use crate::error::RuntimeError;
 use crate::outcome::Usage;
 use crate::runtime::{
-    Archive, Capabilities, ContainerStatus, Continuity, CreateRequest, Created, EngineInfo, ExecId,
-    ExecInspection, Health, InputWriter, Inspection, LabeledContainer, LogFidelity, LogsRequest,
-    OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus, unsupported,
+    Archive, AttachedOutput, Capabilities, ContainerStatus, Continuity, CreateRequest, Created,
+    EngineInfo, ExecId, ExecInspection, Health, InputWriter, Inspection, LabeledContainer,
+    LogFidelity, LogsRequest, OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus,
+    unsupported,
 };
 use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, Stdin, WindowSize};
 
@@ -25,6 +26,24 @@ fn not_running(operation: &'static str) -> RuntimeError {
     RuntimeError::Conflict {
         operation,
         reason: "the container is not running".into(),
+    }
+}
+
+impl Scripted {
+    /// Returns the live output of a container or an exec, which breaks at `cut`.
+    fn attached(&self, container: Container, cut: Option<(u64, Break)>) -> AttachedOutput {
+        let end_markers = self.world().end_markers;
+        let cut = cut.map(|(bytes, how)| match how {
+            // The reader misses the marker.
+            Break::End if end_markers => (bytes, Break::Error),
+            how => (bytes, how),
+        });
+        let output = self.connections.stream(output::live(container), cut);
+        let output = AttachedOutput::new(output);
+        match end_markers {
+            true => output.with_end_marker(),
+            false => output,
+        }
     }
 }
 
@@ -73,12 +92,12 @@ impl Runtime for Scripted {
         Ok(Created::new(container))
     }
 
-    async fn attach(&self, id: &ContainerId, _tty: bool) -> Result<OutputStream, RuntimeError> {
+    async fn attach(&self, id: &ContainerId, _tty: bool) -> Result<AttachedOutput, RuntimeError> {
         let fault = self.enter(Call::Attach).await?;
         let container = self.world().container(id)?;
         fault.answer("attach to the container")?;
         let cut = fault.cut.or(container.script.attachment);
-        Ok(self.connections.stream(output::live(container), cut))
+        Ok(self.attached(container, cut))
     }
 
     async fn attach_running(
@@ -197,6 +216,23 @@ impl Runtime for Scripted {
         Ok(self.connections.stream(lines, cut))
     }
 
+    async fn log_has_at_most(
+        &self,
+        id: &ContainerId,
+        _tty: bool,
+        records: u64,
+    ) -> Result<bool, RuntimeError> {
+        let fault = self.enter(Call::LogHasAtMost).await?;
+        let container = self.world().container(id)?;
+        fault.answer("count the records of the log")?;
+        let bytes = match container.script.log {
+            Some((bytes, Break::End)) => bytes,
+            _ => u64::MAX,
+        };
+        let lines = output::log_lines(&container, bytes);
+        Ok(container.has_log && lines.len() as u64 <= records)
+    }
+
     async fn stdin(&self, id: &ContainerId) -> Result<InputWriter, RuntimeError> {
         let fault = self.enter(Call::Stdin).await?;
         let container = self.world().container(id)?;
@@ -236,7 +272,7 @@ impl Runtime for Scripted {
         let id = self.world().add_exec(exec.clone());
         fault.answer(OPERATION)?;
         let cut = fault.cut.or(exec.script.attachment);
-        let output = self.connections.stream(output::live(exec.clone()), cut);
+        let output = self.attached(exec.clone(), cut);
         let started = StartedExec::new(id, output);
         Ok(match exec.stdin {
             Stdin::None => started,

@@ -26,6 +26,7 @@ pub(super) struct World {
     created: u64,
     pub(super) restarts: u64,
     pub(super) engine_id: Option<String>,
+    pub(super) end_markers: bool,
 }
 
 impl World {

@@ -10,9 +10,9 @@ use futures::StreamExt;
 use moat::audit::{Batch, Start};
 use moat::outcome::Usage;
 use moat::runtime::{
-    Archive, Capabilities, Continuity, CreateRequest, Created, EngineInfo, ExecId, ExecInspection,
-    InputWriter, Inspection, LabeledContainer, LogsRequest, OutputStream, OwnedContainer, Runtime,
-    RuntimeError, StartedExec, WaitStatus,
+    Archive, AttachedOutput, Capabilities, Continuity, CreateRequest, Created, EngineInfo, ExecId,
+    ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest, OutputStream,
+    OwnedContainer, Runtime, RuntimeError, StartedExec, WaitStatus,
 };
 use moat::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
@@ -139,7 +139,7 @@ impl<T: Runtime> Runtime for Saboteur<T> {
         &self,
         container: &ContainerId,
         tty: bool,
-    ) -> Result<OutputStream, RuntimeError> {
+    ) -> Result<AttachedOutput, RuntimeError> {
         self.call("tap", self.inner.attach(container, tty)).await
     }
 
@@ -175,6 +175,15 @@ impl<T: Runtime> Runtime for Saboteur<T> {
 
     async fn stats(&self, container: &ContainerId) -> Result<Usage, RuntimeError> {
         self.inner.stats(container).await
+    }
+
+    async fn log_has_at_most(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+        records: u64,
+    ) -> Result<bool, RuntimeError> {
+        self.inner.log_has_at_most(container, tty, records).await
     }
 
     async fn logs(

@@ -6,12 +6,21 @@ use hyper::{Method, Request, header};
 
 use crate::runtime::docker::errors::Failure;
 
+/// The protocol that follows the response head.
+#[derive(Debug)]
+enum Upgrade {
+    /// A raw byte stream.
+    Raw,
+    /// A WebSocket, with this key.
+    WebSocket(String),
+}
+
 /// A request: method, path with query, and the optional headers and body.
 #[derive(Debug)]
 pub(crate) struct Call {
     method: Method,
     path: String,
-    upgrade: bool,
+    upgrade: Option<Upgrade>,
     auth: Option<String>,
     json: Option<String>,
 }
@@ -21,7 +30,7 @@ impl Call {
         Self {
             method: Method::GET,
             path: path.into(),
-            upgrade: false,
+            upgrade: None,
             auth: None,
             json: None,
         }
@@ -59,7 +68,15 @@ impl Call {
 
     /// Asks the engine to turn the connection into a raw byte stream.
     pub(crate) fn upgrade(mut self) -> Self {
-        self.upgrade = true;
+        self.upgrade = Some(Upgrade::Raw);
+        self
+    }
+
+    /// Asks the engine to turn the connection into a WebSocket.
+    ///
+    /// The key must be new. The engine proves with it that it has read the request.
+    pub(crate) fn websocket(mut self, key: String) -> Self {
+        self.upgrade = Some(Upgrade::WebSocket(key));
         self
     }
 
@@ -76,10 +93,15 @@ impl Call {
             .uri(&self.path)
             .header(header::HOST, host)
             .header(header::USER_AGENT, "moat");
-        if self.upgrade {
-            request = request
-                .header(header::CONNECTION, "Upgrade")
-                .header(header::UPGRADE, "tcp");
+        if let Some(upgrade) = &self.upgrade {
+            request = request.header(header::CONNECTION, "Upgrade");
+            request = match upgrade {
+                Upgrade::Raw => request.header(header::UPGRADE, "tcp"),
+                Upgrade::WebSocket(key) => request
+                    .header(header::UPGRADE, "websocket")
+                    .header(header::SEC_WEBSOCKET_VERSION, "13")
+                    .header(header::SEC_WEBSOCKET_KEY, key),
+            };
         }
         if let Some(auth) = &self.auth {
             let mut value = header::HeaderValue::try_from(auth)

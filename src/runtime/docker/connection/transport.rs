@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1;
+use hyper::header::{self, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadHalf};
@@ -68,6 +69,10 @@ async fn send(wire: Wire, request: Request<Full<Bytes>>) -> Result<Answer, Failu
         .await?
     };
     let status = response.status();
+    let websocket_accept = response
+        .headers()
+        .get(header::SEC_WEBSOCKET_ACCEPT)
+        .cloned();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         let mut upgraded = pin!(hyper::upgrade::on(response));
         let upgraded = poll_fn(|cx| {
@@ -80,7 +85,11 @@ async fn send(wire: Wire, request: Request<Full<Bytes>>) -> Result<Answer, Failu
             Failure::Broken("the upgraded connection has an unexpected type".into())
         })?;
         let source = Source::Raw(raw.io.into_inner(), raw.read_buf.into());
-        return Ok(Answer { status, source });
+        return Ok(Answer {
+            status,
+            websocket_accept,
+            source,
+        });
     }
     let body = Body {
         incoming: Response::into_body(response),
@@ -88,7 +97,11 @@ async fn send(wire: Wire, request: Request<Full<Bytes>>) -> Result<Answer, Failu
         broken: None,
     };
     let source = Source::Body(Box::new(body));
-    Ok(Answer { status, source })
+    Ok(Answer {
+        status,
+        websocket_accept,
+        source,
+    })
 }
 
 /// Polls the connection. Returns the error if the connection has just broken.
@@ -104,6 +117,8 @@ fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) -> Option<hyper::Err
 /// A response: its head, and the source of its body.
 pub(crate) struct Answer {
     status: StatusCode,
+    /// The engine's proof that it has read the key of a WebSocket.
+    websocket_accept: Option<HeaderValue>,
     source: Source,
 }
 
@@ -154,6 +169,12 @@ impl Answer {
             }
             _ => Err(not_upgraded()),
         }
+    }
+
+    /// Returns true for a WebSocket whose server has computed `accept` from the key.
+    pub(crate) fn is_websocket(&self, accept: &str) -> bool {
+        let accepted = self.websocket_accept.as_ref();
+        self.is_raw() && accepted.is_some_and(|value| value.as_bytes() == accept.as_bytes())
     }
 
     /// Returns the next bytes of the body.

@@ -1,9 +1,9 @@
 //! Parses the engine's framing of output, without I/O: bytes in, chunks out.
 
-use std::collections::VecDeque;
-
 use bytes::{Buf, Bytes};
 
+use super::FramingError;
+use super::chunks::Chunks;
 use crate::outcome::Stream;
 use crate::runtime::Chunk;
 
@@ -11,12 +11,6 @@ use crate::runtime::Chunk;
 ///
 /// A header is the type, three zeros, and the payload's length in big endian.
 pub(crate) const HEADER_BYTES: usize = 8;
-/// The smallest piece that becomes a chunk without a copy, in bytes.
-///
-/// Smaller pieces are merged, because a chunk must not pin a read buffer of many times its size.
-const ZERO_COPY_BYTES: usize = 16 << 10;
-/// The size at which merged pieces become a chunk, in bytes.
-pub(crate) const CHUNK_BYTES: usize = 64 << 10;
 /// The maximum length of the engine's error message, in bytes. The rest is cut off.
 pub(crate) const MAX_ERROR_BYTES: usize = 1 << 10;
 
@@ -28,20 +22,7 @@ pub(crate) const MAX_ERROR_BYTES: usize = 1 << 10;
 #[derive(Debug)]
 pub(crate) struct Demux {
     state: State,
-    /// Merged pieces of one stream that are smaller than a chunk.
-    merged: (Stream, Vec<u8>),
-    ready: VecDeque<Result<Chunk, FramingError>>,
-}
-
-/// An error in the framing. The stream ends after it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum FramingError {
-    #[error("{0:02x?} is not a frame header")]
-    Header([u8; HEADER_BYTES]),
-    #[error("dangling frame: the output ended inside a frame")]
-    Dangling,
-    #[error("the engine reports an error: {0}")]
-    Engine(String),
+    chunks: Chunks,
 }
 
 /// The kind of the next byte in the stream.
@@ -64,8 +45,7 @@ impl Demux {
     pub(crate) fn new(tty: bool) -> Self {
         Self {
             state: if tty { State::Terminal } else { START },
-            merged: (Stream::Tty, Vec::new()),
-            ready: VecDeque::new(),
+            chunks: Chunks::new(),
         }
     }
 
@@ -75,7 +55,7 @@ impl Demux {
             match &mut self.state {
                 State::Terminal => {
                     let all = std::mem::take(&mut bytes);
-                    self.emit(Stream::Tty, all, 0);
+                    self.chunks.push(Stream::Tty, all, 0);
                 }
                 State::Header(header, filled) => {
                     let count = bytes.len().min(HEADER_BYTES - *filled);
@@ -93,7 +73,7 @@ impl Demux {
                     if *remaining == 0 {
                         self.state = START;
                     }
-                    self.emit(stream, piece, bytes.len());
+                    self.chunks.push(stream, piece, bytes.len());
                 }
                 State::Error(text, remaining) => {
                     let piece = bytes.split_to(bytes.len().min(*remaining as usize));
@@ -111,15 +91,7 @@ impl Demux {
 
     /// Makes the held bytes available to [`pop`](Self::pop).
     pub(crate) fn flush(&mut self) {
-        let (stream, mut bytes) = (self.merged.0, std::mem::take(&mut self.merged.1));
-        if !bytes.is_empty() {
-            // The chunk must not pin capacity that was reserved for another stream's bytes.
-            if bytes.capacity() > 2 * bytes.len() {
-                bytes.shrink_to_fit();
-            }
-            let bytes = Bytes::from(bytes);
-            self.ready.push_back(Ok(Chunk { stream, bytes }));
-        }
+        self.chunks.flush();
     }
 
     /// Ends the stream. An end inside a frame is an error.
@@ -137,7 +109,7 @@ impl Demux {
 
     /// Returns the next chunk, or the error that ends the stream.
     pub(crate) fn pop(&mut self) -> Option<Result<Chunk, FramingError>> {
-        self.ready.pop_front()
+        self.chunks.pop()
     }
 
     fn enter(&mut self, header: [u8; HEADER_BYTES]) {
@@ -161,41 +133,16 @@ impl Demux {
         };
     }
 
-    /// Adds a piece. `following` is the number of bytes after it, of any stream.
-    fn emit(&mut self, stream: Stream, piece: Bytes, following: usize) {
-        if self.merged.0 != stream {
-            self.flush();
-            self.merged.0 = stream;
-        }
-        if piece.len() >= ZERO_COPY_BYTES {
-            self.flush();
-            self.ready.push_back(Ok(Chunk {
-                stream,
-                bytes: piece,
-            }));
-            return;
-        }
-        if self.merged.1.is_empty() {
-            self.merged
-                .1
-                .reserve((piece.len() + following).min(CHUNK_BYTES));
-        }
-        self.merged.1.extend_from_slice(&piece);
-        if self.merged.1.len() >= CHUNK_BYTES {
-            self.flush();
-        }
-    }
-
     fn fail(&mut self, error: FramingError) {
-        self.flush();
         self.state = State::End;
-        self.ready.push_back(Err(error));
+        self.chunks.fail(error);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::docker::output::chunks::{CHUNK_BYTES, ZERO_COPY_BYTES};
     use proptest::prelude::*;
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
@@ -308,7 +255,7 @@ mod tests {
         let mut bytes = 0;
         for _ in 0..100 {
             demux.push(Bytes::from(vec![b'x'; 10_000]));
-            assert!(demux.merged.1.len() < CHUNK_BYTES);
+            assert!(demux.chunks.held() < CHUNK_BYTES);
             while let Some(chunk) = demux.pop() {
                 bytes += chunk.unwrap().bytes.len();
             }

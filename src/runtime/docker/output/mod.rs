@@ -1,7 +1,9 @@
 //! The output of a container or exec, read from an engine's answer.
 
+pub(crate) mod chunks;
 pub(crate) mod demux;
 mod log_error;
+pub(crate) mod websocket;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,11 +14,13 @@ use bytes::Bytes;
 use futures::Stream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use self::demux::{Demux, FramingError};
+use self::demux::{Demux, HEADER_BYTES};
 use self::log_error::LogErrorFilter;
+use self::websocket::WebSocketFrames;
 use super::connection::{Answer, FULL_READ_BYTES};
 use super::errors::Failure;
 use crate::error::RuntimeError;
+use crate::outcome;
 use crate::runtime::Chunk;
 
 /// The pause between two reads of continuous output.
@@ -28,11 +32,72 @@ const READ_PAUSE: Duration = Duration::from_micros(200);
 /// The maximum time between two reads of continuous output.
 const IDLE_THRESHOLD: Duration = Duration::from_millis(3);
 
+/// An error in the framing. The output ends after it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FramingError {
+    #[error("{0:02x?} is not a frame header")]
+    Header([u8; HEADER_BYTES]),
+    #[error("dangling frame: the output ended inside a frame")]
+    Dangling,
+    #[error("the engine reports an error: {0}")]
+    Engine(String),
+    #[error("the connection is not a WebSocket: {0}")]
+    WebSocket(&'static str),
+    #[error("the connection ended without a Close frame")]
+    NoCloseFrame,
+    #[error("the engine closed the connection with status {status}: {reason:?}")]
+    Closed { status: u16, reason: String },
+}
+
+/// The parser of an answer's bytes.
+enum Parser {
+    Demux(Demux),
+    WebSocket(WebSocketFrames),
+}
+
+impl Parser {
+    fn push(&mut self, bytes: Bytes) {
+        match self {
+            Self::Demux(demux) => demux.push(bytes),
+            Self::WebSocket(frames) => frames.push(bytes),
+        }
+    }
+
+    fn flush(&mut self) {
+        match self {
+            Self::Demux(demux) => demux.flush(),
+            Self::WebSocket(frames) => frames.flush(),
+        }
+    }
+
+    fn finish(&mut self) {
+        match self {
+            Self::Demux(demux) => demux.finish(),
+            Self::WebSocket(frames) => frames.finish(),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Result<Chunk, FramingError>> {
+        match self {
+            Self::Demux(demux) => demux.pop(),
+            Self::WebSocket(frames) => frames.pop(),
+        }
+    }
+
+    /// Returns true once no more bytes are needed.
+    fn has_ended(&self) -> bool {
+        match self {
+            Self::Demux(_) => false,
+            Self::WebSocket(frames) => frames.has_ended(),
+        }
+    }
+}
+
 /// The output in an answer. Dropping it closes the connection.
 pub(super) struct Output {
     /// `None` after the last byte.
     answer: Option<Answer>,
-    demux: Demux,
+    parser: Parser,
     /// Set for a terminal's log, in which the engine's error has no frame.
     log_error: Option<LogErrorFilter>,
     /// Set while reading is paused.
@@ -46,9 +111,29 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn new(answer: Answer, tty: bool, operation: &'static str, address: String) -> Self {
+        Self::with_parser(answer, Parser::Demux(Demux::new(tty)), operation, address)
+    }
+
+    /// Creates the output of a WebSocket that carries one stream.
+    pub(super) fn of_websocket(
+        answer: Answer,
+        stream: outcome::Stream,
+        operation: &'static str,
+        address: String,
+    ) -> Self {
+        let parser = Parser::WebSocket(WebSocketFrames::new(stream));
+        Self::with_parser(answer, parser, operation, address)
+    }
+
+    fn with_parser(
+        answer: Answer,
+        parser: Parser,
+        operation: &'static str,
+        address: String,
+    ) -> Self {
         Self {
             answer: Some(answer),
-            demux: Demux::new(tty),
+            parser,
             log_error: None,
             pause: None,
             last_read: None,
@@ -104,7 +189,10 @@ impl Output {
             Some(filter) => filter.push(bytes),
             None => bytes,
         };
-        self.demux.push(bytes);
+        self.parser.push(bytes);
+        if self.parser.has_ended() {
+            self.answer = None;
+        }
     }
 
     /// Handles the end of the connection, clean or with a failure.
@@ -112,7 +200,7 @@ impl Output {
         self.answer = None;
         match self.log_error.as_mut().map(LogErrorFilter::finish) {
             None => {}
-            Some(Ok(held)) => self.demux.push(held),
+            Some(Ok(held)) => self.parser.push(held),
             Some(Err(reason)) => {
                 let operation = self.operation;
                 self.broken = Some(RuntimeError::Rejected { operation, reason });
@@ -121,9 +209,9 @@ impl Output {
         match failure {
             Some(failure) => {
                 self.broken = Some(failure.error(self.operation, &self.address));
-                self.demux.flush();
+                self.parser.flush();
             }
-            None => self.demux.finish(),
+            None => self.parser.finish(),
         }
     }
 
@@ -143,7 +231,7 @@ impl Output {
 
     /// Takes the next chunk or framing error from the demultiplexer.
     fn pop(&mut self) -> Option<Result<Chunk, RuntimeError>> {
-        let item = self.demux.pop()?;
+        let item = self.parser.pop()?;
         Some(item.map_err(|error| self.fail(error)))
     }
 }
@@ -166,7 +254,7 @@ impl Stream for Output {
                 Poll::Ready(None) => this.close(None),
                 // Small pieces are merged only with data that has already arrived.
                 Poll::Pending => {
-                    this.demux.flush();
+                    this.parser.flush();
                     return match this.pop() {
                         Some(item) => Poll::Ready(Some(item)),
                         None => Poll::Pending,
