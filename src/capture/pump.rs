@@ -70,6 +70,8 @@ pub(crate) struct Capture {
     dropped: PerStream<u64>,
     /// When the last source ended, or was given up.
     source_ended: Option<Instant>,
+    /// How late the last source was read at its end.
+    lateness: Duration,
     /// Set once a log was lost and resumed.
     resumed: bool,
     /// Set if a resumed log lacked output that had been received.
@@ -109,6 +111,7 @@ impl Capture {
             limit,
             dropped: PerStream::default(),
             source_ended: None,
+            lateness: Duration::ZERO,
             resumed: false,
             lost: false,
             log_silence_timeout: SILENCE_TIMEOUT,
@@ -125,9 +128,16 @@ impl Capture {
         self.source_ended
     }
 
+    /// The longest time for which the engine may have held the end of the last source, because this
+    /// process did not read it.
+    pub(crate) fn lateness(&self) -> Duration {
+        self.lateness
+    }
+
     /// Continues with a resumed log and its progress.
     pub(crate) fn resume(&mut self, progress: Progress, log: Box<dyn RunLog>) {
-        let has_less = |stream| progress.streams[stream].bytes < self.received(stream);
+        let received = self.received();
+        let has_less = |stream| progress.streams[stream].bytes < received[stream];
         self.lost |= Stream::ALL.into_iter().any(has_less);
         self.progress = progress;
         self.trim_unacknowledged();
@@ -176,11 +186,6 @@ impl Capture {
     /// Returns true if the log must be resumed before the next write.
     pub(crate) fn needs_log(&self) -> bool {
         self.log.is_none()
-    }
-
-    /// The open lines.
-    pub(crate) fn lines(&self) -> &LineAssembler {
-        &self.lines
     }
 
     /// The end that the engine's log must have if the capture is complete.
@@ -262,9 +267,13 @@ impl Capture {
         self.log.take().ok_or(Error::Closed)
     }
 
-    /// The number of bytes received of a stream, in records or in its open line.
-    fn received(&self, stream: Stream) -> u64 {
-        self.progress.streams[stream].bytes + self.lines.open(stream).len() as u64
+    /// The number of bytes received of each stream, in records or in its open line.
+    pub(crate) fn received(&self) -> PerStream<u64> {
+        let mut received = self.progress.bytes();
+        for stream in Stream::ALL {
+            received[stream] += self.lines.open(stream).len() as u64;
+        }
+        received
     }
 
     /// Pumps a live tap into the log until it ends.
@@ -349,10 +358,7 @@ impl Capture {
         signals: &Signals,
     ) -> Source {
         self.source_ended = None;
-        let mut received = PerStream::default();
-        for stream in Stream::ALL {
-            received[stream] = self.received(stream);
-        }
+        let received = self.received();
         let silence_timeout = match replay {
             Some((_, Reading::Final { .. })) => self.log_silence_timeout,
             _ => SILENCE_TIMEOUT,
@@ -415,6 +421,7 @@ impl Capture {
             }
             None => {
                 self.source_ended = Some(source.last_read());
+                self.lateness = source.lateness();
                 return source.end(PumpEnd::Eof);
             }
         };

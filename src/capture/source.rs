@@ -1,5 +1,6 @@
 //! One source of output: a live tap, or the engine's log read from its start.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -32,6 +33,8 @@ pub(super) struct Source {
     /// The bytes of each stream received so far, also from earlier sources.
     pub(super) received: PerStream<u64>,
     last_read: Instant,
+    /// When a read last found no output: until then, every byte was read at once.
+    caught_up: Instant,
     /// Silence counts only after the container has exited.
     exited: bool,
     silence_timeout: Duration,
@@ -51,6 +54,7 @@ impl Source {
             replay,
             received,
             last_read: Instant::now(),
+            caught_up: Instant::now(),
             exited,
             silence_timeout,
             end: None,
@@ -59,9 +63,22 @@ impl Source {
 
     /// Waits for the next item of the stream. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<Result<Chunk, RuntimeError>> {
-        let item = self.stream.next().await;
+        let (stream, caught_up) = (&mut self.stream, &mut self.caught_up);
+        let item = poll_fn(|cx| {
+            let item = stream.poll_next_unpin(cx);
+            if item.is_pending() {
+                *caught_up = Instant::now();
+            }
+            item
+        });
+        let item = item.await;
         self.last_read = Instant::now();
         item
+    }
+
+    /// The time between the last poll that found no output and the last read.
+    pub(super) fn lateness(&self) -> Duration {
+        self.last_read.saturating_duration_since(self.caught_up)
     }
 
     /// When the stream was last read.
@@ -180,6 +197,32 @@ mod tests {
         let source = source(None, true);
         assert!(!source.awaits_exit());
         assert_eq!(source.silence_deadline(), Some(Instant::now() + TIMEOUT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_is_late_until_it_finds_no_output() {
+        let (chunks, received) = futures::channel::mpsc::unbounded();
+        let stream: OutputStream = Box::pin(received);
+        let mut source = Source::new(stream, None, PerStream::default(), true, TIMEOUT);
+        let send = |count| {
+            for _ in 0..count {
+                let (stream, bytes) = (Stream::Stdout, "x".into());
+                chunks.unbounded_send(Ok(Chunk { stream, bytes })).unwrap();
+            }
+        };
+        tokio::time::advance(Duration::from_secs(1)).await;
+        send(2);
+        source.next().await;
+        assert_eq!(source.lateness(), Duration::from_secs(1));
+        tokio::time::advance(Duration::from_secs(4)).await;
+        source.next().await;
+        assert_eq!(source.lateness(), Duration::from_secs(5));
+
+        let waited = tokio::time::timeout(Duration::from_secs(2), source.next());
+        assert!(waited.await.is_err());
+        send(1);
+        source.next().await;
+        assert_eq!(source.lateness(), Duration::ZERO);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! The monitor of an exec: one more command in a run's container, with its own log.
 
+use std::convert::Infallible;
 use std::future::pending;
 use std::iter;
 use std::panic::AssertUnwindSafe;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::audit::{Event, Gap, GapReason, Resume, ResumeCause, Started};
 use crate::capture::{Capture, Hub, PumpEnd};
@@ -17,7 +18,7 @@ use crate::error::{Error, Result, chain};
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{PipeState, close_stdin, lock};
-use crate::monitor::evidence::EOF_TOLERANCE;
+use crate::monitor::evidence::{EOF_TOLERANCE, late_drain};
 use crate::monitor::machine::{ExitReport, Machine, Setup};
 use crate::monitor::output::PumpOutcome;
 use crate::monitor::seal::{SealFacts, build_seal, reopen_log};
@@ -32,6 +33,12 @@ use crate::state::Transition;
 
 /// Longest wait for the exit code after the output and the container have ended.
 const EXIT_CODE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest time between two polls of an exec's output.
+///
+/// The engine does not report when an exec ended. How long the end of the output waited for this
+/// process is bounded by the last poll that found no output.
+const READ_PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The standard input of an exec while no attachment has it.
 ///
@@ -65,7 +72,7 @@ type Reply = oneshot::Sender<Result<ExecStarted, StartError>>;
 struct ExecOutcome {
     ending: Ending,
     evidence: Evidence,
-    gap: Option<Gap>,
+    gaps: Vec<Gap>,
 }
 
 impl ExitReport for ExecOutcome {
@@ -125,7 +132,7 @@ impl Monitor {
                 let outcome = ExecOutcome {
                     ending,
                     evidence: Evidence::NeverStarted,
-                    gap: None,
+                    gaps: Vec::new(),
                 };
                 return self.seal_exec(capture, outcome, Vec::new()).await;
             }
@@ -168,15 +175,23 @@ impl Monitor {
         target.record(Event::Started(Box::new(started)));
         let end_marker = output.end_marker;
         let (tap_ended, tap_end) = oneshot::channel();
+        let runtime = Arc::clone(&self.context.runtime);
+        let drain = runtime.capabilities().exec_drain;
         let mut tap = Box::pin(async {
-            let end = match capture.needs_log() {
-                true => PumpEnd::Stalled,
-                false => capture.tap(output.stream, &mut signals).await,
+            let read = async {
+                match capture.needs_log() {
+                    true => PumpEnd::Stalled,
+                    false => capture.tap(output.stream, &mut signals).await,
+                }
+            };
+            let end = tokio::select! {
+                end = read => end,
+                // Each wakeup polls the tap, which shows how late it is read.
+                never = wake_repeatedly(), if drain.is_some() => match never {},
             };
             let _ = tap_ended.send(end);
             PumpOutcome::default()
         });
-        let runtime = Arc::clone(&self.context.runtime);
         let closing = self.context.closing.clone();
         let secrets = self.secrets.clone();
         let exit = pin!(async {
@@ -194,7 +209,12 @@ impl Monitor {
         drop(tap);
         let mut unwritten = signals.drain();
         match watched {
-            WatchEnd::Done { exit, .. } => {
+            WatchEnd::Done { mut exit, .. } => {
+                if let Some(drain) = drain {
+                    let received = capture.received();
+                    let cut_off = late_drain(drain, capture.lateness(), &received);
+                    exit.gaps.extend(cut_off.into_iter().map(Gap::from));
+                }
                 unwritten.extend(iter::from_fn(|| self.notes.try_recv().ok()));
                 Some((exit, unwritten))
             }
@@ -251,7 +271,9 @@ impl Monitor {
                     records.extend(capture.unwritten());
                     capture.write(records).await?;
                     outcome.evidence = Evidence::None;
-                    outcome.gap.get_or_insert(Gap::new(GapReason::Sink));
+                    if outcome.gaps.is_empty() {
+                        outcome.gaps.push(Gap::new(GapReason::Sink));
+                    }
                 }
                 Resumed::Absent => {
                     return Err(Error::Damaged {
@@ -265,13 +287,20 @@ impl Monitor {
     }
 }
 
+/// Wakes its task every [`READ_PROBE_INTERVAL`].
+async fn wake_repeatedly() -> Infallible {
+    loop {
+        sleep(READ_PROBE_INTERVAL).await;
+    }
+}
+
 impl ExecOutcome {
     /// The outcome of an exec that can no longer be observed.
     fn lost(reason: String) -> Self {
         Self {
             ending: Ending::Lost { reason },
             evidence: Evidence::None,
-            gap: Some(Gap::new(GapReason::NoBackstop)),
+            gaps: vec![Gap::new(GapReason::NoBackstop)],
         }
     }
 }
@@ -330,22 +359,22 @@ async fn wait_exec(
         Some(code) if end_marker => ExecOutcome {
             ending: Ending::Exited(Exit::with_code(code)),
             evidence: Evidence::EndMarker,
-            gap: None,
+            gaps: Vec::new(),
         },
         // A process may close its output long before it ends. A connection that was cut looks the
         // same, and there is no log to compare the capture with.
         Some(code) if outlived_output => ExecOutcome {
             ending: Ending::Exited(Exit::with_code(code)),
             evidence: Evidence::None,
-            gap: Some(Gap::possible(GapReason::NoBackstop)),
+            gaps: vec![Gap::possible(GapReason::NoBackstop)],
         },
         Some(code) => ExecOutcome {
             ending: Ending::Exited(Exit::with_code(code)),
             evidence: Evidence::Eof,
-            gap: None,
+            gaps: Vec::new(),
         },
         None => ExecOutcome {
-            gap: Some(Gap::possible(GapReason::NoBackstop)),
+            gaps: vec![Gap::possible(GapReason::NoBackstop)],
             ..ExecOutcome::lost(
                 "its container ended before the engine reported its exit code".into(),
             )
@@ -360,11 +389,9 @@ async fn write_seal(
     unwritten: &mut Vec<Event>,
 ) -> Result<Seal> {
     let mut records = unwritten.clone();
-    if let Some(gap) = &outcome.gap
-        && !capture.progress.has_gap(gap.reason, None)
-    {
-        records.push(Event::Gap(gap.clone()));
-    }
+    let gaps = outcome.gaps.iter();
+    let gaps = gaps.filter(|gap| !capture.progress.has_gap(gap.reason, gap.stream));
+    records.extend(gaps.cloned().map(Event::Gap));
     capture.finish_lines().await?;
     capture.write(records).await?;
     unwritten.clear();
@@ -413,11 +440,11 @@ async fn seal_lost_exec(context: &Context, place: &RunPlace) -> Result<()> {
             reason: "its owner died, and the connection was lost".into(),
         },
         evidence: Evidence::None,
-        gap: Some(match started {
+        gaps: vec![match started {
             true => Gap::new(GapReason::NoBackstop),
             // The exec may never have started.
             false => Gap::possible(GapReason::NoBackstop),
-        }),
+        }],
     };
     let mut unwritten = vec![Event::Resume(Resume::new(ResumeCause::Reopened, torn))];
     write_seal(&mut capture, &mut outcome, &mut unwritten).await?;

@@ -20,7 +20,7 @@ use crate::monitor::evidence::{
 use crate::monitor::run_file::persist_ending;
 use crate::monitor::wait::{Backoff, Ended, is_other_execution};
 use crate::monitor::watch::WatchOutcome;
-use crate::outcome::{Ending, Evidence, PerStream, Seal, StopCause, Stream, Usage, Verdict};
+use crate::outcome::{Ending, Evidence, Seal, StopCause, Usage, Verdict};
 use crate::root::RunFile;
 use crate::runtime::{LogFidelity, LogsRequest};
 use crate::sink::{Resumed, RunPlace};
@@ -269,14 +269,8 @@ impl Monitor {
                     .await?
             }
         };
-        let bytes = capture.progress.bytes();
-        let received = |stream| bytes[stream] + capture.lines().open(stream).len() as u64;
         let totals = OutputTotals {
-            received: PerStream {
-                stdout: received(Stream::Stdout),
-                stderr: received(Stream::Stderr),
-                tty: received(Stream::Tty),
-            },
+            received: capture.received(),
             dropped: capture.dropped(),
         };
         Ok(conclude(&facts, &totals, finding))

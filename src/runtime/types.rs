@@ -179,8 +179,12 @@ pub struct Capabilities {
     pub exec: bool,
     /// The limit past which the engine discards output.
     ///
-    /// `None`: the engine reads all output.
+    /// `None`: the engine reads all output of a container.
     pub drain: Option<DrainLimit>,
+    /// The limit past which the engine discards output of an exec.
+    ///
+    /// `None`: the engine reads all output of an exec.
+    pub exec_drain: Option<DrainLimit>,
     /// Containers end with the process that created them.
     ///
     /// No other process finds them.
@@ -195,6 +199,7 @@ impl Capabilities {
         stdin: false,
         exec: false,
         drain: None,
+        exec_drain: None,
         process_bound: false,
     };
 
@@ -228,6 +233,12 @@ impl Capabilities {
         self
     }
 
+    /// Sets [`exec_drain`](Self::exec_drain).
+    pub const fn with_exec_drain(mut self, drain: DrainLimit) -> Self {
+        self.exec_drain = Some(drain);
+        self
+    }
+
     /// Sets [`process_bound`](Self::process_bound).
     pub const fn with_process_bound(mut self) -> Self {
         self.process_bound = true;
@@ -235,17 +246,17 @@ impl Capabilities {
     }
 }
 
-/// The output that an engine reads after the end of a container.
+/// The output that an engine reads after the end of a container or an exec.
 ///
 /// Output past this limit is lost for the engine's log and for every client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainLimit {
-    /// The time after the container's end during which the engine reads output.
+    /// The time after the end during which the engine reads output.
     pub timeout: Duration,
     /// The bytes of each stream that the engine always reads.
     ///
-    /// It reads them even if its log and its clients are slow.
+    /// It reads them even if its log and its clients are slow. 0: it may lose the end of any output.
     pub buffer: u64,
 }
 

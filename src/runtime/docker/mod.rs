@@ -79,10 +79,11 @@ use crate::error::{Result, RuntimeError};
 use crate::outcome::Usage;
 use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, WindowSize};
 
-/// The time for which the daemon keeps output for a reader after the container's exit.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// The size of the daemon's output buffer for each reader.
-const DRAIN_BUFFER_BYTES: u64 = 1_000_000;
+/// The time for which the daemon keeps output for a reader after an exit, and the size of its
+/// buffer for each reader.
+const DRAIN_LIMIT: DrainLimit = DrainLimit::new(Duration::from_secs(2), 1_000_000);
+/// The daemon discards the output that it has not read at the exit.
+const NO_DRAIN: DrainLimit = DrainLimit::new(Duration::ZERO, 0);
 
 /// A connection to Docker, or to an engine that implements its API.
 ///
@@ -206,6 +207,22 @@ impl Docker {
     }
 }
 
+/// Returns the limit past which a version of Docker discards output of a container.
+///
+/// Since 24.0.0, the daemon waits for its readers after an exit. Until 24.0.5, containerd's client
+/// closed the output first. A version in another form counts as an old one.
+fn drain_limit(version: &str) -> Option<DrainLimit> {
+    let mut numbers = version
+        .split(['.', '-', '+', '~'])
+        .map(|part| part.parse().ok());
+    let mut number = || numbers.next().flatten().unwrap_or(0_u64);
+    match (number(), number(), number()) {
+        (24, 0, ..6) => Some(NO_DRAIN),
+        (24.., ..) => None,
+        _ => Some(DRAIN_LIMIT),
+    }
+}
+
 /// Checks the address in `variable`, without a connection.
 ///
 /// # Errors
@@ -247,9 +264,11 @@ impl Runtime for Docker {
             // output: there is no drain limit. Podman 4.3 does not send the output of an exec.
             return common;
         }
-        common
-            .with_exec()
-            .with_drain(DrainLimit::new(DRAIN_TIMEOUT, DRAIN_BUFFER_BYTES))
+        let docker = common.with_exec().with_exec_drain(DRAIN_LIMIT);
+        match drain_limit(&self.client.engine.version) {
+            Some(drain) => docker.with_drain(drain),
+            None => docker,
+        }
     }
 
     fn host(&self) -> String {

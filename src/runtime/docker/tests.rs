@@ -539,3 +539,19 @@ async fn another_server_is_not_an_engine() {
         );
     }
 }
+
+#[test]
+fn newer_versions_wait_for_their_readers() {
+    for (version, drain) in [
+        ("20.10.24+dfsg1", Some(DRAIN_LIMIT)),
+        ("23.0.18", Some(DRAIN_LIMIT)),
+        ("24.0.0-rc.1", Some(NO_DRAIN)),
+        ("24.0.5", Some(NO_DRAIN)),
+        ("24.0.6", None),
+        ("25.0.0", None),
+        ("28.5.2+dfsg4", None),
+        ("library-import", Some(DRAIN_LIMIT)),
+    ] {
+        assert_eq!(drain_limit(version), drain, "{version}");
+    }
+}
