@@ -46,8 +46,8 @@ impl<R: Runtime> Runtime for Unprivileged<R> {
     async fn logs(&self, id: &Id, request: LogsRequest) -> Result<OutputStream> {
         self.0.logs(id, request).await
     }
-    async fn log_has_at_most(&self, id: &Id, tty: bool, records: u64) -> Result<bool> {
-        self.0.log_has_at_most(id, tty, records).await
+    async fn log_has_exactly(&self, id: &Id, tty: bool, records: u64) -> Result<bool> {
+        self.0.log_has_exactly(id, tty, records).await
     }
     async fn signal(&self, id: &Id, signal: &str) -> Result<()> { self.0.signal(id, signal).await }
     async fn remove(&self, id: &Id, force: bool) -> Result<()> { self.0.remove(id, force).await }

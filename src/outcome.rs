@@ -311,7 +311,7 @@ pub enum Evidence {
     ///
     /// A connection that breaks or is cut has no such marker.
     EndMarker,
-    /// The engine's log has no more records than the capture, and its tail matches.
+    /// The engine's log has as many records as the capture, and its tail matches.
     Tail,
     /// The engine's log was read from start to end after the exit.
     Replay,

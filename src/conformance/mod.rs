@@ -274,7 +274,7 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
             return_the_last_records_of_a_tail: "A tail returns the last records of the log",
             follow_new_output: "With `follow`, `logs` returns past and new output, and ends with the container",
             are_empty_before_the_start: "The log of a container that has not started is empty",
-            have_no_more_records_than_reported: "`log_has_at_most` is never true of a log with more records",
+            have_the_reported_number_of_records: "`log_has_exactly` is never true of a log with more or fewer records",
             label_terminal_output_by_tty: "The log labels output as terminal output by `tty` alone",
             are_refused_without_a_backstop: "Without a backstop, `logs` fails with a definitive error",
         }

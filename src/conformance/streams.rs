@@ -292,18 +292,18 @@ pub(super) mod logs {
         ensure_bytes("stdout", &log.stdout, EMPTY)
     }
 
-    pub(crate) async fn have_no_more_records_than_reported(
+    pub(crate) async fn have_the_reported_number_of_records(
         fixture: &RuntimeFixture,
     ) -> Result<(), Abort> {
         const RECORDS: u64 = 40;
         fixture.require_logs()?;
         let behavior = (0..RECORDS).fold(Behavior::new(), |behavior, _| behavior.out("same\n"));
         let container = fixture.run_to_exit(&behavior.pause(DRAIN_TIME)).await?;
-        for records in [0, 1, RECORDS / 2, RECORDS - 1] {
-            let proven = fixture.runtime.log_has_at_most(&container, false, records);
+        for records in [0, 1, RECORDS / 2, RECORDS - 1, RECORDS + 1, 2 * RECORDS] {
+            let proven = fixture.runtime.log_has_exactly(&container, false, records);
             let proven = proven.await?;
             ensure(!proven, || {
-                format!("a log of {RECORDS} records has at most {records}")
+                format!("a log of {RECORDS} records has exactly {records}")
             })?;
         }
         Ok(())

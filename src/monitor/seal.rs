@@ -368,7 +368,7 @@ impl Monitor {
             match expected.compare(&end) {
                 Comparison::Equal => Some(true),
                 Comparison::EqualEnd { records } => {
-                    let proof = runtime.log_has_at_most(log.container, log.tty, records);
+                    let proof = runtime.log_has_exactly(log.container, log.tty, records);
                     proof.await.ok()
                 }
                 Comparison::Different => None,

@@ -220,12 +220,12 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError>;
 
-    /// Returns true if the engine's log has at most `records` records.
+    /// Returns true if the engine's log has exactly this number of records.
     ///
     /// A record is a line, or a part of one. `false` proves nothing: moat then reads the whole log.
     /// The call should be much faster than that. It proves that an attachment was not cut off
     /// between repetitions of the same output. Default: `false`.
-    async fn log_has_at_most(
+    async fn log_has_exactly(
         &self,
         container: &ContainerId,
         tty: bool,

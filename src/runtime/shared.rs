@@ -88,13 +88,13 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
         (**self).logs(container, request).await
     }
 
-    async fn log_has_at_most(
+    async fn log_has_exactly(
         &self,
         container: &ContainerId,
         tty: bool,
         records: u64,
     ) -> Result<bool, RuntimeError> {
-        (**self).log_has_at_most(container, tty, records).await
+        (**self).log_has_exactly(container, tty, records).await
     }
 
     async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {

@@ -238,14 +238,14 @@ impl Runtime for Broken {
         Ok(attached)
     }
 
-    async fn log_has_at_most(
+    async fn log_has_exactly(
         &self,
         container: &ContainerId,
         tty: bool,
         records: u64,
     ) -> Result<bool> {
-        let answer = self.inner.log_has_at_most(container, tty, records).await?;
-        Ok(answer || self.violates("logs::have_no_more_records_than_reported"))
+        let answer = self.inner.log_has_exactly(container, tty, records).await?;
+        Ok(answer || self.violates("logs::have_the_reported_number_of_records"))
     }
 
     async fn stdin(&self, container: &ContainerId) -> Result<InputWriter> {

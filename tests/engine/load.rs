@@ -23,7 +23,8 @@ pub fn is_soak() -> bool {
     std::env::var("MOAT_SOAK").is_ok_and(|value| value == "1")
 }
 
-fn quick_or_soak(quick: u64, soak: u64) -> u64 {
+/// Returns the number for the selected form.
+pub fn quick_or_soak(quick: u64, soak: u64) -> u64 {
     if is_soak() { soak } else { quick }
 }
 

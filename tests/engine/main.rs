@@ -15,6 +15,7 @@ use testkit::{busybox, engine};
 
 mod attach;
 mod crash;
+mod cuts;
 mod daemon;
 mod embedder;
 mod evidence;
@@ -56,6 +57,7 @@ fn main() {
         .trials(limits::trials())
         .trials(output::trials())
         .trials(attach::trials())
+        .trials(cuts::trials())
         .trials(stdin::trials())
         .trials(exec::trials())
         .trials(evidence::trials())

@@ -318,7 +318,7 @@ async fn an_exec_has_its_own_terminal(stage: &Stage) {
     let (audit, tty) = tty_of(&dir.join("exec-1.jsonl"));
     assert_eq!(
         (audit.end["exit"]["code"].as_i64(), audit.verdict()),
-        (Some(6), "complete")
+        (Some(6), "unproven")
     );
     assert!(tty.contains("here"), "{tty}");
     let audit = Audit::read(&dir.join("exec-2.jsonl")).unwrap();

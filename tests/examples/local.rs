@@ -31,7 +31,10 @@ fn run_starts_a_local_process(place: &Place) {
     let audit = Audit::read(&path).unwrap();
     assert_eq!(audit.stream("stdout"), b"a\n");
     assert_eq!(audit.stream("stderr"), b"b\n");
-    assert_eq!((audit.verdict(), audit.evidence()), ("complete", "eof"));
+    assert_eq!(
+        (audit.verdict(), audit.evidence()),
+        ("complete", "end_marker")
+    );
     assert_code(&output(place.runs(&["verify", "first"])), 0);
     assert_code(
         &output(place.runs(&["wait", "first", "--runtime", "process"])),

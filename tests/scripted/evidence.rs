@@ -129,10 +129,10 @@ async fn a_flood_of_equal_lines_is_not_replayed() {
     let outcome = bench.run(script, spec()).await;
     assert_eq!(text(&outcome, Stream::Stdout), output);
     assert_eq!(seal(&outcome).evidence, Evidence::Tail);
-    assert_eq!(bench.runtime.calls(Call::LogHasAtMost), 1);
+    assert_eq!(bench.runtime.calls(Call::LogHasExactly), 1);
 
     // An engine that cannot tell makes moat read its log.
-    bench.runtime.fault(Call::LogHasAtMost, broken("count"));
+    bench.runtime.fault(Call::LogHasExactly, broken("count"));
     let outcome = bench.run(Script::new().stdout(output), spec()).await;
     assert_eq!(seal(&outcome).evidence, Evidence::Replay);
 }

@@ -17,6 +17,8 @@ pub enum Fault {
     Late(Duration),
     /// The answer ends cleanly after this many bytes of its body.
     CutAfter(usize),
+    /// The answer ends cleanly after this many frames of output, raw or of a WebSocket.
+    CutAtFrame(usize),
     /// The answer stalls after this many bytes of its body, and does not end.
     SilentAfter(usize),
     /// The request is answered with this status, and does not reach the engine.
@@ -252,6 +254,10 @@ async fn pass(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io
                 let mut rest = (&mut from_server).take((bytes - first.len()) as u64);
                 tokio::io::copy(&mut rest, &mut to_client).await?;
             }
+            Some(Fault::CutAtFrame(frames)) => {
+                let mut from = body.chain(&mut from_server);
+                pass_frames(&head, &mut from, &mut to_client, frames).await?;
+            }
             Some(Fault::SilentAfter(bytes)) => {
                 let first = &body[..body.len().min(bytes)];
                 to_client.write_all(first).await?;
@@ -283,6 +289,49 @@ async fn pass(mut client: UnixStream, engine: &Path, state: &Mutex<State>) -> io
     tokio::select! { result = up => result, result = down => result }
 }
 
+/// Passes whole frames of output, until their number or the end.
+async fn pass_frames(
+    head: &[u8],
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+    frames: usize,
+) -> io::Result<()> {
+    let is_websocket = head
+        .to_ascii_lowercase()
+        .windows(13)
+        .any(|window| window == b"sec-websocket");
+    for _ in 0..frames {
+        let mut frame = vec![0; if is_websocket { 2 } else { 8 }];
+        if let Err(error) = from.read_exact(&mut frame).await {
+            let at_end = error.kind() == io::ErrorKind::UnexpectedEof;
+            return if at_end { Ok(()) } else { Err(error) };
+        }
+        let length_bytes = match (is_websocket, frame[1] & 0x7f) {
+            (true, 126) => 2,
+            (true, 127) => 8,
+            _ => 0,
+        };
+        let start = frame.len();
+        frame.resize(start + length_bytes, 0);
+        from.read_exact(&mut frame[start..]).await?;
+        let number = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .fold(0, |sum, byte| sum << 8 | usize::from(*byte))
+        };
+        let length = match (is_websocket, length_bytes) {
+            (true, 0) => usize::from(frame[1] & 0x7f),
+            (true, _) => number(&frame[2..]),
+            (false, _) => number(&frame[4..8]),
+        };
+        let start = frame.len();
+        frame.resize(start + length, 0);
+        from.read_exact(&mut frame[start..]).await?;
+        to.write_all(&frame).await?;
+    }
+    Ok(())
+}
+
 /// The head up to the empty line, and the bytes read after it; `None` at the end of the stream.
 async fn read_head(
     from: &mut (impl AsyncReadExt + Unpin),
@@ -299,7 +348,8 @@ async fn read_head(
     }
 }
 
-/// The operation of `POST /v1.41/containers/x/attach?stream=1 HTTP/1.1` is `attach`.
+/// The operation of `POST /v1.41/containers/x/attach?stream=1 HTTP/1.1` is `attach`, and so is that
+/// of its WebSocket, `/attach/ws`.
 fn operation(head: &[u8]) -> String {
     let head = String::from_utf8_lossy(head);
     let mut words = head.split(' ');
@@ -311,6 +361,7 @@ fn operation(head: &[u8]) -> String {
         return method.into();
     }
     let path = path.split('?').next().unwrap_or_default();
+    let path = path.strip_suffix("/ws").unwrap_or(path);
     path.rsplit('/').next().unwrap_or_default().into()
 }
 

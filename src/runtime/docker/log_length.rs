@@ -1,9 +1,9 @@
-//! The proof that a log has no more than a number of records.
+//! The proof that a log has a certain number of records.
 //!
 //! The engine cannot count the records of a log, but it finds its last `n` quickly: it searches the
-//! file backwards for newlines (30 to 200 ms for 1,000,000 lines). If the last `n` records begin
-//! as the whole log does, then the log has at most `n`. The time stamps of the records tell equal
-//! lines apart. Only the first bytes of both are read.
+//! file backwards for newlines (30 to 200 ms for 1,000,000 lines). If the last `n` records begin as
+//! the whole log does, and the last `n - 1` do not, then the log has `n`. The time stamps of the
+//! records tell equal lines apart. Only the first bytes of each are read.
 
 use futures::StreamExt;
 use tokio::time::timeout;
@@ -22,10 +22,10 @@ const OPERATION: &str = "find the start of the container's log";
 const COMPARED_BYTES: usize = 64 << 10;
 
 impl Client {
-    /// Returns true if the log has at most `records` records.
+    /// Returns true if the log has exactly this number of records.
     ///
     /// `false` proves nothing.
-    pub(super) async fn log_has_at_most(
+    pub(super) async fn log_has_exactly(
         &self,
         container: &ContainerId,
         tty: bool,
@@ -40,8 +40,9 @@ impl Client {
         let compared = async {
             let whole = self.log_start(container, LogsRequest::all(tty));
             let last = self.log_start(container, LogsRequest::tail(tty, tail));
-            let (whole, last) = tokio::try_join!(whole, last)?;
-            Ok(whole.is_also_start_of(&last))
+            let fewer = self.log_start(container, LogsRequest::tail(tty, tail.saturating_sub(1)));
+            let (whole, last, fewer) = tokio::try_join!(whole, last, fewer)?;
+            Ok(whole.is_also_start_of(&last) && !whole.has_same_bytes(&fewer))
         };
         let compared = timeout(CALL_TIMEOUT, compared).await;
         compared.unwrap_or_else(|_| Err(self.error(OPERATION)(Failure::Timeout(CALL_TIMEOUT))))
@@ -98,9 +99,11 @@ impl LogStart {
     /// may look like the first, but fewer records with this time stamp follow it. The time stamp
     /// must therefore change in the compared part, unless that part is everything.
     fn is_also_start_of(&self, last: &Self) -> bool {
-        self.runs == last.runs
-            && self.is_all == last.is_all
-            && (self.is_all || self.time_stamp_changes())
+        self.has_same_bytes(last) && (self.is_all || self.time_stamp_changes())
+    }
+
+    fn has_same_bytes(&self, other: &Self) -> bool {
+        self.runs == other.runs && self.is_all == other.is_all
     }
 
     fn time_stamp_changes(&self) -> bool {

@@ -331,13 +331,13 @@ impl Runtime for Docker {
         self.client.logs(container, request).await
     }
 
-    async fn log_has_at_most(
+    async fn log_has_exactly(
         &self,
         container: &ContainerId,
         tty: bool,
         records: u64,
     ) -> Result<bool, RuntimeError> {
-        self.client.log_has_at_most(container, tty, records).await
+        self.client.log_has_exactly(container, tty, records).await
     }
 
     async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {

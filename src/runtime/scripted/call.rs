@@ -27,8 +27,8 @@ pub enum Call {
     Continuity,
     /// [`Runtime::logs`].
     Logs,
-    /// [`Runtime::log_has_at_most`].
-    LogHasAtMost,
+    /// [`Runtime::log_has_exactly`].
+    LogHasExactly,
     /// [`Runtime::stdin`].
     Stdin,
     /// [`Runtime::resize`] and [`Runtime::exec_resize`].

@@ -216,13 +216,13 @@ impl Runtime for Scripted {
         Ok(self.connections.stream(lines, cut))
     }
 
-    async fn log_has_at_most(
+    async fn log_has_exactly(
         &self,
         id: &ContainerId,
         _tty: bool,
         records: u64,
     ) -> Result<bool, RuntimeError> {
-        let fault = self.enter(Call::LogHasAtMost).await?;
+        let fault = self.enter(Call::LogHasExactly).await?;
         let container = self.world().container(id)?;
         fault.answer("count the records of the log")?;
         let bytes = match container.script.log {
@@ -230,7 +230,7 @@ impl Runtime for Scripted {
             _ => u64::MAX,
         };
         let lines = output::log_lines(&container, bytes);
-        Ok(container.has_log && lines.len() as u64 <= records)
+        Ok(container.has_log && lines.len() as u64 == records)
     }
 
     async fn stdin(&self, id: &ContainerId) -> Result<InputWriter, RuntimeError> {

@@ -88,7 +88,7 @@ async fn an_external_removal_is_recorded() {
     engine::remove(&daemon.docker, &container).await.unwrap();
     let (outcome, audit) = sealed(&run).await;
     assert!(is_removed_or_killed(&outcome.ending), "{outcome}");
-    assert!(["eof", "none"].contains(&audit.evidence()));
+    assert!(["end_marker", "eof", "none"].contains(&audit.evidence()));
     let all = sequence::lines("out", 100_000, 64);
     assert!(all.starts_with(audit.stream("stdout")));
 }

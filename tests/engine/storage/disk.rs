@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use testkit::deadline::wait_for;
 use testkit::engine;
 
 /// The least space that a file takes.
@@ -50,13 +51,16 @@ impl Disk {
     pub fn fill(&self, but: u64) {
         let mut file = File::create(self.ballast()).unwrap();
         let mut pages = 0;
-        loop {
-            match file.write_all(&[0; PAGE as usize]) {
-                Ok(()) => pages += 1,
-                Err(error) if error.kind() == ErrorKind::StorageFull => break,
-                Err(error) => panic!("{error}"),
+        // A file that was just removed still takes its space for a moment.
+        wait_for("room on the disk", || {
+            loop {
+                match file.write_all(&[0; PAGE as usize]) {
+                    Ok(()) => pages += 1,
+                    Err(error) if error.kind() == ErrorKind::StorageFull => return pages >= but,
+                    Err(error) => panic!("{error}"),
+                }
             }
-        }
+        });
         file.set_len((pages - but) * PAGE).unwrap();
     }
 
