@@ -33,8 +33,7 @@ pub(super) struct Source {
     /// The bytes of each stream received so far, also from earlier sources.
     pub(super) received: PerStream<u64>,
     last_read: Instant,
-    /// When a read last found no output: until then, every byte was read at once.
-    caught_up: Instant,
+    pace: Pace,
     /// Silence counts only after the container has exited.
     exited: bool,
     silence_timeout: Duration,
@@ -54,7 +53,7 @@ impl Source {
             replay,
             received,
             last_read: Instant::now(),
-            caught_up: Instant::now(),
+            pace: Pace::new(Instant::now()),
             exited,
             silence_timeout,
             end: None,
@@ -63,12 +62,10 @@ impl Source {
 
     /// Waits for the next item of the stream. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<Result<Chunk, RuntimeError>> {
-        let (stream, caught_up) = (&mut self.stream, &mut self.caught_up);
+        let (stream, pace) = (&mut self.stream, &mut self.pace);
         let item = poll_fn(|cx| {
             let item = stream.poll_next_unpin(cx);
-            if item.is_pending() {
-                *caught_up = Instant::now();
-            }
+            pace.on_poll(Instant::now(), item.is_pending());
             item
         });
         let item = item.await;
@@ -76,9 +73,12 @@ impl Source {
         item
     }
 
-    /// The time between the last poll that found no output and the last read.
+    /// The longest time for which the last output may have waited for this reader.
+    ///
+    /// The caller must poll [`next`](Self::next) at least every 500 ms.
     pub(super) fn lateness(&self) -> Duration {
-        self.last_read.saturating_duration_since(self.caught_up)
+        self.last_read
+            .saturating_duration_since(self.pace.caught_up)
     }
 
     /// When the stream was last read.
@@ -155,6 +155,44 @@ impl Source {
     }
 }
 
+/// How promptly a source is read.
+struct Pace {
+    /// When a poll last found no output: until then, every byte was read at once.
+    caught_up: Instant,
+    last_poll: Instant,
+    /// The end of the last pause in which this process did not poll.
+    resumed: Option<Instant>,
+}
+
+impl Pace {
+    /// The time without a poll that counts as a pause.
+    const PAUSE: Duration = Duration::from_secs(1);
+    /// The time after a pause in which a poll may find no output although some has arrived.
+    ///
+    /// A poll reads only after the runtime's I/O driver has reported the arrival. After a pause,
+    /// tasks may run before the driver does.
+    const SETTLING: Duration = Duration::from_millis(250);
+
+    fn new(now: Instant) -> Self {
+        Self {
+            caught_up: now,
+            last_poll: now,
+            resumed: None,
+        }
+    }
+
+    fn on_poll(&mut self, now: Instant, found_nothing: bool) {
+        if now - self.last_poll >= Self::PAUSE {
+            self.resumed = Some(now);
+        }
+        self.last_poll = now;
+        let is_settled = self.resumed.is_none_or(|at| now - at >= Self::SETTLING);
+        if found_nothing && is_settled {
+            self.caught_up = now;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures::stream;
@@ -199,30 +237,26 @@ mod tests {
         assert_eq!(source.silence_deadline(), Some(Instant::now() + TIMEOUT));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_reader_is_late_until_it_finds_no_output() {
-        let (chunks, received) = futures::channel::mpsc::unbounded();
-        let stream: OutputStream = Box::pin(received);
-        let mut source = Source::new(stream, None, PerStream::default(), true, TIMEOUT);
-        let send = |count| {
-            for _ in 0..count {
-                let (stream, bytes) = (Stream::Stdout, "x".into());
-                chunks.unbounded_send(Ok(Chunk { stream, bytes })).unwrap();
+    #[test]
+    fn a_reader_is_late_until_it_finds_no_output() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let caught_up = |polls: &[(u64, bool)]| {
+            let mut pace = Pace::new(start);
+            for (ms, found_nothing) in polls {
+                pace.on_poll(at(*ms), *found_nothing);
             }
+            pace.caught_up
         };
-        tokio::time::advance(Duration::from_secs(1)).await;
-        send(2);
-        source.next().await;
-        assert_eq!(source.lateness(), Duration::from_secs(1));
-        tokio::time::advance(Duration::from_secs(4)).await;
-        source.next().await;
-        assert_eq!(source.lateness(), Duration::from_secs(5));
-
-        let waited = tokio::time::timeout(Duration::from_secs(2), source.next());
-        assert!(waited.await.is_err());
-        send(1);
-        source.next().await;
-        assert_eq!(source.lateness(), Duration::ZERO);
+        assert_eq!(caught_up(&[(500, true), (900, false)]), at(500));
+        // Without a pause, output that always waits is as late.
+        let busy = [(500, true), (1000, false), (1500, false), (2000, false)];
+        assert_eq!(caught_up(&busy), at(500));
+        // After a pause, the first polls may find nothing too early.
+        let resumed = [(500, true), (8000, true), (8001, true), (8002, false)];
+        assert_eq!(caught_up(&resumed), at(500));
+        let settled = [(500, true), (8000, true), (8001, false), (8300, true)];
+        assert_eq!(caught_up(&settled), at(8300));
     }
 
     #[tokio::test]
