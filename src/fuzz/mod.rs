@@ -7,12 +7,16 @@ mod demux;
 mod lines;
 mod reader;
 mod reopen;
+#[cfg(feature = "docker")]
+mod websocket;
 
 #[cfg(feature = "docker")]
 pub use demux::demux;
 pub use lines::lines;
 pub use reader::reader;
 pub use reopen::reopen;
+#[cfg(feature = "docker")]
+pub use websocket::websocket;
 
 /// The input of a target, parsed from the front.
 struct Input<'a>(&'a [u8]);
@@ -67,6 +71,12 @@ mod tests {
     #[test]
     fn the_demultiplexer_passes_the_corpus() {
         replay("demux", demux);
+    }
+
+    #[cfg(feature = "docker")]
+    #[test]
+    fn the_parser_of_websockets_passes_the_corpus() {
+        replay("websocket", websocket);
     }
 
     #[test]
