@@ -44,7 +44,7 @@ use moat::spec::{Backstop, KeepContainer, Mount, Stdin};
 use moat::{
     Error, LocalProcess, Manager, Outcome, Run, RunId, RunSpec, Runtime, ShutdownMode, Verdict,
 };
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit code: the time limit stopped the run.
@@ -424,35 +424,48 @@ async fn terminal(_: &Args) -> moat::Result<u8> {
 /// Prints the output.
 ///
 /// After stdout or stderr is closed, the rest is only in the audit.
-async fn print(mut output: Attachment) -> moat::Result<()> {
-    let mut stdout = Some(tokio::io::stdout());
-    let mut stderr = Some(tokio::io::stderr());
-    while let Some(item) = output.next().await {
-        match item? {
-            Attached::Chunk(chunk) => match chunk.stream {
-                Stream::Stderr => write(&mut stderr, &chunk.bytes).await,
-                Stream::Stdout | Stream::Tty => write(&mut stdout, &chunk.bytes).await,
-            },
-            Attached::Lagged { stream, bytes } => {
-                log(format_args!(
-                    "run: {bytes} bytes of {stream} are not shown: the reader is too slow"
-                ));
+async fn print(output: Attachment) -> moat::Result<()> {
+    let mut stdout = Some(BufWriter::with_capacity(256 << 10, tokio::io::stdout()));
+    let mut stderr = Some(BufWriter::new(tokio::io::stderr()));
+    // Chunks that wait together are written together.
+    let mut output = output.ready_chunks(64);
+    while let Some(items) = output.next().await {
+        let mut end = Ok(());
+        for item in items {
+            match item {
+                Err(error) => end = Err(error),
+                Ok(Attached::Chunk(chunk)) => match chunk.stream {
+                    Stream::Stderr => write(&mut stderr, &chunk.bytes).await,
+                    Stream::Stdout | Stream::Tty => write(&mut stdout, &chunk.bytes).await,
+                },
+                Ok(Attached::Lagged { stream, bytes }) => {
+                    log(format_args!(
+                        "run: {bytes} bytes of {stream} are not shown: the reader is too slow"
+                    ));
+                }
+                Ok(_) => {}
             }
-            _ => {}
         }
+        flush(&mut stdout).await;
+        flush(&mut stderr).await;
+        end?;
     }
     Ok(())
 }
 
 async fn write(to: &mut Option<impl AsyncWrite + Unpin>, bytes: &[u8]) {
-    if let Some(open) = to {
-        let written = async {
-            open.write_all(bytes).await?;
-            open.flush().await
-        };
-        if written.await.is_err() {
-            *to = None;
-        }
+    if let Some(open) = to
+        && open.write_all(bytes).await.is_err()
+    {
+        *to = None;
+    }
+}
+
+async fn flush(to: &mut Option<impl AsyncWrite + Unpin>) {
+    if let Some(open) = to
+        && open.flush().await.is_err()
+    {
+        *to = None;
     }
 }
 

@@ -8,11 +8,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::time::{Duration, Instant, sleep};
 
 use crate::outcome::{PerStream, Stream};
 
+/// The number of bytes, including overhead, that may always wait for one subscriber.
+const RESERVED_BYTES: usize = 1 << 20;
 /// The maximum number of bytes that wait for one subscriber, including overhead.
-const MAX_WAITING_BYTES: usize = 1 << 20;
+///
+/// A subscriber that lags reads the log instead, which costs more than the capture itself.
+const MAX_WAITING_BYTES: usize = 8 << 20;
+/// The number of bytes that wait for all subscribers of this process, from which on each may have
+/// only [`RESERVED_BYTES`].
+const MAX_TOTAL_BYTES: usize = 64 << 20;
+/// The maximum time between two waits for continuous output.
+const IDLE_THRESHOLD: Duration = Duration::from_millis(3);
+/// The pause before a wait for continuous output.
+///
+/// Each wait wakes a thread, which costs more than the output of one read. Output after a silence
+/// is delivered without a pause.
+const GATHER_PAUSE: Duration = Duration::from_millis(1);
+/// The bytes that wait for all subscribers of this process.
+static TOTAL_WAITING: AtomicUsize = AtomicUsize::new(0);
 /// The memory of a waiting chunk, besides its bytes.
 const CHUNK_OVERHEAD_BYTES: usize = 128;
 
@@ -72,6 +89,7 @@ impl Inner {
             receiver,
             waiting,
             lagged,
+            last_wait: None,
         })
     }
 }
@@ -88,14 +106,33 @@ impl Subscriber {
     ///
     /// Returns false if the subscriber is gone.
     fn send(&self, chunk: &LiveChunk) -> bool {
+        let cost = chunk.cost();
         let waiting = self.waiting.load(Ordering::Relaxed);
-        if waiting > 0 && waiting + chunk.cost() > MAX_WAITING_BYTES {
+        let limit = match TOTAL_WAITING.load(Ordering::Relaxed) + cost {
+            ..=MAX_TOTAL_BYTES => MAX_WAITING_BYTES,
+            _ => RESERVED_BYTES,
+        };
+        if waiting > 0 && waiting + cost > limit {
             self.lagged.store(true, Ordering::Relaxed);
             return !self.sender.is_closed();
         }
-        self.waiting.fetch_add(chunk.cost(), Ordering::Relaxed);
-        self.sender.send(chunk.clone()).is_ok()
+        count_waiting(&self.waiting, cost);
+        let sent = self.sender.send(chunk.clone()).is_ok();
+        if !sent {
+            count_taken(&self.waiting, cost);
+        }
+        sent
     }
+}
+
+fn count_waiting(waiting: &AtomicUsize, cost: usize) {
+    waiting.fetch_add(cost, Ordering::Relaxed);
+    TOTAL_WAITING.fetch_add(cost, Ordering::Relaxed);
+}
+
+fn count_taken(waiting: &AtomicUsize, cost: usize) {
+    waiting.fetch_sub(cost, Ordering::Relaxed);
+    TOTAL_WAITING.fetch_sub(cost, Ordering::Relaxed);
 }
 
 /// The live chunks of one subscriber.
@@ -104,6 +141,15 @@ pub(crate) struct LiveReceiver {
     receiver: mpsc::UnboundedReceiver<LiveChunk>,
     waiting: Arc<AtomicUsize>,
     lagged: Arc<AtomicBool>,
+    /// When the last wait for output ended.
+    last_wait: Option<Instant>,
+}
+
+impl Drop for LiveReceiver {
+    fn drop(&mut self) {
+        self.receiver.close();
+        while self.try_next().is_some() {}
+    }
 }
 
 impl LiveReceiver {
@@ -117,9 +163,29 @@ impl LiveReceiver {
 
     /// The next chunk; `None` after the end. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Option<LiveChunk> {
-        let chunk = self.receiver.recv().await?;
-        self.waiting.fetch_sub(chunk.cost(), Ordering::Relaxed);
-        Some(chunk)
+        if let Some(chunk) = self.try_next() {
+            return Some(chunk);
+        }
+        if self
+            .last_wait
+            .is_some_and(|last| last.elapsed() < IDLE_THRESHOLD)
+        {
+            sleep(GATHER_PAUSE).await;
+        }
+        let chunk = self.receiver.recv().await;
+        self.last_wait = Some(Instant::now());
+        Some(self.taken(chunk?))
+    }
+
+    /// The next chunk, if one is waiting.
+    pub(crate) fn try_next(&mut self) -> Option<LiveChunk> {
+        let chunk = self.receiver.try_recv().ok()?;
+        Some(self.taken(chunk))
+    }
+
+    fn taken(&self, chunk: LiveChunk) -> LiveChunk {
+        count_taken(&self.waiting, chunk.cost());
+        chunk
     }
 }
 

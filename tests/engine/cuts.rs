@@ -43,12 +43,18 @@ impl Repeating {
                 let lines = rng.u64(1..200);
                 (0..times).for_each(|_| output.block(lines));
             }
-            // Longer than the part of a log that is compared byte for byte.
-            2 => (0..2).for_each(|_| output.block(2000)),
+            // Longer than the part of a log that is compared byte for byte. After the pause, a
+            // frame begins with the second block.
+            2 => {
+                output.block(2000);
+                output.add("sleep 0.05", b"");
+                output.block(2000);
+            }
             _ => {
                 let lines = rng.u64(60..80);
                 for _ in 0..times {
                     output.block(lines);
+                    output.add("sleep 0.01", b"");
                     output.add("echo other", b"other\n");
                 }
             }

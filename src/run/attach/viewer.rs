@@ -19,6 +19,8 @@ use crate::runtime::Chunk;
 
 /// The interval between reads of an audit file that another process writes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The maximum number of live chunks that are delivered together.
+const MAX_ITEMS: usize = 64;
 /// The approximate number of bytes of output in one read of the audit file.
 const BATCH_BYTES: usize = 64 * 1024;
 
@@ -79,6 +81,12 @@ impl Subscription {
     /// Returns true if chunks were dropped because too many were waiting.
     fn has_lagged(&self) -> bool {
         self.receiver.as_ref().is_some_and(LiveReceiver::has_lagged)
+    }
+
+    /// Returns the next chunk if one is waiting.
+    fn try_next(&mut self) -> Option<LiveChunk> {
+        let waiting = self.pending.pop_front();
+        waiting.or_else(|| self.receiver.as_mut()?.try_next())
     }
 
     /// Returns the next chunk, or `None` at the end of the live output.
@@ -345,13 +353,22 @@ impl Viewer {
     }
 
     async fn read_live(&mut self, mut subscription: Subscription) -> Result<Stage> {
-        let Some(chunk) = subscription.next(&self.run).await? else {
+        let Some(mut chunk) = subscription.next(&self.run).await? else {
             return Ok(Stage::TAIL);
         };
+        // Waiting chunks are delivered together.
+        while !self.delivery.has_gap_before(&chunk) {
+            self.delivery.push(chunk);
+            if self.delivery.items.len() >= MAX_ITEMS {
+                return Ok(Stage::Live(subscription));
+            }
+            chunk = match subscription.try_next() {
+                Some(chunk) => chunk,
+                None => return Ok(Stage::Live(subscription)),
+            };
+        }
         let has_file = self.run.audit().is_some();
-        if !self.delivery.has_gap_before(&chunk)
-            || !gap_is_in_file(self.lossless, has_file, subscription.has_lagged())
-        {
+        if !gap_is_in_file(self.lossless, has_file, subscription.has_lagged()) {
             self.delivery.push(chunk);
             return Ok(Stage::Live(subscription));
         }
