@@ -18,12 +18,13 @@ use crate::events::EventKind;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{PipeState, StopRequest, lock};
 use crate::monitor::output::Source;
+use crate::monitor::run_file::write;
 use crate::monitor::start::InitialAttach;
 use crate::monitor::wait::Backoff;
 use crate::monitor::{Monitor, StartTimes};
 use crate::outcome::Ending;
 use crate::root::RunFile;
-use crate::runtime::{ContainerStatus, CreateRequest, InputWriter, Inspection};
+use crate::runtime::{ContainerStatus, CreateRequest, EngineInfo, InputWriter, Inspection};
 use crate::spec::{ContainerId, RunSpec};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
@@ -62,14 +63,14 @@ struct Intended<'a>(Launching<'a>);
 /// A run whose image is present and whose engine is recorded.
 struct Prepared<'a>(Launching<'a>);
 
-/// A run whose container exists, and is recorded.
+/// A run whose container exists.
 struct Created<'a> {
     launching: Launching<'a>,
     container: ContainerId,
     warnings: Vec<String>,
 }
 
-/// A run whose output and input are connected.
+/// A run whose container is recorded, and whose output and input are connected.
 struct Attached<'a> {
     created: Created<'a>,
     source: Source,
@@ -86,7 +87,7 @@ pub(super) struct Running {
 }
 
 impl<'a> Intended<'a> {
-    /// Waits for a permit, pulls the image and records the engine's id.
+    /// Waits for a permit, pulls the image, and records the engine's id meanwhile.
     async fn prepare(mut self) -> Result<Prepared<'a>, LaunchError> {
         self.acquire_permit().await?;
         let Launching {
@@ -96,24 +97,12 @@ impl<'a> Intended<'a> {
             file,
             capture,
         } = &mut self.0;
-        let runtime = &*context.runtime;
-        let engine = async { Ok(runtime.engine().await.ok()) };
-        let prepared = async { tokio::try_join!(runtime.prepare(spec), engine) };
+        let engine = record_engine(context, file);
+        let prepared = async { tokio::try_join!(context.runtime.prepare(spec), engine) };
         (_, monitor.engine) = tokio::select! {
             prepared = prepared => prepared.map_err(LaunchError::NotCreated)?,
             error = monitor.stopped_early(capture) => return Err(LaunchError::NotCreated(error)),
         };
-        let engine = monitor.engine.as_ref();
-        file.record.engine_id = engine.and_then(|engine| engine.id.clone());
-        // The next request may create a container that no other engine finds.
-        if file.record.engine_id.is_some()
-            && let Err(error) = monitor.write_run_file(file).await
-        {
-            return Err(LaunchError::NotCreated(RuntimeError::Rejected {
-                operation: "create the container",
-                reason: format!("cannot record the id of its engine: {}", error.chain()),
-            }));
-        }
         Ok(Prepared(self.0))
     }
 
@@ -143,7 +132,7 @@ impl<'a> Intended<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    /// Creates the container, and records its id.
+    /// Creates the container.
     async fn create(self) -> Result<Created<'a>, LaunchError> {
         let Self(mut launching) = self;
         let Launching {
@@ -172,12 +161,6 @@ impl<'a> Prepared<'a> {
         monitor.publish(Transition::Created(container.clone()));
         file.record.container = Some(container.clone());
         file.record.deadline = limit.map(|limit| Timestamp::now().saturating_add(limit));
-        if let Err(error) = monitor.write_run_file(file).await {
-            return Err(LaunchError::NotStarted(RuntimeError::Rejected {
-                operation: "start the container",
-                reason: format!("cannot record its id: {}", error.chain()),
-            }));
-        }
         Ok(Created {
             launching,
             container,
@@ -187,7 +170,8 @@ impl<'a> Prepared<'a> {
 }
 
 impl<'a> Created<'a> {
-    /// Connects the output, and the input of an initial attachment.
+    /// Connects the output, and the input of an initial attachment. Records the container's id
+    /// meanwhile: it must be on the disk before the start.
     async fn attach(mut self, attach: Option<InitialAttach>) -> Result<Attached<'a>, LaunchError> {
         let Launching {
             monitor,
@@ -197,12 +181,21 @@ impl<'a> Created<'a> {
             ..
         } = &mut self.launching;
         let runtime = &context.runtime;
-        let source = if runtime.capabilities().attach_before_start {
+        let source = async {
+            if !runtime.capabilities().attach_before_start {
+                return Ok(Source::Follow);
+            }
             let tap = runtime.attach(&self.container, file.record.settings.tty);
-            Source::Tap(tap.await.map_err(LaunchError::NotStarted)?)
-        } else {
-            Source::Follow
+            Ok(Source::Tap(tap.await?))
         };
+        let (recorded, source) = tokio::join!(monitor.write_run_file(file), source);
+        if let Err(error) = recorded {
+            return Err(LaunchError::NotStarted(RuntimeError::Rejected {
+                operation: "start the container",
+                reason: format!("cannot record its id: {}", error.chain()),
+            }));
+        }
+        let source = source.map_err(LaunchError::NotStarted)?;
         let mut input = None;
         if let Some(attach) = attach {
             if let Err(error) = capture.write(vec![attach.note]).await {
@@ -263,6 +256,26 @@ impl Attached<'_> {
             input: self.input,
         })
     }
+}
+
+/// Asks the engine for its id, and records it.
+///
+/// The next request may create a container that no other engine finds.
+async fn record_engine(
+    context: &Context,
+    file: &mut RunFile,
+) -> Result<Option<EngineInfo>, RuntimeError> {
+    let engine = context.runtime.engine().await.ok();
+    file.record.engine_id = engine.as_ref().and_then(|engine| engine.id.clone());
+    if file.record.engine_id.is_some()
+        && let Err(error) = write(context, file).await
+    {
+        return Err(RuntimeError::Rejected {
+            operation: "create the container",
+            reason: format!("cannot record the id of its engine: {}", error.chain()),
+        });
+    }
+    Ok(engine)
 }
 
 /// Sets the window size of a started container, and inspects it.

@@ -26,7 +26,8 @@ pub(super) async fn persist_ending(context: &Context, file: &mut RunFile, ending
     }
 }
 
-async fn write(context: &Context, file: &RunFile) -> Result<()> {
+/// Writes `run.json`.
+pub(super) async fn write(context: &Context, file: &RunFile) -> Result<()> {
     let file = file.clone();
     context
         .on_disk("record a run in", move |root| root.write_run(&file))

@@ -73,8 +73,9 @@ impl Client {
     /// Reads the engine's current version and its id.
     pub(super) async fn engine_info(&self) -> Result<EngineInfo, RuntimeError> {
         let info = with_timeout(async {
-            let version = self.bollard.version().await?;
-            Ok((version.version.unwrap_or_default(), self.engine_id().await?))
+            let version = async { Ok(self.bollard.version().await?) };
+            let (version, id) = tokio::try_join!(version, self.engine_id())?;
+            Ok((version.version.unwrap_or_default(), id))
         });
         let (version, id) = info.await.map_err(self.error(VERSION_OPERATION))?;
         // The engine may have been upgraded since the connection was made.
