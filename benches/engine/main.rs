@@ -48,12 +48,14 @@ fn main() {
         serial: 0,
         rows: Vec::new(),
     };
-    let all: [Part; 10] = [
+    let all: [Part; 12] = [
         ("parts", parts),
         ("crowd", crowd),
         ("open", open),
         ("verify", verifying),
         ("million", million),
+        ("blocks", blocks),
+        ("viewer", viewer),
         ("memory", memory),
         ("short", short),
         ("many", many),
@@ -175,6 +177,18 @@ impl Bench {
             ours / theirs,
             most.map(|most| (Goal::Most, most)),
         );
+    }
+
+    /// Rows for the wall and CPU time of `docker run > file`, with the goals of both.
+    fn compare(&mut self, what: &str, ours: &[Cost], theirs: &[Cost], most: [f64; 2]) {
+        let of = |costs: &[Cost], what: fn(&Cost) -> f64| median(costs.iter().map(what).collect());
+        for (unit, cost, most) in [
+            ("wall", (|cost| cost.wall) as fn(&Cost) -> f64, most[0]),
+            ("CPU", |cost| cost.cpu, most[1]),
+        ] {
+            let what = format!("{what}: {unit}, docker run > file");
+            self.ratio(&what, of(ours, cost), of(theirs, cost), "s", Some(most));
+        }
     }
 
     fn report(&self) {
@@ -323,6 +337,62 @@ fn million(bench: &mut Bench) {
         );
     }
     others(bench, cmd);
+}
+
+/// Output whose end proves nothing, and output without lines, both written in large blocks.
+fn blocks(bench: &mut Bench) {
+    let line = "x".repeat(81);
+    for (what, driver, cmd) in [
+        (
+            "one line 1,000,000 times",
+            "json-file",
+            format!("yes {line} 1000000 --burst 50"),
+        ),
+        (
+            "1 GB without a newline",
+            "none",
+            "fill 1000000000".to_owned(),
+        ),
+    ] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for round in 0..bench.rounds {
+            for turn in 0..2 {
+                match (round + turn) % 2 {
+                    0 => ours.push(bench.moat(driver, &cmd)),
+                    _ => theirs.push(bench.docker(driver, &cmd)),
+                }
+            }
+        }
+        bench.compare(&format!("{what}, {driver}"), &ours, &theirs, [1.05, 3.0]);
+    }
+}
+
+/// An attachment that relays the output to a file.
+fn viewer(bench: &mut Bench) {
+    let cmd = "lines 1000000 --width 81 --burst 50";
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for round in 0..bench.rounds {
+        for turn in 0..2 {
+            if (round + turn) % 2 == 1 {
+                theirs.push(bench.docker("none", cmd));
+                continue;
+            }
+            let root = bench.root();
+            let file = File::create(bench.dir.path().join("viewed")).unwrap();
+            let mut command = bench.role("viewer");
+            command
+                .args([&root, &bench.image, "none"])
+                .args(cmd.split(' '));
+            ours.push(measure(command.stdout(file)));
+            fs::remove_dir_all(root).unwrap();
+        }
+    }
+    bench.compare(
+        "1,000,000 lines with a viewer, none",
+        &ours,
+        &theirs,
+        [1.0, 3.0],
+    );
 }
 
 /// Clients that follow the container's log, on the same output.

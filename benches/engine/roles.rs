@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::future::join_all;
+use moat::run::{AttachOptions, Attached};
 use moat::runtime::scripted::{Script, Scripted};
 use moat::spec::Backstop;
 use moat::{Docker, Manager, Run, RunId, RunSpec, ShutdownMode, Verdict};
+
+use tokio::io::AsyncWriteExt;
 
 use crate::bare;
 
@@ -32,6 +35,7 @@ pub fn play(role: &str, arguments: &[String]) {
     runtime.block_on(async {
         match role {
             "moat" => moat(arguments).await,
+            "viewer" => viewer(arguments).await,
             "many" => many(arguments).await,
             "abandon" => abandon(arguments).await,
             "recover" => recover(arguments).await,
@@ -74,6 +78,27 @@ async fn moat(arguments: &[String]) {
     let manager = manager(&arguments[0]).await;
     let spec = spec(&arguments[1], &arguments[2], &arguments[3..]);
     let run = manager.start(spec).await.unwrap();
+    whole(&run).await;
+    manager.shutdown(ShutdownMode::Leave).await;
+}
+
+/// root, image, driver, command: relays the output to its own, as `docker run` does.
+async fn viewer(arguments: &[String]) {
+    let manager = manager(&arguments[0]).await;
+    let spec = spec(&arguments[1], &arguments[2], &arguments[3..]);
+    let options = AttachOptions::new().lossless();
+    let (run, output) = manager.start_attached(spec, options).await.unwrap();
+    let mut output = output.ready_chunks(64);
+    let mut stdout = tokio::io::BufWriter::with_capacity(256 << 10, tokio::io::stdout());
+    while let Some(items) = output.next().await {
+        for item in items {
+            match item.unwrap() {
+                Attached::Chunk(chunk) => stdout.write_all(&chunk.bytes).await.unwrap(),
+                item => panic!("{item:?}"),
+            }
+        }
+        stdout.flush().await.unwrap();
+    }
     whole(&run).await;
     manager.shutdown(ShutdownMode::Leave).await;
 }

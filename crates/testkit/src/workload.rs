@@ -29,7 +29,7 @@ steps, separated by `+`:
   progress N                  a progress bar of N steps
   split                       a character in two halves, with a pause between them
   tty-hostile                 bytes that look like a frame of a stream
-  yes TEXT N                  N lines that are all the same
+  yes TEXT N [--burst B]      N lines that are all the same, B in a write
   echo TEXT | warn TEXT       a line on stdout, on stderr
   hex HEX [--stream err]      these bytes
   count N [--stream err]      N lines of 63 digits, from 0
@@ -121,8 +121,11 @@ fn run(step: &Step<'_>) -> io::Result<()> {
         "tty-hostile" => out(sequence::TTY_HOSTILE)?,
         "yes" => {
             let line = format!("{}\n", step.text(1));
-            for _ in 0..step.number(2) {
-                out(line.as_bytes())?;
+            let (mut left, burst) = (step.number(2), step.option_number("--burst", 1));
+            while left > 0 {
+                let lines = left.min(burst);
+                out(line.repeat(lines as usize).as_bytes())?;
+                left -= lines;
             }
         }
         "echo" => out(format!("{}\n", step.text(1)).as_bytes())?,
