@@ -69,6 +69,10 @@ struct Inner {
     subscribers: Vec<Subscriber>,
     /// The number of bytes received of each stream.
     received: PerStream<u64>,
+    /// The number of bytes of each stream that are in the log.
+    logged: PerStream<u64>,
+    /// A capture publishes here.
+    started: bool,
     closed: bool,
 }
 
@@ -189,6 +193,17 @@ impl LiveReceiver {
     }
 }
 
+/// The output of a hub from the end of the log on.
+#[derive(Debug)]
+pub(crate) struct Unlogged {
+    /// The number of bytes of each stream that are in the log.
+    pub(crate) logged: PerStream<u64>,
+    /// The chunks that were received and are not in the log yet.
+    pub(crate) pending: VecDeque<LiveChunk>,
+    /// The chunks that follow; `None` if the hub is closed.
+    pub(crate) receiver: Option<LiveReceiver>,
+}
+
 impl Hub {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -221,7 +236,15 @@ impl Hub {
 
     /// Sets the number of bytes of each stream that were received earlier.
     pub(super) fn start_at(&self, bytes: PerStream<u64>) {
-        self.lock().received = bytes;
+        let mut inner = self.lock();
+        (inner.received, inner.logged) = (bytes, bytes);
+        inner.started = true;
+    }
+
+    /// Returns the number of bytes in the log; `None` before there is a capture.
+    pub(crate) fn logged_bytes(&self) -> Option<u64> {
+        let inner = self.lock();
+        inner.started.then(|| inner.logged.total())
     }
 
     /// Returns the number of bytes received of each stream, and the live chunks.
@@ -234,18 +257,21 @@ impl Hub {
 
     /// Drops pending chunks that are in the log now.
     pub(super) fn mark_logged(&self, bytes: PerStream<u64>) {
-        self.lock()
+        let mut inner = self.lock();
+        inner.logged = bytes;
+        inner
             .pending
             .retain(|chunk| chunk.end() > bytes[chunk.stream]);
     }
 
-    /// Returns the chunks that are not in the log yet, and the live chunks.
-    ///
-    /// There are no live chunks if the hub is closed.
-    pub(crate) fn subscribe(&self) -> (Vec<LiveChunk>, Option<LiveReceiver>) {
+    /// Subscribes to the output that is not in the log yet.
+    pub(crate) fn subscribe(&self) -> Unlogged {
         let mut inner = self.lock();
-        let pending = inner.pending.iter().cloned().collect();
-        (pending, inner.subscribe())
+        Unlogged {
+            logged: inner.logged,
+            pending: inner.pending.clone(),
+            receiver: inner.subscribe(),
+        }
     }
 
     /// Ends the output for every subscriber.
@@ -277,15 +303,19 @@ mod tests {
             stdout: 4,
             ..PerStream::default()
         });
-        let (pending, receiver) = hub.subscribe();
+        let Unlogged {
+            logged,
+            pending,
+            receiver,
+        } = hub.subscribe();
         let mut receiver = receiver.unwrap();
-        assert_eq!(pending.len(), 1);
+        assert_eq!((logged.stdout, pending.len()), (4, 1));
         assert_eq!((pending[0].offset, &pending[0].bytes[..]), (4, &b"two"[..]));
         hub.publish(chunk(7, b"!\n"));
         hub.close();
         assert_eq!(receiver.receiver.try_recv().unwrap().offset, 7);
         assert!(receiver.receiver.try_recv().is_err());
-        assert!(hub.subscribe().1.is_none());
+        assert!(hub.subscribe().receiver.is_none());
     }
 
     #[test]
@@ -305,7 +335,7 @@ mod tests {
     #[test]
     fn a_stuck_subscriber_takes_bounded_memory() {
         let hub = Hub::default();
-        let (_, receiver) = hub.subscribe();
+        let receiver = hub.subscribe().receiver;
         for n in 0..100_000 {
             hub.publish(chunk(n, b"x"));
             hub.mark_logged(PerStream {

@@ -16,7 +16,7 @@ mod source;
 mod stats;
 
 pub(crate) use evidence::{Comparison, LogEnd};
-pub(crate) use hub::{Hub, LiveChunk, LiveReceiver};
+pub(crate) use hub::{Hub, LiveChunk, LiveReceiver, Unlogged};
 #[cfg(any(test, fuzzing, feature = "__bench"))]
 pub(crate) use lines::LineAssembler;
 #[cfg(any(test, fuzzing))]

@@ -122,7 +122,7 @@ async fn a_lagged_subscriber_learns_what_it_missed() {
     for n in 2..100 {
         let flood = match n {
             2 => "\n".to_owned(),
-            _ => format!("line {n}{}\n", "x".repeat(40_000)),
+            _ => format!("line {n}{}\n", "x".repeat(160_000)),
         };
         input.write_all(flood.as_bytes()).await.unwrap();
         all.push_str(&flood);
@@ -204,7 +204,7 @@ async fn a_live_subscriber_sees_a_broken_connection() {
 /// No output follows that could carry the notice.
 #[tokio::test]
 async fn a_live_subscriber_learns_what_it_missed() {
-    const PIECE: usize = 64 << 10;
+    const PIECE: usize = 256 << 10;
     let bench = Bench::new();
     bench.runtime.next(Script::new().echo());
     let first = bench.open_on_threads().await;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::audit::{Reader, Record};
-use crate::capture::{LiveChunk, LiveReceiver};
+use crate::capture::{LiveChunk, LiveReceiver, Unlogged};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::outcome::{PerStream, Stream};
@@ -19,6 +19,11 @@ use crate::runtime::Chunk;
 
 /// The interval between reads of an audit file that another process writes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The size of a log that is read after the subscription, in bytes of output.
+///
+/// The output during that time waits in memory. A longer log is read first: the subscription would
+/// lag.
+const SHORT_LOG_BYTES: u64 = 1 << 20;
 /// The maximum number of live chunks that are delivered together.
 const MAX_ITEMS: usize = 64;
 /// The approximate number of bytes of output in one read of the audit file.
@@ -33,9 +38,9 @@ pub(super) enum Stage {
     Engine(LiveOutput),
     /// The output so far, which is dropped.
     Skip,
-    /// The audit file. At its end, live output is subscribed to.
+    /// The audit file. Live output is subscribed to at its end, or at once if it is small.
     History,
-    /// The audit file between the end of `History` and the subscription.
+    /// The audit file up to the start of the subscription.
     Seam(Subscription),
     /// Live output.
     Live(Subscription),
@@ -64,6 +69,8 @@ impl Stage {
 
 /// Live output that has not been delivered.
 pub(super) struct Subscription {
+    /// The number of bytes of each stream that precede the subscription.
+    start: PerStream<u64>,
     /// Chunks that precede those in `receiver`.
     pending: VecDeque<LiveChunk>,
     /// `None` after the capture has ended.
@@ -71,9 +78,10 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    fn new(pending: Vec<LiveChunk>, receiver: Option<LiveReceiver>) -> Self {
+    fn live_only(start: PerStream<u64>, receiver: Option<LiveReceiver>) -> Self {
         Self {
-            pending: pending.into(),
+            start,
+            pending: VecDeque::new(),
             receiver,
         }
     }
@@ -154,6 +162,12 @@ impl Delivery {
                 bytes: chunk.bytes.slice(overlap..),
             }));
         }
+    }
+
+    /// Returns true if no output before `start` is left to deliver.
+    fn reaches(&self, start: &PerStream<u64>) -> bool {
+        let delivered = |stream| self.position[stream] >= start[stream];
+        Stream::ALL.into_iter().all(delivered)
     }
 
     fn has_gap_before(&self, chunk: &LiveChunk) -> bool {
@@ -309,14 +323,18 @@ impl Viewer {
         match mem::replace(&mut self.stage, Stage::Done) {
             Stage::Engine(live) => self.read_engine(live).await,
             Stage::Skip => self.skip().await,
+            Stage::History if self.has_short_log() => Ok(Stage::Seam(self.subscribe())),
             Stage::History => match self.read_file().await? {
                 true => Ok(Stage::History),
                 false => Ok(Stage::Seam(self.subscribe())),
             },
-            Stage::Seam(subscription) => match self.read_file().await? {
-                true => Ok(Stage::Seam(subscription)),
-                false => Ok(Stage::Live(subscription)),
-            },
+            Stage::Seam(subscription) => {
+                let delivered = self.delivery.reaches(&subscription.start);
+                match !delivered && self.read_file().await? {
+                    true => Ok(Stage::Seam(subscription)),
+                    false => Ok(Stage::Live(subscription)),
+                }
+            }
             Stage::Live(subscription) => self.read_live(subscription).await,
             Stage::Tail { unsealed_since } => self.read_tail(unsealed_since).await,
             Stage::Done => Ok(Stage::Done),
@@ -344,12 +362,26 @@ impl Viewer {
         }
         let (before, receiver) = self.run.entry.hub.subscribe_live();
         self.delivery.position = before;
-        Ok(Stage::Live(Subscription::new(Vec::new(), receiver)))
+        Ok(Stage::Live(Subscription::live_only(before, receiver)))
+    }
+
+    /// Returns true if this process captures the run, and its log is short.
+    fn has_short_log(&self) -> bool {
+        let logged = self.run.entry.hub.logged_bytes();
+        logged.is_some_and(|bytes| bytes <= SHORT_LOG_BYTES)
     }
 
     fn subscribe(&self) -> Subscription {
-        let (pending, receiver) = self.run.entry.hub.subscribe();
-        Subscription::new(pending, receiver)
+        let Unlogged {
+            logged,
+            pending,
+            receiver,
+        } = self.run.entry.hub.subscribe();
+        Subscription {
+            start: logged,
+            pending,
+            receiver,
+        }
     }
 
     async fn read_live(&mut self, mut subscription: Subscription) -> Result<Stage> {
