@@ -19,11 +19,11 @@ use crate::runtime::Chunk;
 
 /// The interval between reads of an audit file that another process writes.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The size of a log that is read after the subscription, in bytes of output.
+/// The length of the rest of a log that is read after the subscription, in bytes of output.
 ///
-/// The output during that time waits in memory. A longer log is read first: the subscription would
-/// lag.
-const SHORT_LOG_BYTES: u64 = 1 << 20;
+/// The output during that time waits in memory. If more is left to read, the subscription would lag.
+/// If it had to wait for the end of the log, it would race with the capture.
+const SHORT_REST_BYTES: u64 = 4 << 20;
 /// The maximum number of live chunks that are delivered together.
 const MAX_ITEMS: usize = 64;
 /// The approximate number of bytes of output in one read of the audit file.
@@ -38,7 +38,7 @@ pub(super) enum Stage {
     Engine(LiveOutput),
     /// The output so far, which is dropped.
     Skip,
-    /// The audit file. Live output is subscribed to at its end, or at once if it is small.
+    /// The audit file. Live output is subscribed to near its end.
     History,
     /// The audit file up to the start of the subscription.
     Seam(Subscription),
@@ -323,7 +323,7 @@ impl Viewer {
         match mem::replace(&mut self.stage, Stage::Done) {
             Stage::Engine(live) => self.read_engine(live).await,
             Stage::Skip => self.skip().await,
-            Stage::History if self.has_short_log() => Ok(Stage::Seam(self.subscribe())),
+            Stage::History if self.has_short_rest() => Ok(Stage::Seam(self.subscribe())),
             Stage::History => match self.read_file().await? {
                 true => Ok(Stage::History),
                 false => Ok(Stage::Seam(self.subscribe())),
@@ -365,10 +365,11 @@ impl Viewer {
         Ok(Stage::Live(Subscription::live_only(before, receiver)))
     }
 
-    /// Returns true if this process captures the run, and its log is short.
-    fn has_short_log(&self) -> bool {
+    /// Returns true if this process captures the run, and little of its log is left to read.
+    fn has_short_rest(&self) -> bool {
         let logged = self.run.entry.hub.logged_bytes();
-        logged.is_some_and(|bytes| bytes <= SHORT_LOG_BYTES)
+        let delivered = self.delivery.position.total();
+        logged.is_some_and(|bytes| bytes.saturating_sub(delivered) <= SHORT_REST_BYTES)
     }
 
     fn subscribe(&self) -> Subscription {
