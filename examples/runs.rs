@@ -135,9 +135,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         cmd: Vec<String>,
     },
-    /// Verifies an audit file: its structure, its counts and its digests
+    /// Verifies an audit file: its structure, its counts, its digests and its seal
     Verify {
-        /// Id of a run, or path of an audit file
+        /// Id of a run, whose file must belong to the run, or path of an audit file
         #[arg(value_name = "ID|PATH")]
         target: String,
     },
@@ -443,13 +443,13 @@ async fn show(mut output: Attachment) -> moat::Result<u8> {
 }
 
 fn verify(root: &Path, target: &str) -> moat::Result<u8> {
-    let path = match target.parse::<RunId>() {
+    let (path, found) = match target.parse::<RunId>() {
         Ok(id) if !target.contains('/') && !Path::new(target).exists() => {
-            Root::open(root)?.audit(&id)
+            let root = Root::open(root)?;
+            (root.audit(&id), root.verify(&id)?)
         }
-        _ => PathBuf::from(target),
+        _ => (PathBuf::from(target), audit::verify(target)?),
     };
-    let found = audit::verify(&path)?;
     let (text, code) = match &found.state {
         LogState::Sealed(seal) => (
             format!("sealed and intact; {}, audit {}", seal.exit, seal.verdict),

@@ -155,6 +155,11 @@ impl Ending {
     pub fn never_started(&self) -> bool {
         matches!(self, Self::FailedToStart { .. } | Self::NotCreated { .. })
     }
+
+    /// Returns true if the container certainly started.
+    pub(crate) fn proves_start(&self) -> bool {
+        matches!(self, Self::Exited(_) | Self::Removed { code: Some(_) })
+    }
 }
 
 impl fmt::Display for Ending {

@@ -35,6 +35,7 @@ use crate::audit::line::Line;
 use crate::outcome::{PerStream, Seal, Stream};
 
 mod batch;
+pub(crate) mod consistency;
 mod digest;
 mod fast_path;
 mod follow;

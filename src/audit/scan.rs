@@ -4,9 +4,10 @@ use std::io::{self, Read};
 
 use sha2::{Digest, Sha256};
 
+use crate::audit::consistency::SealBasis;
 use crate::audit::line::{self, Line, LineError, SEAL_TAIL};
 use crate::audit::line_reader::{Advance, LineReader};
-use crate::audit::{Damage, Event, Tally};
+use crate::audit::{Damage, Event, Start, Tally};
 use crate::outcome::Seal;
 
 /// A position between two lines, with the state of everything before it.
@@ -16,6 +17,7 @@ pub(crate) struct Mark {
     pub(crate) lines: u64,
     pub(crate) digest: Sha256,
     pub(crate) tally: Tally,
+    pub(crate) basis: SealBasis,
     pub(crate) checks: u64,
     /// The offset at which the last `check` record ends.
     pub(crate) checked: u64,
@@ -24,6 +26,8 @@ pub(crate) struct Mark {
 /// The result of a scan.
 #[derive(Debug)]
 pub(crate) struct Scan {
+    /// The first record, if it is a `start` record.
+    pub(crate) start: Option<Box<Start>>,
     /// The end of the trusted part.
     pub(crate) keep: Mark,
     pub(crate) finding: Finding,
@@ -49,7 +53,9 @@ pub(crate) enum Finding {
 pub(crate) fn scan(input: impl Read) -> io::Result<Scan> {
     let mut scanner = Scanner {
         lines: LineReader::digesting(input),
+        start: None,
         tally: Tally::default(),
+        basis: SealBasis::default(),
         checks: 0,
         last_check: Mark::default(),
         seal: None,
@@ -63,7 +69,9 @@ pub(crate) fn scan(input: impl Read) -> io::Result<Scan> {
 
 struct Scanner<R> {
     lines: LineReader<R>,
+    start: Option<Box<Start>>,
     tally: Tally,
+    basis: SealBasis,
     checks: u64,
     /// The end of the last `check` record.
     last_check: Mark,
@@ -118,6 +126,7 @@ impl<R: Read> Scanner<R> {
             None => Finding::Unsealed { torn },
         };
         Ok(Scan {
+            start: self.start.take(),
             keep: self.mark(),
             finding,
         })
@@ -141,7 +150,9 @@ impl<R: Read> Scanner<R> {
         }
         self.damaged_seal = None;
         self.tally.add(&record);
+        self.basis.add(self.lines.number(), &record);
         match record {
+            Line::Event(Event::Start(start)) => self.start = Some(start),
             Line::Event(Event::Check { sha256 }) => self.check(&sha256)?,
             Line::Event(Event::End(seal)) => {
                 self.check_seal(&seal)?;
@@ -166,7 +177,7 @@ impl<R: Read> Scanner<R> {
         Ok(())
     }
 
-    /// Checks the digest and the counts of an `end` record.
+    /// Checks the digest of an `end` record, and compares the record with the lines before it.
     fn check_seal(&mut self, seal: &Seal) -> Result<(), Box<Flaw>> {
         let mut digest = self.lines.digest_before();
         let Some((head, stated)) = line::split_seal(self.lines.line()) else {
@@ -189,7 +200,10 @@ impl<R: Read> Scanner<R> {
                 self.tally
             )));
         }
-        Ok(())
+        match self.basis.contradiction(seal) {
+            Some(reason) => Err(self.permanent(reason)),
+            None => Ok(()),
+        }
     }
 
     fn mark(&mut self) -> Mark {
@@ -198,6 +212,7 @@ impl<R: Read> Scanner<R> {
             lines: self.lines.number(),
             digest: self.lines.digest_with(),
             tally: self.tally,
+            basis: self.basis.clone(),
             checks: self.checks,
             checked: self.last_check.checked,
         }
@@ -228,6 +243,7 @@ impl<R: Read> Scanner<R> {
                 lines: self.lines.number_here() - 1,
                 digest: self.lines.digest_before(),
                 tally: self.tally,
+                basis: self.basis.clone(),
                 checks: self.checks,
                 checked: self.last_check.checked,
             },
@@ -263,6 +279,7 @@ impl<R: Read> Scanner<R> {
             Finding::Repairable(flaw.damage)
         };
         Ok(Scan {
+            start: self.start,
             keep: flaw.keep,
             finding,
         })

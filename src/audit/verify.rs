@@ -3,8 +3,8 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use crate::audit::LogState;
 use crate::audit::scan::{Finding, scan};
+use crate::audit::{Damage, LogState, Start};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::outcome::PerStream;
@@ -15,6 +15,10 @@ use crate::outcome::PerStream;
 pub struct Verification {
     /// The state of the file: sealed, unsealed or damaged.
     pub state: LogState,
+    /// The first record, or `None` if the first line is no `start` record.
+    ///
+    /// It names the run and the root that the file belongs to.
+    pub start: Option<Box<Start>>,
     /// The number of output records.
     ///
     /// This count and all others end at the first damage.
@@ -36,9 +40,14 @@ pub struct Verification {
 /// Verifies an audit file.
 ///
 /// `verify` checks that each line is a record, that the first is a `start` record of version 1,
-/// that nothing follows an `end` record, and that all counts and digests match. A sealed file is
-/// not reported as sealed if any byte has changed. An unsealed file is proven unchanged up
-/// to its last `check` record. After that record, only the form of each line is checked.
+/// that nothing follows an `end` record, and that all counts and digests match. An `end` record
+/// must not contradict the other records, for example with the verdict `complete` in a file with a
+/// gap. A sealed file is not reported as sealed if any byte has changed. An unsealed file is proven
+/// unchanged up to its last `check` record. After that record, only the form of each line is
+/// checked.
+///
+/// A file says which run it belongs to, and `verify` does not know which run is expected.
+/// [`Root::verify`](crate::Root::verify) also compares that.
 ///
 /// The call blocks and reads the whole file, which may still be written to. The digest of a file
 /// over 4 MiB is computed on a separate thread.
@@ -63,6 +72,7 @@ impl Verification {
         };
         Ok(Self {
             state,
+            start: scan.start,
             records: scan.keep.tally.records,
             bytes: scan.keep.tally.bytes,
             gaps: scan.keep.tally.gaps,
@@ -70,5 +80,24 @@ impl Verification {
             checked: scan.keep.checked,
             lines: scan.keep.lines,
         })
+    }
+
+    /// The result for a file that does not belong in its place: its first line is damaged.
+    pub(crate) fn misplaced(self, reason: String) -> Self {
+        let damage = Damage {
+            line: 1,
+            offset: 0,
+            reason,
+        };
+        Self {
+            state: LogState::Damaged(damage),
+            start: self.start,
+            records: 0,
+            bytes: PerStream::default(),
+            gaps: 0,
+            checks: 0,
+            checked: 0,
+            lines: 0,
+        }
     }
 }

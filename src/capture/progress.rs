@@ -251,7 +251,10 @@ impl Progress {
     /// Returns true if the log has this start or stop record.
     pub(crate) fn contains(&self, event: &Event) -> bool {
         match event {
-            Event::Started(_) => self.started.is_some(),
+            Event::Started(started) => {
+                let known = self.started.as_ref();
+                known.is_some_and(|known| known.container == started.container)
+            }
             Event::Stop(stop) => self.stops.contains(stop),
             _ => false,
         }

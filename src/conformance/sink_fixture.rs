@@ -168,32 +168,40 @@ pub(super) fn lines(numbers: std::ops::Range<u32>) -> Vec<Record> {
         .collect()
 }
 
-/// Returns a seal with the correct counts for `records`.
+/// Returns a seal that agrees with `records`.
 pub(super) fn seal_of(records: &[Record]) -> Seal {
     let mut bytes = PerStream::<u64>::default();
-    let mut outputs = 0;
-    let mut gaps = 0;
+    let (mut outputs, mut gaps, mut lossy) = (0, 0, false);
+    let mut started = None;
     for record in records {
         match record {
             Record::Output(output) => {
                 outputs += 1;
                 bytes[output.stream] += output.bytes.len() as u64 + u64::from(!output.partial);
+                lossy |= output.lossy;
             }
             Record::Event(Event::Gap(_)) => gaps += 1,
+            Record::Event(Event::Started(event)) => started = Some(event),
             Record::Event(_) | Record::Unknown(_) => {}
         }
     }
+    let evidence = Evidence::Tail;
     Seal {
         ts: Timestamp::now(),
-        exit: Ending::Exited(Exit::with_code(0)),
-        verdict: Verdict::Complete,
-        evidence: Evidence::Tail,
+        exit: match started {
+            Some(_) => Ending::Exited(Exit::with_code(0)),
+            None => Ending::Lost {
+                reason: "the case has no container".into(),
+            },
+        },
+        verdict: Verdict::of(gaps, lossy, evidence),
+        evidence,
         records: outputs,
         bytes,
         gaps,
         stopped: None,
-        container: None,
-        image_digest: None,
+        container: started.map(|started| started.container.clone()),
+        image_digest: started.and_then(|started| started.image_digest.clone()),
         usage: None,
         capture_seconds: 0.0,
         sha256: String::new(),

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use crate::audit::{Event, LogState, Reader, Record, Verification};
 use crate::fuzz::Input;
-use crate::outcome::PerStream;
+use crate::outcome::{PerStream, Verdict};
 
 /// The golden files: five sealed files and an unsealed one.
 const GOLDEN: [&[u8]; 6] = [
@@ -140,15 +140,18 @@ pub(super) fn verify_and_read(file: &[u8]) -> Verification {
 fn assert_counts_agree(verified: &Verification, read: &ReadResult, length: u64) {
     assert_eq!(read.state, verified.state);
     let mut bytes = PerStream::<u64>::default();
-    let (mut outputs, mut gaps) = (0, 0);
+    let (mut outputs, mut gaps, mut lossy, mut starts) = (0, 0, false, 0);
     for record in &read.records {
         match record {
             Record::Output(output) => {
                 outputs += 1;
                 bytes[output.stream] += output.bytes.len() as u64 + u64::from(!output.partial);
+                lossy |= output.lossy;
             }
             Record::Event(Event::Gap(_)) => gaps += 1,
             Record::Unknown(kind) if kind == "gap" => gaps += 1,
+            Record::Event(Event::Started(_)) => starts += 1,
+            Record::Unknown(kind) if kind == "started" => starts += 1,
             _ => {}
         }
     }
@@ -156,6 +159,12 @@ fn assert_counts_agree(verified: &Verification, read: &ReadResult, length: u64) 
     assert_eq!(verified.bytes, bytes);
     assert_eq!(verified.gaps, gaps);
     assert_eq!(verified.lines, read.lines);
+    if let LogState::Sealed(seal) = &verified.state {
+        assert_eq!(seal.verdict, Verdict::of(gaps, lossy, seal.evidence));
+        let never_started = seal.exit.never_started();
+        assert!(!never_started || (outputs == 0 && starts == 0));
+        assert!(!seal.exit.proves_start() || starts > 0);
+    }
     let torn = match verified.state {
         LogState::Unsealed { torn } => torn,
         _ => 0,

@@ -128,26 +128,44 @@ fn append_and_seal(dir: &Path, records: &mut Vec<Record>, partial: bool, bytes: 
     }
     block_on(log.append(batch)).unwrap();
     let open = verify_and_read(&fs::read(&path).unwrap());
-    let seal = block_on(log.seal(Seal {
-        ts: Timestamp::now(),
-        exit: Ending::Exited(Exit::with_code(0)),
-        verdict: Verdict::Complete,
-        evidence: Evidence::Replay,
-        records: open.records,
-        bytes: open.bytes,
-        gaps: open.gaps,
-        stopped: None,
-        container: None,
-        image_digest: None,
-        usage: None,
-        capture_seconds: 0.0,
-        sha256: String::new(),
-    }));
-    let seal = Box::new(seal.unwrap());
+    let seal = Box::new(block_on(log.seal(seal_of(records, &open))).unwrap());
+    assert_eq!(seal.gaps, open.gaps, "a gap is not counted");
     drop(log);
     let state = verify_and_read(&fs::read(&path).unwrap()).state;
     assert_eq!(state, LogState::Sealed(seal.clone()));
     records.push(Record::Event(Event::End(seal)));
+}
+
+/// A seal that agrees with the known records of a file.
+fn seal_of(records: &[Record], open: &Verification) -> Seal {
+    let is_lossy = |record: &Record| matches!(record, Record::Output(output) if output.lossy);
+    let is_gap = |record: &&Record| matches!(record, Record::Event(Event::Gap(_)));
+    let started = records.iter().rev().find_map(|record| match record {
+        Record::Event(Event::Started(started)) => Some(started),
+        _ => None,
+    });
+    let gaps = records.iter().filter(is_gap).count() as u64;
+    let evidence = Evidence::Replay;
+    Seal {
+        ts: Timestamp::now(),
+        exit: match started {
+            Some(_) => Ending::Exited(Exit::with_code(0)),
+            None => Ending::Lost {
+                reason: "the file has no start".into(),
+            },
+        },
+        verdict: Verdict::of(gaps, records.iter().any(is_lossy), evidence),
+        evidence,
+        records: open.records,
+        bytes: open.bytes,
+        gaps,
+        stopped: None,
+        container: started.map(|started| started.container.clone()),
+        image_digest: started.and_then(|started| started.image_digest.clone()),
+        usage: None,
+        capture_seconds: 0.0,
+        sha256: String::new(),
+    }
 }
 
 /// The records that were appended to the sink.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::{Follow, LOG_FILE, LogState, exec_file, exec_number, verify};
+use crate::audit::{Follow, LOG_FILE, LogState, Verification, exec_file, exec_number, verify};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::outcome::Seal;
@@ -177,6 +177,32 @@ impl Root {
             return Err(self.no_such_run(run));
         }
         Ok(Follow::new(self.audit(run)))
+    }
+
+    /// Verifies the audit file of a run, and that the file belongs to the run.
+    ///
+    /// This is [`audit::verify`](verify()), except that the file of another run, of another root or
+    /// of an exec is damaged in its first line. The reason names both.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchRun`], or [`Error::Storage`] if the file cannot be read.
+    pub fn verify(&self, run: &RunId) -> Result<Verification> {
+        if !self.has(run) {
+            return Err(self.no_such_run(run));
+        }
+        let found = verify(self.audit(run))?;
+        let Some(start) = &found.start else {
+            return Ok(found);
+        };
+        let reason = match (self.misplacement(run, &start.record), start.exec) {
+            (None, None) => return Ok(found),
+            (None, Some(exec)) => {
+                format!("it belongs to exec {exec}, but is the file of run {run}")
+            }
+            (Some(reason), _) => reason,
+        };
+        Ok(found.misplaced(reason))
     }
 
     /// Lists the ids of all runs, sorted.
@@ -343,20 +369,29 @@ impl Root {
 
     /// Checks that a record belongs to the run in whose directory it was found.
     pub(crate) fn check_place(&self, run: &RunId, record: &RunRecord, path: &Path) -> Result<()> {
-        if record.run == *run && record.root == self.id {
-            return Ok(());
+        match self.misplacement(run, record) {
+            None => Ok(()),
+            Some(reason) => Err(Error::Damaged {
+                path: path.to_owned(),
+                reason,
+            }),
         }
-        let owner = if record.run == *run {
-            format!("root {}", record.root)
-        } else {
-            format!("run {}", record.run)
-        };
-        Err(Error::Damaged {
-            path: path.to_owned(),
-            reason: format!("it belongs to {owner}, but is in another place"),
-        })
     }
 
+    /// Describes a record that belongs to another run, or to another root.
+    fn misplacement(&self, run: &RunId, record: &RunRecord) -> Option<String> {
+        if record.run != *run {
+            let owner = &record.run;
+            return Some(format!(
+                "it belongs to run {owner}, but is in the directory of run {run}"
+            ));
+        }
+        if record.root != self.id {
+            let (owner, root) = (&record.root, &self.id);
+            return Some(format!("it belongs to root {owner}, but is in root {root}"));
+        }
+        None
+    }
     /// Returns the numbers of a run's execs that have a log.
     pub(crate) fn execs(&self, run: &RunId) -> impl Iterator<Item = u32> {
         fs::read_dir(self.dir(run))

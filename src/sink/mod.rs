@@ -128,6 +128,9 @@ pub trait RunLog: fmt::Debug + Send {
     ///
     /// Ignores the `sha256` of `seal`. The returned seal has the digest, if the sink computes one.
     ///
+    /// A sink may reject a seal that contradicts the appended records, as [`Jsonl`] does. The log is
+    /// then not sealed.
+    ///
     /// Not cancel-safe, as [`append`](Self::append). The seal may have been appended.
     async fn seal(&mut self, seal: Seal) -> Result<Seal>;
 }

@@ -12,6 +12,7 @@ use crate::place::{Place, Process, assert_code, audit_of, audited, output, text}
 testkit::trials! {
     crate::on_engine:
         verify_finds_one_changed_byte,
+        verify_names_the_run_of_an_exchanged_file,
         a_killed_run_is_recovered_without_loss,
         a_detached_run_can_be_managed,
         it_follows_and_stops_a_run_of_another_process,
@@ -51,6 +52,24 @@ fn verify_finds_one_changed_byte(place: &Place) {
         let frames = from_end <= 3 || (68..=78).contains(&from_end);
         assert!(frames || !sum(&changed), "byte {at} was changed");
     }
+}
+
+fn verify_names_the_run_of_an_exchanged_file(place: &Place) {
+    for name in ["first", "second"] {
+        assert_code(&output(place.run(&["--name", name], "echo out")), 0);
+    }
+    let other = place.audit("second");
+    fs::copy(&other, place.audit("first")).unwrap();
+    let found = output(place.runs(&["verify", "first"]));
+    assert_code(&found, 1);
+    let expected =
+        "line 1 (offset 0): it belongs to run second, but is in the directory of run first";
+    assert!(
+        text(&found.stdout).contains(expected),
+        "{}",
+        text(&found.stdout)
+    );
+    assert_code(&output(place.runs(&["verify", other.to_str().unwrap()])), 0);
 }
 
 fn a_killed_run_is_recovered_without_loss(place: &Place) {

@@ -9,7 +9,7 @@ use moat::{LogSink, Verdict};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::golden::{Golden, Place, all, at, batch, open, out, path, seal, start};
+use crate::golden::{Golden, Place, all, at, batch, open, out, path, seal, start, started};
 
 async fn written(golden: &Golden) -> Vec<u8> {
     let place = Place::new();
@@ -115,15 +115,22 @@ fn unknown_records_and_fields_are_skipped() {
     let path = path("later-writer");
     let start = serde_json::to_string(&Event::Start(Box::new(start("later", json!({}))))).unwrap();
     let start = start.strip_suffix('}').unwrap();
+    let started = started();
     let end = Event::End(Box::new(seal(
-        &[out(Stream::Stdout, b"known")],
-        json!({"gaps": 1}),
+        &[started.clone(), out(Stream::Stdout, b"known")],
+        json!({"gaps": 1, "verdict": "gap"}),
     )));
+    let Record::Event(started) = started else {
+        panic!("{started:?}");
+    };
+    let started = serde_json::to_string(&started).unwrap();
+    let started = started.replace("\"utf8\"", "\"quantum\"");
     let end = serde_json::to_string(&end).unwrap();
     let end = end.split_once(",\"sha256\"").unwrap().0;
     let ts = at(30);
     let text = sealed_text(&format!(
         "{start},\"host\":{{\"name\":\"ci-7\"}}}}\n\
+         {started}\n\
          {{\"type\":\"usage\",\"ts\":\"{ts}\",\"cpu_seconds\":1.5,\"line\":7}}\n\
          {{\"ts\":\"{ts}\",\"stream\":\"stdout\",\"line\":\"known\",\"seq\":[1,2]}}\n\
          {{\"ts\":\"{ts}\",\"type\":\"usage\",\"stream\":\"stdout\",\"line\":\"not output\"}}\n\
@@ -140,10 +147,10 @@ fn unknown_records_and_fields_are_skipped() {
     assert_eq!((found.records, found.bytes.stdout, found.gaps), (1, 6, 1));
     let records: Vec<_> = Reader::open(&path).unwrap().map(|r| r.unwrap()).collect();
     let unknown = |kind: &str| Record::Unknown(kind.to_owned());
-    assert_eq!(records[1], unknown("usage"));
-    assert!(matches!(&records[2], Record::Output(output) if output.bytes == b"known"));
-    assert_eq!(records[3..5], [unknown("usage"), unknown("gap")]);
-    assert!(matches!(&records[5], Record::Event(Event::End(_))));
+    assert_eq!(records[1..3], [unknown("started"), unknown("usage")]);
+    assert!(matches!(&records[3], Record::Output(output) if output.bytes == b"known"));
+    assert_eq!(records[4..6], [unknown("usage"), unknown("gap")]);
+    assert!(matches!(&records[6], Record::Event(Event::End(_))));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "no other crate uses a test")]
 
 mod bytes;
+mod contradictions;
 mod damage;
 mod docs;
 mod durability;

@@ -3,17 +3,70 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use moat::audit::GapReason;
+use moat::audit::{GapReason, LogState};
 use moat::manager::RecoveryMode;
 use moat::outcome::Stream;
 use moat::runtime::scripted::Script;
-use moat::spec::Backstop;
+use moat::spec::{Backstop, ExecSpec};
 use moat::state::RunStatus;
-use moat::{ShutdownMode, Verdict};
+use moat::{Error, RunId, ShutdownMode, Verdict};
 use testkit::deadline::eventually;
 
-use crate::bench::{Bench, check, seal, sealed, spec};
+use crate::bench::{Bench, check, named, seal, sealed, spec};
 use crate::records::{gaps, text};
+
+/// The file of another run, of another root, or of an exec is not the file of the run.
+#[tokio::test]
+async fn a_file_in_another_place_is_named_with_both_ids() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    for name in ["mine", "other"] {
+        let script = Script::new().stdout("x\n").until_stopped();
+        let run = bench.start(&manager, script, named(name)).await;
+        bench.runtime.next_exec(Script::new().exit(0));
+        let exec = run.exec(ExecSpec::new(["true"])).await.unwrap();
+        exec.wait().await.unwrap();
+        run.stop(None).await.unwrap();
+        sealed(&run).await;
+    }
+    manager.shutdown(ShutdownMode::Leave).await;
+    let elsewhere = Bench::new();
+    check(&elsewhere.run(Script::new(), named("mine")).await);
+
+    let root = bench.view();
+    let mine = RunId::new("mine").unwrap();
+    let found = root.verify(&mine).unwrap();
+    assert!(matches!(found.state, LogState::Sealed(_)), "{found:?}");
+    assert_eq!(found.start.unwrap().record.run, mine);
+
+    let roots = (elsewhere.view().id().clone(), root.id().clone());
+    let cases = [
+        (
+            bench.file("other", "logs.jsonl"),
+            "it belongs to run other, but is in the directory of run mine".to_owned(),
+        ),
+        (
+            elsewhere.file("mine", "logs.jsonl"),
+            format!("it belongs to root {}, but is in root {}", roots.0, roots.1),
+        ),
+        (
+            bench.file("mine", "exec-1.jsonl"),
+            "it belongs to exec 1, but is the file of run mine".to_owned(),
+        ),
+    ];
+    for (file, reason) in cases {
+        std::fs::copy(file, root.audit(&mine)).unwrap();
+        let found = root.verify(&mine).unwrap();
+        let LogState::Damaged(damage) = found.state else {
+            panic!("{reason}");
+        };
+        assert_eq!((damage.line, damage.offset), (1, 0));
+        assert_eq!(damage.reason, reason);
+        assert_eq!((found.lines, found.records), (0, 0));
+    }
+    let missing = root.verify(&RunId::new("missing").unwrap());
+    assert!(matches!(missing, Err(Error::NoSuchRun { .. })));
+}
 
 #[tokio::test]
 async fn a_removed_audit_is_restored_before_the_seal() {

@@ -335,7 +335,7 @@ async fn a_damaged_root_file_recovers_no_foreign_run() {
             Ok(manager) => {
                 let runs = bench.recovered(&manager).await;
                 let problem = runs[0].problem().unwrap();
-                assert!(problem.contains("in another place"), "{problem}");
+                assert!(problem.contains("it belongs to"), "{problem}");
                 manager.shutdown(ShutdownMode::Leave).await;
             }
         }

@@ -8,12 +8,15 @@ use moat::manager::RecoveryMode;
 use moat::outcome::Stream;
 use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
+use moat::sink::{SinkCall, SinkFault};
 use moat::state::RunStatus;
 use moat::{Ending, Error, Manager, Root, RunId, RunSpec, ShutdownMode, Verdict};
-use testkit::deadline::eventually;
+use serde_json::Value;
+use testkit::deadline::{eventually, within};
 
-use crate::bench::{Bench, check, seal, sealed, spec};
+use crate::bench::{Bench, check, named, seal, sealed, spec};
 use crate::records::{events, numbered, text};
+use crate::sink_faults::sound;
 
 /// Starts a run up to a call that hangs.
 pub async fn start_up_to(call: Call, bench: &Bench, manager: &Manager, spec: RunSpec) {
@@ -172,6 +175,46 @@ async fn an_unrecorded_container_never_ran() {
     );
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
     check(&outcome);
+}
+
+/// The owner persists the exit, and dies before it can write that the container started.
+#[tokio::test]
+async fn a_persisted_exit_proves_the_start() {
+    for has_id in [true, false] {
+        let bench = Bench::new();
+        let sink = sound();
+        sink.fault(SinkFault::error().on([SinkCall::Append]));
+        let manager = bench.builder().sink(sink).open().await.unwrap();
+        let run = bench
+            .start(&manager, Script::new().stdout("x\n").exit(3), named("full"))
+            .await;
+        let record = bench.file("full", "run.json");
+        let persisted = eventually(60, "the ending in run.json", async || {
+            let file: Value = serde_json::from_slice(&std::fs::read(&record).ok()?).ok()?;
+            (file["ending"]["code"] == 3).then_some(file)
+        });
+        let mut file = persisted.await;
+        manager.shutdown(ShutdownMode::Leave).await;
+        bench.runtime.remove_externally(run.id());
+        if !has_id {
+            file.as_object_mut().unwrap().remove("container");
+            std::fs::write(&record, file.to_string()).unwrap();
+        }
+
+        let next = bench.open().await;
+        let recovered = next.get(run.id()).await.unwrap();
+        let outcome = within(60, "the seal", sealed(&recovered)).await;
+        check(&outcome);
+        let started = |event: &Event| matches!(event, Event::Started(_));
+        let starts = events(outcome.audit.as_ref().unwrap());
+        let starts = starts.iter().filter(|event| started(event)).count();
+        assert_eq!(seal(&outcome).verdict, Verdict::Gap, "{outcome}");
+        if has_id {
+            assert_eq!((outcome.code(), starts), (Some(3), 1), "{outcome}");
+        } else {
+            assert!(matches!(outcome.ending, Ending::Lost { .. }), "{outcome}");
+        }
+    }
 }
 
 #[tokio::test]

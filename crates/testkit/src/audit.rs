@@ -92,7 +92,55 @@ impl Audit {
                 audit.end["sha256"]
             ));
         }
+        audit.compare("gaps", audit.all("gap").len() as u64)?;
+        audit.agrees(records)?;
         Ok(audit)
+    }
+
+    /// Checks that the `end` agrees with the other records.
+    fn agrees(&self, records: u64) -> Result<(), String> {
+        let text = |field: &str| self.end[field].as_str().unwrap_or_default();
+        let verdict = match (self.evidence(), self.lossy) {
+            _ if !self.all("gap").is_empty() => "gap",
+            ("eof" | "none", _) => "unproven",
+            (_, true) => "lossy",
+            _ => "complete",
+        };
+        if self.verdict() != verdict {
+            return Err(format!(
+                "`end` has the verdict {}, not {verdict}",
+                self.verdict()
+            ));
+        }
+        let exit = &self.end["exit"];
+        let state = exit["state"].as_str().unwrap_or_default();
+        let never_started = matches!(state, "failed_to_start" | "not_created");
+        let evidence_fits = match self.evidence() {
+            "none" => true,
+            evidence => never_started == (evidence == "never_started"),
+        };
+        let all_started = self.all("started");
+        let started = all_started.last();
+        let has_started = started.is_some();
+        let proves_start = state == "exited" || (state == "removed" && exit["code"].is_i64());
+        if !evidence_fits
+            || (never_started && (records > 0 || has_started))
+            || (proves_start && !has_started)
+        {
+            return Err(format!(
+                "`end` has the ending {state} and the evidence {}, but {records} output records \
+                 and the start {started:?}",
+                self.evidence()
+            ));
+        }
+        let of_started = |field: &str| started.and_then(|record| record[field].as_str());
+        if has_started && Some(text("container")) != of_started("container") {
+            return Err(format!("`end` has the container {}", text("container")));
+        }
+        if self.end["image_digest"].as_str() != of_started("image_digest") {
+            return Err(format!("`end` has the image {}", text("image_digest")));
+        }
+        Ok(())
     }
 
     fn output(&mut self, record: &Value) -> Option<()> {
@@ -134,7 +182,7 @@ impl Audit {
             .collect()
     }
 
-    /// The verdict in the seal: `complete`, `lossy` or `gap`.
+    /// The verdict in the seal: `complete`, `lossy`, `unproven` or `gap`.
     pub fn verdict(&self) -> &str {
         self.end["verdict"].as_str().unwrap_or_default()
     }

@@ -289,14 +289,20 @@ impl Page<'_> {
     fn last_row(&mut self, attempt: &Attempt, facts: &mut Facts) -> Result<(), AttemptError> {
         let verification = verify(&attempt.audit)?;
         facts.gaps = verification.gaps;
-        let (audit, kind, text) = match verification.state {
-            LogState::Sealed(seal) => {
+        let owner = verification.start.map(|start| start.record.run);
+        let misplaced = owner.filter(|owner| *owner != attempt.run).map(|owner| {
+            let run = &attempt.run;
+            format!("the audit file is damaged: it belongs to run {owner}, not to run {run}")
+        });
+        let (audit, kind, text) = match (misplaced, verification.state) {
+            (Some(text), _) => ("damaged".into(), "damage", text),
+            (None, LogState::Sealed(seal)) => {
                 let text = describe_seal(&seal);
                 let verdict = seal.verdict.to_string();
                 facts.seal = Some(seal);
                 (verdict, "seal", text)
             }
-            LogState::Damaged(damage) => (
+            (None, LogState::Damaged(damage)) => (
                 "damaged".into(),
                 "damage",
                 format!("the audit file is damaged: {damage}"),

@@ -48,7 +48,9 @@ impl Located {
 /// The knowledge about the container before the engine is asked.
 struct Known<'a> {
     file: &'a RunFile,
-    /// The start time that the audit file records.
+    /// True if the audit file has a `started` record.
+    has_started: bool,
+    /// The start time in that record.
     started_at: Option<Timestamp>,
     id: IdState,
     /// True if the owner cannot have asked the engine to start the container.
@@ -114,6 +116,8 @@ enum Conclusion {
     Running(Box<Inspection>),
     /// The container exited while no manager watched it.
     Exited(Ending, Box<Inspection>),
+    /// The engine no longer knows that it started the container, because it was killed since.
+    Forgotten(Ending, Box<Inspection>),
     /// The container was started although the record says that its start failed.
     StartedExternally(Ending, Box<Inspection>),
     /// The container was started again: its output belongs to another execution.
@@ -135,15 +139,35 @@ enum IfUnlabeled {
 }
 
 impl Known<'_> {
+    /// The ending in `run.json`, unless the audit file contradicts it.
+    fn recorded(&self) -> Option<&Ending> {
+        let recorded = self.file.ending.as_ref();
+        recorded.filter(|ending| !(self.has_started && ending.never_started()))
+    }
+
     /// A recorded ending holds, whatever happened to the container since.
     fn ending_or(&self, ending: Ending) -> Ending {
-        self.file.ending.clone().unwrap_or(ending)
+        self.recorded().cloned().unwrap_or(ending)
+    }
+
+    /// The ending of a run whose container has no known id, and no label in the engine.
+    fn ending_without_id(&self) -> Ending {
+        match self.recorded() {
+            None => not_created(),
+            Some(ending) if ending.never_started() => ending.clone(),
+            // The container existed, so `run.json` has lost its id.
+            Some(ending) => Ending::Lost {
+                reason: format!("run.json says \"{ending}\", but not which container it was"),
+            },
+        }
     }
 
     /// The conclusion for a container that does not exist.
     fn missing(&self) -> Conclusion {
-        let recorded = self.file.ending.as_ref();
-        match recorded.or(self.file.ending_if_missing.as_ref()) {
+        let if_missing = self.file.ending_if_missing.as_ref();
+        // It assumes that the container was never started.
+        let if_missing = if_missing.filter(|_| !self.has_started);
+        match self.recorded().or(if_missing) {
             Some(ending) => Conclusion::Missing(ending.clone()),
             None if self.start_ruled_out => Conclusion::NotCreated(not_created()),
             None if self.process_bound => Conclusion::Vanished(ended_with_process()),
@@ -157,9 +181,7 @@ fn decide(known: &Known<'_>, inspected: Inspected) -> Decision {
     // An unverified id may come from a damaged file. It must not hide the real container.
     let is_unverified = known.id == IdState::Unverified;
     match inspected {
-        Inspected::NoId => {
-            Decision::Search(IfUnlabeled::NotCreated(known.ending_or(not_created())))
-        }
+        Inspected::NoId => Decision::Search(IfUnlabeled::NotCreated(known.ending_without_id())),
         Inspected::NotFound if is_unverified => Decision::Search(IfUnlabeled::InspectAgain),
         Inspected::Rejected(error) if is_unverified => Decision::Search(IfUnlabeled::Fail(error)),
         Inspected::NotFound => Decision::Conclude(known.missing()),
@@ -174,7 +196,11 @@ fn decide_found(known: &Known<'_>, inspection: Box<Inspection>) -> Decision {
         let ending = known.ending_or(started_again());
         return Decision::Conclude(Conclusion::StartedAgain(ending, inspection));
     }
-    match (inspection.status, &known.file.ending) {
+    match (inspection.status, known.recorded()) {
+        (ContainerStatus::Created, _) if known.has_started => {
+            let ending = known.ending_or(forgotten());
+            Decision::Conclude(Conclusion::Forgotten(ending, inspection))
+        }
         (ContainerStatus::Created, _) => {
             Decision::RemoveUnstarted(known.ending_or(failed_to_start()))
         }
@@ -224,6 +250,12 @@ fn started_again() -> Ending {
     }
 }
 
+fn forgotten() -> Ending {
+    Ending::Lost {
+        reason: "the engine no longer knows that it started the container".into(),
+    }
+}
+
 fn ended_with_process() -> Ending {
     Ending::Lost {
         reason: "the container ended with the process that started it".into(),
@@ -234,17 +266,26 @@ impl Monitor {
     /// Locates the container of the run, and records what its location proves.
     pub(super) async fn locate(&mut self, open: &mut OpenAudit) -> Result<Located> {
         let located = self.find_container(open).await?;
-        self.update_run_file(&mut open.file, &mut open.capture)
-            .await?;
+        let OpenAudit { file, capture, .. } = open;
+        if let Located::Ended(outcome) = &located {
+            self.record_implied_start(file, capture, &outcome.ended.ending)
+                .await?;
+        }
+        // A container with the labels of the run may be another one.
+        if let Some(started) = &capture.progress.started {
+            file.record.container = Some(started.container.clone());
+        }
+        self.update_run_file(file, capture).await?;
         Ok(located)
     }
 
     async fn find_container(&mut self, open: &mut OpenAudit) -> Result<Located> {
         let process_bound = self.context.runtime.capabilities().process_bound;
         let started = open.capture.progress.started.as_ref();
+        let has_started = started.is_some();
         let started_at = started.and_then(|started| started.started_at);
         // An earlier attempt may have recorded a start by someone else.
-        let start_ruled_out = open.start_ruled_out && started.is_none();
+        let start_ruled_out = open.start_ruled_out && !has_started;
         let mut id = match open.file.record.container {
             Some(_) => IdState::Unverified,
             None => IdState::Missing,
@@ -253,6 +294,7 @@ impl Monitor {
             let inspected = self.inspect(&open.file).await;
             let known = Known {
                 file: &open.file,
+                has_started,
                 started_at,
                 id,
                 start_ruled_out,
@@ -361,6 +403,12 @@ impl Monitor {
                     .await?;
                 Ok(Located::unwatched(ending, false, *inspection))
             }
+            Conclusion::Forgotten(ending, inspection) => {
+                if let Some(container) = &file.record.container {
+                    self.record_restart(capture, container).await?;
+                }
+                Ok(Located::unwatched(ending, false, *inspection))
+            }
             Conclusion::StartedExternally(ending, inspection) => {
                 file.ending_if_missing = None;
                 Ok(Located::unwatched(ending, true, *inspection))
@@ -396,12 +444,36 @@ impl Monitor {
             return Ok(());
         };
         self.image_signal = inspection.stop_signal.clone();
-        if capture.progress.started.is_none() {
+        let started = capture.progress.started.as_ref();
+        // The id in a damaged record may be another one.
+        if started.is_none_or(|started| started.container != *container) {
             let started = self.started(container, Some(inspection), Vec::new()).await;
             let started = Event::Started(Box::new(started));
             capture.write(vec![started]).await?;
         }
         self.record_restart(capture, container).await
+    }
+
+    /// Records the start of a container that is gone, if the ending of the run implies the start.
+    ///
+    /// The owner persisted the ending, and died before it wrote the record of the start.
+    async fn record_implied_start(
+        &mut self,
+        file: &RunFile,
+        capture: &mut Capture,
+        ending: &Ending,
+    ) -> Result<()> {
+        let Some(container) = &file.record.container else {
+            return Ok(());
+        };
+        if capture.progress.started.is_some() || !ending.proves_start() {
+            return Ok(());
+        }
+        let mut started = self.started(container, None, Vec::new()).await;
+        if let Ending::Exited(exit) = ending {
+            started.started_at = exit.started_at;
+        }
+        capture.write(vec![Event::Started(Box::new(started))]).await
     }
 
     /// Records a gap if the engine was restarted since it started the container.
@@ -440,10 +512,12 @@ mod tests {
         Removing,
     }
 
-    /// The recorded start time, compared with the start time that the engine reports.
+    /// The recorded start, compared with the start time that the engine reports.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     enum Start {
         NotRecorded,
+        /// The record has no time.
+        Untimed,
         NotReported,
         Same,
         Other,
@@ -487,7 +561,7 @@ mod tests {
             let mut cases = Vec::new();
             for (seen, id) in inspections {
                 for recorded in [Nothing, Exit, FailedStart] {
-                    for start in [NotRecorded, NotReported, Same, Other] {
+                    for start in [NotRecorded, Untimed, NotReported, Same, Other] {
                         cases.extend((0..8).map(|bits| Self {
                             seen,
                             id,
@@ -503,6 +577,14 @@ mod tests {
             cases
         }
 
+        /// A record of the start refutes an ending without one.
+        fn recorded(&self) -> Recorded {
+            match self.recorded {
+                Recorded::FailedStart if self.start != Start::NotRecorded => Recorded::Nothing,
+                recorded => recorded,
+            }
+        }
+
         fn decide(&self, times: [Timestamp; 2]) -> Decision {
             let spec = RunSpec::new("image");
             let (run, root) = (RunId::generate(), RootId::generate());
@@ -514,7 +596,7 @@ mod tests {
             };
             file.ending_if_missing = self.has_ending_if_missing.then(|| failure("if missing"));
             let (recorded, reported) = match self.start {
-                Start::NotRecorded => (None, Some(times[0])),
+                Start::NotRecorded | Start::Untimed => (None, Some(times[0])),
                 Start::NotReported => (Some(times[0]), None),
                 Start::Same => (Some(times[0]), Some(times[0])),
                 Start::Other => (Some(times[0]), Some(times[1])),
@@ -537,6 +619,7 @@ mod tests {
             };
             let known = Known {
                 file: &file,
+                has_started: self.start != Start::NotRecorded,
                 started_at: recorded,
                 id: self.id,
                 start_ruled_out: self.start_ruled_out,
@@ -584,6 +667,9 @@ mod tests {
             Decision::Fail(it) => format!("fail: {}", error(it)),
             Decision::Conclude(Conclusion::Running(_)) => "running".into(),
             Decision::Conclude(Conclusion::Exited(it, _)) => format!("exited: {}", ending(it)),
+            Decision::Conclude(Conclusion::Forgotten(it, _)) => {
+                format!("forgotten: {}", ending(it))
+            }
             Decision::Conclude(Conclusion::StartedExternally(it, _)) => {
                 format!("started externally: {}", ending(it))
             }
@@ -607,8 +693,10 @@ mod tests {
             it if *it == not_created() => "never created",
             it if *it == failed_to_start() => "never started",
             it if *it == started_again() => "second execution",
+            it if *it == forgotten() => "lost start",
             it if *it == ended_with_process() => "ended with its process",
             Ending::Removed { code: None } => "removed",
+            Ending::Lost { reason } if reason.contains("which container") => "lost id",
             _ => "another ending",
         }
     }
@@ -629,13 +717,13 @@ mod tests {
         &[
             (
                 &[NoId],
-                |c| c.recorded == Nothing,
+                |c| c.recorded() == Nothing,
                 "search, or never created",
             ),
-            (&[NoId], |c| c.recorded == Exit, "search, or recorded exit"),
+            (&[NoId], |c| c.recorded() == Exit, "search, or lost id"),
             (
                 &[NoId],
-                |c| c.recorded == FailedStart,
+                |c| c.recorded() == FailedStart,
                 "search, or recorded failure",
             ),
             (
@@ -645,22 +733,22 @@ mod tests {
             ),
             (
                 &[NotFound],
-                |c| c.id == Verified && c.recorded == Exit,
+                |c| c.id == Verified && c.recorded() == Exit,
                 "missing: recorded exit",
             ),
             (
                 &[NotFound],
-                |c| c.id == Verified && c.recorded == FailedStart,
+                |c| c.id == Verified && c.recorded() == FailedStart,
                 "missing: recorded failure",
             ),
             (
                 &[NotFound],
-                |c| is_unrecorded(c) && c.has_ending_if_missing,
+                |c| is_unrecorded(c) && ending_if_missing_holds(c),
                 "missing: ending if missing",
             ),
             (
                 &[NotFound],
-                |c| is_unrecorded(c) && !c.has_ending_if_missing && c.start_ruled_out,
+                |c| is_unrecorded(c) && !ending_if_missing_holds(c) && c.start_ruled_out,
                 "not created: never created",
             ),
             (
@@ -682,64 +770,77 @@ mod tests {
             (&[Inconclusive], |_| true, "fail: inconclusive"),
             (
                 FOUND,
-                |c| c.start == Other && c.recorded == Nothing,
+                |c| c.start == Other && c.recorded() == Nothing,
                 "started again: second execution",
             ),
             (
                 FOUND,
-                |c| c.start == Other && c.recorded == Exit,
+                |c| c.start == Other && c.recorded() == Exit,
                 "started again: recorded exit",
             ),
             (
-                FOUND,
-                |c| c.start == Other && c.recorded == FailedStart,
-                "started again: recorded failure",
-            ),
-            (
                 &[Created],
-                |c| c.start != Other && c.recorded == Nothing,
+                |c| c.start == NotRecorded && c.recorded() == Nothing,
                 "remove: never started",
             ),
             (
                 &[Created],
-                |c| c.start != Other && c.recorded == Exit,
+                |c| c.start == NotRecorded && c.recorded() == Exit,
                 "remove: recorded exit",
             ),
             (
                 &[Created],
-                |c| c.start != Other && c.recorded == FailedStart,
+                |c| c.start == NotRecorded && c.recorded() == FailedStart,
                 "remove: recorded failure",
+            ),
+            (
+                &[Created],
+                |c| is_same_start(c) && c.recorded() == Nothing,
+                "forgotten: lost start",
+            ),
+            (
+                &[Created],
+                |c| is_same_start(c) && c.recorded() == Exit,
+                "forgotten: recorded exit",
             ),
             (&[Removing], |c| c.start != Other, "inspect again"),
             (
                 &[Running, Exited],
-                |c| c.start != Other && c.recorded == FailedStart,
+                |c| c.start != Other && c.recorded() == FailedStart,
                 "started externally: recorded failure",
             ),
             (
                 &[Running],
-                |c| c.start != Other && c.recorded != FailedStart,
+                |c| c.start != Other && c.recorded() != FailedStart,
                 "running",
             ),
             (
                 &[Exited],
-                |c| c.start != Other && c.recorded == Nothing,
+                |c| c.start != Other && c.recorded() == Nothing,
                 "exited: observed exit",
             ),
             (
                 &[Exited],
-                |c| c.start != Other && c.recorded == Exit,
+                |c| c.start != Other && c.recorded() == Exit,
                 "exited: recorded exit",
             ),
         ]
     };
 
+    fn is_same_start(case: &Case) -> bool {
+        !matches!(case.start, Start::NotRecorded | Start::Other)
+    }
+
     fn is_unrecorded(case: &Case) -> bool {
-        case.id == IdState::Verified && case.recorded == Recorded::Nothing
+        case.id == IdState::Verified && case.recorded() == Recorded::Nothing
     }
 
     fn may_have_run(case: &Case) -> bool {
-        is_unrecorded(case) && !case.has_ending_if_missing && !case.start_ruled_out
+        is_unrecorded(case) && !ending_if_missing_holds(case) && !case.start_ruled_out
+    }
+
+    fn ending_if_missing_holds(case: &Case) -> bool {
+        case.has_ending_if_missing && case.start == Start::NotRecorded
     }
 
     #[test]
@@ -747,7 +848,7 @@ mod tests {
         let now = Timestamp::now();
         let later = now.saturating_add(POLL_INTERVAL);
         let cases = Case::all();
-        assert_eq!(cases.len(), 15 * 3 * 4 * 8);
+        assert_eq!(cases.len(), 15 * 3 * 5 * 8);
         for case in cases {
             let rows = ROWS
                 .iter()

@@ -4,6 +4,7 @@ use std::io;
 
 use sha2::{Digest, Sha256};
 
+use crate::audit::consistency::SealBasis;
 use crate::audit::line::{SEAL_KEY, hex};
 use crate::audit::line_reader::MAX_LINE_BYTES;
 use crate::audit::scan::Mark;
@@ -29,9 +30,12 @@ pub(super) struct Encoder {
     digest: Sha256,
     /// The length of the file once the buffer is written.
     length: u64,
+    /// The number of lines of the file once the buffer is written.
+    lines: u64,
     /// The offset at which the last `check` record ends.
     checked: u64,
     tally: Tally,
+    basis: SealBasis,
     output: OutputText,
 }
 
@@ -43,8 +47,10 @@ impl Encoder {
             hashed: 0,
             digest: mark.digest,
             length: mark.offset,
+            lines: mark.lines,
             checked: mark.checked,
             tally: mark.tally,
+            basis: mark.basis,
             output: OutputText::default(),
         }
     }
@@ -74,6 +80,11 @@ impl Encoder {
         self.tally
     }
 
+    /// The encoded records that the seal must agree with.
+    pub(super) fn basis(&self) -> &SealBasis {
+        &self.basis
+    }
+
     fn hash(&mut self) {
         self.digest.update(&self.buffer[self.hashed..]);
         self.hashed = self.buffer.len();
@@ -100,6 +111,9 @@ impl Encoder {
                 self.output
                     .write(ts, stream, bytes, partial, lossy, &mut self.buffer);
                 self.tally.add_output(stream, bytes.len(), partial);
+                if lossy {
+                    self.basis.add_lossy(self.lines + 1);
+                }
             }
             RecordRef::Event(Event::Start(_) | Event::Check { .. } | Event::End(_)) => {
                 return Err(io::Error::new(
@@ -110,6 +124,7 @@ impl Encoder {
             RecordRef::Event(event) => {
                 serde_json::to_writer(&mut self.buffer, event)?;
                 self.tally.gaps += u64::from(matches!(event, Event::Gap(_)));
+                self.basis.add_event(self.lines + 1, event);
             }
         }
         self.end_line(from)?;
@@ -168,6 +183,7 @@ impl Encoder {
             ));
         }
         self.length += length as u64;
+        self.lines += 1;
         Ok(())
     }
 }

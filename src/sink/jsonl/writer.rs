@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::audit::{Batch, Start, Tally};
 use crate::disk::{self, Disk, File};
 use crate::error::{Error, Result};
-use crate::outcome::Seal;
+use crate::outcome::{Seal, Verdict};
 use crate::sink::jsonl::Durability;
 use crate::sink::jsonl::encoder::Encoder;
 use crate::sink::jsonl::ledger::{FileStamp, WriteLedger, WrittenPrefix};
@@ -80,23 +80,18 @@ impl Writer {
     }
 
     /// Writes the seal, and syncs the file.
-    pub(super) fn seal(&mut self, seal: Seal) -> Result<Seal> {
+    pub(super) fn seal(&mut self, mut seal: Seal) -> Result<Seal> {
         self.check("seal")?;
-        let sealed = Tally {
-            records: seal.records,
-            bytes: seal.bytes,
-            gaps: seal.gaps,
-        };
-        let tally = self.encoder.tally();
-        if sealed != tally {
+        let unknown_gaps = self.encoder.basis().unknown_gaps;
+        if unknown_gaps > 0 {
+            // A visitor gets no records that only a later version can read.
+            seal.gaps += unknown_gaps;
+            seal.verdict = Verdict::Gap;
+        }
+        if let Some(reason) = self.contradiction(&seal) {
             // Nothing is written: a wrong seal could not be undone.
-            return Err(self.syncer.fail(
-                "seal",
-                io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    format!("the seal counts {sealed}, the file has {tally}"),
-                ),
-            ));
+            let error = io::Error::new(io::ErrorKind::InvalidInput, reason);
+            return Err(self.syncer.fail("seal", error));
         }
         // A file that was removed, replaced or changed externally is not sealed.
         self.syncer.check_path()?;
@@ -113,6 +108,20 @@ impl Writer {
         self.syncer.sync()?;
         self.syncer.check_path()?;
         Ok(seal)
+    }
+
+    /// Describes a contradiction between a seal and the records of the file.
+    fn contradiction(&self, seal: &Seal) -> Option<String> {
+        let sealed = Tally {
+            records: seal.records,
+            bytes: seal.bytes,
+            gaps: seal.gaps,
+        };
+        let tally = self.encoder.tally();
+        if sealed != tally {
+            return Some(format!("the seal counts {sealed}, the file has {tally}"));
+        }
+        self.encoder.basis().contradiction(seal)
     }
 
     /// Fails if an earlier call has failed, or if the log is sealed.

@@ -20,6 +20,7 @@ pub(crate) struct Audit {
     at: Duration,
     records: u64,
     gaps: u64,
+    started: bool,
 }
 
 impl Audit {
@@ -30,6 +31,7 @@ impl Audit {
             at: Duration::from_millis(after_ms),
             records: 0,
             gaps: 0,
+            started: false,
         };
         let golden = include_str!("../../../../tests/golden/complete.jsonl")
             .lines()
@@ -65,7 +67,14 @@ impl Audit {
             "image_digest": null, "log": {"driver": "json-file", "options": {}, "fidelity": "utf8"},
             "engine": "docker", "engine_version": "26.1.5", "warnings": []});
         self.add(&record);
+        self.started = true;
         self
+    }
+
+    /// Adds the start in a form that only a later version can read, and that no report shows.
+    fn started_unseen(&mut self) {
+        let record = json!({"type": "started", "ts": self.ts(), "log": "in a later form"});
+        self.add(&record);
     }
 
     /// Adds a piece of a line, or the end of a line if it ends with a newline.
@@ -121,18 +130,17 @@ impl Audit {
     }
 
     pub(crate) fn sealed(self, dir: &Path, code: i64) -> Attempt {
-        let verdict = if self.gaps > 0 { "gap" } else { "complete" };
-        self.ended(
-            dir,
-            json!({"state": "exited", "code": code}),
-            verdict,
-            json!({}),
-        )
+        self.ended(dir, json!({"state": "exited", "code": code}), json!({}))
     }
 
-    pub(crate) fn ended(mut self, dir: &Path, exit: Value, verdict: &str, more: Value) -> Attempt {
+    pub(crate) fn ended(mut self, dir: &Path, exit: Value, more: Value) -> Attempt {
+        if !self.started {
+            self.started_unseen();
+        }
+        let verdict = if self.gaps > 0 { "gap" } else { "complete" };
         let mut seal = json!({"ts": self.ts(), "exit": exit, "verdict": verdict, "evidence": "tail",
-            "records": self.records, "bytes": self.by_stream(), "gaps": self.gaps, "capture_seconds": 0.01});
+            "records": self.records, "bytes": self.by_stream(), "gaps": self.gaps, "capture_seconds": 0.01,
+            "container": "4f66ad9a0b2e"});
         for (key, value) in more.as_object().unwrap() {
             seal[key] = value.clone();
         }

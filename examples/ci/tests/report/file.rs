@@ -86,7 +86,6 @@ fn output_cannot_close_its_data_element() {
     let mut attempt = audit.ended(
         dir.path(),
         json!({"state": "lost", "reason": HOSTILE.concat()}),
-        "gap",
         json!({}),
     );
     attempt.command = HOSTILE.concat();
@@ -144,12 +143,7 @@ fn a_secret_is_masked_everywhere() {
             .event("note", json!({"text": all}))
             .event("stdin", json!({"text": secret}))
             .event("gap", json!({"reason": "sink", "detail": all}));
-        let mut attempt = audit.ended(
-            dir,
-            json!({"state": "lost", "reason": all}),
-            "gap",
-            json!({}),
-        );
+        let mut attempt = audit.ended(dir, json!({"state": "lost", "reason": all}), json!({}));
         attempt.command = format!("curl -H {secret}\n{all}");
         attempt.image = Some(all.clone());
         let mut step = step(&all, Status::Failed, vec![attempt]);
@@ -308,10 +302,12 @@ fn a_bad_audit_affects_only_its_attempt() {
         fs::write(&changed.audit, text.replace(r#""code":1"#, r#""code":0"#)).unwrap();
         let open = Audit::new("open", 0).out("hello").unsealed(dir);
         let missing = attempt("missing", dir.join("nothing.jsonl"));
+        let other = Audit::new("other", 0).out("hello").sealed(dir, 0);
+        let exchanged = attempt("exchanged", other.audit);
         vec![step(
             "s",
             Status::Failed,
-            vec![whole, changed, open, missing],
+            vec![whole, changed, open, missing, exchanged],
         )]
     });
     let html = report.html();
@@ -321,13 +317,18 @@ fn a_bad_audit_affects_only_its_attempt() {
         .iter()
         .map(|one| one["facts"]["audit"].as_str().unwrap())
         .collect();
-    assert_eq!(audits, ["complete", "damaged", "unsealed", "unreadable"]);
-    for (number, kind) in ["seal", "damage", "damage", "damage"].iter().enumerate() {
+    let expected = ["complete", "damaged", "unsealed", "unreadable", "damaged"];
+    assert_eq!(audits, expected);
+    let expected = ["seal", "damage", "damage", "damage", "damage"];
+    for (number, kind) in expected.iter().enumerate() {
         let rows = rows(&html, &format!("rows-0-{number}"));
         assert_eq!(kinds(&rows).last().unwrap(), kind, "{rows:?}");
     }
-    let rows = rows(&html, "rows-0-3");
-    assert!(texts(&rows)[0].contains("nothing.jsonl"), "{rows:?}");
+    let missing = rows(&html, "rows-0-3");
+    assert!(texts(&missing)[0].contains("nothing.jsonl"), "{missing:?}");
+    let exchanged = rows(&html, "rows-0-4");
+    let reason = *texts(&exchanged).last().unwrap();
+    assert!(reason.contains("run other") && reason.contains("run exchanged"));
 }
 
 fn a_report_is_replaced_atomically() {

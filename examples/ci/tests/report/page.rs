@@ -148,7 +148,6 @@ fn hostile_output_is_text() {
         let mut attempt = audit.ended(
             dir,
             json!({"state": "lost", "reason": hostile.concat()}),
-            "gap",
             json!({}),
         );
         attempt.command = hostile.concat();

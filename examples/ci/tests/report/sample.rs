@@ -134,7 +134,7 @@ pub(crate) fn pipeline(dir: &Path) -> Vec<StepResult> {
         .err("  left: \x1b[48;5;52m\"a line\"\x1b[0m")
         .err(" right: \x1b[48;2;0;70;20m\"another\"\x1b[0m")
         .out("test result: \x1b[1;31mFAILED\x1b[0m. 408 passed; 4 failed")
-        .ended(dir, json!({"state": "exited", "code": 101}), "complete",
+        .ended(dir, json!({"state": "exited", "code": 101}),
             json!({"usage": {"memory": 312_000_000, "cpu_seconds": 8.25, "pids": 14, "samples": 9}}));
     let mut soak = Audit::new("soak", 8_000).later(200).started();
     for number in 0..8 {
@@ -151,7 +151,6 @@ pub(crate) fn pipeline(dir: &Path) -> Vec<StepResult> {
         .ended(
             dir,
             json!({"state": "exited", "code": 143}),
-            "gap",
             json!({"stopped": "time_limit"}),
         );
     let docs = Audit::new("docs", 8_050)
@@ -161,10 +160,10 @@ pub(crate) fn pipeline(dir: &Path) -> Vec<StepResult> {
         .out("Documenting moat v0.1.0")
         .later(1_200)
         .event("note", json!({"text": "a shutdown was requested"}))
+        .event("gap", json!({"reason": "removed", "possible": true}))
         .ended(
             dir,
             json!({"state": "lost", "reason": "the container was gone"}),
-            "gap",
             json!({}),
         );
     let mut build = build;
