@@ -62,6 +62,48 @@ async fn a_stop_outlives_its_manager() {
     }
 }
 
+/// The process that requests a stop and the owner of the run die in the grace period.
+#[tokio::test]
+async fn a_requested_stop_outlives_both_processes() {
+    let bench = Bench::new();
+    let script = Script::new().stdout("a\n").ignore_term().until_stopped();
+    bench.runtime.next(script);
+    let owner = bench.open().await;
+    let id = owner.start(spec()).await.unwrap().id().clone();
+    let other = bench.open().await;
+    other.wait_recovery().await.unwrap();
+    let run = other.get(&id).await.unwrap();
+    let asked = std::time::Instant::now();
+    let requests = || {
+        let entries = std::fs::read_dir(run.dir()).unwrap().flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        let names = names.filter(|name| name.starts_with("stop-") && name.ends_with(".json"));
+        names.count()
+    };
+    let left = async {
+        while bench.runtime.calls(Call::Signal) == 0 || requests() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        stopped = run.stop(Some(Duration::from_secs(2))) => panic!("{stopped:?}"),
+        () = left => {}
+    }
+    other.shutdown(ShutdownMode::Leave).await;
+    owner.shutdown(ShutdownMode::Leave).await;
+    assert_eq!(requests(), 1, "the owner has recorded the stop");
+
+    let next = bench.open().await;
+    let run = next.get(&id).await.unwrap();
+    let outcome = within(60, "the end of the run", sealed(&run)).await;
+    assert!(asked.elapsed() >= Duration::from_secs(2));
+    check(&outcome);
+    assert_eq!(outcome.code(), Some(137));
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::Requested));
+    assert_eq!(bench.runtime.calls(Call::Signal), 2);
+    assert_eq!(requests(), 0);
+}
+
 /// Invariant 6: concurrent calls agree on the exit.
 #[tokio::test]
 async fn stop_wait_and_exit_agree_in_a_race() {

@@ -15,6 +15,7 @@ use tokio::sync::{SemaphorePermit, mpsc};
 use tokio::time::sleep;
 use tracing::Instrument;
 
+use crate::audit::{Event, Stop};
 use crate::error::{Error, Result};
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Entry, GiveUpReason};
@@ -206,12 +207,13 @@ impl Monitor {
                 *watched
             }
             Located::Running(source, started_at) => {
+                let requested = self.requested_stops().await;
                 self.publish(Transition::Started(started_at));
                 self.mark_ownership_known();
                 if let Some(concurrency) = &self.context.concurrency {
                     self.permit = Arc::clone(concurrency).try_acquire_owned().ok();
                 }
-                self.resume_stops(&open);
+                self.resume_stops(&open, &requested);
                 let (file, capture) = (&mut open.file, &mut open.capture);
                 self.watch(file, capture, source, started_at, None).await?
             }
@@ -219,14 +221,38 @@ impl Monitor {
         self.finish(open.file, open.capture, watched).await
     }
 
-    /// Resumes the stops that the dead owner recorded.
-    fn resume_stops(&mut self, open: &OpenAudit) {
+    /// Resumes the stops that the dead owner recorded, and those that other processes requested.
+    ///
+    /// A process that requests a stop may die before it sends SIGKILL.
+    fn resume_stops(&mut self, open: &OpenAudit, requested: &[Stop]) {
         let Some(container) = &open.file.record.container else {
             return;
         };
-        for stop in &open.capture.progress.stops {
+        for stop in open.capture.progress.stops.iter().chain(requested) {
             self.stopper.resume(&self.context.runtime, container, stop);
         }
+    }
+
+    /// Reads the stops that other processes requested.
+    async fn requested_stops(&mut self) -> Vec<Stop> {
+        let run = self.place.run.clone();
+        let requests = self
+            .context
+            .on_disk("read the requests in", move |root| {
+                Ok(root.pending_requests(&run))
+            })
+            .await;
+        let requests = requests.unwrap_or_else(|error| {
+            self.report_blocked(&error);
+            Vec::new()
+        });
+        let requests = requests.into_iter();
+        requests
+            .filter_map(|(_, record)| match record {
+                Event::Stop(stop) => Some(stop),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Records that the owner of the run is known, or that the run cannot be recovered.
