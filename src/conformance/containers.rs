@@ -330,11 +330,25 @@ pub(super) mod inspect {
 pub(super) mod continuity {
     use super::*;
 
+    pub(crate) async fn is_not_broken_before_the_start(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = fixture.create(&Behavior::new()).await?;
+        ensure_not_broken(fixture, &container).await
+    }
+
     pub(crate) async fn is_not_broken_without_a_restart(
         fixture: &RuntimeFixture,
     ) -> Result<(), Abort> {
         let container = fixture.start(&Behavior::new().waits_for_signal()).await?;
-        let continuity = fixture.runtime.continuity(&container).await?;
+        ensure_not_broken(fixture, &container).await
+    }
+
+    async fn ensure_not_broken(
+        fixture: &RuntimeFixture,
+        container: &ContainerId,
+    ) -> Result<(), Abort> {
+        let continuity = fixture.runtime.continuity(container).await?;
         ensure(continuity != Continuity::Broken, || {
             format!("`continuity` returned {continuity:?}")
         })

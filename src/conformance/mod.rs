@@ -264,6 +264,7 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
             orders_start_and_finish_times: "The finish time is after the start time on the engine's clock",
         }
         containers::continuity {
+            is_not_broken_before_the_start: "`continuity` of a container that was not started is Broken only if the engine was restarted since its creation",
             is_not_broken_without_a_restart: "`continuity` is Broken only if the engine was restarted",
         }
         streams::logs {

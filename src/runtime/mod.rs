@@ -180,11 +180,12 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// [`RuntimeError::NotFound`]: the container does not exist any more. This is definitive.
     async fn inspect(&self, container: &ContainerId) -> Result<Inspection, RuntimeError>;
 
-    /// Reports whether the engine restarted since it started the container.
+    /// Reports whether the engine restarted since it created the container.
     ///
     /// A restart loses the output that the engine has read but not written, and neither the log
-    /// nor an attachment shows the loss. moat calls this on recovery, and after the engine was
-    /// unreachable while the container ran. Default: [`Continuity::Unknown`].
+    /// nor an attachment shows the loss. An engine that is killed during a start may lose the
+    /// start as well. moat calls this on recovery, after the engine was unreachable while the
+    /// container ran, and after a start without an answer. Default: [`Continuity::Unknown`].
     async fn continuity(&self, container: &ContainerId) -> Result<Continuity, RuntimeError> {
         let _ = container;
         Ok(Continuity::Unknown)

@@ -382,7 +382,16 @@ impl Runtime for Broken {
 
     async fn continuity(&self, container: &ContainerId) -> Result<Continuity> {
         match self.clause {
-            "continuity::is_not_broken_without_a_restart" => Ok(Continuity::Broken),
+            "continuity::is_not_broken_without_a_restart"
+                if self.inner.inspect(container).await?.status == ContainerStatus::Running =>
+            {
+                Ok(Continuity::Broken)
+            }
+            "continuity::is_not_broken_before_the_start"
+                if self.inner.inspect(container).await?.status == ContainerStatus::Created =>
+            {
+                Ok(Continuity::Broken)
+            }
             _ => self.inner.continuity(container).await,
         }
     }

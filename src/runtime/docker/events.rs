@@ -1,7 +1,8 @@
 //! Continuity of an engine, from the events that it has in memory.
 //!
-//! An engine keeps events only in memory. If it still has the start event of a container, it has not
-//! restarted since that start.
+//! An engine keeps events only in memory. If it still has the create event of a container, it has not
+//! restarted since. A start event proves less: an engine that was killed while it started a container
+//! emits that event once it finds the container again.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -31,7 +32,7 @@ struct Actor {
     id: String,
 }
 
-/// Decides continuity for a started container, from one listing of the events.
+/// Decides continuity since the creation of a container, from one listing of the events.
 ///
 /// The listing has all events in the engine's memory that are older than the request.
 pub(super) fn continuity(json: &[u8], container: &ContainerId) -> Result<Continuity, Failure> {
@@ -39,7 +40,7 @@ pub(super) fn continuity(json: &[u8], container: &ContainerId) -> Result<Continu
     for event in serde_json::Deserializer::from_slice(json).into_iter() {
         let event: Event = event.map_err(|error| Failure::malformed(&error))?;
         if event.kind == "container"
-            && event.action == "start"
+            && event.action == "create"
             && event.actor.id == container.as_str()
         {
             return Ok(Continuity::Unbroken);
@@ -56,7 +57,7 @@ pub(super) fn continuity(json: &[u8], container: &ContainerId) -> Result<Continu
 /// Confirms [`Continuity::Broken`] of the `first` listing with a second one.
 ///
 /// A short listing does not prove that the memory had room. A listing leaves out events that are
-/// newer than its request, and those events may have displaced the start event. The second listing
+/// newer than its request, and those events may have displaced the create event. The second listing
 /// includes them. If both begin with the same event, the engine dropped no event in between.
 pub(super) fn confirmed(
     first: &[u8],
@@ -97,27 +98,29 @@ mod tests {
     }
 
     #[test]
-    fn a_start_event_in_memory_proves_continuity() {
-        let others = event("start", "other").repeat(300);
-        assert_eq!(listed(&event("start", "mine")), Continuity::Unbroken);
-        assert_eq!(
-            listed(&(others + &event("start", "mine"))),
-            Continuity::Unbroken
-        );
+    fn a_create_event_in_memory_proves_continuity() {
+        let created = event("create", "mine");
+        let others = event("create", "other").repeat(300);
+        assert_eq!(listed(&created), Continuity::Unbroken);
+        assert_eq!(listed(&(others + &created)), Continuity::Unbroken);
+        let started = created + &event("start", "mine");
+        assert_eq!(listed(&started), Continuity::Unbroken);
     }
 
     #[test]
-    fn a_missing_start_event_is_broken_or_unknown() {
+    fn a_missing_create_event_is_broken_or_unknown() {
         assert_eq!(listed(""), Continuity::Broken);
-        assert_eq!(listed(&event("die", "mine")), Continuity::Broken);
-        let others = event("start", "other");
+        // A restarted engine emits a start event for a container that it lost track of.
+        let mine = event("start", "mine") + &event("die", "mine");
+        assert_eq!(listed(&mine), Continuity::Broken);
+        let others = event("create", "other");
         assert_eq!(listed(&others.repeat(MAX_EVENTS - 1)), Continuity::Broken);
         assert_eq!(listed(&others.repeat(MAX_EVENTS)), Continuity::Unknown);
         assert!(continuity(b"<html>", &ContainerId::new("mine")).is_err());
     }
 
     #[test]
-    fn newer_events_may_have_displaced_the_start_event() {
+    fn newer_events_may_have_displaced_the_create_event() {
         let mine = ContainerId::new("mine");
         let decide = |first: &str, second: &str| {
             confirmed(first.as_bytes(), second.as_bytes(), &mine).unwrap()
@@ -130,7 +133,7 @@ mod tests {
         assert_eq!(decide(&first, &others), Continuity::Unknown);
         assert_eq!(decide(&first, ""), Continuity::Unknown);
         assert_eq!(decide("", &others), Continuity::Broken);
-        let late = others + &event("start", "mine");
+        let late = others + &event("create", "mine");
         assert_eq!(decide(&first, &late), Continuity::Unbroken);
     }
 }

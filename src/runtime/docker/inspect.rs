@@ -146,11 +146,17 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
 pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failure> {
     let container: Container = parse(json)?;
     let state = container.state;
-    let status = status(&state.status)?;
+    let finished_at = time(&state.finished_at)?;
+    let status = match status(&state.status)? {
+        // A Docker daemon that is killed while it starts a container may record its end and not its
+        // start.
+        ContainerStatus::Created if finished_at.is_some() && !podman => ContainerStatus::Ended,
+        status => status,
+    };
     let text = |text: String| Some(text).filter(|text| !text.is_empty());
     Ok(Inspection {
         started_at: time(&state.started_at)?,
-        finished_at: time(&state.finished_at)?,
+        finished_at,
         code: match status {
             ContainerStatus::Running => None,
             // A failed start leaves its exit code; otherwise the code is 0.
@@ -429,6 +435,22 @@ mod tests {
         assert_eq!(seen.log.driver, "json-file");
         assert_eq!(seen.log.options["max-file"], "1");
         assert_eq!(seen.log.fidelity, Some(LogFidelity::Utf8Lossy));
+    }
+
+    /// Docker 20.10 and 28.5 report this for a container whose daemon was killed during its start.
+    #[test]
+    fn a_created_container_with_an_end_has_ended() {
+        let state = || {
+            json!({"Status": "created", "ExitCode": 3, "Error": "",
+                "StartedAt": "0001-01-01T00:00:00Z",
+                "FinishedAt": "2026-11-26T18:16:44.283482872Z"})
+        };
+        let seen = inspect(state());
+        assert_eq!(seen.status, ContainerStatus::Ended);
+        assert_eq!((seen.started_at, seen.code), (None, Some(3)));
+        let json = json!({"State": state()}).to_string();
+        let podman = inspection(json.as_bytes(), true).unwrap();
+        assert_eq!(podman.status, ContainerStatus::Created);
     }
 
     #[test]

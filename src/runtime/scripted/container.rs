@@ -35,14 +35,15 @@ pub(super) struct Life {
     /// The time and the exit code of an end that the script does not plan.
     ended: Option<(Instant, i64)>,
     pub(super) removed: bool,
-    /// The number of restarts of the engine before the start.
+    /// The number of restarts of the engine before the creation.
     pub(super) restarts: u64,
+    /// The engine lost track of the container: it reports that it was not started.
+    pub(super) untracked: bool,
 }
 
 impl Life {
-    fn start(&mut self, restarts: u64) {
+    fn start(&mut self) {
         self.started = Some((Instant::now(), Timestamp::now()));
-        self.restarts = restarts;
     }
 
     fn end(&mut self, code: i64) {
@@ -104,8 +105,10 @@ impl Container {
         }
     }
 
+    /// Returns the status that the engine reports.
     pub(super) fn status_in(&self, life: Life) -> ContainerStatus {
         match (life.started, self.end(life)) {
+            _ if life.untracked => ContainerStatus::Created,
             (None, _) => ContainerStatus::Created,
             (_, Some((end, _))) if end <= Instant::now() => ContainerStatus::Ended,
             _ => ContainerStatus::Running,
@@ -126,18 +129,24 @@ impl Container {
         if self.tty { Stream::Tty } else { stream }
     }
 
-    pub(super) fn start(&self, restarts: u64) {
+    pub(super) fn start(&self) {
         self.life.send_modify(|life| {
             if life.started.is_none() {
-                life.start(restarts);
+                life.start();
             }
         });
     }
 
-    pub(super) fn start_again(&self, restarts: u64) {
+    /// Makes the engine report that the container was not started.
+    pub(super) fn lose_track(&self) {
+        self.life.send_modify(|life| life.untracked = true);
+    }
+
+    pub(super) fn start_again(&self) {
         self.life.send_modify(|life| {
-            life.start(restarts);
+            life.start();
             life.ended = None;
+            life.untracked = false;
         });
     }
 
@@ -153,6 +162,12 @@ impl Container {
             life.removed = true;
             life.end(CODE_ON_KILL);
         });
+    }
+
+    /// Waits until the engine has lost track of the container.
+    pub(super) async fn untracked(&self) {
+        let mut life = self.life.subscribe();
+        let _ = life.wait_for(|life| life.untracked).await;
     }
 
     /// Waits for the end, and returns the exit code.

@@ -131,6 +131,20 @@ impl Scripted {
         self.world().restarts += 1;
     }
 
+    /// Restarts the engine, which loses track of the container of `run`.
+    ///
+    /// Docker does so if it is killed while it starts a container. The engine reports that the
+    /// container was not started, although its script continues. It still writes the log of the
+    /// container, and removes the container without an error.
+    pub fn lose_track(&self, run: &RunId) {
+        self.restart();
+        for container in self.world().containers.values() {
+            if container.run == *run {
+                container.lose_track();
+            }
+        }
+    }
+
     /// Moves the deadlines of all containers into the past by `by`.
     pub fn advance_deadlines(&self, by: Duration) {
         for container in self.world().containers.values_mut() {
@@ -156,7 +170,7 @@ impl Scripted {
         let world = self.world();
         for container in world.containers.values() {
             if container.run == *run {
-                container.start_again(world.restarts);
+                container.start_again();
             }
         }
     }

@@ -118,17 +118,14 @@ impl Runtime for Scripted {
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         const OPERATION: &str = "start the container";
         let fault = self.enter(Call::Start).await?;
-        let (container, restarts) = {
-            let world = self.world();
-            (world.container(id)?, world.restarts)
-        };
+        let container = self.world().container(id)?;
         if let Some(reason) = container.script.start_error.clone() {
             return Err(RuntimeError::Rejected {
                 operation: OPERATION,
                 reason,
             });
         }
-        container.start(restarts);
+        container.start();
         fault.answer(OPERATION)
     }
 
@@ -137,7 +134,14 @@ impl Runtime for Scripted {
         let fault = self.enter(Call::Wait).await?;
         let container = self.world().container(id)?;
         let mut life = container.life.subscribe();
-        let end = container.wait_end(&mut life);
+        let end = async {
+            tokio::select! {
+                biased;
+                // As Docker does for a container that was not started.
+                _ = container.untracked() => Some(0),
+                code = container.wait_end(&mut life) => code,
+            }
+        };
         let code = self.connections.call(OPERATION, end).await?;
         fault.answer(OPERATION)?;
         Ok(WaitStatus::new(code))
@@ -149,7 +153,9 @@ impl Runtime for Scripted {
         let container = self.world().container(id)?;
         let life = *container.life.borrow();
         let mut inspection = Inspection::new(container.status_in(life));
-        inspection.started_at = life.started.map(|(_, wall)| wall);
+        if inspection.status != ContainerStatus::Created {
+            inspection.started_at = life.started.map(|(_, wall)| wall);
+        }
         if inspection.status == ContainerStatus::Ended
             && let (Some((started, wall)), Some((end, code))) = (life.started, container.end(life))
         {
@@ -268,7 +274,7 @@ impl Runtime for Scripted {
         }
         let settings = spec.settings("");
         let exec = Container::new("", container.root, container.run, script, &settings);
-        exec.start(0);
+        exec.start();
         let id = self.world().add_exec(exec.clone());
         fault.answer(OPERATION)?;
         let cut = fault.cut.or(exec.script.attachment);

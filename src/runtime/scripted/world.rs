@@ -74,6 +74,9 @@ impl World {
         let (root, run) = (request.root.clone(), request.run.clone());
         let mut container = Container::new(request.name, root, run, script, settings);
         container.deadline = request.deadline;
+        container
+            .life
+            .send_modify(|life| life.restarts = self.restarts);
         self.containers.insert(id.clone(), container);
         Ok(id)
     }
