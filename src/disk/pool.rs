@@ -48,9 +48,12 @@ struct Queue {
 }
 
 impl Disk {
-    /// Creates a pool of at most 4 threads.
+    /// Creates a pool of at most 16 threads.
+    ///
+    /// Most of them wait for a sync. The file system combines concurrent syncs, so the last of 16
+    /// runs that end together waits no longer than the first.
     pub(crate) fn new() -> Self {
-        Self::with_threads("moat-disk", 4)
+        Self::with_threads("moat-disk", 16)
     }
 
     /// Creates a pool of at most `max_threads` threads, named `name` and a number.

@@ -29,6 +29,10 @@ use crate::runtime::Chunk;
 /// the pause up to about 1 ms. During a longer pause, the socket could fill up. Output after an idle
 /// period is read without a pause.
 const READ_PAUSE: Duration = Duration::from_micros(200);
+/// The number of bytes between two pauses from which on reading continues without one.
+///
+/// Output this fast would fill the socket during a pause, and would have to wait.
+const FAST_BYTES: usize = 96 << 10;
 /// The maximum time between two reads of continuous output.
 const IDLE_THRESHOLD: Duration = Duration::from_millis(3);
 
@@ -103,6 +107,8 @@ pub(super) struct Output {
     /// Set while reading is paused.
     pause: Option<Pin<Box<Sleep>>>,
     last_read: Option<Instant>,
+    /// The number of bytes read since the last pause, or since a read that found no more data.
+    gathered: usize,
     /// The connection's error, reported after the data before it.
     broken: Option<RuntimeError>,
     operation: &'static str,
@@ -137,6 +143,7 @@ impl Output {
             log_error: None,
             pause: None,
             last_read: None,
+            gathered: 0,
             broken: None,
             operation,
             address,
@@ -173,10 +180,15 @@ impl Output {
         let now = Instant::now();
         let last = self.last_read.replace(now);
         let continuous = last.is_some_and(|last| now - last < IDLE_THRESHOLD);
+        self.gathered += read_bytes;
+        if read_bytes >= FULL_READ_BYTES {
+            return;
+        }
+        let is_fast = std::mem::take(&mut self.gathered) >= FAST_BYTES;
         if let Some(answer) = &mut self.answer
             && answer.is_raw()
             && continuous
-            && read_bytes < FULL_READ_BYTES
+            && !is_fast
         {
             answer.deregister();
             self.pause = Some(Box::pin(sleep_until(now + READ_PAUSE)));
