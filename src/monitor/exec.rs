@@ -276,14 +276,38 @@ impl Monitor {
                     }
                 }
                 Resumed::Absent => {
-                    return Err(Error::Damaged {
-                        path: self.place.dir.clone(),
-                        reason: "the log of the exec is missing".into(),
-                    });
+                    self.restore_log(capture).await?;
+                    if capture.has_lost() {
+                        outcome.evidence = Evidence::None;
+                        outcome.gap.get_or_insert(Gap::new(GapReason::Sink));
+                    }
                 }
             }
         }
         write_seal(capture, outcome, unwritten).await
+    }
+
+    /// Creates the log of the exec again after it was removed externally.
+    ///
+    /// The engine keeps no log of an exec, so only records that the capture still has are restored.
+    async fn restore_log(&mut self, capture: &mut Capture) -> Result<()> {
+        let Some(record) = capture.progress.record.clone() else {
+            return Err(Error::Damaged {
+                path: self.place.dir.clone(),
+                reason: "the log of the exec is missing".into(),
+            });
+        };
+        let (run, container) = (record.run.clone(), record.container.clone());
+        self.context
+            .on_disk("read a run in", move |root| match root.read_run(&run)? {
+                Some(file) if file.record.container == container => Ok(()),
+                // The run was removed. Another run may have its id.
+                _ => Err(root.no_such_run(&run)),
+            })
+            .await?;
+        let (progress, log) = self.open_log(&record).await?;
+        capture.resume(progress, log);
+        capture.write(capture.unwritten()).await
     }
 }
 

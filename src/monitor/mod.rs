@@ -177,9 +177,10 @@ impl Monitor {
         }
     }
 
-    /// Creates the run's log with its first record.
+    /// Creates the log of the run, or of the exec, with its first record.
     async fn open_log(&mut self, record: &RunRecord) -> Result<(Progress, Box<dyn RunLog>)> {
-        let start = Start::new(record.clone());
+        let mut start = Start::new(record.clone());
+        start.exec = self.place.exec;
         let log = self.context.sink.open(&self.place, &start).await?;
         let mut progress = Progress::default();
         progress.observe(RecordRef::Event(&Event::Start(Box::new(start))));

@@ -21,6 +21,7 @@ testkit::trials! {
         an_exec_terminal_has_its_size,
         an_exec_left_open_is_sealed_as_lost,
         an_exec_ends_with_its_container,
+        a_removed_log_of_an_exec_is_restored,
 }
 
 async fn running(stage: &Stage) -> (moat::Manager, Run) {
@@ -242,4 +243,29 @@ async fn an_exec_ends_with_its_container(stage: &Stage) {
         // The container was removed before moat could ask.
         None => assert_eq!(audit.verdict(), "gap"),
     }
+}
+
+async fn a_removed_log_of_an_exec_is_restored(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    let spec = ExecSpec::new(["sh", "-c", "echo begun; read line; exit 4"]).interactive(true);
+    let exec = run.exec(spec).await.unwrap();
+    let options = AttachOptions::new().with_input();
+    let mut output = exec.attach_with(options).await.unwrap();
+    let mut input = output.input().unwrap();
+    Watched::default().until(&mut output, "begun").await;
+    let path = exec.audit().unwrap();
+    eventually(60, "the output in the log", async || {
+        let log = std::fs::read_to_string(&path).unwrap();
+        log.contains("begun").then_some(())
+    })
+    .await;
+    std::fs::remove_file(&path).unwrap();
+    input.write_all(b"go\n").await.unwrap();
+    let ended = outcome(&exec).await;
+    let audit = read(&ended);
+    assert_eq!(audit.verdict(), "gap");
+    assert_eq!(audit.all("started").len(), 1);
+    assert_eq!(audit.all("gap")[0]["reason"], "sink");
+    assert_eq!(ended.code(), Some(4));
+    run.kill().await.unwrap();
 }

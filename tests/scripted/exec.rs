@@ -1,18 +1,30 @@
 //! Exec: more processes in the container of a run.
 
-use moat::audit::{Action, Event, LogState, verify};
-use moat::outcome::Evidence;
+use std::time::Duration;
+
+use moat::audit::{Action, Event, GapReason, LogState, verify};
+use moat::outcome::{Evidence, SealState};
+use moat::run::Exec;
 use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
 use moat::spec::ExecSpec;
-use moat::{Ending, Error, Manager, Run, RunSpec, Verdict};
-use testkit::deadline::eventually;
+use moat::{Ending, Error, Manager, Outcome, Run, RunSpec, Verdict};
+use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
 
 use crate::attach::{all, audited, with_input};
-use crate::bench::{Bench, seal, spec};
+use crate::bench::{Bench, check, named, seal, spec};
 use crate::events::names;
-use crate::records::{actions, events};
+use crate::records::{actions, events, gaps};
+
+async fn sealed(exec: &Exec) -> Outcome {
+    loop {
+        let outcome = exec.wait().await.unwrap();
+        if outcome.sealed().is_some() {
+            return outcome;
+        }
+    }
+}
 
 async fn with_exec(bench: &Bench, script: Script) -> (Manager, Run) {
     bench.runtime.next(Script::new().until_stopped());
@@ -80,6 +92,73 @@ async fn an_exec_with_a_cut_connection_is_a_gap() {
     assert_eq!(outcome.code(), Some(0));
     assert_eq!(seal(&outcome).verdict, Verdict::Gap);
     assert_eq!(seal(&outcome).evidence, Evidence::None);
+}
+
+/// The log is created again, with a gap for the output that only the removed file had.
+#[tokio::test]
+async fn a_removed_log_of_an_exec_is_restored() {
+    for printed in [true, false] {
+        let bench = Bench::new();
+        let script = match printed {
+            true => Script::new().stdout("one\n").echo().exit(7),
+            false => Script::new().echo().exit(7),
+        };
+        let (_manager, run) = with_exec(&bench, script).await;
+        let spec = ExecSpec::new(["any"]).interactive(true);
+        let exec = run.exec(spec).await.unwrap();
+        let mut input = exec.attach_with(with_input()).await.unwrap().input();
+        let path = exec.audit().unwrap();
+        let has = |text: &str| std::fs::read_to_string(&path).is_ok_and(|log| log.contains(text));
+        eventually(60, "the start of the exec", async || {
+            (has("\"started\"") && (!printed || has("one"))).then_some(())
+        })
+        .await;
+        std::fs::remove_file(&path).unwrap();
+        input.as_mut().unwrap().shutdown().await.unwrap();
+        let outcome = within(60, "the seal", sealed(&exec)).await;
+        assert_eq!(outcome.code(), Some(7), "{outcome}");
+        check(&outcome);
+        let restored = events(&path);
+        match &restored[0] {
+            Event::Start(start) => assert_eq!(start.exec, Some(1)),
+            other => panic!("{other:?}"),
+        }
+        let is_started = |event: &&Event| matches!(event, Event::Started(_));
+        assert_eq!(restored.iter().filter(is_started).count(), 1);
+        let expected: &[GapReason] = if printed { &[GapReason::Sink] } else { &[] };
+        assert_eq!(gaps(&outcome), expected);
+    }
+}
+
+/// The run was removed, and another run has its id.
+#[tokio::test]
+async fn a_removed_log_of_an_exec_is_not_restored_into_another_run() {
+    let bench = Bench::new();
+    let builder = bench.builder().seal_timeout(Duration::from_millis(100));
+    let manager = builder.open().await.unwrap();
+    let run = bench
+        .start(&manager, Script::new().until_stopped(), named("run"))
+        .await;
+    bench.runtime.next_exec(Script::new().echo());
+    let spec = ExecSpec::new(["any"]).interactive(true);
+    let exec = run.exec(spec).await.unwrap();
+    let mut input = exec.attach_with(with_input()).await.unwrap().input();
+    std::fs::remove_file(exec.audit().unwrap()).unwrap();
+    run.kill().await.unwrap();
+    crate::bench::sealed(&run).await;
+    manager.remove(run.id()).await.unwrap();
+    let next = bench
+        .start(&manager, Script::new().until_stopped(), named("run"))
+        .await;
+    let _ = input.as_mut().unwrap().shutdown().await;
+    eventually(60, "the refusal", async || {
+        let SealState::Pending { reason } = exec.wait().await.unwrap().seal else {
+            panic!("the log is sealed");
+        };
+        reason.contains("cannot find run run").then_some(())
+    })
+    .await;
+    assert!(!next.dir().join("exec-1.jsonl").exists());
 }
 
 #[tokio::test]
