@@ -1,7 +1,7 @@
 //! The lock of a run: its holder owns the run.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -72,14 +72,15 @@ impl Root {
 
     /// Returns true if a live process owns the run.
     pub(crate) fn is_owned(&self, run: &RunId) -> Result<bool> {
-        match disk::open_to_read(&self.lock_path(run)) {
-            Ok(file) => match file.try_lock_shared() {
-                Ok(()) => {
+        let path = self.lock_path(run);
+        match disk::open_to_read(&path) {
+            Ok(file) => {
+                let locked = file.try_lock_shared();
+                if locked.is_ok() {
                     drop(Lock(file));
-                    Ok(false)
                 }
-                Err(error) => Ok(matches!(error, fs::TryLockError::WouldBlock)),
-            },
+                is_held(locked).map_err(|error| Error::storage("lock", path, error))
+            }
             Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => Ok(false),
             Err(error) => Err(error),
         }
@@ -95,6 +96,17 @@ impl Root {
         age.is_some_and(|age| age < CREATION_GRACE)
             && !dir.join("run.json").exists()
             && !self.audit(run).exists()
+    }
+}
+
+/// Returns true if an attempt to lock shows that another process holds the lock.
+///
+/// Any other failure of the attempt shows neither.
+fn is_held(locked: Result<(), fs::TryLockError>) -> io::Result<bool> {
+    match locked {
+        Ok(()) => Ok(false),
+        Err(fs::TryLockError::WouldBlock) => Ok(true),
+        Err(fs::TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -120,6 +132,16 @@ mod tests {
         directory.set_modified(now).unwrap();
         fs::write(root.dir(&run).join("run.json"), "").unwrap();
         assert!(!root.is_being_created(&run), "it has a record");
+    }
+
+    /// A file system without locks, or out of them, does not show that a run has no owner.
+    #[test]
+    fn a_lock_that_fails_shows_no_owner_and_no_absence() {
+        assert!(!is_held(Ok(())).unwrap());
+        assert!(is_held(Err(fs::TryLockError::WouldBlock)).unwrap());
+        let failed = io::Error::from_raw_os_error(libc::ENOLCK);
+        let error = is_held(Err(fs::TryLockError::Error(failed))).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOLCK));
     }
 
     #[test]
