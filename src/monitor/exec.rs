@@ -270,16 +270,12 @@ impl Monitor {
                     let mut records = vec![Event::Resume(Resume::new(ResumeCause::Sink, torn))];
                     records.extend(capture.unwritten());
                     capture.write(records).await?;
-                    outcome.evidence = Evidence::None;
-                    if outcome.gaps.is_empty() {
-                        outcome.gaps.push(Gap::new(GapReason::Sink));
-                    }
+                    outcome.add_sink_gap();
                 }
                 Resumed::Absent => {
                     self.restore_log(capture).await?;
                     if capture.has_lost() {
-                        outcome.evidence = Evidence::None;
-                        outcome.gap.get_or_insert(Gap::new(GapReason::Sink));
+                        outcome.add_sink_gap();
                     }
                 }
             }
@@ -319,6 +315,14 @@ async fn wake_repeatedly() -> Infallible {
 }
 
 impl ExecOutcome {
+    /// Adds the gap of a sink that lost records, unless another gap says that output is missing.
+    fn add_sink_gap(&mut self) {
+        self.evidence = Evidence::None;
+        if self.gaps.is_empty() {
+            self.gaps.push(Gap::new(GapReason::Sink));
+        }
+    }
+
     /// The outcome of an exec that can no longer be observed.
     fn lost(reason: String) -> Self {
         Self {
