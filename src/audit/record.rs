@@ -351,9 +351,10 @@ pub enum GapReason {
     ///
     /// An engine reads output only for a limited time after the exit.
     LateDrain,
-    /// The engine was, or may have been, restarted since it started the container.
+    /// The engine was, or may have been, restarted since it created the container.
     ///
-    /// Output that the engine had read but not delivered is lost.
+    /// Output that the engine had read but not delivered is lost. An engine that was killed
+    /// while it started the container may not know whether it ran.
     EngineRestarted,
     /// The run's output limit was reached.
     OutputLimit,

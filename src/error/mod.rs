@@ -106,6 +106,10 @@ pub enum Error {
     },
 
     /// The run did not start. Its audit file exists and records the reason.
+    ///
+    /// The container may have run unless
+    /// [`Ending::never_started`](crate::outcome::Ending::never_started) is true: an engine that was
+    /// restarted during the start cannot tell.
     #[error("cannot start run {}", outcome.run)]
     NotStarted {
         /// The outcome of the run.

@@ -27,11 +27,14 @@ pub(super) enum EndingKind {
     Exited,
     Removed,
     Lost,
+    /// The engine lost track of the container: the program may still run.
+    Untracked,
 }
 
-impl From<&Ending> for EndingKind {
-    fn from(ending: &Ending) -> Self {
+impl EndingKind {
+    pub(super) fn new(ending: &Ending, untracked: bool) -> Self {
         match ending {
+            _ if untracked => Self::Untracked,
             Ending::FailedToStart { .. } | Ending::NotCreated { .. } => Self::NeverStarted,
             Ending::Exited(_) => Self::Exited,
             Ending::Removed { .. } => Self::Removed,
@@ -177,6 +180,11 @@ impl Finding {
             gaps: vec![gap],
         }
     }
+
+    /// The finding for a container that its engine lost track of.
+    fn of_lost_track() -> Self {
+        Self::of_gap(MissingOutput::possible(GapReason::EngineRestarted))
+    }
 }
 
 /// Output that is missing, or may be: a gap record without its timestamp.
@@ -244,7 +252,9 @@ pub(super) struct OutputTotals {
 pub(super) fn without_container(ending: EndingKind) -> Finding {
     match ending {
         // The container may have run: its id is lost, and its log with it.
-        EndingKind::Lost => Finding::of_gap(MissingOutput::certain(GapReason::LogUnreadable)),
+        EndingKind::Lost | EndingKind::Untracked => {
+            Finding::of_gap(MissingOutput::certain(GapReason::LogUnreadable))
+        }
         // The id is recorded before the start is requested, so a container without
         // a recorded id was never started.
         EndingKind::NeverStarted | EndingKind::Exited | EndingKind::Removed => {
@@ -260,8 +270,17 @@ pub(super) fn decide(facts: &EndFacts) -> Decision {
 
     match facts.ending {
         EndingKind::NeverStarted => return Settled(Finding::without_gap(Evidence::NeverStarted)),
-        // The marker followed the last byte, whatever happened to the container since.
+        // The marker followed the last byte, whatever happened to the container since. A
+        // program that runs on has closed its output.
         _ if facts.tap_is_proven() => return Settled(Finding::without_gap(Evidence::EndMarker)),
+        // The log may have output, but its end is not the end of the program.
+        EndingKind::Untracked => {
+            return match facts.log {
+                EngineLog::Unknown if facts.backstop => Decision::InspectLog,
+                EngineLog::Readable(fidelity) if facts.backstop => Decision::Replay(fidelity),
+                _ => Settled(Finding::of_lost_track()),
+            };
+        }
         // The engine deletes the log with the container.
         EndingKind::Removed => return Settled(tap_alone(facts, GapReason::Removed)),
         EndingKind::Exited | EndingKind::Lost => {}
@@ -311,6 +330,9 @@ pub(super) fn after_tail(agrees: bool, fidelity: LogFidelity) -> Decision {
 ///
 /// The replay records its own gaps, such as a log that differs.
 pub(super) fn after_replay(facts: &EndFacts, end: ReplayEnd) -> Finding {
+    if facts.ending == EndingKind::Untracked {
+        return Finding::of_lost_track();
+    }
     match end {
         ReplayEnd::Complete {
             started_again: false,
@@ -338,8 +360,10 @@ pub(super) fn conclude(facts: &EndFacts, totals: &OutputTotals, finding: Finding
     }
     gaps.extend(past_limit(totals, evidence));
     // A restarted engine loses output that it had read but not passed on yet. The marker
-    // shows that the engine had passed on all of it.
-    if facts.engine_restarted && !facts.tap_is_proven() {
+    // shows that the engine had passed on all of it. The finding for an untracked
+    // container has this gap already.
+    let untracked = facts.ending == EndingKind::Untracked;
+    if facts.engine_restarted && !untracked && !facts.tap_is_proven() {
         gaps.push(MissingOutput::possible(GapReason::EngineRestarted));
     }
     Finding { evidence, gaps }
@@ -487,7 +511,7 @@ mod tests {
 
     /// Calls `visit` with every combination of the facts.
     fn for_each_combination(mut visit: impl FnMut(&EndFacts)) {
-        use EndingKind::{Exited, Lost, NeverStarted, Removed};
+        use EndingKind::{Exited, Lost, NeverStarted, Removed, Untracked};
         let logs = [
             EngineLog::Unknown,
             EngineLog::Removed,
@@ -495,7 +519,7 @@ mod tests {
             LOSSLESS,
             LOSSY,
         ];
-        for ending in [NeverStarted, Exited, Removed, Lost] {
+        for ending in [NeverStarted, Exited, Removed, Lost, Untracked] {
             let taps = MARKED.into_iter().chain(WHOLE).chain(EARLY).chain(BROKEN);
             for tap in taps {
                 for log in logs {
@@ -578,11 +602,48 @@ mod tests {
         expected: Decision,
     }
 
+    /// The rules for a container that its engine lost track of, if no marker proves what it
+    /// printed.
+    fn untracked_rules() -> Vec<Rule> {
+        let lost = || Decision::Settled(unproven(GapReason::EngineRestarted, true));
+        let rows: [(&str, Predicate, Decision); 5] = [
+            ("no backstop", |f| !f.backstop, lost()),
+            (
+                "log removed or unreadable",
+                |f| f.backstop && [EngineLog::Removed, EngineLog::Unreadable].contains(&f.log),
+                lost(),
+            ),
+            (
+                "log unknown",
+                |f| f.backstop && f.log == EngineLog::Unknown,
+                Decision::InspectLog,
+            ),
+            (
+                "lossless log",
+                |f| f.backstop && f.log == LOSSLESS,
+                Decision::Replay(LogFidelity::Lossless),
+            ),
+            (
+                "lossy log",
+                |f| f.backstop && f.log == LOSSY,
+                Decision::Replay(LogFidelity::Utf8Lossy),
+            ),
+        ];
+        let rules = rows.into_iter().map(|(name, applies, expected)| Rule {
+            name: format!("untracked, {name}"),
+            applies: Box::new(move |f| {
+                f.ending == EndingKind::Untracked && !is_proven(f) && applies(f)
+            }),
+            expected,
+        });
+        rules.collect()
+    }
+
     /// The rules, of which exactly one applies to each combination of facts.
     fn rules() -> Vec<Rule> {
         use Decision::Settled;
-        let mut rules = Vec::new();
-        let mut rule = |name: &str, applies: Box<dyn Fn(&EndFacts) -> bool>, expected| {
+        let mut rules = untracked_rules();
+        let mut rule = |name: &str, applies, expected| {
             rules.push(Rule {
                 name: name.to_owned(),
                 applies,
@@ -704,8 +765,10 @@ mod tests {
 
     #[test]
     fn only_a_lost_run_can_lose_output_without_a_container() {
-        let lost = without_container(EndingKind::Lost);
-        assert_eq!(lost, unproven(GapReason::LogUnreadable, false));
+        for ending in [EndingKind::Lost, EndingKind::Untracked] {
+            let lost = without_container(ending);
+            assert_eq!(lost, unproven(GapReason::LogUnreadable, false));
+        }
         for ending in [
             EndingKind::NeverStarted,
             EndingKind::Exited,
@@ -739,6 +802,19 @@ mod tests {
             finding
         };
         for_each_combination(|facts| {
+            if facts.ending == EndingKind::Untracked {
+                // The log was read, but the program may run on.
+                let lost = unproven(GapReason::EngineRestarted, true);
+                for end in [
+                    complete(false),
+                    complete(true),
+                    refused(),
+                    ReplayEnd::Removed,
+                ] {
+                    assert_eq!(after_replay(facts, end), lost);
+                }
+                return;
+            }
             let replayed = after_replay(facts, complete(false));
             assert_eq!(replayed, finding(Evidence::Replay, None));
             let replayed = after_replay(facts, complete(true));
@@ -830,6 +906,19 @@ mod tests {
         let totals = OutputTotals::default();
         let expected = unproven(GapReason::EngineRestarted, true).gaps;
         assert_eq!(added(&facts, &totals, Evidence::Tail), expected);
+
+        let marked = EndFacts {
+            tap: MARKED[0],
+            ..facts.clone()
+        };
+        assert_eq!(added(&marked, &totals, Evidence::EndMarker), []);
+
+        // The finding for an untracked container has this gap already.
+        let untracked = EndFacts {
+            ending: EndingKind::Untracked,
+            ..facts
+        };
+        assert_eq!(added(&untracked, &totals, Evidence::None), []);
     }
 
     #[test]

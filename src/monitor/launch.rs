@@ -9,6 +9,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use tokio::time::{Instant, timeout};
 
 use crate::audit::Started;
@@ -20,11 +21,14 @@ use crate::monitor::entry::{PipeState, StopRequest, lock};
 use crate::monitor::output::Source;
 use crate::monitor::run_file::write;
 use crate::monitor::start::InitialAttach;
+use crate::monitor::unconfirmed::{Judgment, PendingTap, Unconfirmed, lost_track};
 use crate::monitor::wait::Backoff;
 use crate::monitor::{Monitor, StartTimes};
 use crate::outcome::Ending;
 use crate::root::RunFile;
-use crate::runtime::{ContainerStatus, CreateRequest, EngineInfo, InputWriter, Inspection};
+use crate::runtime::{
+    AttachedOutput, ContainerStatus, CreateRequest, EngineInfo, InputWriter, Inspection,
+};
 use crate::spec::{ContainerId, RunSpec};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
@@ -84,6 +88,8 @@ pub(super) struct Running {
     /// the start on nothing may wait for the sink.
     pub(super) started: Started,
     pub(super) input: Option<InputWriter>,
+    /// The engine did not answer the start request, or a call after it.
+    pub(super) interrupted: bool,
 }
 
 impl<'a> Intended<'a> {
@@ -223,6 +229,7 @@ impl Attached<'_> {
             container,
             warnings,
         } = self.created;
+        let mut source = self.source;
         let Launching {
             monitor,
             context,
@@ -235,8 +242,12 @@ impl Attached<'_> {
             return Err(LaunchError::NotStarted(error));
         }
         let (at, requested) = (Instant::now(), Timestamp::now());
+        let mut interrupted = false;
         if let Err(error) = context.runtime.start(&container).await {
-            monitor.confirm_start(file, &container, error).await?;
+            source = monitor
+                .confirm_start(file, &container, source, error)
+                .await?;
+            interrupted = true;
         }
         monitor.start_times = Some(StartTimes {
             at,
@@ -244,16 +255,18 @@ impl Attached<'_> {
             answered: Timestamp::now(),
         });
         let inspection = resize_and_inspect(&context, file, &container).await;
+        interrupted |= inspection.is_none();
         let started = monitor.started(&container, inspection, warnings).await;
-        let tapped = matches!(self.source, Source::Tap(_));
+        let tapped = matches!(source, Source::Tap(_));
         monitor
             .snapshot
             .send_modify(|snapshot| snapshot.tapped = tapped);
         monitor.publish(Transition::Started(started.started_at));
         Ok(Running {
-            source: self.source,
+            source,
             started,
             input: self.input,
+            interrupted,
         })
     }
 }
@@ -276,6 +289,46 @@ async fn record_engine(
         });
     }
     Ok(engine)
+}
+
+/// The source of output of a container whose start is not confirmed.
+enum PendingSource {
+    Tap {
+        stream: PendingTap,
+        end_marker: bool,
+    },
+    Other(Source),
+}
+
+impl PendingSource {
+    fn new(source: Source) -> Self {
+        match source {
+            Source::Tap(output) => Self::Tap {
+                stream: output.stream.peekable(),
+                end_marker: output.end_marker,
+            },
+            other => Self::Other(other),
+        }
+    }
+
+    fn tap(&mut self) -> Option<&mut PendingTap> {
+        match self {
+            Self::Tap { stream, .. } => Some(stream),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl From<PendingSource> for Source {
+    fn from(pending: PendingSource) -> Self {
+        match pending {
+            PendingSource::Tap { stream, end_marker } => Self::Tap(AttachedOutput {
+                stream: stream.boxed(),
+                end_marker,
+            }),
+            PendingSource::Other(source) => source,
+        }
+    }
 }
 
 /// Sets the window size of a started container, and inspects it.
@@ -416,30 +469,35 @@ impl Monitor {
         removed
     }
 
-    /// Finds out if a container runs although its start failed.
+    /// Finds out if a container runs although its start failed. Returns the source
+    /// of its output if it ran.
     ///
     /// Only a definitive answer decides: a removal without force succeeds only if
-    /// the container does not run.
+    /// the container does not run. An engine that was restarted since the creation
+    /// gives no such answer, so output of the container decides there.
     async fn confirm_start(
         &mut self,
         file: &mut RunFile,
         container: &ContainerId,
+        source: Source,
         error: RuntimeError,
-    ) -> Result<(), LaunchError> {
+    ) -> Result<Source, LaunchError> {
         let runtime = Arc::clone(&self.context.runtime);
+        let tty = file.record.settings.tty;
+        let mut source = PendingSource::new(source);
+        let mut unconfirmed = Unconfirmed::default();
         let mut backoff = Backoff::new();
         loop {
-            match runtime.inspect(container).await {
+            let judged = match runtime.inspect(container).await {
                 Ok(inspection) if inspection.status != ContainerStatus::Created => {
-                    if file.ending_if_missing.take().is_some() {
-                        self.persist_run_file(file).await;
-                    }
-                    return Ok(());
+                    Ok(Judgment::Ran)
                 }
-                Ok(_) => {
-                    if let Some(ending) = self.remove_failed(file, container, &error).await {
-                        return Err(LaunchError::Ended(ending, error));
-                    }
+                // The engine has answered that it did not start the container.
+                Ok(_) if error.is_definitive() => Ok(Judgment::NeverRan),
+                Ok(inspection) => {
+                    let judged =
+                        unconfirmed.judge(&*runtime, container, &inspection, tty, source.tap());
+                    judged.await
                 }
                 Err(missing) if missing.is_not_found() => {
                     // An earlier removal may have succeeded without an answer.
@@ -447,23 +505,41 @@ impl Monitor {
                     let ending = ending.unwrap_or(Ending::Removed { code: None });
                     return Err(LaunchError::Ended(ending, error));
                 }
+                Err(error) => Err(error),
+            };
+            let ending = match judged {
+                Ok(Judgment::Ran) => {
+                    if file.ending_if_missing.take().is_some() {
+                        self.persist_run_file(file).await;
+                    }
+                    return Ok(source.into());
+                }
+                Ok(Judgment::NeverRan) => Some(self.failed_to_start(&error)),
+                Ok(Judgment::Unknown) => Some(lost_track()),
+                Ok(Judgment::TooEarly) => None,
                 Err(error) => {
                     tracing::warn!(%container, %error, "cannot inspect the container yet");
+                    None
                 }
+            };
+            if let Some(ending) = ending
+                && let Some(ending) = self.remove_failed(file, container, ending, &error).await
+            {
+                return Err(LaunchError::Ended(ending, error));
             }
             backoff.pause().await;
         }
     }
 
-    /// Removes a container whose start failed with `error`. Returns the ending if
-    /// the container will never run.
+    /// Removes a container whose start failed with `error`. Returns `ending` if the
+    /// container will never run.
     async fn remove_failed(
         &mut self,
         file: &mut RunFile,
         container: &ContainerId,
+        ending: Ending,
         error: &RuntimeError,
     ) -> Option<Ending> {
-        let ending = self.failed_to_start(error);
         match self.remove_unstarted(file, container, ending.clone()).await {
             Ok(()) => Some(ending),
             Err(removal) if removal.is_not_found() => Some(ending),

@@ -15,6 +15,7 @@ pub(crate) mod start;
 mod stats;
 mod stop;
 pub(crate) mod tasks;
+mod unconfirmed;
 mod wait;
 mod watch;
 

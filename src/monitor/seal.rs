@@ -315,7 +315,7 @@ impl Monitor {
         let container_end = container_end(watched.at, &ended.ending, self.start_times);
         let started = capture.progress.started.as_ref();
         EndFacts {
-            ending: EndingKind::from(&ended.ending),
+            ending: EndingKind::new(&ended.ending, ended.untracked),
             tap: watched
                 .tap_end
                 .map(|(at, kind)| TapEnd::new(kind, at, container_end)),

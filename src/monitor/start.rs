@@ -48,6 +48,8 @@ pub(super) struct StartAck {
     /// The input of the container, sent with the reply.
     pub(super) input: Option<InputWriter>,
     pub(super) reply: Reply,
+    /// The engine did not answer the start request, or a call after it.
+    pub(super) interrupted: bool,
 }
 
 impl Monitor {
@@ -122,6 +124,7 @@ impl Monitor {
             source,
             started,
             input,
+            interrupted,
         } = running;
         for message in &started.warnings {
             let message = message.clone();
@@ -132,6 +135,7 @@ impl Monitor {
             started,
             input,
             reply,
+            interrupted,
         });
         let watched = self
             .watch(&mut file, &mut capture, source, started_at, ack)
@@ -153,7 +157,10 @@ impl Monitor {
         self.publish(Transition::Ended(ending.clone()));
         self.permit = None;
         let _ = reply.send(Err(StartError::NotStarted(error)));
-        Box::pin(self.finish(file, capture, WatchOutcome::unobserved(ending))).await
+        // The only other way to lose a run here: its engine does not know whether it ran.
+        let untracked = matches!(ending, Ending::Lost { .. });
+        let watched = WatchOutcome::unobserved(ending, untracked);
+        Box::pin(self.finish(file, capture, watched)).await
     }
 
     /// Sends and records pending stop requests when the manager closes during the

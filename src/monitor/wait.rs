@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, interval_at, sleep};
 
 use crate::error::RuntimeError;
+use crate::monitor::unconfirmed::{UNTRACKED_TIMEOUT, lost_track};
 use crate::outcome::{Ending, Exit};
 use crate::runtime::{ContainerStatus, Continuity, Inspection, Runtime, WaitStatus};
 use crate::spec::ContainerId;
@@ -27,6 +28,8 @@ pub(super) struct Ended {
     pub(super) engine_restarted: bool,
     /// Another execution of the container has started since.
     pub(super) started_again: bool,
+    /// The engine lost track of the container: the program may still run.
+    pub(super) untracked: bool,
     pub(super) inspection: Option<Inspection>,
 }
 
@@ -48,13 +51,21 @@ impl Backoff {
 /// Waits until a container that has started has ended.
 ///
 /// Only a definitive answer ends the wait. An engine that does not answer is asked
-/// again, without a deadline.
+/// again, without a deadline. An engine that reports the container as created for
+/// longer than [`UNTRACKED_TIMEOUT`] has lost track of it.
+///
+/// `interrupted`: the engine did not answer the start request, or a call after it.
 pub(super) async fn wait_for_end(
     runtime: &dyn Runtime,
     container: &ContainerId,
     started_at: Option<Timestamp>,
+    interrupted: bool,
 ) -> Ended {
-    let mut seen = Observations::default();
+    let mut seen = Observations {
+        interrupted,
+        unreachable: interrupted,
+        ..Observations::default()
+    };
     let mut backoff = Backoff::new();
     loop {
         match wait_or_probe(runtime, container).await {
@@ -77,6 +88,9 @@ pub(super) async fn wait_for_end(
                 seen.check_continuity(runtime, container).await;
                 if let Some((ending, started_again)) = seen.ending(started_at, &now) {
                     return seen.into_ended(ending, started_again, Some(now));
+                }
+                if seen.is_untracked(&now) {
+                    return seen.into_untracked(now);
                 }
                 // The container is being removed, or the wait returned early.
             }
@@ -102,6 +116,8 @@ struct Observations {
     restarted: bool,
     /// The engine's last answer to the wait.
     answer: Option<WaitStatus>,
+    /// Since when the engine reports the container as created.
+    created_since: Option<Instant>,
 }
 
 impl Observations {
@@ -151,6 +167,27 @@ impl Observations {
         })
     }
 
+    /// Returns true if the engine reports for too long that the container was not
+    /// started.
+    fn is_untracked(&mut self, now: &Inspection) -> bool {
+        if now.status != ContainerStatus::Created {
+            self.created_since = None;
+            return false;
+        }
+        // An engine answers the wait for such a container at once, and with code 0.
+        self.answer = None;
+        self.interrupted = true;
+        let since = *self.created_since.get_or_insert_with(Instant::now);
+        since.elapsed() >= UNTRACKED_TIMEOUT
+    }
+
+    fn into_untracked(self, now: Inspection) -> Ended {
+        Ended {
+            untracked: true,
+            ..self.into_ended(lost_track(), false, Some(now))
+        }
+    }
+
     fn into_ended(
         self,
         ending: Ending,
@@ -162,6 +199,7 @@ impl Observations {
             interrupted: self.interrupted,
             engine_restarted: self.unreachable || self.restarted,
             started_again,
+            untracked: false,
             inspection,
         }
     }
@@ -189,7 +227,7 @@ pub(super) fn observed_exit(inspection: &Inspection, answer: Option<&WaitStatus>
 /// The event that ended one wait.
 enum Wakeup {
     Answer(WaitStatus),
-    /// A probe found that the container has ended, and the wait had not returned.
+    /// A probe found that the container does not run, and the wait had not returned.
     Probe,
 }
 
@@ -204,7 +242,7 @@ async fn wait_or_probe(
         tokio::select! {
             answer = &mut wait => return answer.map(Wakeup::Answer),
             _ = probes.tick() => match runtime.inspect(container).await {
-                Ok(inspection) if inspection.status == ContainerStatus::Ended => return Ok(Wakeup::Probe),
+                Ok(inspection) if inspection.status != ContainerStatus::Running => return Ok(Wakeup::Probe),
                 Err(error) if error.is_not_found() => return Err(error),
                 // The container runs, or the engine does not answer.
                 _ => {}

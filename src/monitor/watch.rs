@@ -41,12 +41,13 @@ pub(super) struct WatchOutcome {
 
 impl WatchOutcome {
     /// The end of a run that no wait has observed.
-    pub(super) fn unobserved(ending: Ending) -> Self {
+    pub(super) fn unobserved(ending: Ending, untracked: bool) -> Self {
         Self::untapped(Ended {
             ending,
             interrupted: false,
             engine_restarted: false,
             started_again: false,
+            untracked,
             inspection: None,
         })
     }
@@ -188,14 +189,16 @@ impl Monitor {
     ) -> Option<WatchOutcome> {
         let context = Arc::clone(&self.context);
         let Some(container) = file.record.container.clone() else {
-            return Some(WatchOutcome::unobserved(Ending::Lost {
+            let ending = Ending::Lost {
                 reason: "its container is unknown".into(),
-            }));
+            };
+            return Some(WatchOutcome::unobserved(ending, false));
         };
         let settings = file.record.settings.clone();
         let machine = machine_of_run(file, ack.is_some());
         let (mut target, mut signals) =
             Target::new(self, capture, &container, &settings, Some(file));
+        let interrupted = ack.as_ref().is_some_and(|ack| ack.interrupted);
         if let Some(ack) = ack {
             target.record(Event::Started(Box::new(ack.started)));
             target.start = Some(StartReply {
@@ -205,7 +208,9 @@ impl Monitor {
         }
         let secrets = self.secrets.clone();
         let exit = pin!(async {
-            let mut ended = wait::wait_for_end(&*context.runtime, &container, started_at).await;
+            let runtime = &*context.runtime;
+            let ended = wait::wait_for_end(runtime, &container, started_at, interrupted);
+            let mut ended = ended.await;
             ended.ending = ended.ending.redacted(|reason| secrets.redact(reason));
             ended
         });

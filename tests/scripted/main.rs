@@ -41,5 +41,6 @@ mod start;
 mod stdin;
 mod stop;
 mod tracing;
+mod untracked;
 mod usage;
 mod window;

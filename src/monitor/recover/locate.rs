@@ -12,6 +12,7 @@ use crate::monitor::Monitor;
 use crate::monitor::output::Source;
 use crate::monitor::recover::POLL_INTERVAL;
 use crate::monitor::recover::audit::OpenAudit;
+use crate::monitor::unconfirmed::{Judgment, Unconfirmed, lost_track};
 use crate::monitor::wait::{self, Ended, is_other_execution};
 use crate::monitor::watch::WatchOutcome;
 use crate::outcome::Ending;
@@ -29,8 +30,14 @@ pub(super) enum Located {
 
 impl Located {
     /// A container that never ran, or that no longer exists.
-    fn absent(ending: Ending) -> Self {
-        Self::Ended(Box::new(WatchOutcome::unobserved(ending)))
+    fn absent(ending: Ending, file: &RunFile) -> Self {
+        // This ending is noted only before the removal of a container that the engine lost track
+        // of. Without it, `Lost` has another cause.
+        let untracked = matches!(
+            (&ending, &file.ending_if_missing),
+            (Ending::Lost { .. }, Some(Ending::Lost { .. }))
+        );
+        Self::Ended(Box::new(WatchOutcome::unobserved(ending, untracked)))
     }
 
     /// A container that ended while no manager watched it.
@@ -40,6 +47,7 @@ impl Located {
             interrupted: true,
             engine_restarted: false,
             started_again,
+            untracked: inspection.status == ContainerStatus::Created && !started_again,
             inspection: Some(inspection),
         })))
     }
@@ -48,13 +56,15 @@ impl Located {
 /// The knowledge about the container before the engine is asked.
 struct Known<'a> {
     file: &'a RunFile,
-    /// True if the audit file has a `started` record.
-    has_started: bool,
-    /// The start time in that record.
+    /// True if the audit file has a `started` record, or output.
+    ran: bool,
+    /// The start time in the `started` record.
     started_at: Option<Timestamp>,
     id: IdState,
     /// True if the owner cannot have asked the engine to start the container.
     start_ruled_out: bool,
+    /// The judgment on a container that the engine reports as created; `None`: not asked for yet.
+    judgment: Option<Judgment>,
     /// True if a container ends with the process that started it.
     process_bound: bool,
 }
@@ -102,6 +112,8 @@ enum Decision {
     Search(IfUnlabeled),
     /// Inspect the container again after [`POLL_INTERVAL`].
     InspectAgain,
+    /// Judge whether a container that the engine reports as created ran.
+    Judge(Box<Inspection>),
     /// Remove a container that was not started, so that it never will be.
     RemoveUnstarted(Ending),
     /// Return the error. The recovery is retried later.
@@ -113,11 +125,10 @@ enum Decision {
 /// A definitive location of the container.
 #[derive(Debug)]
 enum Conclusion {
+    /// The container runs, or the engine lost track of it after its start. The watch finds its end.
     Running(Box<Inspection>),
     /// The container exited while no manager watched it.
     Exited(Ending, Box<Inspection>),
-    /// The engine no longer knows that it started the container, because it was killed since.
-    Forgotten(Ending, Box<Inspection>),
     /// The container was started although the record says that its start failed.
     StartedExternally(Ending, Box<Inspection>),
     /// The container was started again: its output belongs to another execution.
@@ -142,7 +153,7 @@ impl Known<'_> {
     /// The ending in `run.json`, unless the audit file contradicts it.
     fn recorded(&self) -> Option<&Ending> {
         let recorded = self.file.ending.as_ref();
-        recorded.filter(|ending| !(self.has_started && ending.never_started()))
+        recorded.filter(|ending| !(self.ran && ending.never_started()))
     }
 
     /// A recorded ending holds, whatever happened to the container since.
@@ -165,8 +176,8 @@ impl Known<'_> {
     /// The conclusion for a container that does not exist.
     fn missing(&self) -> Conclusion {
         let if_missing = self.file.ending_if_missing.as_ref();
-        // It assumes that the container was never started.
-        let if_missing = if_missing.filter(|_| !self.has_started);
+        // It assumes that nothing proves a start.
+        let if_missing = if_missing.filter(|_| !self.ran);
         match self.recorded().or(if_missing) {
             Some(ending) => Conclusion::Missing(ending.clone()),
             None if self.start_ruled_out => Conclusion::NotCreated(not_created()),
@@ -197,13 +208,7 @@ fn decide_found(known: &Known<'_>, inspection: Box<Inspection>) -> Decision {
         return Decision::Conclude(Conclusion::StartedAgain(ending, inspection));
     }
     match (inspection.status, known.recorded()) {
-        (ContainerStatus::Created, _) if known.has_started => {
-            let ending = known.ending_or(forgotten());
-            Decision::Conclude(Conclusion::Forgotten(ending, inspection))
-        }
-        (ContainerStatus::Created, _) => {
-            Decision::RemoveUnstarted(known.ending_or(failed_to_start()))
-        }
+        (ContainerStatus::Created, _) => decide_created(known, inspection),
         (ContainerStatus::Removing, _) => Decision::InspectAgain,
         (ContainerStatus::Running | ContainerStatus::Ended, Some(ending))
             if ending.never_started() =>
@@ -215,6 +220,29 @@ fn decide_found(known: &Known<'_>, inspection: Box<Inspection>) -> Decision {
             let exit = Ending::Exited(wait::observed_exit(&inspection, None));
             Decision::Conclude(Conclusion::Exited(known.ending_or(exit), inspection))
         }
+    }
+}
+
+/// Decides the next step for a container that the engine reports as created.
+fn decide_created(known: &Known<'_>, inspection: Box<Inspection>) -> Decision {
+    match known.recorded() {
+        Some(ending) if ending.never_started() => {
+            return Decision::RemoveUnstarted(ending.clone());
+        }
+        // It ran, and the engine lost track of it.
+        Some(ending) => {
+            return Decision::Conclude(Conclusion::Exited(ending.clone(), inspection));
+        }
+        None if known.ran => return Decision::Conclude(Conclusion::Running(inspection)),
+        None if known.start_ruled_out => return Decision::RemoveUnstarted(failed_to_start()),
+        None => {}
+    }
+    match known.judgment {
+        None => Decision::Judge(inspection),
+        Some(Judgment::NeverRan) => Decision::RemoveUnstarted(failed_to_start()),
+        Some(Judgment::Ran) => Decision::Conclude(Conclusion::Running(inspection)),
+        Some(Judgment::Unknown) => Decision::RemoveUnstarted(lost_track()),
+        Some(Judgment::TooEarly) => Decision::InspectAgain,
     }
 }
 
@@ -250,12 +278,6 @@ fn started_again() -> Ending {
     }
 }
 
-fn forgotten() -> Ending {
-    Ending::Lost {
-        reason: "the engine no longer knows that it started the container".into(),
-    }
-}
-
 fn ended_with_process() -> Ending {
     Ending::Lost {
         reason: "the container ended with the process that started it".into(),
@@ -282,10 +304,12 @@ impl Monitor {
     async fn find_container(&mut self, open: &mut OpenAudit) -> Result<Located> {
         let process_bound = self.context.runtime.capabilities().process_bound;
         let started = open.capture.progress.started.as_ref();
-        let has_started = started.is_some();
+        let ran = started.is_some() || open.capture.progress.records > 0;
         let started_at = started.and_then(|started| started.started_at);
         // An earlier attempt may have recorded a start by someone else.
-        let start_ruled_out = open.start_ruled_out && !has_started;
+        let start_ruled_out = open.start_ruled_out && !ran;
+        let mut unconfirmed = Unconfirmed::default();
+        let mut judgment = None;
         let mut id = match open.file.record.container {
             Some(_) => IdState::Unverified,
             None => IdState::Missing,
@@ -294,10 +318,12 @@ impl Monitor {
             let inspected = self.inspect(&open.file).await;
             let known = Known {
                 file: &open.file,
-                has_started,
+                ran,
                 started_at,
                 id,
                 start_ruled_out,
+                // It holds for one answer of the engine.
+                judgment: judgment.take(),
                 process_bound,
             };
             let ending = match decide(&known, inspected) {
@@ -309,6 +335,11 @@ impl Monitor {
                     sleep(POLL_INTERVAL).await;
                     None
                 }
+                Decision::Judge(inspection) => {
+                    let judged = self.judge(&open.file, &inspection, &mut unconfirmed);
+                    judgment = Some(judged.await?);
+                    None
+                }
                 Decision::RemoveUnstarted(ending) => {
                     self.try_remove_unstarted(&mut open.file, ending).await?
                 }
@@ -318,7 +349,7 @@ impl Monitor {
                 }
             };
             if let Some(ending) = ending {
-                return Ok(Located::absent(ending));
+                return Ok(Located::absent(ending, &open.file));
             }
         }
     }
@@ -337,6 +368,22 @@ impl Monitor {
             Err(error) if error.is_definitive() => Inspected::Rejected(error),
             Err(error) => Inspected::Inconclusive(error),
         }
+    }
+
+    /// Judges whether a container that the engine reports as created ran.
+    async fn judge(
+        &mut self,
+        file: &RunFile,
+        inspection: &Inspection,
+        unconfirmed: &mut Unconfirmed,
+    ) -> Result<Judgment, RuntimeError> {
+        let Some(container) = &file.record.container else {
+            return Ok(Judgment::NeverRan);
+        };
+        let (runtime, tty) = (&*self.context.runtime, file.record.settings.tty);
+        unconfirmed
+            .judge(runtime, container, inspection, tty, None)
+            .await
     }
 
     /// Searches the engine for the container of this run by label.
@@ -403,12 +450,6 @@ impl Monitor {
                     .await?;
                 Ok(Located::unwatched(ending, false, *inspection))
             }
-            Conclusion::Forgotten(ending, inspection) => {
-                if let Some(container) = &file.record.container {
-                    self.record_restart(capture, container).await?;
-                }
-                Ok(Located::unwatched(ending, false, *inspection))
-            }
             Conclusion::StartedExternally(ending, inspection) => {
                 file.ending_if_missing = None;
                 Ok(Located::unwatched(ending, true, *inspection))
@@ -416,16 +457,16 @@ impl Monitor {
             Conclusion::StartedAgain(ending, inspection) => {
                 Ok(Located::unwatched(ending, true, *inspection))
             }
-            Conclusion::Missing(ending) => Ok(Located::absent(ending)),
+            Conclusion::Missing(ending) => Ok(Located::absent(ending, file)),
             Conclusion::NotCreated(ending) => {
                 file.record.container = None;
-                Ok(Located::absent(ending))
+                Ok(Located::absent(ending, file))
             }
             Conclusion::Vanished(ending) => {
                 if let Some(container) = &file.record.container {
                     self.publish(Transition::Created(container.clone()));
                 }
-                Ok(Located::absent(ending))
+                Ok(Located::absent(ending, file))
             }
         }
     }
@@ -476,7 +517,7 @@ impl Monitor {
         capture.write(vec![Event::Started(Box::new(started))]).await
     }
 
-    /// Records a gap if the engine was restarted since it started the container.
+    /// Records a gap if the engine was restarted since it created the container.
     async fn record_restart(
         &mut self,
         capture: &mut Capture,
@@ -539,8 +580,18 @@ mod tests {
         has_ending_if_missing: bool,
         start: Start,
         start_ruled_out: bool,
+        has_output: bool,
+        judgment: Option<Judgment>,
         process_bound: bool,
     }
+
+    const JUDGMENTS: [Option<Judgment>; 5] = [
+        None,
+        Some(Judgment::NeverRan),
+        Some(Judgment::Ran),
+        Some(Judgment::Unknown),
+        Some(Judgment::TooEarly),
+    ];
 
     impl Case {
         /// Every combination that can occur. Only a missing id is not inspected.
@@ -562,25 +613,33 @@ mod tests {
             for (seen, id) in inspections {
                 for recorded in [Nothing, Exit, FailedStart] {
                     for start in [NotRecorded, Untimed, NotReported, Same, Other] {
-                        cases.extend((0..8).map(|bits| Self {
-                            seen,
-                            id,
-                            recorded,
-                            has_ending_if_missing: bits & 1 > 0,
-                            start,
-                            start_ruled_out: bits & 2 > 0,
-                            process_bound: bits & 4 > 0,
-                        }));
+                        for judgment in JUDGMENTS {
+                            cases.extend((0..16).map(|bits| Self {
+                                seen,
+                                id,
+                                recorded,
+                                has_ending_if_missing: bits & 1 > 0,
+                                start,
+                                start_ruled_out: bits & 2 > 0,
+                                has_output: bits & 8 > 0,
+                                judgment,
+                                process_bound: bits & 4 > 0,
+                            }));
+                        }
                     }
                 }
             }
             cases
         }
 
-        /// A record of the start refutes an ending without one.
+        fn ran(&self) -> bool {
+            self.start != Start::NotRecorded || self.has_output
+        }
+
+        /// A record of the start, or of output, refutes an ending without one.
         fn recorded(&self) -> Recorded {
             match self.recorded {
-                Recorded::FailedStart if self.start != Start::NotRecorded => Recorded::Nothing,
+                Recorded::FailedStart if self.ran() => Recorded::Nothing,
                 recorded => recorded,
             }
         }
@@ -619,10 +678,11 @@ mod tests {
             };
             let known = Known {
                 file: &file,
-                has_started: self.start != Start::NotRecorded,
+                ran: self.ran(),
                 started_at: recorded,
                 id: self.id,
                 start_ruled_out: self.start_ruled_out,
+                judgment: self.judgment,
                 process_bound: self.process_bound,
             };
             decide(&known, inspected)
@@ -663,13 +723,11 @@ mod tests {
             Decision::Search(IfUnlabeled::InspectAgain) => "search, or inspect again".into(),
             Decision::Search(IfUnlabeled::Fail(it)) => format!("search, or fail: {}", error(it)),
             Decision::InspectAgain => "inspect again".into(),
+            Decision::Judge(_) => "judge".into(),
             Decision::RemoveUnstarted(it) => format!("remove: {}", ending(it)),
             Decision::Fail(it) => format!("fail: {}", error(it)),
             Decision::Conclude(Conclusion::Running(_)) => "running".into(),
             Decision::Conclude(Conclusion::Exited(it, _)) => format!("exited: {}", ending(it)),
-            Decision::Conclude(Conclusion::Forgotten(it, _)) => {
-                format!("forgotten: {}", ending(it))
-            }
             Decision::Conclude(Conclusion::StartedExternally(it, _)) => {
                 format!("started externally: {}", ending(it))
             }
@@ -693,8 +751,8 @@ mod tests {
             it if *it == not_created() => "never created",
             it if *it == failed_to_start() => "never started",
             it if *it == started_again() => "second execution",
-            it if *it == forgotten() => "lost start",
             it if *it == ended_with_process() => "ended with its process",
+            it if *it == lost_track() => "lost track",
             Ending::Removed { code: None } => "removed",
             Ending::Lost { reason } if reason.contains("which container") => "lost id",
             _ => "another ending",
@@ -780,28 +838,40 @@ mod tests {
             ),
             (
                 &[Created],
-                |c| c.start == NotRecorded && c.recorded() == Nothing,
+                |c| c.start != Other && c.recorded() == Nothing && c.ran(),
+                "running",
+            ),
+            (
+                &[Created],
+                |c| may_be_untracked(c) && c.start_ruled_out,
                 "remove: never started",
             ),
+            (&[Created], |c| is_judged(c, None), "judge"),
             (
                 &[Created],
-                |c| c.start == NotRecorded && c.recorded() == Exit,
-                "remove: recorded exit",
+                |c| is_judged(c, Some(Judgment::NeverRan)),
+                "remove: never started",
+            ),
+            (&[Created], |c| is_judged(c, Some(Judgment::Ran)), "running"),
+            (
+                &[Created],
+                |c| is_judged(c, Some(Judgment::Unknown)),
+                "remove: lost track",
             ),
             (
                 &[Created],
-                |c| c.start == NotRecorded && c.recorded() == FailedStart,
+                |c| is_judged(c, Some(Judgment::TooEarly)),
+                "inspect again",
+            ),
+            (
+                &[Created],
+                |c| c.start != Other && c.recorded() == Exit,
+                "exited: recorded exit",
+            ),
+            (
+                &[Created],
+                |c| c.recorded() == FailedStart,
                 "remove: recorded failure",
-            ),
-            (
-                &[Created],
-                |c| is_same_start(c) && c.recorded() == Nothing,
-                "forgotten: lost start",
-            ),
-            (
-                &[Created],
-                |c| is_same_start(c) && c.recorded() == Exit,
-                "forgotten: recorded exit",
             ),
             (&[Removing], |c| c.start != Other, "inspect again"),
             (
@@ -827,12 +897,17 @@ mod tests {
         ]
     };
 
-    fn is_same_start(case: &Case) -> bool {
-        !matches!(case.start, Start::NotRecorded | Start::Other)
-    }
-
     fn is_unrecorded(case: &Case) -> bool {
         case.id == IdState::Verified && case.recorded() == Recorded::Nothing
+    }
+
+    /// The files of the run do not show that a container ran that the engine reports as created.
+    fn may_be_untracked(case: &Case) -> bool {
+        case.recorded() == Recorded::Nothing && !case.ran()
+    }
+
+    fn is_judged(case: &Case, judgment: Option<Judgment>) -> bool {
+        may_be_untracked(case) && !case.start_ruled_out && case.judgment == judgment
     }
 
     fn may_have_run(case: &Case) -> bool {
@@ -840,7 +915,7 @@ mod tests {
     }
 
     fn ending_if_missing_holds(case: &Case) -> bool {
-        case.has_ending_if_missing && case.start == Start::NotRecorded
+        case.has_ending_if_missing && !case.ran()
     }
 
     #[test]
@@ -848,7 +923,7 @@ mod tests {
         let now = Timestamp::now();
         let later = now.saturating_add(POLL_INTERVAL);
         let cases = Case::all();
-        assert_eq!(cases.len(), 15 * 3 * 5 * 8);
+        assert_eq!(cases.len(), 15 * 3 * 5 * 16 * JUDGMENTS.len());
         for case in cases {
             let rows = ROWS
                 .iter()

@@ -141,12 +141,11 @@ async fn remove_orphan(context: &Arc<Context>, orphan: OwnedContainer) {
         .await;
     let remove = match run {
         Ok(OrphanRun::Missing) => orphan.status == ContainerStatus::Created,
-        Ok(OrphanRun::Sealed(file)) => {
-            orphan.status == ContainerStatus::Created
-                || file
-                    .seal
-                    .is_some_and(|seal| may_remove(&seal, file.record.settings.keep))
-        }
+        // Its seal decides, and not its status: an engine that lost track of a container reports it
+        // as created.
+        Ok(OrphanRun::Sealed(file)) => file
+            .seal
+            .is_some_and(|seal| may_remove(&seal, file.record.settings.keep)),
         Ok(OrphanRun::Unsealed) | Err(_) => false,
     };
     if remove {

@@ -1,15 +1,16 @@
 //! Restarts of the daemon.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use moat::{Ending, RunId, ShutdownMode};
+use moat::{Ending, Error, RunId, ShutdownMode};
 use testkit::audit::Audit;
 use testkit::deadline::eventually;
 use testkit::proxy::Proxy;
 use testkit::sequence;
+use tokio::time::timeout;
 
 use super::check::{assert_gap, assert_lines_in_order, sealed};
-use super::daemon::{Daemon, Kind};
+use super::daemon::{self, Daemon, Kind};
 use crate::stage::{assert_bytes, assert_complete, printed};
 
 testkit::trials! {
@@ -26,6 +27,8 @@ testkit::trials! {
         output_lost_in_memory_without_owner_is_a_gap,
         a_kill_under_load_records_each_lost_line,
         an_exit_while_the_daemon_is_down_keeps_its_code,
+        a_kill_during_a_start_is_a_possible_gap,
+        a_kill_with_live_restore_in_a_start_is_a_gap,
 }
 
 const LIVE: Kind = Kind {
@@ -235,4 +238,53 @@ async fn an_exit_while_the_daemon_is_down_keeps_its_code() {
     assert!(matches!(outcome.ending, Ending::Exited(_)), "{outcome}");
     assert_lines_in_order(&audit, 200);
     assert_gap(&audit, "engine_restarted", true);
+}
+
+/// The daemon is killed when the program has begun, and before it has noted the start. It then often
+/// reports that the container was not started, also while the program runs.
+async fn killed_during_a_start(kind: Kind) {
+    let mut daemon = Daemon::of(kind).await;
+    let manager = daemon.manager().await;
+    for round in 0..5 {
+        let began = format!("began-{round}");
+        let steps = format!("echo first + write /gate/{began} x + sleep 2 + echo last");
+        let id = RunId::new(format!("round-{round}")).unwrap();
+        let start = manager.start(daemon.spec(&steps).id(id.clone()));
+        let (gate, pid) = (daemon.path().join("gate").join(began), daemon.pid());
+        // Some milliseconds later, the daemon has noted the start.
+        let killed = tokio::task::spawn_blocking(move || {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !gate.exists() {
+                assert!(Instant::now() < deadline, "the program did not begin");
+            }
+            daemon::kill("KILL", pid);
+        });
+        let restarted = async {
+            killed.await.unwrap();
+            daemon.kill().await;
+            daemon.start().await;
+        };
+        let run = match tokio::join!(start, restarted).0 {
+            Ok(run) => run,
+            Err(Error::NotStarted { .. }) => manager.get(&id).await.unwrap(),
+            Err(error) => panic!("{}", error.chain()),
+        };
+        let exit = timeout(Duration::from_secs(40), run.wait_exit());
+        if exit.await.is_err() {
+            // Rarely, Docker 20.10 reports a container as running whose program has ended.
+            run.stop(None).await.unwrap();
+        }
+        let (outcome, audit) = sealed(&run).await;
+        assert!(!outcome.ending.never_started(), "{outcome}");
+        assert_ne!(audit.evidence(), "never_started");
+        assert_gap(&audit, "engine_restarted", true);
+    }
+}
+
+async fn a_kill_during_a_start_is_a_possible_gap() {
+    killed_during_a_start(Kind::default()).await;
+}
+
+async fn a_kill_with_live_restore_in_a_start_is_a_gap() {
+    killed_during_a_start(LIVE).await;
 }
