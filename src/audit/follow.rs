@@ -1,8 +1,9 @@
 //! Following an audit file while any process writes it.
 
 use std::collections::VecDeque;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
@@ -193,8 +194,17 @@ pub struct Records {
 impl Records {
     fn open(follow: Follow) -> Result<Self> {
         let reader = Reader::open(&follow.path)?;
+        Self::new(follow, reader)
+    }
+
+    fn new(follow: Follow, reader: Reader) -> Result<Self> {
+        // Of the open file: the path may lead to another file by now.
+        let file = reader
+            .file()
+            .metadata()
+            .map_err(|error| Error::storage("read", &follow.path, error))?;
         let mut records = Self {
-            file: file_id(&follow.path)?,
+            file: file_id(&file),
             reader,
             skip: 0,
             held: VecDeque::new(),
@@ -281,10 +291,16 @@ impl Records {
         };
         match self.reader.state() {
             LogState::Damaged(damage) => Err(damaged(damage.to_string())),
-            _ if file_id(&self.follow.path)? != self.file => {
-                Err(damaged("another file has replaced it".into()))
+            _ => {
+                let path = &self.follow.path;
+                let now = path
+                    .symlink_metadata()
+                    .map_err(|error| Error::storage("read", path, error))?;
+                if file_id(&now) != self.file {
+                    return Err(damaged("another file has replaced it".into()));
+                }
+                Ok(())
             }
-            _ => Ok(()),
         }
     }
 
@@ -323,10 +339,33 @@ fn is_end(record: &Record) -> bool {
     matches!(record, Record::Event(Event::End(_)))
 }
 
-/// The device and inode of the file at `path`.
-fn file_id(path: &Path) -> Result<(u64, u64)> {
-    let file = path
-        .symlink_metadata()
-        .map_err(|error| Error::storage("read", path, error))?;
-    Ok((file.dev(), file.ino()))
+/// The device and inode of a file.
+fn file_id(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_replaced_while_it_is_opened_is_detected() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("logs.jsonl");
+        let golden = include_bytes!("../../tests/golden/unsealed-torn.jsonl");
+        fs::write(&path, golden).unwrap();
+        let reader = Reader::open(&path).unwrap();
+        let other = dir.path().join("other");
+        fs::write(&other, golden).unwrap();
+        fs::rename(&other, &path).unwrap();
+
+        let follow = Follow::new(&path).wait(false);
+        let mut records = Records::new(follow, reader).unwrap();
+        let last = records.by_ref().find(Result::is_err).unwrap();
+        let error = last.unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }), "{error}");
+        assert!(records.next().is_none());
+    }
 }

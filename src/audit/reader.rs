@@ -59,6 +59,11 @@ impl Reader<File> {
             ..Self::of(file, path.to_owned())
         })
     }
+
+    /// The open file.
+    pub(super) fn file(&self) -> &File {
+        self.lines.input()
+    }
 }
 
 impl<R: Read> Reader<R> {
