@@ -251,14 +251,12 @@ pub(super) struct OutputTotals {
 /// Returns what is proven about a run whose container is unknown.
 pub(super) fn without_container(ending: EndingKind) -> Finding {
     match ending {
-        // The container may have run: its id is lost, and its log with it.
-        EndingKind::Lost | EndingKind::Untracked => {
-            Finding::of_gap(MissingOutput::certain(GapReason::LogUnreadable))
-        }
         // The id is recorded before the start is requested, so a container without
         // a recorded id was never started.
-        EndingKind::NeverStarted | EndingKind::Exited | EndingKind::Removed => {
-            Finding::without_gap(Evidence::NeverStarted)
+        EndingKind::NeverStarted => Finding::without_gap(Evidence::NeverStarted),
+        // The container may have run: its id is lost, and its log with it.
+        EndingKind::Exited | EndingKind::Removed | EndingKind::Lost | EndingKind::Untracked => {
+            Finding::of_gap(MissingOutput::certain(GapReason::LogUnreadable))
         }
     }
 }
@@ -764,18 +762,21 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lost_run_can_lose_output_without_a_container() {
-        for ending in [EndingKind::Lost, EndingKind::Untracked] {
-            let lost = without_container(ending);
-            assert_eq!(lost, unproven(GapReason::LogUnreadable, false));
-        }
+    fn a_run_without_a_container_is_whole_only_if_it_never_started() {
+        let whole = without_container(EndingKind::NeverStarted);
+        assert_eq!(whole, finding(Evidence::NeverStarted, None));
         for ending in [
-            EndingKind::NeverStarted,
             EndingKind::Exited,
             EndingKind::Removed,
+            EndingKind::Lost,
+            EndingKind::Untracked,
         ] {
-            let expected = finding(Evidence::NeverStarted, None);
-            assert_eq!(without_container(ending), expected, "{ending:?}");
+            let lost = without_container(ending);
+            assert_eq!(
+                lost,
+                unproven(GapReason::LogUnreadable, false),
+                "{ending:?}"
+            );
         }
     }
 
