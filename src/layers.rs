@@ -133,7 +133,7 @@ const MAX_LINES: usize = 600;
 const MAX_FILES: usize = 12;
 
 /// Directories with more files, because all their files serve one task.
-const LARGE: &[(&str, usize)] = &[("monitor", 18)];
+const LARGE: &[(&str, usize)] = &[("monitor", 19)];
 
 /// One file of the library, without its unit tests and its comments.
 struct Source {

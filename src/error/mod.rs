@@ -89,6 +89,22 @@ pub enum Error {
         here: String,
     },
 
+    /// The engine did not answer about the run, so it could not be stopped in time.
+    ///
+    /// The stop is recorded and proceeds once the engine answers. Until then the run is watched, and
+    /// nothing is lost. Check the engine, and clients that are attached to the container and do not
+    /// read its output. Then wait for the run.
+    #[error(
+        "cannot stop run {run} in time: {problem}; the stop proceeds once the engine answers: check \
+         the engine, and clients that do not read the output of the container"
+    )]
+    Unanswered {
+        /// The run.
+        run: RunId,
+        /// The call to the engine, and the time since when it has no answer.
+        problem: String,
+    },
+
     /// The run has ended.
     #[error("run {run} has ended")]
     Ended {

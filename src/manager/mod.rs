@@ -456,7 +456,10 @@ impl Manager {
     /// Actions before this call (stops, detachments, resizes) are recorded, unless the sink
     /// or the engine does not respond within 2 s.
     ///
-    /// Stopping the runs has no timeout: the engine is asked until it answers.
+    /// Stopping takes the grace period of each run, and longer if its container does not end.
+    /// A run whose engine does not answer about it 30 s after its grace period is left to the
+    /// next opening of the root, which completes the stop: see [`Error::Unanswered`]. Its audit
+    /// file has a note.
     ///
     /// # Cancel safety
     ///

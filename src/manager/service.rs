@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::monitor::entry::last_lines;
 use crate::outcome::{LastLines, Outcome};
@@ -68,7 +68,9 @@ impl Service {
     /// A dropped call stops the run as dropping the service does.
     pub async fn stop(mut self) -> Result<Outcome> {
         let outcome = self.run.stop(None).await;
-        self.run.released().await;
+        if !matches!(outcome, Err(Error::Unanswered { .. })) {
+            self.run.released().await;
+        }
         self.disarmed = true;
         outcome
     }
@@ -90,7 +92,9 @@ impl Drop for Service {
         let run = self.run.clone();
         tasks.spawn(async move {
             let outcome = run.stop(None).await;
-            run.released().await;
+            if !matches!(outcome, Err(Error::Unanswered { .. })) {
+                run.released().await;
+            }
             let _ = sender.send(outcome);
         });
         let outcome = match tasks.is_dedicated() {

@@ -15,6 +15,7 @@ use crate::outcome::{Ending, Outcome, Seal, SealState, StopCause, Usage};
 use crate::root::RunInfo;
 use crate::runtime::InputWriter;
 use crate::sink::RunPlace;
+use crate::spec::Settings;
 use crate::state::State;
 
 /// Capacity of the queue of input records.
@@ -27,6 +28,10 @@ pub(crate) struct RunSnapshot {
     pub(crate) seal: Option<Seal>,
     /// Why the run cannot be sealed or recovered now.
     pub(crate) problem: Option<String>,
+    /// Which call about the run the engine has not answered for some seconds.
+    pub(crate) unanswered: Option<String>,
+    /// The grace period of a stop that sets none.
+    pub(crate) stop_grace: Duration,
     pub(crate) last_lines: Vec<String>,
     /// Peak of the sampled resource usage.
     pub(crate) usage: Option<Usage>,
@@ -63,6 +68,8 @@ impl RunSnapshot {
             state: State::Intended,
             seal: None,
             problem: None,
+            unanswered: None,
+            stop_grace: Settings::default().stop_grace,
             last_lines: Vec::new(),
             usage: None,
             ownership_known: false,
@@ -74,6 +81,11 @@ impl RunSnapshot {
         }
     }
 
+    /// Returns why the run does not progress now.
+    pub(crate) fn problem(&self) -> Option<&String> {
+        self.problem.as_ref().or(self.unanswered.as_ref())
+    }
+
     /// Updates `info`, which was read from the files, if this manager owns the run.
     pub(crate) fn add_to(&self, info: &mut RunInfo) {
         if self.owned_elsewhere || info.seal.is_some() {
@@ -83,7 +95,7 @@ impl RunSnapshot {
             info.status = self.state.status();
         }
         if info.problem.is_none() {
-            info.problem = self.problem.clone();
+            info.problem = self.problem().cloned();
         }
     }
 
@@ -193,8 +205,8 @@ pub(crate) fn outcome(context: &Context, place: &RunPlace, snapshot: &RunSnapsho
             Some(seal) => SealState::Sealed(Box::new(seal.clone())),
             None => SealState::Pending {
                 reason: snapshot
-                    .problem
-                    .clone()
+                    .problem()
+                    .cloned()
                     .unwrap_or_else(|| "the capture has not ended".into()),
             },
         },

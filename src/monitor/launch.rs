@@ -154,7 +154,8 @@ impl<'a> Prepared<'a> {
         let expiry = limit.map(|limit| limit + settings.stop_grace + DEADLINE_SLACK);
         let request = CreateRequest::new(&name, &file.record.root, &monitor.place.run, spec)
             .deadline(expiry.map(|expiry| Timestamp::now().saturating_add(expiry)));
-        let created = match context.runtime.create(request).await {
+        let created = context.runtime.create(request);
+        let created = match monitor.calls.track("create the container", created).await {
             Ok(created) => created,
             Err(error) => {
                 if !error.is_definitive() {
@@ -187,11 +188,13 @@ impl<'a> Created<'a> {
             ..
         } = &mut self.launching;
         let runtime = &context.runtime;
+        let calls = monitor.calls.clone();
         let source = async {
             if !runtime.capabilities().attach_before_start {
                 return Ok(Source::Follow);
             }
             let tap = runtime.attach(&self.container, file.record.settings.tty);
+            let tap = calls.track("attach to the container", tap);
             Ok(Source::Tap(tap.await?))
         };
         let (recorded, source) = tokio::join!(monitor.write_run_file(file), source);
@@ -243,7 +246,8 @@ impl Attached<'_> {
         }
         let (at, requested) = (Instant::now(), Timestamp::now());
         let mut interrupted = false;
-        if let Err(error) = context.runtime.start(&container).await {
+        let started = context.runtime.start(&container);
+        if let Err(error) = monitor.calls.track("start the container", started).await {
             source = monitor
                 .confirm_start(file, &container, source, error)
                 .await?;
@@ -482,21 +486,26 @@ impl Monitor {
         source: Source,
         error: RuntimeError,
     ) -> Result<Source, LaunchError> {
-        let runtime = Arc::clone(&self.context.runtime);
+        let calls = self.calls.clone();
         let tty = file.record.settings.tty;
         let mut source = PendingSource::new(source);
         let mut unconfirmed = Unconfirmed::default();
         let mut backoff = Backoff::new();
         loop {
-            let judged = match runtime.inspect(container).await {
+            let judged = match calls.inspect(container).await {
                 Ok(inspection) if inspection.status != ContainerStatus::Created => {
                     Ok(Judgment::Ran)
                 }
                 // The engine has answered that it did not start the container.
                 Ok(_) if error.is_definitive() => Ok(Judgment::NeverRan),
                 Ok(inspection) => {
-                    let judged =
-                        unconfirmed.judge(&*runtime, container, &inspection, tty, source.tap());
+                    let judged = unconfirmed.judge(
+                        calls.runtime(),
+                        container,
+                        &inspection,
+                        tty,
+                        source.tap(),
+                    );
                     judged.await
                 }
                 Err(missing) if missing.is_not_found() => {

@@ -1,5 +1,6 @@
 //! The task of a run: the only waiter on its container, and the only writer of its state.
 
+mod calls;
 pub(crate) mod context;
 pub(crate) mod entry;
 mod evidence;
@@ -13,7 +14,7 @@ mod run_file;
 mod seal;
 pub(crate) mod start;
 mod stats;
-mod stop;
+pub(crate) mod stop;
 pub(crate) mod tasks;
 mod unconfirmed;
 mod wait;
@@ -30,6 +31,7 @@ use crate::audit::{Event, RecordRef, Start};
 use crate::capture::{Capture, CaptureStats, Hub, Progress};
 use crate::error::{Error, Result};
 use crate::events::EventKind;
+use crate::monitor::calls::Calls;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{Entry, PipeState, RunSnapshot, StopRequest};
 use crate::monitor::stop::Stopper;
@@ -52,6 +54,8 @@ pub(crate) struct Monitor {
     context: Arc<Context>,
     place: RunPlace,
     snapshot: Sender<RunSnapshot>,
+    /// Calls to the engine about the run.
+    calls: Calls,
     stops: mpsc::UnboundedReceiver<StopRequest>,
     notes: mpsc::UnboundedReceiver<Event>,
     /// Records of standard input; `None` once the watch has taken the receiver.
@@ -93,10 +97,12 @@ impl Monitor {
         pipe: Arc<Mutex<PipeState>>,
         hub: Arc<Hub>,
     ) -> Self {
+        let calls = Calls::new(Arc::clone(&context), place.clone(), snapshot.clone());
         Self {
             context,
             place,
             snapshot,
+            calls,
             stops: inbox.stops,
             notes: inbox.notes,
             stdin_records: Some(inbox.stdin_records),
@@ -152,6 +158,9 @@ impl Monitor {
 
     /// Applies a transition, and publishes the new state and its event.
     fn publish(&self, transition: Transition) {
+        if matches!(transition, Transition::Ended(_)) {
+            self.calls.settle();
+        }
         let mut kind = None;
         self.snapshot.send_modify(|snapshot| {
             let state = std::mem::replace(&mut snapshot.state, State::Intended);
@@ -202,10 +211,10 @@ impl Monitor {
         signal: &str,
         settings: &Settings,
     ) -> Event {
-        let (runtime, grace) = (&self.context.runtime, settings.stop_grace);
+        let (calls, grace) = (&self.calls, settings.stop_grace);
         let stop = self
             .stopper
-            .request(runtime, container, request, signal, grace);
+            .request(calls, container, request, signal, grace);
         self.emit(EventKind::from(&stop));
         Event::Stop(stop)
     }
@@ -220,6 +229,13 @@ impl Monitor {
         {
             self.report_blocked(&error);
         }
+    }
+
+    /// Publishes the grace period of a stop that sets none.
+    fn publish_stop_grace(&self, record: &RunRecord) {
+        let grace = record.settings.stop_grace;
+        self.snapshot
+            .send_modify(|snapshot| snapshot.stop_grace = grace);
     }
 
     /// Reports why the run cannot be sealed or recovered now.

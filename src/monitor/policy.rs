@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use crate::disk;
-use crate::error::Error;
+use crate::error::{Error, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::wait::Backoff;
@@ -66,7 +66,9 @@ impl Monitor {
                     tracing::warn!(
                         run = %self.place.run, %container, %error, "cannot remove the container"
                     );
-                    if error.is_definitive() {
+                    // A closing manager leaves a second 30 s to the next opening.
+                    let timed_out = matches!(error, RuntimeError::Timeout { .. });
+                    if error.is_definitive() || timed_out && self.context.closing.is_cancelled() {
                         return;
                     }
                 }

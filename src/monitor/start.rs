@@ -193,6 +193,7 @@ impl Monitor {
             ending_if_missing: None,
             seal: None,
         };
+        self.publish_stop_grace(&file.record);
         self.create_run_dir(&file).await?;
         match self.open_log(&file.record).await {
             Ok((progress, log)) => {

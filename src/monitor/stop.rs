@@ -1,6 +1,5 @@
 //! Stopping a container: a signal, a grace period, then SIGKILL until the container has ended.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -8,9 +7,9 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Stop;
+use crate::monitor::calls::Calls;
 use crate::monitor::entry::StopRequest;
 use crate::outcome::StopCause;
-use crate::runtime::Runtime;
 use crate::spec::ContainerId;
 use crate::timestamp::Timestamp;
 
@@ -20,8 +19,10 @@ pub(super) const DEFAULT_SIGNAL: &str = "SIGTERM";
 const SIGNAL_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause before SIGKILL is sent again to a container that still runs.
 const KILL_INTERVAL: Duration = Duration::from_secs(10);
+/// Time beyond the grace period for which a stop waits for an engine that does not answer.
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest grace period, 30 years: a deadline this far away does not overflow the clock.
-const MAX_GRACE: Duration = Duration::from_secs(86_400 * 365 * 30);
+pub(crate) const MAX_GRACE: Duration = Duration::from_secs(86_400 * 365 * 30);
 
 /// Carries out the requests to stop a container.
 ///
@@ -41,7 +42,7 @@ impl Stopper {
     /// Begins a stop and returns its record.
     pub(super) fn request(
         &mut self,
-        runtime: &Arc<dyn Runtime>,
+        calls: &Calls,
         container: &ContainerId,
         request: StopRequest,
         signal: &str,
@@ -51,7 +52,7 @@ impl Stopper {
         let grace = request.grace.unwrap_or(default_grace).min(MAX_GRACE);
         let killed = request.cause == StopCause::Killed;
         let first = (!killed).then(|| signal.to_owned());
-        self.schedule(runtime, container, first, grace);
+        self.schedule(calls, container, first, grace);
         if killed {
             Stop::new(request.cause, "SIGKILL", None)
         } else {
@@ -63,23 +64,18 @@ impl Stopper {
     ///
     /// SIGKILL stays due at the same wall-clock time. The signal before SIGKILL was sent by the
     /// earlier owner and is not sent twice.
-    pub(super) fn resume(
-        &mut self,
-        runtime: &Arc<dyn Runtime>,
-        container: &ContainerId,
-        stop: &Stop,
-    ) {
+    pub(super) fn resume(&mut self, calls: &Calls, container: &ContainerId, stop: &Stop) {
         let grace = Duration::try_from_secs_f64(stop.grace_seconds.unwrap_or(0.0));
         let grace = grace.unwrap_or(MAX_GRACE).min(MAX_GRACE);
         // A clock that was set back does not extend the grace period.
         let remaining = stop.ts.saturating_add(grace).since(Timestamp::now());
-        self.schedule(runtime, container, None, remaining.min(grace));
+        self.schedule(calls, container, None, remaining.min(grace));
     }
 
     /// Sends a signal now and SIGKILL after `grace`, unless SIGKILL is already due earlier.
     fn schedule(
         &mut self,
-        runtime: &Arc<dyn Runtime>,
+        calls: &Calls,
         container: &ContainerId,
         signal: Option<String>,
         grace: Duration,
@@ -89,7 +85,7 @@ impl Stopper {
             self.kill_at = Some(kill_at);
             self.signaled = CancellationToken::new();
             self.sequence = Some(Box::pin(sequence(
-                Arc::clone(runtime),
+                calls.clone(),
                 container.clone(),
                 signal,
                 kill_at,
@@ -119,7 +115,7 @@ impl Stopper {
 
 /// Sends `signal`, if any, then SIGKILL from `kill_at` on. Never resolves.
 async fn sequence(
-    runtime: Arc<dyn Runtime>,
+    calls: Calls,
     container: ContainerId,
     signal: Option<String>,
     kill_at: Instant,
@@ -129,7 +125,7 @@ async fn sequence(
         if let Some(signal) = signal {
             // A definitive error does not change on a retry: the container has ended, or SIGKILL
             // follows.
-            while let Err(error) = runtime.signal(&container, &signal).await
+            while let Err(error) = calls.signal(&container, &signal).await
                 && !error.is_definitive()
             {
                 tracing::warn!(%container, %error, "cannot send {signal}: retrying");
@@ -144,7 +140,7 @@ async fn sequence(
         () = sleep_until(kill_at) => {}
     }
     loop {
-        match runtime.signal(&container, "SIGKILL").await {
+        match calls.signal(&container, "SIGKILL").await {
             Err(error) if !error.is_definitive() => {
                 tracing::warn!(%container, %error, "cannot send SIGKILL: retrying");
                 sleep(SIGNAL_RETRY_INTERVAL).await;

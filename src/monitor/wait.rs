@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, interval_at, sleep};
+use tokio::time::{Instant, sleep};
 
+use crate::capture::CaptureStats;
 use crate::error::RuntimeError;
+use crate::monitor::calls::Calls;
 use crate::monitor::unconfirmed::{UNTRACKED_TIMEOUT, lost_track};
 use crate::outcome::{Ending, Exit};
 use crate::runtime::{ContainerStatus, Continuity, Inspection, Runtime, WaitStatus};
@@ -13,6 +15,10 @@ use crate::timestamp::Timestamp;
 
 /// Interval between inspections of a running container during the wait.
 const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+/// Time without output after which a container that wrote output is inspected.
+const QUIET_PROBE_DELAY: Duration = Duration::from_secs(5);
+/// Interval between checks whether an inspection is due.
+const PROBE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// First pause between attempts.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest pause between attempts.
@@ -56,9 +62,10 @@ impl Backoff {
 ///
 /// `interrupted`: the engine did not answer the start request, or a call after it.
 pub(super) async fn wait_for_end(
-    runtime: &dyn Runtime,
+    calls: &Calls,
     container: &ContainerId,
     started_at: Option<Timestamp>,
+    output: &CaptureStats,
     interrupted: bool,
 ) -> Ended {
     let mut seen = Observations {
@@ -68,7 +75,7 @@ pub(super) async fn wait_for_end(
     };
     let mut backoff = Backoff::new();
     loop {
-        match wait_or_probe(runtime, container).await {
+        match wait_or_probe(calls, container, output).await {
             Ok(Wakeup::Answer(answer)) => {
                 // An engine that shuts down answers without a code.
                 seen.unreachable |= answer.code.is_none();
@@ -83,9 +90,9 @@ pub(super) async fn wait_for_end(
                 }
             }
         }
-        match runtime.inspect(container).await {
+        match calls.inspect(container).await {
             Ok(now) => {
-                seen.check_continuity(runtime, container).await;
+                seen.check_continuity(calls.runtime(), container).await;
                 if let Some((ending, started_again)) = seen.ending(started_at, &now) {
                     return seen.into_ended(ending, started_again, Some(now));
                 }
@@ -232,22 +239,42 @@ enum Wakeup {
 }
 
 async fn wait_or_probe(
-    runtime: &dyn Runtime,
+    calls: &Calls,
     container: &ContainerId,
+    output: &CaptureStats,
 ) -> Result<Wakeup, RuntimeError> {
-    let wait = runtime.wait(container);
+    let wait = calls.runtime().wait(container);
     tokio::pin!(wait);
-    let mut probes = interval_at(Instant::now() + PROBE_INTERVAL, PROBE_INTERVAL);
+    let mut probed = Instant::now();
     loop {
         tokio::select! {
             answer = &mut wait => return answer.map(Wakeup::Answer),
-            _ = probes.tick() => match runtime.inspect(container).await {
-                Ok(inspection) if inspection.status != ContainerStatus::Running => return Ok(Wakeup::Probe),
-                Err(error) if error.is_not_found() => return Err(error),
-                // The container runs, or the engine does not answer.
-                _ => {}
-            }
+            () = sleep(PROBE_CHECK_INTERVAL) => {}
         }
+        if next_probe(probed, output.last_activity()) > Instant::now() {
+            continue;
+        }
+        probed = Instant::now();
+        match calls.inspect(container).await {
+            Ok(inspection) if inspection.status != ContainerStatus::Running => {
+                return Ok(Wakeup::Probe);
+            }
+            Err(error) if error.is_not_found() => return Err(error),
+            // The container runs, or the engine does not answer.
+            _ => {}
+        }
+    }
+}
+
+/// Returns when a container is inspected next.
+///
+/// Output that stops is a reason to inspect it sooner: an engine that does not answer about the
+/// container does not answer the wait either.
+fn next_probe(probed: Instant, last_output: Option<Instant>) -> Instant {
+    let regular = probed + PROBE_INTERVAL;
+    match last_output {
+        Some(at) if at > probed => regular.min(at + QUIET_PROBE_DELAY),
+        _ => regular,
     }
 }
 
@@ -288,6 +315,23 @@ mod tests {
             assert_eq!(seen.unreachable, unreachable, "{seen:?}");
             let ended = seen.into_ended(Ending::Removed { code: None }, false, None);
             assert_eq!(ended.engine_restarted, unreachable);
+        }
+    }
+
+    #[test]
+    fn a_container_that_falls_silent_is_inspected_soon() {
+        let probed = Instant::now();
+        let after = |seconds| probed + Duration::from_secs(seconds);
+        let rows = [
+            (None, 30),
+            // The probe was after the last output.
+            (Some(probed), 30),
+            (Some(after(1)), 6),
+            (Some(after(20)), 25),
+            (Some(after(28)), 30),
+        ];
+        for (last_output, expected) in rows {
+            assert_eq!(next_probe(probed, last_output), after(expected));
         }
     }
 

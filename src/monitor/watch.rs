@@ -206,10 +206,10 @@ impl Monitor {
                 input: ack.input,
             });
         }
-        let secrets = self.secrets.clone();
+        let (calls, secrets) = (self.calls.clone(), self.secrets.clone());
+        let stats = Arc::clone(capture.stats());
         let exit = pin!(async {
-            let runtime = &*context.runtime;
-            let ended = wait::wait_for_end(runtime, &container, started_at, interrupted);
+            let ended = wait::wait_for_end(&calls, &container, started_at, &stats, interrupted);
             let mut ended = ended.await;
             ended.ending = ended.ending.redacted(|reason| secrets.redact(reason));
             ended
@@ -296,7 +296,7 @@ impl Monitor {
         output: Pin<&mut impl Future<Output = PumpOutcome>>,
     ) -> WatchEnd<X> {
         let sources = machine.sources();
-        let stops = self.take_stops(&mut machine, target);
+        let mut stops = self.take_stops(&mut machine, target);
         if let Phase::Done { exit, at, output } = machine.into_phase() {
             return WatchEnd::Done { exit, at, output };
         }
@@ -305,7 +305,13 @@ impl Monitor {
                 output.await;
             }
         };
-        tokio::join!(output, self.stopper.proceed_until_signaled());
+        // An engine that does not answer must not use up the time for the records.
+        if let Some(report) = self.calls.report() {
+            output.await;
+            stops.push(Event::note(format!("the manager was shut down: {report}")));
+        } else {
+            tokio::join!(output, self.stopper.proceed_until_signaled());
+        }
         WatchEnd::Closing(stops)
     }
 

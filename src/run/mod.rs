@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Follow;
@@ -20,6 +20,7 @@ use crate::error::{Error, Result, RuntimeError};
 use crate::events::Events;
 use crate::monitor::context::{Context, ManagerInner};
 use crate::monitor::entry::{Entry, GiveUpReason, RunSnapshot, StopRequest, last_lines, outcome};
+use crate::monitor::stop::{MAX_GRACE, STOP_TIMEOUT};
 use crate::outcome::{Ending, Outcome, StopCause};
 use crate::runtime::Archive;
 use crate::spec::{ContainerId, RunId};
@@ -60,9 +61,13 @@ impl Run {
         self.entry.snapshot.borrow().state.clone()
     }
 
-    /// Returns the problem that blocks the seal or the recovery of the run, if any.
+    /// Returns the problem that blocks the run, its seal or its recovery, if any.
+    ///
+    /// One of them is an engine that has not answered a call about the run for 5 s. The text names
+    /// the call and the time since when, and is gone once the engine answers. A
+    /// [`Warning`](crate::events::EventKind::Warning) has the same text.
     pub fn problem(&self) -> Option<String> {
-        self.entry.snapshot.borrow().problem.clone()
+        self.entry.snapshot.borrow().problem().cloned()
     }
 
     /// Returns true if another live process owns the run.
@@ -180,9 +185,14 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// Those of [`wait`](Self::wait), and [`Error::Owned`] if another live process owns
-    /// the run and this manager's runtime cannot reach it. That is the case for local
-    /// processes, and for runs of another runtime.
+    /// Those of [`wait`](Self::wait), and:
+    ///
+    /// - [`Error::Unanswered`] if 30 s after the grace period the run has not ended, and the
+    ///   engine does not answer about it: see [`problem`](Self::problem). The stop proceeds
+    ///   once the engine answers.
+    /// - [`Error::Owned`] if another live process owns the run and this manager's runtime
+    ///   cannot reach it. That is the case for local processes, and for runs of another
+    ///   runtime.
     ///
     /// # Cancel safety
     ///
@@ -271,13 +281,41 @@ impl Run {
                 std::future::pending::<()>().await;
             }
         };
+        let overdue = self.unanswered_after(grace);
         tokio::select! {
             biased;
             outcome = self.wait() => outcome,
+            problem = overdue => Err(Error::Unanswered {
+                run: self.id().clone(),
+                problem,
+            }),
             () = unreachable => Err(Error::Owned {
                 run: self.id().clone(),
                 path: self.dir().to_owned(),
             }),
+        }
+    }
+
+    /// Resolves if the engine does not answer about a run that is overdue to be stopped.
+    ///
+    /// An engine that answers is waited for: it reports the end of the container.
+    async fn unanswered_after(&self, grace: Option<Duration>) -> String {
+        let requested = Instant::now();
+        let mut snapshot = self.entry.snapshot.clone();
+        let default = snapshot.borrow().stop_grace;
+        let grace = grace.unwrap_or(default).min(MAX_GRACE);
+        sleep_until(requested + grace + STOP_TIMEOUT).await;
+        let unanswered = snapshot.wait_for(|snapshot| {
+            snapshot.unanswered.is_some() && snapshot.state.ending().is_none()
+        });
+        let problem = match unanswered.await {
+            Ok(snapshot) => snapshot.unanswered.clone(),
+            Err(_) => None,
+        };
+        match problem {
+            Some(problem) => problem,
+            // The monitor has exited, and `wait` returns.
+            None => std::future::pending().await,
         }
     }
 

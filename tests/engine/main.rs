@@ -41,6 +41,7 @@ mod storage;
 mod terminal;
 #[cfg(all(feature = "terminal", feature = "testing"))]
 mod terminal_child;
+mod unread;
 mod usage;
 
 use stage::Stage;
@@ -53,6 +54,7 @@ fn main() {
     let harness = Harness::from_args(4)
         .trials(start::trials())
         .trials(stop::trials())
+        .trials(unread::trials())
         .trials(exit::trials())
         .trials(limits::trials())
         .trials(output::trials())

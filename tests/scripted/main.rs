@@ -41,6 +41,7 @@ mod start;
 mod stdin;
 mod stop;
 mod tracing;
+mod unanswered;
 mod untracked;
 mod usage;
 mod window;

@@ -72,6 +72,7 @@ impl Monitor {
                 file.record.engine_id = started.engine_id.clone();
             }
         }
+        self.publish_stop_grace(&file.record);
         let is_intact = is_recorded && note.is_none();
         let start_ruled_out = is_intact && file.record.container.is_none();
         let capture = match resumed {

@@ -57,7 +57,8 @@ impl Monitor {
     ///
     /// Returns true if an engine id was recorded, and so verified.
     pub(super) async fn verify_engine(&mut self, recorded: [Option<&str>; 2]) -> Result<bool> {
-        let engine = verify_engine_id(&*self.context.runtime, &self.place.run, recorded).await?;
+        let verified = verify_engine_id(&*self.context.runtime, &self.place.run, recorded);
+        let engine = self.calls.track("report its id", verified).await?;
         let is_verified = engine.is_some();
         self.engine = engine.or(self.engine.take());
         Ok(is_verified)

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
-use crate::monitor::context::Context;
+use crate::monitor::calls::Calls;
 use crate::monitor::entry::StopRequest;
 use crate::monitor::recover::POLL_INTERVAL;
 use crate::monitor::stop::{DEFAULT_SIGNAL, Stopper};
@@ -87,14 +87,14 @@ impl Monitor {
         &mut self,
         permits: &'a Semaphore,
     ) -> Option<(SemaphorePermit<'a>, Option<Unwatched>)> {
-        let context = Arc::clone(&self.context);
+        let (context, calls) = (Arc::clone(&self.context), self.calls.clone());
         let mut unwatched = None;
         loop {
             // A closing manager ends the wait only here, because pending stops are sent first.
             let permit = self
                 .stopper
                 .forward_stops_while(
-                    &context,
+                    &calls,
                     unwatched.as_ref(),
                     &mut self.stops,
                     permits.acquire(),
@@ -116,7 +116,7 @@ impl Monitor {
             // While no container is known, a stop request waits in its channel.
             self.stopper
                 .forward_stops_while(
-                    &context,
+                    &calls,
                     unwatched.as_ref(),
                     &mut self.stops,
                     sleep(POLL_INTERVAL),
@@ -159,6 +159,7 @@ impl Monitor {
                 return Wait::GiveUp;
             }
             self.publish_foreign_status(&file.record, status);
+            self.publish_stop_grace(&file.record);
             if let Some(ending) = file.ending {
                 self.publish(Transition::Ended(ending));
             }
@@ -202,7 +203,7 @@ impl Stopper {
     /// the pending requests were forwarded.
     pub(super) async fn forward_stops_while<T>(
         &mut self,
-        context: &Context,
+        calls: &Calls,
         unwatched: Option<&Unwatched>,
         stops: &mut mpsc::UnboundedReceiver<StopRequest>,
         work: impl Future<Output = T>,
@@ -212,17 +213,17 @@ impl Stopper {
             tokio::select! {
                 biased;
                 done = &mut work => return Some(done),
-                () = context.closing.cancelled() => break,
+                () = calls.context().closing.cancelled() => break,
                 () = self.proceed() => {}
                 Some((request, unwatched)) = next_stop(stops, unwatched) => {
-                    self.forward_stop(context, unwatched, request).await;
+                    self.forward_stop(calls, unwatched, request).await;
                 }
             }
         }
         while let Some(unwatched) = unwatched
             && let Ok(request) = stops.try_recv()
         {
-            self.forward_stop(context, unwatched, request).await;
+            self.forward_stop(calls, unwatched, request).await;
         }
         self.proceed_until_signaled().await;
         None
@@ -230,14 +231,14 @@ impl Stopper {
 
     async fn forward_stop(
         &mut self,
-        context: &Context,
+        calls: &Calls,
         Unwatched { container, record }: &Unwatched,
         request: StopRequest,
     ) {
-        let runtime = &context.runtime;
+        let context = calls.context();
         let signal = match &record.settings.stop_signal {
             Some(signal) => Some(signal.clone()),
-            None => runtime
+            None => calls
                 .inspect(container)
                 .await
                 .ok()
@@ -245,7 +246,7 @@ impl Stopper {
         };
         let signal = signal.unwrap_or_else(|| DEFAULT_SIGNAL.into());
         let grace = record.settings.stop_grace;
-        let mut stop = self.request(runtime, container, request, &signal, grace);
+        let mut stop = self.request(calls, container, request, &signal, grace);
         stop.by_pid = Some(std::process::id());
         context.event_bus.emit(&record.run, EventKind::from(&stop));
         let run = record.run.clone();

@@ -359,7 +359,7 @@ impl Monitor {
         let Some(container) = &file.record.container else {
             return Inspected::NoId;
         };
-        match self.context.runtime.inspect(container).await {
+        match self.calls.inspect(container).await {
             Ok(inspection) => {
                 self.publish(Transition::Created(container.clone()));
                 Inspected::Found(Box::new(inspection))
@@ -394,7 +394,8 @@ impl Monitor {
         file: &mut RunFile,
         if_unlabeled: IfUnlabeled,
     ) -> Result<Option<Ending>> {
-        let containers = self.context.runtime.find(self.context.root.id()).await?;
+        let found = self.context.runtime.find(self.context.root.id());
+        let containers = self.calls.track("list the containers", found).await?;
         let labeled = containers.into_iter().find(|it| it.run == self.place.run);
         match (labeled, if_unlabeled) {
             (Some(labeled), _) => file.record.container = Some(labeled.container),

@@ -100,7 +100,7 @@ impl Monitor {
         permit: SemaphorePermit<'_>,
         unwatched: Option<Unwatched>,
     ) -> Option<Recovered> {
-        let context = Arc::clone(&self.context);
+        let (context, calls) = (Arc::clone(&self.context), self.calls.clone());
         let unwatched = unwatched.as_ref();
         let mut permit = Some(permit);
         let mut backoff = Backoff::new();
@@ -112,7 +112,7 @@ impl Monitor {
             let mut stopper = std::mem::take(&mut self.stopper);
             let attempt = self.try_with_permit(&mut opened, &mut permit);
             let attempt = stopper
-                .forward_stops_while(&context, unwatched, &mut stops, attempt)
+                .forward_stops_while(&calls, unwatched, &mut stops, attempt)
                 .await?;
             let retry = match &attempt {
                 Ok(_) => false,
@@ -125,7 +125,7 @@ impl Monitor {
                     context.recoveries.acquire().await.ok()
                 };
                 permit = stopper
-                    .forward_stops_while(&context, unwatched, &mut stops, next)
+                    .forward_stops_while(&calls, unwatched, &mut stops, next)
                     .await?;
             }
             (self.stops, self.stopper) = (stops, stopper);
@@ -229,7 +229,7 @@ impl Monitor {
             return;
         };
         for stop in open.capture.progress.stops.iter().chain(requested) {
-            self.stopper.resume(&self.context.runtime, container, stop);
+            self.stopper.resume(&self.calls, container, stop);
         }
     }
 
