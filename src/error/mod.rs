@@ -101,7 +101,7 @@ pub enum Error {
     Unanswered {
         /// The run.
         run: RunId,
-        /// The call to the engine, and the time since when it has no answer.
+        /// The call to the engine, and when it was made.
         problem: String,
     },
 

@@ -64,7 +64,7 @@ impl Run {
     /// Returns the problem that blocks the run, its seal or its recovery, if any.
     ///
     /// One of them is an engine that has not answered a call about the run for 5 s. The text names
-    /// the call and the time since when, and is gone once the engine answers. A
+    /// the call and when it was made. It is gone once the engine answers. A
     /// [`Warning`](crate::events::EventKind::Warning) has the same text.
     pub fn problem(&self) -> Option<String> {
         self.entry.snapshot.borrow().problem().cloned()
