@@ -65,6 +65,23 @@ impl TapEndKind {
     }
 }
 
+/// When the container ended, by this machine's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ContainerEnd {
+    /// The engine reported the time of the end.
+    Reported(Instant),
+    /// The monitor learned of the end at this time. The container may have ended earlier.
+    Observed(Instant),
+}
+
+impl ContainerEnd {
+    fn at(self) -> Instant {
+        match self {
+            Self::Reported(at) | Self::Observed(at) => at,
+        }
+    }
+}
+
 /// The end of the tap, relative to the end of the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TapEnd {
@@ -76,11 +93,23 @@ pub(super) struct TapEnd {
 }
 
 impl TapEnd {
-    pub(super) fn new(kind: TapEndKind, at: Instant, container_end: Instant) -> Self {
+    /// `lateness` is the longest time for which the engine may have held the end of the tap.
+    pub(super) fn new(
+        kind: TapEndKind,
+        at: Instant,
+        container_end: ContainerEnd,
+        lateness: Duration,
+    ) -> Self {
+        let end = container_end.at();
+        let lag = at.saturating_duration_since(end);
         Self {
             kind,
-            lead: container_end.saturating_duration_since(at),
-            lag: at.saturating_duration_since(container_end),
+            lead: end.saturating_duration_since(at),
+            lag: match container_end {
+                ContainerEnd::Reported(_) => lag,
+                // A process that was blocked observes both ends at the same time.
+                ContainerEnd::Observed(_) => lag.max(lateness),
+            },
         }
     }
 }
@@ -377,14 +406,16 @@ pub(super) fn container_end(
     observed: Instant,
     ending: &Ending,
     start_times: Option<StartTimes>,
-) -> Instant {
+) -> ContainerEnd {
+    let observed = ContainerEnd::Observed(observed);
     let Ending::Exited(exit) = ending else {
         return observed;
     };
     match (exit.started_at, exit.finished_at, start_times) {
         (Some(started), Some(finished), Some(times)) => {
             let here = started.clamp(times.requested, times.answered.max(times.requested));
-            times.at + here.since(times.requested) + finished.since(started)
+            let end = times.at + here.since(times.requested) + finished.since(started);
+            ContainerEnd::Reported(end)
         }
         _ => observed,
     }
@@ -948,7 +979,9 @@ mod tests {
     #[test]
     fn the_engine_clock_only_measures_the_duration() {
         let at = Instant::now();
-        let observed = at + 60 * SECOND;
+        let learned = at + 60 * SECOND;
+        let observed = ContainerEnd::Observed(learned);
+        let reported = |seconds: u32| ContainerEnd::Reported(at + seconds * SECOND);
         let requested = Timestamp::now();
         let after = |seconds: u32| requested.saturating_add(seconds * SECOND);
         let start_times = Some(StartTimes {
@@ -968,19 +1001,19 @@ mod tests {
             (
                 exited(Some(after(1)), Some(after(10))),
                 start_times,
-                at + 10 * SECOND,
+                reported(10),
             ),
             // The engine's clock is ahead, so the start was at the answer.
             (
                 exited(Some(after(100)), Some(after(109))),
                 start_times,
-                at + 12 * SECOND,
+                reported(12),
             ),
             // The engine's clock ran backwards: the duration is zero.
             (
                 exited(Some(after(1)), Some(requested)),
                 start_times,
-                at + SECOND,
+                reported(1),
             ),
             (exited(Some(after(1)), Some(after(10))), None, observed),
             (exited(None, Some(after(10))), start_times, observed),
@@ -989,7 +1022,7 @@ mod tests {
         ];
         for (ending, start_times, expected) in rows {
             assert_eq!(
-                container_end(observed, &ending, start_times),
+                container_end(learned, &ending, start_times),
                 expected,
                 "{ending:?}"
             );
@@ -1000,13 +1033,26 @@ mod tests {
     fn the_end_of_a_tap_is_relative_to_its_container() {
         let at = Instant::now();
         let later = at + SECOND;
+        let (early_end, late_end) = (ContainerEnd::Reported(at), ContainerEnd::Reported(later));
+        let lateness = 9 * SECOND;
         assert_eq!(
-            Some(TapEnd::new(Clean, at, later)),
+            Some(TapEnd::new(Clean, at, late_end, lateness)),
             tap(Clean, SECOND, Duration::ZERO)
         );
         assert_eq!(
-            Some(TapEnd::new(Broken, later, at)),
+            Some(TapEnd::new(Broken, later, early_end, lateness)),
             tap(Broken, Duration::ZERO, SECOND)
         );
+    }
+
+    #[test]
+    fn an_end_that_the_engine_does_not_time_may_be_late() {
+        let at = Instant::now();
+        let lag = |end, lateness| TapEnd::new(Marked, at + SECOND, end, lateness).lag;
+        assert_eq!(
+            lag(ContainerEnd::Observed(at + SECOND), 4 * SECOND),
+            4 * SECOND
+        );
+        assert_eq!(lag(ContainerEnd::Observed(at), Duration::ZERO), SECOND);
     }
 }

@@ -1,6 +1,5 @@
 //! The monitor of an exec: one more command in a run's container, with its own log.
 
-use std::convert::Infallible;
 use std::future::pending;
 use std::iter;
 use std::panic::AssertUnwindSafe;
@@ -10,7 +9,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::audit::{Event, Gap, GapReason, Resume, ResumeCause, Started};
 use crate::capture::{Capture, Hub, PumpEnd};
@@ -20,7 +19,7 @@ use crate::monitor::context::Context;
 use crate::monitor::entry::{PipeState, close_stdin, lock};
 use crate::monitor::evidence::{EOF_TOLERANCE, late_drain};
 use crate::monitor::machine::{ExitReport, Machine, Setup};
-use crate::monitor::output::PumpOutcome;
+use crate::monitor::output::{PumpOutcome, wake_repeatedly};
 use crate::monitor::seal::{SealFacts, build_seal, reopen_log};
 use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
@@ -33,12 +32,6 @@ use crate::state::Transition;
 
 /// Longest wait for the exit code after the output and the container have ended.
 const EXIT_CODE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Longest time between two polls of an exec's output.
-///
-/// The engine does not report when an exec ended. How long the end of the output waited for this
-/// process is bounded by the last poll that found no output.
-const READ_PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The standard input of an exec while no attachment has it.
 ///
@@ -304,13 +297,6 @@ impl Monitor {
         let (progress, log) = self.open_log(&record).await?;
         capture.resume(progress, log);
         capture.write(capture.unwritten()).await
-    }
-}
-
-/// Wakes its task every [`READ_PROBE_INTERVAL`].
-async fn wake_repeatedly() -> Infallible {
-    loop {
-        sleep(READ_PROBE_INTERVAL).await;
     }
 }
 

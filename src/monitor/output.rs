@@ -1,8 +1,9 @@
 //! The sources of a run's output while its container runs.
 
+use std::convert::Infallible;
 use std::ops::ControlFlow;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Duration, Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Capture, PumpEnd, Reading, Signals};
@@ -12,6 +13,12 @@ use crate::monitor::evidence::{EOF_TOLERANCE, TapEndKind};
 use crate::monitor::wait::Backoff;
 use crate::runtime::{AttachedOutput, LogFidelity, LogsRequest, OutputStream};
 use crate::spec::{Backstop, ContainerId, Settings};
+
+/// Longest time between two polls of output that the engine may cut off.
+///
+/// The engine does not report when an exec ended, or a container that was removed. How long the end
+/// of the output waited for this process is bounded by the last poll that found no output.
+const READ_PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A source of output.
 pub(super) enum Source {
@@ -72,7 +79,12 @@ async fn tap(
     let AttachedOutput {
         stream, end_marker, ..
     } = output;
-    let end = capture.tap(stream, signals).await;
+    let drain = context.runtime.capabilities().drain;
+    let end = tokio::select! {
+        end = capture.tap(stream, signals) => end,
+        // Each wakeup polls the tap, which shows how late it is read.
+        never = wake_repeatedly(), if drain.is_some() => match never {},
+    };
     let kind = TapEndKind::new(&end, end_marker);
     let outcome = PumpOutcome {
         tap_end: capture.source_ended().map(|at| (at, kind)),
@@ -97,6 +109,13 @@ async fn tap(
             ControlFlow::Continue(outcome)
         }
         end => ControlFlow::Break(outcome.with_failure(end)),
+    }
+}
+
+/// Wakes its task every [`READ_PROBE_INTERVAL`].
+pub(super) async fn wake_repeatedly() -> Infallible {
+    loop {
+        sleep(READ_PROBE_INTERVAL).await;
     }
 }
 

@@ -318,7 +318,7 @@ impl Monitor {
             ending: EndingKind::new(&ended.ending, ended.untracked),
             tap: watched
                 .tap_end
-                .map(|(at, kind)| TapEnd::new(kind, at, container_end)),
+                .map(|(at, kind)| TapEnd::new(kind, at, container_end, capture.lateness())),
             lost_records: capture.has_lost(),
             started_again: ended.started_again,
             backstop: file.record.settings.backstop != Backstop::None && capabilities.logs,
