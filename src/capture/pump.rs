@@ -70,7 +70,7 @@ pub(crate) struct Capture {
     dropped: PerStream<u64>,
     /// When the last source ended, or was given up.
     source_ended: Option<Instant>,
-    /// How late the last source was read at its end.
+    /// The lateness of the last source at its end.
     lateness: Duration,
     /// Set once a log was lost and resumed.
     resumed: bool,

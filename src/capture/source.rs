@@ -155,7 +155,7 @@ impl Source {
     }
 }
 
-/// How promptly a source is read.
+/// The times of the polls of a source.
 struct Pace {
     /// When a poll last found no output: until then, every byte was read at once.
     caught_up: Instant,

@@ -382,8 +382,13 @@ pub(super) fn after_replay(facts: &EndFacts, end: ReplayEnd) -> Finding {
 /// Adds the gaps that depend on the final totals.
 pub(super) fn conclude(facts: &EndFacts, totals: &OutputTotals, finding: Finding) -> Finding {
     let Finding { evidence, mut gaps } = finding;
-    if let (Some(drain), Some(tap)) = (facts.drain, facts.tap) {
-        gaps.extend(late_drain(drain, tap.lag, &totals.received));
+    match (facts.drain, facts.tap) {
+        (Some(drain), Some(tap)) => gaps.extend(late_drain(drain, tap.lag, &totals.received)),
+        // An engine that reads nothing after the end may lose it also for a run without a tap.
+        (Some(DrainLimit { buffer: 0, .. }), None) if evidence != Evidence::NeverStarted => {
+            gaps.push(MissingOutput::possible(GapReason::LateDrain));
+        }
+        _ => {}
     }
     gaps.extend(past_limit(totals, evidence));
     // A restarted engine loses output that it had read but not passed on yet. The marker
@@ -903,6 +908,31 @@ mod tests {
                 assert_eq!(added(&facts, &totals, evidence), expected, "{facts:?}");
             }
         }
+    }
+
+    #[test]
+    fn an_engine_that_discards_unread_output_leaves_a_possible_gap() {
+        for tap in [None, WHOLE[0], MARKED[0]] {
+            let drain = Some(DrainLimit::new(Duration::ZERO, 0));
+            let facts = EndFacts {
+                drain,
+                tap,
+                ..facts()
+            };
+            let gaps = added(&facts, &OutputTotals::default(), Evidence::Replay);
+            let found: Vec<_> = gaps.iter().map(|gap| (gap.reason, gap.stream)).collect();
+            assert_eq!(found, [(GapReason::LateDrain, None)], "{tap:?}");
+        }
+        let never = added(
+            &EndFacts {
+                drain: Some(DrainLimit::new(Duration::ZERO, 0)),
+                tap: None,
+                ..facts()
+            },
+            &OutputTotals::default(),
+            Evidence::NeverStarted,
+        );
+        assert_eq!(never, []);
     }
 
     #[test]

@@ -125,8 +125,8 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// later [`start`](Self::start). moat calls it only with
     /// [`Capabilities::attach_before_start`].
     ///
-    /// The stream ends within 10 s of the container's end. What its end proves is in
-    /// [`AttachedOutput::end_marker`]. A broken connection also ends the stream, with an error if
+    /// The stream ends within 10 s of the container's end. [`AttachedOutput::end_marker`] tells if
+    /// its end is a proof. A broken connection also ends the stream, with an error if
     /// the protocol can detect the break. Dropping the stream does not affect the container.
     ///
     /// # Errors

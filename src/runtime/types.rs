@@ -38,10 +38,11 @@ pub type OutputStream = BoxStream<'static, Result<Chunk, RuntimeError>>;
 pub struct AttachedOutput {
     /// The output.
     pub stream: OutputStream,
-    /// True if the clean end of the stream proves that no output is missing.
+    /// True if the clean end of the stream proves that all streams were delivered to their end.
     ///
-    /// The source then marks its end, after the last byte. A connection that breaks or is cut
-    /// before the marker ends the stream with an error. `false`: a clean end proves nothing.
+    /// The source then marks its end, after the last byte that it has read. A connection that
+    /// breaks or is cut before the marker ends the stream with an error. Output that the engine
+    /// did not read is a matter of [`Capabilities::drain`]. `false`: a clean end proves nothing.
     pub end_marker: bool,
 }
 

@@ -182,6 +182,8 @@ impl Client {
             .query("tail", &tail);
         let answer = self.send(call).await;
         match answer {
+            // The end of a log is a proof. Live output that follows it proves nothing.
+            Ok(answer) if !request.follow => answer.with_marked_end(),
             // The log is removed with the container, so a missing container is definitive.
             Err(failure) if failure.refusal(Refusal::is_marked_for_removal).is_some() => {
                 match with_timeout(self.wait_removed(container)).await {

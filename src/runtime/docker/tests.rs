@@ -275,6 +275,23 @@ async fn a_truncated_log_ends_with_an_error() {
     assert!(seen.is_empty(), "an item after an error");
 }
 
+/// A proxy that uses HTTP/1.0 ends the connection where it is cut off, too.
+#[tokio::test]
+async fn a_log_without_a_marked_end_is_refused() {
+    for head in ["HTTP/1.0 200 OK", "HTTP/1.1 200 OK\r\nConnection: close"] {
+        let (socket, docker) = Socket::new();
+        let answer = format!("{head}\r\n\r\n\x01\0\0\0\0\0\0\x02hi");
+        let request = LogsRequest::all(false);
+        let (_, log) = tokio::join!(socket.respond(answer), docker.logs(&ID, request));
+        let error = log.err().unwrap();
+        assert!(error.is_definitive(), "{error:?}");
+        assert!(
+            error.to_string().contains("does not mark its end"),
+            "{error}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_log_of_many_lines_becomes_few_chunks() {
     let (socket, docker) = Socket::new();

@@ -88,9 +88,11 @@ async fn send(wire: Wire, request: Request<Full<Bytes>>) -> Result<Answer, Failu
         return Ok(Answer {
             status,
             websocket_accept,
+            marks_end: false,
             source,
         });
     }
+    let marks_end = marks_end(&response);
     let body = Body {
         incoming: Response::into_body(response),
         driver,
@@ -100,8 +102,21 @@ async fn send(wire: Wire, request: Request<Full<Bytes>>) -> Result<Answer, Failu
     Ok(Answer {
         status,
         websocket_accept,
+        marks_end,
         source,
     })
+}
+
+/// Returns true if a body that is cut off can be told from a whole one.
+///
+/// The body of an answer in HTTP/1.0 ends with the connection. Some proxies send such answers.
+fn marks_end(response: &Response<Incoming>) -> bool {
+    let headers = response.headers();
+    let is_chunked = headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .any(|value| value.as_bytes().to_ascii_lowercase().ends_with(b"chunked"));
+    is_chunked || headers.contains_key(header::CONTENT_LENGTH)
 }
 
 /// Polls the connection. Returns the error if the connection has just broken.
@@ -119,6 +134,7 @@ pub(crate) struct Answer {
     status: StatusCode,
     /// The engine's proof that it has read the key of a WebSocket.
     websocket_accept: Option<HeaderValue>,
+    marks_end: bool,
     source: Source,
 }
 
@@ -168,6 +184,18 @@ impl Answer {
                 Ok((self, Box::pin(write)))
             }
             _ => Err(not_upgraded()),
+        }
+    }
+
+    /// Returns the answer, or a refusal if a body that is cut off looks like a whole one.
+    pub(crate) fn with_marked_end(self) -> Result<Self, Failure> {
+        match self.marks_end {
+            true => Ok(self),
+            false => {
+                let reason = "the answer does not mark its end: a proxy uses HTTP/1.0, or removes \
+                              the marks";
+                Err(Failure::Refused(Refusal::new(501, reason)))
+            }
         }
     }
 

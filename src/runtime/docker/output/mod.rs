@@ -241,7 +241,7 @@ impl Output {
         }
     }
 
-    /// Takes the next chunk or framing error from the demultiplexer.
+    /// Takes the next chunk or framing error from the parser.
     fn pop(&mut self) -> Option<Result<Chunk, RuntimeError>> {
         let item = self.parser.pop()?;
         Some(item.map_err(|error| self.fail(error)))
