@@ -216,7 +216,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_of_a_job_is_an_error_and_keeps_the_thread() {
-        let disk = Disk::new();
+        let disk = Disk::with_threads("moat-disk", 4);
         for _ in 0..20 {
             let error = disk
                 .run("test", here(), || -> Result<()> { panic!("on purpose") })
