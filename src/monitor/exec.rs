@@ -19,7 +19,7 @@ use crate::monitor::context::Context;
 use crate::monitor::entry::{PipeState, close_stdin, lock};
 use crate::monitor::evidence::{EOF_TOLERANCE, late_drain};
 use crate::monitor::machine::{ExitReport, Machine, Setup};
-use crate::monitor::output::{PumpOutcome, wake_repeatedly};
+use crate::monitor::output::{PumpOutcome, read_tap};
 use crate::monitor::seal::{SealFacts, build_seal, reopen_log};
 use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
@@ -171,16 +171,9 @@ impl Monitor {
         let runtime = Arc::clone(&self.context.runtime);
         let drain = runtime.capabilities().exec_drain;
         let mut tap = Box::pin(async {
-            let read = async {
-                match capture.needs_log() {
-                    true => PumpEnd::Stalled,
-                    false => capture.tap(output.stream, &mut signals).await,
-                }
-            };
-            let end = tokio::select! {
-                end = read => end,
-                // Each wakeup polls the tap, which shows how late it is read.
-                never = wake_repeatedly(), if drain.is_some() => match never {},
+            let end = match capture.needs_log() {
+                true => PumpEnd::Stalled,
+                false => read_tap(capture, output.stream, drain, &mut signals).await,
             };
             let _ = tap_ended.send(end);
             PumpOutcome::default()

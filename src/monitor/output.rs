@@ -1,7 +1,7 @@
 //! The sources of a run's output while its container runs.
 
-use std::convert::Infallible;
 use std::ops::ControlFlow;
+use std::pin::pin;
 
 use tokio::time::{Duration, Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +11,7 @@ use crate::error::{Error, RuntimeError};
 use crate::monitor::context::Context;
 use crate::monitor::evidence::{EOF_TOLERANCE, TapEndKind};
 use crate::monitor::wait::Backoff;
-use crate::runtime::{AttachedOutput, LogFidelity, LogsRequest, OutputStream};
+use crate::runtime::{AttachedOutput, DrainLimit, LogFidelity, LogsRequest, OutputStream};
 use crate::spec::{Backstop, ContainerId, Settings};
 
 /// Longest time between two polls of output that the engine may cut off.
@@ -80,11 +80,7 @@ async fn tap(
         stream, end_marker, ..
     } = output;
     let drain = context.runtime.capabilities().drain;
-    let end = tokio::select! {
-        end = capture.tap(stream, signals) => end,
-        // Each wakeup polls the tap, which shows how late it is read.
-        never = wake_repeatedly(), if drain.is_some() => match never {},
-    };
+    let end = read_tap(capture, stream, drain, signals).await;
     let kind = TapEndKind::new(&end, end_marker);
     let outcome = PumpOutcome {
         tap_end: capture.source_ended().map(|at| (at, kind)),
@@ -112,10 +108,22 @@ async fn tap(
     }
 }
 
-/// Wakes its task every [`READ_PROBE_INTERVAL`].
-pub(super) async fn wake_repeatedly() -> Infallible {
+/// Captures a tap until its end.
+///
+/// If the engine may cut off output, each [`READ_PROBE_INTERVAL`] polls the tap, which shows how
+/// late it is read.
+pub(super) async fn read_tap(
+    capture: &mut Capture,
+    stream: OutputStream,
+    drain: Option<DrainLimit>,
+    signals: &mut Signals,
+) -> PumpEnd {
+    let mut tap = pin!(capture.tap(stream, signals));
     loop {
-        sleep(READ_PROBE_INTERVAL).await;
+        tokio::select! {
+            end = &mut tap => return end,
+            () = sleep(READ_PROBE_INTERVAL), if drain.is_some() => {}
+        }
     }
 }
 
