@@ -10,7 +10,7 @@ pub(super) mod errors {
     use crate::conformance::runtime_fixture::{RuntimeFixture, within};
     use crate::conformance::{Abort, Behavior, ensure, fail, skip};
     use crate::error::{RuntimeError, chain};
-    use crate::runtime::{ContainerStatus, CreateRequest, LogsRequest};
+    use crate::runtime::{ContainerStatus, CreateRequest, LogsRequest, OutputStream};
     use crate::spec::{ContainerId, RunId, RunSpec};
 
     /// The 30 s limit of each call, and 5 s for a busy machine.
@@ -145,23 +145,9 @@ pub(super) mod errors {
         let (_, mut output) = fixture
             .start_attached(&Behavior::new().out("ready\n").waits_for_signal())
             .await?;
-        let first = within("the first output", output.next()).await?;
-        ensure(matches!(first, Some(Ok(_))), || {
-            format!("the attachment yielded {first:?}")
-        })?;
-        fixture.harness.take_down().await?;
-        let end = within("the end of the stream", async {
-            loop {
-                match output.next().await {
-                    None => return Ok(()),
-                    Some(Err(error)) => return Err(error),
-                    Some(Ok(_)) => {}
-                }
-            }
-        });
-        match end.await? {
-            Err(error) => ensure(!error.is_definitive(), || chain(&error)),
-            Ok(()) => Ok(()),
+        match end_by_lost_connection(fixture, &mut output).await? {
+            Some(error) => ensure(!error.is_definitive(), || chain(&error)),
+            None => Ok(()),
         }
     }
 
@@ -185,23 +171,31 @@ pub(super) mod errors {
         let Some(mut output) = marked else {
             return skip("the runtime has no end markers");
         };
+        match end_by_lost_connection(fixture, &mut output).await? {
+            Some(error) => ensure(!error.is_definitive(), || chain(&error)),
+            None => fail("the attachment ended as with its end marker"),
+        }
+    }
+
+    /// Takes the engine down after the first output, and returns the error that ends the stream.
+    async fn end_by_lost_connection(
+        fixture: &RuntimeFixture,
+        output: &mut OutputStream,
+    ) -> Result<Option<RuntimeError>, Abort> {
         let first = within("the first output", output.next()).await?;
         ensure(matches!(first, Some(Ok(_))), || {
             format!("the attachment yielded {first:?}")
         })?;
         fixture.harness.take_down().await?;
-        let end = within("the end of the stream", async {
+        within("the end of the stream", async {
             loop {
                 match output.next().await {
                     Some(Ok(_)) => {}
-                    end => return end,
+                    end => return end.and_then(Result::err),
                 }
             }
-        });
-        match end.await? {
-            Some(Err(error)) => ensure(!error.is_definitive(), || chain(&error)),
-            _ => fail("the attachment ended as with its end marker"),
-        }
+        })
+        .await
     }
 
     pub(crate) async fn silent_engine_times_out(fixture: &RuntimeFixture) -> Result<(), Abort> {
