@@ -241,10 +241,10 @@ impl Hub {
         inner.started = true;
     }
 
-    /// Returns the number of bytes in the log; `None` before there is a capture.
-    pub(crate) fn logged_bytes(&self) -> Option<u64> {
+    /// Returns the number of bytes of each stream in the log; `None` before there is a capture.
+    pub(crate) fn logged_bytes(&self) -> Option<PerStream<u64>> {
         let inner = self.lock();
-        inner.started.then(|| inner.logged.total())
+        inner.started.then_some(inner.logged)
     }
 
     /// Returns the number of bytes received of each stream, and the live chunks.

@@ -9,6 +9,7 @@ use moat::outcome::Stream;
 use moat::run::{AttachOptions, Attached, Attachment};
 use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Break, Call, Fault, Script};
+use moat::sink::Memory;
 use moat::spec::{ExecSpec, Stdin, WindowSize};
 use moat::{Error, Outcome, Run, RunSpec, ShutdownMode};
 use testkit::deadline::{eventually, within};
@@ -235,6 +236,20 @@ async fn a_live_subscriber_learns_what_it_missed() {
     }
     assert!(missed > 0, "{seen} bytes seen");
     assert_eq!(seen + missed, 48 * PIECE as u64);
+}
+
+/// The run ends before the attachment reads anything, and no file has its output.
+#[tokio::test]
+async fn output_that_no_file_has_is_reported_as_missed() {
+    let bench = Bench::new();
+    bench
+        .runtime
+        .next(Script::new().stdout("out\n").stderr("error\n"));
+    let manager = bench.builder().sink(Memory::new()).open().await.unwrap();
+    let started = manager.start_attached(RunSpec::new("any"), AttachOptions::new());
+    let (run, attachment) = started.await.unwrap();
+    run.wait().await.unwrap();
+    assert_eq!(watch(attachment).await, (String::new(), 10));
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::mem;
 use std::path::{Path, PathBuf};
 
-use tokio::time::{Duration, Instant, sleep};
+use bytes::Bytes;
+use tokio::time::{Duration, Instant, sleep, timeout};
 
 use crate::audit::{Reader, Record};
 use crate::capture::{LiveChunk, LiveReceiver, Unlogged};
@@ -161,6 +162,17 @@ impl Delivery {
                 stream: chunk.stream,
                 bytes: chunk.bytes.slice(overlap..),
             }));
+        }
+    }
+
+    /// Reports the output up to the end of a sealed log that was not delivered.
+    fn finish(&mut self, sealed: Option<PerStream<u64>>) {
+        for stream in Stream::ALL {
+            self.push(LiveChunk {
+                stream,
+                offset: sealed.map_or(0, |end| end[stream]),
+                bytes: Bytes::new(),
+            });
         }
     }
 
@@ -369,7 +381,19 @@ impl Viewer {
     fn has_short_rest(&self) -> bool {
         let logged = self.run.entry.hub.logged_bytes();
         let delivered = self.delivery.position.total();
-        logged.is_some_and(|bytes| bytes.saturating_sub(delivered) <= SHORT_REST_BYTES)
+        logged.is_some_and(|bytes| bytes.total().saturating_sub(delivered) <= SHORT_REST_BYTES)
+    }
+
+    /// Returns true if the log may hold output that is not delivered.
+    ///
+    /// `sealed`: the number of bytes of each stream in a sealed log.
+    fn has_rest(&self, sealed: Option<PerStream<u64>>) -> bool {
+        let logged = match self.run.owned_elsewhere() {
+            true => None,
+            false => self.run.entry.hub.logged_bytes(),
+        };
+        let end = sealed.or(logged);
+        end.is_none_or(|end| !self.delivery.reaches(&end))
     }
 
     fn subscribe(&self) -> Subscription {
@@ -420,15 +444,22 @@ impl Viewer {
     }
 
     async fn read_tail(&mut self, unsealed_since: Option<Instant>) -> Result<Stage> {
-        let snapshot = self.run.entry.snapshot.clone();
+        let mut snapshot = self.run.entry.snapshot.clone();
         // In this order: output is written before the seal.
-        let is_final = snapshot.borrow().seal.is_some() || snapshot.has_changed().is_err();
-        if self.read_file().await? {
+        let sealed = {
+            let snapshot = snapshot.borrow_and_update();
+            snapshot.seal.as_ref().map(|seal| seal.bytes)
+        };
+        let is_final = sealed.is_some() || snapshot.has_changed().is_err();
+        if self.has_rest(sealed) && self.read_file().await? {
             return Ok(Stage::Tail { unsealed_since });
         }
         let ended = snapshot.borrow().state.ending().is_some();
         match after_tail(is_final, self.run.owned_elsewhere(), ended) {
-            AfterTail::Finish => return Ok(Stage::Done),
+            AfterTail::Finish => {
+                self.delivery.finish(sealed);
+                return Ok(Stage::Done);
+            }
             AfterTail::Subscribe => {
                 let subscription = self.subscribe();
                 if subscription.receiver.is_some() {
@@ -437,7 +468,7 @@ impl Viewer {
             }
             AfterTail::Poll => {}
         }
-        sleep(POLL_INTERVAL).await;
+        let _ = timeout(POLL_INTERVAL, snapshot.changed()).await;
         if snapshot.borrow().state.ending().is_none() {
             return Ok(Stage::TAIL);
         }
@@ -466,8 +497,6 @@ impl Viewer {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
 
     fn live(offset: u64, bytes: &'static [u8]) -> LiveChunk {
