@@ -15,6 +15,10 @@ use crate::sink::jsonl::ledger::{FileStamp, WriteLedger, WrittenPrefix};
 
 /// The size of the buffer at which it is written before the end of the batch.
 const FLUSH_BYTES: usize = 1 << 20;
+/// The number of written bytes at which a sync does not wait for the end of its interval.
+///
+/// The seal waits for the sync of all bytes that are not synced yet.
+const EARLY_SYNC_BYTES: usize = 8 << 20;
 
 /// The only writer of a file. It holds the lock of the file.
 ///
@@ -30,6 +34,8 @@ pub(super) struct Writer {
     stamp: Option<FileStamp>,
     /// Set once the stamp has changed between two writes: the file was changed externally.
     touched: bool,
+    /// The number of bytes written since the last early sync.
+    unsynced: usize,
     ledger: WriteLedger,
 }
 
@@ -41,6 +47,7 @@ impl Writer {
             written: encoder.written(),
             stamp: FileStamp::of(syncer.file.as_std()),
             touched: false,
+            unsynced: 0,
             syncer: Arc::new(syncer),
             encoder,
             sealed: false,
@@ -70,7 +77,13 @@ impl Writer {
         self.flush()?;
         match self.syncer.durability {
             Durability::Always => self.syncer.sync(),
-            Durability::Interval(interval) => Syncer::sync_within(&self.syncer, interval),
+            Durability::Interval(Duration::MAX) => Ok(()),
+            Durability::Interval(interval) => {
+                if self.unsynced >= EARLY_SYNC_BYTES && Syncer::sync_early(&self.syncer) {
+                    self.unsynced = 0;
+                }
+                Syncer::sync_within(&self.syncer, interval)
+            }
         }
     }
 
@@ -147,6 +160,7 @@ impl Writer {
             .write_all(self.encoder.bytes())
             .map_err(|error| self.syncer.fail("write", error))?;
         self.stamp = FileStamp::of(self.syncer.file.as_std());
+        self.unsynced += self.encoder.bytes().len();
         self.encoder.clear();
         self.written = self.encoder.written();
         Ok(())
@@ -207,6 +221,8 @@ pub(super) struct Syncer {
 struct SyncState {
     /// True if a sync is planned.
     planned: bool,
+    /// True until the last early sync is done.
+    early: bool,
     failure: Option<Failure>,
 }
 
@@ -281,6 +297,25 @@ impl Syncer {
         self.file
             .sync_data()
             .map_err(|error| self.fail("sync", error))
+    }
+
+    /// Starts a sync of all written records. Returns false if the last early sync is not done.
+    fn sync_early(this: &Arc<Self>) -> bool {
+        if std::mem::replace(&mut lock(&this.state).early, true) {
+            return false;
+        }
+        let weak = Arc::downgrade(this);
+        let started = this.threads.run_later(Duration::ZERO, move || {
+            if let Some(this) = weak.upgrade() {
+                // The next call on the log returns the error.
+                let _ = this.sync();
+                lock(&this.state).early = false;
+            }
+        });
+        if started.is_err() {
+            lock(&this.state).early = false;
+        }
+        started.is_ok()
     }
 
     /// Plans a sync of all written records within `interval`.
