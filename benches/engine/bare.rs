@@ -1,8 +1,11 @@
 //! The simplest reader of a container's output: a socket and the standard library. It discards its
 //! input.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+
+use crate::log_options;
 
 /// Sends a request, and returns the connection and the head of the response.
 fn call(method: &str, path: &str, body: &str, upgrade: bool) -> (UnixStream, String) {
@@ -50,10 +53,16 @@ fn discard(mut stream: UnixStream) -> u64 {
 
 /// Create, attach, start, read to the end, wait, remove.
 pub fn attach(image: &str, driver: &str, cmd: &[String]) -> u64 {
-    let cmd = serde_json::to_string(cmd).unwrap();
-    let body = format!(
-        r#"{{"Image":"{image}","Cmd":{cmd},"HostConfig":{{"NetworkMode":"none","LogConfig":{{"Type":"{driver}"}}}}}}"#
-    );
+    let log: HashMap<_, _> = log_options(driver).collect();
+    let body = serde_json::json!({
+        "Image": image,
+        "Cmd": cmd,
+        "HostConfig": {
+            "NetworkMode": "none",
+            "LogConfig": { "Type": driver, "Config": log },
+        },
+    });
+    let body = body.to_string();
     let created = answer("POST", "/containers/create", &body);
     let id = created.split("\"Id\":\"").nth(1).unwrap()[..64].to_owned();
     let query = "stream=1&stdout=1&stderr=1";

@@ -73,6 +73,13 @@ fn main() {
     bench.report();
 }
 
+/// The options of a container's log, which are those that moat sets: a log that is not rotated. The
+/// daemon may have others.
+fn log_options(driver: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let options = [("max-file", "1"), ("max-size", "1000000000000000")];
+    options.into_iter().filter(move |_| driver == "json-file")
+}
+
 /// A group of rows, with the name that the filter compares.
 type Part = (&'static str, fn(&mut Bench));
 
@@ -126,6 +133,7 @@ impl Bench {
         let mut command = Command::new("docker");
         command
             .args(["run", "--rm", "--network", "none", "--log-driver", driver])
+            .args(log_options(driver).map(|(key, value)| format!("--log-opt={key}={value}")))
             .arg(&self.image)
             .args(cmd.split(' '))
             .stdin(Stdio::null())

@@ -14,7 +14,7 @@ use moat::{Docker, Manager, Run, RunId, RunSpec, ShutdownMode, Verdict};
 
 use tokio::io::AsyncWriteExt;
 
-use crate::bare;
+use crate::{bare, log_options};
 
 pub fn play(role: &str, arguments: &[String]) {
     match role {
@@ -172,7 +172,11 @@ async fn bare_calls(docker: &bollard::Docker, image: &str, driver: &str, cmd: &[
         host_config: Some(HostConfig {
             log_config: Some(HostConfigLogConfig {
                 typ: Some(driver.to_owned()),
-                config: None,
+                config: Some(
+                    log_options(driver)
+                        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                        .collect(),
+                ),
             }),
             network_mode: Some("none".into()),
             ..Default::default()
