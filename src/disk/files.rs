@@ -210,12 +210,14 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Removes the temporary files of interrupted writes.
 ///
-/// These are the temporary files in `dir` of targets whose names begin with `target_prefix`. A
+/// These are the temporary files in `dir` of targets whose names begin with one of the prefixes. A
 /// write of such a target that is in progress fails.
-pub(crate) fn remove_temporary(dir: &Path, target_prefix: &str) {
-    let prefix = format!(".{target_prefix}");
+pub(crate) fn remove_temporary(dir: &Path, target_prefixes: &[&str]) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let target = name.strip_prefix('.');
+        if target.is_some_and(|target| target_prefixes.iter().any(|p| target.starts_with(p))) {
             let _ = remove_file(&entry.path());
         }
     }

@@ -137,6 +137,7 @@ impl ManagerBuilder {
                 .map(|runs| Arc::new(Semaphore::new(runs))),
             stopping: AtomicUsize::new(0),
             attachments: AtomicU64::new(0),
+            last_engine: Mutex::default(),
         });
         if self.recovery == RecoveryMode::All {
             context.tasks.spawn(recover::scan(Arc::clone(&context)));

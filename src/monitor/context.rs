@@ -11,13 +11,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::capture::Hub;
 use crate::disk::Disk;
-use crate::error::Result;
+use crate::error::{Result, RuntimeError};
 use crate::events::EventBus;
 use crate::monitor::entry::{Entry, PipeState, RunSnapshot, STDIN_QUEUE_RECORDS, lock};
 use crate::monitor::tasks::Tasks;
 use crate::monitor::{Inbox, Monitor};
 use crate::root::Root;
-use crate::runtime::Runtime;
+use crate::runtime::{EngineInfo, Runtime};
 use crate::sink::{LogSink, RunPlace};
 use crate::spec::RunId;
 
@@ -59,6 +59,8 @@ pub(crate) struct Context {
     pub(crate) stopping: AtomicUsize,
     /// Number of the last attachment.
     pub(crate) attachments: AtomicU64,
+    /// The engine's last answer about itself.
+    pub(crate) last_engine: Mutex<Option<EngineInfo>>,
 }
 
 impl ManagerInner {
@@ -71,6 +73,18 @@ impl Context {
     /// Returns the number of a new attachment, from 1.
     pub(crate) fn next_attachment(&self) -> u64 {
         self.attachments.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Asks the engine for its version and id.
+    pub(crate) async fn ask_engine(&self) -> Result<EngineInfo, RuntimeError> {
+        let engine = self.runtime.engine().await?;
+        *lock(&self.last_engine) = Some(engine.clone());
+        Ok(engine)
+    }
+
+    /// The engine as it last answered. By now, another engine may answer.
+    pub(crate) fn last_engine(&self) -> Option<EngineInfo> {
+        lock(&self.last_engine).clone()
     }
 
     pub(crate) fn entries(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Entry>>> {

@@ -33,7 +33,7 @@ use crate::spec::{ContainerId, RunSpec};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
 
-/// Timeout of an inspection or a resize during the start.
+/// Timeout of an inspection, a resize or a question about the engine during the start.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time beyond the time limit and the grace period after which the container of a
@@ -93,7 +93,8 @@ pub(super) struct Running {
 }
 
 impl<'a> Intended<'a> {
-    /// Waits for a permit, pulls the image, and records the engine's id meanwhile.
+    /// Waits for a permit and pulls the image. Records the engine's id meanwhile, if no run of this
+    /// manager has asked for it yet.
     async fn prepare(mut self) -> Result<Prepared<'a>, LaunchError> {
         self.acquire_permit().await?;
         let Launching {
@@ -103,7 +104,12 @@ impl<'a> Intended<'a> {
             file,
             capture,
         } = &mut self.0;
-        let engine = record_engine(context, file);
+        let engine = async {
+            match context.last_engine() {
+                Some(engine) if engine.id == file.record.engine_id => Ok(None),
+                _ => record_engine(context, file).await,
+            }
+        };
         let prepared = async { tokio::try_join!(context.runtime.prepare(spec), engine) };
         (_, monitor.engine) = tokio::select! {
             prepared = prepared => prepared.map_err(LaunchError::NotCreated)?,
@@ -138,7 +144,7 @@ impl<'a> Intended<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    /// Creates the container.
+    /// Creates the container, and asks the engine meanwhile if it is still the one that was recorded.
     async fn create(self) -> Result<Created<'a>, LaunchError> {
         let Self(mut launching) = self;
         let Launching {
@@ -154,8 +160,20 @@ impl<'a> Prepared<'a> {
         let expiry = limit.map(|limit| limit + settings.stop_grace + DEADLINE_SLACK);
         let request = CreateRequest::new(&name, &file.record.root, &monitor.place.run, spec)
             .deadline(expiry.map(|expiry| Timestamp::now().saturating_add(expiry)));
+        let calls = monitor.calls.clone();
         let created = context.runtime.create(request);
-        let created = match monitor.calls.track("create the container", created).await {
+        let created = calls.track("create the container", created);
+        let engine = async {
+            match monitor.engine.take() {
+                Some(engine) => Some(engine),
+                None => timeout(INSPECT_TIMEOUT, context.ask_engine())
+                    .await
+                    .ok()?
+                    .ok(),
+            }
+        };
+        let (created, engine) = tokio::join!(created, engine);
+        let created = match created {
             Ok(created) => created,
             Err(error) => {
                 if !error.is_definitive() {
@@ -167,6 +185,8 @@ impl<'a> Prepared<'a> {
         let container = created.container;
         monitor.publish(Transition::Created(container.clone()));
         file.record.container = Some(container.clone());
+        file.record.engine_id = engine.as_ref().and_then(|engine| engine.id.clone());
+        monitor.engine = engine;
         file.record.deadline = limit.map(|limit| Timestamp::now().saturating_add(limit));
         Ok(Created {
             launching,
@@ -282,7 +302,7 @@ async fn record_engine(
     context: &Context,
     file: &mut RunFile,
 ) -> Result<Option<EngineInfo>, RuntimeError> {
-    let engine = context.runtime.engine().await.ok();
+    let engine = context.ask_engine().await.ok();
     file.record.engine_id = engine.as_ref().and_then(|engine| engine.id.clone());
     if file.record.engine_id.is_some()
         && let Err(error) = write(context, file).await

@@ -35,14 +35,14 @@ pub(super) async fn write(context: &Context, file: &RunFile) -> Result<()> {
 }
 
 impl Monitor {
-    /// Creates the directory of a new run, locks it and writes `run.json`.
+    /// Creates the directory of a new run, and locks it.
     ///
     /// # Errors
     ///
     /// [`Error::RunExists`] if the directory exists. Otherwise no directory is
     /// left after an error, unless another process owns it.
-    pub(super) async fn create_run_dir(&mut self, file: &RunFile) -> Result<()> {
-        let (place, file) = (self.place.clone(), file.clone());
+    pub(super) async fn create_run_dir(&mut self) -> Result<()> {
+        let place = self.place.clone();
         let lock = self
             .context
             .on_disk("create a run in", move |root| {
@@ -55,11 +55,7 @@ impl Monitor {
                     }
                     other => other?,
                 }
-                let locked = root.lock(&place.run).and_then(|lock| {
-                    root.write_run(&file)?;
-                    Ok(lock)
-                });
-                locked.inspect_err(|error| {
+                root.lock(&place.run).inspect_err(|error| {
                     // A concurrent scan may have claimed the directory before
                     // the lock was taken.
                     if !matches!(error, Error::Owned { .. }) {

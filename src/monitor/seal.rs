@@ -126,9 +126,14 @@ impl Monitor {
         sealed
     }
 
-    /// Persists the seal in `run.json`, and publishes it.
+    /// Publishes the seal, and copies it to `run.json`.
+    ///
+    /// Nobody waits for the copy of a seal that an audit file holds. Otherwise the copy comes first.
     pub(super) async fn publish_seal(&mut self, file: &RunFile, last_lines: Vec<String>) {
-        self.persist_seal(file).await;
+        let has_audit_file = self.context.sink.path(&self.place).is_some();
+        if !has_audit_file {
+            self.persist_seal(file).await;
+        }
         self.snapshot.send_modify(|snapshot| {
             snapshot.seal = file.seal.clone();
             snapshot.problem = None;
@@ -138,6 +143,9 @@ impl Monitor {
         });
         if let Some(seal) = &file.seal {
             self.emit(EventKind::from(seal));
+        }
+        if has_audit_file {
+            self.persist_seal(file).await;
         }
     }
 

@@ -13,6 +13,7 @@ use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::entry::StopRequest;
 use crate::monitor::launch::Running;
+use crate::monitor::run_file::write;
 use crate::monitor::stop::DEFAULT_SIGNAL;
 use crate::monitor::watch::WatchOutcome;
 use crate::outcome::Ending;
@@ -186,16 +187,14 @@ impl Monitor {
             self.context.runtime.name(),
             spec,
         );
-        let file = RunFile {
-            v: 1,
-            record,
-            ending: None,
-            ending_if_missing: None,
-            seal: None,
-        };
-        self.publish_stop_grace(&file.record);
-        self.create_run_dir(&file).await?;
-        match self.open_log(&file.record).await {
+        self.publish_stop_grace(&record);
+        self.create_run_dir().await?;
+        let mut file = RunFile::new(record.clone());
+        file.record.engine_id = self.context.last_engine().and_then(|engine| engine.id);
+        let context = Arc::clone(&self.context);
+        // At the same time, because both wait for syncs.
+        let (written, opened) = tokio::join!(write(&context, &file), self.open_log(&record));
+        match written.and(opened) {
             Ok((progress, log)) => {
                 let capture = self.capture(&file, progress, log);
                 Ok((file, capture))
@@ -215,7 +214,7 @@ impl Monitor {
         warnings: Vec<String>,
     ) -> Started {
         if self.engine.is_none() {
-            self.engine = self.context.runtime.engine().await.ok();
+            self.engine = self.context.ask_engine().await.ok();
         }
         let engine = self.engine.clone().unwrap_or_default();
         let mut started = Started {

@@ -51,15 +51,12 @@ impl Root {
     /// The run must be sealed, or about to be sealed. A stop request that another process is
     /// writing meanwhile is lost, because the run has ended.
     pub(crate) fn sweep_run(&self, run: &RunId) {
-        for name in ["run.json.", "stop-", "note-"] {
-            disk::remove_temporary(&self.dir(run), name);
-        }
+        disk::remove_temporary(&self.dir(run), &["run.json.", "stop-", "note-"]);
     }
 
     /// Removes temporary files and partly removed runs of dead processes.
     pub(crate) fn sweep(&self) {
-        disk::remove_temporary(self.path(), "root.json.");
-        disk::remove_temporary(self.path(), ".root.json.");
+        disk::remove_temporary(self.path(), &["root.json.", ".root.json."]);
         for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
             let name = entry.file_name();
             if name.to_string_lossy().starts_with(REMOVED_PREFIX) {

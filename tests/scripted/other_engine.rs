@@ -7,6 +7,7 @@ use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script, Scripted};
 use moat::spec::KeepContainer;
 use moat::{Error, Root, RunId, ShutdownMode, Verdict};
+use testkit::deadline::eventually;
 
 use crate::bench::{Bench, check, seal, sealed, spec};
 use crate::recovery::{start_up_to, wait_until_unlocked};
@@ -47,6 +48,32 @@ async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
         directory,
     };
     (id, other)
+}
+
+/// The engine behind an address may be replaced between two runs of a manager.
+#[tokio::test]
+async fn a_run_records_the_engine_that_created_its_container() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    for (run, engine) in [("one", "A"), ("two", "B"), ("three", "A")] {
+        bench.runtime.set_engine_id(engine);
+        bench.runtime.next(Script::new());
+        // The record is on the disk before the start.
+        bench.runtime.fault(Call::Start, Fault::Hang);
+        let path = bench.file(run, "run.json");
+        let recorded = async || {
+            let record = std::fs::read_to_string(&path).ok()?;
+            record.contains("container").then_some(record)
+        };
+        let spec = spec().id(RunId::new(run).unwrap());
+        let record = tokio::select! {
+            started = manager.start(spec) => panic!("{started:?}"),
+            record = eventually(60, "the record", recorded) => record,
+        };
+        let expected = format!(r#""engine_id":"{engine}""#);
+        assert!(record.contains(&expected), "{record}");
+    }
+    manager.shutdown(ShutdownMode::Leave).await;
 }
 
 /// A container that one engine does not have may be on another engine.

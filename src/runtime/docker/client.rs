@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::connection::{Address, Answer, Call, Dialer, exchange};
 use super::errors::{Failure, Refusal};
-use super::inspect;
+use super::inspect::Info;
 use crate::error::RuntimeError;
 use crate::runtime::EngineInfo;
 use crate::spec::ContainerId;
@@ -73,9 +73,12 @@ impl Client {
     /// Reads the engine's current version and its id.
     pub(super) async fn engine_info(&self) -> Result<EngineInfo, RuntimeError> {
         let info = with_timeout(async {
-            let version = async { Ok(self.bollard.version().await?) };
-            let (version, id) = tokio::try_join!(version, self.engine_id())?;
-            Ok((version.version.unwrap_or_default(), id))
+            let info = self.info().await?;
+            let version = match info.version() {
+                Some(version) => version,
+                None => self.bollard.version().await?.version.unwrap_or_default(),
+            };
+            Ok((version, info.engine_id()))
         });
         let (version, id) = info.await.map_err(self.error(VERSION_OPERATION))?;
         // The engine may have been upgraded since the connection was made.
@@ -86,15 +89,15 @@ impl Client {
         })
     }
 
-    /// Reads the engine's id. Podman has none, because it reports a different one in each response.
-    async fn engine_id(&self) -> Result<Option<String>, Failure> {
+    /// Reads the engine's version and id: empty for Podman, whose id differs in each response.
+    async fn info(&self) -> Result<Info, Failure> {
         if self.podman {
-            return Ok(None);
+            return Ok(Info::default());
         }
         match self.fetch(Call::get(self.path("/info"))).await {
-            Ok(json) => Ok(inspect::engine_id(&json)),
+            Ok(json) => Ok(Info::parse(&json)),
             // Filtering proxies refuse this call.
-            Err(Failure::Refused(_)) => Ok(None),
+            Err(Failure::Refused(_)) => Ok(Info::default()),
             Err(failure) => Err(failure),
         }
     }

@@ -19,21 +19,35 @@ use crate::runtime::{
 use crate::spec::{ContainerId, Protocol, RootId, RunId};
 use crate::timestamp::Timestamp;
 
-/// Reads an id that is unique to the engine from the response to `GET /info`.
-///
-/// Up to Docker 20.10, the id in the response identifies the machine, and all daemons of the machine
-/// share it. Their data directories differ.
-pub(super) fn engine_id(json: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Info {
-        #[serde(rename = "ID")]
-        id: String,
-        docker_root_dir: String,
+/// The response to `GET /info`: the fields that moat reads.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Info {
+    #[serde(default, rename = "ID", deserialize_with = "or_default")]
+    id: String,
+    #[serde(default, deserialize_with = "or_default")]
+    docker_root_dir: String,
+    #[serde(default, deserialize_with = "or_default")]
+    server_version: String,
+}
+
+impl Info {
+    pub(super) fn parse(json: &[u8]) -> Self {
+        serde_json::from_slice(json).unwrap_or_default()
     }
-    let info: Info = serde_json::from_slice(json).ok()?;
-    let is_known = !info.id.is_empty() && !info.docker_root_dir.is_empty();
-    is_known.then(|| format!("{} {}", info.id, info.docker_root_dir))
+
+    /// Returns an id that is unique to the engine.
+    ///
+    /// Up to Docker 20.10, the id in the response identifies the machine, and all daemons of the
+    /// machine share it. Their data directories differ.
+    pub(super) fn engine_id(&self) -> Option<String> {
+        let is_known = !self.id.is_empty() && !self.docker_root_dir.is_empty();
+        is_known.then(|| format!("{} {}", self.id, self.docker_root_dir))
+    }
+
+    pub(super) fn version(&self) -> Option<String> {
+        Some(self.server_version.clone()).filter(|version| !version.is_empty())
+    }
 }
 
 /// The response to `GET /containers/{id}/json`: the fields that moat reads.
