@@ -41,7 +41,7 @@ pub(crate) struct Progress {
     pub(crate) stops: Vec<Stop>,
     /// The position in each stream.
     pub(super) streams: PerStream<Position>,
-    last_lines: VecDeque<String>,
+    last_lines: VecDeque<Vec<u8>>,
 }
 
 /// A position in one stream.
@@ -221,12 +221,14 @@ impl Progress {
 
     fn observe_last(&mut self, record: RecordRef<'_>) {
         if let RecordRef::Output { bytes, .. } = record {
-            if self.last_lines.len() == LAST_LINES {
-                self.last_lines.pop_front();
-            }
-            let end = bytes.len().min(LAST_LINES_BYTES);
-            self.last_lines
-                .push_back(String::from_utf8_lossy(&bytes[..end]).into_owned());
+            let oldest = match self.last_lines.len() {
+                LAST_LINES => self.last_lines.pop_front(),
+                _ => None,
+            };
+            let mut line = oldest.unwrap_or_default();
+            line.clear();
+            line.extend_from_slice(&bytes[..bytes.len().min(LAST_LINES_BYTES)]);
+            self.last_lines.push_back(line);
         }
     }
 
@@ -281,11 +283,11 @@ impl Progress {
             .last_lines
             .iter()
             .rev()
+            .map(|line| String::from_utf8_lossy(line).into_owned())
             .take_while(|line| {
                 bytes += line.len();
                 bytes <= LAST_LINES_BYTES
             })
-            .cloned()
             .collect();
         lines.reverse();
         lines
