@@ -334,7 +334,7 @@ pub(super) fn decide(facts: &EndFacts) -> Decision {
         return Settled(Finding::without_gap(Evidence::Eof));
     }
     // The tail and the number of records are the cheap proof: on a million lines, they
-    // take 30 ms, and a replay takes seconds. If the wait was interrupted, the engine
+    // take half a second, and a replay takes several. If the wait was interrupted, the engine
     // was out of reach for a time and the tap proves less, so the whole log is read.
     if seems_whole && !facts.interrupted {
         return Decision::CompareTail(fidelity);

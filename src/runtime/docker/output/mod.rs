@@ -26,14 +26,17 @@ use crate::runtime::Chunk;
 /// The pause between two reads of continuous output.
 ///
 /// An engine writes each line separately, and each write would wake a thread. tokio's timer rounds
-/// the pause up to about 1 ms. During a longer pause, the socket could fill up. Output after an idle
-/// period is read without a pause.
+/// the pause up to about 1 ms. During a longer pause of fast output, the socket could fill up. Output
+/// after an idle period is read without a pause.
 const READ_PAUSE: Duration = Duration::from_micros(200);
+/// The longest pause. The pause doubles while less than [`SLOW_BYTES`] arrive in it.
+const MAX_READ_PAUSE: Duration = Duration::from_millis(5);
+const SLOW_BYTES: usize = 4 << 10;
 /// The number of bytes between two pauses from which on reading continues without one.
 ///
 /// Output this fast would fill the socket during a pause, and would have to wait.
 const FAST_BYTES: usize = 96 << 10;
-/// The maximum time between two reads of continuous output.
+/// The maximum time from a pause to the next output, if output is continuous.
 const IDLE_THRESHOLD: Duration = Duration::from_millis(3);
 
 /// An error in the framing. The output ends after it.
@@ -106,6 +109,8 @@ pub(super) struct Output {
     log_error: Option<LogErrorFilter>,
     /// Set while reading is paused.
     pause: Option<Pin<Box<Sleep>>>,
+    /// The length of the last pause.
+    last_pause: Duration,
     last_read: Option<Instant>,
     /// The number of bytes read since the last pause, or since a read that found no more data.
     gathered: usize,
@@ -142,6 +147,7 @@ impl Output {
             parser,
             log_error: None,
             pause: None,
+            last_pause: Duration::ZERO,
             last_read: None,
             gathered: 0,
             broken: None,
@@ -179,19 +185,26 @@ impl Output {
     fn schedule_pause(&mut self, read_bytes: usize) {
         let now = Instant::now();
         let last = self.last_read.replace(now);
-        let continuous = last.is_some_and(|last| now - last < IDLE_THRESHOLD);
+        let continuous = last.is_some_and(|last| now - last < self.last_pause + IDLE_THRESHOLD);
         self.gathered += read_bytes;
         if read_bytes >= FULL_READ_BYTES {
             return;
         }
-        let is_fast = std::mem::take(&mut self.gathered) >= FAST_BYTES;
+        let gathered = std::mem::take(&mut self.gathered);
+        let last_pause = std::mem::take(&mut self.last_pause);
         if let Some(answer) = &mut self.answer
             && answer.is_raw()
             && continuous
-            && !is_fast
+            && gathered < FAST_BYTES
         {
             answer.deregister();
-            self.pause = Some(Box::pin(sleep_until(now + READ_PAUSE)));
+            let longer = (2 * last_pause).clamp(READ_PAUSE, MAX_READ_PAUSE);
+            self.last_pause = if gathered < SLOW_BYTES {
+                longer
+            } else {
+                READ_PAUSE
+            };
+            self.pause = Some(Box::pin(sleep_until(now + self.last_pause)));
         }
     }
 
