@@ -9,7 +9,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, timeout};
 
 use crate::audit::Started;
@@ -22,7 +22,7 @@ use crate::monitor::output::Source;
 use crate::monitor::run_file::write;
 use crate::monitor::start::InitialAttach;
 use crate::monitor::unconfirmed::{Judgment, PendingTap, Unconfirmed, lost_track};
-use crate::monitor::wait::Backoff;
+use crate::monitor::wait::{Backoff, LateAnswer};
 use crate::monitor::{Monitor, StartTimes};
 use crate::outcome::Ending;
 use crate::root::RunFile;
@@ -88,8 +88,16 @@ pub(super) struct Running {
     /// the start on nothing may wait for the sink.
     pub(super) started: Started,
     pub(super) input: Option<InputWriter>,
-    /// The engine did not answer the start request, or a call after it.
-    pub(super) interrupted: bool,
+    pub(super) answers: Answers,
+}
+
+/// The engine's answers to the start request, and to the inspection after it.
+pub(super) enum Answers {
+    All,
+    /// A call has failed. The engine may have been restarted since.
+    Failed,
+    /// The engine takes long to answer the inspection, on a connection that is not broken.
+    Late(LateAnswer),
 }
 
 impl<'a> Intended<'a> {
@@ -278,8 +286,11 @@ impl Attached<'_> {
             requested,
             answered: Timestamp::now(),
         });
-        let inspection = resize_and_inspect(&context, file, &container).await;
-        interrupted |= inspection.is_none();
+        resize(&context, file, &container).await;
+        let (inspection, mut answers) = inspect_started(&context, &container).await;
+        if interrupted {
+            answers = Answers::Failed;
+        }
         let started = monitor.started(&container, inspection, warnings).await;
         let tapped = matches!(source, Source::Tap(_));
         monitor
@@ -290,7 +301,7 @@ impl Attached<'_> {
             source,
             started,
             input: self.input,
-            interrupted,
+            answers,
         })
     }
 }
@@ -355,31 +366,35 @@ impl From<PendingSource> for Source {
     }
 }
 
-/// Sets the window size of a started container, and inspects it.
-///
-/// Returns `None` if the engine does not answer in time. The watch inspects the
-/// container later.
-async fn resize_and_inspect(
-    context: &Context,
-    file: &RunFile,
-    container: &ContainerId,
-) -> Option<Inspection> {
-    let runtime = &context.runtime;
-    if let Some(size) = file.record.settings.window {
-        // Changes nothing if the engine set the size at the creation.
-        match timeout(INSPECT_TIMEOUT, runtime.resize(container, size)).await {
-            Ok(Err(error)) => tracing::warn!(%container, %error, "cannot set the window size"),
-            Err(_) => tracing::warn!(%container, "cannot set the window size: timed out"),
-            Ok(Ok(())) => {}
-        }
+/// Sets the window size of a started container.
+async fn resize(context: &Context, file: &RunFile, container: &ContainerId) {
+    let Some(size) = file.record.settings.window else {
+        return;
+    };
+    // Changes nothing if the engine set the size at the creation.
+    match timeout(INSPECT_TIMEOUT, context.runtime.resize(container, size)).await {
+        Ok(Err(error)) => tracing::warn!(%container, %error, "cannot set the window size"),
+        Err(_) => tracing::warn!(%container, "cannot set the window size: timed out"),
+        Ok(Ok(())) => {}
     }
-    match timeout(INSPECT_TIMEOUT, runtime.inspect(container)).await {
-        Ok(Ok(inspection)) => Some(inspection),
+}
+
+/// Inspects a started container.
+///
+/// Returns no inspection if the engine does not answer in time: its output must be read meanwhile.
+async fn inspect_started(
+    context: &Context,
+    container: &ContainerId,
+) -> (Option<Inspection>, Answers) {
+    let (runtime, id) = (Arc::clone(&context.runtime), container.clone());
+    let mut inspection = async move { runtime.inspect(&id).await }.boxed();
+    match timeout(INSPECT_TIMEOUT, &mut inspection).await {
+        Ok(Ok(inspection)) => (Some(inspection), Answers::All),
         Ok(Err(error)) => {
             tracing::warn!(%container, %error, "cannot inspect the container");
-            None
+            (None, Answers::Failed)
         }
-        Err(_) => None,
+        Err(_) => (None, Answers::Late(inspection)),
     }
 }
 

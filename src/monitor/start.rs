@@ -12,7 +12,7 @@ use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::entry::StopRequest;
-use crate::monitor::launch::Running;
+use crate::monitor::launch::{Answers, Running};
 use crate::monitor::run_file::write;
 use crate::monitor::stop::DEFAULT_SIGNAL;
 use crate::monitor::watch::WatchOutcome;
@@ -49,8 +49,7 @@ pub(super) struct StartAck {
     /// The input of the container, sent with the reply.
     pub(super) input: Option<InputWriter>,
     pub(super) reply: Reply,
-    /// The engine did not answer the start request, or a call after it.
-    pub(super) interrupted: bool,
+    pub(super) answers: Answers,
 }
 
 impl Monitor {
@@ -125,7 +124,7 @@ impl Monitor {
             source,
             started,
             input,
-            interrupted,
+            answers,
         } = running;
         for message in &started.warnings {
             let message = message.clone();
@@ -136,7 +135,7 @@ impl Monitor {
             started,
             input,
             reply,
-            interrupted,
+            answers,
         });
         let watched = self
             .watch(&mut file, &mut capture, source, started_at, ack)

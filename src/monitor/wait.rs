@@ -1,12 +1,15 @@
 //! The wait for the end of a container. Each container has one waiter.
 
+use std::pin::pin;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use futures::future::BoxFuture;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::capture::CaptureStats;
 use crate::error::RuntimeError;
 use crate::monitor::calls::Calls;
+use crate::monitor::launch::Answers;
 use crate::monitor::unconfirmed::{UNTRACKED_TIMEOUT, lost_track};
 use crate::outcome::{Ending, Exit};
 use crate::runtime::{ContainerStatus, Continuity, Inspection, Runtime, WaitStatus};
@@ -19,10 +22,16 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 const QUIET_PROBE_DELAY: Duration = Duration::from_secs(5);
 /// Interval between checks whether an inspection is due.
 const PROBE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest wait for a late answer once the container has ended.
+const LATE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time in which an engine must answer the wait once an inspection has shown the end.
+const WAIT_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// First pause between attempts.
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 /// Longest pause between attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+pub(super) type LateAnswer = BoxFuture<'static, Result<Inspection, RuntimeError>>;
 
 /// The end of a container, as the wait observed it.
 #[derive(Debug)]
@@ -60,22 +69,19 @@ impl Backoff {
 /// again, without a deadline. An engine that reports the container as created for
 /// longer than [`UNTRACKED_TIMEOUT`] has lost track of it.
 ///
-/// `interrupted`: the engine did not answer the start request, or a call after it.
 pub(super) async fn wait_for_end(
     calls: &Calls,
     container: &ContainerId,
     started_at: Option<Timestamp>,
     output: &CaptureStats,
-    interrupted: bool,
+    answers: Answers,
 ) -> Ended {
-    let mut seen = Observations {
-        interrupted,
-        unreachable: interrupted,
-        ..Observations::default()
-    };
+    let mut seen = Observations::default();
+    let mut late = seen.begin(answers);
     let mut backoff = Backoff::new();
     loop {
-        match wait_or_probe(calls, container, output).await {
+        let wakeup = wait_or_probe(calls, container, output);
+        match seen.take_late(&mut late, wakeup).await {
             Ok(Wakeup::Answer(answer)) => {
                 // An engine that shuts down answers without a code.
                 seen.unreachable |= answer.code.is_none();
@@ -89,6 +95,9 @@ pub(super) async fn wait_for_end(
                     backoff.pause().await;
                 }
             }
+        }
+        if let Some(late) = late.take() {
+            seen.await_late(late).await;
         }
         match calls.inspect(container).await {
             Ok(now) => {
@@ -128,6 +137,47 @@ struct Observations {
 }
 
 impl Observations {
+    /// Observes the answers since the start request, and returns the one that is late.
+    fn begin(&mut self, answers: Answers) -> Option<LateAnswer> {
+        match answers {
+            Answers::All => None,
+            Answers::Failed => {
+                (self.interrupted, self.unreachable) = (true, true);
+                None
+            }
+            Answers::Late(late) => Some(late),
+        }
+    }
+
+    /// Waits for `wakeup`, and takes a late answer that arrives before it.
+    async fn take_late<T>(
+        &mut self,
+        late: &mut Option<LateAnswer>,
+        wakeup: impl Future<Output = T>,
+    ) -> T {
+        let mut wakeup = pin!(wakeup);
+        if let Some(answer) = late {
+            tokio::select! {
+                wakeup = &mut wakeup => return wakeup,
+                answer = answer => self.on_late(answer.is_ok()),
+            }
+            *late = None;
+        }
+        wakeup.await
+    }
+
+    /// Waits for a late answer. An engine that was only slow gives it by the end of the container.
+    async fn await_late(&mut self, late: LateAnswer) {
+        let answer = timeout(LATE_TIMEOUT, late).await;
+        self.on_late(matches!(answer, Ok(Ok(_))));
+    }
+
+    fn on_late(&mut self, answered: bool) {
+        if !answered {
+            (self.interrupted, self.unreachable) = (true, true);
+        }
+    }
+
     /// The exit code that the engine answered with.
     fn code(&self) -> Option<i64> {
         self.answer.as_ref().and_then(|answer| answer.code)
@@ -257,7 +307,11 @@ async fn wait_or_probe(
         probed = Instant::now();
         match calls.inspect(container).await {
             Ok(inspection) if inspection.status != ContainerStatus::Running => {
-                return Ok(Wakeup::Probe);
+                // A busy engine reports the end in its state before it answers the wait.
+                return match timeout(WAIT_ANSWER_TIMEOUT, &mut wait).await {
+                    Ok(answer) => answer.map(Wakeup::Answer),
+                    Err(_) => Ok(Wakeup::Probe),
+                };
             }
             Err(error) if error.is_not_found() => return Err(error),
             // The container runs, or the engine does not answer.
@@ -280,6 +334,8 @@ fn next_probe(probed: Instant, last_output: Option<Instant>) -> Instant {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     fn timeout() -> RuntimeError {
@@ -315,6 +371,38 @@ mod tests {
             assert_eq!(seen.unreachable, unreachable, "{seen:?}");
             let ended = seen.into_ended(Ending::Removed { code: None }, false, None);
             assert_eq!(ended.engine_restarted, unreachable);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_only_late_interrupts_nothing() {
+        let answer = |after: u64, answer: Result<Inspection, RuntimeError>| {
+            let later = async move {
+                sleep(Duration::from_secs(after)).await;
+                answer
+            };
+            later.boxed()
+        };
+        let inspection = || Ok(Inspection::new(ContainerStatus::Running));
+        // The container ends after 10 s.
+        for (late, interrupted) in [
+            (answer(3, inspection()), false),
+            (answer(14, inspection()), false),
+            (answer(16, inspection()), true),
+            (answer(3, Err(timeout())), true),
+            (answer(14, Err(timeout())), true),
+        ] {
+            let mut seen = Observations::default();
+            let mut late = seen.begin(Answers::Late(late));
+            let end = sleep(Duration::from_secs(10));
+            seen.take_late(&mut late, end).await;
+            if let Some(late) = late {
+                seen.await_late(late).await;
+            }
+            assert_eq!(
+                (seen.interrupted, seen.unreachable),
+                (interrupted, interrupted)
+            );
         }
     }
 
