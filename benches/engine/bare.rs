@@ -2,8 +2,10 @@
 //! input.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use crate::log_options;
 
@@ -91,4 +93,21 @@ pub fn logs(container: &str) -> u64 {
     );
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     discard(stream)
+}
+
+/// Does the I/O of a seal: asks for the end of the log, if there is one, and writes and syncs twice.
+/// Returns the time since `begin`.
+pub fn seal(mut file: File, log: Option<&str>, begin: Instant) -> Duration {
+    if let Some(container) = log {
+        let query = "stdout=1&stderr=1&tail=64";
+        let path = format!("/containers/{container}/logs?{query}");
+        // The container may be removed by now.
+        let (stream, _) = call("GET", &path, "", false);
+        discard(stream);
+    }
+    for _ in 0..2 {
+        file.write_all(&[b'x'; 1000]).unwrap();
+        file.sync_data().unwrap();
+    }
+    begin.elapsed()
 }

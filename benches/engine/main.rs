@@ -15,13 +15,15 @@
 
 mod bare;
 mod child;
+mod clients;
 mod parts;
 mod roles;
 mod table;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -43,19 +45,21 @@ fn main() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut bench = Bench {
         image: image.unwrap(),
+        machine: Machine::Plain,
         dir,
         rounds: rounds.map_or(5, |rounds| rounds.parse().unwrap()),
         serial: 0,
         rows: Vec::new(),
     };
-    let all: [Part; 12] = [
+    let all: [Part; 13] = [
         ("parts", parts),
         ("crowd", crowd),
         ("open", open),
         ("verify", verifying),
-        ("million", million),
-        ("blocks", blocks),
-        ("viewer", viewer),
+        ("million", clients::million),
+        ("blocks", clients::blocks),
+        ("viewer", clients::viewer),
+        ("machines", clients::machines),
         ("memory", memory),
         ("short", short),
         ("many", many),
@@ -83,8 +87,19 @@ fn log_options(driver: &str) -> impl Iterator<Item = (&'static str, &'static str
 /// A group of rows, with the name that the filter compares.
 type Part = (&'static str, fn(&mut Bench));
 
+/// The machine on which the measured processes run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Machine {
+    Plain,
+    /// The processes have the first core only. The engine and the container have all cores.
+    Pinned,
+    /// A busy thread for each core halves the speed of the machine.
+    Loaded,
+}
+
 struct Bench {
     image: String,
+    machine: Machine,
     dir: tempfile::TempDir,
     rounds: usize,
     serial: usize,
@@ -103,8 +118,18 @@ impl Bench {
     }
 
     fn role(&self, role: &str) -> Command {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut command = self.command(std::env::current_exe().unwrap());
         command.args(["--role", role]).stdin(Stdio::null());
+        command
+    }
+
+    /// A program on the simulated machine.
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        if self.machine != Machine::Pinned {
+            return Command::new(program);
+        }
+        let mut command = Command::new("taskset");
+        command.args(["--cpu-list", "0"]).arg(program);
         command
     }
 
@@ -130,7 +155,7 @@ impl Bench {
 
     fn docker_command(&self, driver: &str, cmd: &str, number: usize) -> Command {
         let file = File::create(self.dir.path().join(format!("out-{number}"))).unwrap();
-        let mut command = Command::new("docker");
+        let mut command = self.command("docker");
         command
             .args(["run", "--rm", "--network", "none", "--log-driver", driver])
             .args(log_options(driver).map(|(key, value)| format!("--log-opt={key}={value}")))
@@ -307,156 +332,6 @@ fn verifying(bench: &mut Bench) {
     fs::remove_dir_all(dir).unwrap();
 }
 
-fn million(bench: &mut Bench) {
-    let cmd = "lines 1000000 --width 81";
-    for (driver, goal) in [("json-file", 0.95), ("none", 0.80)] {
-        let mut costs: [Vec<Cost>; 3] = Default::default();
-        for round in 0..bench.rounds {
-            for turn in 0..3 {
-                let who = if round % 2 == 0 { turn } else { 2 - turn };
-                costs[who].push(match who {
-                    0 => bench.moat(driver, cmd),
-                    1 => bench.docker(driver, cmd),
-                    _ => bench.bare(driver, cmd),
-                });
-            }
-        }
-        let of = |who: usize, what: fn(&Cost) -> f64| median(costs[who].iter().map(what).collect());
-        let wall = [0, 1, 2].map(|who| of(who, |cost| cost.wall));
-        let cpu = [0, 1, 2].map(|who| of(who, |cost| cost.cpu));
-        let peak = [0, 1, 2].map(|who| of(who, |cost| cost.peak));
-        let name = |what: &str| format!("1,000,000 lines, {driver}: {what}");
-        bench.ratio(
-            &name("wall, docker run > file"),
-            wall[0],
-            wall[1],
-            "s",
-            Some(goal),
-        );
-        bench.ratio(&name("wall, bare reader"), wall[0], wall[2], "s", None);
-        bench.ratio(&name("CPU, bare reader"), cpu[0], cpu[2], "s", Some(1.5));
-        bench.ratio(&name("CPU, docker CLI"), cpu[0], cpu[1], "s", Some(1.0));
-        bench.ratio(
-            &name("peak memory, docker CLI"),
-            peak[0],
-            peak[1],
-            "MiB",
-            None,
-        );
-    }
-    others(bench, cmd);
-}
-
-/// Output whose end proves nothing, and output without lines, both written in large blocks.
-fn blocks(bench: &mut Bench) {
-    let line = "x".repeat(81);
-    for (what, driver, cmd) in [
-        (
-            "one line 1,000,000 times",
-            "json-file",
-            format!("yes {line} 1000000 --burst 50"),
-        ),
-        (
-            "1 GB without a newline",
-            "none",
-            "fill 1000000000".to_owned(),
-        ),
-    ] {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for round in 0..bench.rounds {
-            for turn in 0..2 {
-                match (round + turn) % 2 {
-                    0 => ours.push(bench.moat(driver, &cmd)),
-                    _ => theirs.push(bench.docker(driver, &cmd)),
-                }
-            }
-        }
-        bench.compare(&format!("{what}, {driver}"), &ours, &theirs, [1.05, 3.0]);
-    }
-}
-
-/// An attachment that relays the output to a file.
-fn viewer(bench: &mut Bench) {
-    let cmd = "lines 1000000 --width 81 --burst 50";
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for round in 0..bench.rounds {
-        for turn in 0..2 {
-            if (round + turn) % 2 == 1 {
-                theirs.push(bench.docker("none", cmd));
-                continue;
-            }
-            let root = bench.root();
-            let file = File::create(bench.dir.path().join("viewed")).unwrap();
-            let mut command = bench.role("viewer");
-            command
-                .args([&root, &bench.image, "none"])
-                .args(cmd.split(' '));
-            ours.push(measure(command.stdout(file)));
-            fs::remove_dir_all(root).unwrap();
-        }
-    }
-    bench.compare(
-        "1,000,000 lines with a viewer, none",
-        &ours,
-        &theirs,
-        [1.0, 3.0],
-    );
-}
-
-/// Clients that follow the container's log, on the same output.
-fn others(bench: &mut Bench, cmd: &str) {
-    let program = with_testcontainers();
-    let (name, tag) = bench.image.split_once(':').unwrap();
-    let (name, tag) = (name.to_owned(), tag.to_owned());
-    let file = bench.dir.path().join("consumed");
-    let mut costs: [Vec<Cost>; 3] = Default::default();
-    let mut fewest = [u64::MAX; 3];
-    for _ in 0..LONG_ROUNDS {
-        costs[0].push(bench.moat("json-file", cmd));
-        let mut bollard = bench.role("bollard");
-        bollard.args([&bench.image, "json-file"]).arg(&file);
-        let mut testcontainers = Command::new(&program);
-        testcontainers.args([&name, &tag]).arg(&file).arg("1000000");
-        for (who, command) in [(1, &mut bollard), (2, &mut testcontainers)] {
-            costs[who].push(measure(command.args(cmd.split(' '))));
-            let lines = fs::metadata(&file).unwrap().len() / 82;
-            fewest[who] = fewest[who].min(lines);
-        }
-    }
-    let of = |who: usize, what: fn(&Cost) -> f64| median(costs[who].iter().map(what).collect());
-    for (who, name) in [
-        (1, "bollard's log stream"),
-        (2, "testcontainers' log consumer"),
-    ] {
-        let name = |what: &str| format!("1,000,000 lines, json-file: {what}, {name}");
-        let wall = |cost: &Cost| cost.wall;
-        let cpu = |cost: &Cost| cost.cpu;
-        bench.ratio(&name("wall"), of(0, wall), of(who, wall), "s", None);
-        bench.ratio(&name("CPU"), of(0, cpu), of(who, cpu), "s", None);
-        let what = name("lines received, minimum");
-        let theirs = fewest[who] as f64;
-        bench.row(
-            &what,
-            "1000000".into(),
-            theirs.to_string(),
-            theirs / 1e6,
-            None,
-        );
-    }
-}
-
-/// Builds the program that uses testcontainers, which is a separate package.
-fn with_testcontainers() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/testcontainers");
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("testcontainers");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--release", "--manifest-path"]);
-    cargo.arg(package.join("Cargo.toml"));
-    cargo.arg("--target-dir").arg(&target);
-    assert!(cargo.status().unwrap().success(), "{cargo:?}");
-    target.join("release/with-testcontainers")
-}
-
 fn memory(bench: &mut Bench) {
     let small = bench.moat("none", "lines 1000000 --width 81");
     let large = bench.moat("none", "lines 12200000 --width 81");
@@ -480,23 +355,24 @@ fn memory(bench: &mut Bench) {
 
 /// With the engine's log as backstop, which is read once more at the end, and without.
 fn short(bench: &mut Bench) {
-    for (driver, most_more, most_to_seal) in
-        [("json-file", Some(6.0), Some(5.0)), ("none", None, None)]
-    {
-        let goal = |most: Option<f64>| most.map(|most| (Goal::Most, most));
+    for driver in ["json-file", "none"] {
         let root = bench.root();
-        let numbers = bench.numbers("short", &[&root, &bench.image, "21", driver]);
+        let numbers = bench.numbers("short", &[&root, &bench.image, "41", driver]);
         let of = |at: usize| median_of_column(&numbers, at);
         let (ours, theirs) = (of(0), of(1));
+        let more = numbers.iter().map(|pair| {
+            let [ours, theirs] = [0, 1].map(|at| pair[at].parse::<f64>().unwrap());
+            ours - theirs
+        });
         bench.row(
-            &format!("ms more for a short run than bare calls, {driver}"),
+            &format!("ms more for a short run than bare calls, {driver}, by pair"),
             format!("{ours:.1} ms"),
             format!("{theirs:.1} ms"),
-            ours - theirs,
-            goal(most_more),
+            median(more.collect()),
+            Some((Goal::Most, 3.0)),
         );
         let root = bench.root();
-        let numbers = bench.numbers("seals", &[&root, &bench.image, "16", "6", driver]);
+        let numbers = bench.numbers("seals", &[&root, &bench.image, "16", "10", driver]);
         let of = |kind: &str| {
             let mut times: Vec<f64> = numbers
                 .iter()
@@ -504,19 +380,17 @@ fn short(bench: &mut Bench) {
                 .map(|line| line[1].parse().unwrap())
                 .collect();
             times.sort_by(f64::total_cmp);
-            times
+            [times[times.len() / 2], times[times.len() * 99 / 100]]
         };
-        let (seals, syncs) = (of("seal"), of("sync"));
-        let sync = syncs[syncs.len() / 2];
-        let most = seals[seals.len() * 99 / 100];
+        let (ours, theirs) = (of("seal"), of("bare"));
         bench.row(
             &format!(
-                "ms from the end to the seal, 16 runs at once, 99 %, beyond 4 syncs, {driver}"
+                "ms from the end to the seal, 16 runs at once, 99 %, beyond bare code, {driver}"
             ),
-            format!("{most:.1} ms; median {:.1}", seals[seals.len() / 2]),
-            format!("one sync: {sync:.2} ms"),
-            most - 4.0 * sync,
-            goal(most_to_seal),
+            format!("{:.1} ms; median {:.1}", ours[1], ours[0]),
+            format!("{:.1} ms; median {:.1}", theirs[1], theirs[0]),
+            ours[1] - theirs[1],
+            Some((Goal::Most, 10.0)),
         );
     }
 }
@@ -566,7 +440,7 @@ fn many(bench: &mut Bench) {
         wall[0],
         wall[1],
         "s",
-        Some(1.0),
+        Some(0.85),
     );
     bench.ratio(
         "64 containers of 10,000 lines: CPU",

@@ -207,36 +207,31 @@ async fn bare_calls(docker: &bollard::Docker, image: &str, driver: &str, cmd: &[
 }
 
 /// root, image, concurrent runs, rounds, driver: prints, for each run, `seal` and the milliseconds from
-/// its known end to its seal, and, for each round, `sync` and the milliseconds of concurrent syncs.
+/// its known end to its seal, and `bare` and the milliseconds of bare code that does the same I/O at
+/// the same time.
 async fn seals(arguments: &[String]) {
-    let manager = manager(&arguments[0]).await;
+    let manager = &manager(&arguments[0]).await;
     let [width, rounds] = [2, 3].map(|at| arguments[at].parse::<usize>().unwrap());
-    let cmd = ["lines".to_owned(), "100".to_owned()];
+    let driver = &*arguments[4];
+    let cmd = &["lines".to_owned(), "100".to_owned()];
     for _ in 0..rounds {
-        let runs = (0..width).map(|_| async {
-            let spec = spec(&arguments[1], &arguments[4], &cmd);
+        let runs = (0..width).map(|number| async move {
+            let spec = spec(&arguments[1], driver, cmd);
             let run = manager.start(spec).await.unwrap();
+            let path = format!("{}-bare-{number}", arguments[0]);
+            let file = fs::File::create(&path).unwrap();
+            file.sync_all().unwrap();
+            let container = run.state().container().unwrap().to_string();
+            let log = (driver == "json-file").then_some(container);
             run.wait_exit().await.unwrap();
             let begin = Instant::now();
+            let bare = std::thread::spawn(move || bare::seal(file, log.as_deref(), begin));
             whole(&run).await;
             println!("seal {}", begin.elapsed().as_secs_f64() * 1e3);
-        });
-        let path = Path::new(&arguments[0]).join("..").join("sync");
-        let syncing = std::thread::spawn(move || {
-            let mut times = Vec::new();
-            for _ in 0..20 {
-                fs::write(&path, "x").unwrap();
-                let begin = Instant::now();
-                fs::File::open(&path).unwrap().sync_data().unwrap();
-                times.push(begin.elapsed().as_secs_f64() * 1e3);
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            times
+            println!("bare {}", bare.join().unwrap().as_secs_f64() * 1e3);
+            fs::remove_file(path).unwrap();
         });
         join_all(runs).await;
-        for time in syncing.join().unwrap() {
-            println!("sync {time}");
-        }
     }
     manager.shutdown(ShutdownMode::Leave).await;
 }
