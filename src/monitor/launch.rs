@@ -34,7 +34,7 @@ use crate::state::Transition;
 use crate::timestamp::Timestamp;
 
 /// Timeout of an inspection, a resize or a question about the engine during the start.
-const INSPECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const INSPECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time beyond the time limit and the grace period after which the container of a
 /// live owner counts as expired. It covers the calls to the engine.
@@ -88,15 +88,16 @@ pub(super) struct Running {
     /// the start on nothing may wait for the sink.
     pub(super) started: Started,
     pub(super) input: Option<InputWriter>,
-    pub(super) answers: Answers,
+    pub(super) check: StartCheck,
 }
 
-/// The engine's answers to the start request, and to the inspection after it.
-pub(super) enum Answers {
-    All,
+/// The outcome of the start request and of the inspection after it.
+pub(super) enum StartCheck {
+    /// The engine has answered both.
+    Done,
     /// A call has failed. The engine may have been restarted since.
     Failed,
-    /// The engine takes long to answer the inspection, on a connection that is not broken.
+    /// The engine has not answered the inspection yet. The connection is not broken.
     Late(LateAnswer),
 }
 
@@ -152,7 +153,8 @@ impl<'a> Intended<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    /// Creates the container, and asks the engine meanwhile if it is still the one that was recorded.
+    /// Creates the container. Asks the engine for its id meanwhile, if the recorded id is from an
+    /// earlier run.
     async fn create(self) -> Result<Created<'a>, LaunchError> {
         let Self(mut launching) = self;
         let Launching {
@@ -171,18 +173,15 @@ impl<'a> Prepared<'a> {
         let calls = monitor.calls.clone();
         let created = context.runtime.create(request);
         let created = calls.track("create the container", created);
-        let engine = async {
-            match monitor.engine.take() {
-                Some(engine) => Some(engine),
-                None => timeout(INSPECT_TIMEOUT, context.ask_engine())
-                    .await
-                    .ok()?
-                    .ok(),
+        let asked = async {
+            if monitor.engine.is_none() {
+                let answer = timeout(INSPECT_TIMEOUT, context.ask_engine()).await;
+                monitor.engine = answer.ok().and_then(Result::ok);
             }
+            Ok(())
         };
-        let (created, engine) = tokio::join!(created, engine);
-        let created = match created {
-            Ok(created) => created,
+        let created = match tokio::try_join!(created, asked) {
+            Ok((created, ())) => created,
             Err(error) => {
                 if !error.is_definitive() {
                     monitor.remove_late_create().await;
@@ -193,8 +192,9 @@ impl<'a> Prepared<'a> {
         let container = created.container;
         monitor.publish(Transition::Created(container.clone()));
         file.record.container = Some(container.clone());
-        file.record.engine_id = engine.as_ref().and_then(|engine| engine.id.clone());
-        monitor.engine = engine;
+        if let Some(engine) = &monitor.engine {
+            file.record.engine_id = engine.id.clone();
+        }
         file.record.deadline = limit.map(|limit| Timestamp::now().saturating_add(limit));
         Ok(Created {
             launching,
@@ -287,9 +287,9 @@ impl Attached<'_> {
             answered: Timestamp::now(),
         });
         resize(&context, file, &container).await;
-        let (inspection, mut answers) = inspect_started(&context, &container).await;
+        let (inspection, mut check) = inspect_started(&context, &container).await;
         if interrupted {
-            answers = Answers::Failed;
+            check = StartCheck::Failed;
         }
         let started = monitor.started(&container, inspection, warnings).await;
         let tapped = matches!(source, Source::Tap(_));
@@ -301,7 +301,7 @@ impl Attached<'_> {
             source,
             started,
             input: self.input,
-            answers,
+            check,
         })
     }
 }
@@ -381,20 +381,20 @@ async fn resize(context: &Context, file: &RunFile, container: &ContainerId) {
 
 /// Inspects a started container.
 ///
-/// Returns no inspection if the engine does not answer in time: its output must be read meanwhile.
+/// Returns none if the engine does not answer in time: the container's output must be read meanwhile.
 async fn inspect_started(
     context: &Context,
     container: &ContainerId,
-) -> (Option<Inspection>, Answers) {
+) -> (Option<Inspection>, StartCheck) {
     let (runtime, id) = (Arc::clone(&context.runtime), container.clone());
     let mut inspection = async move { runtime.inspect(&id).await }.boxed();
     match timeout(INSPECT_TIMEOUT, &mut inspection).await {
-        Ok(Ok(inspection)) => (Some(inspection), Answers::All),
+        Ok(Ok(inspection)) => (Some(inspection), StartCheck::Done),
         Ok(Err(error)) => {
             tracing::warn!(%container, %error, "cannot inspect the container");
-            (None, Answers::Failed)
+            (None, StartCheck::Failed)
         }
-        Err(_) => (None, Answers::Late(inspection)),
+        Err(_) => (None, StartCheck::Late(inspection)),
     }
 }
 

@@ -94,8 +94,15 @@ impl Monitor {
         };
         file.seal = Some(seal);
         self.emit_gaps(capture.stats());
-        self.publish_seal(&file, capture.progress.last_lines())
-            .await;
+        // No caller waits for the copy of a seal that an audit file holds.
+        let has_audit_file = self.context.sink.path(&self.place).is_some();
+        if !has_audit_file {
+            self.persist_seal(&file).await;
+        }
+        self.publish_seal(&file, capture.progress.last_lines());
+        if has_audit_file {
+            self.persist_seal(&file).await;
+        }
         Some(file)
     }
 
@@ -126,14 +133,8 @@ impl Monitor {
         sealed
     }
 
-    /// Publishes the seal, and copies it to `run.json`.
-    ///
-    /// Nobody waits for the copy of a seal that an audit file holds. Otherwise the copy comes first.
-    pub(super) async fn publish_seal(&mut self, file: &RunFile, last_lines: Vec<String>) {
-        let has_audit_file = self.context.sink.path(&self.place).is_some();
-        if !has_audit_file {
-            self.persist_seal(file).await;
-        }
+    /// Publishes the seal.
+    pub(super) fn publish_seal(&mut self, file: &RunFile, last_lines: Vec<String>) {
         self.snapshot.send_modify(|snapshot| {
             snapshot.seal = file.seal.clone();
             snapshot.problem = None;
@@ -143,9 +144,6 @@ impl Monitor {
         });
         if let Some(seal) = &file.seal {
             self.emit(EventKind::from(seal));
-        }
-        if has_audit_file {
-            self.persist_seal(file).await;
         }
     }
 

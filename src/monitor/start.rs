@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::audit::{Event, Started, Stop};
 use crate::capture::Capture;
@@ -12,7 +13,7 @@ use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::entry::StopRequest;
-use crate::monitor::launch::{Answers, Running};
+use crate::monitor::launch::{INSPECT_TIMEOUT, Running, StartCheck};
 use crate::monitor::run_file::write;
 use crate::monitor::stop::DEFAULT_SIGNAL;
 use crate::monitor::watch::WatchOutcome;
@@ -49,7 +50,7 @@ pub(super) struct StartAck {
     /// The input of the container, sent with the reply.
     pub(super) input: Option<InputWriter>,
     pub(super) reply: Reply,
-    pub(super) answers: Answers,
+    pub(super) check: StartCheck,
 }
 
 impl Monitor {
@@ -124,7 +125,7 @@ impl Monitor {
             source,
             started,
             input,
-            answers,
+            check,
         } = running;
         for message in &started.warnings {
             let message = message.clone();
@@ -135,7 +136,7 @@ impl Monitor {
             started,
             input,
             reply,
-            answers,
+            check,
         });
         let watched = self
             .watch(&mut file, &mut capture, source, started_at, ack)
@@ -191,9 +192,17 @@ impl Monitor {
         let mut file = RunFile::new(record.clone());
         file.record.engine_id = self.context.last_engine().and_then(|engine| engine.id);
         let context = Arc::clone(&self.context);
-        // At the same time, because both wait for syncs.
-        let (written, opened) = tokio::join!(write(&context, &file), self.open_log(&record));
-        match written.and(opened) {
+        let written = write(&context, &file);
+        let opened = match context.sink.path(&self.place) {
+            // At the same time, because both wait for syncs.
+            Some(_) => tokio::try_join!(written, self.open_log(&record)).map(|((), log)| log),
+            // A log elsewhere is not removed with the directory.
+            None => match written.await {
+                Ok(()) => self.open_log(&record).await,
+                Err(error) => Err(error),
+            },
+        };
+        match opened {
             Ok((progress, log)) => {
                 let capture = self.capture(&file, progress, log);
                 Ok((file, capture))
@@ -213,7 +222,8 @@ impl Monitor {
         warnings: Vec<String>,
     ) -> Started {
         if self.engine.is_none() {
-            self.engine = self.context.ask_engine().await.ok();
+            let answer = timeout(INSPECT_TIMEOUT, self.context.ask_engine()).await;
+            self.engine = answer.ok().and_then(std::result::Result::ok);
         }
         let engine = self.engine.clone().unwrap_or_default();
         let mut started = Started {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::capture::CaptureStats;
 use crate::error::RuntimeError;
 use crate::monitor::calls::Calls;
-use crate::monitor::launch::Answers;
+use crate::monitor::launch::StartCheck;
 use crate::monitor::unconfirmed::{UNTRACKED_TIMEOUT, lost_track};
 use crate::outcome::{Ending, Exit};
 use crate::runtime::{ContainerStatus, Continuity, Inspection, Runtime, WaitStatus};
@@ -68,16 +68,15 @@ impl Backoff {
 /// Only a definitive answer ends the wait. An engine that does not answer is asked
 /// again, without a deadline. An engine that reports the container as created for
 /// longer than [`UNTRACKED_TIMEOUT`] has lost track of it.
-///
 pub(super) async fn wait_for_end(
     calls: &Calls,
     container: &ContainerId,
     started_at: Option<Timestamp>,
     output: &CaptureStats,
-    answers: Answers,
+    check: StartCheck,
 ) -> Ended {
     let mut seen = Observations::default();
-    let mut late = seen.begin(answers);
+    let mut late = seen.begin(check);
     let mut backoff = Backoff::new();
     loop {
         let wakeup = wait_or_probe(calls, container, output);
@@ -137,15 +136,15 @@ struct Observations {
 }
 
 impl Observations {
-    /// Observes the answers since the start request, and returns the one that is late.
-    fn begin(&mut self, answers: Answers) -> Option<LateAnswer> {
-        match answers {
-            Answers::All => None,
-            Answers::Failed => {
+    /// Observes the outcome of the start, and returns an answer that is late.
+    fn begin(&mut self, check: StartCheck) -> Option<LateAnswer> {
+        match check {
+            StartCheck::Done => None,
+            StartCheck::Failed => {
                 (self.interrupted, self.unreachable) = (true, true);
                 None
             }
-            Answers::Late(late) => Some(late),
+            StartCheck::Late(late) => Some(late),
         }
     }
 
@@ -393,7 +392,7 @@ mod tests {
             (answer(14, Err(timeout())), true),
         ] {
             let mut seen = Observations::default();
-            let mut late = seen.begin(Answers::Late(late));
+            let mut late = seen.begin(StartCheck::Late(late));
             let end = sleep(Duration::from_secs(10));
             seen.take_late(&mut late, end).await;
             if let Some(late) = late {

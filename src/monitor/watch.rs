@@ -14,7 +14,7 @@ use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::entry::{PipeState, StopRequest, lock};
 use crate::monitor::evidence::TapEndKind;
-use crate::monitor::launch::Answers;
+use crate::monitor::launch::StartCheck;
 use crate::monitor::machine::{Effect, ExitReport, Input, Limits, Machine, Phase, Setup, Timer};
 use crate::monitor::output::{PumpOutcome, Source, pump};
 use crate::monitor::run_file::persist_ending;
@@ -199,9 +199,9 @@ impl Monitor {
         let machine = machine_of_run(file, ack.is_some());
         let (mut target, mut signals) =
             Target::new(self, capture, &container, &settings, Some(file));
-        let mut answers = Answers::All;
+        let mut check = StartCheck::Done;
         if let Some(ack) = ack {
-            answers = ack.answers;
+            check = ack.check;
             target.record(Event::Started(Box::new(ack.started)));
             target.start = Some(StartReply {
                 reply: ack.reply,
@@ -211,7 +211,7 @@ impl Monitor {
         let (calls, secrets) = (self.calls.clone(), self.secrets.clone());
         let stats = Arc::clone(capture.stats());
         let exit = pin!(async {
-            let ended = wait::wait_for_end(&calls, &container, started_at, &stats, answers);
+            let ended = wait::wait_for_end(&calls, &container, started_at, &stats, check);
             let mut ended = ended.await;
             ended.ending = ended.ending.redacted(|reason| secrets.redact(reason));
             ended

@@ -305,7 +305,8 @@ impl Root {
     fn inspect_audit(&self, info: &mut RunInfo) -> Result<(), String> {
         let path = self.audit(&info.run);
         let owned = self.is_owned(&info.run);
-        info.owned = matches!(owned, Ok(true));
+        let is_owned = matches!(owned, Ok(true));
+        info.owned = is_owned;
         let summary = AuditSummary::read(&path).map_err(|error| error.chain())?;
         owned.map_err(|error| error.chain())?;
         let Some(summary) = summary else {
@@ -327,9 +328,11 @@ impl Root {
             return Err(problem);
         }
         info.seal = summary.seal;
+        // The owner of a sealed run only tidies up.
+        info.owned &= info.seal.is_none();
         // No owner has verified this seal: the owner died, or a manager refused the file.
         if info.seal.is_some()
-            && !info.owned
+            && !is_owned
             && let LogState::Damaged(damage) = verify(&path).map_err(|e| e.chain())?.state
         {
             return Err(damage.to_string());

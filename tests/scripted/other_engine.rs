@@ -37,6 +37,13 @@ async fn left_on_a(bench: &Bench, hangs: Option<Call>) -> (RunId, Bench) {
         }
         Some(call) => start_up_to(call, bench, &manager, spec().id(id.clone())).await,
     }
+    if hangs == Some(Call::Attach) {
+        // The id of the container is written meanwhile, also by a manager that leaves.
+        let path = bench.file("one", "run.json");
+        let record = || std::fs::read_to_string(&path).unwrap();
+        let recorded = async || record().contains(r#""container":"#).then_some(());
+        eventually(60, "the id of the container", recorded).await;
+    }
     manager.shutdown(ShutdownMode::Leave).await;
     wait_until_unlocked(&Root::open(bench.root()).unwrap().audit(&id));
     let other = Scripted::new();

@@ -132,9 +132,10 @@ impl Monitor {
         exec::seal_lost(&self.context, &self.place.run).await;
         self.publish(Transition::Ended(seal.exit.clone()));
         file.seal = Some(seal);
+        self.persist_seal(&file).await;
         // This comes last. A waiter may close the manager once it sees the seal, and that must not
         // cut off the removal of the container, which follows.
-        self.publish_seal(&file, progress.last_lines()).await;
+        self.publish_seal(&file, progress.last_lines());
         Audit::Sealed(Box::new(file))
     }
 

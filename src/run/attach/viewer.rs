@@ -386,9 +386,10 @@ impl Viewer {
 
     /// Returns true if the log may hold output that is not delivered.
     ///
-    /// `sealed`: the number of bytes of each stream in a sealed log.
-    fn has_rest(&self, sealed: Option<PerStream<u64>>) -> bool {
-        let logged = match self.run.owned_elsewhere() {
+    /// `sealed`: the number of bytes of each stream in a sealed log. Without a monitor, nothing
+    /// counts the bytes of a log that is not sealed.
+    fn has_rest(&self, sealed: Option<PerStream<u64>>, monitor_gone: bool) -> bool {
+        let logged = match monitor_gone || self.run.owned_elsewhere() {
             true => None,
             false => self.run.entry.hub.logged_bytes(),
         };
@@ -445,13 +446,15 @@ impl Viewer {
 
     async fn read_tail(&mut self, unsealed_since: Option<Instant>) -> Result<Stage> {
         let mut snapshot = self.run.entry.snapshot.clone();
-        // In this order: output is written before the seal.
+        // In this order: the monitor publishes the seal before it is gone, and output is written
+        // before both.
+        let monitor_gone = snapshot.has_changed().is_err();
         let sealed = {
             let snapshot = snapshot.borrow_and_update();
             snapshot.seal.as_ref().map(|seal| seal.bytes)
         };
-        let is_final = sealed.is_some() || snapshot.has_changed().is_err();
-        if self.has_rest(sealed) && self.read_file().await? {
+        let is_final = sealed.is_some() || monitor_gone;
+        if self.has_rest(sealed, monitor_gone) && self.read_file().await? {
             return Ok(Stage::Tail { unsealed_since });
         }
         let ended = snapshot.borrow().state.ending().is_some();

@@ -50,7 +50,8 @@ pub struct Jsonl {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
-    /// At most this long after the records were appended. The default is 1 s.
+    /// At most this long after the records were appended. The default is 1 s. Fast output is synced
+    /// more often, once 8 MiB are written.
     ///
     /// [`Duration::MAX`] leaves syncs to the operating system.
     Interval(Duration),

@@ -35,7 +35,7 @@ pub(super) struct Writer {
     /// Set once the stamp has changed between two writes: the file was changed externally.
     touched: bool,
     /// The number of bytes written since the last early sync.
-    unsynced: usize,
+    since_early_sync: usize,
     ledger: WriteLedger,
 }
 
@@ -47,7 +47,7 @@ impl Writer {
             written: encoder.written(),
             stamp: FileStamp::of(syncer.file.as_std()),
             touched: false,
-            unsynced: 0,
+            since_early_sync: 0,
             syncer: Arc::new(syncer),
             encoder,
             sealed: false,
@@ -79,8 +79,8 @@ impl Writer {
             Durability::Always => self.syncer.sync(),
             Durability::Interval(Duration::MAX) => Ok(()),
             Durability::Interval(interval) => {
-                if self.unsynced >= EARLY_SYNC_BYTES && Syncer::sync_early(&self.syncer) {
-                    self.unsynced = 0;
+                if self.since_early_sync >= EARLY_SYNC_BYTES && Syncer::sync_early(&self.syncer) {
+                    self.since_early_sync = 0;
                 }
                 Syncer::sync_within(&self.syncer, interval)
             }
@@ -160,7 +160,7 @@ impl Writer {
             .write_all(self.encoder.bytes())
             .map_err(|error| self.syncer.fail("write", error))?;
         self.stamp = FileStamp::of(self.syncer.file.as_std());
-        self.unsynced += self.encoder.bytes().len();
+        self.since_early_sync += self.encoder.bytes().len();
         self.encoder.clear();
         self.written = self.encoder.written();
         Ok(())

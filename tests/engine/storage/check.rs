@@ -60,23 +60,26 @@ pub async fn assert_whole(stage: &Stage, run: &Run, streams: &[&str], count: u64
 pub async fn assert_sealed(stage: &Stage, run: &Run) -> (Outcome, Audit) {
     let outcome = end(run).await;
     let audit = read(&outcome);
-    assert_files(stage, run);
+    assert_files(stage, run).await;
     (outcome, audit)
 }
 
-/// Asserts that a sealed run has no other files than it should.
-fn assert_files(stage: &Stage, run: &Run) {
+/// Waits until a sealed run has no other files than it should.
+async fn assert_files(stage: &Stage, run: &Run) {
     let names = |dir| {
         std::fs::read_dir(dir)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect::<Vec<_>>()
     };
-    for name in names(run.dir().to_owned()) {
-        let known = ["lock", "logs.jsonl", "run.json"].contains(&name.as_str());
-        assert!(known || name.starts_with("torn-"), "{name} is left");
-    }
-    for name in names(stage.root()) {
-        assert!(!name.starts_with('.'), "{name} is left");
-    }
+    let is_known = |name: &String| {
+        ["lock", "logs.jsonl", "run.json"].contains(&&**name) || name.starts_with("torn-")
+    };
+    // The copy of the seal is written after the outcome.
+    let only_known = async || {
+        let known = names(run.dir().to_owned()).iter().all(is_known);
+        let hidden = names(stage.root()).iter().any(|name| name.starts_with('.'));
+        (known && !hidden).then_some(())
+    };
+    eventually(60, "the removal of temporary files", only_known).await;
 }
