@@ -88,8 +88,9 @@ impl ManagerBuilder {
 
     /// Sets the tokio runtime for the manager's tasks.
     ///
-    /// By default, the manager has two threads for its tasks, so other work of the process
-    /// cannot delay the capture. An engine drops output that is not read in time.
+    /// By default, one thread of the manager runs its tasks, so other work of the process cannot
+    /// delay the capture. An engine drops output that is not read in time. A second thread waits
+    /// for the shutdown.
     ///
     /// Use this in tests with a paused clock, which must be the clock of the tasks.
     pub fn runtime_handle(mut self, handle: Handle) -> Self {
