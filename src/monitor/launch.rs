@@ -34,7 +34,7 @@ use crate::state::Transition;
 use crate::timestamp::Timestamp;
 
 /// Timeout of an inspection, a resize or a question about the engine during the start.
-pub(super) const INSPECT_TIMEOUT: Duration = Duration::from_secs(5);
+const INSPECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time beyond the time limit and the grace period after which the container of a
 /// live owner counts as expired. It covers the calls to the engine.
@@ -168,16 +168,14 @@ impl<'a> Prepared<'a> {
         let settings = &file.record.settings;
         let limit = settings.time_limit;
         let expiry = limit.map(|limit| limit + settings.stop_grace + DEADLINE_SLACK);
-        let request = CreateRequest::new(&name, &file.record.root, &monitor.place.run, spec)
+        let run = monitor.place.run.clone();
+        let request = CreateRequest::new(&name, &file.record.root, &run, spec)
             .deadline(expiry.map(|expiry| Timestamp::now().saturating_add(expiry)));
         let calls = monitor.calls.clone();
         let created = context.runtime.create(request);
         let created = calls.track("create the container", created);
         let asked = async {
-            if monitor.engine.is_none() {
-                let answer = timeout(INSPECT_TIMEOUT, context.ask_engine()).await;
-                monitor.engine = answer.ok().and_then(Result::ok);
-            }
+            monitor.ask_engine().await;
             Ok(())
         };
         let created = match tokio::try_join!(created, asked) {
@@ -425,6 +423,14 @@ impl Monitor {
             Err(LaunchError::NotCreated(error)) => Err((Ending::not_created(chain(&error)), error)),
             Err(LaunchError::NotStarted(error)) => Err(self.abandon(file, error).await),
             Err(LaunchError::Ended(ending, error)) => Err((ending, error)),
+        }
+    }
+
+    /// Asks the engine for its version and id, unless it has told them for this run.
+    pub(super) async fn ask_engine(&mut self) {
+        if self.engine.is_none() {
+            let answer = timeout(INSPECT_TIMEOUT, self.context.ask_engine()).await;
+            self.engine = answer.ok().and_then(Result::ok);
         }
     }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use crate::audit::{Event, Started, Stop};
 use crate::capture::Capture;
@@ -13,7 +12,7 @@ use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::entry::StopRequest;
-use crate::monitor::launch::{INSPECT_TIMEOUT, Running, StartCheck};
+use crate::monitor::launch::{Running, StartCheck};
 use crate::monitor::run_file::write;
 use crate::monitor::stop::DEFAULT_SIGNAL;
 use crate::monitor::watch::WatchOutcome;
@@ -194,8 +193,12 @@ impl Monitor {
         let context = Arc::clone(&self.context);
         let written = write(&context, &file);
         let opened = match context.sink.path(&self.place) {
-            // At the same time, because both wait for syncs.
-            Some(_) => tokio::try_join!(written, self.open_log(&record)).map(|((), log)| log),
+            // At the same time, because both wait for syncs. Both end before the directory may be
+            // removed.
+            Some(_) => {
+                let (written, opened) = tokio::join!(written, self.open_log(&record));
+                written.and(opened)
+            }
             // A log elsewhere is not removed with the directory.
             None => match written.await {
                 Ok(()) => self.open_log(&record).await,
@@ -221,10 +224,7 @@ impl Monitor {
         inspection: Option<Inspection>,
         warnings: Vec<String>,
     ) -> Started {
-        if self.engine.is_none() {
-            let answer = timeout(INSPECT_TIMEOUT, self.context.ask_engine()).await;
-            self.engine = answer.ok().and_then(std::result::Result::ok);
-        }
+        self.ask_engine().await;
         let engine = self.engine.clone().unwrap_or_default();
         let mut started = Started {
             ts: Timestamp::now(),
