@@ -9,7 +9,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use tokio::time::{Instant, timeout};
 
 use crate::audit::Started;
@@ -21,14 +21,12 @@ use crate::monitor::entry::{PipeState, StopRequest, lock};
 use crate::monitor::output::Source;
 use crate::monitor::run_file::write;
 use crate::monitor::start::InitialAttach;
-use crate::monitor::unconfirmed::{Judgment, PendingTap, Unconfirmed, lost_track};
+use crate::monitor::unconfirmed::{Judgment, PendingSource, Unconfirmed, lost_track};
 use crate::monitor::wait::{Backoff, LateAnswer};
 use crate::monitor::{Monitor, StartTimes};
 use crate::outcome::Ending;
 use crate::root::RunFile;
-use crate::runtime::{
-    AttachedOutput, ContainerStatus, CreateRequest, EngineInfo, InputWriter, Inspection,
-};
+use crate::runtime::{ContainerStatus, CreateRequest, EngineInfo, InputWriter, Inspection};
 use crate::spec::{ContainerId, RunSpec};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
@@ -322,46 +320,6 @@ async fn record_engine(
         });
     }
     Ok(engine)
-}
-
-/// The source of output of a container whose start is not confirmed.
-enum PendingSource {
-    Tap {
-        stream: PendingTap,
-        end_marker: bool,
-    },
-    Other(Source),
-}
-
-impl PendingSource {
-    fn new(source: Source) -> Self {
-        match source {
-            Source::Tap(output) => Self::Tap {
-                stream: output.stream.peekable(),
-                end_marker: output.end_marker,
-            },
-            other => Self::Other(other),
-        }
-    }
-
-    fn tap(&mut self) -> Option<&mut PendingTap> {
-        match self {
-            Self::Tap { stream, .. } => Some(stream),
-            Self::Other(_) => None,
-        }
-    }
-}
-
-impl From<PendingSource> for Source {
-    fn from(pending: PendingSource) -> Self {
-        match pending {
-            PendingSource::Tap { stream, end_marker } => Self::Tap(AttachedOutput {
-                stream: stream.boxed(),
-                end_marker,
-            }),
-            PendingSource::Other(source) => source,
-        }
-    }
 }
 
 /// Sets the window size of a started container.

@@ -12,8 +12,9 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, timeout};
 
 use crate::error::RuntimeError;
+use crate::monitor::output::Source;
 use crate::outcome::Ending;
-use crate::runtime::{Continuity, Inspection, LogsRequest, OutputStream, Runtime};
+use crate::runtime::{AttachedOutput, Continuity, Inspection, LogsRequest, OutputStream, Runtime};
 use crate::spec::ContainerId;
 
 /// Time for which an engine may report a container that was started as created.
@@ -26,6 +27,46 @@ const FIRST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The tap of a container whose start is not confirmed.
 pub(super) type PendingTap = Peekable<OutputStream>;
+
+/// The source of output of a container whose start is not confirmed.
+pub(super) enum PendingSource {
+    Tap {
+        stream: PendingTap,
+        end_marker: bool,
+    },
+    Other(Source),
+}
+
+impl PendingSource {
+    pub(super) fn new(source: Source) -> Self {
+        match source {
+            Source::Tap(output) => Self::Tap {
+                stream: output.stream.peekable(),
+                end_marker: output.end_marker,
+            },
+            other => Self::Other(other),
+        }
+    }
+
+    pub(super) fn tap(&mut self) -> Option<&mut PendingTap> {
+        match self {
+            Self::Tap { stream, .. } => Some(stream),
+            Self::Other(_) => None,
+        }
+    }
+}
+
+impl From<PendingSource> for Source {
+    fn from(pending: PendingSource) -> Self {
+        match pending {
+            PendingSource::Tap { stream, end_marker } => Self::Tap(AttachedOutput {
+                stream: stream.boxed(),
+                end_marker,
+            }),
+            PendingSource::Other(source) => source,
+        }
+    }
+}
 
 /// The ending of a container that its engine lost track of.
 pub(super) fn lost_track() -> Ending {
