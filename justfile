@@ -93,14 +93,38 @@ test-no-engine:
     cargo run --locked --quiet --example quickstart | tee "$work/quickstart"
     grep -q '^runtime: local processes' "$work/quickstart"
 
-# The contract of a runtime on Podman (as root; apt-get install podman runc jq)
-podman:
+# The tests on engines beside the machine's own (as root; apt-get install debootstrap podman runc jq)
+engines: docker28 podman5 engine-variants
+
+# The contract of a runtime, and the tests on an engine, on Docker 28
+docker28:
+    tests/engines/docker28 "{{ just_executable() }}" engine-tests
+
+# The same on Podman 5
+podman5:
+    tests/engines/podman5 "{{ just_executable() }}" engine-tests
+
+# The contract and the tests of the engine that DOCKER_HOST names, except those with daemons or kills
+engine-tests:
+    cargo test --locked --quiet --all-features --test conformance -- docker::
+    cargo build --locked --quiet --all-features --examples
+    cargo test --locked --quiet --all-features --test engine -- --skip daemon:: --skip crash::
+
+# The output of containers on the other ways in which engines are set up, and the contract on Podman 4
+engine-variants:
     #!/usr/bin/env bash
     set -euo pipefail
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-    tests/engines/podman "$work" cargo test --locked --quiet --all-features --test conformance -- docker:: \
-        --skip docker::stdin::allows_reattaching_to_open_input
+    for variant in --rootless --containerd --userns --tls; do
+        tests/engines/docker28 $variant cargo test --locked --quiet --all-features --test conformance -- docker::attach
+    done
+    tests/engines/podman5 --rootless cargo test --locked --quiet --all-features --test conformance -- docker::attach
+    tests/engines/podman4 cargo test --locked --quiet --all-features --test conformance -- docker::
+
+# Kills of moat and of its daemon on Docker 28, and 1,000 kills at random times: half an hour
+docker28-campaign:
+    cargo build --locked --quiet --all-features --examples
+    tests/engines/docker28 cargo test --locked --all-features --test engine -- --include-ignored daemon::
+    tests/engines/docker28 cargo test --locked --all-features --test engine -- --include-ignored crash::
 
 # An image of busybox for the examples (apt-get install busybox-static)
 image:

@@ -84,17 +84,9 @@ async fn anonymous_volumes_go_with_the_container(stage: &Stage) {
     let run = manager.start(spec).await.unwrap();
     printed(&run, "written\n").await;
     let container = stage.containers().await.remove(0);
-    let found = stage
-        .docker
-        .inspect_container(&container, None)
-        .await
-        .unwrap();
-    let volume = found
-        .mounts
-        .unwrap()
-        .into_iter()
-        .find_map(|mount| mount.name)
-        .unwrap();
+    let found = stage.inspect(&container).await;
+    let mut mounts = found["Mounts"].as_array().unwrap().iter();
+    let volume = mounts.find_map(|mount| mount["Name"].as_str()).unwrap();
     stage.open_gate("go");
     end(&run).await;
     stage.is_clean().await;

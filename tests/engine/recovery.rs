@@ -142,12 +142,7 @@ async fn shutdown_can_leave_runs_alone(stage: &Stage) {
     assert!(matches!(run.wait().await, Err(Error::Closed)));
     drop((run, manager));
     let container = stage.containers().await.remove(0);
-    let found = stage
-        .docker
-        .inspect_container(&container, None)
-        .await
-        .unwrap();
-    assert_eq!(found.state.unwrap().running, Some(true));
+    assert_eq!(stage.inspect(&container).await["State"]["Running"], true);
     stage.open_gate("go");
     let manager = stage.manager().await;
     let audit = read(&end(&recovered(&manager).await).await);

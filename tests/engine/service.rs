@@ -1,5 +1,7 @@
 //! Services of tests: waiting until they are ready, and the end of their scope.
 
+use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use moat::audit::{LogState, verify};
@@ -7,7 +9,8 @@ use moat::outcome::StopCause;
 use moat::{Error, Port, Ready, RunSpec};
 use serde_json::json;
 use testkit::deadline::within;
-use testkit::engine::block_on;
+use testkit::engine::{self, block_on};
+use testkit::harness::{Need, Trial};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -16,12 +19,30 @@ use crate::stage::Stage;
 
 testkit::trials! {
     crate::on_engine:
-        readiness_by_listening_port,
         readiness_by_printed_line,
-        readiness_by_health_check,
         a_service_ends_with_its_scope,
         a_manager_outlives_runtimes_of_tests,
-        a_service_of_a_killed_test_is_ended_later,
+        a_service_of_a_killed_test_is_ended_later;
+    on_network: readiness_by_listening_port;
+    on_health_checks: readiness_by_health_check,
+}
+
+/// A trial on an engine whose containers have a network.
+fn on_network(name: &str, trial: impl AsyncFnOnce(&Stage) + Send + 'static) -> Trial {
+    crate::on_engine(name, trial).needs(engine::network())
+}
+
+/// A trial on an engine that runs health checks. Podman leaves that to systemd.
+fn on_health_checks(name: &str, trial: impl AsyncFnOnce(&Stage) + Send + 'static) -> Trial {
+    static NEED: OnceLock<Need> = OnceLock::new();
+    let has_systemd = Path::new("/run/systemd/system").exists();
+    let need = NEED.get_or_init(|| match engine::need() {
+        Ok(()) if engine::is_podman() && !has_systemd => {
+            Err("Podman runs health checks by systemd, which is not here".into())
+        }
+        need => need.clone(),
+    });
+    crate::on_engine(name, trial).needs(need)
 }
 
 const SOON: Duration = Duration::from_secs(3);

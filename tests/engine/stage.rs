@@ -9,6 +9,7 @@ use moat::audit::{LogState, verify};
 use moat::outcome::Stream;
 use moat::run::{Attached, Attachment};
 use moat::{Docker, Ending, Manager, Outcome, Run, RunSpec, Seal};
+use serde_json::Value;
 use tempfile::TempDir;
 use testkit::audit::Audit;
 use testkit::deadline::{eventually, within};
@@ -93,22 +94,28 @@ impl Stage {
     /// The containers of the trial's root on the engine.
     pub async fn containers(&self) -> Vec<String> {
         let root = engine::root_id(&self.root()).expect("the root has an id");
-        engine::containers(&self.docker, &root).await.unwrap()
+        engine::containers(&engine::address(), &root).await.unwrap()
+    }
+
+    /// What the engine reports of a container.
+    pub async fn inspect(&self, container: &str) -> Value {
+        engine::inspect(&engine::address(), container)
+            .await
+            .unwrap()
     }
 
     /// True if the engine reports that the trial's only container was out of memory.
     pub async fn found_out_of_memory(&self) -> bool {
         let container = self.containers().await.remove(0);
-        let found = self.docker.inspect_container(&container, None).await;
-        found.unwrap().state.unwrap().oom_killed == Some(true)
+        self.inspect(&container).await["State"]["OOMKilled"] == true
     }
 
     /// Waits until the engine reports that the trial's only container has ended.
     pub async fn container_ended(&self) {
         eventually(30, "the end of the container", async || {
             let container = self.containers().await.pop()?;
-            let found = self.docker.inspect_container(&container, None).await.ok()?;
-            (!found.state?.running?).then_some(())
+            let found = self.inspect(&container).await;
+            (found["State"]["Running"] == false).then_some(())
         })
         .await;
     }

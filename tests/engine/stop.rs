@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use moat::outcome::StopCause;
+use testkit::engine;
 
 use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read, seal};
 
@@ -87,7 +88,12 @@ async fn stop_wait_and_exit_agree_in_a_race(stage: &Stage) {
         );
         for outcome in stopped.iter().chain(&waited) {
             assert_eq!(outcome, &stopped[0]);
-            assert_eq!(outcome.code(), Some(4), "after {delay} ms: {outcome}");
+            // Podman answers a start before the program runs. SIGTERM then ends runc, with code 2.
+            let early = engine::is_podman() && outcome.code() == Some(2);
+            assert!(
+                outcome.code() == Some(4) || early,
+                "after {delay} ms: {outcome}"
+            );
         }
         read(&stopped[0]);
     }

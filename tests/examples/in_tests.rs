@@ -20,7 +20,8 @@ fn a_failure_shows_the_output_of_its_service(place: &Place) {
     let found = output(command);
     let root = place.dir.path().join("target/in-tests");
     let id = engine::root_id(&root).unwrap();
-    let left = engine::block_on(async { engine::containers(&docker, &id).await.unwrap() });
+    let left =
+        engine::block_on(async { engine::containers(&engine::address(), &id).await.unwrap() });
     engine::sweep(&root);
     assert_code(&found, 1);
     assert_eq!(

@@ -52,7 +52,10 @@ fn with_busybox(name: &str, trial: fn(&Place)) -> Trial {
         true => Ok(()),
         false => Err("no static busybox on this machine".into()),
     };
-    on_engine(name, trial).needs(&built).needs(&installed)
+    on_engine(name, trial)
+        .needs(&built)
+        .needs(&installed)
+        .needs(engine::network())
 }
 
 fn in_namespaces(name: &str, trial: fn(&Place)) -> Trial {

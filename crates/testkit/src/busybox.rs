@@ -1,4 +1,4 @@
-//! An image with a shell and an editor: the static busybox of this machine, imported into the
+//! An image with a shell and an editor: the static busybox of this machine, loaded into the
 //! engine. Nothing is downloaded.
 
 use std::fs::File;
@@ -7,9 +7,10 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use bollard::Docker;
+use serde_json::json;
 
 use crate::harness::Need;
-use crate::image::import;
+use crate::image::load;
 
 const PROGRAM: &str = "/bin/busybox";
 
@@ -38,7 +39,7 @@ pub async fn provide(docker: &Docker) -> Result<String, String> {
         return Ok(name.into());
     }
     let archive = pack().map_err(|error| format!("cannot pack {PROGRAM}: {error}"))?;
-    import(docker, name, archive, &["ENV PATH=/bin"]).await?;
+    load(docker, name, archive, &json!({"Env": ["PATH=/bin"]})).await?;
     Ok(name.into())
 }
 

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
-use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
+use bollard::query_parameters::RemoveContainerOptionsBuilder;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::harness::{self, Need};
 
@@ -24,6 +27,34 @@ pub fn need() -> &'static Need {
             "no Docker engine answered at {} (set MOAT_ENGINE=required to fail instead)",
             address()
         )),
+    })
+}
+
+/// True if the engine is Podman.
+///
+/// # Panics
+///
+/// If the engine does not answer.
+pub fn is_podman() -> bool {
+    static PODMAN: OnceLock<bool> = OnceLock::new();
+    *PODMAN.get_or_init(|| {
+        let version = block_on(async { get(&address(), "/version").await });
+        let version = version.expect("the engine answers");
+        let components = version["Components"].as_array().into_iter().flatten();
+        components
+            .into_iter()
+            .any(|found| found["Name"] == "Podman Engine")
+    })
+}
+
+/// Containers with a network whose ports this machine reaches.
+///
+/// The engines of `tests/engines/` have none, and say so by `MOAT_ENGINE_NETWORK=none`.
+pub fn network() -> &'static Need {
+    static NEED: OnceLock<Need> = OnceLock::new();
+    NEED.get_or_init(|| match std::env::var("MOAT_ENGINE_NETWORK") {
+        Ok(network) if network == "none" => Err("the engine has no network".into()),
+        _ => need().clone(),
     })
 }
 
@@ -73,7 +104,7 @@ pub fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> T {
 /// The id of the root in `directory`, if there is one.
 pub fn root_id(directory: &Path) -> Option<String> {
     let text = std::fs::read_to_string(directory.join("root.json")).ok()?;
-    let json: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let json: Value = serde_json::from_str(&text).ok()?;
     ["id", "root"]
         .iter()
         .find_map(|key| Some(json.get(key)?.as_str()?.to_owned()))
@@ -81,20 +112,59 @@ pub fn root_id(directory: &Path) -> Option<String> {
 
 /// The ids of all containers of a root, in any state.
 ///
+/// Read without bollard, which does not know Podman's state `stopped`.
+///
 /// # Errors
 ///
 /// If the engine does not answer.
-pub async fn containers(docker: &Docker, root: &str) -> Result<Vec<String>, String> {
-    let label = format!("moat.root={root}");
-    let options = ListContainersOptionsBuilder::new()
-        .all(true)
-        .filters(&[("label", vec![label.as_str()])].into())
-        .build();
-    let found = docker
-        .list_containers(Some(options))
-        .await
-        .map_err(|error| format!("cannot list containers: {error}"))?;
-    Ok(found.into_iter().filter_map(|found| found.id).collect())
+pub async fn containers(engine: &str, root: &str) -> Result<Vec<String>, String> {
+    let filters = format!("%7B%22label%22%3A%5B%22moat.root%3D{root}%22%5D%7D");
+    let found = get(engine, &format!("/containers/json?all=1&filters={filters}")).await?;
+    let ids = found.as_array().into_iter().flatten();
+    let ids = ids.filter_map(|found| Some(found["Id"].as_str()?.to_owned()));
+    Ok(ids.collect())
+}
+
+/// What the engine reports of a container.
+///
+/// # Errors
+///
+/// If the engine does not answer, or has no such container.
+pub async fn inspect(engine: &str, container: &str) -> Result<Value, String> {
+    get(engine, &format!("/containers/{container}/json")).await
+}
+
+/// The response to a request without a body.
+async fn get(engine: &str, path: &str) -> Result<Value, String> {
+    let failed = |error: std::io::Error| format!("cannot get {path} from {engine}: {error}");
+    let response = match engine.split_once("://") {
+        Some(("unix", socket)) => {
+            let stream = UnixStream::connect(socket).await.map_err(failed)?;
+            exchange(stream, path).await.map_err(failed)?
+        }
+        Some((_, host)) => {
+            let stream = TcpStream::connect(host).await.map_err(failed)?;
+            exchange(stream, path).await.map_err(failed)?
+        }
+        None => return Err(format!("{engine} is no address")),
+    };
+    let body = response.split_once("\r\n\r\n").unwrap_or_default().1;
+    match response.split(' ').nth(1) {
+        Some("200") => serde_json::from_str(body).map_err(|error| format!("{path}: {error}")),
+        _ => Err(format!("cannot get {path}: {response}")),
+    }
+}
+
+/// HTTP/1.0: the response ends with the connection.
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    path: &str,
+) -> std::io::Result<String> {
+    let request = format!("GET {path} HTTP/1.0\r\nHost: engine\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await?;
+    Ok(response)
 }
 
 /// Removes a container without moat.
@@ -125,7 +195,7 @@ pub fn sweep(directory: &Path) {
     };
     block_on(async {
         let Ok(docker) = connect() else { return };
-        for container in containers(&docker, &root).await.unwrap_or_default() {
+        for container in containers(&address(), &root).await.unwrap_or_default() {
             if let Err(error) = remove(&docker, &container).await {
                 eprintln!("{error}");
             }

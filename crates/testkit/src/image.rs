@@ -1,4 +1,4 @@
-//! The test image: the workload, compiled by the `rustc` of this machine and imported into the
+//! The test image: the workload, compiled by the `rustc` of this machine and loaded into the
 //! engine. Nothing is downloaded.
 
 use std::fs::{self, File};
@@ -7,8 +7,9 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use bollard::Docker;
-use bollard::query_parameters::CreateImageOptionsBuilder;
+use bollard::query_parameters::ImportImageOptions;
 use futures::TryStreamExt;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 const WORKLOAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/workload.rs");
@@ -38,39 +39,72 @@ pub async fn provide(docker: &Docker) -> Result<String, String> {
         return Ok(name);
     }
     let program = compile(&hash)?;
-    let archive = pack(&program).map_err(|error| format!("cannot pack the workload: {error}"))?;
-    let changes = [r#"ENTRYPOINT ["/workload"]"#, "ENV PATH=/"];
-    import(docker, &name, archive, &changes).await?;
+    let layer = pack(&program).map_err(|error| format!("cannot pack the workload: {error}"))?;
+    let config = json!({"Entrypoint": ["/workload"], "Env": ["PATH=/"]});
+    load(docker, &name, layer, &config).await?;
     Ok(name)
 }
 
-/// Makes an image of a file system.
+/// Makes an image of a file system, with the configuration of its containers.
+///
+/// It is loaded, and not imported: Podman ignores the configuration of an import.
 ///
 /// # Errors
 ///
 /// If the engine refuses it.
-pub async fn import(
+pub async fn load(
     docker: &Docker,
     name: &str,
-    archive: Vec<u8>,
-    changes: &[&str],
+    layer: Vec<u8>,
+    config: &Value,
 ) -> Result<(), String> {
-    let options = CreateImageOptionsBuilder::new()
-        .from_src("-")
-        // With its tag: Podman ignores a tag that is given apart from the name.
-        .repo(name)
-        .changes(changes.iter().map(|&change| change.to_owned()).collect())
-        .build();
+    let archive = image_archive(name, &layer, config)
+        .map_err(|error| format!("cannot pack the image {name}: {error}"))?;
+    let body = bollard::body_full(archive.into());
     docker
-        .create_image(
-            Some(options),
-            Some(bollard::body_full(archive.into())),
-            None,
-        )
+        .import_image(ImportImageOptions::default(), body, None)
         .try_collect::<Vec<_>>()
         .await
-        .map_err(|error| format!("cannot import the image {name}: {error}"))?;
+        .map_err(|error| format!("cannot load the image {name}: {error}"))?;
+    // The response of a load that fails may be a success.
+    let loaded = docker.inspect_image(name).await;
+    loaded.map_err(|error| format!("cannot load the image {name}: {error}"))?;
     Ok(())
+}
+
+/// An archive as `docker save` writes it.
+fn image_archive(name: &str, layer: &[u8], config: &Value) -> std::io::Result<Vec<u8>> {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let config = json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&Sha256::digest(layer)))]},
+    });
+    let config = config.to_string();
+    let config_file = format!("{}.json", hex(&Sha256::digest(&config)));
+    let manifest =
+        json!([{"Config": config_file, "RepoTags": [name], "Layers": ["layer.tar"]}]).to_string();
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, bytes) in [
+        (config_file.as_str(), config.as_bytes()),
+        ("layer.tar", layer),
+        ("manifest.json", manifest.as_bytes()),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, path, bytes)?;
+    }
+    archive.into_inner()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn source_hash() -> std::io::Result<String> {
@@ -80,7 +114,7 @@ fn source_hash() -> std::io::Result<String> {
     }
     hash.update(FLAGS.join(" "));
     let hash = hash.finalize();
-    Ok(hash[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash[..8]))
 }
 
 /// Compiles the workload, unless this source was compiled before.

@@ -132,11 +132,14 @@ impl Process {
 
 /// Waits at most `bound` until the engine has at most `kept` containers of `root`. Returns their
 /// number.
-pub async fn cleaned(docker: &bollard::Docker, root: &Path, kept: usize, bound: Duration) -> usize {
+pub async fn cleaned(root: &Path, kept: usize, bound: Duration) -> usize {
     let id = engine::root_id(root).unwrap_or_default();
     let begin = Instant::now();
     loop {
-        let left = engine::containers(docker, &id).await.unwrap().len();
+        let left = engine::containers(&engine::address(), &id)
+            .await
+            .unwrap()
+            .len();
         if left <= kept || begin.elapsed() >= bound {
             return left;
         }

@@ -107,7 +107,9 @@ fn trial(sentence: &str, point: &str, plan: Plan) -> Trial {
         while tally.kills == 0 && plan.dies_at("after evidence") && tries < 5 {
             (tally, tries) = (play(), tries + 1);
         }
-        if tally.kills as usize != plan.deaths.len() {
+        // Podman refuses such a container before its start.
+        let is_refused = engine::is_podman() && point == "during_start_that_fails";
+        if tally.kills as usize != plan.deaths.len() && !is_refused {
             return Err(format!("{} of {} were killed", tally.kills, plan.deaths.len()).into());
         }
         clean(&tally)

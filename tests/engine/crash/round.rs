@@ -21,7 +21,6 @@ const UNDER_WAY: Duration = Duration::from_secs(5);
 /// after a failure.
 pub struct Round {
     dir: TempDir,
-    docker: bollard::Docker,
     image: String,
     address: Option<String>,
     /// The proxy between the engine and the process that starts the runs.
@@ -55,7 +54,6 @@ impl Round {
         .await;
         Self {
             dir,
-            docker,
             image,
             address: None,
             proxy: None,
@@ -156,11 +154,11 @@ impl Round {
             }
             self.settled().await;
             let bound = Duration::from_secs(60);
-            if cleaned(&self.docker, &self.root(), kept(), bound).await == kept() {
+            if cleaned(&self.root(), kept(), bound).await == kept() {
                 break;
             }
         }
-        let left = cleaned(&self.docker, &self.root(), kept(), Duration::ZERO).await;
+        let left = cleaned(&self.root(), kept(), Duration::ZERO).await;
         if left != kept() {
             tally.left_behind += 1;
             tally.problem(format!(

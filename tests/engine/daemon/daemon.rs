@@ -62,14 +62,6 @@ impl Daemon {
         fs::create_dir(path.join("gate")).unwrap();
         let data = path.join("data");
         fs::create_dir(&data).unwrap();
-        if let Some(size) = kind.disk {
-            let size = format!("size={size}");
-            let mounted = Command::new("mount")
-                .args(["-t", "tmpfs", "-o", &size, "moat-test"])
-                .arg(&data)
-                .status();
-            assert!(mounted.unwrap().success());
-        }
         write_configuration(path, kind.live_restore);
         // The client needs a socket from the start. The daemon replaces it.
         let socket = path.join("d.sock");
@@ -90,6 +82,17 @@ impl Daemon {
             docker,
             image: String::new(),
         };
+        if let Some(size) = kind.disk {
+            let socket = daemon.path().join("c.sock");
+            eventually(30, "containerd's socket", async || {
+                socket.exists().then_some(())
+            })
+            .await;
+            let options = format!("size={size}");
+            let mut mount = daemon.among_its_mounts("mount");
+            mount.args(["-t", "tmpfs", "-o", &options, "moat-test"]);
+            assert!(mount.arg(data).status().unwrap().success());
+        }
         daemon.start().await;
         daemon.image = image::provide(&daemon.docker).await.unwrap();
         daemon
@@ -228,7 +231,7 @@ impl Daemon {
     /// The only container of the root.
     pub async fn container(&self) -> String {
         let root = engine::root_id(&self.root()).expect("the root has an id");
-        let mut found = engine::containers(&self.docker, &root).await.unwrap();
+        let mut found = engine::containers(&self.address(), &root).await.unwrap();
         assert_eq!(found.len(), 1);
         found.remove(0)
     }
@@ -237,7 +240,7 @@ impl Daemon {
     pub async fn is_clean(&self) {
         let root = engine::root_id(&self.root()).expect("the root has an id");
         eventually(90, "the removal of the container", async || {
-            let found = engine::containers(&self.docker, &root).await.unwrap();
+            let found = engine::containers(&self.address(), &root).await.unwrap();
             found.is_empty().then_some(())
         })
         .await;
@@ -318,6 +321,7 @@ impl Daemon {
         for shim in self.shims() {
             kill("KILL", shim);
         }
+        self.unmount_all();
         let _ = self.containerd.kill();
         let _ = self.containerd.wait();
         for group in groups {
@@ -325,15 +329,26 @@ impl Daemon {
         }
     }
 
+    /// A command in the mount namespace of the daemon's programs, which may have another one than
+    /// this process.
+    fn among_its_mounts(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        let containerd = self.containerd.id().to_string();
+        command.args(["--mount", "--target", &containerd, program]);
+        command
+    }
+
     fn unmount_all(&self) {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let mounts = format!("/proc/{}/mounts", self.containerd.id());
+        let mounts = fs::read_to_string(mounts).unwrap_or_default();
         let path = self.path().display().to_string();
         // The last mount first.
         for mount in mounts.lines().rev() {
             if let Some(target) = mount.split(' ').nth(1)
                 && target.starts_with(&path)
             {
-                let _ = Command::new("umount").args(["--lazy", target]).status();
+                let mut umount = self.among_its_mounts("umount");
+                let _ = umount.args(["--lazy", target]).status();
             }
         }
     }
@@ -350,7 +365,6 @@ impl Drop for Daemon {
             eprintln!("{}", lines[lines.len().saturating_sub(20)..].join("\n"));
         }
         self.end_all();
-        self.unmount_all();
     }
 }
 

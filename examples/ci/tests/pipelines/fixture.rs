@@ -156,10 +156,9 @@ impl Fixture {
     /// Checks that the engine has no container of this root.
     pub fn assert_no_containers(&self) {
         let root = engine::root_id(&self.root()).unwrap();
-        let docker = engine::connect().unwrap();
         // The last container is removed shortly after its seal.
         wait_for("the removal of the containers", || {
-            engine::block_on(engine::containers(&docker, &root))
+            engine::block_on(engine::containers(&engine::address(), &root))
                 .unwrap()
                 .is_empty()
         });

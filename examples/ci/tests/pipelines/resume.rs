@@ -73,8 +73,7 @@ fn the_next_build_stops_leftover_containers(fixture: &Fixture) {
     wait_for_line(fixture, "old 1", "started");
     process.kill();
     let root = engine::root_id(&fixture.root()).unwrap();
-    let docker = engine::connect().unwrap();
-    let containers = engine::block_on(engine::containers(&docker, &root)).unwrap();
+    let containers = engine::block_on(engine::containers(&engine::address(), &root)).unwrap();
     assert_eq!(containers.len(), 1, "the container still runs");
     let out = run(
         fixture.docker("[[step]]\nname = 'new'\nexec = ['true']\n"),
