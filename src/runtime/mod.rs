@@ -243,7 +243,8 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// including bytes that the engine would otherwise interpret.
     ///
     /// For [`Stdin::Pipe`](crate::spec::Stdin::Pipe), shutdown or drop of the writer ends the
-    /// container's input. For [`Stdin::Open`](crate::spec::Stdin::Open), it does not.
+    /// container's input. For [`Stdin::Open`](crate::spec::Stdin::Open), it does not, with
+    /// [`Capabilities::stdin_reattach`].
     ///
     /// moat calls this only with [`Capabilities::stdin`]. Default: [`RuntimeError::Unsupported`].
     async fn stdin(&self, container: &ContainerId) -> Result<InputWriter, RuntimeError> {

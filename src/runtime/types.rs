@@ -176,6 +176,10 @@ pub struct Capabilities {
     pub logs: bool,
     /// A container's standard input can be written.
     pub stdin: bool,
+    /// An input of [`Stdin::Open`](crate::spec::Stdin::Open) outlives its writers.
+    ///
+    /// `false`: it ends with the first writer, unless the container has a terminal.
+    pub stdin_reattach: bool,
     /// Execs can run in a container.
     pub exec: bool,
     /// The limit past which the engine discards output.
@@ -198,6 +202,7 @@ impl Capabilities {
         attach_before_start: false,
         logs: false,
         stdin: false,
+        stdin_reattach: false,
         exec: false,
         drain: None,
         exec_drain: None,
@@ -219,6 +224,12 @@ impl Capabilities {
     /// Sets [`stdin`](Self::stdin).
     pub const fn with_stdin(mut self) -> Self {
         self.stdin = true;
+        self
+    }
+
+    /// Sets [`stdin_reattach`](Self::stdin_reattach).
+    pub const fn with_stdin_reattach(mut self) -> Self {
+        self.stdin_reattach = true;
         self
     }
 

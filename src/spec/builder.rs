@@ -143,7 +143,9 @@ impl RunSpec {
 
     /// Mounts a file or directory of the engine's host.
     ///
-    /// Both paths are absolute.
+    /// Both paths are absolute. A missing `source` fails the start. Podman creates it instead if
+    /// its files are out of this process's reach. With Podman, a comma, a quote or a line break in
+    /// a path is refused.
     pub fn bind(self, source: impl Into<PathBuf>, target: impl Into<String>) -> Self {
         self.mount(Mount::Bind {
             source: source.into(),
@@ -257,6 +259,9 @@ impl RunSpec {
     }
 
     /// Sets the GPUs that the container can use. Default: none.
+    ///
+    /// Podman finds them by their CDI names, such as `nvidia.com/gpu=0`, and refuses
+    /// [`Gpus::Count`].
     pub fn gpus(mut self, gpus: Gpus) -> Self {
         self.settings.gpus = Some(gpus);
         self
@@ -313,6 +318,8 @@ impl RunSpec {
     }
 
     /// Sets the OCI runtime by the engine's name for it, such as `runsc`.
+    ///
+    /// Podman's Docker-compatible interface has no such setting, so it is refused there.
     pub fn oci_runtime(mut self, name: impl Into<String>) -> Self {
         self.settings.oci_runtime = Some(name.into());
         self

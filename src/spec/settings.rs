@@ -361,7 +361,8 @@ pub enum Stdin {
     /// The input is open for the container's whole life.
     ///
     /// Any number of writers share it. It has no end, so a program that reads to the end of its
-    /// input never finishes.
+    /// input never finishes. Podman ends it with the first writer, unless the container has a
+    /// terminal.
     Open,
 }
 

@@ -9,11 +9,11 @@ use ulid::Ulid;
 
 use super::client::Client;
 use super::connection::{Answer, Call};
-use super::errors::Failure;
+use super::errors::{Failure, Refusal};
 use super::output::Output;
 use crate::error::RuntimeError;
 use crate::outcome::Stream;
-use crate::runtime::{AttachedOutput, OutputStream};
+use crate::runtime::{AttachedOutput, ContainerStatus, OutputStream};
 use crate::spec::ContainerId;
 
 const OPERATION: &str = "attach to the container";
@@ -92,6 +92,33 @@ impl Client {
             Ok(answer) => Ok(accepted(answer)),
             Err(Failure::Refused(_)) => Ok(None),
             Err(failure) => Err(failure),
+        }
+    }
+
+    /// Attaches to a container that runs.
+    pub(super) async fn attach_running(
+        &self,
+        container: &ContainerId,
+        tty: bool,
+    ) -> Result<OutputStream, RuntimeError> {
+        let attachable = self.check_attachable(container).await;
+        attachable.map_err(self.error(OPERATION))?;
+        self.attach_raw(container, tty).await
+    }
+
+    /// Refuses to attach to a container of Podman that has ended.
+    ///
+    /// Podman would prepare the container for another start, and forget its exit code.
+    pub(super) async fn check_attachable(&self, container: &ContainerId) -> Result<(), Failure> {
+        if !self.podman {
+            return Ok(());
+        }
+        match self.inspection(container).await?.status {
+            ContainerStatus::Created | ContainerStatus::Running => Ok(()),
+            _ => Err(Failure::Refused(Refusal::new(
+                409,
+                "the container has ended",
+            ))),
         }
     }
 

@@ -31,7 +31,17 @@ const MAX_WAIT_BYTES: usize = 64 << 10;
 impl Client {
     pub(super) async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
         const OPERATION: &str = "create the container";
-        let driver = LogDriver::for_backstop(request.spec.settings().backstop);
+        let settings = request.spec.settings();
+        if self.podman
+            && let Some(root) = self.dialer.root_of_podman().await
+            && let Some(source) = create::missing_source(settings, &root)
+        {
+            return Err(RuntimeError::Rejected {
+                operation: OPERATION,
+                reason: format!("the source {source:?} of a mount does not exist"),
+            });
+        }
+        let driver = LogDriver::for_backstop(settings.backstop);
         let mut created = self.create_with_log(&request, driver).await;
         // The engine merges its defaults for `json-file` into our options. If they set a buffer
         // size, the engine refuses that together with our `blocking`. It does not merge them into
@@ -46,7 +56,7 @@ impl Client {
         }
         created.map_err(|failure| match failure.refusal(Refusal::is_no_such_image) {
             Some(refusal) => RuntimeError::NoSuchImage {
-                image: request.spec.settings().image.clone(),
+                image: settings.image.clone(),
                 reason: refusal.message.clone(),
             },
             None => failure.error(OPERATION, &self.address),
@@ -58,7 +68,7 @@ impl Client {
         request: &CreateRequest<'_>,
         driver: LogDriver,
     ) -> Result<Created, Failure> {
-        let mut body = create::body(request, driver);
+        let mut body = create::body(request, driver, self.podman);
         if let Some(patch) = request.view().patch() {
             body = create::apply_patch(body, patch)
                 .map_err(|error| Failure::Refused(Refusal::new(400, &error.to_string())))?;
@@ -115,7 +125,7 @@ impl Client {
         inspection.map_err(self.error("inspect the container"))
     }
 
-    async fn inspection(&self, container: &ContainerId) -> Result<Inspection, Failure> {
+    pub(super) async fn inspection(&self, container: &ContainerId) -> Result<Inspection, Failure> {
         let call = Call::get(self.container_path(container, "/json")?);
         let json = self.fetch(call).await?;
         inspect::inspection(&json, self.podman)

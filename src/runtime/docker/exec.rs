@@ -1,4 +1,4 @@
-//! Stdin, terminal sizes, and execs.
+//! Execs, and the sizes of terminals.
 
 use futures::StreamExt;
 use serde::Deserialize;
@@ -9,16 +9,10 @@ use super::connection::Call;
 use super::errors::Failure;
 use super::output::Output;
 use crate::error::RuntimeError;
-use crate::runtime::{AttachedOutput, ExecId, ExecInspection, InputWriter, StartedExec};
+use crate::runtime::{AttachedOutput, ExecId, ExecInspection, StartedExec};
 use crate::spec::{ContainerId, ExecSpec, Stdin, WindowSize};
 
-/// The detach keys of an attachment, escaped for a query.
-///
-/// Engines search stdin for detach keys, by default `ctrl-p,ctrl-q`. These keys do not reach the
-/// container, and the first of them is delayed until the next key. The search cannot be disabled.
-/// moat therefore sets a sequence that does not occur in text input: its bytes are not valid UTF-8.
-const UNUSED_DETACH_KEYS: &str = "%FF,%FE,%FF,%FF,%FE,%FE,%FF,%FE,%FF,%FF,%FE,%FE,%FF,%FE,%FF,%FF";
-/// The detach keys of an exec, whose JSON body must be valid UTF-8.
+/// The detach keys of an exec, as of an attachment: the JSON body must be valid UTF-8.
 const UNUSED_DETACH_KEYS_UTF8: &str =
     "ctrl-@,ctrl-^,ctrl-@,ctrl-@,ctrl-^,ctrl-^,ctrl-@,ctrl-^,ctrl-@,ctrl-@,ctrl-^,ctrl-@";
 
@@ -39,23 +33,6 @@ struct ExecState {
 }
 
 impl Client {
-    pub(super) async fn connect_stdin(
-        &self,
-        container: &ContainerId,
-    ) -> Result<InputWriter, RuntimeError> {
-        let writer = async {
-            let call = Call::post(self.container_path(container, "/attach")?)
-                .query("stream", "1")
-                .query("stdin", "1")
-                .escaped_query("detachKeys", UNUSED_DETACH_KEYS)
-                .upgrade();
-            self.send(call).await?.writer()
-        };
-        writer
-            .await
-            .map_err(self.error("attach to the container's stdin"))
-    }
-
     /// Resizes the terminal of the container or exec at `path`.
     pub(super) async fn resize_terminal(
         &self,

@@ -19,6 +19,14 @@ use crate::runtime::{
 use crate::spec::{ContainerId, Protocol, RootId, RunId};
 use crate::timestamp::Timestamp;
 
+/// The names of the signals on Linux, from number 1 on.
+#[rustfmt::skip]
+const SIGNAL_NAMES: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+];
+
 /// The response to `GET /info`: the fields that moat reads.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -160,31 +168,35 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
 pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failure> {
     let container: Container = parse(json)?;
     let state = container.state;
-    let finished_at = time(&state.finished_at)?;
-    let status = match status(&state.status)? {
-        // A Docker daemon that is killed while it starts a container may record its end and not its
-        // start.
-        ContainerStatus::Created if finished_at.is_some() && !podman => ContainerStatus::Ended,
-        status => status,
-    };
+    let (started_at, finished_at) = (time(&state.started_at)?, time(&state.finished_at)?);
+    let mut status = status(&state.status)?;
+    let mut exit_code = Some(state.exit_code);
+    if status == ContainerStatus::Created && finished_at.is_some() {
+        if !podman {
+            // A Docker daemon that is killed while it starts a container may record its end and not
+            // its start.
+            status = ContainerStatus::Ended;
+        } else if started_at.is_some() {
+            // Podman prepares an ended container for another start if a client attaches to it, and
+            // forgets its exit code.
+            status = ContainerStatus::Ended;
+            exit_code = None;
+        }
+    }
     let text = |text: String| Some(text).filter(|text| !text.is_empty());
     Ok(Inspection {
-        started_at: time(&state.started_at)?,
+        started_at,
         finished_at,
         code: match status {
             ContainerStatus::Running => None,
             // A failed start leaves its exit code; otherwise the code is 0.
-            ContainerStatus::Created => Some(state.exit_code).filter(|&code| code != 0),
-            ContainerStatus::Ended | ContainerStatus::Removing => Some(state.exit_code),
+            ContainerStatus::Created => exit_code.filter(|&code| code != 0),
+            ContainerStatus::Ended | ContainerStatus::Removing => exit_code,
         },
         oom_killed: state.oom_killed,
         error: text(state.error),
         image_digest: text(container.image),
-        stop_signal: match container.config.stop_signal {
-            Value::String(signal) => text(signal),
-            Value::Number(signal) => Some(signal.to_string()),
-            _ => None,
-        },
+        stop_signal: stop_signal(container.config.stop_signal),
         log: log(container.host_config.log_config, podman),
         ports: ports(container.network_settings.ports),
         on_host_network: container.host_config.network_mode == "host",
@@ -329,6 +341,24 @@ pub(super) fn wait_status(json: &[u8]) -> Result<Option<WaitStatus>, Failure> {
     }))
 }
 
+/// Converts a stop signal. Podman reports its number on Linux.
+fn stop_signal(signal: Value) -> Option<String> {
+    let number = match signal {
+        Value::String(signal) if signal.is_empty() => return None,
+        Value::String(signal) => match signal.parse() {
+            Ok(number) => number,
+            Err(_) => return Some(signal),
+        },
+        Value::Number(number) => number.as_u64()?,
+        _ => return None,
+    };
+    let name = usize::try_from(number).ok();
+    match name.and_then(|number| SIGNAL_NAMES.get(number.checked_sub(1)?)) {
+        Some(name) => Some(format!("SIG{name}")),
+        None => Some(number.to_string()),
+    }
+}
+
 /// Converts a state name of Docker or Podman.
 fn status(name: &str) -> Result<ContainerStatus, Failure> {
     match name.to_ascii_lowercase().as_str() {
@@ -467,6 +497,16 @@ mod tests {
         assert_eq!(podman.status, ContainerStatus::Created);
     }
 
+    /// Podman 5.8 reports this for a container with exit code 7 that a client has attached to.
+    #[test]
+    fn a_container_that_podman_prepares_again_has_ended() {
+        let json = json!({"State": {"Status": "created", "ExitCode": 0,
+            "StartedAt": "2026-11-27T02:02:36.251115742Z",
+            "FinishedAt": "2026-11-27T02:02:36.257677761Z"}});
+        let seen = inspection(json.to_string().as_bytes(), true).unwrap();
+        assert_eq!((seen.status, seen.code), (ContainerStatus::Ended, None));
+    }
+
     #[test]
     fn a_failed_start_has_a_code() {
         let seen = inspect(json!({"Status": "created", "ExitCode": 127, "Error": "no such file"}));
@@ -545,6 +585,21 @@ mod tests {
         let seen = inspection(json.to_string().as_bytes(), true).unwrap();
         assert_eq!((seen.health, seen.on_host_network), (None, true));
         assert_eq!(seen.ports, []);
+    }
+
+    #[test]
+    fn a_stop_signal_has_a_name() {
+        for (reported, name) in [
+            (json!("SIGINT"), Some("SIGINT")),
+            (json!("15"), Some("SIGTERM")),
+            (json!(9), Some("SIGKILL")),
+            (json!("64"), Some("64")),
+            (json!(0), Some("0")),
+            (json!(""), None),
+            (json!(null), None),
+        ] {
+            assert_eq!(stop_signal(reported).as_deref(), name);
+        }
     }
 
     #[test]

@@ -26,8 +26,8 @@
 //! # Engines
 //!
 //! Docker Engine supports all optional operations of [`Runtime`]. Podman's Docker-compatible socket
-//! does not support [`exec`](Runtime::exec): Podman 4.3 does not send the output of an exec.
-//! [`Runtime::capabilities`] returns the features of a connected engine.
+//! supports [`exec`](Runtime::exec) from Podman 5 on: Podman 4.3 does not send the output of an
+//! exec. [`Runtime::capabilities`] returns the features of a connected engine.
 //!
 //! # Output
 //!
@@ -59,6 +59,7 @@ mod inspect;
 mod log_length;
 mod options;
 pub(crate) mod output;
+mod stdin;
 #[cfg(test)]
 mod tests;
 
@@ -84,6 +85,9 @@ use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, WindowSiz
 const DRAIN_LIMIT: DrainLimit = DrainLimit::new(Duration::from_secs(2), 1_000_000);
 /// The daemon discards the output that it has not read at the exit.
 const NO_DRAIN: DrainLimit = DrainLimit::new(Duration::ZERO, 0);
+
+/// The first version of Podman whose execs send their output. Podman 4.3 sends none.
+const PODMAN_WITH_EXEC: (u64, u64, u64) = (5, 0, 0);
 
 /// A connection to Docker, or to an engine that implements its API.
 ///
@@ -210,17 +214,24 @@ impl Docker {
 /// Returns the limit past which a version of Docker discards output of a container.
 ///
 /// Since 24.0.0, the daemon waits for its readers after an exit. Until 24.0.5, containerd's client
-/// closed the output first. A version in another form counts as an old one.
+/// closed the output first.
 fn drain_limit(version: &str) -> Option<DrainLimit> {
-    let mut numbers = version
-        .split(['.', '-', '+', '~'])
-        .map(|part| part.parse().ok());
-    let mut number = || numbers.next().flatten().unwrap_or(0_u64);
-    match (number(), number(), number()) {
+    match version_numbers(version) {
         (24, 0, ..6) => Some(NO_DRAIN),
         (24.., ..) => None,
         _ => Some(DRAIN_LIMIT),
     }
+}
+
+/// Returns the first three numbers of an engine's version.
+///
+/// A version in another form counts as an old one.
+fn version_numbers(version: &str) -> (u64, u64, u64) {
+    let mut numbers = version
+        .split(['.', '-', '+', '~'])
+        .map(|part| part.parse().ok());
+    let mut number = || numbers.next().flatten().unwrap_or(0);
+    (number(), number(), number())
 }
 
 /// Checks the address in `variable`, without a connection.
@@ -260,11 +271,17 @@ impl Runtime for Docker {
             .with_logs()
             .with_stdin();
         if self.client.podman {
-            // Each container has a separate monitor process, which reads until the end of the
-            // output: there is no drain limit. Podman 4.3 does not send the output of an exec.
-            return common;
+            // Each container and each exec has a separate monitor process, which reads until the
+            // end of the output: there is no drain limit.
+            return match version_numbers(&self.client.engine.version) >= PODMAN_WITH_EXEC {
+                true => common.with_exec(),
+                false => common,
+            };
         }
-        let docker = common.with_exec().with_exec_drain(DRAIN_LIMIT);
+        let docker = common
+            .with_stdin_reattach()
+            .with_exec()
+            .with_exec_drain(DRAIN_LIMIT);
         match drain_limit(&self.client.engine.version) {
             Some(drain) => docker.with_drain(drain),
             None => docker,
@@ -280,7 +297,11 @@ impl Runtime for Docker {
     }
 
     fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec> {
-        create::check(spec)
+        create::check(spec)?;
+        match self.client.podman {
+            true => create::check_podman(spec.settings()),
+            false => Ok(()),
+        }
     }
 
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
@@ -304,7 +325,7 @@ impl Runtime for Docker {
         container: &ContainerId,
         tty: bool,
     ) -> Result<OutputStream, RuntimeError> {
-        self.client.attach_raw(container, tty).await
+        self.client.attach_running(container, tty).await
     }
 
     async fn start(&self, container: &ContainerId) -> Result<(), RuntimeError> {

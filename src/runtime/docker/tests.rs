@@ -374,6 +374,69 @@ async fn podmans_states_are_understood() {
     assert_eq!((seen.status, seen.code), (ContainerStatus::Ended, Some(3)));
 }
 
+/// Creates an engine that is Podman.
+fn podman(version: &str) -> (Socket, Docker) {
+    let (socket, mut docker) = Socket::new();
+    docker.client.podman = true;
+    docker.client.engine.version = version.into();
+    (socket, docker)
+}
+
+#[tokio::test]
+async fn podman_runs_execs_from_version_5_on() {
+    for (version, execs) in [("4.9.3", false), ("5.0.0", true), ("5.8.6", true)] {
+        let (_socket, docker) = podman(version);
+        assert_eq!(docker.capabilities().exec, execs, "{version}");
+    }
+}
+
+/// Podman would prepare it for another start, and forget its exit code.
+#[tokio::test]
+async fn an_ended_container_of_podman_is_not_attached_to() {
+    let (socket, docker) = podman("5.8.6");
+    let ended = json_response(200, &json!({"State": {"Status": "exited", "ExitCode": 7}}));
+    let (_, attached) = tokio::join!(socket.respond(&ended), docker.attach_running(&ID, false));
+    assert!(matches!(attached, Err(RuntimeError::Conflict { .. })));
+    let (_, input) = tokio::join!(socket.respond(&ended), docker.stdin(&ID));
+    assert!(matches!(input, Err(RuntimeError::Conflict { .. })));
+}
+
+/// Podman ends the input of a terminal without its output, and stops reading the input of a client
+/// that does not read.
+#[tokio::test]
+async fn the_output_beside_an_input_of_podman_is_read() {
+    let (socket, docker) = podman("5.8.6");
+    for (tty, stdout) in [(false, "&stdout=0&"), (true, "&stdout=1&")] {
+        let arrived = tokio::sync::Notify::new();
+        let engine = async {
+            let state = json!({"State": {"Status": "running"}, "Config": {"Tty": tty}});
+            socket.respond(json_response(200, &state)).await;
+            socket.respond(json_response(200, &state)).await;
+            let (mut stream, request) = socket.request().await;
+            assert!(
+                request.contains(stdout) && request.contains("&stderr=0&"),
+                "{request}"
+            );
+            stream.write_all(UPGRADED.as_bytes()).await.unwrap();
+            if tty {
+                // More than the buffers of a socket.
+                stream.write_all(&[b'x'; 4 << 20]).await.unwrap();
+            }
+            assert_eq!(stream.read_u8().await.unwrap(), b'!');
+            arrived.notify_one();
+            // The connection is closed, with or without unread output.
+            assert!(!matches!(stream.read(&mut [0]).await, Ok(1..)));
+        };
+        let client = async {
+            let mut input = docker.stdin(&ID).await.unwrap();
+            input.write_all(b"!").await.unwrap();
+            input.flush().await.unwrap();
+            arrived.notified().await;
+        };
+        tokio::join!(engine, client);
+    }
+}
+
 #[tokio::test]
 async fn a_concurrent_removal_is_awaited() {
     let (socket, docker) = Socket::new();

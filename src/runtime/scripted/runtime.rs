@@ -58,6 +58,7 @@ impl Runtime for Scripted {
             .with_attach_before_start()
             .with_logs()
             .with_stdin()
+            .with_stdin_reattach()
             .with_exec()
     }
 

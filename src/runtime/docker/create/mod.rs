@@ -2,6 +2,7 @@
 
 mod check;
 mod patch;
+mod podman;
 
 use std::collections::HashMap;
 
@@ -13,6 +14,7 @@ use bollard::models::{
 
 pub(super) use self::check::check;
 pub(super) use self::patch::apply_patch;
+pub(super) use self::podman::{check as check_podman, missing_source};
 use crate::runtime::CreateRequest;
 use crate::spec::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, RuntimeView, Settings, Stdin};
 
@@ -74,8 +76,15 @@ fn pair(name: &str, value: &str) -> (String, String) {
 }
 
 /// Returns the body for a request, without the patch.
-pub(super) fn body(request: &CreateRequest<'_>, driver: LogDriver) -> ContainerCreateBody {
+pub(super) fn body(
+    request: &CreateRequest<'_>,
+    driver: LogDriver,
+    is_podman: bool,
+) -> ContainerCreateBody {
     let mut body = draft(request.spec, driver);
+    if is_podman {
+        podman::adapt(&mut body, request.spec.settings());
+    }
     let labels = body.labels.get_or_insert_default();
     labels.extend([
         pair(ROOT_LABEL, request.root.as_str()),
@@ -297,7 +306,7 @@ mod tests {
         let run = RunId::new("one").unwrap();
         let request = CreateRequest::new("name", &root, &run, spec);
         let driver = LogDriver::for_backstop(spec.settings().backstop);
-        serde_json::to_value(body(&request, driver)).unwrap()
+        serde_json::to_value(body(&request, driver, false)).unwrap()
     }
 
     #[test]
