@@ -253,7 +253,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_malformed_docker_host_is_an_error_with_every_fallback() {
-        let mut addresses = vec!["tcp//x", "foo://bar", "unix://", "ssh://host", " "];
+        let mut addresses = vec!["tcp//x", "foo://bar", "unix://", "ssh://", " "];
         if !cfg!(feature = "tls") {
             addresses.push("https://host");
         }

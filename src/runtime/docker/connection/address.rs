@@ -3,10 +3,13 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::ssh::SshAddress;
 use crate::error::RuntimeError;
 
 /// The socket of an engine that is installed system-wide.
 const SYSTEM_SOCKET: &str = "/var/run/docker.sock";
+/// The supported schemes, as errors list them.
+const SCHEMES: &str = "unix://, tcp://, http://, https:// or ssh://";
 /// The port of an engine without TLS.
 const PLAIN_PORT: u16 = 2375;
 /// The port of an engine with TLS.
@@ -20,11 +23,12 @@ pub(crate) struct Address {
     pub(crate) certificates: Option<PathBuf>,
 }
 
-/// A Unix socket or a TCP port.
+/// A Unix socket, a TCP port, or an engine on a host of ssh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Unix(PathBuf),
     Tcp { host: String, port: u16 },
+    Ssh(SshAddress),
 }
 
 /// The environment variables that select an engine.
@@ -104,7 +108,7 @@ impl Address {
         })
     }
 
-    /// Parses a `unix://`, `tcp://`, `http://` or `https://` address.
+    /// Parses a `unix://`, `tcp://`, `http://`, `https://` or `ssh://` address.
     pub(crate) fn parse(text: &str, environment: &Environment) -> Result<Self, RuntimeError> {
         let text = text.trim();
         Self::try_parse(text, environment).map_err(|reason| RuntimeError::Unavailable {
@@ -118,7 +122,7 @@ impl Address {
 
     fn try_parse(text: &str, environment: &Environment) -> Result<Self, String> {
         if text.is_empty() {
-            return Err("the address is empty: give unix://, tcp://, http:// or https://".into());
+            return Err(format!("the address is empty: give {SCHEMES}"));
         }
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(missing_scheme(text));
@@ -135,6 +139,12 @@ impl Address {
                     return Err("the path of the socket is not absolute".into());
                 }
                 return Ok(Self::unix(path));
+            }
+            "ssh" => {
+                return Ok(Self {
+                    endpoint: Endpoint::Ssh(SshAddress::parse(rest)?),
+                    certificates: None,
+                });
             }
             "tcp" => environment.tls_verify,
             "http" => false,
@@ -171,13 +181,14 @@ impl Address {
         match &self.endpoint {
             Endpoint::Unix(_) => "127.0.0.1",
             Endpoint::Tcp { host, .. } => host,
+            Endpoint::Ssh(address) => &address.host,
         }
     }
 
     /// Returns the value of the `Host` header.
     pub(super) fn authority(&self) -> String {
         match &self.endpoint {
-            Endpoint::Unix(_) => "localhost".to_owned(),
+            Endpoint::Unix(_) | Endpoint::Ssh(_) => "localhost".to_owned(),
             Endpoint::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
             Endpoint::Tcp { host, port } => format!("{host}:{port}"),
         }
@@ -192,13 +203,14 @@ impl fmt::Display for Address {
                 write!(f, "https://{}", self.authority())
             }
             Endpoint::Tcp { .. } => write!(f, "tcp://{}", self.authority()),
+            Endpoint::Ssh(address) => address.fmt(f),
         }
     }
 }
 
 fn missing_scheme(text: &str) -> String {
     let text = redacted(text);
-    for scheme in ["unix", "tcp", "https", "http"] {
+    for scheme in ["unix", "tcp", "https", "http", "ssh"] {
         // A scheme without its `://`, such as `tcp//db` or `unix:/run/x.sock`.
         let rest = text.strip_prefix(scheme).unwrap_or_default();
         let target = rest.trim_start_matches([':', '/']);
@@ -216,11 +228,8 @@ fn missing_scheme(text: &str) -> String {
 
 fn unsupported_scheme(scheme: &str) -> String {
     match scheme {
-        "ssh" => "ssh:// is not supported: forward the engine's socket with `ssh -L`, and give \
-                  the forwarded address as unix:// or tcp://"
-            .into(),
         "npipe" => "npipe:// is not supported: give unix:// or tcp://".into(),
-        _ => format!("{scheme}:// is not supported: give unix://, tcp://, http:// or https://"),
+        _ => format!("{scheme}:// is not supported: give {SCHEMES}"),
     }
 }
 
@@ -237,7 +246,7 @@ fn host_and_port(rest: &str) -> Result<(&str, Option<u16>), String> {
 }
 
 /// Splits `host`, `host:port`, `[::1]` or `[::1]:port`.
-fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
+pub(super) fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']')?;
@@ -263,6 +272,21 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
         },
         None => Some((host, None)),
     }
+}
+
+/// Decodes percent-encoded bytes. Returns `None` if the text is malformed or not UTF-8.
+pub(super) fn decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut decoded = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let digits = part.get(..2)?;
+        if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        decoded.push(u8::from_str_radix(digits, 16).ok()?);
+        decoded.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(decoded).ok()
 }
 
 /// Returns the address without the part before `@`, which can contain a password.
@@ -294,6 +318,7 @@ mod tests {
             ("http://[::1]:99", "tcp://[::1]:99"),
             ("tcp://[::1]", "tcp://[::1]:2375"),
             (" tcp://db:1\n", "tcp://db:1"),
+            ("ssh://me@db:22/run/x.sock", "ssh://me@db:22/run/x.sock"),
         ] {
             assert_eq!(parse(text).unwrap().to_string(), shown, "{text}");
         }
@@ -305,6 +330,7 @@ mod tests {
             ("unix:///run/x.sock", "127.0.0.1"),
             ("tcp://db:1", "db"),
             ("http://[::1]:99", "::1"),
+            ("ssh://me@db:22", "db"),
         ] {
             assert_eq!(parse(text).unwrap().host(), host, "{text}");
         }
@@ -324,7 +350,7 @@ mod tests {
             (" ", "the address is empty"),
             ("unix://", "such as unix:///var/run/docker.sock"),
             ("unix://x.sock", "not absolute"),
-            ("ssh://me@db", "ssh -L"),
+            ("ssh//me@db", "the scheme lacks its"),
             (
                 "npipe:////./pipe/docker_engine",
                 "npipe:// is not supported",
@@ -351,6 +377,9 @@ mod tests {
             "me:s3cr3t@db:1",
             "tcp//me:s3cr3t@db:1",
             "ssh://me:s3cr3t@db",
+            "ssh://me:/s3cr3t@db",
+            "ssh://me:s3cr3t@db?x",
+            "ssh//me:s3cr3t@db",
         ] {
             let error = parse(text).unwrap_err();
             assert!(!error.contains("s3cr3t"), "{error}");

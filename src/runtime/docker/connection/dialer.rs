@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::address::{Address, Endpoint};
+use super::ssh::{SSH, SshConnection};
 use super::wire::{Socket, Wire};
 use crate::error::RuntimeError;
 use crate::runtime::docker::errors::Unreachable;
@@ -24,6 +25,8 @@ const NEWEST_API: &ClientVersion = bollard::API_DEFAULT_VERSION;
 #[derive(Debug, Clone)]
 pub(crate) struct Dialer {
     address: Address,
+    /// The program that opens connections to `ssh://`, and its first arguments.
+    ssh: Vec<String>,
     #[cfg(feature = "tls")]
     tls: Option<super::tls::Tls>,
 }
@@ -36,6 +39,7 @@ impl Dialer {
     /// [`RuntimeError::Unavailable`] if the certificates cannot be used.
     pub(crate) fn new(address: Address) -> Result<Self, RuntimeError> {
         Ok(Self {
+            ssh: SSH.iter().map(|&argument| argument.to_owned()).collect(),
             #[cfg(feature = "tls")]
             tls: match &address.certificates {
                 Some(dir) => {
@@ -51,6 +55,13 @@ impl Dialer {
             },
             address,
         })
+    }
+
+    /// Opens connections to `ssh://` with another program.
+    #[cfg(test)]
+    pub(super) fn with_ssh(mut self, program: Vec<String>) -> Self {
+        self.ssh = program;
+        self
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -75,6 +86,10 @@ impl Dialer {
                     return Ok(Wire::Other(tls.wrap(stream, host).await?));
                 }
                 Ok(Wire::Other(Box::new(stream)))
+            }
+            Endpoint::Ssh(address) => {
+                let connection = SshConnection::open(&self.ssh, address)?;
+                Ok(Wire::Other(Box::new(connection)))
             }
         }
     }

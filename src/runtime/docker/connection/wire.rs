@@ -1,4 +1,4 @@
-//! A connection to an engine: a Unix socket, or a TCP or TLS stream.
+//! A connection to an engine: a Unix socket, a TCP or TLS stream, or a process of ssh.
 
 use std::io::{self, Read};
 use std::mem;
@@ -20,7 +20,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 /// A connection to an engine.
 pub(crate) enum Wire {
     Unix(Socket),
-    /// A TCP or TLS stream.
+    /// A TCP or TLS stream, or a process of ssh.
     Other(Box<dyn Duplex>),
 }
 
