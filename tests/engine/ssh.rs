@@ -243,7 +243,9 @@ impl Orders {
         input.write_all(b"more\n").await.unwrap();
         input.shutdown().await.unwrap();
         drop(input);
-        watched.until(&mut output, "sent\n").await;
+        while !watched.stdout().ends_with(b"sent\n") {
+            assert!(watched.next(&mut output).await, "the output ended");
+        }
         self.open_gate();
         let outcome = end(&run).await;
         let mut expected = b"typed\nmore\n".to_vec();
