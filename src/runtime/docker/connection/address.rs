@@ -3,13 +3,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::local::{DEFAULT_ADDRESS, SCHEME};
 use super::ssh::SshAddress;
 use crate::error::RuntimeError;
 
-/// The socket of an engine that is installed system-wide.
-const SYSTEM_SOCKET: &str = "/var/run/docker.sock";
-/// The supported schemes, as errors list them.
-const SCHEMES: &str = "unix://, tcp://, http://, https:// or ssh://";
 /// The port of an engine without TLS.
 const PLAIN_PORT: u16 = 2375;
 /// The port of an engine with TLS.
@@ -23,11 +20,15 @@ pub(crate) struct Address {
     pub(crate) certificates: Option<PathBuf>,
 }
 
-/// A Unix socket, a TCP port, or an engine on a host of ssh.
+/// A socket or pipe of this machine, a TCP port, or an engine on a host of ssh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Endpoint {
-    Unix(PathBuf),
-    Tcp { host: String, port: u16 },
+    /// The path of a Unix socket, or of a named pipe on Windows.
+    Local(PathBuf),
+    Tcp {
+        host: String,
+        port: u16,
+    },
     Ssh(SshAddress),
 }
 
@@ -89,7 +90,11 @@ impl Address {
         if let Some(host) = &environment.host {
             return Self::parse(host, environment);
         }
-        let mut sockets = vec![PathBuf::from(SYSTEM_SOCKET)];
+        if cfg!(windows) {
+            // A pipe cannot be looked for without a connection to it.
+            return Ok(Self::unix(Path::new(DEFAULT_ADDRESS)));
+        }
+        let mut sockets = vec![PathBuf::from(DEFAULT_ADDRESS)];
         let user = environment.runtime_dir.iter();
         sockets.extend(user.map(|dir| dir.join("docker.sock")));
         let desktop = environment.home.iter();
@@ -99,7 +104,7 @@ impl Address {
         }
         let tried: Vec<_> = sockets.iter().map(|p| p.display().to_string()).collect();
         Err(RuntimeError::Unavailable {
-            address: Self::unix(Path::new(SYSTEM_SOCKET)).to_string(),
+            address: Self::unix(Path::new(DEFAULT_ADDRESS)).to_string(),
             reason: format!(
                 "there is no socket at {}: is the engine running? If it listens elsewhere, set \
                  DOCKER_HOST",
@@ -122,17 +127,17 @@ impl Address {
 
     fn try_parse(text: &str, environment: &Environment) -> Result<Self, String> {
         if text.is_empty() {
-            return Err(format!("the address is empty: give {SCHEMES}"));
+            return Err(format!("the address is empty: give {}", schemes()));
         }
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(missing_scheme(text));
         };
         let tls = match scheme {
-            "unix" => {
+            SCHEME => {
                 let path = Path::new(rest);
                 if rest.is_empty() {
                     return Err(format!(
-                        "the address has no socket: give its path, such as unix://{SYSTEM_SOCKET}"
+                        "the address has no socket: give its path, such as {SCHEME}://{DEFAULT_ADDRESS}"
                     ));
                 }
                 if !path.is_absolute() {
@@ -169,9 +174,10 @@ impl Address {
         })
     }
 
+    /// Returns the address of a Unix socket, or of a named pipe on Windows.
     fn unix(path: &Path) -> Self {
         Self {
-            endpoint: Endpoint::Unix(path.to_owned()),
+            endpoint: Endpoint::Local(path.to_owned()),
             certificates: None,
         }
     }
@@ -179,7 +185,7 @@ impl Address {
     /// Returns the host on which the engine's containers publish their ports.
     pub(crate) fn host(&self) -> &str {
         match &self.endpoint {
-            Endpoint::Unix(_) => "127.0.0.1",
+            Endpoint::Local(_) => "127.0.0.1",
             Endpoint::Tcp { host, .. } => host,
             Endpoint::Ssh(address) => &address.host,
         }
@@ -188,7 +194,7 @@ impl Address {
     /// Returns the value of the `Host` header.
     pub(super) fn authority(&self) -> String {
         match &self.endpoint {
-            Endpoint::Unix(_) | Endpoint::Ssh(_) => "localhost".to_owned(),
+            Endpoint::Local(_) | Endpoint::Ssh(_) => "localhost".to_owned(),
             Endpoint::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
             Endpoint::Tcp { host, port } => format!("{host}:{port}"),
         }
@@ -198,7 +204,7 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.endpoint {
-            Endpoint::Unix(path) => write!(f, "unix://{}", path.display()),
+            Endpoint::Local(path) => write!(f, "{SCHEME}://{}", path.display()),
             Endpoint::Tcp { .. } if self.certificates.is_some() => {
                 write!(f, "https://{}", self.authority())
             }
@@ -206,6 +212,11 @@ impl fmt::Display for Address {
             Endpoint::Ssh(address) => address.fmt(f),
         }
     }
+}
+
+/// Returns the supported schemes, as errors list them.
+fn schemes() -> String {
+    format!("{SCHEME}://, tcp://, http://, https:// or ssh://")
 }
 
 fn missing_scheme(text: &str) -> String {
@@ -228,8 +239,10 @@ fn missing_scheme(text: &str) -> String {
 
 fn unsupported_scheme(scheme: &str) -> String {
     match scheme {
-        "npipe" => "npipe:// is not supported: give unix:// or tcp://".into(),
-        _ => format!("{scheme}:// is not supported: give {SCHEMES}"),
+        "unix" | "npipe" => {
+            format!("{scheme}:// is not supported on this platform: give {SCHEME}:// or tcp://")
+        }
+        _ => format!("{scheme}:// is not supported: give {}", schemes()),
     }
 }
 

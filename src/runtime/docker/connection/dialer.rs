@@ -10,11 +10,12 @@ use std::time::Duration;
 use bollard::ClientVersion;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use super::address::{Address, Endpoint};
+use super::local::LocalStream;
 use super::ssh::{SSH, SshConnection};
-use super::wire::{Socket, Wire};
+use super::wire::Wire;
 use crate::error::RuntimeError;
 use crate::runtime::docker::errors::Unreachable;
 
@@ -71,10 +72,11 @@ impl Dialer {
     /// Opens a connection, without a timeout.
     pub(super) async fn open(&self) -> Result<Wire, Unreachable> {
         match &self.address.endpoint {
-            Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).await;
-                let stream = stream.map_err(|error| socket_error(path, &error))?;
-                Ok(Wire::Unix(Socket::Tokio(stream)))
+            Endpoint::Local(path) => {
+                let stream = LocalStream::connect(path).await;
+                Ok(Wire::Local(
+                    stream.map_err(|error| socket_error(path, &error))?,
+                ))
             }
             Endpoint::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await;

@@ -3,6 +3,7 @@
 mod address;
 mod call;
 mod dialer;
+mod local;
 mod ssh;
 #[cfg(feature = "tls")]
 mod tls;
