@@ -363,7 +363,7 @@ mod tests {
             (" ", "the address is empty"),
             ("unix://", "such as unix:///var/run/docker.sock"),
             ("unix://x.sock", "not absolute"),
-            ("ssh//me@db", "the scheme lacks its"),
+            ("ssh//db", "write ssh://db"),
             (
                 "npipe:////./pipe/docker_engine",
                 "npipe:// is not supported",
