@@ -7,8 +7,8 @@ set ignore-comments
 
 # The minimum supported Rust version.
 msrv := `sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml | head -n 1`
-# Supported platforms that `target` checks from Linux on x86_64.
-targets := "x86_64-unknown-linux-musl aarch64-unknown-linux-gnu x86_64-apple-darwin aarch64-apple-darwin"
+# Platforms that `target` checks from Linux on x86_64. It compiles the library, and runs nothing.
+targets := "x86_64-unknown-linux-musl aarch64-unknown-linux-gnu x86_64-apple-darwin aarch64-apple-darwin x86_64-pc-windows-gnu"
 # The nightly toolchain that wrote tests/public-api.txt. Others may format items differently.
 api_nightly := "1.97.0-nightly (4d1f98451 2026-05-15)"
 # The image that `image` makes.
@@ -195,9 +195,24 @@ targets:
 
 # The library for one platform, such as aarch64-apple-darwin; installs the standard library
 target name:
+    #!/usr/bin/env bash
+    set -euo pipefail
     rustup target add {{ name }}
+    check() { cargo check --locked --quiet --package moat --lib --target {{ name }} "$@"; }
     # All features but `tls`: ring needs a C compiler for the target.
-    cargo check --locked --quiet --package moat --lib --target {{ name }} --features blocking,conformance,terminal,testing
+    if [[ {{ name }} != *windows* ]]; then
+        check --features blocking,conformance,terminal,testing
+        exit
+    fi
+    check --no-default-features --features blocking,conformance,docker,testing
+    # The features that require Unix fail with one error, which says so.
+    for features in process terminal docker,process,terminal; do
+        errors=$(check --no-default-features --features "$features" 2>&1) && status=0 || status=$?
+        if [[ $status == 0 || $errors != *"require Unix"* || $errors != *"due to 1 previous error"* ]]; then
+            printf 'not one error with the features %s:\n%s\n' "$features" "$errors" >&2
+            exit 1
+        fi
+    done
 
 # Fails if the engine has containers of moat; for a machine where nothing else uses it
 leftovers:

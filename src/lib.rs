@@ -170,10 +170,10 @@
 //! | feature | default | adds |
 //! | --- | --- | --- |
 //! | `docker` | yes | `runtime::docker`: Docker, and Podman's Docker-compatible socket |
-//! | `process` | yes | `runtime::process`: local child processes, without any isolation |
+//! | `process` | yes | `runtime::process`: local child processes, without any isolation. Unix only |
 //! | `tls` | no | engines that require TLS |
 //! | `blocking` | no | `blocking`: start, wait, stop and services for code that is not async |
-//! | `terminal` | no | `terminal`: your terminal attached to a run |
+//! | `terminal` | no | `terminal`: your terminal attached to a run. Unix only |
 //! | `testing` | no | `runtime::scripted` and `sink::Faulty`, for tests |
 //! | `conformance` | no | `conformance`: contract tests for runtimes and sinks that you write |
 //!
@@ -185,6 +185,12 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(any(test, fuzzing)), deny(clippy::unwrap_used))]
+
+#[cfg(all(any(feature = "process", feature = "terminal"), not(unix)))]
+compile_error!(
+    "moat's features `process`, which is a default feature, and `terminal` require Unix: depend on \
+     moat with `default-features = false, features = [\"docker\"]`"
+);
 
 pub mod audit;
 #[cfg(feature = "__bench")]
@@ -213,7 +219,7 @@ pub mod runtime;
 pub mod sink;
 pub mod spec;
 pub mod state;
-#[cfg(feature = "terminal")]
+#[cfg(all(feature = "terminal", unix))]
 pub mod terminal;
 pub mod timestamp;
 
@@ -229,7 +235,7 @@ pub use runtime::Runtime;
 pub use runtime::connect::{Fallback, connect};
 #[cfg(feature = "docker")]
 pub use runtime::docker::Docker;
-#[cfg(feature = "process")]
+#[cfg(all(feature = "process", unix))]
 pub use runtime::process::LocalProcess;
 pub use sink::LogSink;
 pub use spec::{Port, RunId, RunSpec};

@@ -1,15 +1,13 @@
 //! Following an audit file while any process writes it.
 
 use std::collections::VecDeque;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 
 use crate::audit::{Event, LogState, Reader, Record};
-use crate::disk::Disk;
+use crate::disk::{Disk, FileId};
 use crate::error::{Error, Result};
 use crate::outcome::Stream;
 
@@ -183,7 +181,7 @@ pub struct Records {
     follow: Follow,
     reader: Reader,
     /// The device and inode of the file.
-    file: (u64, u64),
+    file: FileId,
     /// The number of records left to skip.
     skip: u64,
     /// Records read ahead.
@@ -199,12 +197,10 @@ impl Records {
 
     fn new(follow: Follow, reader: Reader) -> Result<Self> {
         // Of the open file: the path may lead to another file by now.
-        let file = reader
-            .file()
-            .metadata()
+        let file = FileId::of(reader.file())
             .map_err(|error| Error::storage("read", &follow.path, error))?;
         let mut records = Self {
-            file: file_id(&file),
+            file,
             reader,
             skip: 0,
             held: VecDeque::new(),
@@ -293,10 +289,8 @@ impl Records {
             LogState::Damaged(damage) => Err(damaged(damage.to_string())),
             _ => {
                 let path = &self.follow.path;
-                let now = path
-                    .symlink_metadata()
-                    .map_err(|error| Error::storage("read", path, error))?;
-                if file_id(&now) != self.file {
+                let now = FileId::at(path).map_err(|error| Error::storage("read", path, error))?;
+                if now != self.file {
                     return Err(damaged("another file has replaced it".into()));
                 }
                 Ok(())
@@ -337,11 +331,6 @@ impl Iterator for Records {
 
 fn is_end(record: &Record) -> bool {
     matches!(record, Record::Event(Event::End(_)))
-}
-
-/// The device and inode of a file.
-fn file_id(file: &Metadata) -> (u64, u64) {
-    (file.dev(), file.ino())
 }
 
 #[cfg(test)]

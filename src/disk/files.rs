@@ -1,26 +1,24 @@
 //! The file operations: private modes, no links followed, durable names.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::disk::File;
 #[cfg(test)]
 use crate::disk::journal;
+use crate::disk::platform::{self, FileId};
 use crate::error::{Error, Result};
 
 /// Creates a file for reading and writing, with mode 0600.
 ///
 /// An existing file is an error.
 pub(crate) fn open_new(path: &Path) -> Result<File> {
-    OpenOptions::new()
+    platform::new_file()
         .read(true)
         .write(true)
         .create_new(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(path)
         .map(|file| File::opened(file, path, true))
         .map_err(|error| Error::storage("create", path, error))
@@ -52,39 +50,39 @@ pub(crate) fn is_irregular(error: &io::Error) -> bool {
         .is_some_and(|cause| cause.is::<NotRegular>())
 }
 
+/// Returns true if a file could not be opened because another process has it open for writing.
+///
+/// Only Windows refuses such an open. Elsewhere, a lock shows the other process.
+pub(crate) fn is_in_use(error: &Error) -> bool {
+    error.io_kind() == Some(io::ErrorKind::WouldBlock)
+}
+
 fn open_regular(path: &Path, write: bool) -> Result<fs::File> {
     let fail = |error| Error::storage("open", path, error);
     let irregular = |what| io::Error::new(io::ErrorKind::InvalidInput, NotRegular(what));
-    // Without O_NONBLOCK, opening a FIFO waits for a peer.
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
-    let file = OpenOptions::new()
+    let file = platform::existing_file(write)
         .read(true)
         .write(write)
-        .custom_flags(flags)
         .open(path)
-        .map_err(|error| match error.raw_os_error() {
-            Some(libc::ELOOP) => fail(irregular("a symbolic link")),
-            Some(libc::EISDIR) => fail(irregular("a directory")),
-            Some(libc::ENXIO) => fail(irregular("a socket or a device")),
-            _ => fail(error),
+        .map_err(|error| match platform::irregular_error(&error) {
+            Some(what) => fail(irregular(what)),
+            None => fail(platform::open_error(error)),
         })?;
     let kind = file.metadata().map_err(fail)?.file_type();
     if kind.is_file() {
         return Ok(file);
     }
-    Err(fail(irregular(if kind.is_dir() {
-        "a directory"
-    } else {
-        use std::os::unix::fs::FileTypeExt;
-        if kind.is_fifo() { "a FIFO" } else { "a device" }
+    Err(fail(irregular(match kind.is_dir() {
+        true => "a directory",
+        false => platform::irregular_kind(kind),
     })))
 }
 
 /// Returns true if `path` currently names the open `file`.
 pub(crate) fn is_at(file: &fs::File, path: &Path) -> io::Result<bool> {
-    let ours = file.metadata()?;
-    match fs::symlink_metadata(path) {
-        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+    let ours = FileId::of(file)?;
+    match FileId::at(path) {
+        Ok(there) => Ok(there == ours),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
@@ -96,8 +94,7 @@ pub(crate) fn create_dir(path: &Path) -> Result<()> {
 }
 
 fn create_dir_with(path: &Path, mode: u32) -> Result<()> {
-    DirBuilder::new()
-        .mode(mode)
+    platform::dir_builder(mode)
         .create(path)
         .map_err(|error| Error::storage("create", path, error))?;
     #[cfg(test)]
@@ -142,14 +139,9 @@ fn create_dirs_with(path: &Path, mode: u32) -> Result<()> {
     }
 }
 
-/// Syncs a directory, so that the names in it survive a power loss.
+/// Syncs a directory, so that the names in it survive a power loss. Has no effect on Windows.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
-        .open(path)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|error| Error::storage("sync", path, error))?;
+    platform::sync_dir(path).map_err(|error| Error::storage("sync", path, error))?;
     #[cfg(test)]
     journal::record(path, journal::Op::SyncDir);
     Ok(())

@@ -3,11 +3,19 @@
 use std::fmt;
 use std::time::Duration;
 
-use tokio::signal::unix::{self, SignalKind};
-
 use crate::error::{Error, Result};
 use crate::manager::{Manager, ShutdownMode};
 use crate::outcome::StopCause;
+
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(unix)]
+use self::unix as platform;
+#[cfg(windows)]
+use self::windows as platform;
 
 /// A signal that asks this process to terminate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +23,7 @@ use crate::outcome::StopCause;
 pub enum Signal {
     /// SIGINT: Ctrl-C.
     Interrupt,
-    /// SIGTERM.
+    /// SIGTERM. On Windows: Ctrl-Break.
     Terminate,
 }
 
@@ -82,28 +90,18 @@ impl Manager {
     ///
     /// Dropping the future leaves the runs as they are.
     pub fn stop_on_signals(&self) -> Result<impl Future<Output = Signal> + Send + 'static> {
-        let listen = |kind| {
-            let root = &self.context().root;
-            unix::signal(kind)
-                .map_err(|error| Error::storage("handle signals for", root.path(), error))
-        };
-        let mut interrupts = listen(SignalKind::interrupt())?;
-        let mut terminations = listen(SignalKind::terminate())?;
+        let root = self.context().root.path();
+        let mut signals = platform::Signals::listen()
+            .map_err(|error| Error::storage("handle signals for", root, error))?;
         let manager = self.clone();
         Ok(async move {
-            let mut next = async || {
-                tokio::select! {
-                    _ = interrupts.recv() => Signal::Interrupt,
-                    _ = terminations.recv() => Signal::Terminate,
-                }
-            };
-            let first = next().await;
+            let first = signals.next().await;
             tracing::info!(signal = %first, "stopping all runs");
             let shutdown = manager.shutdown(ShutdownMode::Stop);
             tokio::pin!(shutdown);
             tokio::select! {
                 () = &mut shutdown => return first,
-                second = next() => tracing::info!(signal = %second, "killing all runs"),
+                second = signals.next() => tracing::info!(signal = %second, "killing all runs"),
             }
             let kill = manager.stop_all(StopCause::Killed, Some(Duration::ZERO));
             tokio::join!(shutdown, kill);

@@ -43,7 +43,13 @@ impl Root {
         let path = self.lock_path(run);
         let file = match disk::open_new(&path) {
             Err(error) if error.io_kind() == Some(ErrorKind::AlreadyExists) => {
-                disk::open_to_write(&path)?
+                match disk::open_to_write(&path) {
+                    Err(error) if disk::is_in_use(&error) => {
+                        let run = run.clone();
+                        return Err(Error::Owned { run, path });
+                    }
+                    opened => opened?,
+                }
             }
             created => created?,
         };

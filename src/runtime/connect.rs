@@ -14,7 +14,7 @@ pub enum Fallback {
     #[default]
     None,
     /// [`connect`] returns local processes, **without any isolation**.
-    #[cfg(feature = "process")]
+    #[cfg(all(feature = "process", unix))]
     Process,
 }
 
@@ -95,7 +95,7 @@ pub async fn connect(fallback: Fallback) -> Result<Connected> {
     };
     match fallback {
         Fallback::None => Err(combine(errors)),
-        #[cfg(feature = "process")]
+        #[cfg(all(feature = "process", unix))]
         Fallback::Process => Ok(Connected {
             runtime: Arc::new(super::process::LocalProcess::new()),
             kind: RuntimeKind::Process,
@@ -253,7 +253,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_malformed_docker_host_is_an_error_with_every_fallback() {
-        let mut addresses = vec!["tcp//x", "foo://bar", "unix://", "ssh://host", " "];
+        let mut addresses = vec!["tcp//x", "foo://bar", "unix://", "ssh://", " "];
         if !cfg!(feature = "tls") {
             addresses.push("https://host");
         }
@@ -269,7 +269,7 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "process")]
+    #[cfg(all(feature = "process", unix))]
     #[test]
     fn the_display_names_the_engines_that_were_skipped() {
         let mut connected = Connected {

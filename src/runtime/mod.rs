@@ -11,7 +11,7 @@ pub mod connect;
 #[cfg(feature = "docker")]
 pub mod docker;
 mod log;
-#[cfg(feature = "process")]
+#[cfg(all(feature = "process", unix))]
 pub mod process;
 #[cfg(feature = "testing")]
 pub mod scripted;

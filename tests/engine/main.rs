@@ -32,6 +32,7 @@ mod screen;
 mod secrets;
 mod service;
 mod spec;
+mod ssh;
 mod stage;
 mod start;
 mod stdin;
@@ -70,6 +71,7 @@ fn main() {
         .trials(secrets::trials())
         .trials(spec::trials())
         .trials(service::trials())
+        .trials(ssh::trials())
         .trials(load::trials());
     #[cfg(all(feature = "terminal", feature = "testing"))]
     let harness = harness.trials(terminal::trials());
@@ -92,6 +94,7 @@ fn plays_a_role() -> bool {
     embedder::role()
         .or_else(storage::descriptors::role)
         .or_else(crash::child::role)
+        .or_else(ssh::role)
         .is_some()
 }
 

@@ -203,7 +203,7 @@ impl AttachHandle {
     }
 
     /// Returns the size set by this session or by the start of the run.
-    #[cfg(feature = "terminal")]
+    #[cfg(all(feature = "terminal", unix))]
     pub(crate) fn window(&self) -> Option<WindowSize> {
         *lock(&self.0.window)
     }

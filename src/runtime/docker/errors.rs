@@ -175,7 +175,7 @@ impl From<Unreachable> for Failure {
 
 impl From<hyper::Error> for Failure {
     fn from(error: hyper::Error) -> Self {
-        Self::Broken(chain(&error))
+        Self::no_response(&error)
     }
 }
 

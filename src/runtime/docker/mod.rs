@@ -23,6 +23,11 @@
 //! certificates. Each of them fails if the engine does not respond within 30 s. A [`Docker`] value
 //! stays valid while the engine restarts: each call opens a new connection.
 //!
+//! `ssh://` runs `docker system dial-stdio` on a host, as Docker's CLI does: one process of `ssh` for
+//! each connection. ssh never asks a question (`BatchMode`), so the host key must be known, and a key
+//! must need no passphrase or be in an agent. An address of ssh has no password. The stderr of ssh is
+//! part of the error if there is no connection.
+//!
 //! # Engines
 //!
 //! Docker Engine supports all optional operations of [`Runtime`]. Podman's Docker-compatible socket
@@ -126,8 +131,8 @@ impl fmt::Display for Docker {
 impl Docker {
     /// Connects to the engine in `DOCKER_HOST`, else to a local engine.
     ///
-    /// `DOCKER_HOST` is a `unix://`, `tcp://`, `http://` or, with the feature `tls`, `https://`
-    /// address. Without `DOCKER_HOST`, the address is the first socket that exists of
+    /// `DOCKER_HOST` is a `unix://`, `tcp://`, `http://`, `ssh://` or, with the feature `tls`,
+    /// `https://` address. On Windows, `npipe://` is in place of `unix://`. Without `DOCKER_HOST`, the address is the first socket that exists of
     /// `/var/run/docker.sock`, `$XDG_RUNTIME_DIR/docker.sock` and `~/.docker/run/docker.sock`.
     /// Contexts of Docker's CLI are ignored.
     ///
@@ -151,7 +156,7 @@ impl Docker {
 
     /// Connects to the engine at `address`.
     ///
-    /// `address` is a `unix://`, `tcp://`, `http://` or `https://` address. `DOCKER_HOST` is
+    /// `address` is a `unix://`, `tcp://`, `http://`, `https://` or `ssh://` address. `DOCKER_HOST` is
     /// ignored; the other variables apply as for [`connect`](Self::connect).
     ///
     /// # Errors
@@ -195,7 +200,10 @@ impl Docker {
 
     /// Sets the host, by name or address, on which published ports are reached.
     ///
-    /// Default: the host of a `tcp://` or `https://` address, else `127.0.0.1`.
+    /// Default: the host of a `tcp://`, `https://` or `ssh://` address, else `127.0.0.1`.
+    ///
+    /// Set it if the host of an `ssh://` address is an alias in ssh's configuration, which only ssh
+    /// can resolve.
     ///
     /// Set it if this process runs in a container and uses the engine of its host: there
     /// `127.0.0.1` is the container. The host is the gateway of the container's network. Its name

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
+
+use crate::disk::{self, FileTimes};
 
 /// The size of a read.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -27,7 +28,7 @@ impl WrittenPrefix {
         let mut at = 0;
         while at < self.length {
             let wanted = (self.length - at).min(CHUNK_BYTES as u64) as usize;
-            match file.read_at(&mut buffer[..wanted], at) {
+            match disk::read_at(file, &mut buffer[..wanted], at) {
                 Ok(0) => return Ok(false),
                 Ok(count) => {
                     digest.update(&buffer[..count]);
@@ -75,8 +76,7 @@ impl WriteLedger {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileStamp {
     pub(super) length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
+    times: FileTimes,
 }
 
 impl FileStamp {
@@ -84,8 +84,7 @@ impl FileStamp {
     pub(super) fn of(file: &File) -> Option<Self> {
         let stamp = |metadata: Metadata| Self {
             length: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            times: FileTimes::of(&metadata),
         };
         file.metadata().ok().map(stamp)
     }

@@ -175,7 +175,7 @@ fn lock(file: &std::fs::File, run: &RunId, path: &Path) -> Result<()> {
         path: path.to_owned(),
     };
     let fail = |error| Error::storage("lock", path, error);
-    file.try_lock().map_err(|error| match error {
+    disk::lock_log(file).map_err(|error| match error {
         TryLockError::WouldBlock => owned(),
         TryLockError::Error(error) => fail(error),
     })?;

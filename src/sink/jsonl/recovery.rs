@@ -27,6 +27,12 @@ impl Jsonl {
             Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => {
                 return Ok(Resumed::Absent);
             }
+            Err(error) if disk::is_in_use(&error) => {
+                return Err(Error::Owned {
+                    run: run.clone(),
+                    path,
+                });
+            }
             opened => opened?,
         };
         lock(file.as_std(), run, &path)?;

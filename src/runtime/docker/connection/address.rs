@@ -3,10 +3,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::local::{DEFAULT_ADDRESS, SCHEME};
+use super::ssh::SshAddress;
 use crate::error::RuntimeError;
 
-/// The socket of an engine that is installed system-wide.
-const SYSTEM_SOCKET: &str = "/var/run/docker.sock";
 /// The port of an engine without TLS.
 const PLAIN_PORT: u16 = 2375;
 /// The port of an engine with TLS.
@@ -20,11 +20,16 @@ pub(crate) struct Address {
     pub(crate) certificates: Option<PathBuf>,
 }
 
-/// A Unix socket or a TCP port.
+/// A socket or pipe of this machine, a TCP port, or an engine on a host of ssh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Endpoint {
-    Unix(PathBuf),
-    Tcp { host: String, port: u16 },
+    /// The path of a Unix socket, or of a named pipe on Windows.
+    Local(PathBuf),
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    Ssh(SshAddress),
 }
 
 /// The environment variables that select an engine.
@@ -85,7 +90,11 @@ impl Address {
         if let Some(host) = &environment.host {
             return Self::parse(host, environment);
         }
-        let mut sockets = vec![PathBuf::from(SYSTEM_SOCKET)];
+        if cfg!(windows) {
+            // A pipe cannot be looked for without a connection to it.
+            return Ok(Self::unix(Path::new(DEFAULT_ADDRESS)));
+        }
+        let mut sockets = vec![PathBuf::from(DEFAULT_ADDRESS)];
         let user = environment.runtime_dir.iter();
         sockets.extend(user.map(|dir| dir.join("docker.sock")));
         let desktop = environment.home.iter();
@@ -95,7 +104,7 @@ impl Address {
         }
         let tried: Vec<_> = sockets.iter().map(|p| p.display().to_string()).collect();
         Err(RuntimeError::Unavailable {
-            address: Self::unix(Path::new(SYSTEM_SOCKET)).to_string(),
+            address: Self::unix(Path::new(DEFAULT_ADDRESS)).to_string(),
             reason: format!(
                 "there is no socket at {}: is the engine running? If it listens elsewhere, set \
                  DOCKER_HOST",
@@ -104,7 +113,7 @@ impl Address {
         })
     }
 
-    /// Parses a `unix://`, `tcp://`, `http://` or `https://` address.
+    /// Parses a `unix://`, `tcp://`, `http://`, `https://` or `ssh://` address.
     pub(crate) fn parse(text: &str, environment: &Environment) -> Result<Self, RuntimeError> {
         let text = text.trim();
         Self::try_parse(text, environment).map_err(|reason| RuntimeError::Unavailable {
@@ -118,23 +127,29 @@ impl Address {
 
     fn try_parse(text: &str, environment: &Environment) -> Result<Self, String> {
         if text.is_empty() {
-            return Err("the address is empty: give unix://, tcp://, http:// or https://".into());
+            return Err(format!("the address is empty: give {}", schemes()));
         }
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(missing_scheme(text));
         };
         let tls = match scheme {
-            "unix" => {
+            SCHEME => {
                 let path = Path::new(rest);
                 if rest.is_empty() {
                     return Err(format!(
-                        "the address has no socket: give its path, such as unix://{SYSTEM_SOCKET}"
+                        "the address has no socket: give its path, such as {SCHEME}://{DEFAULT_ADDRESS}"
                     ));
                 }
                 if !path.is_absolute() {
                     return Err("the path of the socket is not absolute".into());
                 }
                 return Ok(Self::unix(path));
+            }
+            "ssh" => {
+                return Ok(Self {
+                    endpoint: Endpoint::Ssh(SshAddress::parse(rest)?),
+                    certificates: None,
+                });
             }
             "tcp" => environment.tls_verify,
             "http" => false,
@@ -159,9 +174,10 @@ impl Address {
         })
     }
 
+    /// Returns the address of a Unix socket, or of a named pipe on Windows.
     fn unix(path: &Path) -> Self {
         Self {
-            endpoint: Endpoint::Unix(path.to_owned()),
+            endpoint: Endpoint::Local(path.to_owned()),
             certificates: None,
         }
     }
@@ -169,15 +185,16 @@ impl Address {
     /// Returns the host on which the engine's containers publish their ports.
     pub(crate) fn host(&self) -> &str {
         match &self.endpoint {
-            Endpoint::Unix(_) => "127.0.0.1",
+            Endpoint::Local(_) => "127.0.0.1",
             Endpoint::Tcp { host, .. } => host,
+            Endpoint::Ssh(address) => &address.host,
         }
     }
 
     /// Returns the value of the `Host` header.
     pub(super) fn authority(&self) -> String {
         match &self.endpoint {
-            Endpoint::Unix(_) => "localhost".to_owned(),
+            Endpoint::Local(_) | Endpoint::Ssh(_) => "localhost".to_owned(),
             Endpoint::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
             Endpoint::Tcp { host, port } => format!("{host}:{port}"),
         }
@@ -187,18 +204,24 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.endpoint {
-            Endpoint::Unix(path) => write!(f, "unix://{}", path.display()),
+            Endpoint::Local(path) => write!(f, "{SCHEME}://{}", path.display()),
             Endpoint::Tcp { .. } if self.certificates.is_some() => {
                 write!(f, "https://{}", self.authority())
             }
             Endpoint::Tcp { .. } => write!(f, "tcp://{}", self.authority()),
+            Endpoint::Ssh(address) => address.fmt(f),
         }
     }
 }
 
+/// Returns the supported schemes, as errors list them.
+fn schemes() -> String {
+    format!("{SCHEME}://, tcp://, http://, https:// or ssh://")
+}
+
 fn missing_scheme(text: &str) -> String {
     let text = redacted(text);
-    for scheme in ["unix", "tcp", "https", "http"] {
+    for scheme in ["unix", "tcp", "https", "http", "ssh"] {
         // A scheme without its `://`, such as `tcp//db` or `unix:/run/x.sock`.
         let rest = text.strip_prefix(scheme).unwrap_or_default();
         let target = rest.trim_start_matches([':', '/']);
@@ -216,11 +239,10 @@ fn missing_scheme(text: &str) -> String {
 
 fn unsupported_scheme(scheme: &str) -> String {
     match scheme {
-        "ssh" => "ssh:// is not supported: forward the engine's socket with `ssh -L`, and give \
-                  the forwarded address as unix:// or tcp://"
-            .into(),
-        "npipe" => "npipe:// is not supported: give unix:// or tcp://".into(),
-        _ => format!("{scheme}:// is not supported: give unix://, tcp://, http:// or https://"),
+        "unix" | "npipe" => {
+            format!("{scheme}:// is not supported on this platform: give {SCHEME}:// or tcp://")
+        }
+        _ => format!("{scheme}:// is not supported: give {}", schemes()),
     }
 }
 
@@ -237,7 +259,7 @@ fn host_and_port(rest: &str) -> Result<(&str, Option<u16>), String> {
 }
 
 /// Splits `host`, `host:port`, `[::1]` or `[::1]:port`.
-fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
+pub(super) fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (host, port) = rest.split_once(']')?;
@@ -263,6 +285,21 @@ fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
         },
         None => Some((host, None)),
     }
+}
+
+/// Decodes percent-encoded bytes. Returns `None` if the text is malformed or not UTF-8.
+pub(super) fn decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut decoded = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let digits = part.get(..2)?;
+        if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        decoded.push(u8::from_str_radix(digits, 16).ok()?);
+        decoded.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(decoded).ok()
 }
 
 /// Returns the address without the part before `@`, which can contain a password.
@@ -294,6 +331,7 @@ mod tests {
             ("http://[::1]:99", "tcp://[::1]:99"),
             ("tcp://[::1]", "tcp://[::1]:2375"),
             (" tcp://db:1\n", "tcp://db:1"),
+            ("ssh://me@db:22/run/x.sock", "ssh://me@db:22/run/x.sock"),
         ] {
             assert_eq!(parse(text).unwrap().to_string(), shown, "{text}");
         }
@@ -305,6 +343,7 @@ mod tests {
             ("unix:///run/x.sock", "127.0.0.1"),
             ("tcp://db:1", "db"),
             ("http://[::1]:99", "::1"),
+            ("ssh://me@db:22", "db"),
         ] {
             assert_eq!(parse(text).unwrap().host(), host, "{text}");
         }
@@ -324,7 +363,7 @@ mod tests {
             (" ", "the address is empty"),
             ("unix://", "such as unix:///var/run/docker.sock"),
             ("unix://x.sock", "not absolute"),
-            ("ssh://me@db", "ssh -L"),
+            ("ssh//db", "write ssh://db"),
             (
                 "npipe:////./pipe/docker_engine",
                 "npipe:// is not supported",
@@ -351,6 +390,9 @@ mod tests {
             "me:s3cr3t@db:1",
             "tcp//me:s3cr3t@db:1",
             "ssh://me:s3cr3t@db",
+            "ssh://me:/s3cr3t@db",
+            "ssh://me:s3cr3t@db?x",
+            "ssh//me:s3cr3t@db",
         ] {
             let error = parse(text).unwrap_err();
             assert!(!error.contains("s3cr3t"), "{error}");

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,10 +10,12 @@ use std::time::Duration;
 use bollard::ClientVersion;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use super::address::{Address, Endpoint};
-use super::wire::{Socket, Wire};
+use super::local::{self, LocalStream};
+use super::ssh::{SSH, SshConnection};
+use super::wire::Wire;
 use crate::error::RuntimeError;
 use crate::runtime::docker::errors::Unreachable;
 
@@ -24,6 +26,8 @@ const NEWEST_API: &ClientVersion = bollard::API_DEFAULT_VERSION;
 #[derive(Debug, Clone)]
 pub(crate) struct Dialer {
     address: Address,
+    /// The program that opens connections to `ssh://`, and its first arguments.
+    ssh: Vec<String>,
     #[cfg(feature = "tls")]
     tls: Option<super::tls::Tls>,
 }
@@ -36,6 +40,7 @@ impl Dialer {
     /// [`RuntimeError::Unavailable`] if the certificates cannot be used.
     pub(crate) fn new(address: Address) -> Result<Self, RuntimeError> {
         Ok(Self {
+            ssh: SSH.iter().map(|&argument| argument.to_owned()).collect(),
             #[cfg(feature = "tls")]
             tls: match &address.certificates {
                 Some(dir) => {
@@ -53,17 +58,33 @@ impl Dialer {
         })
     }
 
+    /// Opens connections to `ssh://` with another program.
+    #[cfg(test)]
+    pub(super) fn with_ssh(mut self, program: Vec<String>) -> Self {
+        self.ssh = program;
+        self
+    }
+
     pub(crate) fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Returns the path of Podman's root directory, if this process can read it.
+    pub(crate) async fn root_of_podman(&self) -> Option<PathBuf> {
+        match &self.address.endpoint {
+            Endpoint::Local(path) => local::root_of_podman(path).await,
+            _ => None,
+        }
     }
 
     /// Opens a connection, without a timeout.
     pub(super) async fn open(&self) -> Result<Wire, Unreachable> {
         match &self.address.endpoint {
-            Endpoint::Unix(path) => {
-                let stream = UnixStream::connect(path).await;
-                let stream = stream.map_err(|error| socket_error(path, &error))?;
-                Ok(Wire::Unix(Socket::Tokio(stream)))
+            Endpoint::Local(path) => {
+                let stream = LocalStream::connect(path).await;
+                Ok(Wire::Local(
+                    stream.map_err(|error| socket_error(path, &error))?,
+                ))
             }
             Endpoint::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await;
@@ -75,6 +96,10 @@ impl Dialer {
                     return Ok(Wire::Other(tls.wrap(stream, host).await?));
                 }
                 Ok(Wire::Other(Box::new(stream)))
+            }
+            Endpoint::Ssh(address) => {
+                let connection = SshConnection::open(&self.ssh, address)?;
+                Ok(Wire::Other(Box::new(connection)))
             }
         }
     }

@@ -3,7 +3,8 @@
 mod address;
 mod call;
 mod dialer;
-mod peer;
+mod local;
+mod ssh;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;

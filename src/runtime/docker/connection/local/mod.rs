@@ -1,0 +1,11 @@
+//! A connection to an engine on this machine: a Unix socket, or a named pipe of Windows.
+
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(unix)]
+pub(super) use self::unix::{DEFAULT_ADDRESS, LocalStream, SCHEME, root_of_podman};
+#[cfg(windows)]
+pub(super) use self::windows::{DEFAULT_ADDRESS, LocalStream, SCHEME, root_of_podman};
