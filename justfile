@@ -90,7 +90,13 @@ test-no-engine:
     export PATH=$work/programs DOCKER_HOST=unix:///nonexistent/docker.sock
     unset MOAT_ENGINE MOAT_CHROMIUM
     cargo test --locked
-    cargo run --locked --quiet --example quickstart | tee "$work/quickstart"
+    # A current context that leads nowhere: the fallback is used.
+    context=$work/docker/contexts/meta/$(printf none | sha256sum | cut -d' ' -f1)
+    mkdir -p "$context"
+    echo '{"currentContext": "none"}' >"$work/docker/config.json"
+    echo '{"Endpoints": {"docker": {"Host": "unix:///nonexistent/docker.sock"}}}' >"$context/meta.json"
+    unset DOCKER_HOST
+    DOCKER_CONFIG=$work/docker cargo run --locked --quiet --example quickstart | tee "$work/quickstart"
     grep -q '^runtime: local processes' "$work/quickstart"
 
 # The tests on engines beside the machine's own (as root; apt-get install debootstrap podman runc jq)

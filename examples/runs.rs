@@ -62,7 +62,7 @@ struct Args {
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum RuntimeArg {
-    /// Containers on the engine at DOCKER_HOST, or the local engine
+    /// Containers on the engine of Docker's CLI, or a local engine
     #[cfg(feature = "docker")]
     #[cfg_attr(feature = "docker", default)]
     Docker,

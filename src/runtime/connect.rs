@@ -1,12 +1,13 @@
-//! The selection of a runtime: Docker, else Podman, else local processes if the caller allows it.
+//! The selection of a runtime: the engine of Docker's CLI, else a local Docker or Podman, else local
+//! processes if the caller allows it.
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::Runtime;
-use crate::error::{Error, Result, RuntimeError};
+use crate::error::{Result, RuntimeError};
 
-/// The behavior of [`connect`] if no engine answers.
+/// The behavior of [`connect`] if no engine is named and no local engine answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Fallback {
@@ -40,9 +41,16 @@ pub struct Connected {
     pub runtime: Arc<dyn Runtime>,
     /// The kind of the runtime.
     pub kind: RuntimeKind,
-    /// The name, version and address: `Docker Engine 27.1.1 at tcp://db:2375`.
+    /// The name, version and address, and the setting that named the engine, if one did.
+    ///
+    /// For example `Docker Engine 27.1.1 at tcp://db:2375 (from DOCKER_HOST)` or
+    /// `Docker Engine 28.5.2 at unix:///run/user/1000/docker.sock (context "rootless", from
+    /// /home/me/.docker/config.json)`.
     pub description: String,
-    /// The errors of the engines that were tried before, in order.
+    /// The addresses that were tried before, in order, each with the reason why it was skipped.
+    ///
+    /// Sockets that do not exist share one text. If Docker's configuration file is malformed, that
+    /// is the first text.
     pub skipped: Vec<String>,
 }
 
@@ -57,16 +65,22 @@ impl fmt::Display for Connected {
     }
 }
 
-/// Connects to the first runtime that is available.
+/// Connects to the engine that Docker's CLI uses, else to the first local engine that answers.
 ///
-/// 1. If `DOCKER_HOST` is set, only the engine that it names. A caller who names an engine does
-///    not want another machine.
-/// 2. Otherwise Docker's socket on this machine, then Podman's: the engine that `CONTAINER_HOST`
-///    names, else `$XDG_RUNTIME_DIR/podman/podman.sock`, else `/run/podman/podman.sock`.
+/// 1. An engine that is named: by `DOCKER_HOST`, else by `DOCKER_CONTEXT`, else by the current
+///    context of Docker's configuration file. See `Docker::connect` for the details.
+/// 2. Otherwise the first socket that answers: Docker's, in the order of `Docker::connect`, then
+///    Podman's: the engine that `CONTAINER_HOST` names, else `$XDG_RUNTIME_DIR/podman/podman.sock`,
+///    the socket of Podman's default machine, and `/run/podman/podman.sock`.
 /// 3. Otherwise the `fallback`.
 ///
-/// A malformed or unsupported address in `DOCKER_HOST`, or in `CONTAINER_HOST` where that is used,
-/// is an error with every fallback.
+/// An engine that is named is the only one: no other engine takes its place. If a variable names
+/// it, and it cannot be used, that is an error with every fallback: a caller who names an engine
+/// does not want a run without isolation. The same holds for `CONTAINER_HOST`, if no socket of
+/// Docker answers. If only the configuration file names it, the `fallback` decides.
+///
+/// The timeout of a named engine is 30 s. If several sockets exist, the timeout of each is 5 s: an
+/// engine that needs longer is skipped. Name the engine if a program must never use another one.
 ///
 /// Use one kind of runtime for each root: a manager ignores runs of another kind.
 ///
@@ -81,195 +95,67 @@ impl fmt::Display for Connected {
 ///
 /// # Errors
 ///
-/// [`Error::Runtime`], usually with [`RuntimeError::Unavailable`], which names the engines that
-/// were tried. The timeout for each engine is 30 s.
+/// [`Error::Runtime`](crate::error::Error::Runtime) with [`RuntimeError::Unavailable`], which names
+/// the engine and the setting that named it, or each address that was tried with its reason.
 ///
 /// # Cancel safety
 ///
 /// The call changes nothing and is cancel-safe.
 pub async fn connect(fallback: Fallback) -> Result<Connected> {
-    let errors = match connect_engine(variable).await {
+    let unavailable = match connect_engine().await? {
         Ok(connected) => return Ok(connected),
-        Err(NoEngine::Misconfigured(error)) => return Err(error),
-        Err(NoEngine::Unavailable(errors)) => errors,
+        Err(unavailable) => unavailable,
     };
     match fallback {
-        Fallback::None => Err(combine(errors)),
+        Fallback::None => Err(unavailable.0.into()),
         #[cfg(all(feature = "process", unix))]
         Fallback::Process => Ok(Connected {
             runtime: Arc::new(super::process::LocalProcess::new()),
             kind: RuntimeKind::Process,
             description: "local processes, without any isolation".into(),
-            skipped: chains(&errors),
+            skipped: unavailable.1,
         }),
     }
 }
 
-/// Returns the value of an environment variable. An empty variable counts as unset.
-fn variable(name: &str) -> Option<String> {
-    let value = std::env::var_os(name).filter(|value| !value.is_empty())?;
-    Some(value.to_string_lossy().into_owned())
-}
+/// An engine, or the error and the reasons that no local engine answers.
+type Search = Result<Connected, (RuntimeError, Vec<String>)>;
 
-/// The reason that there is no engine.
-#[derive(Debug)]
-enum NoEngine {
-    /// A variable has an address that cannot be used.
-    #[cfg_attr(not(feature = "docker"), expect(dead_code))]
-    Misconfigured(Error),
-    /// The errors of the engines that were tried, in order.
-    Unavailable(Vec<Error>),
-}
-
-fn chains(errors: &[Error]) -> Vec<String> {
-    errors.iter().map(Error::chain).collect()
-}
-
-/// Combines all errors into one.
-fn combine(mut errors: Vec<Error>) -> Error {
-    match errors.pop() {
-        Some(error) if errors.is_empty() => error,
-        last => {
-            errors.extend(last);
-            RuntimeError::Unavailable {
-                address: "any known address".into(),
-                reason: chains(&errors).join("; and "),
-            }
-            .into()
-        }
-    }
-}
-
+/// Connects to an engine. The outer error is that of a named engine, which has no fallback.
 #[cfg(not(feature = "docker"))]
-async fn connect_engine(_: impl Fn(&str) -> Option<String>) -> Result<Connected, NoEngine> {
+async fn connect_engine() -> Result<Search, RuntimeError> {
     let error = RuntimeError::Unavailable {
         address: "any address".into(),
         reason: "moat was built without the feature `docker`".into(),
     };
-    Err(NoEngine::Unavailable(vec![error.into()]))
+    let skipped = vec![error.to_string()];
+    Ok(Err((error, skipped)))
 }
 
+/// Connects to an engine. The outer error is that of a named engine, which has no fallback.
 #[cfg(feature = "docker")]
-async fn connect_engine(variable: impl Fn(&str) -> Option<String>) -> Result<Connected, NoEngine> {
-    use super::docker::{Docker, check_address};
+async fn connect_engine() -> Result<Search, RuntimeError> {
+    use super::docker::{Docker, NoEngine};
 
-    let check = |name| match variable(name) {
-        Some(address) => check_address(&address, name)
-            .map(|()| Some(address))
-            .map_err(|error| NoEngine::Misconfigured(error.into())),
-        None => Ok(None),
-    };
-    let docker_host = check("DOCKER_HOST")?;
-    let mut errors = Vec::new();
-    match Docker::connect().await {
-        Ok(docker) => return Ok(connected(docker, &errors)),
-        Err(error) => errors.push(error),
-    }
-    if docker_host.is_some() {
-        return Err(NoEngine::Unavailable(errors));
-    }
-    let container_host = check("CONTAINER_HOST")?;
-    let runtime_dir = variable("XDG_RUNTIME_DIR");
-    let address = podman_address(container_host, runtime_dir, std::path::Path::exists);
-    let podman = async { Docker::connect_to(&address?).await };
-    match podman.await {
-        Ok(docker) => return Ok(connected(docker, &errors)),
-        Err(error) => errors.push(error),
-    }
-    Err(NoEngine::Unavailable(errors))
-}
-
-#[cfg(feature = "docker")]
-fn connected(docker: super::docker::Docker, errors: &[Error]) -> Connected {
-    let kind = match docker.is_podman() {
-        true => RuntimeKind::Podman,
-        false => RuntimeKind::Docker,
-    };
-    Connected {
-        description: docker.to_string(),
-        runtime: Arc::new(docker),
-        kind,
-        skipped: chains(errors),
+    match Docker::find().await {
+        Ok((docker, skipped)) => Ok(Ok(Connected {
+            description: docker.to_string(),
+            kind: match docker.is_podman() {
+                true => RuntimeKind::Podman,
+                false => RuntimeKind::Docker,
+            },
+            runtime: Arc::new(docker),
+            skipped,
+        })),
+        Err(NoEngine::Named(error)) => Err(error),
+        Err(NoEngine::Unavailable { error, skipped }) => Ok(Err((error, skipped))),
     }
 }
 
-/// Returns the address of Podman.
-#[cfg(feature = "docker")]
-fn podman_address(
-    host: Option<String>,
-    runtime_dir: Option<String>,
-    exists: impl Fn(&std::path::Path) -> bool,
-) -> Result<String, RuntimeError> {
-    if let Some(host) = host {
-        return Ok(host);
-    }
-    let user = runtime_dir.map(|dir| format!("{dir}/podman/podman.sock"));
-    let sockets: Vec<_> = user
-        .into_iter()
-        .chain(["/run/podman/podman.sock".into()])
-        .collect();
-    match sockets.iter().find(|path| exists(path.as_ref())) {
-        Some(path) => Ok(format!("unix://{path}")),
-        None => Err(RuntimeError::Unavailable {
-            address: format!("unix://{}", sockets[0]),
-            reason: format!("Podman has no socket at {}", sockets.join(" or ")),
-        }),
-    }
-}
-
-#[cfg(all(test, feature = "docker"))]
+#[cfg(all(test, feature = "process", unix))]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_user_socket_of_podman_precedes_the_system() {
-        let user = || Some("/run/user/1".to_owned());
-        let found = podman_address(Some("tcp://db:1".into()), user(), |_| true);
-        assert_eq!(found.unwrap(), "tcp://db:1");
-        let found = podman_address(None, user(), |_| true);
-        assert_eq!(found.unwrap(), "unix:///run/user/1/podman/podman.sock");
-        let system = |path: &std::path::Path| path.starts_with("/run/podman");
-        let found = podman_address(None, user(), system);
-        assert_eq!(found.unwrap(), "unix:///run/podman/podman.sock");
-        let none = podman_address(None, user(), |_| false)
-            .unwrap_err()
-            .to_string();
-        assert!(none.contains("/run/user/1/podman/podman.sock or /run/podman"));
-    }
-
-    #[test]
-    fn the_error_names_all_engines_that_were_tried() {
-        let error = || {
-            Error::from(RuntimeError::Unavailable {
-                address: "here".into(),
-                reason: "it is gone".into(),
-            })
-        };
-        let one = "cannot reach the engine at here: it is gone";
-        assert_eq!(combine(vec![error()]).to_string(), one);
-        let two = combine(vec![error(), error()]).to_string();
-        assert!(two.ends_with(&format!("{one}; and {one}")), "{two}");
-    }
-
-    #[tokio::test]
-    async fn a_malformed_docker_host_is_an_error_with_every_fallback() {
-        let mut addresses = vec!["tcp//x", "foo://bar", "unix://", "ssh://", " "];
-        if !cfg!(feature = "tls") {
-            addresses.push("https://host");
-        }
-        for address in addresses {
-            let variable = |name: &str| (name == "DOCKER_HOST").then(|| address.to_owned());
-            match connect_engine(variable).await {
-                Err(NoEngine::Misconfigured(error)) => {
-                    let error = error.to_string();
-                    assert!(error.contains(" (from DOCKER_HOST): "), "{error}");
-                }
-                other => panic!("{address}: {other:?}"),
-            }
-        }
-    }
-
-    #[cfg(all(feature = "process", unix))]
     #[test]
     fn the_display_names_the_engines_that_were_skipped() {
         let mut connected = Connected {

@@ -1,6 +1,7 @@
 //! The example `quickstart`.
 
 use testkit::audit::Audit;
+use testkit::engine;
 
 use crate::place::{Place, assert_code, example, output, text};
 
@@ -32,7 +33,7 @@ fn it_names_the_engine_that_it_found(place: &Place) {
 fn without_an_engine_it_runs_a_local_process(place: &Place) {
     let mut command = example("quickstart");
     command.current_dir(place.dir.path());
-    command.env("DOCKER_HOST", "unix:///nowhere/docker.sock");
+    engine::hide(&mut command, place.dir.path());
     let found = output(command);
     assert_code(&found, 0);
     let stdout = text(&found.stdout);

@@ -1,13 +1,14 @@
 //! The engine that tests run on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
 use bollard::query_parameters::RemoveContainerOptionsBuilder;
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -69,6 +70,34 @@ fn answers() -> bool {
         let ping = tokio::time::timeout(Duration::from_secs(5), docker.ping());
         matches!(ping.await, Ok(Ok(_)))
     })
+}
+
+/// Lets `command` find no engine: the current context of its configuration leads nowhere.
+///
+/// # Panics
+///
+/// If the configuration cannot be written to `directory`.
+pub fn hide(command: &mut std::process::Command, directory: &Path) {
+    let context = "nowhere";
+    let digest = Sha256::digest(context);
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let config = directory.join("docker-config");
+    let meta = config.join("contexts/meta").join(digest);
+    std::fs::create_dir_all(&meta).expect("a directory can be created");
+    let write = |path: PathBuf, json: Value| {
+        std::fs::write(path, json.to_string()).expect("a file can be written");
+    };
+    let endpoint = json!({"Host": "unix:///nowhere/docker.sock"});
+    let metadata = json!({"Name": context, "Endpoints": {"docker": endpoint}});
+    write(meta.join("meta.json"), metadata);
+    write(
+        config.join("config.json"),
+        json!({"currentContext": context}),
+    );
+    command
+        .env("DOCKER_CONFIG", config)
+        .env_remove("DOCKER_HOST")
+        .env_remove("DOCKER_CONTEXT");
 }
 
 /// A client that is independent of moat.

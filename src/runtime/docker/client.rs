@@ -39,19 +39,21 @@ pub(super) struct Client {
 
 impl Client {
     /// Connects once without and once with bollard, and negotiates the API version.
-    pub(super) async fn connect(address: Address) -> Result<Self, RuntimeError> {
+    ///
+    /// The engine must answer within `limit`.
+    pub(super) async fn connect(address: Address, limit: Duration) -> Result<Self, RuntimeError> {
         let dialer = Dialer::new(address)?;
         let bollard = dialer.client(NO_TIMEOUT)?;
         let address = dialer.address().to_string();
-        let error = |failure| not_an_engine(failure).error(VERSION_OPERATION, &address);
-        let ping = send(&dialer, Call::get("/_ping"));
-        ping.await.map_err(error)?;
-        let versions = with_timeout(async {
+        let versions = timeout(limit, async {
+            send(&dialer, Call::get("/_ping")).await?;
             let bollard = bollard.negotiate_version().await?;
             let version = bollard.version().await?;
             Ok((bollard, version))
         });
-        let (bollard, version) = versions.await.map_err(error)?;
+        let versions = versions.await.unwrap_or(Err(Failure::Timeout(limit)));
+        let (bollard, version) = versions
+            .map_err(|failure| not_an_engine(failure).error(VERSION_OPERATION, &address))?;
         let components = version.components.unwrap_or_default();
         let podman = components.iter().any(|c| c.name == "Podman Engine");
         let name = if podman {
@@ -166,7 +168,11 @@ fn not_an_engine(failure: Failure) -> Failure {
             "the server at this address does not respond as an engine does: {reason}: is the \
              scheme right, and, with TLS, does the server accept cert.pem and key.pem?"
         )),
-        failure => failure,
+        // The error of the operation would not name the address.
+        Failure::Timeout(limit) => {
+            Failure::Unreachable(format!("it did not answer within {} s", limit.as_secs()))
+        }
+        Failure::Unreachable(reason) => Failure::Unreachable(reason),
     }
 }
 

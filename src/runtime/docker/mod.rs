@@ -18,10 +18,10 @@
 //!
 //! # Connecting
 //!
-//! [`Docker::connect`] uses `DOCKER_HOST`, else a local socket.
-//! [`Docker::connect_to`] takes an address, and [`Docker::connect_with`] also takes TLS
-//! certificates. Each of them fails if the engine does not respond within 30 s. A [`Docker`] value
-//! stays valid while the engine restarts: each call opens a new connection.
+//! [`Docker::connect`] uses the engine of Docker's CLI: `DOCKER_HOST`, the current context, else a
+//! local socket. [`Docker::connect_to`] takes an address, and [`Docker::connect_with`] also takes a
+//! context or TLS certificates. Each of them fails if the engine does not answer within 30 s. A
+//! [`Docker`] value stays valid while the engine restarts: each call opens a new connection.
 //!
 //! `ssh://` runs `docker system dial-stdio` on a host, as Docker's CLI does: one process of `ssh` for
 //! each connection. ssh never asks a question (`BatchMode`), so the host key must be known, and a key
@@ -64,6 +64,7 @@ mod inspect;
 mod log_length;
 mod options;
 pub(crate) mod output;
+mod search;
 mod stdin;
 #[cfg(test)]
 mod tests;
@@ -76,6 +77,7 @@ use async_trait::async_trait;
 use self::client::Client;
 use self::connection::Environment;
 pub use self::options::ConnectOptions;
+pub(super) use self::search::NoEngine;
 use super::{
     Archive, AttachedOutput, Capabilities, Continuity, CreateRequest, Created, DrainLimit,
     EngineInfo, ExecId, ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest,
@@ -109,6 +111,8 @@ pub struct Docker {
     client: Client,
     /// The host on which published ports are reached.
     port_host: String,
+    /// The setting that named the engine, if one did: `from DOCKER_HOST`.
+    source: Option<String>,
 }
 
 impl fmt::Debug for Docker {
@@ -120,32 +124,57 @@ impl fmt::Debug for Docker {
     }
 }
 
-/// The engine's name, version and address.
+/// The engine's name, version and address, and the setting that named it, if one did.
 impl fmt::Display for Docker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let EngineInfo { name, version, .. } = &self.client.engine;
-        write!(f, "{name} {version} at {}", self.client.address)
+        write!(f, "{name} {version} at {}", self.client.address)?;
+        match &self.source {
+            Some(source) => write!(f, " ({source})"),
+            None => Ok(()),
+        }
     }
 }
 
 impl Docker {
-    /// Connects to the engine in `DOCKER_HOST`, else to a local engine.
+    /// Connects to the engine that Docker's CLI uses, else to the first local one that answers.
     ///
-    /// `DOCKER_HOST` is a `unix://`, `tcp://`, `http://`, `ssh://` or, with the feature `tls`,
-    /// `https://` address. On Windows, `npipe://` is in place of `unix://`. Without `DOCKER_HOST`, the address is the first socket that exists of
-    /// `/var/run/docker.sock`, `$XDG_RUNTIME_DIR/docker.sock` and `~/.docker/run/docker.sock`.
-    /// Contexts of Docker's CLI are ignored.
+    /// 1. `DOCKER_HOST`: a `unix://`, `tcp://`, `http://`, `ssh://` or, with the feature `tls`,
+    ///    `https://` address. On Windows, `npipe://` is in place of `unix://`.
+    /// 2. The context that `DOCKER_CONTEXT` names.
+    /// 3. The current context in Docker's configuration file: `config.json` in `DOCKER_CONFIG`, else
+    ///    in `~/.docker`.
+    /// 4. The first of these sockets that answers: `/var/run/docker.sock`,
+    ///    `$XDG_RUNTIME_DIR/docker.sock`, `~/.docker/run/docker.sock`,
+    ///    `~/.docker/desktop/docker.sock`, and those of Colima, OrbStack and Rancher Desktop. On
+    ///    Windows, the pipe `//./pipe/docker_engine`.
     ///
-    /// TLS is used for `https://`, and for `tcp://` if `DOCKER_TLS_VERIFY` is set. The directory
+    /// The system's socket precedes the user's, since Docker's CLI uses it if there is no context.
+    /// A socket that does not exist, may not be opened or does not answer is skipped. The context
+    /// named `default` stands for no context. An engine that a variable or a context names is the
+    /// only one: if it does not answer, or if the context does not exist, that is an error. A
+    /// malformed configuration file is ignored with a warning, as Docker's CLI does.
+    ///
+    /// # TLS
+    ///
+    /// The engine of a context is reached as the context states: with TLS if the context has TLS
+    /// files, or if it skips the verification of the engine's certificate. The variables below have
+    /// no effect on it. If the verification is skipped, moat logs a warning.
+    ///
+    /// Otherwise TLS is used for `https://`, and for `tcp://` if `DOCKER_TLS_VERIFY` is set. With
+    /// `DOCKER_TLS` in its place, the engine's certificate is not verified. If one of the two is
+    /// set, and no engine is named, the address is `tcp://localhost:2376`. The directory
     /// `DOCKER_CERT_PATH` holds `ca.pem` and, for a client certificate, `cert.pem` and `key.pem`.
-    /// Default: the directory of Docker's configuration file. The engine's certificate must be
-    /// signed by that CA.
+    /// Default: the directory of Docker's configuration file.
+    ///
+    /// The engine's certificate must be signed by that CA. Unlike Docker's CLI, moat does not trust
+    /// the CAs of the system.
     ///
     /// # Errors
     ///
-    /// - [`RuntimeError::Unavailable`]: the engine cannot be reached. The error states why, and
-    ///   what to do about it.
-    /// - [`RuntimeError::Timeout`]: the engine did not respond within 30 s.
+    /// [`RuntimeError::Unavailable`]: the engine cannot be reached, or did not answer within 30 s. If
+    /// several sockets exist, the timeout of each is 5 s. The error names the engine and the setting
+    /// that named it, or each address that was tried, with the reason.
     ///
     /// # Cancel safety
     ///
@@ -156,8 +185,8 @@ impl Docker {
 
     /// Connects to the engine at `address`.
     ///
-    /// `address` is a `unix://`, `tcp://`, `http://`, `https://` or `ssh://` address. `DOCKER_HOST` is
-    /// ignored; the other variables apply as for [`connect`](Self::connect).
+    /// `address` is a `unix://`, `tcp://`, `http://`, `https://` or `ssh://` address. `DOCKER_HOST`
+    /// and all contexts are ignored. The variables for TLS apply as for [`connect`](Self::connect).
     ///
     /// # Errors
     ///
@@ -183,19 +212,11 @@ impl Docker {
     ///
     /// Dropping the future has no effect on the engine.
     pub async fn connect_with(options: ConnectOptions) -> Result<Self> {
-        let environment = Environment::read();
-        let from_variable = options.uses_docker_host(&environment);
-        let connected = async {
-            let address = options.resolve(environment)?;
-            let port_host = address.host().to_owned();
-            let client = Client::connect(address).await?;
-            Ok(Self { client, port_host })
-        };
-        let connected: Result<Self, RuntimeError> = connected.await;
-        Ok(connected.map_err(|error| match from_variable {
-            true => name_source(error, "DOCKER_HOST"),
-            false => error,
-        })?)
+        let candidates = options.candidates(Environment::read())?;
+        match Self::first_of(candidates).await {
+            Ok((docker, _)) => Ok(docker),
+            Err(no_engine) => Err(RuntimeError::from(no_engine).into()),
+        }
     }
 
     /// Sets the host, by name or address, on which published ports are reached.
@@ -240,31 +261,6 @@ fn version_numbers(version: &str) -> (u64, u64, u64) {
         .map(|part| part.parse().ok());
     let mut number = || numbers.next().flatten().unwrap_or(0);
     (number(), number(), number())
-}
-
-/// Checks the address in `variable`, without a connection.
-///
-/// # Errors
-///
-/// [`RuntimeError::Unavailable`] if the address is malformed or not supported.
-pub(super) fn check_address(address: &str, variable: &str) -> Result<(), RuntimeError> {
-    match ConnectOptions::default()
-        .address(address)
-        .resolve(Environment::read())
-    {
-        Ok(_) => Ok(()),
-        Err(error) => Err(name_source(error, variable)),
-    }
-}
-
-/// Adds the variable that set the address to the error of a connection.
-fn name_source(mut error: RuntimeError, variable: &str) -> RuntimeError {
-    if let RuntimeError::Unavailable { address, .. } = &mut error {
-        address.push_str(" (from ");
-        address.push_str(variable);
-        address.push(')');
-    }
-    error
 }
 
 #[async_trait]

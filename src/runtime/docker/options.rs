@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::connection::{Address, Environment};
+use super::connection::{Candidate, Environment, Requested, candidates};
 use crate::error::RuntimeError;
 
 /// The parameters of a connection to an engine.
@@ -23,15 +23,26 @@ use crate::error::RuntimeError;
 #[derive(Debug, Clone, Default)]
 pub struct ConnectOptions {
     address: Option<String>,
+    context: Option<String>,
     certificates: Option<PathBuf>,
 }
 
 impl ConnectOptions {
     /// Sets the address: `unix://`, `tcp://`, `http://` or `https://`.
     ///
-    /// Default: `DOCKER_HOST`, else the first socket that exists.
+    /// Default: see [`Docker::connect`](super::Docker::connect). An address excludes a
+    /// [`context`](Self::context).
     pub fn address(mut self, address: impl Into<String>) -> Self {
         self.address = Some(address.into());
+        self
+    }
+
+    /// Uses the engine of a context of Docker's CLI, as `docker --context` does.
+    ///
+    /// `DOCKER_HOST` and `DOCKER_CONTEXT` are ignored. The context named `default` stands for no
+    /// context: `DOCKER_HOST`, else a local socket.
+    pub fn context(mut self, name: impl Into<String>) -> Self {
+        self.context = Some(name.into());
         self
     }
 
@@ -45,38 +56,53 @@ impl ConnectOptions {
         self
     }
 
-    /// Returns true if the address is that of `DOCKER_HOST`.
-    pub(super) fn uses_docker_host(&self, environment: &Environment) -> bool {
-        self.address.is_none() && environment.docker_host().is_some()
-    }
-
-    pub(super) fn resolve(self, environment: Environment) -> Result<Address, RuntimeError> {
-        let environment = match &self.certificates {
-            Some(dir) => environment.with_certificates(dir.clone()),
-            None => environment,
-        };
-        let address = match &self.address {
-            Some(address) => Address::parse(address, &environment)?,
-            None => Address::local(&environment)?,
-        };
-        if self.certificates.is_some() && address.certificates.is_none() {
+    /// Returns the engines to try, in order.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Unavailable`] if the options contradict each other.
+    pub(super) fn candidates(
+        self,
+        environment: Environment,
+    ) -> Result<Vec<Candidate>, RuntimeError> {
+        if let (Some(_), Some(name)) = (&self.address, &self.context) {
             return Err(RuntimeError::Unavailable {
-                address: address.to_string(),
-                reason: "certificates are given, but the address does not use TLS: give tcp:// \
-                         or https://"
-                    .into(),
+                address: format!("the address of context {name:?}"),
+                reason: "an address is given, too: give either an address or a context".into(),
             });
         }
-        Ok(address)
+        let requires_tls = self.certificates.is_some();
+        let environment = match self.certificates {
+            Some(dir) => environment.with_certificates(dir),
+            None => environment,
+        };
+        let requested = Requested {
+            address: self.address.as_deref(),
+            context: self.context.as_deref(),
+            podman: false,
+        };
+        let mut candidates = candidates(requested, &environment);
+        if requires_tls {
+            candidates.iter_mut().for_each(Candidate::require_tls);
+        }
+        Ok(candidates)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::connection::Address;
+    #[cfg(feature = "tls")]
+    use super::super::connection::Certificates;
     use super::*;
 
+    /// Returns the address of the one engine.
     fn resolve(options: ConnectOptions) -> Result<Address, RuntimeError> {
-        options.resolve(Environment::default())
+        let mut candidates = options.candidates(Environment::default())?;
+        match (candidates.pop(), candidates.is_empty()) {
+            (Some(Candidate::Named { address, .. }), true) => address,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -86,18 +112,38 @@ mod tests {
             assert!(resolve(options.clone()).is_ok());
             let error = resolve(options.certificates("/certs")).unwrap_err();
             let error = error.to_string();
-            assert!(error.contains("does not use TLS"), "{address}: {error}");
+            let expected = if cfg!(feature = "tls") {
+                "does not use TLS"
+            } else {
+                "TLS"
+            };
+            assert!(error.contains(expected), "{address}: {error}");
         }
+    }
+
+    #[test]
+    fn an_address_excludes_a_context() {
+        let options = ConnectOptions::default().address("tcp://db").context("db");
+        let error = resolve(options).unwrap_err().to_string();
+        assert!(error.contains("either an address or a context"), "{error}");
     }
 
     #[cfg(feature = "tls")]
     #[test]
     fn certificates_enable_tls() {
-        for address in ["tcp://db", "https://db"] {
-            let options = ConnectOptions::default().address(address);
+        for (address, shown) in [
+            (Some("tcp://db"), "https://db:2376"),
+            (Some("https://db"), "https://db:2376"),
+            (None, "https://localhost:2376"),
+        ] {
+            let options = ConnectOptions {
+                address: address.map(str::to_owned),
+                ..ConnectOptions::default()
+            };
             let address = resolve(options.certificates("/certs")).unwrap();
-            assert_eq!(address.to_string(), "https://db:2376");
-            assert_eq!(address.certificates, Some("/certs".into()));
+            assert_eq!(address.to_string(), shown);
+            let certificates = address.certificates.unwrap();
+            assert_eq!(certificates, Certificates::verified("/certs".as_ref()));
         }
     }
 }

@@ -47,6 +47,7 @@ impl Socket {
                 },
                 podman: false,
             },
+            source: None,
         };
         let socket = Self {
             _dir: dir,

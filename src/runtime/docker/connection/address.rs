@@ -1,8 +1,9 @@
-//! The address of an engine: `DOCKER_HOST`, or a Unix socket on this machine.
+//! The address of an engine: a Unix socket, or a TCP port with or without TLS.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::environment::Environment;
 use super::local::{DEFAULT_ADDRESS, SCHEME};
 use super::ssh::SshAddress;
 use crate::error::RuntimeError;
@@ -16,8 +17,8 @@ const TLS_PORT: u16 = 2376;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Address {
     pub(super) endpoint: Endpoint,
-    /// The directory of `ca.pem`, `cert.pem` and `key.pem`. `None`: no TLS.
-    pub(crate) certificates: Option<PathBuf>,
+    /// `None`: no TLS.
+    pub(crate) certificates: Option<Certificates>,
 }
 
 /// A socket or pipe of this machine, a TCP port, or an engine on a host of ssh.
@@ -32,87 +33,25 @@ pub(super) enum Endpoint {
     Ssh(SshAddress),
 }
 
-/// The environment variables that select an engine.
-///
-/// Only [`read`](Self::read) accesses the environment, so that the other functions are pure.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Environment {
-    host: Option<String>,
-    tls_verify: bool,
-    cert_path: Option<PathBuf>,
-    config: Option<PathBuf>,
-    runtime_dir: Option<PathBuf>,
-    home: Option<PathBuf>,
+/// The certificate files of a connection with TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Certificates {
+    /// The directory of `ca.pem`, `cert.pem` and `key.pem`.
+    pub(super) dir: PathBuf,
+    /// False: any certificate of the engine is accepted.
+    pub(super) verify: bool,
 }
 
-impl Environment {
-    pub(crate) fn read() -> Self {
-        // Docker's CLI treats an empty variable as unset.
-        let get = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let path = |name| get(name).map(PathBuf::from);
+impl Certificates {
+    pub(crate) fn verified(dir: &Path) -> Self {
         Self {
-            host: get("DOCKER_HOST").map(|host| host.to_string_lossy().into_owned()),
-            tls_verify: get("DOCKER_TLS_VERIFY").is_some(),
-            cert_path: path("DOCKER_CERT_PATH"),
-            config: path("DOCKER_CONFIG"),
-            runtime_dir: path("XDG_RUNTIME_DIR"),
-            home: path("HOME"),
+            dir: dir.to_owned(),
+            verify: true,
         }
-    }
-
-    /// Requires TLS, with the certificates in `dir`.
-    pub(crate) fn with_certificates(mut self, dir: PathBuf) -> Self {
-        self.tls_verify = true;
-        self.cert_path = Some(dir);
-        self
-    }
-
-    /// Returns `DOCKER_HOST`, if it is set.
-    pub(crate) fn docker_host(&self) -> Option<&str> {
-        self.host.as_deref()
-    }
-
-    /// Returns the directory of Docker's configuration file.
-    pub(crate) fn config_dir(&self) -> Option<PathBuf> {
-        let home = || Some(self.home.as_ref()?.join(".docker"));
-        self.config.clone().or_else(home)
-    }
-
-    fn certificates(&self) -> PathBuf {
-        let dir = || self.config_dir().unwrap_or_default();
-        self.cert_path.clone().unwrap_or_else(dir)
     }
 }
 
 impl Address {
-    /// Returns the address in `DOCKER_HOST`, else the first socket that exists.
-    pub(crate) fn local(environment: &Environment) -> Result<Self, RuntimeError> {
-        if let Some(host) = &environment.host {
-            return Self::parse(host, environment);
-        }
-        if cfg!(windows) {
-            // A pipe cannot be looked for without a connection to it.
-            return Ok(Self::unix(Path::new(DEFAULT_ADDRESS)));
-        }
-        let mut sockets = vec![PathBuf::from(DEFAULT_ADDRESS)];
-        let user = environment.runtime_dir.iter();
-        sockets.extend(user.map(|dir| dir.join("docker.sock")));
-        let desktop = environment.home.iter();
-        sockets.extend(desktop.map(|home| home.join(".docker/run/docker.sock")));
-        if let Some(path) = sockets.iter().find(|path| path.exists()) {
-            return Ok(Self::unix(path));
-        }
-        let tried: Vec<_> = sockets.iter().map(|p| p.display().to_string()).collect();
-        Err(RuntimeError::Unavailable {
-            address: Self::unix(Path::new(DEFAULT_ADDRESS)).to_string(),
-            reason: format!(
-                "there is no socket at {}: is the engine running? If it listens elsewhere, set \
-                 DOCKER_HOST",
-                tried.join(" or ")
-            ),
-        })
-    }
-
     /// Parses a `unix://`, `tcp://`, `http://`, `https://` or `ssh://` address.
     pub(crate) fn parse(text: &str, environment: &Environment) -> Result<Self, RuntimeError> {
         let text = text.trim();
@@ -143,7 +82,7 @@ impl Address {
                 if !path.is_absolute() {
                     return Err("the path of the socket is not absolute".into());
                 }
-                return Ok(Self::unix(path));
+                return Ok(Self::local(path));
             }
             "ssh" => {
                 return Ok(Self {
@@ -151,15 +90,15 @@ impl Address {
                     certificates: None,
                 });
             }
-            "tcp" => environment.tls_verify,
+            "tcp" => environment.uses_tls(),
             "http" => false,
             "https" => true,
             _ => return Err(unsupported_scheme(scheme)),
         };
         if tls && !cfg!(feature = "tls") {
             return Err(
-                "TLS is required (by https://, DOCKER_TLS_VERIFY or certificates), but moat was built \
-                 without its feature `tls`"
+                "TLS is required (by https://, DOCKER_TLS_VERIFY, DOCKER_TLS, a context or \
+                 certificates), but moat was built without its feature `tls`"
                     .into(),
             );
         }
@@ -175,7 +114,7 @@ impl Address {
     }
 
     /// Returns the address of a Unix socket, or of a named pipe on Windows.
-    fn unix(path: &Path) -> Self {
+    pub(crate) fn local(path: &Path) -> Self {
         Self {
             endpoint: Endpoint::Local(path.to_owned()),
             certificates: None,
@@ -315,6 +254,7 @@ fn redacted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::environment::TlsMode;
     use super::*;
 
     fn parse(text: &str) -> Result<Address, String> {
@@ -402,7 +342,7 @@ mod tests {
     #[test]
     fn the_scheme_or_the_environment_selects_tls() {
         let environment = Environment {
-            tls_verify: true,
+            tls: TlsMode::Verified,
             cert_path: Some("/certs".into()),
             ..Environment::default()
         };
@@ -416,7 +356,8 @@ mod tests {
                 Ok(address) => {
                     assert!(built);
                     assert_eq!(address.to_string(), shown);
-                    assert_eq!(address.certificates, Some("/certs".into()));
+                    let certificates = Certificates::verified("/certs".as_ref());
+                    assert_eq!(address.certificates, Some(certificates));
                 }
                 Err(error) => {
                     assert!(!built);
@@ -428,28 +369,5 @@ mod tests {
         assert_eq!(plain.certificates, None);
         let socket = Address::parse("unix:///x", &environment).unwrap();
         assert_eq!(socket.certificates, None);
-    }
-
-    #[test]
-    fn docker_host_overrides_local_sockets() {
-        let environment = Environment {
-            host: Some("unix:///nowhere.sock".into()),
-            ..Environment::default()
-        };
-        let address = Address::local(&environment).unwrap();
-        assert_eq!(address.to_string(), "unix:///nowhere.sock");
-    }
-
-    #[test]
-    fn certificates_are_found_where_dockers_cli_finds_them() {
-        let mut environment = Environment {
-            home: Some("/home/me".into()),
-            ..Environment::default()
-        };
-        assert_eq!(environment.certificates(), Path::new("/home/me/.docker"));
-        environment.config = Some("/config".into());
-        assert_eq!(environment.certificates(), Path::new("/config"));
-        environment.cert_path = Some("/certs".into());
-        assert_eq!(environment.certificates(), Path::new("/certs"));
     }
 }

@@ -43,13 +43,14 @@ impl Dialer {
             ssh: SSH.iter().map(|&argument| argument.to_owned()).collect(),
             #[cfg(feature = "tls")]
             tls: match &address.certificates {
-                Some(dir) => {
-                    let tls = super::tls::Tls::load(dir).map_err(|Unreachable(reason)| {
-                        RuntimeError::Unavailable {
-                            address: address.to_string(),
-                            reason,
-                        }
-                    })?;
+                Some(certificates) => {
+                    let tls =
+                        super::tls::Tls::load(certificates).map_err(|Unreachable(reason)| {
+                            RuntimeError::Unavailable {
+                                address: address.to_string(),
+                                reason,
+                            }
+                        })?;
                     Some(tls)
                 }
                 None => None,

@@ -1,0 +1,251 @@
+//! The contexts of Docker's CLI: the current one, and the endpoint of each.
+//!
+//! The files and their meaning are those of `cli/context/store` in docker/cli.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::Deserialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::environment::TlsMode;
+
+/// The context that stands for the variables and the default sockets.
+pub(super) const DEFAULT: &str = "default";
+
+/// The endpoint of a context.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Context {
+    /// The address. `None`: the system's socket.
+    pub(super) host: Option<String>,
+    pub(super) tls: TlsMode,
+    /// The directory of `ca.pem`, `cert.pem` and `key.pem`.
+    pub(super) certificates: PathBuf,
+}
+
+/// The contents of `meta.json`. The CLI accepts names in either case.
+#[derive(Deserialize)]
+struct Metadata {
+    #[serde(rename = "Endpoints", alias = "endpoints")]
+    endpoints: Option<Endpoints>,
+}
+
+#[derive(Deserialize)]
+struct Endpoints {
+    docker: Option<Endpoint>,
+}
+
+#[derive(Deserialize)]
+struct Endpoint {
+    #[serde(rename = "Host", alias = "host")]
+    host: Option<String>,
+    #[serde(rename = "SkipTLSVerify", alias = "skipTLSVerify")]
+    skip_tls_verify: Option<bool>,
+}
+
+/// Returns the path of the CLI's configuration file.
+pub(super) fn config_file(config_dir: &Path) -> PathBuf {
+    config_dir.join("config.json")
+}
+
+/// Reads the name of the current context from the CLI's configuration file.
+///
+/// # Errors
+///
+/// The reason that the file cannot be used. The CLI then warns, and uses no context.
+pub(super) fn current(config_dir: &Path) -> Result<Option<String>, String> {
+    let file = config_file(config_dir);
+    let unusable = |reason: String| format!("cannot read {}: {reason}", file.display());
+    let text = match fs::read(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unusable(error.to_string())),
+    };
+    let config: Value =
+        serde_json::from_slice(&text).map_err(|error| unusable(malformed(&error)))?;
+    match config.get("currentContext") {
+        None | Some(Value::Null) => match config.is_object() {
+            true => Ok(None),
+            false => Err(unusable("the file is not a JSON object".into())),
+        },
+        Some(Value::String(name)) => Ok(Some(name.clone()).filter(|name| !name.is_empty())),
+        Some(_) => Err(unusable("currentContext is not a string".into())),
+    }
+}
+
+/// Reads the endpoint of the context `name`.
+///
+/// # Errors
+///
+/// The reason that there is no such context, or that it cannot be used.
+pub(super) fn load(config_dir: &Path, name: &str) -> Result<Context, String> {
+    let store = config_dir.join("contexts");
+    // The CLI derives the directory from the name, which can thus have any character.
+    let id = directory(name);
+    let file = store.join("meta").join(&id).join("meta.json");
+    let unusable = |reason: String| format!("cannot read {}: {reason}", file.display());
+    let text = fs::read(&file).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => format!(
+            "there is no such context: {} does not exist; `docker context ls` lists all contexts",
+            file.display()
+        ),
+        _ => unusable(error.to_string()),
+    })?;
+    let metadata: Metadata =
+        serde_json::from_slice(&text).map_err(|error| unusable(malformed(&error)))?;
+    let endpoint = metadata.endpoints.and_then(|endpoints| endpoints.docker);
+    let endpoint =
+        endpoint.ok_or_else(|| unusable("the context has no endpoint for docker".into()))?;
+    let certificates = store.join("tls").join(&id).join("docker");
+    Ok(Context {
+        host: endpoint.host.filter(|host| !host.is_empty()),
+        tls: match endpoint.skip_tls_verify {
+            Some(true) => TlsMode::Unverified,
+            _ => tls_mode(&certificates)?,
+        },
+        certificates,
+    })
+}
+
+/// Returns the use of TLS: only with a directory for its files.
+fn tls_mode(certificates: &Path) -> Result<TlsMode, String> {
+    match fs::metadata(certificates) {
+        Ok(found) if found.is_dir() => Ok(TlsMode::Verified),
+        Ok(_) => Ok(TlsMode::Off),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(TlsMode::Off),
+        Err(error) => Err(format!("cannot read {}: {error}", certificates.display())),
+    }
+}
+
+/// Returns the name of a context's directory.
+pub(crate) fn directory(name: &str) -> String {
+    let digest = Sha256::digest(name.as_bytes());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Describes the error without serde's message, which can quote the file: it has credentials.
+fn malformed(error: &serde_json::Error) -> String {
+    format!(
+        "it is malformed at line {} column {}",
+        error.line(),
+        error.column()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn store(name: &str, metadata: &str) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let meta = dir.path().join("contexts/meta").join(directory(name));
+        fs::create_dir_all(&meta).unwrap();
+        fs::write(meta.join("meta.json"), metadata).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_directory_is_named_as_dockers_cli_names_it() {
+        // The directory that `docker context create rootless` makes.
+        let id = "12b961af5feb3e9d39f93b2cefb9a1a944f18d02cca0cac2f04f5a982240605f";
+        assert_eq!(directory("rootless"), id);
+    }
+
+    #[test]
+    fn the_current_context_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(current(dir.path()), Ok(None));
+        for (text, name) in [
+            (
+                r#"{"auths":{},"currentContext":"rootless"}"#,
+                Some("rootless"),
+            ),
+            (r#"{"currentContext":""}"#, None),
+            (r#"{"currentContext":null}"#, None),
+            ("{}", None),
+        ] {
+            fs::write(config_file(dir.path()), text).unwrap();
+            assert_eq!(current(dir.path()), Ok(name.map(str::to_owned)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_config_file_is_reported_without_its_text() {
+        let dir = tempfile::tempdir().unwrap();
+        for text in [
+            "",
+            "s3cr3t",
+            r#"{"auths":"s3cr3t""#,
+            r#"["s3cr3t"]"#,
+            r#"{"currentContext":["s3cr3t"]}"#,
+        ] {
+            fs::write(config_file(dir.path()), text).unwrap();
+            let error = current(dir.path()).unwrap_err();
+            assert!(error.contains("config.json: "), "{error}");
+            assert!(!error.contains("s3cr3t"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_read() {
+        for (metadata, host, tls) in [
+            (
+                r#"{"Name":"x","Metadata":{"Description":"d"},"Endpoints":
+                   {"docker":{"Host":"unix:///x.sock","SkipTLSVerify":false},"kubernetes":7}}"#,
+                Some("unix:///x.sock"),
+                TlsMode::Off,
+            ),
+            (
+                r#"{"endpoints":{"docker":{"host":"tcp://db","SkipTLSVerify":true}}}"#,
+                Some("tcp://db"),
+                TlsMode::Unverified,
+            ),
+            (r#"{"Endpoints":{"docker":{}}}"#, None, TlsMode::Off),
+            (
+                r#"{"Endpoints":{"docker":{"Host":""}}}"#,
+                None,
+                TlsMode::Off,
+            ),
+        ] {
+            let dir = store("x", metadata);
+            let context = load(dir.path(), "x").unwrap();
+            assert_eq!(context.host.as_deref(), host, "{metadata}");
+            assert_eq!(context.tls, tls, "{metadata}");
+        }
+    }
+
+    #[test]
+    fn a_directory_of_tls_files_enables_tls() {
+        let dir = store("x", r#"{"Endpoints":{"docker":{"Host":"tcp://db"}}}"#);
+        let files = dir
+            .path()
+            .join("contexts/tls")
+            .join(directory("x"))
+            .join("docker");
+        fs::create_dir_all(&files).unwrap();
+        let context = load(dir.path(), "x").unwrap();
+        assert_eq!(context.tls, TlsMode::Verified);
+        assert_eq!(context.certificates, files);
+    }
+
+    #[test]
+    fn an_unusable_context_is_an_error_with_its_file() {
+        for (metadata, reason) in [
+            ("", "malformed"),
+            (r#"{"Endpoints":{"docker":{"Host":7}}}"#, "malformed"),
+            ("{}", "no endpoint for docker"),
+            (r#"{"Endpoints":{"docker":null}}"#, "no endpoint for docker"),
+        ] {
+            let dir = store("x", metadata);
+            let error = load(dir.path(), "x").unwrap_err();
+            assert!(error.contains("meta.json: "), "{error}");
+            assert!(error.contains(reason), "{error}");
+        }
+        let dir = store("x", "{}");
+        let error = load(dir.path(), "y").unwrap_err();
+        assert!(error.starts_with("there is no such context: /"), "{error}");
+    }
+}
