@@ -77,7 +77,8 @@ impl fmt::Display for Connected {
 /// An engine that is named is the only one: no other engine takes its place. If a variable names
 /// it, and it cannot be used, that is an error with every fallback: a caller who names an engine
 /// does not want a run without isolation. The same holds for `CONTAINER_HOST`, if no socket of
-/// Docker answers. If only the configuration file names it, the `fallback` decides.
+/// Docker answers. If only the configuration file names it, and it does not answer, the `fallback`
+/// decides.
 ///
 /// The timeout of a named engine is 30 s. If several sockets exist, the timeout of each is 5 s: an
 /// engine that needs longer is skipped. Name the engine if a program must never use another one.

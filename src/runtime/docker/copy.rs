@@ -2,10 +2,11 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bollard::query_parameters::{DownloadFromContainerOptions, UploadToContainerOptions};
 use futures::StreamExt;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::client::{CALL_TIMEOUT, Client, path_segment};
 use super::errors::Failure;
@@ -13,15 +14,39 @@ use crate::error::RuntimeError;
 use crate::runtime::Archive;
 use crate::spec::ContainerId;
 
+/// The number of requests for an archive, while the engine sends an empty one.
+const DOWNLOAD_TRIES: usize = 10;
+/// The pause after an empty archive.
+const DOWNLOAD_RETRY_PAUSE: Duration = Duration::from_millis(100);
+
 impl Client {
     /// Reads `path` as a tar archive. Resolves once the first bytes arrive.
+    ///
+    /// Podman unmounts a container shortly after its end. An archive that it makes meanwhile is empty.
     pub(super) async fn download(
         &self,
         container: &ContainerId,
         path: &str,
     ) -> Result<Archive, RuntimeError> {
         const OPERATION: &str = "copy out of the container";
-        let id = path_segment(container).map_err(self.error(OPERATION))?;
+        for _ in 0..DOWNLOAD_TRIES {
+            if let Some(archive) = self.try_download(OPERATION, container, path).await? {
+                return Ok(archive);
+            }
+            sleep(DOWNLOAD_RETRY_PAUSE).await;
+        }
+        let empty = Failure::Broken("the engine sent an empty archive".into());
+        Err(self.error(OPERATION)(empty))
+    }
+
+    /// Returns `None` if the archive is empty. A whole one has at least its end blocks.
+    async fn try_download(
+        &self,
+        operation: &'static str,
+        container: &ContainerId,
+        path: &str,
+    ) -> Result<Option<Archive>, RuntimeError> {
+        let id = path_segment(container).map_err(self.error(operation))?;
         let options = DownloadFromContainerOptions {
             path: path.to_owned(),
         };
@@ -29,13 +54,15 @@ impl Client {
         let mut archive = self
             .bollard
             .download_from_container(id, Some(options))
-            .map(move |part| part.map_err(|e| Failure::from(e).error(OPERATION, &address)))
+            .map(move |part| part.map_err(|e| Failure::from(e).error(operation, &address)))
             .boxed();
         // A refusal arrives as the first item.
         let first = timeout(CALL_TIMEOUT, archive.next()).await;
         let first = first.map_err(|_| Failure::Timeout(CALL_TIMEOUT));
-        let first = first.map_err(self.error(OPERATION))?.transpose()?;
-        let first = futures::stream::iter(first.map(Ok));
+        let Some(first) = first.map_err(self.error(operation))?.transpose()? else {
+            return Ok(None);
+        };
+        let first = futures::stream::iter([Ok(first)]);
         // The stream ends after its first error.
         let mut broken = false;
         let parts = first.chain(archive).take_while(move |part| {
@@ -43,7 +70,7 @@ impl Client {
             broken = part.is_err();
             std::future::ready(open)
         });
-        Ok(parts.boxed())
+        Ok(Some(parts.boxed()))
     }
 
     /// Unpacks `archive` at `path`, without a timeout.

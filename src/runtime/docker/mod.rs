@@ -52,6 +52,7 @@
 
 mod attach;
 mod client;
+mod connect;
 mod connection;
 mod container;
 mod copy;
@@ -62,9 +63,7 @@ mod exec;
 mod image;
 mod inspect;
 mod log_length;
-mod options;
 pub(crate) mod output;
-mod search;
 mod stdin;
 #[cfg(test)]
 mod tests;
@@ -75,9 +74,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::client::Client;
+pub use self::connect::ConnectOptions;
+pub(super) use self::connect::NoEngine;
 use self::connection::Environment;
-pub use self::options::ConnectOptions;
-pub(super) use self::search::NoEngine;
 use super::{
     Archive, AttachedOutput, Capabilities, Continuity, CreateRequest, Created, DrainLimit,
     EngineInfo, ExecId, ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest,

@@ -438,6 +438,30 @@ async fn the_output_beside_an_input_of_podman_is_read() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_empty_archive_is_requested_again() {
+    let (socket, docker) = Socket::new();
+    let empty = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let engine = async {
+        socket.respond(empty).await;
+        let whole = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntar";
+        socket.respond(whole).await;
+    };
+    let ((), archive) = tokio::join!(engine, docker.copy_out(&ID, "/file"));
+    let bytes: Vec<_> = archive.unwrap().map(Result::unwrap).collect().await;
+    assert_eq!(bytes.concat(), b"tar");
+    let engine = async {
+        loop {
+            socket.respond(empty).await;
+        }
+    };
+    let empty = tokio::select! {
+        archive = docker.copy_out(&ID, "/file") => archive,
+        () = engine => unreachable!(),
+    };
+    assert!(matches!(empty, Err(RuntimeError::Broken { .. })));
+}
+
 #[tokio::test]
 async fn a_concurrent_removal_is_awaited() {
     let (socket, docker) = Socket::new();

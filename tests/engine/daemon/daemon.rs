@@ -255,9 +255,16 @@ impl Daemon {
         .await;
     }
 
+    /// The daemon's data, as the daemon's programs see it: this process may have other mounts.
+    pub fn data(&self) -> PathBuf {
+        let root = format!("/proc/{}/root", self.containerd.id());
+        let path = self.path().join("data");
+        Path::new(&root).join(path.strip_prefix("/").unwrap())
+    }
+
     /// The log file of a container.
     pub fn log_of(&self, container: &str) -> PathBuf {
-        let dir = self.path().join("data/containers").join(container);
+        let dir = self.data().join("containers").join(container);
         dir.join(format!("{container}-json.log"))
     }
 
@@ -287,7 +294,7 @@ impl Daemon {
     /// The control groups of all containers of the daemon.
     fn cgroups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        let containers = fs::read_dir(self.path().join("data/containers"));
+        let containers = fs::read_dir(self.data().join("containers"));
         for container in containers.into_iter().flatten().flatten() {
             let group = Path::new("docker").join(container.file_name());
             let kinds = fs::read_dir(CGROUPS).into_iter().flatten().flatten();

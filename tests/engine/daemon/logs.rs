@@ -98,7 +98,7 @@ fn tear(daemon: &Daemon, container: &str) {
 
 /// Fills the disk to the last byte.
 fn fill(daemon: &Daemon, _: &str) {
-    let mut file = File::create(daemon.path().join("data/full")).unwrap();
+    let mut file = File::create(daemon.data().join("full")).unwrap();
     let full = (0..64 << 8).any(|_| file.write_all(&[b'x'; 4096]).is_err());
     assert!(full, "this is not the small disk");
 }

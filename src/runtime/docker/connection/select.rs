@@ -18,8 +18,8 @@ pub(crate) enum Candidate {
         address: Result<Address, RuntimeError>,
         /// The source of the address: `from DOCKER_HOST`. `None`: the caller.
         source: Option<String>,
-        /// False: only the user's configuration file names the engine. Local processes may take its
-        /// place, if the caller allows them.
+        /// False: only the user's configuration file names the engine. If it does not answer, local
+        /// processes may take its place, if the caller allows them.
         is_explicit: bool,
     },
     /// A well-known socket. If it does not answer, the next candidate is tried.
@@ -77,8 +77,13 @@ pub(crate) fn candidates(requested: Requested<'_>, environment: &Environment) ->
     };
     if let Some((name, source)) = current {
         let mut found = in_context(&name, Some(&source), environment);
-        if let Candidate::Named { is_explicit, .. } = &mut found {
-            *is_explicit = environment.docker_context.is_some();
+        if let Candidate::Named {
+            is_explicit,
+            address,
+            ..
+        } = &mut found
+        {
+            *is_explicit = environment.docker_context.is_some() || address.is_err();
         }
         return vec![found];
     }

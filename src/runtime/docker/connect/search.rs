@@ -6,10 +6,12 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Docker;
-use super::client::{CALL_TIMEOUT, Client};
-use super::connection::{Address, Candidate, Environment, Requested, candidates, may_exist};
 use crate::error::RuntimeError;
+use crate::runtime::docker::Docker;
+use crate::runtime::docker::client::{CALL_TIMEOUT, Client};
+use crate::runtime::docker::connection::{
+    Address, Candidate, Environment, Requested, candidates, may_exist,
+};
 
 /// The timeout of a socket if there is another one to try.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,7 +64,7 @@ impl Docker {
     }
 
     /// Connects to the first candidate that answers.
-    pub(super) async fn first_of(
+    pub(in crate::runtime::docker) async fn first_of(
         candidates: Vec<Candidate>,
     ) -> Result<(Self, Vec<String>), NoEngine> {
         let limit = socket_timeout(&candidates);

@@ -1,13 +1,13 @@
-//! The options of [`Docker::connect_with`](super::Docker::connect_with).
+//! The options of [`Docker::connect_with`](crate::runtime::docker::Docker::connect_with).
 
 use std::path::PathBuf;
 
-use super::connection::{Candidate, Environment, Requested, candidates};
 use crate::error::RuntimeError;
+use crate::runtime::docker::connection::{Candidate, Environment, Requested, candidates};
 
 /// The parameters of a connection to an engine.
 ///
-/// The default is the connection of [`Docker::connect`](super::Docker::connect).
+/// The default is the connection of [`Docker::connect`](crate::runtime::docker::Docker::connect).
 ///
 /// ```no_run
 /// use moat::runtime::docker::{ConnectOptions, Docker};
@@ -30,7 +30,7 @@ pub struct ConnectOptions {
 impl ConnectOptions {
     /// Sets the address: `unix://`, `tcp://`, `http://` or `https://`.
     ///
-    /// Default: see [`Docker::connect`](super::Docker::connect). An address excludes a
+    /// Default: see [`Docker::connect`](crate::runtime::docker::Docker::connect). An address excludes a
     /// [`context`](Self::context).
     pub fn address(mut self, address: impl Into<String>) -> Self {
         self.address = Some(address.into());
@@ -50,7 +50,7 @@ impl ConnectOptions {
     ///
     /// The directory holds `ca.pem` and, for a client certificate, `cert.pem` and `key.pem`. The
     /// address must be `tcp://` or `https://`. Requires the feature `tls`. Default: see
-    /// [`Docker::connect`](super::Docker::connect).
+    /// [`Docker::connect`](crate::runtime::docker::Docker::connect).
     pub fn certificates(mut self, dir: impl Into<PathBuf>) -> Self {
         self.certificates = Some(dir.into());
         self
@@ -61,7 +61,7 @@ impl ConnectOptions {
     /// # Errors
     ///
     /// [`RuntimeError::Unavailable`] if the options contradict each other.
-    pub(super) fn candidates(
+    pub(in crate::runtime::docker) fn candidates(
         self,
         environment: Environment,
     ) -> Result<Vec<Candidate>, RuntimeError> {
@@ -91,10 +91,10 @@ impl ConnectOptions {
 
 #[cfg(test)]
 mod tests {
-    use super::super::connection::Address;
-    #[cfg(feature = "tls")]
-    use super::super::connection::Certificates;
     use super::*;
+    use crate::runtime::docker::connection::Address;
+    #[cfg(feature = "tls")]
+    use crate::runtime::docker::connection::Certificates;
 
     /// Returns the address of the one engine.
     fn resolve(options: ConnectOptions) -> Result<Address, RuntimeError> {
