@@ -116,15 +116,22 @@ engine-tests:
     cargo build --locked --quiet --all-features --examples
     cargo test --locked --quiet --all-features --test engine -- --skip daemon:: --skip crash::
 
-# The output of containers on the other ways in which engines are set up, and the contract on Podman 4
+# The output of containers on the variants of these engines, and the contract on Podman 4
 engine-variants:
     #!/usr/bin/env bash
     set -euo pipefail
-    for variant in --rootless --containerd --userns --tls; do
-        tests/engines/docker28 $variant cargo test --locked --quiet --all-features --test conformance -- docker::attach
+    attach=(cargo test --locked --quiet --all-features --test conformance -- docker::attach)
+    for variant in --rootless --containerd --userns; do
+        tests/engines/docker28 $variant "${attach[@]}"
     done
-    tests/engines/podman5 --rootless cargo test --locked --quiet --all-features --test conformance -- docker::attach
+    tests/engines/podman5 --rootless "${attach[@]}"
     tests/engines/podman4 cargo test --locked --quiet --all-features --test conformance -- docker::
+    # The client of the tests has no TLS.
+    tests/engines/docker28 --tls "{{ just_executable() }}" tls-run
+
+# A run on the engine that DOCKER_HOST names, with TLS
+tls-run: image
+    cargo run --locked --quiet --features tls --example quickstart -- {{ busybox }} | tee /dev/stderr | grep -q 'audit complete'
 
 # Kills of moat and of its daemon on Docker 28, and 1,000 kills at random times: half an hour
 docker28-campaign:
