@@ -10,6 +10,7 @@ use ulid::Ulid;
 use super::client::Client;
 use super::connection::{Answer, Call};
 use super::errors::{Failure, Refusal};
+use super::inspect;
 use super::output::Output;
 use crate::error::RuntimeError;
 use crate::outcome::Stream;
@@ -106,19 +107,24 @@ impl Client {
         self.attach_raw(container, tty).await
     }
 
-    /// Refuses to attach to a container of Podman that has ended.
+    /// Refuses to attach to a container of Podman that has ended. Returns true if the container is
+    /// Podman's and has a terminal.
     ///
-    /// Podman would prepare the container for another start, and forget its exit code.
-    pub(super) async fn check_attachable(&self, container: &ContainerId) -> Result<(), Failure> {
+    /// Podman would prepare the container for another start, and forget its exit code. That still
+    /// happens if the container ends between this check and the attachment: an inspection then
+    /// reports the end without a code.
+    pub(super) async fn check_attachable(&self, container: &ContainerId) -> Result<bool, Failure> {
         if !self.podman {
-            return Ok(());
+            return Ok(false);
         }
-        match self.inspection(container).await?.status {
-            ContainerStatus::Created | ContainerStatus::Running => Ok(()),
-            _ => Err(Failure::Refused(Refusal::new(
-                409,
-                "the container has ended",
-            ))),
+        let call = Call::get(self.container_path(container, "/json")?);
+        let json = self.fetch(call).await?;
+        match inspect::inspection(&json, self.podman)?.status {
+            ContainerStatus::Created | ContainerStatus::Running => inspect::has_terminal(&json),
+            _ => {
+                let ended = Refusal::new(409, "the container has ended");
+                Err(Failure::Refused(ended))
+            }
         }
     }
 

@@ -125,7 +125,7 @@ impl Client {
         inspection.map_err(self.error("inspect the container"))
     }
 
-    pub(super) async fn inspection(&self, container: &ContainerId) -> Result<Inspection, Failure> {
+    async fn inspection(&self, container: &ContainerId) -> Result<Inspection, Failure> {
         let call = Call::get(self.container_path(container, "/json")?);
         let json = self.fetch(call).await?;
         inspect::inspection(&json, self.podman)

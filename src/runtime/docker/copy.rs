@@ -29,14 +29,18 @@ impl Client {
         path: &str,
     ) -> Result<Archive, RuntimeError> {
         const OPERATION: &str = "copy out of the container";
-        for _ in 0..DOWNLOAD_TRIES {
-            if let Some(archive) = self.try_download(OPERATION, container, path).await? {
-                return Ok(archive);
+        let tries = async {
+            for _ in 0..DOWNLOAD_TRIES {
+                if let Some(archive) = self.try_download(OPERATION, container, path).await? {
+                    return Ok(archive);
+                }
+                sleep(DOWNLOAD_RETRY_PAUSE).await;
             }
-            sleep(DOWNLOAD_RETRY_PAUSE).await;
-        }
-        let empty = Failure::Broken("the engine sent an empty archive".into());
-        Err(self.error(OPERATION)(empty))
+            let empty = Failure::Broken("the engine sent an empty archive".into());
+            Err(self.error(OPERATION)(empty))
+        };
+        let archive = timeout(CALL_TIMEOUT, tries).await;
+        archive.unwrap_or_else(|_| Err(self.error(OPERATION)(Failure::Timeout(CALL_TIMEOUT))))
     }
 
     /// Returns `None` if the archive is empty. A whole one has at least its end blocks.
@@ -57,9 +61,7 @@ impl Client {
             .map(move |part| part.map_err(|e| Failure::from(e).error(operation, &address)))
             .boxed();
         // A refusal arrives as the first item.
-        let first = timeout(CALL_TIMEOUT, archive.next()).await;
-        let first = first.map_err(|_| Failure::Timeout(CALL_TIMEOUT));
-        let Some(first) = first.map_err(self.error(operation))?.transpose()? else {
+        let Some(first) = archive.next().await.transpose()? else {
             return Ok(None);
         };
         let first = futures::stream::iter([Ok(first)]);

@@ -127,6 +127,8 @@ struct Endpoint {
 struct Config {
     #[serde(default)]
     stop_signal: Value,
+    #[serde(default)]
+    tty: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -204,6 +206,12 @@ pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failur
         health: health(&state.health.status),
         ..Inspection::new(status)
     })
+}
+
+/// Returns true if the response to an inspection shows a terminal.
+pub(super) fn has_terminal(json: &[u8]) -> Result<bool, Failure> {
+    let container: Container = parse(json)?;
+    Ok(container.config.tty)
 }
 
 /// Parses a list of one root's containers.

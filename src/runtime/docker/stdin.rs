@@ -4,7 +4,6 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use serde::Deserialize;
 use tokio::io::AsyncWrite;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -21,19 +20,6 @@ use crate::spec::ContainerId;
 /// container, and the first of them is delayed until the next key. The search cannot be disabled.
 /// moat therefore sets a sequence that does not occur in text input: its bytes are not valid UTF-8.
 const UNUSED_DETACH_KEYS: &str = "%FF,%FE,%FF,%FF,%FE,%FE,%FF,%FE,%FF,%FF,%FE,%FE,%FF,%FE,%FF,%FF";
-/// The response to `GET /containers/{id}/json`: whether the container has a terminal.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Container {
-    config: Config,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Config {
-    #[serde(default)]
-    tty: bool,
-}
 
 impl Client {
     pub(super) async fn connect_stdin(
@@ -41,11 +27,10 @@ impl Client {
         container: &ContainerId,
     ) -> Result<InputWriter, RuntimeError> {
         let writer = async {
-            self.check_attachable(container).await?;
             // Podman closes the input of a terminal whose output is not requested.
-            let drain = self.podman && self.has_terminal(container).await?;
-            let answer = self.attach_stdin(container, drain).await?;
-            match drain {
+            let with_output = self.check_attachable(container).await?;
+            let answer = self.attach_stdin(container, with_output).await?;
+            match with_output {
                 true => Drained::new(answer).map(|drained| Box::pin(drained) as InputWriter),
                 false => answer.writer(),
             }
@@ -55,33 +40,29 @@ impl Client {
             .map_err(self.error("attach to the container's stdin"))
     }
 
-    async fn attach_stdin(&self, container: &ContainerId, stdout: bool) -> Result<Answer, Failure> {
+    async fn attach_stdin(
+        &self,
+        container: &ContainerId,
+        with_output: bool,
+    ) -> Result<Answer, Failure> {
         let call = Call::post(self.container_path(container, "/attach")?)
             .query("stream", "1")
             .query("stdin", "1")
             // Podman takes a missing parameter for a request of that stream. It stops reading the
             // input once the unread output fills its buffers.
-            .query("stdout", if stdout { "1" } else { "0" })
+            .query("stdout", if with_output { "1" } else { "0" })
             .query("stderr", "0")
             .escaped_query("detachKeys", UNUSED_DETACH_KEYS)
             .upgrade();
         self.send(call).await
-    }
-
-    /// Returns true if the container has a terminal.
-    async fn has_terminal(&self, container: &ContainerId) -> Result<bool, Failure> {
-        let json = self.fetch(Call::get(self.container_path(container, "/json")?));
-        let container: Container =
-            serde_json::from_slice(&json.await?).map_err(|error| Failure::malformed(&error))?;
-        Ok(container.config.tty)
     }
 }
 
 /// An input whose connection also carries output, which is read and discarded.
 struct Drained {
     input: InputWriter,
-    /// Reads the output until the input is dropped.
-    _reader: AbortOnDropHandle<()>,
+    /// Reads the output until it ends or the input is dropped.
+    reader: AbortOnDropHandle<()>,
 }
 
 impl Drained {
@@ -91,7 +72,7 @@ impl Drained {
         let reader = tokio::spawn(async move { while let Some(Ok(_)) = output.data().await {} });
         Ok(Self {
             input,
-            _reader: AbortOnDropHandle::new(reader),
+            reader: AbortOnDropHandle::new(reader),
         })
     }
 }
@@ -102,6 +83,10 @@ impl AsyncWrite for Drained {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.reader.is_finished() {
+            // The container has ended. Podman may read no more.
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         self.input.as_mut().poll_write(cx, bytes)
     }
 

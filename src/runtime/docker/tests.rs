@@ -412,7 +412,6 @@ async fn the_output_beside_an_input_of_podman_is_read() {
         let engine = async {
             let state = json!({"State": {"Status": "running"}, "Config": {"Tty": tty}});
             socket.respond(json_response(200, &state)).await;
-            socket.respond(json_response(200, &state)).await;
             let (mut stream, request) = socket.request().await;
             assert!(
                 request.contains(stdout) && request.contains("&stderr=0&"),

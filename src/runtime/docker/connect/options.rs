@@ -28,7 +28,8 @@ pub struct ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// Sets the address: `unix://`, `tcp://`, `http://` or `https://`.
+    /// Sets the address: `unix://`, `tcp://`, `http://`, `https://` or `ssh://`, and on Windows
+    /// `npipe://`.
     ///
     /// Default: see [`Docker::connect`](crate::runtime::docker::Docker::connect). An address excludes a
     /// [`context`](Self::context).
@@ -39,8 +40,8 @@ impl ConnectOptions {
 
     /// Uses the engine of a context of Docker's CLI, as `docker --context` does.
     ///
-    /// `DOCKER_HOST` and `DOCKER_CONTEXT` are ignored. The context named `default` stands for no
-    /// context: `DOCKER_HOST`, else a local socket.
+    /// `DOCKER_CONTEXT` is ignored, and so is `DOCKER_HOST`, unless the name is `default`. That
+    /// stands for no context: `DOCKER_HOST`, else a local socket.
     pub fn context(mut self, name: impl Into<String>) -> Self {
         self.context = Some(name.into());
         self

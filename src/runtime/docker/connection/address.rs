@@ -1,4 +1,5 @@
-//! The address of an engine: a Unix socket, or a TCP port with or without TLS.
+//! The address of an engine: a Unix socket or a named pipe, a TCP port with or without TLS, or a
+//! host of ssh.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,6 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -24,26 +23,6 @@ pub(super) struct Context {
     pub(super) certificates: PathBuf,
 }
 
-/// The contents of `meta.json`. The CLI accepts names in either case.
-#[derive(Deserialize)]
-struct Metadata {
-    #[serde(rename = "Endpoints", alias = "endpoints")]
-    endpoints: Option<Endpoints>,
-}
-
-#[derive(Deserialize)]
-struct Endpoints {
-    docker: Option<Endpoint>,
-}
-
-#[derive(Deserialize)]
-struct Endpoint {
-    #[serde(rename = "Host", alias = "host")]
-    host: Option<String>,
-    #[serde(rename = "SkipTLSVerify", alias = "skipTLSVerify")]
-    skip_tls_verify: Option<bool>,
-}
-
 /// Returns the path of the CLI's configuration file.
 pub(super) fn config_file(config_dir: &Path) -> PathBuf {
     config_dir.join("config.json")
@@ -53,7 +32,8 @@ pub(super) fn config_file(config_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 ///
-/// The reason that the file cannot be used. The CLI then warns, and uses no context.
+/// The reason that the file cannot be used. The CLI then warns, and uses no context. Text after the
+/// first JSON value is ignored, as by the CLI.
 pub(super) fn current(config_dir: &Path) -> Result<Option<String>, String> {
     let file = config_file(config_dir);
     let unusable = |reason: String| format!("cannot read {}: {reason}", file.display());
@@ -62,9 +42,10 @@ pub(super) fn current(config_dir: &Path) -> Result<Option<String>, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(unusable(error.to_string())),
     };
-    let config: Value =
-        serde_json::from_slice(&text).map_err(|error| unusable(malformed(&error)))?;
-    match config.get("currentContext") {
+    let mut values = serde_json::Deserializer::from_slice(&text).into_iter::<Value>();
+    let config = values.next().unwrap_or(Ok(Value::Null));
+    let config = config.map_err(|error| unusable(malformed(&error)))?;
+    match field(&config, "currentContext") {
         None | Some(Value::Null) => match config.is_object() {
             true => Ok(None),
             false => Err(unusable("the file is not a JSON object".into())),
@@ -92,20 +73,38 @@ pub(super) fn load(config_dir: &Path, name: &str) -> Result<Context, String> {
         ),
         _ => unusable(error.to_string()),
     })?;
-    let metadata: Metadata =
+    let metadata: Value =
         serde_json::from_slice(&text).map_err(|error| unusable(malformed(&error)))?;
-    let endpoint = metadata.endpoints.and_then(|endpoints| endpoints.docker);
+    let endpoint = field(&metadata, "Endpoints").and_then(|endpoints| endpoints.get("docker"));
+    let endpoint = endpoint.filter(|endpoint| endpoint.is_object());
     let endpoint =
         endpoint.ok_or_else(|| unusable("the context has no endpoint for docker".into()))?;
+    let host = match field(endpoint, "Host") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(host)) => Some(host.clone()).filter(|host| !host.is_empty()),
+        Some(_) => return Err(unusable("Host is not a string".into())),
+    };
     let certificates = store.join("tls").join(&id).join("docker");
     Ok(Context {
-        host: endpoint.host.filter(|host| !host.is_empty()),
-        tls: match endpoint.skip_tls_verify {
-            Some(true) => TlsMode::Unverified,
-            _ => tls_mode(&certificates)?,
+        host,
+        tls: match field(endpoint, "SkipTLSVerify") {
+            Some(Value::Bool(true)) => TlsMode::Unverified,
+            None | Some(Value::Bool(_) | Value::Null) => tls_mode(&certificates)?,
+            Some(_) => return Err(unusable("SkipTLSVerify is not true or false".into())),
         },
         certificates,
     })
+}
+
+/// Returns a field of an object. Like the CLI, it ignores the case of the name.
+fn field<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
+    let object = object.as_object()?;
+    let in_any_case = || {
+        object
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+    };
+    object.get(name).or_else(|| Some(in_any_case()?.1))
 }
 
 /// Returns the use of TLS: only with a directory for its files.
@@ -163,6 +162,7 @@ mod tests {
                 r#"{"auths":{},"currentContext":"rootless"}"#,
                 Some("rootless"),
             ),
+            (r#"{"CURRENTCONTEXT":"rootless"} more"#, Some("rootless")),
             (r#"{"currentContext":""}"#, None),
             (r#"{"currentContext":null}"#, None),
             ("{}", None),
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_directory_of_tls_files_enables_tls() {
-        let dir = store("x", r#"{"Endpoints":{"docker":{"Host":"tcp://db"}}}"#);
+        let dir = store("x", r#"{"endpoints":{"docker":{"HOST":"tcp://db"}}}"#);
         let files = dir
             .path()
             .join("contexts/tls")
@@ -235,7 +235,10 @@ mod tests {
     fn an_unusable_context_is_an_error_with_its_file() {
         for (metadata, reason) in [
             ("", "malformed"),
-            (r#"{"Endpoints":{"docker":{"Host":7}}}"#, "malformed"),
+            (
+                r#"{"Endpoints":{"docker":{"Host":7}}}"#,
+                "Host is not a string",
+            ),
             ("{}", "no endpoint for docker"),
             (r#"{"Endpoints":{"docker":null}}"#, "no endpoint for docker"),
         ] {

@@ -153,7 +153,7 @@ fn socket_error(path: &Path, error: &io::Error) -> Unreachable {
         }
         io::ErrorKind::PermissionDenied => format!(
             "permission to connect to {path} is denied: add the user to the group that owns the \
-             socket (usually `docker`) and log in again, or set DOCKER_HOST to a rootless engine"
+             socket and log in again, or use an engine of the user"
         ),
         _ => error.to_string(),
     })

@@ -25,7 +25,7 @@ pub(super) const SSH: &[&str] = &["ssh"];
 /// The options of each connection.
 ///
 /// `BatchMode`: ssh would ask for a passphrase or about a host key on the terminal of this process,
-/// which a library does not own, or wait for an answer where nobody can give one.
+/// which a library does not own, and in CI it would wait for an answer forever.
 const OPTIONS: &[&str] = &["-o", "ConnectTimeout=30", "-o", "BatchMode=yes", "-T"];
 /// Characters that `ssh` refuses in a user, because a `ProxyCommand` passes them to a shell.
 const SHELL_CHARACTERS: &str = "'`\"$;&<>|(){}";
@@ -33,7 +33,7 @@ const SHELL_CHARACTERS: &str = "'`\"$;&<>|(){}";
 const MAX_STDERR_BYTES: usize = 2 << 10;
 /// The time that ssh has to end a closed connection in an orderly way, before it is killed.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
-/// The same for a connection with input, which ssh may still have to deliver.
+/// The time for a closed connection with input, which ssh may still have to deliver.
 const INPUT_GRACE: Duration = Duration::from_secs(30);
 /// The timeout for the exit of a process that has closed its stdout.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -170,7 +170,7 @@ pub(super) struct SshConnection {
     /// Bytes that no response acknowledges were written, or the end of the input was.
     has_input: bool,
     check_command: String,
-    /// Tells the keeper how long the process may continue. Sent by `drop`.
+    /// Sends the time that the process has to end, from `drop`.
     close: Option<oneshot::Sender<Duration>>,
 }
 
@@ -185,7 +185,7 @@ struct Exit {
 impl SshConnection {
     /// Starts `program`, a program with its first arguments, for a connection to `address`.
     ///
-    /// Whether ssh reaches the engine shows when the connection is used.
+    /// The first read reports an error if ssh does not reach the engine.
     pub(super) fn open(program: &[String], address: &SshAddress) -> Result<Self, Unreachable> {
         let (name, first) = program.split_first().expect("a program has a name");
         let mut command = Command::new(name);
@@ -427,7 +427,7 @@ async fn keep(
 ///
 /// # Cancel safety
 ///
-/// What was read is in `tail`, and the wait can be repeated.
+/// `tail` has the stderr that was read, and the wait can be repeated.
 async fn wait(child: &mut Child, stderr: &mut ChildStderr, tail: &mut Tail) -> Option<ExitStatus> {
     let status = tokio::select! {
         status = child.wait() => status,
@@ -460,7 +460,7 @@ impl Tail {
     }
 }
 
-/// Takes the process out of the signals of this process's terminal.
+/// Puts the process into a separate process group.
 ///
 /// Ctrl-C signals the foreground process group. It must not cut the connection of a capture, which
 /// may have to record the end of its run.

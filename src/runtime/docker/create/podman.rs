@@ -1,4 +1,4 @@
-//! What Podman's Docker-compatible interface ignores or reads in another way.
+//! Differences of Podman's Docker-compatible interface.
 //!
 //! Podman converts each mount to one line of comma-separated values, ignores the OCI runtime and
 //! requests for devices other than CDI names, creates a missing source of a bind mount, and gives
@@ -184,6 +184,7 @@ mod tests {
         assert_eq!(body["HostConfig"]["Mounts"], Value::Null);
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_missing_source_is_found() {
         let root = tempfile::tempdir().unwrap();
