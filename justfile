@@ -112,20 +112,20 @@ podman5:
 
 # The contract and the tests of the engine that DOCKER_HOST names, except those with daemons or kills
 engine-tests:
-    cargo test --locked --quiet --all-features --test conformance -- docker::
-    cargo build --locked --quiet --all-features --examples
-    cargo test --locked --quiet --all-features --test engine -- --skip daemon:: --skip crash::
+    cargo test --locked --workspace --quiet --all-features --test conformance -- docker::
+    cargo build --locked --workspace --quiet --all-features --examples
+    cargo test --locked --workspace --quiet --all-features --test engine -- --skip daemon:: --skip crash::
 
 # The output of containers on the variants of these engines, and the contract on Podman 4
 engine-variants:
     #!/usr/bin/env bash
     set -euo pipefail
-    attach=(cargo test --locked --quiet --all-features --test conformance -- docker::attach)
+    attach=(cargo test --locked --workspace --quiet --all-features --test conformance -- docker::attach)
     for variant in --rootless --containerd --userns; do
         tests/engines/docker28 $variant "${attach[@]}"
     done
     tests/engines/podman5 --rootless "${attach[@]}"
-    tests/engines/podman4 cargo test --locked --quiet --all-features --test conformance -- docker::
+    tests/engines/podman4 cargo test --locked --workspace --quiet --all-features --test conformance -- docker::
     # The client of the tests has no TLS.
     tests/engines/docker28 --tls "{{ just_executable() }}" tls-run
 
