@@ -131,7 +131,8 @@ engine-variants:
 
 # A run on the engine that DOCKER_HOST names, with TLS
 tls-run: image
-    cargo run --locked --quiet --features tls --example quickstart -- {{ busybox }} | tee /dev/stderr | grep -q 'audit complete'
+    output=$(cargo run --locked --quiet --features tls --example quickstart -- {{ busybox }}); \
+        echo "$output"; grep -q 'audit complete' <<<"$output"
 
 # Kills of moat and of its daemon on Docker 28, and 1,000 kills at random times: half an hour
 docker28-campaign:
