@@ -1,7 +1,6 @@
 //! Services of tests: waiting until they are ready, and the end of their scope.
 
 use std::path::Path;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use moat::audit::{LogState, verify};
@@ -10,7 +9,7 @@ use moat::{Error, Port, Ready, RunSpec};
 use serde_json::json;
 use testkit::deadline::within;
 use testkit::engine::{self, block_on};
-use testkit::harness::{Need, Trial};
+use testkit::harness::Trial;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -34,15 +33,11 @@ fn on_network(name: &str, trial: impl AsyncFnOnce(&Stage) + Send + 'static) -> T
 
 /// A trial on an engine that runs health checks. Podman leaves that to systemd.
 fn on_health_checks(name: &str, trial: impl AsyncFnOnce(&Stage) + Send + 'static) -> Trial {
-    static NEED: OnceLock<Need> = OnceLock::new();
-    let has_systemd = Path::new("/run/systemd/system").exists();
-    let need = NEED.get_or_init(|| match engine::need() {
-        Ok(()) if engine::is_podman() && !has_systemd => {
-            Err("Podman runs health checks by systemd, which is not here".into())
-        }
-        need => need.clone(),
-    });
-    crate::on_engine(name, trial).needs(need)
+    let need = match Path::new("/run/systemd/system").exists() {
+        true => engine::need().clone(),
+        false => engine::unless_podman("Podman runs health checks by systemd, which is not here"),
+    };
+    crate::on_engine(name, trial).needs(&need)
 }
 
 const SOON: Duration = Duration::from_secs(3);

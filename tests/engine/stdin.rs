@@ -1,7 +1,5 @@
 //! Standard input and the size of a terminal.
 
-use std::sync::OnceLock;
-
 use moat::manager::RecoveryMode;
 use moat::outcome::Stream;
 use moat::run::{AttachOptions, Attachment, Input};
@@ -9,7 +7,7 @@ use moat::spec::{Stdin, WindowSize};
 use moat::{Error, Manager, Run, RunSpec, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use testkit::engine;
-use testkit::harness::{Need, Trial};
+use testkit::harness::Trial;
 use tokio::io::AsyncWriteExt;
 
 use crate::load::is_soak;
@@ -34,14 +32,8 @@ testkit::trials! {
 
 /// A trial on an engine whose open input outlives its writers.
 fn on_lasting_input(name: &str, trial: impl AsyncFnOnce(&Stage) + Send + 'static) -> Trial {
-    static NEED: OnceLock<Need> = OnceLock::new();
-    let need = NEED.get_or_init(|| match engine::need() {
-        Ok(()) if engine::is_podman() => {
-            Err("Podman ends an open input with its first writer".into())
-        }
-        need => need.clone(),
-    });
-    crate::on_busybox(name, trial).needs(need)
+    let need = engine::unless_podman("Podman ends an open input with its first writer");
+    crate::on_busybox(name, trial).needs(&need)
 }
 
 /// A run of a shell script.

@@ -48,6 +48,14 @@ pub fn is_podman() -> bool {
     })
 }
 
+/// An engine that is not Podman, which is skipped for this reason.
+pub fn unless_podman(reason: &str) -> Need {
+    match need() {
+        Ok(()) if is_podman() => Err(reason.into()),
+        need => need.clone(),
+    }
+}
+
 /// Containers with a network whose ports this machine reaches.
 ///
 /// The engines of `tests/engines/` have none, and say so by `MOAT_ENGINE_NETWORK=none`.

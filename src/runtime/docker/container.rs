@@ -33,6 +33,7 @@ impl Client {
         const OPERATION: &str = "create the container";
         let settings = request.spec.settings();
         if self.podman
+            && create::has_bind_mount(settings)
             && let Some(root) = self.dialer.root_of_podman().await
             && let Some(source) = create::missing_source(settings, &root)
         {

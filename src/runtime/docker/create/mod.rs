@@ -14,7 +14,7 @@ use bollard::models::{
 
 pub(super) use self::check::check;
 pub(super) use self::patch::apply_patch;
-pub(super) use self::podman::{check as check_podman, missing_source};
+pub(super) use self::podman::{check as check_podman, has_bind_mount, missing_source};
 use crate::runtime::CreateRequest;
 use crate::spec::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, RuntimeView, Settings, Stdin};
 

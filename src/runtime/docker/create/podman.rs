@@ -103,14 +103,22 @@ fn gpu_request(gpus: &Gpus) -> DeviceRequest {
     }
 }
 
+/// Returns true if a mount has a source that Podman would create.
+pub(crate) fn has_bind_mount(settings: &Settings) -> bool {
+    bind_sources(settings).next().is_some()
+}
+
 /// Returns the source of a bind mount that does not exist under `root`.
 pub(crate) fn missing_source(settings: &Settings, root: &Path) -> Option<String> {
-    let sources = settings.mounts.iter().filter_map(|mount| match mount {
-        Mount::Bind { source, .. } => Some(source),
-        _ => None,
-    });
-    let mut missing = sources.filter(|source| is_missing(source, root));
+    let mut missing = bind_sources(settings).filter(|source| is_missing(source, root));
     Some(missing.next()?.display().to_string())
+}
+
+fn bind_sources(settings: &Settings) -> impl Iterator<Item = &Path> {
+    settings.mounts.iter().filter_map(|mount| match mount {
+        Mount::Bind { source, .. } => Some(source.as_path()),
+        _ => None,
+    })
 }
 
 /// Returns true if a path is known not to exist under `root`.
