@@ -46,8 +46,9 @@ clippy:
 
 # Clippy on the library with each feature alone (cargo install cargo-hack)
 features:
+    # `kube` does not pick a version of the API types: `kube-earliest` does.
     # The library alone, because dev-dependencies enable features of shared dependencies.
-    cargo hack clippy --locked --quiet --package moat --lib --each-feature -- -D warnings
+    cargo hack clippy --locked --quiet --package moat --lib --each-feature --exclude-features kube -- -D warnings
     # Without `docker`, no client of an engine is compiled.
     tree=$(cargo tree --locked --package moat --edges normal --no-default-features --features process --prefix none); \
         ! grep -E '^(bollard|hyper) ' <<<"$tree"
@@ -133,6 +134,17 @@ engine-variants:
 tls-run: image
     output=$(cargo run --locked --quiet --features tls --example quickstart -- {{ busybox }}); \
         echo "$output"; grep -q 'audit complete' <<<"$output"
+
+# The helper of pods that is in the package, compared with a new build of its sources
+helper:
+    crates/helper/build --check
+
+# The contract and the tests of a runtime on Kubernetes 1.20 (as root; once for each machine: tests/engines/kubernetes --build)
+kube-tests:
+    tests/engines/kubernetes cargo test --locked --workspace --all-features --test conformance -- kubernetes::
+    tests/engines/kubernetes cargo test --locked --workspace --all-features --test kubernetes
+    cargo build --locked --workspace --quiet --all-features --examples
+    tests/engines/kubernetes cargo test --locked --workspace --all-features --test examples --test pipelines -- cluster::
 
 # Kills of moat and of its daemon on Docker 28, and 1,000 kills at random times: half an hour
 docker28-campaign:

@@ -37,6 +37,7 @@ impl<R: Runtime> Runtime for Unprivileged<R> {
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created> {
         self.0.create(request).await
     }
+    async fn place(&self, id: &Id, spec: &RunSpec) -> Result<()> { self.0.place(id, spec).await }
     async fn attach(&self, id: &Id, tty: bool) -> Result<AttachedOutput> { self.0.attach(id, tty).await }
     async fn start(&self, id: &Id) -> Result<()> { self.0.start(id).await }
     async fn wait(&self, id: &Id) -> Result<WaitStatus> { self.0.wait(id).await }

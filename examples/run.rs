@@ -5,6 +5,7 @@
 //! ```sh
 //! cargo run --example run -- busybox -- sh -c 'echo out; echo err >&2; exit 7'
 //! cargo run --example run -- --runtime process -- sh -c 'echo out; echo err >&2; exit 7'
+//! cargo run --features kube-earliest --example run -- --runtime kubernetes busybox -- date
 //! ```
 //!
 //! The container's output goes to stdout and stderr, live and byte for byte. The last line on
@@ -38,6 +39,8 @@ use clap::{Parser, ValueEnum};
 use futures::StreamExt;
 #[cfg(feature = "docker")]
 use moat::Docker;
+#[cfg(feature = "kube")]
+use moat::Kubernetes;
 use moat::outcome::{StopCause, Stream};
 use moat::run::{AttachOptions, Attached, Attachment, Input};
 use moat::spec::{Backstop, KeepContainer, Mount, Stdin};
@@ -121,6 +124,12 @@ enum RuntimeArg {
     #[cfg(feature = "docker")]
     #[cfg_attr(feature = "docker", default)]
     Docker,
+    /// Pods, in the current context of the kubeconfig
+    #[cfg(feature = "kube")]
+    Kubernetes,
+    /// Pods without moat's helper: output from the kubelet's log, which is never proven complete
+    #[cfg(feature = "kube")]
+    KubernetesPlain,
     /// Local processes, without isolation
     #[cfg_attr(not(feature = "docker"), default)]
     Process,
@@ -131,6 +140,10 @@ impl RuntimeArg {
         Ok(match self {
             #[cfg(feature = "docker")]
             Self::Docker => Arc::new(Docker::connect().await?),
+            #[cfg(feature = "kube")]
+            Self::Kubernetes => Arc::new(Kubernetes::connect().await?),
+            #[cfg(feature = "kube")]
+            Self::KubernetesPlain => Arc::new(Kubernetes::connect().await?.without_helper()),
             Self::Process => Arc::new(LocalProcess::new()),
         })
     }
@@ -184,6 +197,10 @@ impl Args {
             RuntimeArg::Process => RunSpec::command([&self.image].into_iter().chain(&self.cmd)),
             #[cfg(feature = "docker")]
             RuntimeArg::Docker => RunSpec::new(&self.image).cmd(&self.cmd),
+            #[cfg(feature = "kube")]
+            RuntimeArg::Kubernetes | RuntimeArg::KubernetesPlain => {
+                RunSpec::new(&self.image).cmd(&self.cmd)
+            }
         };
         let mut spec = spec
             .id(id)
@@ -205,6 +222,12 @@ impl Args {
                     log(format_args!("pull: {layer} {}", progress.status));
                 }
             });
+        spec = spec.on_placement(|progress| {
+            log(format_args!(
+                "place: {} {}",
+                progress.reason, progress.message
+            ));
+        });
         if self.keep {
             spec = spec.keep(KeepContainer::Always);
         }
@@ -436,7 +459,9 @@ async fn print(output: Attachment) -> moat::Result<()> {
                 Err(error) => end = Err(error),
                 Ok(Attached::Chunk(chunk)) => match chunk.stream {
                     Stream::Stderr => write(&mut stderr, &chunk.bytes).await,
-                    Stream::Stdout | Stream::Tty => write(&mut stdout, &chunk.bytes).await,
+                    Stream::Stdout | Stream::Tty | Stream::Merged => {
+                        write(&mut stdout, &chunk.bytes).await
+                    }
                 },
                 Ok(Attached::Lagged { stream, bytes }) => {
                     log(format_args!(

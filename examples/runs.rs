@@ -12,9 +12,10 @@
 //! cargo run --example runs -- remove ID              # removes the directory and a kept container
 //! ```
 //!
-//! `--root DIR` names the root, and `--runtime process` selects local processes. A local process of
-//! another owner can be waited for, but not stopped. `list`, `verify` and `logs` without `--follow`
-//! only read files, and need no engine. All commands except `recover` and `remove` work while
+//! `--root DIR` names the root. `--runtime process` selects local processes, and `--runtime
+//! kubernetes` selects pods, in a build with `--features kube-earliest`. A local process of another
+//! owner can be waited for, but not stopped. `list`, `verify` and `logs` without `--follow` only read
+//! files, and need no engine. All commands except `recover` and `remove` work while
 //! another process owns the run. Errors exit with 125.
 //!
 //! `exec --interactive --tty`, and `attach` to a run with a terminal, require a build with
@@ -33,6 +34,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 #[cfg(feature = "docker")]
 use moat::Docker;
+#[cfg(feature = "kube")]
+use moat::Kubernetes;
 use moat::audit::{self, LogState};
 use moat::manager::RecoveryMode;
 use moat::outcome::Stream;
@@ -66,6 +69,12 @@ enum RuntimeArg {
     #[cfg(feature = "docker")]
     #[cfg_attr(feature = "docker", default)]
     Docker,
+    /// Pods, in the current context of the kubeconfig
+    #[cfg(feature = "kube")]
+    Kubernetes,
+    /// Pods without moat's helper: output from the kubelet's log, which is never proven complete
+    #[cfg(feature = "kube")]
+    KubernetesPlain,
     /// Local processes
     #[cfg_attr(not(feature = "docker"), default)]
     Process,
@@ -76,6 +85,10 @@ impl RuntimeArg {
         Ok(match self {
             #[cfg(feature = "docker")]
             Self::Docker => Arc::new(Docker::connect().await?),
+            #[cfg(feature = "kube")]
+            Self::Kubernetes => Arc::new(Kubernetes::connect().await?),
+            #[cfg(feature = "kube")]
+            Self::KubernetesPlain => Arc::new(Kubernetes::connect().await?.without_helper()),
             Self::Process => Arc::new(LocalProcess::new()),
         })
     }
@@ -515,7 +528,7 @@ async fn remove(args: &Args, id: &RunId) -> moat::Result<u8> {
 fn print(stream: Stream, bytes: &[u8]) -> io::Result<()> {
     match stream {
         Stream::Stderr => io::stderr().write_all(bytes),
-        Stream::Stdout | Stream::Tty => {
+        Stream::Stdout | Stream::Tty | Stream::Merged => {
             let mut out = io::stdout().lock();
             out.write_all(bytes)?;
             out.flush()

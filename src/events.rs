@@ -67,6 +67,13 @@ pub enum EventKind {
         /// The container.
         container: ContainerId,
     },
+    /// The engine is placing the container, for example on a node of a cluster.
+    Placing {
+        /// The engine's word for what the container waits for.
+        reason: String,
+        /// The engine's explanation.
+        message: String,
+    },
     /// The container is running: it was started, or recovery found it running.
     Started {
         /// The start time, by the engine's clock.

@@ -4,6 +4,8 @@
 //! - [`testing`]: containers in your tests.
 //! - [`ci`]: a CI harness to copy from.
 //! - [`engines`]: engines and their differences.
+//! - [`kubernetes`]: runs in the pods of a cluster.
+//! - [`scale`]: from one run to a million a day.
 //! - [`audit_format`]: the audit file, byte by byte.
 //! - [`guarantees`]: every guarantee, the tests that check it, and the limitations.
 //! - [`examples`]: the source of the smaller examples.
@@ -47,16 +49,39 @@ pub mod integrating {}
 )]
 pub mod testing {}
 
+/// [kubernetes]: crate::guide::kubernetes
+///
 #[doc = include_str!("../docs/ci.md")]
 pub mod ci {}
 
+/// [kubernetes]: crate::guide::kubernetes
+///
 #[doc = include_str!("../docs/engines.md")]
 pub mod engines {}
+
+#[cfg_attr(
+    feature = "kube",
+    doc = "
+[ci]: crate::guide::ci
+[engines]: crate::guide::engines
+[scale]: crate::guide::scale
+",
+    doc = include_str!("../docs/kubernetes.md")
+)]
+#[cfg_attr(not(feature = "kube"), doc = "Requires the feature `kube`.")]
+pub mod kubernetes {}
+
+/// [custom_sink]: crate::guide::examples::custom_sink
+/// [ssh]: crate::guide::engines#an-engine-through-ssh
+///
+#[doc = include_str!("../docs/scale.md")]
+pub mod scale {}
 
 #[doc = include_str!("../docs/audit-format.md")]
 pub mod audit_format {}
 
 /// [ci]: crate::guide::ci
+/// [kubernetes]: crate::guide::kubernetes
 ///
 #[doc = include_str!("../docs/guarantees.md")]
 pub mod guarantees {}

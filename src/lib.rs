@@ -171,6 +171,7 @@
 //! | --- | --- | --- |
 //! | `docker` | yes | `runtime::docker`: Docker, and Podman's Docker-compatible socket |
 //! | `process` | yes | `runtime::process`: local child processes, without any isolation. Unix only |
+//! | `kube` | no | `runtime::kubernetes`: pods of a Kubernetes cluster |
 //! | `tls` | no | engines that require TLS |
 //! | `blocking` | no | `blocking`: start, wait, stop and services for code that is not async |
 //! | `terminal` | no | `terminal`: your terminal attached to a run. Unix only |
@@ -235,6 +236,8 @@ pub use runtime::Runtime;
 pub use runtime::connect::{Fallback, connect};
 #[cfg(feature = "docker")]
 pub use runtime::docker::Docker;
+#[cfg(feature = "kube")]
+pub use runtime::kubernetes::Kubernetes;
 #[cfg(all(feature = "process", unix))]
 pub use runtime::process::LocalProcess;
 pub use sink::LogSink;

@@ -19,18 +19,23 @@ pub enum Stream {
     Stderr,
     /// The terminal, which merges both streams.
     Tty,
+    /// Standard output and standard error, from an engine that cannot tell them apart.
+    ///
+    /// Only a Kubernetes cluster whose pods run without moat's helper has it.
+    Merged,
 }
 
 impl Stream {
     /// All streams.
-    pub const ALL: [Self; 3] = [Self::Stdout, Self::Stderr, Self::Tty];
+    pub const ALL: [Self; 4] = [Self::Stdout, Self::Stderr, Self::Tty, Self::Merged];
 
-    /// Returns the name in the audit file: `stdout`, `stderr` or `tty`.
+    /// Returns the name in the audit file: `stdout`, `stderr`, `tty` or `merged`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",
             Self::Tty => "tty",
+            Self::Merged => "merged",
         }
     }
 }
@@ -43,7 +48,7 @@ impl fmt::Display for Stream {
 
 /// One value per stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, bound(serialize = "T: Serialize + Default + PartialEq"))]
 pub struct PerStream<T> {
     /// The value of standard output.
     pub stdout: T,
@@ -51,6 +56,13 @@ pub struct PerStream<T> {
     pub stderr: T,
     /// The value of the terminal.
     pub tty: T,
+    /// The value of the merged stream.
+    #[serde(skip_serializing_if = "is_default")]
+    pub merged: T,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl<T> std::ops::Index<Stream> for PerStream<T> {
@@ -61,6 +73,7 @@ impl<T> std::ops::Index<Stream> for PerStream<T> {
             Stream::Stdout => &self.stdout,
             Stream::Stderr => &self.stderr,
             Stream::Tty => &self.tty,
+            Stream::Merged => &self.merged,
         }
     }
 }
@@ -71,6 +84,7 @@ impl<T> std::ops::IndexMut<Stream> for PerStream<T> {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
             Stream::Tty => &mut self.tty,
+            Stream::Merged => &mut self.merged,
         }
     }
 }
@@ -78,7 +92,7 @@ impl<T> std::ops::IndexMut<Stream> for PerStream<T> {
 impl PerStream<u64> {
     /// Returns the sum over all streams.
     pub fn total(&self) -> u64 {
-        self.stdout + self.stderr + self.tty
+        self.stdout + self.stderr + self.tty + self.merged
     }
 }
 

@@ -202,10 +202,11 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} output records ({} bytes of stdout, {} of stderr, {} of tty) and {} gaps",
-            self.records, self.bytes.stdout, self.bytes.stderr, self.bytes.tty, self.gaps
-        )
+        write!(f, "{} output records (", self.records)?;
+        for (index, stream) in Stream::ALL.into_iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{} bytes of {stream}", self.bytes[stream])?;
+        }
+        write!(f, ") and {} gaps", self.gaps)
     }
 }

@@ -351,11 +351,15 @@ pub enum GapReason {
     ///
     /// An engine reads output only for a limited time after the exit.
     LateDrain,
+    /// The output comes from a log that the engine rotates, so that any of it may be missing.
+    LogRotated,
     /// The engine was, or may have been, restarted since it created the container.
     ///
     /// Output that the engine had read but not delivered is lost. An engine that was killed
     /// while it started the container may not know whether it ran.
     EngineRestarted,
+    /// The container is gone with its node before its output was read.
+    NodeLost,
     /// The run's output limit was reached.
     OutputLimit,
     /// The sink lost records that could not be recovered.
@@ -373,7 +377,9 @@ impl GapReason {
             Self::Removed => "removed",
             Self::StartedAgain => "started_again",
             Self::LateDrain => "late_drain",
+            Self::LogRotated => "log_rotated",
             Self::EngineRestarted => "engine_restarted",
+            Self::NodeLost => "node_lost",
             Self::OutputLimit => "output_limit",
             Self::Sink => "sink",
         }
@@ -493,7 +499,9 @@ mod tests {
             GapReason::Removed,
             GapReason::StartedAgain,
             GapReason::LateDrain,
+            GapReason::LogRotated,
             GapReason::EngineRestarted,
+            GapReason::NodeLost,
             GapReason::OutputLimit,
             GapReason::Sink,
         ] {

@@ -11,7 +11,7 @@ const LOG_RECORD_BYTES: usize = 16 * 1024;
 /// character.
 pub(super) fn logged(fidelity: LogFidelity, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
     match fidelity {
-        LogFidelity::Lossless => out.extend_from_slice(bytes),
+        LogFidelity::Lossless | LogFidelity::Rotated => out.extend_from_slice(bytes),
         LogFidelity::Utf8Lossy => {
             // The number of bytes in the log's current record.
             let mut filled = (offset % LOG_RECORD_BYTES as u64) as usize;

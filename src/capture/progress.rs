@@ -105,7 +105,7 @@ impl Position {
     ) {
         // Only the following bytes are kept. The logged length of ASCII is known without encoding
         // it, wherever the log splits it.
-        if following >= RECENT_BYTES && (fidelity == LogFidelity::Lossless || bytes.is_ascii()) {
+        if following >= RECENT_BYTES && (fidelity != LogFidelity::Utf8Lossy || bytes.is_ascii()) {
             self.recent.clear();
             self.replaced |= lossy;
             self.count(bytes.len(), bytes.len(), partial);
@@ -273,6 +273,7 @@ impl Progress {
             stdout: self.streams.stdout.bytes,
             stderr: self.streams.stderr.bytes,
             tty: self.streams.tty.bytes,
+            merged: self.streams.merged.bytes,
         }
     }
 

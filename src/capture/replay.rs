@@ -56,7 +56,7 @@ impl Replay {
             // The log has the whole character, or a replacement.
             let held = match fidelity {
                 LogFidelity::Utf8Lossy => lines.take_incomplete(stream),
-                LogFidelity::Lossless => Vec::new(),
+                LogFidelity::Lossless | LogFidelity::Rotated => Vec::new(),
             };
             let position = &progress.streams[stream];
             let skip = &mut streams[stream];

@@ -203,7 +203,7 @@ impl From<&Behavior> for crate::runtime::scripted::Script {
 fn redirection(stream: Stream) -> &'static str {
     match stream {
         Stream::Stderr => " >&2",
-        Stream::Stdout | Stream::Tty => "",
+        Stream::Stdout | Stream::Tty | Stream::Merged => "",
     }
 }
 

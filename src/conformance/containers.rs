@@ -9,10 +9,10 @@ use crate::runtime::{ContainerStatus, Continuity};
 use crate::spec::{ContainerId, RootId, RunId};
 
 /// The time for which a case watches for a change that must not happen.
-const OBSERVATION: Duration = Duration::from_millis(300);
+pub(super) const OBSERVATION: Duration = Duration::from_millis(300);
 
 /// Describes the result of a call for a failure.
-fn describe<T: std::fmt::Debug>(result: &Result<T, RuntimeError>) -> String {
+pub(super) fn describe<T: std::fmt::Debug>(result: &Result<T, RuntimeError>) -> String {
     match result {
         Ok(value) => format!("the call returned {value:?}"),
         Err(error) => format!("the call failed: {}", chain(error)),
@@ -116,7 +116,15 @@ pub(super) mod prepare {
 
     pub(crate) async fn reports_a_missing_image(fixture: &RuntimeFixture) -> Result<(), Abort> {
         let spec = fixture.harness.no_image()?;
-        let result = fixture.runtime.prepare(&spec).await;
+        let mut result = fixture.runtime.prepare(&spec).await;
+        if result.is_ok() {
+            // An engine may pull the image only when it places the container.
+            let run = RunId::generate();
+            let container = fixture.try_create(&fixture.root, &run, &spec).await?;
+            result = fixture
+                .placed(fixture.runtime.place(&container, &spec))
+                .await?;
+        }
         ensure(
             matches!(result, Err(RuntimeError::NoSuchImage { .. })),
             || describe(&result),

@@ -7,7 +7,7 @@ pub(super) mod errors {
     use futures::future::{BoxFuture, join_all};
     use tokio::time::timeout;
 
-    use crate::conformance::runtime_fixture::{RuntimeFixture, within};
+    use crate::conformance::runtime_fixture::{RuntimeFixture, WAIT_TIMEOUT, within};
     use crate::conformance::{Abort, Behavior, ensure, fail, skip};
     use crate::error::{RuntimeError, chain};
     use crate::runtime::{ContainerStatus, CreateRequest, LogsRequest, OutputStream};
@@ -131,23 +131,32 @@ pub(super) mod errors {
             return fail(format!("`wait` ended while the container runs: {answer:?}"));
         }
         fixture.harness.take_down().await?;
-        match within("the pending wait", wait).await? {
-            Err(error) => ensure(!error.is_definitive(), || chain(&error)),
-            Ok(status) => ensure(status.code.is_none(), || {
-                format!("`wait` returned {status:?}")
-            }),
+        if let Ok(answer) = timeout(WAIT_TIMEOUT, &mut wait).await {
+            return match answer {
+                Err(error) => ensure(!error.is_definitive(), || chain(&error)),
+                Ok(status) => ensure(status.code.is_none(), || {
+                    format!("`wait` returned {status:?}")
+                }),
+            };
         }
+        // The runtime resumes the call.
+        fixture.harness.bring_back().await;
+        fixture.runtime.signal(&container, "SIGTERM").await?;
+        let status = within("the resumed wait", wait).await??;
+        ensure(status.code == Some(0), || {
+            format!("`wait` returned {status:?}")
+        })
     }
 
     pub(crate) async fn lost_connection_ends_the_stream(
         fixture: &RuntimeFixture,
     ) -> Result<(), Abort> {
-        let (_, mut output) = fixture
+        let (container, mut output) = fixture
             .start_attached(&Behavior::new().out("ready\n").waits_for_signal())
             .await?;
-        match end_by_lost_connection(fixture, &mut output).await? {
-            Some(error) => ensure(!error.is_definitive(), || chain(&error)),
-            None => Ok(()),
+        match after_lost_connection(fixture, &container, &mut output).await? {
+            AfterLoss::Error(error) => ensure(!error.is_definitive(), || chain(&error)),
+            AfterLoss::End | AfterLoss::Resumed => Ok(()),
         }
     }
 
@@ -164,38 +173,62 @@ pub(super) mod errors {
             let output = fixture.runtime.attach(&container, tty).await?;
             if output.end_marker {
                 fixture.runtime.start(&container).await?;
-                marked = Some(output.stream);
+                marked = Some((container, output.stream));
                 break;
             }
         }
-        let Some(mut output) = marked else {
+        let Some((container, mut output)) = marked else {
             return skip("the runtime has no end markers");
         };
-        match end_by_lost_connection(fixture, &mut output).await? {
-            Some(error) => ensure(!error.is_definitive(), || chain(&error)),
-            None => fail("the attachment ended as with its end marker"),
+        match after_lost_connection(fixture, &container, &mut output).await? {
+            AfterLoss::Error(error) => ensure(!error.is_definitive(), || chain(&error)),
+            AfterLoss::End => fail("the attachment ended as with its end marker"),
+            AfterLoss::Resumed => Ok(()),
         }
     }
 
-    /// Takes the engine down after the first output, and returns the error that ends the stream.
-    async fn end_by_lost_connection(
+    /// The behavior of a stream whose connection was lost.
+    enum AfterLoss {
+        /// The stream ended with an error.
+        Error(RuntimeError),
+        /// The stream ended as at the end of the output.
+        End,
+        /// The stream was resumed, and ended after the container.
+        Resumed,
+    }
+
+    /// Takes the engine down after the first output of a container that waits for a signal.
+    async fn after_lost_connection(
         fixture: &RuntimeFixture,
+        container: &ContainerId,
         output: &mut OutputStream,
-    ) -> Result<Option<RuntimeError>, Abort> {
+    ) -> Result<AfterLoss, Abort> {
         let first = within("the first output", output.next()).await?;
         ensure(matches!(first, Some(Ok(_))), || {
             format!("the attachment yielded {first:?}")
         })?;
         fixture.harness.take_down().await?;
-        within("the end of the stream", async {
-            loop {
-                match output.next().await {
-                    Some(Ok(_)) => {}
-                    end => return end.and_then(Result::err),
-                }
+        match timeout(WAIT_TIMEOUT, end(output)).await {
+            Ok(Some(error)) => return Ok(AfterLoss::Error(error)),
+            Ok(None) => return Ok(AfterLoss::End),
+            Err(_) => {}
+        }
+        fixture.harness.bring_back().await;
+        fixture.runtime.signal(container, "SIGTERM").await?;
+        match within("the end of the stream", end(output)).await? {
+            Some(error) => fail(format!("the resumed stream: {}", chain(&error))),
+            None => Ok(AfterLoss::Resumed),
+        }
+    }
+
+    /// Reads a stream to its end, and returns its error.
+    async fn end(output: &mut OutputStream) -> Option<RuntimeError> {
+        loop {
+            match output.next().await {
+                Some(Ok(_)) => {}
+                end => return end.and_then(Result::err),
             }
-        })
-        .await
+        }
     }
 
     pub(crate) async fn silent_engine_times_out(fixture: &RuntimeFixture) -> Result<(), Abort> {

@@ -1,6 +1,7 @@
 //! The test setups of an implementation.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -59,6 +60,17 @@ pub trait RuntimeHarness: Send + Sync + 'static {
     /// Returns a spec whose image does not exist and must not be pulled.
     fn no_image(&self) -> Result<RunSpec, Unsupported> {
         Err("the harness has no spec with a missing image".into())
+    }
+
+    /// Returns a spec whose container echoes what it receives at TCP port `port`, until a signal.
+    fn listening(&self, port: u16) -> Result<RunSpec, Unsupported> {
+        let _ = port;
+        Err("the harness has no spec that listens on a port".into())
+    }
+
+    /// Returns the time that a case gives the engine to place a container. Default: 60 s.
+    fn placement_timeout(&self) -> Duration {
+        Duration::from_secs(60)
     }
 
     /// Makes the engine unreachable: open connections break, and new calls cannot connect.

@@ -203,3 +203,80 @@ pub(super) mod exec {
         }
     }
 }
+
+pub(super) mod connect {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::error::RuntimeError;
+    use crate::runtime::Connection;
+    use crate::spec::{ContainerId, RunId};
+
+    /// A port at which the container of the harness listens, and one at which it does not.
+    const PORT: u16 = 8080;
+    const CLOSED_PORT: u16 = 8081;
+    const MESSAGE: &[u8] = b"a message of the conformance suite\n";
+
+    /// Creates a container that listens on [`PORT`].
+    async fn create(fixture: &RuntimeFixture) -> Result<ContainerId, Abort> {
+        if !fixture.capabilities().connect {
+            return skip("the runtime cannot connect to a port of a container");
+        }
+        let spec = fixture.harness.listening(PORT)?;
+        let run = RunId::generate();
+        fixture.create_with(&fixture.root, &run, &spec).await
+    }
+
+    /// Returns the echo of the message, or as much of it as arrives before the end.
+    async fn exchange(mut connection: Connection) -> Vec<u8> {
+        let mut echo = Vec::new();
+        if connection.write_all(MESSAGE).await.is_ok() {
+            while echo.len() < MESSAGE.len() {
+                match connection.read_buf(&mut echo).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
+        }
+        echo
+    }
+
+    pub(crate) async fn carries_bytes_in_both_directions(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        let container = create(fixture).await?;
+        fixture.runtime.start(&container).await?;
+        eventually("the container echoes the message", || async {
+            match fixture.runtime.connect(&container, PORT).await {
+                Ok(connection) => {
+                    let echo = within("the echo", exchange(connection)).await?;
+                    Ok((echo == MESSAGE).then_some(()))
+                }
+                // It does not listen yet.
+                Err(RuntimeError::Rejected { .. }) => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
+    }
+
+    pub(crate) async fn rejects_a_closed_port(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = create(fixture).await?;
+        fixture.runtime.start(&container).await?;
+        match fixture.runtime.connect(&container, CLOSED_PORT).await {
+            Err(RuntimeError::Rejected { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(mut connection) => {
+                let read = within("the end of the connection", connection.read_u8()).await?;
+                ensure(read.is_err(), || format!("the connection yielded {read:?}"))
+            }
+        }
+    }
+
+    pub(crate) async fn conflicts_before_the_start(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = create(fixture).await?;
+        let result = fixture.runtime.connect(&container, PORT).await;
+        let conflict = matches!(result, Err(RuntimeError::Conflict { .. }));
+        ensure(conflict, || format!("expected Conflict: {result:?}"))
+    }
+}

@@ -51,6 +51,7 @@ mod containers;
 mod faults;
 mod harness;
 mod interaction;
+mod placement;
 mod runtime_fixture;
 mod sink_fixture;
 mod sinks;
@@ -227,13 +228,19 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
         }
         containers::prepare {
             is_idempotent: "`prepare` succeeds for an image that exists, any number of times",
-            reports_a_missing_image: "`prepare` fails with NoSuchImage for a missing image that must not be pulled",
+            reports_a_missing_image: "`prepare` or `place` fails with NoSuchImage for a missing image that must not be pulled",
         }
         containers::create {
             does_not_start_the_container: "`create` creates the container and does not start it",
             makes_the_container_findable: "`find` returns a container, with its run, as soon as it is created",
             disables_autoremove_and_restart: "The engine neither removes nor restarts a container by itself",
             rejects_a_duplicate_name: "`create` fails with a definitive error if the name is taken",
+        }
+        placement::place {
+            does_not_start_the_container: "A placed container is Created, and its command does not run",
+            can_be_repeated: "`place` succeeds for a container that is placed",
+            is_cancel_safe: "Dropping a `place` loses nothing: the container can be placed again, and started",
+            of_a_missing_container_is_not_found: "`place` fails with NotFound for a container that does not exist, or does not look for it",
         }
         streams::attach {
             resolves_before_the_start: "`attach` resolves once the engine has answered, before the container starts",
@@ -295,6 +302,11 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
             delivers_its_input: "The input of an exec delivers every byte, and its end",
             conflicts_with_an_ended_container: "`exec` fails with Conflict if the container does not run",
         }
+        interaction::connect {
+            carries_bytes_in_both_directions: "A connection to a port carries every byte in both directions",
+            rejects_a_closed_port: "`connect` fails with Rejected if nothing listens at the port, or the connection ends",
+            conflicts_before_the_start: "`connect` fails with Conflict if the container does not run",
+        }
         containers::signal {
             reaches_the_first_process: "`signal` sends the signal to the container's first process",
             sigkill_ends_any_container: "SIGKILL ends a container that ignores other signals",
@@ -319,9 +331,9 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
         faults::errors {
             missing_container_is_not_found: "Every call fails with NotFound for a container that does not exist",
             unreachable_engine_is_inconclusive: "Every call fails with an inconclusive error if the engine is unreachable",
-            interrupted_wait_is_inconclusive: "A `wait` whose connection breaks is inconclusive",
-            lost_connection_ends_the_stream: "A stream ends when its connection breaks, with no definitive error",
-            lost_connection_has_no_end_marker: "An attachment with an end marker ends with an error when its connection breaks",
+            interrupted_wait_is_inconclusive: "A `wait` whose connection breaks is inconclusive, or is resumed",
+            lost_connection_ends_the_stream: "A stream whose connection breaks ends without a definitive error, or is resumed",
+            lost_connection_has_no_end_marker: "A broken connection never ends an attachment as its end marker does",
             silent_engine_times_out: "Every call to a silent engine fails within 30 s with an inconclusive error",
         }
     }

@@ -17,7 +17,7 @@ use crate::runtime::{
 use crate::spec::{ContainerId, RootId, RunId, RunSpec, Stdin};
 
 /// The timeout of each event that a case waits for.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval at which a case polls a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -94,7 +94,7 @@ impl RuntimeFixture {
             .await
     }
 
-    /// Validates, prepares and creates a container.
+    /// Validates, prepares, creates and places a container.
     pub(super) async fn create_with(
         &self,
         root: &RootId,
@@ -104,7 +104,23 @@ impl RuntimeFixture {
         self.runtime.validate(spec)?;
         self.runtime.prepare(spec).await?;
         let created = self.try_create(root, run, spec).await?;
+        self.place(&created, spec).await?;
         Ok(created)
+    }
+
+    /// Places a container.
+    pub(super) async fn place(&self, container: &ContainerId, spec: &RunSpec) -> Result<(), Abort> {
+        self.placed(self.runtime.place(container, spec)).await??;
+        Ok(())
+    }
+
+    /// Waits for a placement.
+    pub(super) async fn placed<T>(&self, placement: impl Future<Output = T>) -> Result<T, Abort> {
+        let limit = self.harness.placement_timeout();
+        match timeout(limit, placement).await {
+            Ok(placed) => Ok(placed),
+            Err(_) => fail(format!("not placed after {} s", limit.as_secs())),
+        }
     }
 
     /// Creates a container, and returns the error of the runtime.

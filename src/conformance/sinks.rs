@@ -122,7 +122,11 @@ pub(super) mod append {
             &[b'x'; 16 << 10],
         ];
         for (number, bytes) in bytes.into_iter().enumerate() {
-            let mut output = Output::new(Timestamp::now(), Stream::ALL[number % 3], bytes);
+            let mut output = Output::new(
+                Timestamp::now(),
+                Stream::ALL[number % Stream::ALL.len()],
+                bytes,
+            );
             output.partial = number % 2 == 1;
             output.lossy = number % 4 == 3;
             records.push(Record::Output(output));

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::events::{EventKind, Events};
 use crate::monitor::context::{Context, ManagerInner};
 use crate::monitor::entry::{Entry, RunSnapshot};
-use crate::monitor::policy::{is_permanent, may_remove};
+use crate::monitor::policy::is_permanent;
 use crate::monitor::recover;
 use crate::monitor::start::{InitialAttach, StartError};
 use crate::outcome::{Outcome, Seal, StopCause};
@@ -401,7 +401,7 @@ impl Manager {
                 runtime: record.runtime,
             });
         }
-        if !may_remove(seal, record.settings.keep) {
+        if !self.context().may_remove(seal, record.settings.keep) {
             recover::verify_engine_id(self.runtime(), id, [record.engine_id.as_deref(), None])
                 .await?;
         }

@@ -1,10 +1,11 @@
 //! Orphans: containers that no run needs, in this root and in abandoned roots.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Result, RuntimeError};
 use crate::manager::Manager;
-use crate::monitor::policy::may_remove;
+use crate::monitor::context::Context;
 use crate::root::{Root, RunFile};
 use crate::runtime::{ContainerStatus, OwnedContainer, Runtime};
 use crate::spec::{ContainerId, RootId, RunId};
@@ -40,8 +41,9 @@ pub enum OrphanReason {
 ///
 /// The containers may belong to any root of any process on any machine. The deadline is a
 /// label that is written when the container is created. It is the sum of the time limit,
-/// the grace period of a stop, and two minutes for the engine. A live owner ends its
-/// container before the deadline.
+/// the grace period of a stop, and two minutes for the engine. An engine that places its
+/// containers later advances it by the time of the placement. A live owner ends its container
+/// before the deadline.
 ///
 /// These containers are never touched:
 ///
@@ -245,8 +247,11 @@ impl Manager {
         let context = self.context();
         // In this order: a run is in the root before its container is created.
         let found = context.runtime.find(context.root.id()).await?;
+        let policy = Arc::clone(context);
         let orphans = move |root: &Root| {
-            let orphans = found.into_iter().filter_map(|found| orphan(root, found));
+            let orphans = found
+                .into_iter()
+                .filter_map(|found| orphan(&policy, root, found));
             Ok(orphans.collect())
         };
         context.on_disk("list", orphans).await
@@ -296,7 +301,7 @@ impl Manager {
 }
 
 /// Returns the container as an orphan, unless a monitor or an operator handles it.
-fn orphan(root: &Root, found: OwnedContainer) -> Option<Orphan> {
+fn orphan(context: &Context, root: &Root, found: OwnedContainer) -> Option<Orphan> {
     let OwnedContainer {
         container,
         run,
@@ -305,7 +310,7 @@ fn orphan(root: &Root, found: OwnedContainer) -> Option<Orphan> {
     let reason = match root.has(&run) {
         false => OrphanReason::NoRun,
         true => match root.read_run(&run) {
-            Ok(Some(file)) if is_leftover(root, &run, status, &file) => OrphanReason::Left,
+            Ok(Some(file)) if is_leftover(context, root, &run, status, &file) => OrphanReason::Left,
             _ => return None,
         },
     };
@@ -318,13 +323,19 @@ fn orphan(root: &Root, found: OwnedContainer) -> Option<Orphan> {
 }
 
 /// Returns true if the container should have been removed after the seal of its run.
-fn is_leftover(root: &Root, run: &RunId, status: ContainerStatus, file: &RunFile) -> bool {
+fn is_leftover(
+    context: &Context,
+    root: &Root,
+    run: &RunId,
+    status: ContainerStatus,
+    file: &RunFile,
+) -> bool {
     matches!(root.is_owned(run), Ok(false))
         && status != ContainerStatus::Running
         && file
             .seal
             .as_ref()
-            .is_some_and(|seal| may_remove(seal, file.record.settings.keep))
+            .is_some_and(|seal| context.may_remove(seal, file.record.settings.keep))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Calls to the engine about one run, and the report of calls without an answer.
 //!
 //! An engine can answer all calls but those about one container. Docker does so while it holds the
-//! lock of a container whose output a client does not read.
+//! lock of a container whose output a client does not read. The engine of a cluster answers about
+//! the container, but the node of the container may not answer the engine.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -40,6 +41,8 @@ pub(super) struct Calls {
     place: RunPlace,
     snapshot: Sender<RunSnapshot>,
     unanswered: Arc<Mutex<Unanswered>>,
+    /// The time since which the container's node does not answer the engine.
+    node_silent_since: Arc<Mutex<Option<Timestamp>>>,
 }
 
 /// The end of a call.
@@ -185,6 +188,7 @@ impl Calls {
             place,
             snapshot,
             unanswered: Arc::default(),
+            node_silent_since: Arc::default(),
         }
     }
 
@@ -201,7 +205,16 @@ impl Calls {
         &self,
         container: &ContainerId,
     ) -> Result<Inspection, RuntimeError> {
-        self.track(INSPECT, self.runtime().inspect(container)).await
+        let inspected = self.track(INSPECT, self.runtime().inspect(container)).await;
+        let since = match &inspected {
+            Ok(inspection) => inspection.unreachable_since,
+            // An engine that does not answer has no news about the node.
+            Err(error) if error.is_inconclusive() => return inspected,
+            Err(_) => None,
+        };
+        *lock(&self.node_silent_since) = since;
+        self.publish();
+        inspected
     }
 
     /// Sends a signal to a container.
@@ -245,8 +258,13 @@ impl Calls {
         result
     }
 
-    /// Returns the report of a call without an answer, if there is one.
+    /// Returns the report of a node or a call without an answer, if there is one.
     pub(super) fn report(&self) -> Option<String> {
+        if let Some(since) = *lock(&self.node_silent_since) {
+            return Some(format!(
+                "cannot observe the container: its node has not answered the engine since {since}"
+            ));
+        }
         let unanswered = lock(&self.unanswered);
         unanswered.overdue(Instant::now()).map(Pending::report)
     }
@@ -254,6 +272,7 @@ impl Calls {
     /// Ends all reports: the run has ended.
     pub(super) fn settle(&self) {
         lock(&self.unanswered).0.clear();
+        *lock(&self.node_silent_since) = None;
         self.publish();
     }
 
@@ -262,8 +281,10 @@ impl Calls {
         let report = self.report();
         let mut is_new = false;
         self.snapshot.send_if_modified(|snapshot| {
-            is_new = snapshot.unanswered.is_none() && report.is_some();
             let changed = snapshot.unanswered != report;
+            // The reports of calls replace each other while an engine does not answer.
+            let is_first = snapshot.unanswered.is_none() || lock(&self.node_silent_since).is_some();
+            is_new = changed && is_first && report.is_some();
             if changed {
                 snapshot.unanswered.clone_from(&report);
             }

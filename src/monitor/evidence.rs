@@ -8,6 +8,7 @@ use tokio::time::{Duration, Instant};
 use crate::audit::{Gap, GapReason};
 use crate::capture::PumpEnd;
 use crate::monitor::StartTimes;
+use crate::monitor::wait::Ended;
 use crate::outcome::{Ending, Evidence, PerStream, Stream};
 use crate::runtime::{DrainLimit, LogFidelity};
 
@@ -29,13 +30,17 @@ pub(super) enum EndingKind {
     Lost,
     /// The engine lost track of the container: the program may still run.
     Untracked,
+    /// The container is gone with its node, and its log with it.
+    NodeLost,
 }
 
 impl EndingKind {
-    pub(super) fn new(ending: &Ending, untracked: bool) -> Self {
-        match ending {
-            _ if untracked => Self::Untracked,
+    pub(super) fn new(ended: &Ended) -> Self {
+        let inspection = ended.inspection.as_ref();
+        match &ended.ending {
+            _ if ended.untracked => Self::Untracked,
             Ending::FailedToStart { .. } | Ending::NotCreated { .. } => Self::NeverStarted,
+            _ if inspection.is_some_and(|seen| seen.lost.is_some()) => Self::NodeLost,
             Ending::Exited(_) => Self::Exited,
             Ending::Removed { .. } => Self::Removed,
             Ending::Lost { .. } => Self::Lost,
@@ -155,6 +160,8 @@ pub(super) struct EndFacts {
     pub(super) engine_restarted: bool,
     /// When the engine cuts off unread output.
     pub(super) drain: Option<DrainLimit>,
+    /// The container's output comes from a log that the engine rotates.
+    pub(super) log_rotates: bool,
 }
 
 impl EndFacts {
@@ -284,9 +291,11 @@ pub(super) fn without_container(ending: EndingKind) -> Finding {
         // a recorded id was never started.
         EndingKind::NeverStarted => Finding::without_gap(Evidence::NeverStarted),
         // The container may have run: its id is lost, and its log with it.
-        EndingKind::Exited | EndingKind::Removed | EndingKind::Lost | EndingKind::Untracked => {
-            Finding::of_gap(MissingOutput::certain(GapReason::LogUnreadable))
-        }
+        EndingKind::Exited
+        | EndingKind::Removed
+        | EndingKind::Lost
+        | EndingKind::Untracked
+        | EndingKind::NodeLost => Finding::of_gap(MissingOutput::certain(GapReason::LogUnreadable)),
     }
 }
 
@@ -310,6 +319,13 @@ pub(super) fn decide(facts: &EndFacts) -> Decision {
         }
         // The engine deletes the log with the container.
         EndingKind::Removed => return Settled(tap_alone(facts, GapReason::Removed)),
+        // The connection of a tap may end cleanly when the node stops.
+        EndingKind::NodeLost => {
+            return Settled(Finding::of_gap(MissingOutput {
+                possible: facts.tap.is_some_and(|tap| tap.kind != TapEndKind::Broken),
+                ..MissingOutput::certain(GapReason::NodeLost)
+            }));
+        }
         EndingKind::Exited | EndingKind::Lost => {}
     }
     // Another execution appends to the same log: the log no longer shows where
@@ -389,6 +405,11 @@ pub(super) fn conclude(facts: &EndFacts, totals: &OutputTotals, finding: Finding
             gaps.push(MissingOutput::possible(GapReason::LateDrain));
         }
         _ => {}
+    }
+    // A reader that is slower than the rotation misses output, and nothing shows it. Such an engine
+    // may also report a start too late.
+    if facts.log_rotates {
+        gaps.push(MissingOutput::possible(GapReason::LogRotated));
     }
     gaps.extend(past_limit(totals, evidence));
     // A restarted engine loses output that it had read but not passed on yet. The marker
@@ -540,12 +561,13 @@ mod tests {
             interrupted: false,
             engine_restarted: false,
             drain: None,
+            log_rotates: false,
         }
     }
 
     /// Calls `visit` with every combination of the facts.
     fn for_each_combination(mut visit: impl FnMut(&EndFacts)) {
-        use EndingKind::{Exited, Lost, NeverStarted, Removed, Untracked};
+        use EndingKind::{Exited, Lost, NeverStarted, NodeLost, Removed, Untracked};
         let logs = [
             EngineLog::Unknown,
             EngineLog::Removed,
@@ -553,7 +575,7 @@ mod tests {
             LOSSLESS,
             LOSSY,
         ];
-        for ending in [NeverStarted, Exited, Removed, Lost, Untracked] {
+        for ending in [NeverStarted, Exited, Removed, Lost, Untracked, NodeLost] {
             let taps = MARKED.into_iter().chain(WHOLE).chain(EARLY).chain(BROKEN);
             for tap in taps {
                 for log in logs {
@@ -571,6 +593,7 @@ mod tests {
                             interrupted: bit(5),
                             engine_restarted: bit(6),
                             drain: bit(7).then_some(DRAIN),
+                            log_rotates: false,
                         });
                     }
                 }
@@ -698,6 +721,18 @@ mod tests {
             without_gap(Evidence::EndMarker),
         );
 
+        for possible in [true, false] {
+            rule(
+                &format!("node lost, output possibly missing: {possible}"),
+                Box::new(move |f| {
+                    f.ending == EndingKind::NodeLost
+                        && !is_proven(f)
+                        && possible == (f.tap.is_some() && ends_cleanly(f))
+                }),
+                Settled(unproven(GapReason::NodeLost, possible)),
+            );
+        }
+
         // The tap is the only source, for one of five reasons.
         let tap_alone: [(&str, Predicate, GapReason); 5] = [
             (
@@ -806,6 +841,7 @@ mod tests {
             EndingKind::Removed,
             EndingKind::Lost,
             EndingKind::Untracked,
+            EndingKind::NodeLost,
         ] {
             let lost = without_container(ending);
             assert_eq!(
@@ -933,6 +969,32 @@ mod tests {
             Evidence::NeverStarted,
         );
         assert_eq!(never, []);
+    }
+
+    #[test]
+    fn a_log_that_rotates_leaves_a_possible_gap() {
+        let facts = |ending, tap| EndFacts {
+            ending,
+            tap,
+            log_rotates: true,
+            ..facts()
+        };
+        let endings = [
+            EndingKind::NeverStarted,
+            EndingKind::Exited,
+            EndingKind::Removed,
+            EndingKind::Lost,
+        ];
+        for ending in endings {
+            for tap in [None, WHOLE[0], MARKED[0], BROKEN[0]] {
+                for evidence in [Evidence::Tail, Evidence::Eof, Evidence::NeverStarted] {
+                    let totals = OutputTotals::default();
+                    let gaps = added(&facts(ending, tap), &totals, evidence);
+                    let found = MissingOutput::possible(GapReason::LogRotated);
+                    assert_eq!(gaps, [found], "{ending:?} {tap:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! failure in one place.
 
 use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,19 +15,18 @@ use tokio::time::{Instant, timeout};
 
 use crate::audit::Started;
 use crate::capture::Capture;
-use crate::error::{RuntimeError, chain};
+use crate::error::{Error, RuntimeError, chain};
 use crate::events::EventKind;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{PipeState, StopRequest, lock};
 use crate::monitor::output::Source;
 use crate::monitor::run_file::write;
 use crate::monitor::start::InitialAttach;
-use crate::monitor::unconfirmed::{Judgment, PendingSource, Unconfirmed, lost_track};
-use crate::monitor::wait::{Backoff, LateAnswer};
+use crate::monitor::wait::LateAnswer;
 use crate::monitor::{Monitor, StartTimes};
 use crate::outcome::Ending;
 use crate::root::RunFile;
-use crate::runtime::{ContainerStatus, CreateRequest, EngineInfo, InputWriter, Inspection};
+use crate::runtime::{CreateRequest, EngineInfo, InputWriter, Inspection};
 use crate::spec::{ContainerId, RunSpec};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
@@ -38,8 +38,13 @@ const INSPECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// live owner counts as expired. It covers the calls to the engine.
 const DEADLINE_SLACK: Duration = Duration::from_secs(120);
 
+/// The shortest time in placement by which the recorded deadline of the run is advanced.
+///
+/// Engines that place a container at its creation answer at once, so they pay for no second write.
+const SLOW_PLACEMENT: Duration = Duration::from_secs(1);
+
 /// A launch that failed.
-enum LaunchError {
+pub(super) enum LaunchError {
     /// No container was created.
     NotCreated(RuntimeError),
     /// The container exists, and its start was not requested.
@@ -72,7 +77,7 @@ struct Created<'a> {
     warnings: Vec<String>,
 }
 
-/// A run whose container is recorded, and whose output and input are connected.
+/// A run whose container is recorded and placed, and whose output and input are connected.
 struct Attached<'a> {
     created: Created<'a>,
     source: Source,
@@ -120,7 +125,10 @@ impl<'a> Intended<'a> {
         let prepared = async { tokio::try_join!(context.runtime.prepare(spec), engine) };
         (_, monitor.engine) = tokio::select! {
             prepared = prepared => prepared.map_err(LaunchError::NotCreated)?,
-            error = monitor.stopped_early(capture) => return Err(LaunchError::NotCreated(error)),
+            stop = monitor.next_stop() => {
+                let error = monitor.record_early_stop(stop, capture).await;
+                return Err(LaunchError::NotCreated(error));
+            }
         };
         Ok(Prepared(self.0))
     }
@@ -144,7 +152,10 @@ impl<'a> Intended<'a> {
         let permit = Arc::clone(concurrency).acquire_owned();
         monitor.permit = tokio::select! {
             permit = permit => permit.ok(),
-            error = monitor.stopped_early(capture) => return Err(LaunchError::NotCreated(error)),
+            stop = monitor.next_stop() => {
+                let error = monitor.record_early_stop(stop, capture).await;
+                return Err(LaunchError::NotCreated(error));
+            }
         };
         Ok(())
     }
@@ -201,34 +212,48 @@ impl<'a> Prepared<'a> {
 }
 
 impl<'a> Created<'a> {
-    /// Connects the output, and the input of an initial attachment. Records the container's id
-    /// meanwhile: it must be on the disk before the start.
+    /// Waits until the engine has placed the container, and connects the output and the input of an
+    /// initial attachment. Records the container's id meanwhile: it must be on the disk before the
+    /// start.
     async fn attach(mut self, attach: Option<InitialAttach>) -> Result<Attached<'a>, LaunchError> {
         let Launching {
             monitor,
             context,
+            spec,
             file,
             capture,
-            ..
         } = &mut self.launching;
         let runtime = &context.runtime;
-        let calls = monitor.calls.clone();
-        let source = async {
-            if !runtime.capabilities().attach_before_start {
-                return Ok(Source::Follow);
+        let tty = file.record.settings.tty;
+        let recorded = write(context, file);
+        let connected = async {
+            let called = Instant::now();
+            tokio::select! {
+                placed = runtime.place(&self.container, spec) => {
+                    placed.map_err(LaunchError::NotStarted)?;
+                }
+                stop = monitor.next_stop() => {
+                    let error = monitor.record_early_stop(stop, capture).await;
+                    return Err(LaunchError::NotStarted(error));
+                }
             }
-            let tap = runtime.attach(&self.container, file.record.settings.tty);
-            let tap = calls.track("attach to the container", tap);
-            Ok(Source::Tap(tap.await?))
+            let placed_after = called.elapsed();
+            if !runtime.capabilities().attach_before_start {
+                return Ok((Source::Follow, placed_after));
+            }
+            let tap = runtime.attach(&self.container, tty);
+            let tap = monitor.calls.track("attach to the container", tap);
+            let tap = tap.await.map_err(LaunchError::NotStarted)?;
+            Ok((Source::Tap(tap), placed_after))
         };
-        let (recorded, source) = tokio::join!(monitor.write_run_file(file), source);
-        if let Err(error) = recorded {
-            return Err(LaunchError::NotStarted(RuntimeError::Rejected {
-                operation: "start the container",
-                reason: format!("cannot record its id: {}", error.chain()),
-            }));
+        let (source, placed_after) = record_and(recorded, connected).await?;
+        if placed_after >= SLOW_PLACEMENT
+            && let Some(limit) = file.record.settings.time_limit
+        {
+            // The time limit begins at the start, and a recovering manager reads the deadline.
+            file.record.deadline = Some(Timestamp::now().saturating_add(limit));
+            monitor.persist_run_file(file).await;
         }
-        let source = source.map_err(LaunchError::NotStarted)?;
         let mut input = None;
         if let Some(attach) = attach {
             if let Err(error) = capture.write(vec![attach.note]).await {
@@ -322,6 +347,35 @@ async fn record_engine(
     Ok(engine)
 }
 
+/// Awaits the recording of the container's id, and `connected` at the same time.
+///
+/// An id that cannot be recorded ends the launch at once, because `connected` has no deadline.
+/// Otherwise the recording completes, whatever the other result is.
+async fn record_and<T>(
+    recorded: impl Future<Output = Result<(), Error>>,
+    connected: impl Future<Output = Result<T, LaunchError>>,
+) -> Result<T, LaunchError> {
+    let recorded = async {
+        recorded.await.map_err(|error| {
+            LaunchError::NotStarted(RuntimeError::Rejected {
+                operation: "start the container",
+                reason: format!("cannot record its id: {}", error.chain()),
+            })
+        })
+    };
+    let (mut recorded, mut connected) = (pin!(recorded), pin!(connected));
+    tokio::select! {
+        recorded = &mut recorded => {
+            recorded?;
+            connected.await
+        }
+        connected = &mut connected => {
+            recorded.await?;
+            connected
+        }
+    }
+}
+
 /// Sets the window size of a started container.
 async fn resize(context: &Context, file: &RunFile, container: &ContainerId) {
     let Some(size) = file.record.settings.window else {
@@ -392,10 +446,10 @@ impl Monitor {
         }
     }
 
-    /// Resolves when a stop is requested before the container exists.
-    async fn stopped_early(&mut self, capture: &mut Capture) -> RuntimeError {
+    /// Waits for a stop request. Cancel-safe.
+    async fn next_stop(&mut self) -> StopRequest {
         match self.stops.recv().await {
-            Some(request) => self.record_early_stop(request, capture).await,
+            Some(request) => request,
             None => pending().await,
         }
     }
@@ -447,7 +501,7 @@ impl Monitor {
         (ending, error)
     }
 
-    fn failed_to_start(&self, error: &RuntimeError) -> Ending {
+    pub(super) fn failed_to_start(&self, error: &RuntimeError) -> Ending {
         Ending::failed_to_start(chain(error)).redacted(|reason| self.secrets.redact(reason))
     }
 
@@ -470,94 +524,5 @@ impl Monitor {
             self.persist_run_file(file).await;
         }
         removed
-    }
-
-    /// Finds out if a container runs although its start failed. Returns the source
-    /// of its output if it ran.
-    ///
-    /// Only a definitive answer decides: a removal without force succeeds only if
-    /// the container does not run. An engine that was restarted since the creation
-    /// gives no such answer, so output of the container decides there.
-    async fn confirm_start(
-        &mut self,
-        file: &mut RunFile,
-        container: &ContainerId,
-        source: Source,
-        error: RuntimeError,
-    ) -> Result<Source, LaunchError> {
-        let calls = self.calls.clone();
-        let tty = file.record.settings.tty;
-        let mut source = PendingSource::new(source);
-        let mut unconfirmed = Unconfirmed::default();
-        let mut backoff = Backoff::new();
-        loop {
-            let judged = match calls.inspect(container).await {
-                Ok(inspection) if inspection.status != ContainerStatus::Created => {
-                    Ok(Judgment::Ran)
-                }
-                // The engine has answered that it did not start the container.
-                Ok(_) if error.is_definitive() => Ok(Judgment::NeverRan),
-                Ok(inspection) => {
-                    let judged = unconfirmed.judge(
-                        calls.runtime(),
-                        container,
-                        &inspection,
-                        tty,
-                        source.tap(),
-                    );
-                    judged.await
-                }
-                Err(missing) if missing.is_not_found() => {
-                    // An earlier removal may have succeeded without an answer.
-                    let ending = file.ending_if_missing.clone();
-                    let ending = ending.unwrap_or(Ending::Removed { code: None });
-                    return Err(LaunchError::Ended(ending, error));
-                }
-                Err(error) => Err(error),
-            };
-            let ending = match judged {
-                Ok(Judgment::Ran) => {
-                    if file.ending_if_missing.take().is_some() {
-                        self.persist_run_file(file).await;
-                    }
-                    return Ok(source.into());
-                }
-                Ok(Judgment::NeverRan) => Some(self.failed_to_start(&error)),
-                Ok(Judgment::Unknown) => Some(lost_track()),
-                Ok(Judgment::TooEarly) => None,
-                Err(error) => {
-                    tracing::warn!(%container, %error, "cannot inspect the container yet");
-                    None
-                }
-            };
-            if let Some(ending) = ending
-                && let Some(ending) = self.remove_failed(file, container, ending, &error).await
-            {
-                return Err(LaunchError::Ended(ending, error));
-            }
-            backoff.pause().await;
-        }
-    }
-
-    /// Removes a container whose start failed with `error`. Returns `ending` if the
-    /// container will never run.
-    async fn remove_failed(
-        &mut self,
-        file: &mut RunFile,
-        container: &ContainerId,
-        ending: Ending,
-        error: &RuntimeError,
-    ) -> Option<Ending> {
-        match self.remove_unstarted(file, container, ending.clone()).await {
-            Ok(()) => Some(ending),
-            Err(removal) if removal.is_not_found() => Some(ending),
-            // The container runs by now.
-            Err(RuntimeError::Conflict { .. }) => None,
-            Err(removal) if error.is_definitive() && removal.is_definitive() => {
-                tracing::warn!(%container, error = %removal, "cannot remove the container");
-                Some(ending)
-            }
-            Err(_) => None,
-        }
     }
 }

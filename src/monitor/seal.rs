@@ -321,7 +321,7 @@ impl Monitor {
         let container_end = container_end(watched.at, &ended.ending, self.start_times);
         let started = capture.progress.started.as_ref();
         EndFacts {
-            ending: EndingKind::new(&ended.ending, ended.untracked),
+            ending: EndingKind::new(ended),
             tap: watched
                 .tap_end
                 .map(|(at, kind)| TapEnd::new(kind, at, container_end, capture.lateness())),
@@ -340,6 +340,7 @@ impl Monitor {
             interrupted: ended.interrupted,
             engine_restarted: ended.engine_restarted,
             drain: capabilities.drain,
+            log_rotates: capabilities.log_rotates && file.record.container.is_some(),
         }
     }
 

@@ -79,7 +79,7 @@ impl Monitor {
         reply: Reply,
     ) -> Option<RunFile> {
         self.secrets = spec.secrets();
-        let spec = self.emit_pulls_of(spec);
+        let spec = self.emit_placement_of(self.emit_pulls_of(spec));
         let closing = self.context.closing.clone();
         // Boxed, because the task of a run keeps its size until the run ends.
         let intended = Box::pin(self.intend(&spec));
@@ -282,6 +282,22 @@ impl Monitor {
                 status: secrets.redact(&progress.status),
                 current: progress.current,
                 total: progress.total,
+            };
+            context.event_bus.emit(&run, event);
+        })
+    }
+
+    /// Adds a listener to the spec that emits an event for each step of a placement.
+    fn emit_placement_of(&self, spec: RunSpec) -> RunSpec {
+        let (context, run) = (Arc::downgrade(&self.context), self.place.run.clone());
+        let secrets = self.secrets.clone();
+        spec.also_on_placement(move |progress| {
+            let Some(context) = context.upgrade() else {
+                return;
+            };
+            let event = EventKind::Placing {
+                reason: secrets.redact(&progress.reason),
+                message: secrets.redact(&progress.message),
             };
             context.event_bus.emit(&run, event);
         })

@@ -12,9 +12,15 @@ use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, timeout};
 
 use crate::error::RuntimeError;
+use crate::monitor::Monitor;
+use crate::monitor::launch::LaunchError;
 use crate::monitor::output::Source;
+use crate::monitor::wait::Backoff;
 use crate::outcome::Ending;
-use crate::runtime::{AttachedOutput, Continuity, Inspection, LogsRequest, OutputStream, Runtime};
+use crate::root::RunFile;
+use crate::runtime::{
+    AttachedOutput, ContainerStatus, Continuity, Inspection, LogsRequest, OutputStream, Runtime,
+};
 use crate::spec::ContainerId;
 
 /// Time for which an engine may report a container that was started as created.
@@ -168,6 +174,99 @@ impl Unconfirmed {
                 }
                 Step::Conclude(judgment) => return Ok(judgment),
             }
+        }
+    }
+}
+
+impl Monitor {
+    /// Finds out if a container runs although its start failed. Returns the source
+    /// of its output if it ran.
+    ///
+    /// Only a definitive answer decides: a removal without force succeeds only if
+    /// the container does not run. An engine that was restarted since the creation
+    /// gives no such answer, so output of the container decides there.
+    pub(super) async fn confirm_start(
+        &mut self,
+        file: &mut RunFile,
+        container: &ContainerId,
+        source: Source,
+        error: RuntimeError,
+    ) -> Result<Source, LaunchError> {
+        let calls = self.calls.clone();
+        let tty = file.record.settings.tty;
+        let mut source = PendingSource::new(source);
+        let mut unconfirmed = Unconfirmed::default();
+        let mut backoff = Backoff::new();
+        loop {
+            let judged = match calls.inspect(container).await {
+                Ok(inspection) if inspection.status != ContainerStatus::Created => {
+                    Ok(Judgment::Ran)
+                }
+                // The engine has answered that it did not start the container.
+                Ok(_) if error.is_definitive() => Ok(Judgment::NeverRan),
+                // The node may have started the container since it last answered.
+                Ok(inspection) if inspection.unreachable_since.is_some() => Ok(Judgment::TooEarly),
+                Ok(inspection) => {
+                    let judged = unconfirmed.judge(
+                        calls.runtime(),
+                        container,
+                        &inspection,
+                        tty,
+                        source.tap(),
+                    );
+                    judged.await
+                }
+                Err(missing) if missing.is_not_found() => {
+                    // An earlier removal may have succeeded without an answer.
+                    let ending = file.ending_if_missing.clone();
+                    let ending = ending.unwrap_or(Ending::Removed { code: None });
+                    return Err(LaunchError::Ended(ending, error));
+                }
+                Err(error) => Err(error),
+            };
+            let ending = match judged {
+                Ok(Judgment::Ran) => {
+                    if file.ending_if_missing.take().is_some() {
+                        self.persist_run_file(file).await;
+                    }
+                    return Ok(source.into());
+                }
+                Ok(Judgment::NeverRan) => Some(self.failed_to_start(&error)),
+                Ok(Judgment::Unknown) => Some(lost_track()),
+                Ok(Judgment::TooEarly) => None,
+                Err(error) => {
+                    tracing::warn!(%container, %error, "cannot inspect the container yet");
+                    None
+                }
+            };
+            if let Some(ending) = ending
+                && let Some(ending) = self.remove_failed(file, container, ending, &error).await
+            {
+                return Err(LaunchError::Ended(ending, error));
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Removes a container whose start failed with `error`. Returns `ending` if the
+    /// container will never run.
+    async fn remove_failed(
+        &mut self,
+        file: &mut RunFile,
+        container: &ContainerId,
+        ending: Ending,
+        error: &RuntimeError,
+    ) -> Option<Ending> {
+        match self.remove_unstarted(file, container, ending.clone()).await {
+            Ok(()) => Some(ending),
+            Err(removal) if removal.is_not_found() => Some(ending),
+            // The container runs by now.
+            Err(RuntimeError::Conflict { .. }) => None,
+            Err(removal) if error.is_definitive() && removal.is_definitive() => {
+                tracing::warn!(%container, error = %removal, "cannot remove the container");
+                Some(ending)
+            }
+            Err(_) => None,
         }
     }
 }

@@ -67,7 +67,8 @@ impl Backoff {
 ///
 /// Only a definitive answer ends the wait. An engine that does not answer is asked
 /// again, without a deadline. An engine that reports the container as created for
-/// longer than [`UNTRACKED_TIMEOUT`] has lost track of it.
+/// longer than [`UNTRACKED_TIMEOUT`] has lost track of it. A node that does not answer the engine is
+/// waited for, too, until it answers or the engine reports the container as lost with it.
 pub(super) async fn wait_for_end(
     calls: &Calls,
     container: &ContainerId,
@@ -78,8 +79,15 @@ pub(super) async fn wait_for_end(
     let mut seen = Observations::default();
     let mut late = seen.begin(check);
     let mut backoff = Backoff::new();
+    let mut node_is_silent = false;
     loop {
-        let wakeup = wait_or_probe(calls, container, output);
+        let wakeup = async {
+            match node_is_silent {
+                // The node may answer again long before the wait returns.
+                true => Ok(Wakeup::Probe),
+                false => wait_or_probe(calls, container, output).await,
+            }
+        };
         match seen.take_late(&mut late, wakeup).await {
             Ok(Wakeup::Answer(answer)) => {
                 // An engine that shuts down answers without a code.
@@ -98,7 +106,11 @@ pub(super) async fn wait_for_end(
         if let Some(late) = late.take() {
             seen.await_late(late).await;
         }
-        match calls.inspect(container).await {
+        let inspected = calls.inspect(container).await;
+        node_is_silent = matches!(&inspected, Ok(now) if now.unreachable_since.is_some());
+        match inspected {
+            Ok(_) if node_is_silent => seen.on_silent_node(),
+            Ok(now) if now.lost.is_some() => return seen.into_lost(now),
             Ok(now) => {
                 seen.check_continuity(calls.runtime(), container).await;
                 if let Some((ending, started_again)) = seen.ending(started_at, &now) {
@@ -110,6 +122,7 @@ pub(super) async fn wait_for_end(
                 // The container is being removed, or the wait returned early.
             }
             Err(error) if error.is_not_found() => {
+                seen.check_continuity(calls.runtime(), container).await;
                 let ending = Ending::Removed { code: seen.code() };
                 return seen.into_ended(ending, false, None);
             }
@@ -191,6 +204,15 @@ impl Observations {
         self.unreachable |= !error.is_definitive() && self.code().is_none();
     }
 
+    /// Observes a node that does not answer the engine. Its last known state decides nothing, but an
+    /// exit code that the engine has reported does not change.
+    fn on_silent_node(&mut self) {
+        self.interrupted = true;
+        self.answer.take_if(|answer| answer.code.is_none());
+        self.unreachable |= self.code().is_none();
+        self.created_since = None;
+    }
+
     /// Asks an engine that is reachable again if it was restarted.
     async fn check_continuity(&mut self, runtime: &dyn Runtime, container: &ContainerId) {
         if self.unreachable
@@ -215,12 +237,7 @@ impl Observations {
             return Some((Ending::Exited(exit), true));
         }
         let ended = now.status == ContainerStatus::Ended;
-        ended.then(|| {
-            (
-                Ending::Exited(observed_exit(now, self.answer.as_ref())),
-                false,
-            )
-        })
+        ended.then(|| (observed_ending(now, self.answer.as_ref()), false))
     }
 
     /// Returns true if the engine reports for too long that the container was not
@@ -235,6 +252,15 @@ impl Observations {
         self.interrupted = true;
         let since = *self.created_since.get_or_insert_with(Instant::now);
         since.elapsed() >= UNTRACKED_TIMEOUT
+    }
+
+    /// The end of a container that is lost with its node. Nothing was restarted.
+    fn into_lost(self, now: Inspection) -> Ended {
+        Ended {
+            interrupted: true,
+            engine_restarted: self.restarted,
+            ..self.into_ended(observed_ending(&now, None), false, Some(now))
+        }
     }
 
     fn into_untracked(self, now: Inspection) -> Ended {
@@ -267,23 +293,27 @@ pub(super) fn is_other_execution(started_at: Option<Timestamp>, now: &Inspection
     matches!((started_at, now.started_at), (Some(then), Some(now)) if then != now)
 }
 
-/// Returns the exit that an inspection reports. `answer` fills what the inspection
+/// Returns the ending that an inspection reports. `answer` fills what the inspection
 /// does not report.
-pub(super) fn observed_exit(inspection: &Inspection, answer: Option<&WaitStatus>) -> Exit {
+pub(super) fn observed_ending(inspection: &Inspection, answer: Option<&WaitStatus>) -> Ending {
+    if let Some(reason) = inspection.lost.clone() {
+        return Ending::Lost { reason };
+    }
     let error = || answer.and_then(|answer| answer.error.clone());
-    Exit {
+    Ending::Exited(Exit {
         code: inspection.code.or(answer.and_then(|answer| answer.code)),
         oom_killed: inspection.oom_killed,
         error: inspection.error.clone().or_else(error),
         started_at: inspection.started_at,
         finished_at: inspection.finished_at,
-    }
+    })
 }
 
 /// The event that ended one wait.
 enum Wakeup {
     Answer(WaitStatus),
-    /// A probe found that the container does not run, and the wait had not returned.
+    /// A probe found that the container does not run, and the wait had not returned. Or its node
+    /// does not answer.
     Probe,
 }
 
@@ -305,6 +335,7 @@ async fn wait_or_probe(
         }
         probed = Instant::now();
         match calls.inspect(container).await {
+            Ok(inspection) if inspection.unreachable_since.is_some() => return Ok(Wakeup::Probe),
             Ok(inspection) if inspection.status != ContainerStatus::Running => {
                 // A busy engine reports the end in its state before it answers the wait.
                 return match timeout(WAIT_ANSWER_TIMEOUT, &mut wait).await {
@@ -370,6 +401,19 @@ mod tests {
             assert_eq!(seen.unreachable, unreachable, "{seen:?}");
             let ended = seen.into_ended(Ending::Removed { code: None }, false, None);
             assert_eq!(ended.engine_restarted, unreachable);
+        }
+    }
+
+    #[test]
+    fn a_silent_node_does_not_hide_a_known_exit_code() {
+        for code in [None, Some(3)] {
+            let mut seen = Observations {
+                answer: answer(code),
+                ..Observations::default()
+            };
+            seen.on_silent_node();
+            assert_eq!(seen.code(), code);
+            assert_eq!(seen.answer.is_some(), code.is_some());
         }
     }
 

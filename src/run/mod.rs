@@ -64,8 +64,9 @@ impl Run {
     /// Returns the problem that blocks the run, its seal or its recovery, if any.
     ///
     /// One of them is an engine that has not answered a call about the run for 5 s. The text names
-    /// the call and when it was made. It is gone once the engine answers. A
-    /// [`Warning`](crate::events::EventKind::Warning) has the same text.
+    /// the call and when it was made. It is gone once the engine answers. Another is a node that
+    /// does not answer its engine. A [`Warning`](crate::events::EventKind::Warning) has the same
+    /// text.
     pub fn problem(&self) -> Option<String> {
         self.entry.snapshot.borrow().problem().cloned()
     }
@@ -389,8 +390,10 @@ impl Run {
 
     /// Returns a tar archive of the file or directory at `path` in the container.
     ///
-    /// The container may be running or have ended. To copy from a container after its run,
-    /// keep the container: see [`KeepContainer`](crate::spec::KeepContainer).
+    /// The container may be running, or have ended if the runtime has
+    /// [`Capabilities::copy_ended`](crate::runtime::Capabilities::copy_ended). To copy from a
+    /// container after its run, keep the container: see
+    /// [`KeepContainer`](crate::spec::KeepContainer).
     ///
     /// # Errors
     ///
@@ -420,14 +423,12 @@ impl Run {
         Ok(runtime.copy_in(&container, path, archive).await?)
     }
 
-    fn container(&self) -> Result<ContainerId> {
+    fn container(&self) -> Result<ContainerId, RuntimeError> {
         let snapshot = self.entry.snapshot.borrow();
-        snapshot.state.container().cloned().ok_or_else(|| {
-            RuntimeError::NotFound {
-                operation: "find the container",
-                reason: format!("run {} has no container", self.id()),
-            }
-            .into()
+        let container = snapshot.state.container().cloned();
+        container.ok_or_else(|| RuntimeError::NotFound {
+            operation: "find the container",
+            reason: format!("run {} has no container", self.id()),
         })
     }
 }

@@ -1,11 +1,12 @@
 //! Readiness checks and port lookup.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures::StreamExt;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{sleep, timeout};
 
@@ -13,7 +14,7 @@ use crate::error::{Error, Result, RuntimeError};
 use crate::outcome::PerStream;
 use crate::run::Run;
 use crate::run::attach::{AttachOptions, Attached};
-use crate::runtime::{ContainerStatus, Health, Inspection};
+use crate::runtime::{Connection, ContainerStatus, Health, Inspection};
 use crate::spec::Protocol;
 
 /// The interval between checks of a port or a health check.
@@ -69,7 +70,7 @@ impl Ready {
         Self::new(Condition::Line(text.into()))
     }
 
-    /// Ready once TCP port `port` accepts connections, at the address of [`Run::port`].
+    /// Ready once TCP port `port` accepts connections, through [`Run::connect`].
     ///
     /// A connection that is closed within 200 ms, before any byte is received, does not
     /// count: the engine's proxy for published ports may accept any connection.
@@ -183,6 +184,71 @@ impl Run {
         Ok(self.resolve_port(&inspection, Some(network), port).await?)
     }
 
+    /// Connects to TCP port `port` of the container.
+    ///
+    /// The connection goes to the address of [`port`](Self::port). If the container has none, the
+    /// engine connects, with [`Capabilities::connect`](crate::runtime::Capabilities::connect): the
+    /// port then need not be published.
+    ///
+    /// A successful call does not prove that a process listens: the engine may accept a connection
+    /// first, and then close it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`port`](Self::port), and [`Error::Runtime`] with [`RuntimeError::Rejected`] if
+    /// nothing accepts connections at the port.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe.
+    pub async fn connect(&self, port: u16) -> Result<Connection> {
+        let inspection = self.inspect().await?;
+        let route = self.route(&inspection, None, port).await?;
+        Ok(self.connect_by(&route, port).await?)
+    }
+
+    /// Finds the way to a port of a container.
+    async fn route(
+        &self,
+        inspection: &Inspection,
+        network: Option<&str>,
+        port: u16,
+    ) -> Result<Route, RuntimeError> {
+        let engine_connects = network.is_none()
+            && inspection.status == ContainerStatus::Running
+            && self.context().runtime.capabilities().connect;
+        match self.resolve_port(inspection, network, port).await {
+            Err(error) if error.is_not_found() && engine_connects => Ok(Route::Engine),
+            address => address.map(Route::Address),
+        }
+    }
+
+    async fn connect_by(&self, route: &Route, port: u16) -> Result<Connection, RuntimeError> {
+        const OPERATION: &str = "connect to the port";
+        match route {
+            Route::Engine => {
+                let container = self.container()?;
+                self.context().runtime.connect(&container, port).await
+            }
+            Route::Address(address) => {
+                let connected = TcpStream::connect(address).await;
+                connected.map(Connection::new).map_err(|error| {
+                    let reason = format!("{address}: {error}");
+                    match error.kind() {
+                        ErrorKind::ConnectionRefused => RuntimeError::Rejected {
+                            operation: OPERATION,
+                            reason,
+                        },
+                        _ => RuntimeError::Broken {
+                            operation: OPERATION,
+                            reason,
+                        },
+                    }
+                })
+            }
+        }
+    }
+
     async fn resolve_port(
         &self,
         inspection: &Inspection,
@@ -211,7 +277,12 @@ impl Run {
             .or(inspection.on_host_network.then_some(on_host))
             .ok_or_else(|| {
                 let run = self.id();
+                let runtime = &self.context().runtime;
                 not_found(match inspection.status {
+                    ContainerStatus::Running if !runtime.capabilities().ports => format!(
+                        "the {} runtime gives ports of run {run} no address",
+                        runtime.name()
+                    ),
                     ContainerStatus::Running => format!(
                         "run {run} does not publish port {port}; publish it with `RunSpec::port`"
                     ),
@@ -327,8 +398,12 @@ impl Run {
     /// Checks the port or the health of a running container.
     async fn check(&self, condition: &Condition, seen: &Inspection) -> Result<Check> {
         if let Condition::Port { network, port } = condition {
-            let address = self.resolve_port(seen, network.as_deref(), *port).await?;
-            return Ok(match probe(address).await {
+            let route = self.route(seen, network.as_deref(), *port).await?;
+            let checked = match self.connect_by(&route, *port).await {
+                Ok(connection) => probe(connection, &route).await,
+                Err(error) => Err(error.to_string()),
+            };
+            return Ok(match checked {
                 Ok(()) => Check::Conclusive(Readiness::Ready),
                 Err(failure) => Check::NotYet(Some(failure)),
             });
@@ -389,12 +464,27 @@ enum Check {
     NotYet(Option<String>),
 }
 
-/// Connects, and checks that the connection stays open.
-async fn probe(address: SocketAddr) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("{address}: {error}");
-    let mut stream = TcpStream::connect(address).await.map_err(failed)?;
-    match timeout(MIN_CONNECTION_TIME, stream.read_u8()).await {
+/// The way to a port of a container.
+#[derive(Debug)]
+enum Route {
+    Address(SocketAddr),
+    /// Through the engine.
+    Engine,
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Engine => f.write_str("through the engine"),
+        }
+    }
+}
+
+/// Checks that a connection stays open.
+async fn probe(mut connection: impl AsyncRead + Unpin, route: &Route) -> Result<(), String> {
+    match timeout(MIN_CONNECTION_TIME, connection.read_u8()).await {
         Err(_) | Ok(Ok(_)) => Ok(()),
-        Ok(Err(_)) => Err(format!("{address}: the connection was closed immediately")),
+        Ok(Err(_)) => Err(format!("{route}: the connection was closed immediately")),
     }
 }

@@ -32,6 +32,9 @@ pub enum LogFidelity {
     /// of a piece that is not valid UTF-8 by U+FFFD.
     #[serde(rename = "utf8")]
     Utf8Lossy,
+    /// The log loses output when it is rotated, and may change bytes. It is the only source.
+    #[serde(rename = "rotated")]
+    Rotated,
 }
 
 /// The part of an engine's log that [`Runtime::logs`] reads.

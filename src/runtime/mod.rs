@@ -7,22 +7,31 @@ use async_trait::async_trait;
 use crate::outcome::Usage;
 use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, WindowSize};
 
+mod capabilities;
 pub mod connect;
+mod connection;
 #[cfg(feature = "docker")]
 pub mod docker;
+mod inspection;
+#[cfg(feature = "kube")]
+pub mod kubernetes;
 mod log;
 #[cfg(all(feature = "process", unix))]
 pub mod process;
 #[cfg(feature = "testing")]
 pub mod scripted;
 mod shared;
+#[cfg(any(feature = "docker", feature = "kube"))]
+mod signal;
 mod types;
 
+pub use self::capabilities::{Capabilities, DrainLimit};
+pub use self::connection::Connection;
+pub use self::inspection::{ContainerStatus, Continuity, Health, Inspection, PublishedPort};
 pub use self::log::{LogConfig, LogFidelity, LogsRequest};
 pub use self::types::{
-    Archive, AttachedOutput, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest,
-    Created, DrainLimit, EngineInfo, ExecId, ExecInspection, Health, InputWriter, Inspection,
-    LabeledContainer, OutputStream, OwnedContainer, PublishedPort, StartedExec, WaitStatus,
+    Archive, AttachedOutput, Chunk, CreateRequest, Created, EngineInfo, ExecId, ExecInspection,
+    InputWriter, LabeledContainer, OutputStream, OwnedContainer, StartedExec, WaitStatus,
 };
 pub use crate::error::RuntimeError;
 
@@ -37,8 +46,8 @@ pub use crate::error::RuntimeError;
 /// answer is final. [`Unavailable`], [`Timeout`] and [`Broken`] are inconclusive: the engine may
 /// have carried out the request, or may do so later. A runtime never reports one kind as the other.
 ///
-/// **Every call has a timeout**, 30 s unless its documentation states another. `wait` and the
-/// streams have none. A call fails with [`Timeout`] when its timeout expires.
+/// **Every call has a timeout**, 30 s unless its documentation states another. `wait`, `place` and
+/// the streams have none. A call fails with [`Timeout`] when its timeout expires.
 ///
 /// **Every future is cancel-safe**: dropping it leaks nothing. The engine may still carry out a
 /// request that was sent.
@@ -46,7 +55,8 @@ pub use crate::error::RuntimeError;
 /// **Output is ordered and complete.** A stream yields the bytes of each of the container's streams
 /// in order, without duplicates, and without a gap before its end. Between streams, the order is
 /// the order of receipt. Output is [`Stream::Tty`](crate::outcome::Stream::Tty) if and only if
-/// `tty` is true, whatever the bytes are.
+/// `tty` is true, whatever the bytes are. An engine that cannot tell standard output from standard
+/// error has only [`Stream::Merged`](crate::outcome::Stream::Merged).
 ///
 /// **Secrets do not leak.** No error and no log contains a value of the environment or a
 /// credential.
@@ -104,7 +114,7 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// - [`RuntimeError::NoSuchImage`]: the engine does not have the image, and cannot or must not
-    ///   pull it.
+    ///   pull it. An engine that pulls the image in [`place`](Self::place) reports this there.
     /// - [`RuntimeError::Timeout`]: a pull made no progress for 60 s.
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError>;
 
@@ -119,6 +129,34 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// A definitive error if the name is in use.
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError>;
 
+    /// Waits until the engine has placed the container.
+    ///
+    /// After success, [`attach`](Self::attach), [`stdin`](Self::stdin) and [`start`](Self::start)
+    /// do not wait for a machine, an image or a volume. The container is still
+    /// [`ContainerStatus::Created`], and its command does not run. moat calls `place` once after
+    /// [`create`](Self::create) and before these calls. Another call for a placed container
+    /// returns at once. A container that was placed or is being placed can be removed.
+    ///
+    /// Like [`wait`](Self::wait), the call has no timeout. It reports what it waits for through
+    /// [`RuntimeView::report_placement`](crate::spec::RuntimeView::report_placement). A dropped
+    /// call can be made again. A run that is stopped meanwhile drops the call, and its container
+    /// is removed.
+    ///
+    /// The time limit of a run begins after the call. The runtime advances the
+    /// [`deadline`](CreateRequest::deadline) of the container by the time that the call took.
+    ///
+    /// Default: returns at once, for an engine that places a container when it creates it.
+    ///
+    /// # Errors
+    ///
+    /// - [`RuntimeError::NoSuchImage`]: as for [`prepare`](Self::prepare).
+    /// - [`RuntimeError::Rejected`]: the engine cannot place the container, which never starts.
+    /// - [`RuntimeError::NotFound`]: the container does not exist. The default does not check this.
+    async fn place(&self, container: &ContainerId, spec: &RunSpec) -> Result<(), RuntimeError> {
+        let _ = (container, spec);
+        Ok(())
+    }
+
     /// Attaches to the output of a container that has not started.
     ///
     /// The call returns after the engine has attached, so that the stream has all output after a
@@ -127,7 +165,8 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     ///
     /// The stream ends within 10 s of the container's end. [`AttachedOutput::end_marker`] tells if
     /// its end is a proof. A broken connection also ends the stream, with an error if
-    /// the protocol can detect the break. Dropping the stream does not affect the container.
+    /// the protocol can detect the break, unless the runtime resumes the stream at the next byte.
+    /// Dropping the stream does not affect the container.
     ///
     /// # Errors
     ///
@@ -164,7 +203,8 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     /// Waits for the end of a container that was started.
     ///
     /// The call has no timeout. It returns at once for a container that ended, and at the latest
-    /// when the container is removed. Every exit code is a success of the call. The caller confirms
+    /// when the container is removed. A broken connection ends the call with an inconclusive error,
+    /// unless the runtime resumes it. Every exit code is a success of the call. The caller confirms
     /// the result with [`inspect`](Self::inspect).
     ///
     /// # Errors
@@ -308,7 +348,9 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Removes the container and its anonymous volumes.
     ///
-    /// Success means that the container does not run and never will.
+    /// Success means that the container does not run and never will. The call may take as long as
+    /// the engine gives the container to end. It fails with an inconclusive error if it cannot
+    /// know, for example because the container's node does not answer.
     ///
     /// # Errors
     ///
@@ -329,7 +371,7 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
 
     /// Returns a tar archive of the file or directory at `path`.
     ///
-    /// The container may have ended.
+    /// With [`Capabilities::copy_ended`], the container may have ended.
     async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError>;
 
     /// Unpacks a tar archive into the directory at `path` in the container.
@@ -341,6 +383,25 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         path: &str,
         archive: Archive,
     ) -> Result<(), RuntimeError>;
+
+    /// Connects to a TCP port of a running container, which need not be published.
+    ///
+    /// moat calls this only with [`Capabilities::connect`], for a container without an address for
+    /// the port on the engine's host. Default: [`RuntimeError::Unsupported`].
+    ///
+    /// # Errors
+    ///
+    /// - [`RuntimeError::Rejected`]: nothing accepts connections at the port. An engine that
+    ///   notices this only later closes the connection.
+    /// - [`RuntimeError::Conflict`]: the container does not run.
+    async fn connect(
+        &self,
+        container: &ContainerId,
+        port: u16,
+    ) -> Result<Connection, RuntimeError> {
+        let _ = (container, port);
+        Err(unsupported(self.name(), "connect to a container's port"))
+    }
 }
 
 fn unsupported(runtime: &'static str, operation: &'static str) -> RuntimeError {

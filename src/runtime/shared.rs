@@ -5,9 +5,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{
-    Archive, AttachedOutput, Capabilities, Continuity, CreateRequest, Created, EngineInfo, ExecId,
-    ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest, OutputStream,
-    OwnedContainer, Runtime, StartedExec, WaitStatus,
+    Archive, AttachedOutput, Capabilities, Connection, Continuity, CreateRequest, Created,
+    EngineInfo, ExecId, ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest,
+    OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus,
 };
 use crate::error::{Result, RuntimeError};
 use crate::outcome::Usage;
@@ -42,6 +42,10 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
 
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
         (**self).create(request).await
+    }
+
+    async fn place(&self, container: &ContainerId, spec: &RunSpec) -> Result<(), RuntimeError> {
+        (**self).place(container, spec).await
     }
 
     async fn attach(
@@ -148,5 +152,13 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
         archive: Archive,
     ) -> Result<(), RuntimeError> {
         (**self).copy_in(container, path, archive).await
+    }
+
+    async fn connect(
+        &self,
+        container: &ContainerId,
+        port: u16,
+    ) -> Result<Connection, RuntimeError> {
+        (**self).connect(container, port).await
     }
 }

@@ -97,6 +97,10 @@ pub type RecordVisitor = Box<dyn FnMut(RecordRef<'_>) + Send>;
 /// The result of [`LogSink::resume`].
 #[derive(Debug)]
 #[non_exhaustive]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is returned once for each log"
+)]
 pub enum Resumed {
     /// The log does not exist, or had no complete first record.
     Absent,

@@ -9,12 +9,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::secrets::{self, Secret};
 use super::{
-    Backstop, Credentials, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit, Port,
-    Pull, PullProgress, RunId, Secrets, Settings, Stdin, Ulimit, WindowSize,
+    Backstop, Credentials, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit,
+    PlacementProgress, Port, Pull, PullProgress, RunId, Secrets, Settings, Stdin, Ulimit,
+    WindowSize,
 };
 
 /// A callback for the progress of a pull.
 type OnPull = Arc<dyn Fn(PullProgress) + Send + Sync>;
+type OnPlacement = Arc<dyn Fn(PlacementProgress) + Send + Sync>;
 
 /// The specification of a run: image, command and settings.
 ///
@@ -46,6 +48,7 @@ pub struct RunSpec {
     pub(super) credentials: Option<Credentials>,
     pub(super) patch: Option<serde_json::Value>,
     pub(super) on_pull: Option<OnPull>,
+    pub(super) on_placement: Option<OnPlacement>,
     stop_when: Option<CancellationToken>,
 }
 
@@ -78,6 +81,7 @@ impl RunSpec {
             credentials: None,
             patch: None,
             on_pull: None,
+            on_placement: None,
             stop_when: None,
         }
     }
@@ -452,6 +456,17 @@ impl RunSpec {
         self
     }
 
+    /// Sets a callback for the progress of the placement, on an engine that places containers.
+    ///
+    /// The runtime calls it in its tasks, so it must not block.
+    pub fn on_placement(
+        mut self,
+        report: impl Fn(PlacementProgress) + Send + Sync + 'static,
+    ) -> Self {
+        self.on_placement = Some(Arc::new(report));
+        self
+    }
+
     /// Sets the policy for keeping the container.
     ///
     /// Default: [`KeepContainer::OnGap`].
@@ -524,6 +539,20 @@ impl RunSpec {
             report(&progress);
             if let Some(on_pull) = &on_pull {
                 on_pull(progress);
+            }
+        })
+    }
+
+    /// Adds a callback for the progress of the placement.
+    pub(crate) fn also_on_placement(
+        mut self,
+        report: impl Fn(&PlacementProgress) + Send + Sync + 'static,
+    ) -> Self {
+        let on_placement = self.on_placement.take();
+        self.on_placement(move |progress| {
+            report(&progress);
+            if let Some(on_placement) = &on_placement {
+                on_placement(progress);
             }
         })
     }

@@ -18,7 +18,7 @@ pub use exec::ExecSpec;
 pub(crate) use id::ROOT_FILE;
 pub use id::{ContainerId, RootId, RunId};
 pub use invalid::InvalidSpec;
-pub use pull::{Credentials, PullProgress};
+pub use pull::{Credentials, PlacementProgress, PullProgress};
 pub use record::RunRecord;
 pub(crate) use secrets::Secrets;
 pub use settings::{

@@ -1,4 +1,4 @@
-//! The credentials for an image registry, and the progress of a pull.
+//! The credentials for an image registry, and the progress before the start of a container.
 
 use std::fmt;
 
@@ -26,6 +26,26 @@ impl PullProgress {
             status: status.into(),
             current: None,
             total: None,
+        }
+    }
+}
+
+/// The progress of the placement of a container, as the engine reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PlacementProgress {
+    /// The engine's word for what the container waits for, such as `Unschedulable`.
+    pub reason: String,
+    /// The engine's explanation. It may be empty.
+    pub message: String,
+}
+
+impl PlacementProgress {
+    /// Creates a report.
+    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            message: message.into(),
         }
     }
 }

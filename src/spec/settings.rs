@@ -440,6 +440,9 @@ pub enum KeepContainer {
     /// Always removes the container.
     Never,
     /// Keeps the container if the seal has a gap, so that it can be examined.
+    ///
+    /// With [`Capabilities::log_rotates`](crate::runtime::Capabilities::log_rotates), each run has
+    /// a gap, so that this is the same as [`Never`](Self::Never).
     #[default]
     OnGap,
     /// Keeps the container if the seal has a gap, or if the exit code is not 0.

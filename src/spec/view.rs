@@ -1,6 +1,6 @@
 //! The parts of a spec that only a runtime needs.
 
-use super::{Credentials, PullProgress, RunSpec};
+use super::{Credentials, PlacementProgress, PullProgress, RunSpec};
 
 /// A runtime's access to the secrets and the callbacks of a [`RunSpec`].
 ///
@@ -46,6 +46,15 @@ impl<'a> RuntimeView<'a> {
     pub fn report_pull(self, progress: PullProgress) {
         if let Some(on_pull) = &self.spec.on_pull {
             on_pull(progress);
+        }
+    }
+
+    /// Reports the progress of a placement to the callback of the spec.
+    ///
+    /// A runtime reports a change only, and not each answer of its engine.
+    pub fn report_placement(self, progress: PlacementProgress) {
+        if let Some(on_placement) = &self.spec.on_placement {
+            on_placement(progress);
         }
     }
 }

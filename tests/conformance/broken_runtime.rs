@@ -16,14 +16,15 @@ use futures::{StreamExt, stream};
 use moat::conformance::{self, Behavior, RuntimeHarness, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::{
-    Archive, AttachedOutput, Capabilities, Chunk, ContainerStatus, Continuity, CreateRequest,
-    Created, EngineInfo, ExecId, ExecInspection, InputWriter, Inspection, LogFidelity, LogsRequest,
-    OutputStream, OwnedContainer, Runtime, RuntimeError, StartedExec, WaitStatus,
+    Archive, AttachedOutput, Capabilities, Chunk, Connection, ContainerStatus, Continuity,
+    CreateRequest, Created, EngineInfo, ExecId, ExecInspection, InputWriter, Inspection,
+    LogFidelity, LogsRequest, OutputStream, OwnedContainer, Runtime, RuntimeError, StartedExec,
+    WaitStatus,
 };
 use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
 use moat::{RunId, RunSpec};
 use testkit::harness::Trial;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncWrite, SimplexStream};
 
 use crate::scripted;
 
@@ -149,7 +150,7 @@ impl Runtime for Broken {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let mut can = self.inner.capabilities();
+        let mut can = self.inner.capabilities().with_copy_ended();
         if self.violates("capabilities::are_constant") {
             can.stdin = !self.is_first_call();
         }
@@ -190,6 +191,24 @@ impl Runtime for Broken {
             self.inner.start(&created.container).await?;
         }
         Ok(created)
+    }
+
+    async fn place(&self, container: &ContainerId, spec: &RunSpec) -> Result<()> {
+        match self.clause {
+            "place::does_not_start_the_container" => self.inner.start(container).await,
+            "place::can_be_repeated" if !self.is_first_call() => not_found(),
+            // The dropped call has taken the only turn.
+            "place::is_cancel_safe" if self.is_first_call() => pending().await,
+            "place::is_cancel_safe" => not_found(),
+            "place::of_a_missing_container_is_not_found" => {
+                let placed = self.inner.place(container, spec).await;
+                placed.map_err(|_| RuntimeError::Rejected {
+                    operation: "place the container",
+                    reason: "there is no such container".into(),
+                })
+            }
+            _ => self.inner.place(container, spec).await,
+        }
     }
 
     async fn attach(&self, container: &ContainerId, tty: bool) -> Result<AttachedOutput> {
@@ -471,6 +490,20 @@ impl Runtime for Broken {
     async fn copy_in(&self, _: &ContainerId, _: &str, _: Archive) -> Result<()> {
         Ok(())
     }
+
+    async fn connect(&self, container: &ContainerId, port: u16) -> Result<Connection> {
+        match (self.clause, self.inner.connect(container, port).await) {
+            // The other end is closed.
+            ("connect::carries_bytes_in_both_directions", Ok(_)) => {
+                Ok(Connection::new(tokio::io::duplex(1).0))
+            }
+            ("connect::rejects_a_closed_port", Err(_)) => {
+                Ok(Connection::new(SimplexStream::new_unsplit(1)))
+            }
+            ("connect::conflicts_before_the_start", Err(_)) => not_found(),
+            (_, result) => result,
+        }
+    }
 }
 
 struct BrokenHarness {
@@ -506,6 +539,10 @@ impl RuntimeHarness for BrokenHarness {
 
     fn no_image(&self) -> Result<RunSpec, Unsupported> {
         self.inner.no_image()
+    }
+
+    fn listening(&self, port: u16) -> Result<RunSpec, Unsupported> {
+        self.inner.listening(port)
     }
 
     async fn take_down(&self) -> Result<(), Unsupported> {

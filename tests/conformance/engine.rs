@@ -113,7 +113,7 @@ impl RuntimeHarness for EngineHarness {
 }
 
 /// Returns the arguments of the workload program for `behavior`.
-fn arguments(behavior: &Behavior) -> Result<Vec<String>, Unsupported> {
+pub fn arguments(behavior: &Behavior) -> Result<Vec<String>, Unsupported> {
     let mut arguments = Vec::new();
     let mut step = |text: String, stream: Option<Stream>| {
         arguments.extend(text.split(' ').map(str::to_owned));

@@ -14,6 +14,8 @@ mod broken_runtime;
 mod broken_sink;
 #[cfg(feature = "docker")]
 mod engine;
+#[cfg(all(feature = "docker", feature = "kube"))]
+mod kubernetes;
 mod scripted;
 mod sinks;
 
@@ -45,6 +47,15 @@ fn main() {
             conformance::runtime(engine::EngineHarness::new),
         )
         .map(|trial| trial.needs(testkit::engine::need())),
+    );
+    #[cfg(all(feature = "docker", feature = "kube"))]
+    let harness = harness.trials(
+        row(
+            "kubernetes",
+            Clock::Real,
+            conformance::runtime(kubernetes::ClusterHarness::new),
+        )
+        .map(|trial| trial.needs(testkit::cluster::need())),
     );
     #[cfg(feature = "process")]
     let harness = harness.trials(row(

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use moat::RunSpec;
 use moat::conformance::{Behavior, RuntimeHarness, Unsupported};
 use moat::runtime::Runtime;
-use moat::runtime::scripted::{Link, Scripted};
+use moat::runtime::scripted::{Link, Script, Scripted};
 use moat::spec::{ExecSpec, Pull};
 
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct ScriptedHarness {
 
 impl ScriptedHarness {
     pub fn new() -> Self {
-        let engine = Scripted::new();
+        let engine = Scripted::new().with_connect();
         engine.remove_image("missing");
         engine.set_end_markers(true);
         Self {
@@ -48,6 +48,13 @@ impl RuntimeHarness for ScriptedHarness {
 
     fn no_image(&self) -> Result<RunSpec, Unsupported> {
         Ok(RunSpec::new("missing").pull(Pull::Never))
+    }
+
+    fn listening(&self, port: u16) -> Result<RunSpec, Unsupported> {
+        let image = format!("listening-{port}");
+        let script = Script::new().until_stopped().listen(port);
+        self.engine.image(&image, script);
+        Ok(RunSpec::new(image))
     }
 
     async fn take_down(&self) -> Result<(), Unsupported> {

@@ -2,11 +2,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use moat::{Docker, Manager, Ready, RunId, RunSpec};
-use testkit::child;
+use testkit::child::{self, Process};
 
 use crate::stage::Stage;
 
@@ -70,14 +70,7 @@ pub fn role() -> Option<()> {
 }
 
 /// A process that embeds moat. Dropped, it is killed with SIGKILL.
-pub struct Embedder(Child);
-
-impl Drop for Embedder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+pub struct Embedder(Process);
 
 impl Embedder {
     /// Starts a run in a child process, and returns once the run has started.
@@ -112,20 +105,18 @@ impl Embedder {
     }
 
     fn spawn(orders: &Orders) -> Self {
-        let mut child = child::command(ROLE, orders)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdout = child.stdout.take().unwrap();
-        let embedder = Self(child);
+        let mut process = Process::spawn(child::command(ROLE, orders).stdout(Stdio::piped()));
+        let stdout = process.stdout().unwrap();
         let mut word = String::new();
         BufReader::new(stdout).read_line(&mut word).unwrap();
         assert_eq!(word, "ready\n", "the embedder did not start");
-        embedder
+        Self(process)
     }
 
     /// Kills it with SIGKILL.
-    pub fn kill(self) {}
+    pub fn kill(self) {
+        self.0.kill();
+    }
 }
 
 fn orders(stage: &Stage, id: &str, steps: Option<&str>) -> Orders {

@@ -9,7 +9,7 @@ use testkit::deadline::{eventually, within};
 use testkit::sequence;
 
 use crate::embedder::Embedder;
-use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read, seal};
+use crate::stage::{Stage, Watched, assert_bytes, assert_nothing_missed, end, printed, read, seal};
 
 testkit::trials! {
     crate::on_engine:
@@ -65,7 +65,7 @@ async fn a_killed_embedder_keeps_each_line_once(stage: &Stage) {
     let audit = read(&outcome);
     sequence::check(audit.stream("stdout"), "out", 3000, 64).unwrap();
     sequence::check(audit.stream("stderr"), "err", 3000, 64).unwrap();
-    assert_complete(&audit);
+    assert_nothing_missed(&audit);
     assert_eq!(audit.evidence(), "replay");
     assert_eq!(audit.all("resume").len(), 1);
     stage.is_clean().await;
@@ -80,7 +80,7 @@ async fn a_killed_embedder_keeps_equal_lines_once(stage: &Stage) {
     let manager = stage.manager().await;
     let audit = read(&end(&recovered(&manager).await).await);
     assert_bytes(audit.stream("stdout"), "same\n".repeat(600).as_bytes());
-    assert_complete(&audit);
+    assert_nothing_missed(&audit);
 }
 
 async fn repeated_kills_lose_nothing(stage: &Stage) {
@@ -96,7 +96,7 @@ async fn repeated_kills_lose_nothing(stage: &Stage) {
     let manager = stage.manager().await;
     let audit = read(&end(&recovered(&manager).await).await);
     sequence::check(audit.stream("stdout"), "out", 400, 64).unwrap();
-    assert_complete(&audit);
+    assert_nothing_missed(&audit);
     stage.is_clean().await;
 }
 
@@ -110,7 +110,7 @@ async fn an_exit_without_owner_is_sealed_later(stage: &Stage) {
     assert_eq!(outcome.code(), Some(3));
     let audit = read(&outcome);
     sequence::check(audit.stream("stdout"), "out", 200, 64).unwrap();
-    assert_complete(&audit);
+    assert_nothing_missed(&audit);
     assert_eq!(audit.evidence(), "replay");
 }
 
@@ -127,7 +127,7 @@ async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
     expected.push_str("half-whole\n");
     let expected = expected.replace('\n', "\r\n");
     assert_bytes(audit.stream("tty"), expected.as_bytes());
-    assert_complete(&audit);
+    assert_nothing_missed(&audit);
 }
 
 /// A manager that closes must not stop its runs.
@@ -147,7 +147,7 @@ async fn shutdown_can_leave_runs_alone(stage: &Stage) {
     let manager = stage.manager().await;
     let audit = read(&end(&recovered(&manager).await).await);
     sequence::check(audit.stream("stdout"), "out", 100, 64).unwrap();
-    assert_complete(&audit);
+    assert_nothing_missed(&audit);
 }
 
 async fn shutdown_can_stop_and_seal_runs(stage: &Stage) {
@@ -187,7 +187,7 @@ async fn a_stop_continues_after_its_owner_is_killed(stage: &Stage) {
     assert_eq!(seal(&outcome).stopped, Some(StopCause::Requested));
     let audit = read(&outcome);
     assert_bytes(audit.stream("stdout"), b"ready\n");
-    assert_complete(&audit);
+    assert_nothing_missed(&audit);
     assert_eq!(audit.all("stop").len(), 1);
 }
 
@@ -266,5 +266,5 @@ async fn a_detached_run_outlives_its_manager(stage: &Stage) {
     assert_eq!(outcome.code(), Some(2));
     let audit = read(&outcome);
     sequence::check(audit.stream("stdout"), "out", 200, 64).unwrap();
-    assert_complete(&audit);
+    assert_nothing_missed(&audit);
 }

@@ -243,7 +243,8 @@ async fn detach_keys_work_when_input_is_not_read(stage: &Stage) {
 
 async fn sigtstp_restores_the_terminal(stage: &Stage) {
     let script = "printf '\\033[?1049hready'; read go; printf '\\033[?1049l'; \
-                  until [ \"$(stty size)\" = '30 100' ]; do :; done; stty size; exit 4";
+                  until size=$(stty size); [ \"$size\" = '30 100' ]; do :; done; \
+                  echo \"$size\"; exit 4";
     let mut screen = run(stage, &[], &["sh", "-c", script]);
     screen.shows("ready");
     assert!(screen.is_raw());

@@ -75,7 +75,8 @@ fn large_output_takes_bounded_memory(place: &Place) {
     let script = "head -c 100000000 /dev/zero | tr '\\0' x | fold -w 99; sleep 0.5";
     let mut process = Process::start_silent(place.process(&["--name", "first"], script));
     let peak = examples::peak(&mut process.0);
-    assert!(peak > 0 && peak < 32 << 10, "{peak} KiB resident");
+    // 33 MiB were measured with all features, unoptimized: the mapped program counts.
+    assert!(peak > 0 && peak < 44 << 10, "{peak} KiB resident");
     let found = output(place.runs(&["verify", "first"]));
     assert_code(&found, 0);
     // A newline after each 99 characters except the last.

@@ -6,8 +6,9 @@
     reason = "no other crate uses a test; tests spawn tasks as applications do"
 )]
 use testkit::harness::{Harness, Trial};
-use testkit::{busybox, engine};
+use testkit::{busybox, cluster as kube, engine};
 
+mod cluster;
 mod in_tests;
 mod local;
 mod place;
@@ -24,6 +25,7 @@ fn main() {
         .trials(runs::trials())
         .trials(local::trials())
         .trials(in_tests::trials())
+        .trials(cluster::trials())
         .run()
 }
 
@@ -40,6 +42,17 @@ fn on_engine(name: &str, trial: fn(&Place)) -> Trial {
         false => Err("built without the feature `docker`".into()),
     };
     anywhere(name, trial).needs(&built).needs(engine::need())
+}
+
+fn on_cluster(name: &str, trial: fn(&Place)) -> Trial {
+    let built = match cfg!(feature = "kube") {
+        true => Ok(()),
+        false => Err("built without the feature `kube-earliest`".into()),
+    };
+    anywhere(name, trial)
+        .needs(&built)
+        .needs(kube::need())
+        .needs(engine::need())
 }
 
 /// A trial that needs busybox, of an example for code that is not async.

@@ -7,12 +7,14 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 use testkit::deadline::wait_for;
-use testkit::{engine, examples, image};
+use testkit::{cluster, engine, examples, image};
 
 /// A directory with a root. Dropped, it removes the containers of the root.
 pub struct Place {
     pub dir: TempDir,
     image: OnceLock<String>,
+    /// For a trial with pods.
+    kubeconfig: OnceLock<PathBuf>,
 }
 
 impl Drop for Place {
@@ -22,6 +24,11 @@ impl Drop for Place {
         }
         for root in ["root", "moat-runs"] {
             engine::sweep(&self.dir.path().join(root));
+        }
+        if self.kubeconfig.get().is_some()
+            && let Some(root) = engine::root_id(&self.root())
+        {
+            cluster::sweep(&root);
         }
     }
 }
@@ -59,6 +66,7 @@ impl Default for Place {
         Self {
             dir,
             image: OnceLock::new(),
+            kubeconfig: OnceLock::new(),
         }
     }
 }
@@ -108,6 +116,39 @@ impl Place {
         let mut command = example("runs");
         command.arg("--root").arg(self.root()).args(arguments);
         command
+    }
+
+    /// `run --root ROOT --runtime kubernetes --network host OPTIONS IMAGE -- /workload STEPS`
+    ///
+    /// The cluster of the tests has no pod network.
+    pub fn run_pod(&self, options: &[&str], steps: &str) -> Command {
+        let mut command = example("run");
+        command.arg("--root").arg(self.root());
+        command.args(["--runtime", "kubernetes", "--network", "host"]);
+        command.args(options).arg(self.image());
+        command.args(["--", "/workload"]).args(steps.split(' '));
+        command.env("KUBECONFIG", self.kubeconfig());
+        command
+    }
+
+    /// `runs --root ROOT --runtime kubernetes ARGUMENTS`
+    pub fn runs_of_pods(&self, arguments: &[&str]) -> Command {
+        let mut command = self.runs(&["--runtime", "kubernetes"]);
+        command.args(arguments).env("KUBECONFIG", self.kubeconfig());
+        command
+    }
+
+    fn kubeconfig(&self) -> &Path {
+        self.kubeconfig.get_or_init(|| {
+            let path = self.dir.path().join("kubeconfig");
+            cluster::write_kubeconfig(&path);
+            path
+        })
+    }
+
+    /// Checks that the cluster has no pod of this root.
+    pub fn assert_no_pods(&self) {
+        cluster::wait_for_removal(&engine::root_id(&self.root()).unwrap());
     }
 }
 

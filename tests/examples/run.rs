@@ -182,7 +182,8 @@ fn large_output_takes_bounded_memory(place: &Place) {
     let steps = format!("fill {bytes} + lines 20000 + sleep 3");
     let mut process = Process::start_silent(place.run(&["--name", "first"], &steps));
     let peak = examples::peak(&mut process.0);
-    assert!(peak > 0 && peak < 32 << 10, "{peak} KiB resident");
+    // 33 MiB were measured with all features, unoptimized: the mapped program counts.
+    assert!(peak > 0 && peak < 44 << 10, "{peak} KiB resident");
     let found = output(place.runs(&["verify", "first"]));
     assert_code(&found, 0);
     let total = bytes + 20_000 * 65;

@@ -24,12 +24,15 @@ mod fanout;
 mod follow;
 mod foreign_files;
 mod limits;
+mod node;
 mod orphans;
 mod other_engine;
+mod placement;
 mod prune;
 mod ready;
 mod records;
 mod recovery;
+mod removal;
 mod runtime;
 #[cfg(feature = "blocking")]
 mod service;

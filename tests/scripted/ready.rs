@@ -9,7 +9,7 @@ use moat::sink::{Faulty, Jsonl, Memory, SinkCall, SinkFault};
 use moat::state::State;
 use moat::{Error, Manager, Ready, RunSpec, Service};
 use testkit::deadline::{eventually, within};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::bench::{Bench, named};
@@ -253,4 +253,38 @@ async fn a_failed_health_check_is_an_error_at_once() {
         assert!(words.ends_with(why), "{words}");
         assert_eq!(bench.runtime.containers(), 0, "it was stopped");
     }
+}
+
+#[tokio::test]
+async fn a_port_without_an_address_is_reached_through_the_engine() {
+    let mut bench = Bench::new();
+    bench.runtime = bench.runtime.with_connect();
+    let manager = bench.open_on_threads().await;
+    let at = proxy(0).await;
+    let script = endless().listen(80).port(81, at);
+    let run = bench.start(&manager, script, named("db")).await;
+    for port in [80, 81] {
+        let ready = run.wait_ready(Ready::port(port));
+        within(20, "the port", ready).await.unwrap();
+    }
+    let mut connection = run.connect(80).await.unwrap();
+    connection.write_all(b"ping").await.unwrap();
+    let mut echo = [0; 4];
+    connection.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"ping");
+    // A port with an address is reached there.
+    let mut connection = run.connect(81).await.unwrap();
+    let mut greeting = [0; 5];
+    connection.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"hello");
+
+    let closed = run.connect(82).await;
+    assert!(
+        matches!(closed, Err(Error::Runtime(RuntimeError::Rejected { .. }))),
+        "{closed:?}"
+    );
+    let late = run.wait_ready(Ready::port(82).within(SECOND / 5)).await;
+    let (words, ..) = not_ready(late.unwrap_err());
+    assert!(words.contains("nothing listens on port 82"), "{words}");
+    run.kill().await.unwrap();
 }

@@ -75,8 +75,10 @@ impl Audit {
             return Err("it is not sealed".into());
         }
         audit.compare("records", records)?;
-        for stream in ["stdout", "stderr", "tty"] {
+        for stream in ["stdout", "stderr", "tty", "merged"] {
             let counted = audit.end["bytes"][stream].as_u64();
+            // Only a run with a merged stream counts its bytes.
+            let counted = counted.or((stream == "merged").then_some(0));
             let found = audit.stream(stream).len() as u64;
             if counted != Some(found) {
                 return Err(format!(
@@ -191,4 +193,49 @@ impl Audit {
     pub fn evidence(&self) -> &str {
         self.end["evidence"].as_str().unwrap_or_default()
     }
+}
+
+/// Asserts that the audit is complete by its own verdict.
+///
+/// # Panics
+///
+/// If it is not.
+#[track_caller]
+pub fn assert_complete(audit: &Audit) {
+    assert_eq!(
+        audit.verdict(),
+        "complete",
+        "{}\n{:?}",
+        audit.end,
+        audit.events
+    );
+    assert!(audit.all("gap").is_empty(), "{:?}", audit.events);
+}
+
+/// Asserts that bytes are equal, or shows the first difference.
+///
+/// # Panics
+///
+/// If they differ.
+#[track_caller]
+pub fn assert_bytes(found: &[u8], expected: &[u8]) {
+    let pairs = found.iter().zip(expected);
+    let at = pairs.take_while(|(a, b)| a == b).count();
+    let show = |bytes: &[u8]| {
+        let part = &bytes[at.min(bytes.len())..(at + 60).min(bytes.len())];
+        String::from_utf8_lossy(part).into_owned()
+    };
+    assert!(
+        found == expected,
+        "{} bytes instead of {}; from byte {at} on {:?} instead of {:?}",
+        found.len(),
+        expected.len(),
+        show(found),
+        show(expected)
+    );
+}
+
+/// Returns true if `bytes` contain `part`. Searches from the end, where the text is expected.
+pub fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).rev().any(|window| window == part)
 }

@@ -1,9 +1,11 @@
 //! The running test program, started again as a child with orders.
 
-use std::process::Command;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::deadline::eventually;
 
 /// The orders of this process, if it is a child in this role.
 ///
@@ -40,4 +42,72 @@ pub fn variable(role: &str, orders: &impl Serialize) -> (String, String) {
 
 fn name(role: &str) -> String {
     format!("MOAT_TEST_ROLE_{}", role.to_uppercase())
+}
+
+/// A child process. Dropped, it is killed with SIGKILL.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    /// Starts the running program in this role, without standard input.
+    ///
+    /// # Panics
+    ///
+    /// If the program cannot be started.
+    pub fn start(role: &str, orders: &impl Serialize) -> Self {
+        Self::spawn(command(role, orders).stdin(Stdio::null()))
+    }
+
+    /// Starts a command.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn spawn(command: &mut Command) -> Self {
+        Self(command.spawn().expect("the child can be started"))
+    }
+
+    /// The output of the process, once, if it is piped.
+    pub fn stdout(&mut self) -> Option<ChildStdout> {
+        self.0.stdout.take()
+    }
+
+    /// The id of the process.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Returns true if the process has not ended.
+    ///
+    /// # Panics
+    ///
+    /// If the state of the process is unknown.
+    pub fn is_alive(&mut self) -> bool {
+        let status = self.0.try_wait().expect("the state of the child");
+        status.is_none()
+    }
+
+    /// Kills the process with SIGKILL. Returns false if it had ended.
+    pub fn kill(mut self) -> bool {
+        self.is_alive()
+    }
+
+    /// Waits for the end of the process.
+    ///
+    /// # Panics
+    ///
+    /// After `seconds`.
+    pub async fn ended(&mut self, seconds: u64) -> ExitStatus {
+        eventually(seconds, "the end of the process", async || {
+            self.0.try_wait().expect("the state of the child")
+        })
+        .await
+    }
 }

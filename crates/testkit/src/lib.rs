@@ -12,10 +12,13 @@
 pub mod audit;
 pub mod busybox;
 pub mod child;
+pub mod cluster;
+pub mod crash;
 pub mod deadline;
 pub mod engine;
 pub mod examples;
 pub mod harness;
 pub mod image;
 pub mod proxy;
+pub mod relay;
 pub mod sequence;

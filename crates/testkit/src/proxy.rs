@@ -178,7 +178,7 @@ impl Proxy {
 }
 
 /// Polls `pass` only while the proxy is not frozen.
-async fn while_thawed(
+pub(crate) async fn while_thawed(
     mut frozen: watch::Receiver<bool>,
     pass: impl Future<Output = io::Result<()>>,
 ) -> io::Result<()> {

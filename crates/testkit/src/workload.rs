@@ -40,6 +40,7 @@ steps, separated by `+`:
   pwd | whoami                the working directory; uid:gid
   await PATH                  waits until the file exists
   listen PORT                 prints a line, and greets each connection, forever
+  serve PORT                  waits for a free port, and sends back what each connection sends
   sleep SECONDS
   trap [--exit CODE]          waits for SIGTERM, prints a line, and exits
   on-term CODE                from now on, exits with this code on SIGTERM
@@ -184,6 +185,7 @@ fn run(step: &Step<'_>) -> io::Result<()> {
                 connections.push(connection);
             }
         }
+        "serve" => serve(step.number(1) as u16)?,
         "sleep" => std::thread::sleep(Duration::from_secs_f64(
             step.text(1)
                 .parse()
@@ -298,6 +300,26 @@ fn fill(count: u64) -> io::Result<()> {
         let part = &buffer[..remaining.min(64 << 10) as usize];
         out(part)?;
         remaining -= part.len() as u64;
+    }
+    Ok(())
+}
+
+/// Containers in the host's network share its ports, so the port may be in use.
+fn serve(port: u16) -> io::Result<()> {
+    let listener = loop {
+        match std::net::TcpListener::bind(("127.0.0.1", port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            bound => break bound?,
+        }
+    };
+    for connection in listener.incoming() {
+        let connection = connection?;
+        std::thread::spawn(move || {
+            // The client may have closed it.
+            let _ = io::copy(&mut &connection, &mut &connection);
+        });
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ const ATTEMPT: &str = "ci.attempt";
 ///
 /// A run id has at most 64 characters.
 const MAX_SLUG_CHARS: usize = 24;
+/// Maximum length of a label's value, in characters: that of a pod's labels.
+const MAX_LABEL_CHARS: usize = 63;
 
 /// One execution of a pipeline.
 #[derive(Debug)]
@@ -107,9 +109,7 @@ impl Build {
     ///
     /// The same arguments always give the same id.
     pub fn run_id(&self, index: usize, step: &str, attempt: u32) -> RunId {
-        let dash = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-        let slug: String = step.chars().take(MAX_SLUG_CHARS).map(dash).collect();
-        let slug = slug.trim_end_matches('-');
+        let slug = slug(step, MAX_SLUG_CHARS);
         RunId::new(format!("{}-{index:03}-{slug}-{attempt}", self.id))
             .expect("letters, digits and dashes, and fewer than 64")
     }
@@ -134,7 +134,7 @@ impl Build {
     pub fn label(&self, spec: RunSpec, step: &str, attempt: u32) -> RunSpec {
         spec.label(BUILD, self.id.as_str())
             .label(PIPELINE, &self.digest)
-            .label(STEP, step)
+            .label(STEP, slug(step, MAX_LABEL_CHARS))
             .label(ATTEMPT, attempt.to_string())
     }
 
@@ -152,8 +152,35 @@ impl Build {
     }
 }
 
+/// The words of a step's name, joined by dashes.
+///
+/// Run ids and the labels of pods allow few other characters.
+fn slug(step: &str, max_chars: usize) -> String {
+    let words = step.split(|c: char| !c.is_ascii_alphanumeric());
+    let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();
+    let mut slug = words.join("-");
+    slug.truncate(max_chars);
+    slug.trim_end_matches('-').to_owned()
+}
+
 /// The value of a run's label.
 pub fn label<'a>(run: &'a RunInfo, name: &str) -> Option<&'a str> {
     let labels = &run.record.as_ref()?.settings.labels;
     labels.get(name).map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_valid_for_a_pod() {
+        let name = format!("test/a.b ({}, os=\u{e9}t\u{e9})", "x".repeat(100));
+        let spec = Build::new("0123").label(RunSpec::new("busybox"), &name, 2);
+        let labels = &spec.settings().labels;
+        assert_eq!(labels[STEP], format!("test-a-b-{}", "x".repeat(54)));
+        assert_eq!(slug("test (os=a, version=2)", 63), "test-os-a-version-2");
+        assert_eq!(slug("a (b)", 2), "a");
+        assert_eq!(labels[ATTEMPT], "2");
+    }
 }

@@ -1,11 +1,12 @@
 //! A small CI harness that runs the steps of a pipeline in parallel.
 //!
-//! Steps run in containers or as local processes. The program writes a report, a JUnit file, and an
+//! Steps run in containers, in pods or as local processes. The program writes a report, a JUnit file, and an
 //! audit file for each run.
 //!
 //! ```sh
 //! cargo run -p moat-ci -- examples/pipelines/demo.toml --runtime process
 //! cargo run -p moat-ci -- examples/pipelines/demo.toml --image busybox
+//! cargo run -p moat-ci --features kube -- examples/pipelines/demo.toml --runtime kubernetes
 //! ```
 //!
 //! Exit codes:
@@ -27,6 +28,8 @@ use clap::{Parser, ValueEnum};
 use futures::FutureExt;
 #[cfg(feature = "docker")]
 use moat::Docker;
+#[cfg(feature = "kube")]
+use moat::Kubernetes;
 use moat::manager::Signal;
 use moat::{LocalProcess, Manager, Runtime, ShutdownMode};
 use moat_ci::build::Build;
@@ -80,6 +83,9 @@ enum RuntimeArg {
     #[cfg(feature = "docker")]
     #[cfg_attr(feature = "docker", default)]
     Docker,
+    /// Pods, in the current context of the kubeconfig
+    #[cfg(feature = "kube")]
+    Kubernetes,
     /// Local processes, without images or isolation
     #[cfg_attr(not(feature = "docker"), default)]
     Process,
@@ -90,6 +96,8 @@ impl RuntimeArg {
         Ok(match self {
             #[cfg(feature = "docker")]
             Self::Docker => Arc::new(Docker::connect().await?),
+            #[cfg(feature = "kube")]
+            Self::Kubernetes => Arc::new(Kubernetes::connect().await?),
             Self::Process => Arc::new(LocalProcess::new()),
         })
     }

@@ -16,6 +16,9 @@ use sha2::{Digest, Sha256};
 
 use file::{PipelineTable, StepTable, check_name};
 
+/// Length of a pipeline's digest. In hexadecimal, SHA-256 is too long for a label of a pod.
+const DIGEST_BYTES: usize = 16;
+
 /// The steps of a pipeline, and which of them depend on which.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -40,6 +43,7 @@ pub struct Step {
     /// Names of environment variables of this process whose values are secrets.
     pub secrets: Vec<String>,
     pub mounts: Vec<Mount>,
+    pub network: Option<String>,
     pub workdir: Option<String>,
     pub timeout: Option<Duration>,
     pub silence: Option<Duration>,
@@ -187,6 +191,9 @@ impl Step {
         for mount in &self.mounts {
             spec = spec.mount(mount.clone());
         }
+        if let Some(mode) = &self.network {
+            spec = spec.network(mode);
+        }
         if let Some(workdir) = &self.workdir {
             spec = spec.workdir(workdir);
         }
@@ -209,6 +216,7 @@ fn digest(text: &str, image: Option<&str>) -> String {
     digest.update([0]);
     digest.update(image.unwrap_or_default());
     let digest = digest.finalize();
+    let digest = &digest[..DIGEST_BYTES];
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

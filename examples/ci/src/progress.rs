@@ -84,6 +84,9 @@ impl Bars {
             EventKind::Pulling { status, .. } => {
                 bar.set_message(format!("pull: {}", plain(status)))
             }
+            EventKind::Placing { reason, message } => {
+                bar.set_message(format!("place: {} {}", plain(reason), plain(message)))
+            }
             EventKind::Started { .. } => {
                 bar.set_message("");
                 bar.reset_elapsed();

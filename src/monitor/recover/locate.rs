@@ -13,7 +13,7 @@ use crate::monitor::output::Source;
 use crate::monitor::recover::POLL_INTERVAL;
 use crate::monitor::recover::audit::OpenAudit;
 use crate::monitor::unconfirmed::{Judgment, Unconfirmed, lost_track};
-use crate::monitor::wait::{self, Ended, is_other_execution};
+use crate::monitor::wait::{self, Backoff, Ended, is_other_execution};
 use crate::monitor::watch::WatchOutcome;
 use crate::outcome::Ending;
 use crate::root::RunFile;
@@ -110,7 +110,7 @@ enum Inspected {
 enum Decision {
     /// Search the engine for a container with the labels of the run.
     Search(IfUnlabeled),
-    /// Inspect the container again after [`POLL_INTERVAL`].
+    /// Inspect the container again after a pause. A node may stay silent for hours.
     InspectAgain,
     /// Judge whether a container that the engine reports as created ran.
     Judge(Box<Inspection>),
@@ -173,6 +173,18 @@ impl Known<'_> {
         }
     }
 
+    /// The conclusion for a container that is gone with its node.
+    fn lost(&self, inspection: Box<Inspection>) -> Conclusion {
+        match self.recorded() {
+            Some(ending) if ending.never_started() => Conclusion::Missing(ending.clone()),
+            None if self.start_ruled_out && !self.ran => Conclusion::Missing(failed_to_start()),
+            _ => {
+                let ending = self.ending_or(wait::observed_ending(&inspection, None));
+                Conclusion::Exited(ending, inspection)
+            }
+        }
+    }
+
     /// The conclusion for a container that does not exist.
     fn missing(&self) -> Conclusion {
         let if_missing = self.file.ending_if_missing.as_ref();
@@ -207,7 +219,11 @@ fn decide_found(known: &Known<'_>, inspection: Box<Inspection>) -> Decision {
         let ending = known.ending_or(started_again());
         return Decision::Conclude(Conclusion::StartedAgain(ending, inspection));
     }
+    let silent_node = inspection.unreachable_since.is_some();
     match (inspection.status, known.recorded()) {
+        // The last known state proves only that the container was started.
+        (status, _) if silent_node && status != ContainerStatus::Running => Decision::InspectAgain,
+        _ if inspection.lost.is_some() => Decision::Conclude(known.lost(inspection)),
         (ContainerStatus::Created, _) => decide_created(known, inspection),
         (ContainerStatus::Removing, _) => Decision::InspectAgain,
         (ContainerStatus::Running | ContainerStatus::Ended, Some(ending))
@@ -217,8 +233,8 @@ fn decide_found(known: &Known<'_>, inspection: Box<Inspection>) -> Decision {
         }
         (ContainerStatus::Running, _) => Decision::Conclude(Conclusion::Running(inspection)),
         (ContainerStatus::Ended, _) => {
-            let exit = Ending::Exited(wait::observed_exit(&inspection, None));
-            Decision::Conclude(Conclusion::Exited(known.ending_or(exit), inspection))
+            let ending = known.ending_or(wait::observed_ending(&inspection, None));
+            Decision::Conclude(Conclusion::Exited(ending, inspection))
         }
     }
 }
@@ -310,6 +326,7 @@ impl Monitor {
         let start_ruled_out = open.start_ruled_out && !ran;
         let mut unconfirmed = Unconfirmed::default();
         let mut judgment = None;
+        let mut backoff = Backoff::new();
         let mut id = match open.file.record.container {
             Some(_) => IdState::Unverified,
             None => IdState::Missing,
@@ -332,7 +349,7 @@ impl Monitor {
                     self.search_by_label(&mut open.file, if_unlabeled).await?
                 }
                 Decision::InspectAgain => {
-                    sleep(POLL_INTERVAL).await;
+                    backoff.pause().await;
                     None
                 }
                 Decision::Judge(inspection) => {
@@ -486,12 +503,16 @@ impl Monitor {
             return Ok(());
         };
         self.image_signal = inspection.stop_signal.clone();
+        let is_lost = inspection.lost.is_some();
         let started = capture.progress.started.as_ref();
         // The id in a damaged record may be another one.
         if started.is_none_or(|started| started.container != *container) {
             let started = self.started(container, Some(inspection), Vec::new()).await;
             let started = Event::Started(Box::new(started));
             capture.write(vec![started]).await?;
+        }
+        if is_lost {
+            return Ok(());
         }
         self.record_restart(capture, container).await
     }
@@ -552,6 +573,10 @@ mod tests {
         Running,
         Exited,
         Removing,
+        SilentCreated,
+        SilentRunning,
+        SilentEnded,
+        Lost,
     }
 
     /// The recorded start, compared with the start time that the engine reports.
@@ -607,6 +632,10 @@ mod tests {
                 Running,
                 Exited,
                 Removing,
+                SilentCreated,
+                SilentRunning,
+                SilentEnded,
+                Lost,
             ] {
                 inspections.extend([(seen, Unverified), (seen, Verified)]);
             }
@@ -661,11 +690,18 @@ mod tests {
                 Start::Same => (Some(times[0]), Some(times[0])),
                 Start::Other => (Some(times[0]), Some(times[1])),
             };
-            let found = |status| {
+            let inspection = |status| {
                 let mut inspection = Inspection::new(status);
                 inspection.started_at = reported;
                 inspection.code = Some(3);
-                Inspected::Found(Box::new(inspection))
+                inspection
+            };
+            let found = |status| Inspected::Found(Box::new(inspection(status)));
+            let silent = |status| {
+                Inspected::Found(Box::new(Inspection {
+                    unreachable_since: Some(times[0]),
+                    ..inspection(status)
+                }))
             };
             let inspected = match self.seen {
                 Seen::NoId => Inspected::NoId,
@@ -676,6 +712,13 @@ mod tests {
                 Seen::Running => found(ContainerStatus::Running),
                 Seen::Exited => found(ContainerStatus::Ended),
                 Seen::Removing => found(ContainerStatus::Removing),
+                Seen::SilentCreated => silent(ContainerStatus::Created),
+                Seen::SilentRunning => silent(ContainerStatus::Running),
+                Seen::SilentEnded => silent(ContainerStatus::Ended),
+                Seen::Lost => Inspected::Found(Box::new(Inspection {
+                    lost: Some("a node".into()),
+                    ..inspection(ContainerStatus::Ended)
+                })),
             };
             let known = Known {
                 file: &file,
@@ -756,6 +799,7 @@ mod tests {
             it if *it == lost_track() => "lost track",
             Ending::Removed { code: None } => "removed",
             Ending::Lost { reason } if reason.contains("which container") => "lost id",
+            Ending::Lost { reason } if reason == "a node" => "lost node",
             _ => "another ending",
         }
     }
@@ -772,7 +816,16 @@ mod tests {
 
     const ROWS: &[Row] = {
         use {IdState::*, Recorded::*, Seen::*, Start::*};
-        const FOUND: &[Seen] = &[Created, Running, Exited, Removing];
+        const FOUND: &[Seen] = &[
+            Created,
+            Running,
+            Exited,
+            Removing,
+            SilentCreated,
+            SilentRunning,
+            SilentEnded,
+            Lost,
+        ];
         &[
             (
                 &[NoId],
@@ -874,14 +927,42 @@ mod tests {
                 |c| c.recorded() == FailedStart,
                 "remove: recorded failure",
             ),
-            (&[Removing], |c| c.start != Other, "inspect again"),
             (
-                &[Running, Exited],
+                &[Removing, SilentCreated, SilentEnded],
+                |c| c.start != Other,
+                "inspect again",
+            ),
+            (
+                &[Lost],
+                |c| c.start != Other && c.recorded() == FailedStart,
+                "missing: recorded failure",
+            ),
+            (
+                &[Lost],
+                |c| may_be_untracked(c) && c.start_ruled_out,
+                "missing: never started",
+            ),
+            (
+                &[Lost],
+                |c| {
+                    c.start != Other
+                        && c.recorded() == Nothing
+                        && !(may_be_untracked(c) && c.start_ruled_out)
+                },
+                "exited: lost node",
+            ),
+            (
+                &[Lost],
+                |c| c.start != Other && c.recorded() == Exit,
+                "exited: recorded exit",
+            ),
+            (
+                &[Running, SilentRunning, Exited],
                 |c| c.start != Other && c.recorded() == FailedStart,
                 "started externally: recorded failure",
             ),
             (
-                &[Running],
+                &[Running, SilentRunning],
                 |c| c.start != Other && c.recorded() != FailedStart,
                 "running",
             ),
@@ -924,7 +1005,7 @@ mod tests {
         let now = Timestamp::now();
         let later = now.saturating_add(POLL_INTERVAL);
         let cases = Case::all();
-        assert_eq!(cases.len(), 15 * 3 * 5 * 16 * JUDGMENTS.len());
+        assert_eq!(cases.len(), 23 * 3 * 5 * 16 * JUDGMENTS.len());
         for case in cases {
             let rows = ROWS
                 .iter()

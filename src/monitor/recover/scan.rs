@@ -7,7 +7,6 @@ use std::thread;
 
 use crate::monitor::context::Context;
 use crate::monitor::exec;
-use crate::monitor::policy::may_remove;
 use crate::monitor::recover::take_over;
 use crate::monitor::wait::Backoff;
 use crate::root::{Root, RunFile};
@@ -145,7 +144,7 @@ async fn remove_orphan(context: &Arc<Context>, orphan: OwnedContainer) {
         // as created.
         Ok(OrphanRun::Sealed(file)) => file
             .seal
-            .is_some_and(|seal| may_remove(&seal, file.record.settings.keep)),
+            .is_some_and(|seal| context.may_remove(&seal, file.record.settings.keep)),
         Ok(OrphanRun::Unsealed) | Err(_) => false,
     };
     if remove {

@@ -14,18 +14,10 @@ use super::errors::Failure;
 use crate::outcome::Usage;
 use crate::runtime::{
     ContainerStatus, Health, Inspection, LabeledContainer, LogConfig, LogFidelity, OwnedContainer,
-    PublishedPort, WaitStatus,
+    PublishedPort, WaitStatus, signal,
 };
 use crate::spec::{ContainerId, Protocol, RootId, RunId};
 use crate::timestamp::Timestamp;
-
-/// The names of the signals on Linux, from number 1 on.
-#[rustfmt::skip]
-const SIGNAL_NAMES: [&str; 31] = [
-    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
-    "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
-    "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-];
 
 /// The response to `GET /info`: the fields that moat reads.
 #[derive(Debug, Default, Deserialize)]
@@ -360,11 +352,7 @@ fn stop_signal(signal: Value) -> Option<String> {
         Value::Number(number) => number.as_u64()?,
         _ => return None,
     };
-    let name = usize::try_from(number).ok();
-    match name.and_then(|number| SIGNAL_NAMES.get(number.checked_sub(1)?)) {
-        Some(name) => Some(format!("SIG{name}")),
-        None => Some(number.to_string()),
-    }
+    Some(signal::name(number).unwrap_or_else(|| number.to_string()))
 }
 
 /// Converts a state name of Docker or Podman.

@@ -274,7 +274,9 @@ impl Runtime for Docker {
         let common = Capabilities::NONE
             .with_attach_before_start()
             .with_logs()
-            .with_stdin();
+            .with_stdin()
+            .with_copy_ended()
+            .with_ports();
         if self.client.podman {
             // Each container and each exec has a separate monitor process, which reads until the
             // end of the output: there is no drain limit.

@@ -13,6 +13,8 @@ pub enum Call {
     Prepare,
     /// [`Runtime::create`].
     Create,
+    /// [`Runtime::place`].
+    Place,
     /// [`Runtime::attach`].
     Attach,
     /// [`Runtime::attach_running`].
@@ -47,4 +49,6 @@ pub enum Call {
     FindAll,
     /// [`Runtime::stats`].
     Stats,
+    /// [`Runtime::connect`].
+    Connect,
 }

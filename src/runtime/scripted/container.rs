@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::script::{Print, Script};
 use crate::outcome::Stream;
 use crate::runtime::ContainerStatus;
-use crate::spec::{Backstop, RootId, RunId, Settings, Stdin};
+use crate::spec::{Backstop, PlacementProgress, RootId, RunId, Settings, Stdin};
 use crate::timestamp::Timestamp;
 
 /// A container or an exec. Clones share the life and the output.
@@ -35,6 +35,11 @@ pub(super) struct Life {
     /// The time and the exit code of an end that the script does not plan.
     ended: Option<(Instant, i64)>,
     pub(super) removed: bool,
+    pub(super) placed: bool,
+    /// The time since which the node does not answer, and the status that the engine saw last.
+    pub(super) silent: Option<(Timestamp, ContainerStatus)>,
+    /// The container is gone with its node.
+    pub(super) lost: bool,
     /// The number of restarts of the engine before the creation.
     pub(super) restarts: u64,
     /// The engine lost track of the container: it reports that it was not started.
@@ -107,8 +112,12 @@ impl Container {
 
     /// Returns the status that the engine reports.
     pub(super) fn status_in(&self, life: Life) -> ContainerStatus {
+        if let Some((_, status)) = life.silent {
+            return status;
+        }
         match (life.started, self.end(life)) {
             _ if life.untracked => ContainerStatus::Created,
+            _ if life.lost => ContainerStatus::Ended,
             (None, _) => ContainerStatus::Created,
             (_, Some((end, _))) if end <= Instant::now() => ContainerStatus::Ended,
             _ => ContainerStatus::Running,
@@ -137,6 +146,30 @@ impl Container {
         });
     }
 
+    /// Returns true if the container can be attached to and started.
+    pub(super) fn is_placed(&self) -> bool {
+        self.script.placement.is_empty() || self.life.borrow().placed
+    }
+
+    /// Waits until the container is placed or removed, and reports each step.
+    pub(super) async fn place(&self, report: impl Fn(PlacementProgress)) {
+        if self.is_placed() {
+            return;
+        }
+        let mut life = self.life.subscribe();
+        let steps = async {
+            for step in &self.script.placement {
+                report(step.progress.clone());
+                sleep(step.duration).await;
+            }
+            self.life.send_modify(|life| life.placed = true);
+        };
+        tokio::select! {
+            () = steps => {}
+            _ = life.wait_for(|life| life.removed) => {}
+        }
+    }
+
     /// Makes the engine report that the container was not started.
     pub(super) fn lose_track(&self) {
         self.life.send_modify(|life| life.untracked = true);
@@ -162,6 +195,34 @@ impl Container {
             life.removed = true;
             life.end(CODE_ON_KILL);
         });
+    }
+
+    /// Makes the node of the container stop answering the engine.
+    pub(super) fn silence(&self) {
+        let status = self.status();
+        self.life
+            .send_modify(|life| life.silent = Some((Timestamp::now(), status)));
+    }
+
+    /// Makes the node of the container answer again.
+    pub(super) fn restore(&self) {
+        self.life.send_modify(|life| life.silent = None);
+    }
+
+    /// Makes the engine report that the container is gone with its node.
+    pub(super) fn lose(&self) {
+        self.life.send_modify(|life| {
+            life.silent = None;
+            life.lost = true;
+            life.end(CODE_ON_KILL);
+        });
+    }
+
+    /// Waits until the node answers, or the container is gone.
+    pub(super) async fn reachable(&self) {
+        let mut life = self.life.subscribe();
+        let reachable = |life: &Life| life.silent.is_none() || life.removed;
+        let _ = life.wait_for(reachable).await;
     }
 
     /// Waits until the engine has lost track of the container.

@@ -3,13 +3,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::call::Call;
 use super::connection::{Connections, Link};
+use super::container::Container;
 use super::fault::{Fault, PendingFault};
 use super::script::Script;
 use super::world::World;
 use crate::error::RuntimeError;
-use crate::spec::{RunId, WindowSize};
+use crate::spec::{ContainerId, RunId, WindowSize};
 
 /// The timeout of each call that has one.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -20,6 +23,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Default)]
 pub struct Scripted {
     world: Arc<Mutex<World>>,
+    pub(super) connects: bool,
     pub(super) connections: Connections,
 }
 
@@ -27,6 +31,13 @@ impl Scripted {
     /// Creates an engine without containers.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Sets [`Capabilities::connect`](crate::runtime::Capabilities::connect), for this value and
+    /// its later clones. Default: false.
+    pub fn with_connect(mut self) -> Self {
+        self.connects = true;
+        self
     }
 
     pub(super) fn world(&self) -> MutexGuard<'_, World> {
@@ -145,6 +156,52 @@ impl Scripted {
         }
     }
 
+    /// Silences the node of the container of `run`, as a network that is cut off does.
+    ///
+    /// The container continues to run, and its streams and calls wait. The engine reports the last
+    /// status that it has seen, and [`Inspection::unreachable_since`].
+    /// [`restore_node`](Self::restore_node) ends the silence.
+    ///
+    /// [`Inspection::unreachable_since`]: crate::runtime::Inspection::unreachable_since
+    pub fn silence_node(&self, run: &RunId) {
+        self.for_each_container(run, Container::silence);
+    }
+
+    /// Ends the silence of a node. Streams and calls continue.
+    pub fn restore_node(&self, run: &RunId) {
+        self.for_each_container(run, Container::restore);
+    }
+
+    /// Loses the container of `run` with its node: see
+    /// [`Inspection::lost`](crate::runtime::Inspection::lost).
+    pub fn lose_node(&self, run: &RunId, reason: impl Into<String>) {
+        self.world().lost.insert(run.clone(), reason.into());
+        self.for_each_container(run, Container::lose);
+    }
+
+    fn for_each_container(&self, run: &RunId, change: impl Fn(&Container)) {
+        let world = self.world();
+        let containers = world.containers.values();
+        containers
+            .filter(|container| container.run == *run)
+            .for_each(change);
+    }
+
+    /// Returns a container whose node answers within the timeout of a call.
+    pub(super) async fn reach_node(
+        &self,
+        id: &ContainerId,
+        operation: &'static str,
+    ) -> Result<Container, RuntimeError> {
+        let container = self.world().container(id)?;
+        let reached = timeout(CALL_TIMEOUT, container.reachable()).await;
+        reached.map_err(|_| RuntimeError::Timeout {
+            operation,
+            after: CALL_TIMEOUT,
+        })?;
+        self.world().container(id)
+    }
+
     /// Moves the deadlines of all containers into the past by `by`.
     pub fn advance_deadlines(&self, by: Duration) {
         for container in self.world().containers.values_mut() {
@@ -178,7 +235,7 @@ impl Scripted {
     /// Counts a call, waits until the engine answers, and returns the call's fault.
     pub(super) async fn enter(&self, call: Call) -> Result<PendingFault, RuntimeError> {
         let fault = self.world().count(call);
-        let limit = (call != Call::Wait).then_some(CALL_TIMEOUT);
+        let limit = (!matches!(call, Call::Wait | Call::Place)).then_some(CALL_TIMEOUT);
         self.connections.reach(limit).await?;
         PendingFault::new(fault).await
     }

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::container::{Container, Life};
+use crate::error::RuntimeError;
 use crate::runtime::{Chunk, OutputStream};
 
 /// Returns the output of `container` from its start. Each write appears at its time.
@@ -28,10 +29,21 @@ fn live_from(next: usize, container: Container) -> OutputStream {
         life: container.life.subscribe(),
         container,
         next,
+        failed: false,
     };
     stream::unfold(playback, |mut playback| async move {
-        let chunk = playback.next().await?;
-        Some((Ok(chunk), playback))
+        match playback.next().await {
+            Some(chunk) => Some((Ok(chunk), playback)),
+            None if playback.life.borrow().lost && !playback.failed => {
+                playback.failed = true;
+                let error = RuntimeError::Broken {
+                    operation: "read output",
+                    reason: "the node of the container is gone".into(),
+                };
+                Some((Err(error), playback))
+            }
+            None => None,
+        }
     })
     .filter(|chunk| {
         let empty = matches!(chunk, Ok(Chunk { bytes, .. }) if bytes.is_empty());
@@ -45,6 +57,8 @@ struct Playback {
     container: Container,
     /// The index of the next write.
     next: usize,
+    /// The stream has ended with an error.
+    failed: bool,
     life: watch::Receiver<Life>,
 }
 
@@ -52,6 +66,12 @@ impl Playback {
     async fn next(&mut self) -> Option<Chunk> {
         let ready = |life: &Life| life.started.is_some() || life.removed;
         let (started, _) = self.life.wait_for(ready).await.ok()?.started?;
+        let next = self.next_print(started).await;
+        self.container.reachable().await;
+        next
+    }
+
+    async fn next_print(&mut self, started: Instant) -> Option<Chunk> {
         self.wait_echo().await?;
         let print = self.container.prints().get(self.next).cloned();
         if let Some(print) = print
@@ -73,6 +93,7 @@ impl Playback {
             container,
             next,
             life,
+            ..
         } = self;
         if container.script.echoes {
             let ready =

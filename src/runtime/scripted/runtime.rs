@@ -2,6 +2,8 @@
 
 use async_trait::async_trait;
 use futures::stream::{self, StreamExt};
+use tokio::io::SimplexStream;
+use tokio::time::Instant;
 
 use super::call::Call;
 use super::container::{CODE_ON_KILL, Container};
@@ -12,15 +14,19 @@ use super::output;
 use crate::error::RuntimeError;
 use crate::outcome::Usage;
 use crate::runtime::{
-    Archive, AttachedOutput, Capabilities, ContainerStatus, Continuity, CreateRequest, Created,
-    EngineInfo, ExecId, ExecInspection, Health, InputWriter, Inspection, LabeledContainer,
+    Archive, AttachedOutput, Capabilities, Connection, ContainerStatus, Continuity, CreateRequest,
+    Created, EngineInfo, ExecId, ExecInspection, Health, InputWriter, Inspection, LabeledContainer,
     LogFidelity, LogsRequest, OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus,
     unsupported,
 };
-use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, Stdin, WindowSize};
+use crate::spec::{
+    ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, RuntimeView, Stdin, WindowSize,
+};
 
 /// The exit code of a process that SIGTERM ended.
 const CODE_ON_TERM: i64 = 143;
+/// The bytes that a port that echoes holds until they are read.
+const ECHO_BUFFER: usize = 1 << 16;
 
 fn not_running(operation: &'static str) -> RuntimeError {
     RuntimeError::Conflict {
@@ -45,6 +51,18 @@ impl Scripted {
             false => output,
         }
     }
+
+    /// Returns a container that is placed.
+    fn placed(&self, id: &ContainerId, operation: &'static str) -> Result<Container, RuntimeError> {
+        let container = self.world().container(id)?;
+        if container.is_placed() {
+            return Ok(container);
+        }
+        Err(RuntimeError::Conflict {
+            operation,
+            reason: "the container is not placed".into(),
+        })
+    }
 }
 
 #[async_trait]
@@ -54,12 +72,17 @@ impl Runtime for Scripted {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::NONE
+        let capabilities = Capabilities::NONE
             .with_attach_before_start()
             .with_logs()
             .with_stdin()
             .with_stdin_reattach()
             .with_exec()
+            .with_ports();
+        match self.connects {
+            true => capabilities.with_connect(),
+            false => capabilities,
+        }
     }
 
     async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
@@ -93,9 +116,20 @@ impl Runtime for Scripted {
         Ok(Created::new(container))
     }
 
+    async fn place(&self, id: &ContainerId, spec: &RunSpec) -> Result<(), RuntimeError> {
+        let fault = self.enter(Call::Place).await?;
+        let container = self.world().container(id)?;
+        let (view, called) = (RuntimeView::new(spec), Instant::now());
+        container
+            .place(|progress| view.report_placement(progress))
+            .await;
+        self.world().delay(id, called.elapsed())?;
+        fault.answer("place the container")
+    }
+
     async fn attach(&self, id: &ContainerId, _tty: bool) -> Result<AttachedOutput, RuntimeError> {
         let fault = self.enter(Call::Attach).await?;
-        let container = self.world().container(id)?;
+        let container = self.placed(id, "attach to the container")?;
         fault.answer("attach to the container")?;
         let cut = fault.cut.or(container.script.attachment);
         Ok(self.attached(container, cut))
@@ -108,7 +142,7 @@ impl Runtime for Scripted {
     ) -> Result<OutputStream, RuntimeError> {
         const OPERATION: &str = "attach to the running container";
         let fault = self.enter(Call::AttachRunning).await?;
-        let container = self.world().container(id)?;
+        let container = self.reach_node(id, OPERATION).await?;
         fault.answer(OPERATION)?;
         let started = container.life.borrow().started;
         let (started, _) = started.ok_or_else(|| not_running(OPERATION))?;
@@ -119,7 +153,8 @@ impl Runtime for Scripted {
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         const OPERATION: &str = "start the container";
         let fault = self.enter(Call::Start).await?;
-        let container = self.world().container(id)?;
+        self.reach_node(id, OPERATION).await?;
+        let container = self.placed(id, OPERATION)?;
         if let Some(reason) = container.script.start_error.clone() {
             return Err(RuntimeError::Rejected {
                 operation: OPERATION,
@@ -143,6 +178,15 @@ impl Runtime for Scripted {
                 code = container.wait_end(&mut life) => code,
             }
         };
+        let end = async {
+            let code = end.await;
+            container.reachable().await;
+            let lost = container.life.borrow().lost;
+            match lost {
+                true => None,
+                false => code,
+            }
+        };
         let code = self.connections.call(OPERATION, end).await?;
         fault.answer(OPERATION)?;
         Ok(WaitStatus::new(code))
@@ -160,11 +204,15 @@ impl Runtime for Scripted {
         if inspection.status == ContainerStatus::Ended
             && let (Some((started, wall)), Some((end, code))) = (life.started, container.end(life))
         {
-            inspection.code = Some(code);
+            inspection.code = (!life.lost).then_some(code);
             inspection.finished_at = Some(wall.saturating_add(end - started));
         }
         if inspection.status == ContainerStatus::Running {
             inspection.ports = container.script.ports.clone();
+        }
+        inspection.unreachable_since = life.silent.map(|(since, _)| since);
+        if life.lost {
+            inspection.lost = self.world().lost.get(&container.run).cloned();
         }
         let health = container.script.health;
         inspection.health = health.map(|(after, result)| match life.started {
@@ -195,8 +243,14 @@ impl Runtime for Scripted {
     ) -> Result<OutputStream, RuntimeError> {
         const OPERATION: &str = "read the container's log";
         let fault = self.enter(Call::Logs).await?;
-        let container = self.world().container(id)?;
+        let container = self.reach_node(id, OPERATION).await?;
         fault.answer(OPERATION)?;
+        if container.life.borrow().lost {
+            return Err(RuntimeError::Rejected {
+                operation: OPERATION,
+                reason: "the node of the container is gone".into(),
+            });
+        }
         if !container.has_log {
             return Err(RuntimeError::Rejected {
                 operation: OPERATION,
@@ -242,7 +296,7 @@ impl Runtime for Scripted {
 
     async fn stdin(&self, id: &ContainerId) -> Result<InputWriter, RuntimeError> {
         let fault = self.enter(Call::Stdin).await?;
-        let container = self.world().container(id)?;
+        let container = self.placed(id, "attach to the container's input")?;
         fault.answer("attach to the container's input")?;
         let ends_input = container.stdin == Stdin::Pipe;
         Ok(Box::pin(Input::new(container, ends_input)))
@@ -261,7 +315,7 @@ impl Runtime for Scripted {
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec) -> Result<StartedExec, RuntimeError> {
         const OPERATION: &str = "run an exec in the container";
         let fault = self.enter(Call::Exec).await?;
-        let container = self.world().container(id)?;
+        let container = self.reach_node(id, OPERATION).await?;
         if !container.is_running() {
             return Err(not_running(OPERATION));
         }
@@ -311,7 +365,7 @@ impl Runtime for Scripted {
     async fn signal(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
         const OPERATION: &str = "send a signal to the container";
         let fault = self.enter(Call::Signal).await?;
-        let container = self.world().container(id)?;
+        let container = self.reach_node(id, OPERATION).await?;
         if !container.is_running() {
             return Err(not_running(OPERATION));
         }
@@ -326,7 +380,7 @@ impl Runtime for Scripted {
     async fn remove(&self, id: &ContainerId, force: bool) -> Result<(), RuntimeError> {
         const OPERATION: &str = "remove the container";
         let fault = self.enter(Call::Remove).await?;
-        let container = self.world().container(id)?;
+        let container = self.reach_node(id, OPERATION).await?;
         if !force && container.is_running() {
             return Err(RuntimeError::Conflict {
                 operation: OPERATION,
@@ -368,7 +422,7 @@ impl Runtime for Scripted {
         const OPERATION: &str = "sample the container's usage";
         let fault = self.enter(Call::Stats).await?;
         fault.answer(OPERATION)?;
-        let container = self.world().container(id)?;
+        let container = self.reach_node(id, OPERATION).await?;
         let life = *container.life.borrow();
         match (life.started, container.status_in(life)) {
             (Some((started, _)), ContainerStatus::Running) => {
@@ -390,6 +444,27 @@ impl Runtime for Scripted {
         _archive: Archive,
     ) -> Result<(), RuntimeError> {
         Err(unsupported(self.name(), "copy files into a container"))
+    }
+
+    async fn connect(&self, id: &ContainerId, port: u16) -> Result<Connection, RuntimeError> {
+        const OPERATION: &str = "connect to the container's port";
+        let fault = self.enter(Call::Connect).await?;
+        if !self.connects {
+            return Err(unsupported(self.name(), "connect to a container's port"));
+        }
+        let container = self.reach_node(id, OPERATION).await?;
+        if !container.is_running() {
+            return Err(not_running(OPERATION));
+        }
+        if !container.script.listens_on.contains(&port) {
+            return Err(RuntimeError::Rejected {
+                operation: OPERATION,
+                reason: format!("nothing listens on port {port}"),
+            });
+        }
+        fault.answer(OPERATION)?;
+        // What is written to it can be read from it.
+        Ok(Connection::new(SimplexStream::new_unsplit(ECHO_BUFFER)))
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::fault::Break;
 use crate::outcome::Stream;
 use crate::runtime::{Health, PublishedPort};
-use crate::spec::Protocol;
+use crate::spec::{PlacementProgress, Protocol};
 
 /// The behavior of a container of [`Scripted`](super::Scripted).
 #[derive(Debug, Clone, Default)]
@@ -27,6 +27,8 @@ pub struct Script {
     pub(super) memory: u64,
     pub(super) cpus: f64,
     pub(super) ports: Vec<PublishedPort>,
+    pub(super) placement: Vec<Placing>,
+    pub(super) listens_on: Vec<u16>,
     pub(super) health: Option<(Duration, Health)>,
 }
 
@@ -37,6 +39,13 @@ pub(super) struct Print {
     pub(super) after: Duration,
     pub(super) stream: Stream,
     pub(super) bytes: Bytes,
+}
+
+/// One step of a placement.
+#[derive(Debug, Clone)]
+pub(super) struct Placing {
+    pub(super) progress: PlacementProgress,
+    pub(super) duration: Duration,
 }
 
 /// A source of a container's output.
@@ -129,6 +138,29 @@ impl Script {
     pub fn port(mut self, container: u16, at: SocketAddr) -> Self {
         let port = PublishedPort::new(container, Protocol::Tcp, at);
         self.ports.push(port);
+        self
+    }
+
+    /// Echoes what it receives at the TCP port `port`.
+    ///
+    /// It is for [`Runtime::connect`](crate::runtime::Runtime::connect), and needs no address.
+    pub fn listen(mut self, port: u16) -> Self {
+        self.listens_on.push(port);
+        self
+    }
+
+    /// Reports `reason` and `message` when the container is placed, then waits for `duration`.
+    ///
+    /// Default: the container is placed at its creation. With a step of a placement, the engine
+    /// refuses to attach to the container and to start it until it is placed.
+    pub fn placing(
+        mut self,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+        duration: Duration,
+    ) -> Self {
+        let progress = PlacementProgress::new(reason, message);
+        self.placement.push(Placing { progress, duration });
         self
     }
 

@@ -1,6 +1,7 @@
 //! The state of the scripted engine.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use super::call::Call;
 use super::container::Container;
@@ -26,6 +27,8 @@ pub(super) struct World {
     created: u64,
     pub(super) restarts: u64,
     pub(super) engine_id: Option<String>,
+    /// The reason for each run whose container is gone with its node.
+    pub(super) lost: HashMap<RunId, String>,
     pub(super) end_markers: bool,
 }
 
@@ -94,6 +97,16 @@ impl World {
             operation: "find the container",
             reason: format!("no such container: {id}"),
         })
+    }
+
+    /// Advances the deadline of a container by the time of its placement.
+    pub(super) fn delay(&mut self, id: &ContainerId, by: Duration) -> Result<(), RuntimeError> {
+        self.container(id)?;
+        if let Some(container) = self.containers.get_mut(id) {
+            let deadline = container.deadline;
+            container.deadline = deadline.map(|deadline| deadline.saturating_add(by));
+        }
+        Ok(())
     }
 
     pub(super) fn exec(&self, id: &ExecId) -> Result<Container, RuntimeError> {

@@ -1,18 +1,19 @@
 //! A process that embeds moat and is killed: this program, started again.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moat::sink::Jsonl;
+use moat::spec::KeepContainer;
 use moat::{Docker, Error, Manager, RunId, RunSpec, ShutdownMode};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
-use testkit::deadline::eventually;
-use testkit::{child, engine};
+use testkit::child::{self, Process};
+use testkit::crash::{Keep, Planned};
+use testkit::engine;
 
-use super::plan::{Deadly, Planned};
+use super::plan::Deadly;
 use super::saboteur::{Saboteur, Trap};
 
 /// The role of this process as a child.
@@ -72,7 +73,7 @@ async fn obey(orders: Orders) {
             .id(RunId::new(&run.id).unwrap())
             .cmd(run.command())
             .tty(run.tty)
-            .keep(run.keep)
+            .keep(keep(run.keep))
             .network("none")
             .bind(&orders.gate, "/gate");
         if run.missing {
@@ -95,39 +96,19 @@ async fn obey(orders: Orders) {
     manager.shutdown(ShutdownMode::Leave).await;
 }
 
-/// A child process. Dropped, it is killed.
-pub struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+/// The setting of a run in the terms of moat.
+fn keep(planned: Keep) -> KeepContainer {
+    match planned {
+        Keep::Always => KeepContainer::Always,
+        Keep::Never => KeepContainer::Never,
+        Keep::OnFailure => KeepContainer::OnFailure,
+        Keep::OnGap => KeepContainer::OnGap,
     }
 }
 
-impl Process {
-    pub fn start(orders: &Orders) -> Self {
-        let child = child::command(ROLE, orders)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-
-    /// Kills the process with SIGKILL. `false` if it had ended.
-    pub fn kill(mut self) -> bool {
-        let lived = self.0.try_wait().unwrap().is_none();
-        self.0.kill().unwrap();
-        lived
-    }
-
-    /// Waits for the end of the process.
-    pub async fn ended(&mut self) -> ExitStatus {
-        eventually(90, "the end of the process", async || {
-            self.0.try_wait().unwrap()
-        })
-        .await
-    }
+/// Starts a child with these orders.
+pub fn start(orders: &Orders) -> Process {
+    Process::start(ROLE, orders)
 }
 
 /// Waits at most `bound` until the engine has at most `kept` containers of `root`. Returns their

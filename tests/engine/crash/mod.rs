@@ -4,24 +4,24 @@
 //! `MOAT_KILLS` and `MOAT_SEED` set the length and the course of the long form, `soak`, which runs
 //! with `--include-ignored`.
 
+use testkit::crash::{Planned, Tally, campaign, number};
 use testkit::engine;
 use testkit::harness::{Failed, Trial};
 
-mod campaign;
-mod check;
 pub mod child;
 mod plan;
 mod round;
 mod saboteur;
 
-use check::Tally;
-use plan::{Deadly, Plan, Planned};
+use plan::{Deadly, Plan};
 use round::Round;
 
 /// A fixed seed, so that the kills in CI have the same course each time.
 const SEED: u64 = 20_261_124;
 const KILLS: u32 = 60;
 const SOAK_KILLS: u32 = 1_000;
+/// The number of rounds at a time.
+const AT_ONCE: usize = 4;
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -71,18 +71,18 @@ pub fn trials() -> Vec<Trial> {
     }
     trials.push(on_engine(
         "a_create_of_a_killed_sender_leaves_no_container",
-        || clean(&block_on(Round::killed_while_under_way("create"))),
+        || block_on(Round::killed_while_under_way("create")).clean(),
     ));
     trials.push(on_engine("a_start_of_a_killed_sender_is_captured", || {
-        clean(&block_on(Round::killed_while_under_way("start")))
+        block_on(Round::killed_while_under_way("start")).clean()
     }));
     trials.push(on_engine("kills_at_any_moment_lose_nothing", || {
-        clean(&campaign::play(SEED, KILLS))
+        campaign(SEED, KILLS, AT_ONCE, play).clean()
     }));
     let soak = on_engine("soak", || {
         let seed = number("MOAT_SEED", SEED)?;
         let kills = number("MOAT_KILLS", u64::from(SOAK_KILLS))?;
-        clean(&campaign::play(seed, kills.try_into()?))
+        campaign(seed, kills.try_into()?, AT_ONCE, play).clean()
     });
     trials.push(soak.needs(&Err("the long form runs with `--include-ignored`".into())));
     trials
@@ -112,7 +112,7 @@ fn trial(sentence: &str, point: &str, plan: Plan) -> Trial {
         if tally.kills as usize != plan.deaths.len() && !is_refused {
             return Err(format!("{} of {} were killed", tally.kills, plan.deaths.len()).into());
         }
-        clean(&tally)
+        tally.clean()
     })
 }
 
@@ -121,19 +121,12 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.block_on(future)
 }
 
-/// Asserts that nothing is lost, repeated, unsealed, wrong or left over.
-fn clean(tally: &Tally) -> Result<(), Failed> {
-    match tally.problems.as_slice() {
-        [] => Ok(()),
-        problems => Err(format!("{tally}\n{}", problems.join("\n")).into()),
+/// Plays the plan of a seed.
+fn play(seed: u64) -> Tally {
+    let plan = Plan::random(seed);
+    let mut tally = block_on(async { Round::new().await.play(&plan).await });
+    for problem in &mut tally.problems {
+        *problem = format!("{problem}\n  {plan:?}");
     }
-}
-
-fn number(variable: &str, default: u64) -> Result<u64, Failed> {
-    match std::env::var(variable) {
-        Ok(text) => Ok(text
-            .parse()
-            .map_err(|error| format!("{variable}={text}: {error}"))?),
-        Err(_) => Ok(default),
-    }
+    tally
 }

@@ -6,14 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use testkit::crash::{self, Planned, Tally};
 use testkit::deadline::eventually;
 use testkit::proxy::{Fault, Proxy};
 use testkit::{engine, image};
 
-use super::check::{self, Tally, check};
-use super::child::{Orders, Process, cleaned};
-use super::plan::{Deadly, Plan, Planned};
+use super::child::{self, Orders, cleaned};
+use super::plan::{Deadly, Plan};
 
+/// The most time for a process that is not killed, in seconds.
+const ENDED_WITHIN: u64 = 90;
 /// The delay of a request whose sender is killed.
 const UNDER_WAY: Duration = Duration::from_secs(5);
 
@@ -114,17 +116,17 @@ impl Round {
 
     /// Starts a process and waits until it dies. `false` if it ended by itself.
     async fn die(&self, orders: &Orders) -> bool {
-        let mut process = Process::start(orders);
+        let mut process = child::start(orders);
         match orders.death {
             Some(Deadly::Moment(after)) => {
                 let moment = Duration::from_millis(after);
                 // This kill comes at any moment, so the process may end before.
-                let _ = tokio::time::timeout(moment, process.ended()).await;
+                let _ = tokio::time::timeout(moment, process.ended(ENDED_WITHIN)).await;
                 process.kill()
             }
             _ => {
                 use std::os::unix::process::ExitStatusExt;
-                let status = process.ended().await;
+                let status = process.ended(ENDED_WITHIN).await;
                 assert!(
                     status.success() || status.signal().is_some(),
                     "{status}: {orders:?}"
@@ -140,15 +142,14 @@ impl Round {
             kills,
             ..Tally::default()
         };
-        let kept = || {
-            let kept = runs.iter().filter(|run| check::is_kept(&self.root(), run));
-            kept.count()
-        };
+        let kept = || crash::kept(&self.root(), runs);
         // A request whose sender was killed may still be in progress. The next process to open the
         // root finds its result.
         for _ in 0..3 {
             self.settled().await;
-            let status = Process::start(&self.orders(&[], None)).ended().await;
+            let status = child::start(&self.orders(&[], None))
+                .ended(ENDED_WITHIN)
+                .await;
             if !status.success() {
                 tally.problem(format!("the last one to open the root ended with {status}"));
             }
@@ -159,20 +160,19 @@ impl Round {
             }
         }
         let left = cleaned(&self.root(), kept(), Duration::ZERO).await;
-        if left != kept() {
-            tally.left_behind += 1;
-            tally.problem(format!(
-                "{left} containers are left, {} were to be kept",
-                kept()
-            ));
-        }
-        check(
-            &self.root(),
-            &self.dir.path().join("gate"),
-            runs,
-            &mut tally,
-        );
+        tally.containers(left, kept());
+        let gate = self.dir.path().join("gate");
+        tally.check(&self.root(), &gate, runs, |run| self.is_sealed(run));
         tally
+    }
+
+    fn is_sealed(&self, run: &str) -> Result<(), String> {
+        let root = moat::Root::open(self.root()).unwrap();
+        let info = root.info(&moat::RunId::new(run).unwrap()).unwrap();
+        match info.seal.is_none() || info.owned || info.problem.is_some() {
+            true => Err(format!("it is not sealed: {info:?}")),
+            false => Ok(()),
+        }
     }
 
     /// Kills the process that starts a run during its request for `operation`. The request reaches
@@ -181,13 +181,13 @@ impl Round {
         let mut round = Self::new().await;
         round.watch().fault(operation, Fault::Late(UNDER_WAY));
         let run = Planned::plain();
-        let process = Process::start(&round.orders(std::slice::from_ref(&run), None));
+        let process = child::start(&round.orders(std::slice::from_ref(&run), None));
         let seen = |round: &Self| round.proxy.as_ref().unwrap().seen(operation);
         eventually(60, "the request", async || seen(&round).pop()).await;
         assert!(process.kill(), "the process had ended");
         round.address = None;
-        let mut first = Process::start(&round.orders(&[], None));
-        let status = first.ended().await;
+        let mut first = child::start(&round.orders(&[], None));
+        let status = first.ended(ENDED_WITHIN).await;
         assert!(status.success(), "{status}");
         eventually(60, "the answer to the request", async || {
             seen(&round).iter().find_map(|seen| seen.answered)

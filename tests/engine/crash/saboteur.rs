@@ -10,9 +10,9 @@ use futures::StreamExt;
 use moat::audit::{Batch, Start};
 use moat::outcome::Usage;
 use moat::runtime::{
-    Archive, AttachedOutput, Capabilities, Continuity, CreateRequest, Created, EngineInfo, ExecId,
-    ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest, OutputStream,
-    OwnedContainer, Runtime, RuntimeError, StartedExec, WaitStatus,
+    Archive, AttachedOutput, Capabilities, Connection, Continuity, CreateRequest, Created,
+    EngineInfo, ExecId, ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest,
+    OutputStream, OwnedContainer, Runtime, RuntimeError, StartedExec, WaitStatus,
 };
 use moat::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
 use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
@@ -138,6 +138,10 @@ impl<T: Runtime> Runtime for Saboteur<T> {
 
     async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
         self.call("create", self.inner.create(request)).await
+    }
+
+    async fn place(&self, container: &ContainerId, spec: &RunSpec) -> Result<(), RuntimeError> {
+        self.inner.place(container, spec).await
     }
 
     async fn attach(
@@ -275,6 +279,14 @@ impl<T: Runtime> Runtime for Saboteur<T> {
         archive: Archive,
     ) -> Result<(), RuntimeError> {
         self.inner.copy_in(container, path, archive).await
+    }
+
+    async fn connect(
+        &self,
+        container: &ContainerId,
+        port: u16,
+    ) -> Result<Connection, RuntimeError> {
+        self.inner.connect(container, port).await
     }
 }
 

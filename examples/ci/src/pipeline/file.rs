@@ -15,6 +15,7 @@ use super::{Command, InvalidPipeline, Step};
 pub(super) struct PipelineTable {
     pub(super) name: Option<String>,
     image: Option<String>,
+    network: Option<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
     #[serde(default, rename = "step")]
@@ -34,6 +35,7 @@ pub(super) struct StepTable {
     secrets: Vec<String>,
     #[serde(default)]
     mounts: Vec<String>,
+    network: Option<String>,
     workdir: Option<String>,
     #[serde(default)]
     pub(super) needs: Vec<String>,
@@ -69,6 +71,7 @@ impl StepTable {
             mount(&self.fill("mounts", text, cell)?, dir)
                 .map_err(|reason| self.invalid("mounts", reason))
         };
+        let network = self.network.as_ref().or(pipeline.network.as_ref());
         let workdir = self.workdir.as_ref();
         Ok(Step {
             name: cell_name(&self.name, cell),
@@ -78,6 +81,9 @@ impl StepTable {
             env,
             secrets: self.secrets.clone(),
             mounts: self.mounts.iter().map(mount).collect::<Result<_, _>>()?,
+            network: network
+                .map(|mode| self.fill("network", mode, cell))
+                .transpose()?,
             workdir: workdir
                 .map(|path| self.fill("workdir", path, cell))
                 .transpose()?,

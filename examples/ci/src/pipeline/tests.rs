@@ -107,6 +107,21 @@ fn errors_name_the_step_and_the_field() {
 }
 
 #[test]
+fn a_network_of_a_step_replaces_the_pipelines() {
+    let pipeline = read(
+        "network = 'host'\n\
+         [[step]]\nname = 'a'\nexec = ['x']\n\
+         [[step]]\nname = 'b'\nexec = ['x']\nnetwork = 'none'\n",
+    );
+    let steps = pipeline.unwrap().steps;
+    let networks = steps.iter().map(|step| {
+        let spec = step.spec(true, &BTreeMap::new());
+        spec.settings().network.clone().unwrap()
+    });
+    assert_eq!(networks.collect::<Vec<_>>(), ["host", "none"]);
+}
+
+#[test]
 fn name_length_is_counted_in_characters() {
     let named = |name: String| read(&format!("[[step]]\nname = \"{name}\"\nexec = [\"x\"]"));
     for letter in ["a", "\u{e9}", "\u{6f22}"] {

@@ -11,17 +11,24 @@ use tempfile::TempDir;
 
 use testkit::audit::Audit;
 use testkit::deadline::wait_for;
-use testkit::{busybox, engine};
+use testkit::{busybox, cluster, engine};
 
 pub struct Fixture {
     dir: TempDir,
     image: OnceLock<String>,
+    /// For a trial with pods.
+    kubeconfig: OnceLock<PathBuf>,
 }
 
 impl Drop for Fixture {
     fn drop(&mut self) {
         if self.image.get().is_some() {
             engine::sweep(&self.root());
+        }
+        if self.kubeconfig.get().is_some()
+            && let Some(root) = engine::root_id(&self.root())
+        {
+            cluster::sweep(&root);
         }
     }
 }
@@ -32,6 +39,7 @@ impl Fixture {
         Self {
             dir: dir.unwrap(),
             image: OnceLock::new(),
+            kubeconfig: OnceLock::new(),
         }
     }
 
@@ -76,11 +84,30 @@ impl Fixture {
     /// Runs the steps of the pipeline `text` in containers.
     pub fn docker(&self, text: &str) -> Command {
         let mut command = self.command(&self.pipeline(text));
-        let image = self.image.get_or_init(|| {
-            engine::block_on(async { busybox::provide(&engine::connect().unwrap()).await.unwrap() })
-        });
-        command.args(["--image", image, "--jobs", "8"]);
+        command.args(["--image", self.image(), "--jobs", "8"]);
         command
+    }
+
+    /// Runs the steps of the pipeline `text` in pods.
+    ///
+    /// The cluster of the tests has no pod network.
+    pub fn cluster(&self, text: &str) -> Command {
+        let kubeconfig = self.kubeconfig.get_or_init(|| {
+            let path = self.path().join("kubeconfig");
+            cluster::write_kubeconfig(&path);
+            path
+        });
+        let pipeline = self.pipeline(&format!("network = 'host'\n{text}"));
+        let mut command = self.command(&pipeline);
+        command.args(["--runtime", "kubernetes", "--image", self.image()]);
+        command.args(["--jobs", "8"]).env("KUBECONFIG", kubeconfig);
+        command
+    }
+
+    fn image(&self) -> &str {
+        self.image.get_or_init(|| {
+            engine::block_on(async { busybox::provide(&engine::connect().unwrap()).await.unwrap() })
+        })
     }
 
     pub fn junit(&self) -> Report {
@@ -162,6 +189,11 @@ impl Fixture {
                 .unwrap()
                 .is_empty()
         });
+    }
+
+    /// Checks that the cluster has no pod of this root.
+    pub fn assert_no_pods(&self) {
+        cluster::wait_for_removal(&engine::root_id(&self.root()).unwrap());
     }
 }
 

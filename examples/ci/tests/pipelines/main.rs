@@ -9,8 +9,9 @@
 )]
 
 use testkit::harness::{Harness, Trial};
-use testkit::{busybox, engine};
+use testkit::{busybox, cluster as kube, engine};
 
+mod cluster;
 mod fixture;
 mod load;
 mod resume;
@@ -27,6 +28,7 @@ fn main() {
         .trials(shutdown::trials())
         .trials(resume::trials())
         .trials(load::trials())
+        .trials(cluster::trials())
         .run()
 }
 
@@ -48,4 +50,22 @@ fn on_engine(name: &str, trial: fn(&Fixture)) -> Trial {
         .needs(&built)
         .needs(engine::need())
         .needs(busybox::need())
+}
+
+/// A trial with pods.
+fn on_cluster(name: &str, trial: fn(&Fixture)) -> Trial {
+    let built = match cfg!(feature = "kube") {
+        true => Ok(()),
+        false => Err("built without the feature `kube`".into()),
+    };
+    anywhere(name, trial)
+        .needs(&built)
+        .needs(kube::need())
+        .needs(engine::need())
+        .needs(busybox::need())
+}
+
+/// A trial whose pods mount a directory of this machine.
+fn on_local_cluster(name: &str, trial: fn(&Fixture)) -> Trial {
+    on_cluster(name, trial).needs(kube::local())
 }

@@ -37,18 +37,24 @@ fn wait_for_seal(fixture: &Fixture, run: &str) {
 }
 
 fn resume_recovers_running_containers(fixture: &Fixture) {
+    recover_running(fixture, Fixture::docker);
+    fixture.assert_no_containers();
+}
+
+/// Kills a build while a step runs, and resumes it.
+pub fn recover_running(fixture: &Fixture, build: fn(&Fixture, &str) -> Command) {
     let pipeline = "[[step]]\nname = 'first'\ncommands = ['echo once']\n\
         [[step]]\nname = 'slow'\nneeds = ['first']\n\
         commands = ['for i in $(seq 100); do echo line $i; sleep 0.1; done']\n\
         [[step]]\nname = 'last'\nneeds = ['slow']\ncommands = ['echo last']\n";
-    let process = Process::start(fixture.docker(pipeline));
+    let process = Process::start(build(fixture, pipeline));
     wait_for_line(fixture, "slow 1", "line 20");
     process.kill();
     let before = fixture.runs();
     assert_eq!(before.keys().collect::<Vec<_>>(), ["first 1", "slow 1"]);
     let first = fs::read(&before["first 1"]).unwrap();
 
-    let out = run(resumed(fixture.docker(pipeline)), 0);
+    let out = run(resumed(build(fixture, pipeline)), 0);
     assert!(out.contains("first: already ended") && out.contains("slow: resumed"));
     let audits = fixture.audits();
     assert_eq!(
@@ -60,28 +66,39 @@ fn resume_recovers_running_containers(fixture: &Fixture) {
     assert_eq!(audits["slow 1"].all("resume").len(), 1);
     assert_eq!(fs::read(&before["first 1"]).unwrap(), first);
     assert!(fixture.statuses().values().all(|status| status == "passed"));
-    fixture.assert_no_containers();
 
     // Nothing is left to do.
-    run(resumed(fixture.docker(pipeline)), 0);
+    run(resumed(build(fixture, pipeline)), 0);
     assert_eq!(fixture.runs().len(), 3);
 }
 
 fn the_next_build_stops_leftover_containers(fixture: &Fixture) {
+    stop_leftovers(fixture, Fixture::docker, |root| {
+        let address = engine::address();
+        let containers = engine::containers(&address, root);
+        engine::block_on(containers).unwrap().len()
+    });
+    fixture.assert_no_containers();
+}
+
+/// Kills a build while its step runs, and starts another build.
+pub fn stop_leftovers(
+    fixture: &Fixture,
+    build: fn(&Fixture, &str) -> Command,
+    count_containers: impl Fn(&str) -> usize,
+) {
     let old = "[[step]]\nname = 'old'\ngrace = 0.3\ncommands = ['echo started', 'sleep 600']\n";
-    let process = Process::start(fixture.docker(old));
+    let process = Process::start(build(fixture, old));
     wait_for_line(fixture, "old 1", "started");
     process.kill();
     let root = engine::root_id(&fixture.root()).unwrap();
-    let containers = engine::block_on(engine::containers(&engine::address(), &root)).unwrap();
-    assert_eq!(containers.len(), 1, "the container still runs");
+    assert_eq!(count_containers(&root), 1, "the container still runs");
     let out = run(
-        fixture.docker("[[step]]\nname = 'new'\nexec = ['true']\n"),
+        build(fixture, "[[step]]\nname = 'new'\nexec = ['true']\n"),
         0,
     );
     assert!(out.contains("of an earlier build"), "{out}");
     assert_eq!(fixture.audits().len(), 2);
-    fixture.assert_no_containers();
 }
 
 fn resume_reruns_only_interrupted_runs(fixture: &Fixture) {
@@ -140,7 +157,7 @@ fn resume_reruns_runs_that_never_started(fixture: &Fixture) {
     let has_started = |n| {
         let audit = fixture
             .runs()
-            .get(&format!("step (n={n}) 1"))
+            .get(&format!("step-n-{n} 1"))
             .map(fs::read_to_string);
         audit.map(|audit| audit.unwrap().contains("\"line\":\"started\""))
     };
@@ -158,7 +175,7 @@ fn resume_reruns_runs_that_never_started(fixture: &Fixture) {
             .unwrap()
             .to_owned()
     };
-    let mut states = [state("step (n=1) 1"), state("step (n=2) 1")];
+    let mut states = [state("step-n-1 1"), state("step-n-2 1")];
     states.sort();
     assert_eq!(states, ["lost", "not_created"]);
     let statuses = fixture.statuses();

@@ -13,7 +13,7 @@ testkit::trials! {
         a_signal_stops_and_seals_containers,
 }
 
-const PIPELINE: &str = "\
+pub const PIPELINE: &str = "\
     [[step]]\nname = 'quick'\ncommands = ['echo done']\n\
     [[step]]\nname = 'long'\ngrace = 30\nneeds = ['quick']\n\
     commands = [\"trap 'echo stopping; exit 5' TERM\", 'echo started', 'while :; do sleep 0.1; done']\n\
@@ -21,7 +21,8 @@ const PIPELINE: &str = "\
     commands = [\"trap '' TERM\", 'echo started', 'while :; do sleep 0.1; done']\n\
     [[step]]\nname = 'after'\nneeds = ['long']\nexec = ['true']\n";
 
-fn stop(fixture: &Fixture, process: Process, signal: &str, code: i32) {
+/// Stops a build of [`PIPELINE`] with a signal.
+pub fn stop(fixture: &Fixture, process: Process, signal: &str, code: i32) {
     wait_for_line(fixture, "long 1", "started");
     wait_for_line(fixture, "stubborn 1", "started");
     process.signal(signal);

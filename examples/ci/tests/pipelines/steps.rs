@@ -20,9 +20,9 @@ testkit::trials! {
         the_demo_passes_in_containers,
 }
 
-const DEMO: &str = include_str!("../../../pipelines/demo.toml");
+pub const DEMO: &str = include_str!("../../../pipelines/demo.toml");
 
-fn assert_demo_passed(fixture: &Fixture, out: &str) {
+pub fn assert_demo_passed(fixture: &Fixture, out: &str) {
     let statuses = fixture.statuses();
     assert_eq!(statuses.len(), 7);
     assert_eq!(statuses["audit"], "failed (allowed): exited with code 3");
@@ -182,7 +182,7 @@ fn a_matrix_runs_one_step_per_cell(fixture: &Fixture) {
     let audits = fixture.audits();
     assert_eq!(audits.len(), 5);
     for (os, n) in [("a", 1), ("a", 2), ("b", 1), ("b", 2)] {
-        let audit = &audits[&format!("test (n={n}, os={os}) 1")];
+        let audit = &audits[&format!("test-n-{n}-os-{os} 1")];
         assert_eq!(text(audit.stream("stdout")), format!("on {os}: {n}\n"));
     }
 }
@@ -229,6 +229,10 @@ fn an_invalid_pipeline_creates_nothing(fixture: &Fixture) {
         (
             "[[step]]\nname = 'a'\nexec = ['x']\nmounts = ['/tmp:/x']",
             "step \"a\": mounts: a local process does not support this setting",
+        ),
+        (
+            "network = 'none'\n[[step]]\nname = 'a'\nexec = ['x']",
+            "step \"a\": network: a local process does not support this setting",
         ),
         (
             "[[step]]\nname = 'a'\nexec = ['x']\n[[step]]\nname = 'b'\nexec = ['x']\nsilence = 0.1",
