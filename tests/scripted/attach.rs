@@ -129,7 +129,7 @@ async fn a_lagged_subscriber_learns_what_it_missed() {
         all.push_str(&flood);
     }
     let audit = run.audit().unwrap();
-    eventually(60, "the flood's last line", async || {
+    eventually(300, "the flood's last line", async || {
         let text = std::fs::read_to_string(&audit).unwrap();
         text.contains("line 99x").then_some(())
     })

@@ -10,7 +10,7 @@ use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
 use moat::sink::{SinkCall, SinkFault};
 use moat::state::RunStatus;
-use moat::{Ending, Error, Manager, Root, RunId, RunSpec, ShutdownMode, Verdict};
+use moat::{Ending, Error, Manager, Root, RunId, RunSpec, Runtime, ShutdownMode, Verdict};
 use serde_json::Value;
 use testkit::deadline::{eventually, within};
 
@@ -47,14 +47,14 @@ pub fn wait_until_unlocked(audit: &Path) {
 async fn successive_managers_keep_each_line_once() {
     let bench = Bench::new();
     let mut script = Script::new();
-    // More than the clock can run ahead in three rounds.
     for n in 0..120 {
         script = script
             .stdout(format!("line {n}\n"))
             .stderr(format!("part {n}"))
             .pause(Duration::from_secs(1));
     }
-    bench.runtime.next(script.exit(5));
+    // A paused clock passes any planned end while a thread writes the file.
+    bench.runtime.next(script.until_stopped().exit_on_term(5));
     let manager = bench.open().await;
     let run = manager.start(spec()).await.unwrap();
     let (id, audit) = (run.id().clone(), run.audit().unwrap());
@@ -72,6 +72,10 @@ async fn successive_managers_keep_each_line_once() {
         wait_until_unlocked(&audit);
     }
     let last = bench.open().await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let found = bench.runtime.find(last.root().id()).await.unwrap();
+    let ended = bench.runtime.signal(&found[0].container, "SIGTERM");
+    ended.await.unwrap();
     let outcome = sealed(&last.get(&id).await.unwrap()).await;
     assert_eq!(outcome.code(), Some(5));
     assert_eq!(text(&outcome, Stream::Stdout), numbered(120));
@@ -79,7 +83,7 @@ async fn successive_managers_keep_each_line_once() {
     assert_eq!(text(&outcome, Stream::Stderr), parts);
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
     check(&outcome);
-    // The clock may pass the deadline of a shutdown while a thread writes the file.
+    // The clock may pass the deadline of a shutdown, too.
     let removed = async || (bench.runtime.containers() == 0).then_some(());
     eventually(60, "the removal of the container", removed).await;
     last.shutdown(ShutdownMode::Leave).await;
