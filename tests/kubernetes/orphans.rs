@@ -134,7 +134,7 @@ impl Abandoned {
         assert!(self.reaped(reaped).is_none(), "it is not past its deadline");
 
         self.expire(Duration::from_secs(7200));
-        // A collector that does not answer within 10 s has a later deadline.
+        // Each step repeats: a collector that does not answer within 10 s has a later deadline.
         eventually(120, "a dry run that reports it", async || {
             let dry = kill.dry_run(true).run(runtime, None).await.unwrap();
             self.reaped(dry)
@@ -152,8 +152,12 @@ impl Abandoned {
         })
         .await;
 
-        let reaped = kill.remove_after(minute).run(runtime, None).await.unwrap();
-        let action = &self.reaped(reaped).expect("it is past its margin").action;
+        let remove = kill.remove_after(minute);
+        let reaped = eventually(120, "the removal", async || {
+            self.reaped(remove.run(runtime, None).await.unwrap())
+        })
+        .await;
+        let action = &reaped.action;
         assert!(matches!(action, ReapAction::Removed), "{action:?}");
         assert!(self.pods().is_empty(), "{:?}", self.pods());
         assert!(self.listed(runtime).await.is_none());
