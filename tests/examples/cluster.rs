@@ -2,10 +2,10 @@
 
 use std::process::Stdio;
 
-use testkit::audit::Audit;
 use testkit::sequence;
 
 use crate::place::{Place, Process, assert_code, audit_of, audited, output, text};
+use crate::runs::{RECOVERED_STEPS, assert_recovered_after_kill};
 
 testkit::trials! {
     crate::on_cluster:
@@ -65,19 +65,7 @@ fn it_follows_executes_and_stops_in_a_pod_of_another_process(place: &Place) {
 }
 
 fn the_pod_of_a_killed_run_is_recovered_without_loss(place: &Place) {
-    let steps = "lines 2000 --burst 10 --delay-ms 25";
-    let process = Process::start_silent(place.run_pod(&["--name", "first"], steps));
-    audited(&place.audit("first"), "out 00000300 ");
-    drop(process);
-    let found = output(place.runs_of_pods(&["recover"]));
-    assert_code(&found, 0);
-    let stdout = text(&found.stdout);
-    assert_eq!(stdout.lines().count(), 1, "{stdout}");
-    assert!(
-        stdout.contains("first") && stdout.contains("complete"),
-        "{stdout}"
-    );
-    let audit = Audit::read(&place.audit("first")).unwrap();
-    sequence::check(audit.stream("stdout"), "out", 2000, 64).unwrap();
+    let run = place.run_pod(&["--name", "first"], RECOVERED_STEPS);
+    assert_recovered_after_kill(place, run, place.runs_of_pods(&["recover"]));
     place.assert_no_pods();
 }

@@ -54,6 +54,27 @@ fn verify_finds_one_changed_byte(place: &Place) {
     }
 }
 
+/// The steps of the run of [`assert_recovered_after_kill`].
+pub const RECOVERED_STEPS: &str = "lines 2000 --burst 10 --delay-ms 25";
+
+/// Kills `run`, the process of the run `first`, amid its output, and checks that `recover` completes
+/// the audit.
+pub fn assert_recovered_after_kill(place: &Place, run: Command, recover: Command) {
+    let process = Process::start_silent(run);
+    audited(&place.audit("first"), "out 00000300 ");
+    drop(process);
+    let found = output(recover);
+    assert_code(&found, 0);
+    let stdout = text(&found.stdout);
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    assert!(
+        stdout.contains("first") && stdout.contains("complete"),
+        "{stdout}"
+    );
+    let audit = Audit::read(&place.audit("first")).unwrap();
+    sequence::check(audit.stream("stdout"), "out", 2000, 64).unwrap();
+}
+
 fn verify_names_the_run_of_an_exchanged_file(place: &Place) {
     for name in ["first", "second"] {
         assert_code(&output(place.run(&["--name", name], "echo out")), 0);
@@ -73,20 +94,8 @@ fn verify_names_the_run_of_an_exchanged_file(place: &Place) {
 }
 
 fn a_killed_run_is_recovered_without_loss(place: &Place) {
-    let steps = "lines 2000 --burst 10 --delay-ms 25";
-    let process = Process::start_silent(place.run(&["--name", "first"], steps));
-    audited(&place.audit("first"), "out 00000300 ");
-    drop(process);
-    let found = output(place.runs(&["recover"]));
-    assert_code(&found, 0);
-    let stdout = text(&found.stdout);
-    assert_eq!(stdout.lines().count(), 1, "{stdout}");
-    assert!(
-        stdout.contains("first") && stdout.contains("complete"),
-        "{stdout}"
-    );
-    let audit = Audit::read(&place.audit("first")).unwrap();
-    sequence::check(audit.stream("stdout"), "out", 2000, 64).unwrap();
+    let run = place.run(&["--name", "first"], RECOVERED_STEPS);
+    assert_recovered_after_kill(place, run, place.runs(&["recover"]));
 }
 
 fn a_detached_run_can_be_managed(place: &Place) {

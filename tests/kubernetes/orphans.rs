@@ -120,6 +120,19 @@ impl Abandoned {
         all.into_iter().find(|reaped| reaped.root == self.root())
     }
 
+    /// Reaps until something of the root is reaped: a collector that does not answer within 10 s has
+    /// a later deadline.
+    async fn comes_to_be_reaped(
+        &self,
+        options: ReapOptions,
+        runtime: &Kubernetes,
+    ) -> ReapedContainer {
+        eventually(120, &format!("{options:?} reaps the pod"), async || {
+            self.reaped(options.run(runtime, None).await.unwrap())
+        })
+        .await
+    }
+
     /// Lets `runtime` kill the command and remove the pod, and checks the audit afterwards.
     async fn is_reaped_by(&self, runtime: &Kubernetes) {
         let listed = self.listed(runtime).await.expect("the pod is listed");
@@ -134,16 +147,8 @@ impl Abandoned {
         assert!(self.reaped(reaped).is_none(), "it is not past its deadline");
 
         self.expire(Duration::from_secs(7200));
-        // Each step repeats: a collector that does not answer within 10 s has a later deadline.
-        eventually(120, "a dry run that reports it", async || {
-            let dry = kill.dry_run(true).run(runtime, None).await.unwrap();
-            self.reaped(dry)
-        })
-        .await;
-        let reaped = eventually(120, "the reaping", async || {
-            self.reaped(kill.run(runtime, None).await.unwrap())
-        })
-        .await;
+        self.comes_to_be_reaped(kill.dry_run(true), runtime).await;
+        let reaped = self.comes_to_be_reaped(kill, runtime).await;
         let action = &reaped.action;
         assert!(matches!(action, ReapAction::Stopped), "{action:?}");
         eventually(60, "the end of the command", async || {
@@ -153,10 +158,7 @@ impl Abandoned {
         .await;
 
         let remove = kill.remove_after(minute);
-        let reaped = eventually(120, "the removal", async || {
-            self.reaped(remove.run(runtime, None).await.unwrap())
-        })
-        .await;
+        let reaped = self.comes_to_be_reaped(remove, runtime).await;
         let action = &reaped.action;
         assert!(matches!(action, ReapAction::Removed), "{action:?}");
         assert!(self.pods().is_empty(), "{:?}", self.pods());

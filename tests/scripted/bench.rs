@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use moat::audit::{LogState, verify};
 use moat::runtime::scripted::{Script, Scripted};
 use moat::{
-    Error, LogSink, Manager, ManagerBuilder, Outcome, Root, Run, RunId, RunSpec, Seal, ShutdownMode,
+    Error, LogSink, Manager, ManagerBuilder, Outcome, Root, Run, RunId, RunSpec, Runtime, Seal,
+    ShutdownMode,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tempfile::TempDir;
@@ -81,6 +82,13 @@ impl Bench {
     pub async fn start(&self, manager: &Manager, script: Script, spec: RunSpec) -> Run {
         self.runtime.next(script);
         manager.start(spec).await.unwrap()
+    }
+
+    /// Sends SIGTERM to the only container of a root, as another client would.
+    pub async fn terminate_externally(&self, manager: &Manager) {
+        let found = self.runtime.find(manager.root().id()).await.unwrap();
+        let ended = self.runtime.signal(&found[0].container, "SIGTERM");
+        ended.await.unwrap();
     }
 
     /// Runs a script to its end, and checks what holds for every run.

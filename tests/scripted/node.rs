@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use moat::audit::GapReason;
-use moat::events::EventKind;
 use moat::outcome::{Evidence, Stream};
 use moat::runtime::scripted::{Call, Script};
 use moat::sink::Memory;
@@ -12,7 +11,7 @@ use moat::{Ending, Error, Manager, Run, RunId, ShutdownMode, Verdict};
 use tokio::time::{Instant, sleep};
 
 use crate::bench::{Bench, check, named, seal, sealed};
-use crate::records::gaps;
+use crate::records::{gaps, warnings};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -47,7 +46,7 @@ async fn a_silent_node_is_reported_and_ends_nothing() {
         .stdout("two\n")
         .exit(3);
     let run = bench.start(&manager, script, named("node")).await;
-    let mut seen = run.events();
+    let seen = run.events();
     bench.runtime.silence_node(&id());
     assert!(wait_problem(&run, true).await <= Duration::from_secs(40));
     let problem = run.problem().unwrap();
@@ -74,13 +73,7 @@ async fn a_silent_node_is_reported_and_ends_nothing() {
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
     assert_eq!(log.output(run.id(), Stream::Stdout), b"one\ntwo\n");
     manager.shutdown(ShutdownMode::Leave).await;
-    let mut warnings = Vec::new();
-    while let Some(event) = seen.next().await {
-        if let EventKind::Warning { message } = event.kind {
-            warnings.push(message);
-        }
-    }
-    assert_eq!(warnings, [problem]);
+    assert_eq!(warnings(seen).await, [problem]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use moat::Outcome;
 use moat::audit::{Action, Event, GapReason, Reader, Record};
+use moat::events::{EventKind, Events};
 use moat::outcome::Stream;
 use moat::runtime::RuntimeError;
 use moat::runtime::scripted::Fault;
@@ -37,6 +38,17 @@ pub fn typed(path: &Path) -> Vec<u8> {
         _ => None,
     });
     written.flatten().collect()
+}
+
+/// The warnings of a subscription, in order, up to its end.
+pub async fn warnings(mut events: Events) -> Vec<String> {
+    let mut warnings = Vec::new();
+    while let Some(event) = events.next().await {
+        if let EventKind::Warning { message } = event.kind {
+            warnings.push(message);
+        }
+    }
+    warnings
 }
 
 /// The number of stop requests in the file.

@@ -10,7 +10,7 @@ use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
 use moat::sink::{SinkCall, SinkFault};
 use moat::state::RunStatus;
-use moat::{Ending, Error, Manager, Root, RunId, RunSpec, Runtime, ShutdownMode, Verdict};
+use moat::{Ending, Error, Manager, Root, RunId, RunSpec, ShutdownMode, Verdict};
 use serde_json::Value;
 use testkit::deadline::{eventually, within};
 
@@ -73,9 +73,7 @@ async fn successive_managers_keep_each_line_once() {
     }
     let last = bench.open().await;
     tokio::time::sleep(Duration::from_secs(120)).await;
-    let found = bench.runtime.find(last.root().id()).await.unwrap();
-    let ended = bench.runtime.signal(&found[0].container, "SIGTERM");
-    ended.await.unwrap();
+    bench.terminate_externally(&last).await;
     let outcome = sealed(&last.get(&id).await.unwrap()).await;
     assert_eq!(outcome.code(), Some(5));
     assert_eq!(text(&outcome, Stream::Stdout), numbered(120));

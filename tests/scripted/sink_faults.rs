@@ -9,7 +9,7 @@ use moat::runtime::scripted::{Call, Link, Script};
 use moat::sink::{Faulty, Jsonl, SinkCall, SinkFault};
 use moat::spec::{ExecSpec, Stdin, WindowSize};
 use moat::state::RunStatus;
-use moat::{Error, Manager, Outcome, Root, Run, RunId, RunSpec, Runtime, ShutdownMode};
+use moat::{Error, Manager, Outcome, Root, Run, RunId, RunSpec, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
 
@@ -182,9 +182,7 @@ async fn an_exit_is_recorded_while_a_sink_stalls() {
     let spec = RunSpec::new("any").id(held.clone());
     let run = manager.start(spec).await.unwrap();
     sink.fault(stalls());
-    let found = bench.runtime.find(manager.root().id()).await.unwrap();
-    let ended = bench.runtime.signal(&found[0].container, "SIGTERM");
-    ended.await.unwrap();
+    bench.terminate_externally(&manager).await;
     let outcome = within(20, "the end", run.wait()).await.unwrap();
     assert_eq!(outcome.code(), Some(7));
     assert!(outcome.sealed().is_none(), "{outcome}");

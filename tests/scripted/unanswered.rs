@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use moat::audit::{Event, Record};
-use moat::events::EventKind;
 use moat::outcome::{StopCause, Stream};
 use moat::runtime::scripted::{Call, Fault, Link, Script};
 use moat::sink::Memory;
@@ -12,6 +11,7 @@ use moat::{Error, Manager, Run, RunId, ShutdownMode, Verdict};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::bench::{Bench, named, seal, sealed};
+use crate::records::warnings;
 
 const GRACE: Duration = Duration::from_secs(2);
 /// The documented time beyond the grace period.
@@ -85,7 +85,7 @@ async fn a_silent_engine_bounds_a_stop_and_loses_nothing() {
     let stage = Stage::new();
     let manager = stage.open().await;
     let run = stage.start(&manager, Duration::ZERO).await;
-    let mut seen = run.events();
+    let seen = run.events();
     stage.link(Link::Silent);
     let begun = Instant::now();
     let reported = async { (wait_problem(&run, true).await, begun.elapsed()) };
@@ -104,13 +104,7 @@ async fn a_silent_engine_bounds_a_stop_and_loses_nothing() {
     assert_eq!(seal(&outcome).verdict, Verdict::Complete);
     assert_eq!(run.problem(), None);
     manager.shutdown(ShutdownMode::Leave).await;
-    let mut warnings = Vec::new();
-    while let Some(event) = seen.next().await {
-        if let EventKind::Warning { message } = event.kind {
-            warnings.push(message);
-        }
-    }
-    assert_eq!(warnings, [problem]);
+    assert_eq!(warnings(seen).await, [problem]);
 }
 
 #[tokio::test(start_paused = true)]

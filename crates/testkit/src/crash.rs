@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -27,6 +28,18 @@ pub enum Keep {
     OnFailure,
     /// Those whose audit has a gap.
     OnGap,
+}
+
+impl Keep {
+    /// Returns the setting of moat, which this crate does not name.
+    ///
+    /// # Panics
+    ///
+    /// If `T` is not `KeepContainer`.
+    pub fn setting<T: DeserializeOwned>(self) -> T {
+        let setting = serde_json::to_value(self).and_then(serde_json::from_value);
+        setting.expect("the names are those of moat")
+    }
 }
 
 /// A run with known output.

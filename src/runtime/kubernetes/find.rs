@@ -8,11 +8,12 @@ use super::api::pod::{Pod, PodList, ROOT_LABEL};
 use super::container::{inspection, last_report, may_be_released};
 use super::plain;
 use super::shared::Shared;
-use crate::runtime::{ContainerStatus, LabeledContainer, OwnedContainer};
+use crate::runtime::{ContainerStatus, LabeledContainer, OwnedContainer, RuntimeError};
 use crate::spec::RootId;
 
 /// The number of collectors that a search asks at once.
 const MAX_QUESTIONS: usize = 16;
+const LIST: &str = "list the containers";
 
 impl Shared {
     /// Lists the pods with a label in this namespace.
@@ -39,8 +40,9 @@ impl Shared {
         &self,
         root: &RootId,
         plain: bool,
-    ) -> Result<Vec<OwnedContainer>, Failure> {
-        let pods = self.list(&format!("{ROOT_LABEL}={root}")).await?;
+    ) -> Result<Vec<OwnedContainer>, RuntimeError> {
+        let pods = self.list(&format!("{ROOT_LABEL}={root}")).await;
+        let pods = pods.map_err(self.error(LIST))?;
         let pods = pods.into_iter().filter(|pod| pod.is_plain() == plain);
         let pods = pods.filter_map(|pod| Some((pod.run()?, pod)));
         let found = stream::iter(pods).map(|(run, pod)| async move {
@@ -53,9 +55,13 @@ impl Shared {
     }
 
     /// Returns the pods of all roots, with the helper or without it.
-    pub(super) async fn find_all(&self, plain: bool) -> Result<Vec<LabeledContainer>, Failure> {
-        let pods = self.list_all(ROOT_LABEL).await?;
+    pub(super) async fn find_all(
+        &self,
+        plain: bool,
+    ) -> Result<Vec<LabeledContainer>, RuntimeError> {
+        let pods = self.list_all(ROOT_LABEL).await;
         let pods = pods
+            .map_err(self.error(LIST))?
             .into_iter()
             .filter(|pod| pod.is_plain() == plain)
             .filter_map(|pod| Some((pod.root()?, pod.run()?, pod)));

@@ -314,8 +314,7 @@ impl Runtime for Kubernetes {
     }
 
     async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
-        let info = self.shared.engine().await;
-        info.map_err(self.shared.error("read the version of the cluster"))
+        self.shared.engine().await
     }
 
     fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec> {
@@ -444,13 +443,11 @@ impl Runtime for Kubernetes {
     }
 
     async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError> {
-        let found = self.shared.find(root, false).await;
-        found.map_err(self.shared.error("list the containers"))
+        self.shared.find(root, false).await
     }
 
     async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
-        let found = self.shared.find_all(false).await;
-        found.map_err(self.shared.error("list the containers"))
+        self.shared.find_all(false).await
     }
 
     async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError> {

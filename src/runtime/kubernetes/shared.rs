@@ -111,10 +111,10 @@ impl Shared {
     }
 
     /// Returns the version, and the UID of the namespace, which outlives its pods.
-    pub(super) async fn engine(&self) -> Result<EngineInfo, Failure> {
+    pub(super) async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
         let path = format!("/api/v1/namespaces/{}", self.client.namespace);
-        let (version, namespace) =
-            futures::try_join!(self.version(), self.client.get::<Pod>(&path))?;
+        let read = futures::try_join!(self.version(), self.client.get::<Pod>(&path));
+        let (version, namespace) = read.map_err(self.error("read the version of the cluster"))?;
         let info = EngineInfo::new("Kubernetes", version);
         Ok(info.with_id(namespace.metadata.uid))
     }

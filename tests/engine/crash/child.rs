@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moat::sink::Jsonl;
-use moat::spec::KeepContainer;
 use moat::{Docker, Error, Manager, RunId, RunSpec, ShutdownMode};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use testkit::child::{self, Process};
-use testkit::crash::{Keep, Planned};
+use testkit::crash::Planned;
 use testkit::engine;
 
 use super::plan::Deadly;
@@ -73,7 +72,7 @@ async fn obey(orders: Orders) {
             .id(RunId::new(&run.id).unwrap())
             .cmd(run.command())
             .tty(run.tty)
-            .keep(keep(run.keep))
+            .keep(run.keep.setting())
             .network("none")
             .bind(&orders.gate, "/gate");
         if run.missing {
@@ -94,16 +93,6 @@ async fn obey(orders: Orders) {
         while run.wait().await.unwrap().sealed().is_none() {}
     }
     manager.shutdown(ShutdownMode::Leave).await;
-}
-
-/// The setting of a run in the terms of moat.
-fn keep(planned: Keep) -> KeepContainer {
-    match planned {
-        Keep::Always => KeepContainer::Always,
-        Keep::Never => KeepContainer::Never,
-        Keep::OnFailure => KeepContainer::OnFailure,
-        Keep::OnGap => KeepContainer::OnGap,
-    }
 }
 
 /// Starts a child with these orders.

@@ -85,11 +85,9 @@ async fn obey(orders: Orders) {
 }
 
 fn spec(orders: &Orders, run: &Planned) -> RunSpec {
-    // The plan has the names of moat.
-    let keep = serde_json::to_value(run.keep).and_then(serde_json::from_value);
     let spec = gated(&orders.image, &orders.gate, &run.command().join(" "))
         .id(RunId::new(&run.id).unwrap())
-        .keep(keep.unwrap())
+        .keep(run.keep.setting())
         .tty(run.tty);
     match run.missing {
         true => spec.entrypoint(run.command()),

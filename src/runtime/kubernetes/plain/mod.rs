@@ -97,8 +97,7 @@ impl Runtime for PlainPods {
     }
 
     async fn engine(&self) -> Result<EngineInfo, RuntimeError> {
-        let info = self.shared.engine().await;
-        info.map_err(self.shared.error("read the version of the cluster"))
+        self.shared.engine().await
     }
 
     fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec> {
@@ -200,13 +199,11 @@ impl Runtime for PlainPods {
     }
 
     async fn find(&self, root: &RootId) -> Result<Vec<OwnedContainer>, RuntimeError> {
-        let found = self.shared.find(root, true).await;
-        found.map_err(self.shared.error("list the containers"))
+        self.shared.find(root, true).await
     }
 
     async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
-        let found = self.shared.find_all(true).await;
-        found.map_err(self.shared.error("list the containers"))
+        self.shared.find_all(true).await
     }
 
     async fn copy_out(&self, _: &ContainerId, _: &str) -> Result<Archive, RuntimeError> {
