@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryFutureExt;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -20,20 +21,19 @@ use crate::spec::ContainerId;
 
 /// Timeout of a question to the collector, which a lost node never answers.
 const STATE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The time for which a removal waits for the report that a silent collector has ended.
-const QUIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The time for which the end of a command waits for the kubelet's reason.
+/// The time for which the end of a container waits for the kubelet's report.
 ///
-/// It took 1 to 2 s, and more than 5 s on a loaded machine.
-const REASON_TIMEOUT: Duration = Duration::from_secs(20);
+/// The report took 1 to 2 s, and more than 10 s on a loaded machine.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Exit code of a command that SIGKILL ended, such as the one of the out-of-memory killer.
 const KILLED: i64 = 137;
 pub(super) const SIGKILL: i32 = 9;
 /// Exit code of a wrapper whose collector ended before it released the command.
 const NEVER_RELEASED: i64 = 70;
 /// The time after which the server is asked about a pod that is being removed, in case the watch is
-/// late; doubled with each question.
+/// late; doubled with each question, up to the maximum.
 const REMOVAL_POLL_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_REMOVAL_POLL_INTERVAL: Duration = Duration::from_secs(4);
 
 /// Returns the pod of a container's id.
 pub(super) fn reference(id: &ContainerId, operation: &'static str) -> Result<PodRef, RuntimeError> {
@@ -158,7 +158,7 @@ impl Shared {
             };
             // The kubelet reports the reason of a kill soon after the end.
             if process.finished_at.is_some() {
-                match timeout(REASON_TIMEOUT, changed).await {
+                match timeout(REPORT_TIMEOUT, changed).await {
                     Ok(true) => {}
                     _ => return Ok(WaitStatus::new(process.code)),
                 }
@@ -352,7 +352,7 @@ impl Shared {
     /// The answer of a collector that ends can be lost with its container, and the server reports
     /// the end later.
     async fn collector_ended(&self, pod: &PodRef) -> Option<Pod> {
-        let deadline = Instant::now() + QUIT_TIMEOUT;
+        let deadline = Instant::now() + REPORT_TIMEOUT;
         while Instant::now() < deadline {
             if let Ok(found) = self.pod(pod).await
                 && (!found.is_running(Container::Collector) || has_ended(&found))
@@ -391,26 +391,39 @@ impl Shared {
         }
     }
 
+    /// Waits until the server does not have the deleted pod any more.
+    ///
+    /// A kubelet deletes the pod from the server once it has removed the containers, which can be a
+    /// minute after their end. So once the containers have ended, moat itself deletes the pod.
     async fn wait_gone(
         &self,
         pod: &PodRef,
         reports: &mut watch::Receiver<Seen>,
     ) -> Result<(), Failure> {
         let mut interval = REMOVAL_POLL_INTERVAL;
+        let mut end_reported = false;
         loop {
-            let gone = reports.wait_for(|seen| matches!(seen, Seen::Gone));
-            let gone = timeout(interval, gone).await.map(|gone| gone.is_ok());
-            match gone {
-                Ok(true) => return Ok(()),
+            let news = reports.wait_for(|seen| match seen {
+                Seen::Unknown => false,
+                Seen::Pod(pod) => !end_reported && pod.has_stopped(),
+                Seen::Gone => true,
+            });
+            let is_gone = news.map_ok(|seen| matches!(*seen, Seen::Gone));
+            match timeout(interval, is_gone).await {
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Ok(false)) => end_reported = true,
                 // There are no more reports.
-                Ok(false) => sleep(interval).await,
+                Ok(Err(_)) => sleep(interval).await,
                 Err(_) => {}
             }
-            interval *= 2;
-            if let Err(failure) = self.pod(pod).await
-                && failure.is_not_found()
-            {
-                return Ok(());
+            interval = (interval * 2).min(MAX_REMOVAL_POLL_INTERVAL);
+            match self.pod(pod).await {
+                Err(failure) if failure.is_not_found() => return Ok(()),
+                Ok(found) if found.has_stopped() => {
+                    // Repeated, until the pod is gone.
+                    let _ = self.delete(pod, Some(0)).await;
+                }
+                _ => {}
             }
         }
     }

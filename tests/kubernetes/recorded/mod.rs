@@ -23,6 +23,7 @@ use moat::runtime::kubernetes::{ClusterOptions, Kubernetes};
 use moat::runtime::{CreateRequest, Created, Runtime, RuntimeError};
 use moat::spec::{ContainerId, RootId};
 use moat::{RunId, RunSpec};
+use serde_json::Value;
 use tempfile::TempDir;
 use testkit::harness::{Trial, bounded};
 
@@ -75,6 +76,13 @@ impl Recorded {
     async fn connect(&self) -> Kubernetes {
         let options = ClusterOptions::default().kubeconfig(self.kubeconfig());
         Kubernetes::connect_with(options).await.unwrap()
+    }
+
+    /// Returns the grace period of each deletion, in seconds.
+    fn graces(&self) -> Vec<Value> {
+        let deletions = self.server.requests("delete pods").into_iter();
+        let graces = deletions.map(|deletion| deletion.body["gracePeriodSeconds"].clone());
+        graces.collect()
     }
 }
 

@@ -210,11 +210,7 @@ async fn a_stop_keeps_the_pod(recorded: &Recorded) {
         "uid": UID, "resourceVersion": "12", "finalizers": ["moat.dev/audit"],
     });
     assert_eq!(patch["metadata"], expected);
-    let deletions = server.requests("delete pods");
-    let graces = deletions
-        .iter()
-        .map(|deletion| &deletion.body["gracePeriodSeconds"]);
-    assert_eq!(graces.collect::<Vec<_>>(), [&Value::Null, &json!(1)]);
+    assert_eq!(recorded.graces(), [Value::Null, json!(1)]);
 }
 
 /// The answer to a request for the start was lost, so that the kubelet may start the command.

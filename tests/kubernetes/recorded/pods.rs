@@ -5,21 +5,23 @@ use std::time::{Duration, Instant};
 
 use moat::runtime::{ContainerStatus, Runtime, RuntimeError};
 use serde_json::json;
-use testkit::deadline::within;
+use testkit::deadline::{eventually, within};
 
 use super::answers::{
-    POD, UID, answered, ended, event, expired, list, not_found, ok, pod, replacement, running,
-    silent_collector, start_error, status, waiting,
+    POD, UID, answered, ended, event, expired, list, not_found, ok, over, pod, replacement,
+    running, silent_collector, start_error, status, waiting,
 };
 use super::protocol::Kind;
 use super::server::{Answer, Step};
-use super::{Recorded, assert_inconclusive, container, spec};
+use super::{Recorded, assert_inconclusive, container, create, spec};
 
 testkit::trials! {
     super::recorded:
         another_pod_of_the_name_is_not_the_runs,
         a_removal_names_the_uid,
         a_failed_deletion_removes_nothing,
+        a_pod_that_is_over_is_removed_at_once,
+        a_removal_survives_an_outage,
         a_start_in_1970_is_no_start,
         a_collector_that_never_ran_keeps_no_pod,
         an_image_that_cannot_be_pulled_is_one_reason,
@@ -103,6 +105,57 @@ async fn a_failed_deletion_removes_nothing(recorded: &Recorded) {
         .answer("delete pods", [status(403, "Forbidden", &message)]);
     let error = cluster.remove(&container(), false).await.unwrap_err();
     assert!(error.to_string().contains("cannot delete"), "{error}");
+}
+
+/// Kubernetes 1.20 removes some deleted pods a minute after their end.
+async fn a_pod_that_is_over_is_removed_at_once(recorded: &Recorded) {
+    let cluster = recorded.connect().await;
+    let found = ok(&pod(12, ended(7)));
+    // Its containers still run.
+    let evicted = ok(&pod(13, json!({"phase": "Failed", "reason": "Evicted"})));
+    let over = ok(&pod(14, over(7)));
+    recorded.server.answer(
+        "get pods",
+        [found.clone(), found, evicted, over, not_found()],
+    );
+    recorded
+        .server
+        .answer("exec quit", [answered(Kind::Done, &[])]);
+    recorded.server.answer("delete pods", [deleted()]);
+    within(30, "the removal", cluster.remove(&container(), false))
+        .await
+        .unwrap();
+    assert_eq!(recorded.graces(), [1, 0]);
+}
+
+/// The watch reports the end of the pod, and the server does not answer questions about it.
+async fn a_removal_survives_an_outage(recorded: &Recorded) {
+    let server = &recorded.server;
+    let found = pod(12, ended(7));
+    server.answer("create pods", [ok(&found)]);
+    server.answer("list pods", [list(12, std::slice::from_ref(&found))]);
+    let over = pod(13, over(7));
+    server.answer(
+        "watch pods",
+        [Answer::Watch(vec![event("MODIFIED", &over)])],
+    );
+    server.answer("get pods", [ok(&found), Answer::Cut]);
+    server.answer("exec quit", [answered(Kind::Done, &[])]);
+    server.answer("delete pods", [deleted()]);
+    let cluster = recorded.connect().await;
+    create(&cluster).await.unwrap();
+    let removing = tokio::spawn(async move { cluster.remove(&container(), false).await });
+    let questions = eventually(20, "three failed questions", async || {
+        let questions = server.requests("get pods");
+        (questions.len() >= 4).then_some(questions)
+    })
+    .await;
+    let elapsed = questions[3].received - questions[1].received;
+    assert!(elapsed >= Duration::from_secs(2), "{elapsed:?}");
+    server.answer("get pods", [ok(&over), not_found()]);
+    let removed = within(20, "the removal", removing).await.unwrap();
+    removed.unwrap();
+    assert_eq!(recorded.graces(), [1, 0]);
 }
 
 async fn a_start_in_1970_is_no_start(recorded: &Recorded) {

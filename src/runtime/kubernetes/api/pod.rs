@@ -320,6 +320,16 @@ impl Pod {
         matches!(self.status.phase.as_str(), "Failed" | "Succeeded")
     }
 
+    /// Returns true if the kubelet reports that all containers of the pod have ended.
+    ///
+    /// During an eviction, it reports the end of the pod without its containers, which still run.
+    pub(crate) fn has_stopped(&self) -> bool {
+        let init = self.status.init_container_statuses.iter();
+        let mut statuses = init.chain(&self.status.container_statuses);
+        let is_reported = !self.status.container_statuses.is_empty();
+        self.is_over() && is_reported && statuses.all(|status| status.state.running.is_none())
+    }
+
     /// Returns true if the pod was deleted, and the kubelet ends its containers.
     pub(crate) fn is_deleted(&self) -> bool {
         self.metadata.deletion_timestamp.is_some()
