@@ -139,12 +139,16 @@ tls-run: image
 helper:
     crates/helper/build --check
 
-# The contract and the tests of a runtime on Kubernetes 1.20 (as root; once for each machine: tests/engines/kubernetes --build)
-kube-tests:
+# The contract of a runtime on Kubernetes 1.20, and the examples (as root; once for each machine:
+# tests/engines/kubernetes --build)
+kube-conformance:
     tests/engines/kubernetes cargo test --locked --workspace --all-features --test conformance -- kubernetes::
-    tests/engines/kubernetes cargo test --locked --workspace --all-features --test kubernetes
     cargo build --locked --workspace --quiet --all-features --examples
     tests/engines/kubernetes cargo test --locked --workspace --all-features --test examples --test pipelines -- cluster::
+
+# The other tests on Kubernetes, with kills and with faults of the cluster: a quarter of an hour
+kube-tests:
+    tests/engines/kubernetes cargo test --locked --workspace --all-features --test kubernetes
 
 # Kills of moat and of its daemon on Docker 28, and 1,000 kills at random times: half an hour
 docker28-campaign:

@@ -15,13 +15,14 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::cluster;
+use crate::cluster::{self, Down};
 use crate::embedder::Embedder;
 use crate::stage::{Stage, assert_both_streams, end, read};
 
 testkit::trials! {
     crate::on_local_cluster:
-        watches_that_end_lose_nothing,
+        watches_that_end_lose_nothing;
+    crate::on_broken_cluster:
         expired_watches_lose_nothing,
         watches_that_always_expire_lose_nothing,
 }
@@ -201,7 +202,13 @@ async fn watches_that_end_lose_nothing(stage: &Stage) {
     assert!((3 * RUNS..30 * RUNS).contains(&ended), "{ended} watches");
 }
 
+/// Restarts the API server, so that it does not have version 1 any more. A new cluster still has it.
+fn forget_versions() {
+    Down::kill("api").start();
+}
+
 async fn expired_watches_lose_nothing(stage: &Stage) {
+    forget_versions();
     let (ended, expired) = run(stage, expire_some).await;
     println!("{ended} watches, of which {expired} expired");
     assert!(
@@ -212,6 +219,7 @@ async fn expired_watches_lose_nothing(stage: &Stage) {
 
 /// Lists are the only source, and no client asks for them without a pause.
 async fn watches_that_always_expire_lose_nothing(stage: &Stage) {
+    forget_versions();
     let started = Instant::now();
     let (_, expired) = run(stage, expire).await;
     let seconds = started.elapsed().as_secs() as usize;
