@@ -308,11 +308,16 @@ impl Pod {
         }
     }
 
+    /// The statuses of all containers, those of initialization first.
+    fn statuses(&self) -> impl Iterator<Item = &ContainerStatus> {
+        let init = self.status.init_container_statuses.iter();
+        init.chain(&self.status.container_statuses)
+    }
+
     /// Returns true if a container of the pod runs or has run.
     pub(crate) fn has_run(&self) -> bool {
-        let init = self.status.init_container_statuses.iter();
-        let mut statuses = init.chain(&self.status.container_statuses);
-        statuses.any(|status| status.state.running.is_some() || status.state.terminated.is_some())
+        self.statuses()
+            .any(|status| status.state.running.is_some() || status.state.terminated.is_some())
     }
 
     /// Returns true if no container of the pod will run any more.
@@ -324,10 +329,9 @@ impl Pod {
     ///
     /// During an eviction, it reports the end of the pod without its containers, which still run.
     pub(crate) fn has_stopped(&self) -> bool {
-        let init = self.status.init_container_statuses.iter();
-        let mut statuses = init.chain(&self.status.container_statuses);
         let is_reported = !self.status.container_statuses.is_empty();
-        self.is_over() && is_reported && statuses.all(|status| status.state.running.is_none())
+        let is_running = |status: &ContainerStatus| status.state.running.is_some();
+        self.is_over() && is_reported && !self.statuses().any(is_running)
     }
 
     /// Returns true if the pod was deleted, and the kubelet ends its containers.
@@ -353,9 +357,9 @@ impl Pod {
         {
             return Some((scheduled.reason.clone(), scheduled.message.clone()));
         }
-        let init = self.status.init_container_statuses.iter();
-        let statuses = init.chain(&self.status.container_statuses);
-        let waiting = statuses.filter_map(|status| status.state.waiting.as_ref());
+        let waiting = self
+            .statuses()
+            .filter_map(|status| status.state.waiting.as_ref());
         // The containers of a pod wait for the same image. The message of a back-off is the best.
         let waiting = waiting.max_by_key(|waiting| waiting.message.len())?;
         Some((waiting.reason.clone(), waiting.message.clone()))
