@@ -93,14 +93,17 @@ struct Args {
     /// Environment variable
     #[arg(long, value_name = "K=V", value_parser = variable)]
     env: Vec<(String, String)>,
+    /// File with environment variables, a line each
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     /// Working directory in the container
     #[arg(long, value_name = "DIR")]
     workdir: Option<String>,
     /// `user`, `uid`, `user:group` or `uid:gid`
     #[arg(long, value_name = "U")]
     user: Option<String>,
-    /// Host directory or named volume, and its path in the container
-    #[arg(long, value_name = "HOST:CTR[:ro]", value_parser = mount)]
+    /// Host directory or named volume, its path in the container, and `ro`, `rw`, `z` or `Z`
+    #[arg(long, value_name = "SRC:DST[:OPTS]", value_parser = mount)]
     volume: Vec<Mount>,
     /// `bridge`, `host`, `none`, `container:<id>`, or the name of a network
     #[arg(long, value_name = "MODE")]
@@ -169,26 +172,11 @@ fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 fn mount(text: &str) -> Result<Mount, String> {
-    let (text, read_only) = match text.strip_suffix(":ro") {
-        Some(text) => (text, true),
-        None => (text, false),
-    };
-    let (source, target) = text.split_once(':').ok_or("expected HOST:CTR[:ro]")?;
-    let target = target.to_owned();
-    Ok(if source.contains('/') {
-        let source = std::path::absolute(source).map_err(|error| error.to_string())?;
-        Mount::Bind {
-            source,
-            target,
-            read_only,
-        }
-    } else {
-        Mount::Volume {
-            name: source.into(),
-            target,
-            read_only,
-        }
-    })
+    let mut mount = text.parse().map_err(|error| format!("{error}"))?;
+    if let Mount::Bind { source, .. } = &mut mount {
+        *source = std::path::absolute(&*source).map_err(|error| error.to_string())?;
+    }
+    Ok(mount)
 }
 
 impl Args {
@@ -236,6 +224,9 @@ impl Args {
         }
         if let Some(grace) = self.grace {
             spec = spec.stop_grace(grace);
+        }
+        for path in &self.env_file {
+            spec = spec.env_file(path);
         }
         for (name, value) in &self.env {
             spec = spec.env(name, value);

@@ -38,11 +38,13 @@ use moat::Docker;
 use moat::Kubernetes;
 use moat::audit::{self, LogState};
 use moat::manager::RecoveryMode;
-use moat::outcome::Stream;
+use moat::outcome::{StopCause, Stream};
 use moat::root::RunInfo;
 use moat::run::{AttachOptions, Attached, Attachment};
 use moat::spec::{ExecSpec, Stdin, WindowSize};
+use moat::timestamp::Timestamp;
 use moat::{Error, LocalProcess, Manager, Outcome, Root, RunId, Runtime, ShutdownMode};
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
 /// Exit code: `verify` found damage, or no seal.
@@ -98,7 +100,7 @@ impl RuntimeArg {
 enum Command {
     /// Lists all runs
     List {
-        /// Print one JSON array
+        /// Print all fields, as one JSON object a line
         #[arg(long)]
         json: bool,
     },
@@ -221,9 +223,10 @@ fn list(root: &Path, json: bool) -> moat::Result<u8> {
     let runs = Root::open(root)?.list()?;
     let mut out = io::stdout().lock();
     let written = if json {
-        serde_json::to_writer_pretty(&mut out, &runs)
-            .map_err(io::Error::from)
-            .and_then(|()| writeln!(out))
+        runs.iter().try_for_each(|info| {
+            serde_json::to_writer(&mut out, info)?;
+            writeln!(out)
+        })
     } else {
         table(&mut out, &runs)
     };
@@ -231,7 +234,10 @@ fn list(root: &Path, json: bool) -> moat::Result<u8> {
 }
 
 fn table(out: &mut impl Write, runs: &[RunInfo]) -> io::Result<()> {
-    let mut rows = vec![["RUN", "STATE", "CODE", "AUDIT", "IMAGE", "COMMAND"].map(String::from)];
+    let header = [
+        "RUN", "STATE", "CODE", "STARTED", "ENDED", "STOPPED", "AUDIT", "IMAGE", "COMMAND",
+    ];
+    let mut rows = vec![header.map(String::from)];
     rows.extend(runs.iter().map(|info| {
         let code = info.seal.as_ref().and_then(|seal| seal.exit.code());
         let audit = match (&info.problem, &info.seal) {
@@ -244,12 +250,19 @@ fn table(out: &mut impl Write, runs: &[RunInfo]) -> io::Result<()> {
             info.run.to_string(),
             info.status.to_string(),
             code.map_or("-".into(), |code| code.to_string()),
+            seconds(info.started_at),
+            seconds(info.ended_at),
+            info.stopped.map_or("-".into(), name),
             audit,
             settings.map_or("-".into(), |settings| settings.image.clone()),
             settings.map_or("-".into(), |settings| settings.cmd.join(" ")),
         ]
     }));
-    let widths: [usize; 5] = std::array::from_fn(|column| {
+    // The path in a problem, an image and a command may contain escape codes for the terminal.
+    for cell in rows.iter_mut().flatten() {
+        *cell = cell.escape_debug().to_string();
+    }
+    let widths: [usize; 8] = std::array::from_fn(|column| {
         let widths = rows.iter().map(|row| row[column].chars().count());
         widths.max().unwrap_or_default()
     });
@@ -257,10 +270,24 @@ fn table(out: &mut impl Write, runs: &[RunInfo]) -> io::Result<()> {
         for (cell, width) in row.iter().zip(widths) {
             write!(out, "{cell:width$}  ")?;
         }
-        // A command may contain escape codes for the terminal.
-        writeln!(out, "{}", row[5].escape_debug())?;
+        writeln!(out, "{}", row[8])?;
     }
     Ok(())
+}
+
+/// The name of the cause in the audit file, such as `time_limit`.
+///
+/// Its `Display` is a sentence.
+fn name(cause: StopCause) -> String {
+    match serde_json::to_value(cause) {
+        Ok(Value::String(name)) => name,
+        _ => "unknown".into(),
+    }
+}
+
+/// Shows a time to the second.
+fn seconds(time: Option<Timestamp>) -> String {
+    time.map_or("-".into(), |time| format!("{}Z", &time.to_string()[..19]))
 }
 
 async fn wait(args: &Args, id: &RunId) -> moat::Result<u8> {

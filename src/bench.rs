@@ -58,9 +58,10 @@ pub fn encode(batch: &Batch, out: &mut Vec<u8>) {
             bytes,
             partial,
             lossy,
+            ..
         } = record
         {
-            text.write(ts, stream, bytes, partial, lossy, out);
+            text.write(ts.into(), stream, bytes, partial, lossy, out);
             out.push(b'\n');
         }
     }

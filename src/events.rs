@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 
-use futures::stream::{self, BoxStream, Stream, StreamExt};
+use futures::stream::{self, Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -163,7 +163,7 @@ pub enum EventKind {
 /// The stream ends when the manager is shut down or dropped. The stream of one run also ends
 /// after [`EventKind::Released`].
 pub struct Events {
-    inner: BoxStream<'static, RunEvent>,
+    inner: Pin<Box<dyn Stream<Item = RunEvent> + Send + Sync>>,
 }
 
 impl std::fmt::Debug for Events {
@@ -192,7 +192,7 @@ impl Events {
             Some((event, rest))
         });
         Self {
-            inner: events.boxed(),
+            inner: Box::pin(events),
         }
     }
 }

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 ///
 /// A module imports only modules that precede it in this list, so no cycle can exist.
 const MODULES: &[(&str, &[&str])] = &[
-    ("timestamp", &[]),
+    ("causes", &[]),
+    ("timestamp", &["causes"]),
     ("spec", &["timestamp"]),
     ("outcome", &["spec", "timestamp"]),
     ("state", &["outcome", "spec", "timestamp"]),
-    ("error", &["outcome", "spec"]),
+    ("error", &["causes", "outcome", "spec"]),
     ("disk", &["error"]),
     ("runtime", &["error", "outcome", "spec", "timestamp"]),
     (
@@ -118,7 +119,8 @@ const MODULES: &[(&str, &[&str])] = &[
     (
         "blocking",
         &[
-            "error", "manager", "outcome", "run", "runtime", "spec", "state",
+            "audit", "error", "events", "manager", "outcome", "root", "run", "runtime", "spec",
+            "state", "terminal",
         ],
     ),
 ];
@@ -233,6 +235,30 @@ fn no_directory_has_more_files_than_the_limit() {
         })
         .collect();
     assert!(large.is_empty(), "{large:?}");
+}
+
+/// `Debug` is the text that a failed `main` or `unwrap` prints: see `causes`.
+#[test]
+fn no_public_error_derives_debug() {
+    let mut wrong = Vec::new();
+    let mut errors = 0;
+    for source in sources() {
+        let mut derives = None;
+        for (number, line) in &source.lines {
+            if line.starts_with("#[derive(") && line.contains("thiserror::Error") {
+                derives = Some(line.contains("Debug"));
+            }
+            if line.starts_with("pub ") || line.starts_with("pub(") {
+                let derived = derives.take();
+                errors += usize::from(derived.is_some());
+                if derived == Some(true) && line.starts_with("pub ") {
+                    wrong.push(format!("{}:{number}", source.path.display()));
+                }
+            }
+        }
+    }
+    assert!(errors > 5, "{errors}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// The modules that a line of code names after `crate::`.

@@ -37,7 +37,7 @@
 //!
 #![cfg_attr(feature = "process", doc = "```")]
 #![cfg_attr(not(feature = "process"), doc = "```ignore")]
-//! use futures::StreamExt;
+//! use moat::futures::StreamExt;
 //! use moat::run::Attached;
 //! # use moat::{LocalProcess, Manager, RunSpec};
 //!
@@ -172,11 +172,27 @@
 //! | `docker` | yes | `runtime::docker`: Docker, and Podman's Docker-compatible socket |
 //! | `process` | yes | `runtime::process`: local child processes, without any isolation. Unix only |
 //! | `kube` | no | `runtime::kubernetes`: pods of a Kubernetes cluster |
-//! | `tls` | no | engines that require TLS |
-//! | `blocking` | no | `blocking`: start, wait, stop and services for code that is not async |
+//! | `http` | with `docker`, `kube` | `Ready::http` |
+//! | `tls` | no | engines and HTTP checks with TLS |
+//! | `blocking` | no | `blocking`: the same API for code that is not async |
 //! | `terminal` | no | `terminal`: your terminal attached to a run. Unix only |
 //! | `testing` | no | `runtime::scripted` and `sink::Faulty`, for tests |
 //! | `conformance` | no | `conformance`: contract tests for runtimes and sinks that you write |
+//!
+//! # Crates in signatures
+//!
+//! moat re-exports the crates that its public signatures name. These paths always have the version
+//! that moat uses.
+//!
+//! | crate | for |
+//! | --- | --- |
+//! | [`async_trait`](macro@async_trait) | implementations of [`Runtime`] and [`LogSink`] |
+//! | [`bytes`] | the bytes of a [`Chunk`](runtime::Chunk) |
+//! | [`futures`] | [`Attachment`](run::Attachment), [`Events`] and other streams |
+//! | [`serde`] | [`Timestamp`](timestamp::Timestamp) and records in a format other than JSON |
+//! | [`serde_json`] | [`RunSpec::engine_patch`] |
+//! | [`tokio`] | writes to an [`Input`](run::Input), and [`ManagerBuilder::runtime_handle`] |
+//! | [`tokio_util`] | the token of [`RunSpec::stop_when`] |
 //!
 //! # Tracing
 //!
@@ -200,6 +216,7 @@ pub mod bench;
 #[cfg(feature = "blocking")]
 pub mod blocking;
 mod capture;
+mod causes;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod disk;
@@ -225,6 +242,8 @@ pub mod terminal;
 pub mod timestamp;
 
 pub use async_trait::async_trait;
+#[doc(no_inline)]
+pub use {bytes, futures, serde, serde_json, tokio, tokio_util};
 
 pub use error::{Error, Result};
 pub use events::Events;

@@ -395,6 +395,8 @@ pub struct Seal {
 }
 
 /// The result of a run that ended.
+///
+/// `Display` has the ending, the reason of a stop, and the completeness of the audit file.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Outcome {
@@ -414,6 +416,8 @@ pub struct Outcome {
     ///
     /// `None` if the spec does not sample, or if there is no sample.
     pub usage: Option<Usage>,
+    /// The reason of a stop, for a file that is not sealed yet.
+    pub(crate) stop_cause: Option<StopCause>,
 }
 
 /// The state of the seal of an audit file.
@@ -441,10 +445,13 @@ impl Outcome {
     }
 
     /// Returns the reason why moat stopped the run, if it did.
-    ///
-    /// `None` until the file is sealed.
     pub fn stopped(&self) -> Option<StopCause> {
-        self.sealed().and_then(|seal| seal.stopped)
+        self.sealed().map_or(self.stop_cause, |seal| seal.stopped)
+    }
+
+    /// Returns a display of the reason of a stop.
+    pub(crate) fn stop_reason(&self) -> StoppedBecause {
+        StoppedBecause(self.stopped())
     }
 
     /// Returns a display of the ending, the stop cause and the last lines.
@@ -481,11 +488,21 @@ pub(crate) struct Failure<'a>(&'a Outcome);
 impl fmt::Display for Failure<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let outcome = self.0;
-        write!(f, "run {} {}", outcome.run, outcome.ending)?;
-        if let Some(cause) = outcome.stopped() {
-            write!(f, ", stopped by moat: {cause}")?;
-        }
+        let stopped = outcome.stop_reason();
+        write!(f, "run {} {}{stopped}", outcome.run, outcome.ending)?;
         LastLines(&outcome.last_lines).fmt(f)
+    }
+}
+
+/// The reason why moat stopped a run, as the end of a clause. Empty if it did not.
+pub(crate) struct StoppedBecause(pub(crate) Option<StopCause>);
+
+impl fmt::Display for StoppedBecause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(cause) => write!(f, ", stopped because {cause}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -521,7 +538,8 @@ fn plural(count: u64) -> &'static str {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "run {} {}", self.run, self.ending)?;
+        let stopped = self.stop_reason();
+        write!(f, "run {} {}{stopped}", self.run, self.ending)?;
         match &self.seal {
             SealState::Sealed(seal) => {
                 let (records, bytes) = (seal.records, seal.bytes.total());
@@ -593,6 +611,75 @@ mod tests {
             (StopCause::Shutdown, "shutdown"),
         ] {
             assert_eq!(serde_json::to_value(cause).unwrap(), name);
+        }
+    }
+
+    fn stopped(cause: Option<StopCause>) -> Outcome {
+        let ending = Ending::Exited(Exit::with_code(137));
+        Outcome {
+            run: RunId::new("x").unwrap(),
+            ending: ending.clone(),
+            seal: SealState::Sealed(Box::new(Seal {
+                ts: Timestamp::now(),
+                exit: ending,
+                verdict: Verdict::Complete,
+                evidence: Evidence::EndMarker,
+                records: 1,
+                bytes: PerStream::default(),
+                gaps: 0,
+                stopped: cause,
+                container: None,
+                image_digest: None,
+                capture_seconds: 0.0,
+                usage: None,
+                sha256: String::new(),
+            })),
+            audit: None,
+            last_lines: vec!["bye".into()],
+            usage: None,
+            stop_cause: None,
+        }
+    }
+
+    #[test]
+    fn an_outcome_has_the_reason_of_the_stop() {
+        let audit = "; audit complete (1 record, 0 bytes)";
+        for (cause, text) in [
+            (None, ""),
+            (
+                Some(StopCause::Requested),
+                ", stopped because a stop was requested",
+            ),
+            (
+                Some(StopCause::Killed),
+                ", stopped because a kill was requested",
+            ),
+            (
+                Some(StopCause::TimeLimit),
+                ", stopped because its time limit was reached",
+            ),
+            (
+                Some(StopCause::OutputLimit),
+                ", stopped because its output limit was reached",
+            ),
+            (
+                Some(StopCause::SilenceLimit),
+                ", stopped because it printed nothing for too long",
+            ),
+            (
+                Some(StopCause::Cancelled),
+                ", stopped because it was cancelled",
+            ),
+            (
+                Some(StopCause::Shutdown),
+                ", stopped because its manager was shut down",
+            ),
+        ] {
+            let outcome = stopped(cause);
+            let ending = format!("run x exited with code 137{text}");
+            assert_eq!(outcome.to_string(), format!("{ending}{audit}"));
+            let failure = format!("{ending}; its last lines:\n  bye");
+            assert_eq!(outcome.failure().to_string(), failure);
         }
     }
 }

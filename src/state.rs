@@ -101,9 +101,15 @@ impl fmt::Display for RunStatus {
 }
 
 /// The error of parsing a [`RunStatus`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot parse {0:?} as the status of a run")]
 pub struct ParseRunStatusError(String);
+
+impl fmt::Debug for ParseRunStatusError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 impl FromStr for RunStatus {
     type Err = ParseRunStatusError;

@@ -1,6 +1,6 @@
 //! Batches of records: the bytes of many lines in one buffer.
 
-use crate::audit::{Event, Output};
+use crate::audit::{Event, Output, OutputTime};
 use crate::outcome::{PerStream, Stream};
 use crate::timestamp::Timestamp;
 
@@ -20,6 +20,7 @@ enum Entry {
         stream: Stream,
         partial: bool,
         lossy: bool,
+        engine_time: bool,
     },
     /// Boxed, because events are rare and larger than output.
     Event(Box<Event>),
@@ -32,7 +33,7 @@ pub enum RecordRef<'a> {
     /// Output of the container.
     #[non_exhaustive]
     Output {
-        /// The time of receipt.
+        /// The time of the last byte, by the clock of `engine_time`.
         ts: Timestamp,
         /// The stream.
         stream: Stream,
@@ -42,6 +43,8 @@ pub enum RecordRef<'a> {
         partial: bool,
         /// True if the engine's log has replaced some of the bytes, or may have.
         lossy: bool,
+        /// True if `ts` is the time in the engine's log. False: it is the time of receipt.
+        engine_time: bool,
     },
     /// Any other record.
     Event(&'a Event),
@@ -56,6 +59,7 @@ impl<'a> RecordRef<'a> {
             bytes,
             partial: false,
             lossy: false,
+            engine_time: false,
         }
     }
 }
@@ -68,6 +72,7 @@ impl<'a> From<&'a Output> for RecordRef<'a> {
             bytes: &output.bytes,
             partial: output.partial,
             lossy: output.lossy,
+            engine_time: output.engine_time,
         }
     }
 }
@@ -94,7 +99,7 @@ impl Batch {
     /// Adds a record of output with these fields.
     pub(crate) fn push_bytes(
         &mut self,
-        ts: Timestamp,
+        time: OutputTime,
         stream: Stream,
         bytes: &[u8],
         partial: bool,
@@ -102,11 +107,12 @@ impl Batch {
     ) {
         self.bytes.extend_from_slice(bytes);
         self.entries.push(Entry::Output {
-            ts,
+            ts: time.ts,
             end: self.bytes.len(),
             stream,
             partial,
             lossy,
+            engine_time: time.engine_time,
         });
     }
 
@@ -134,7 +140,11 @@ impl Batch {
                 bytes,
                 partial,
                 lossy,
-            } => self.push_bytes(ts, stream, bytes, partial, lossy),
+                engine_time,
+            } => {
+                let time = OutputTime { ts, engine_time };
+                self.push_bytes(time, stream, bytes, partial, lossy);
+            }
             RecordRef::Event(event) => self.push_event(event.clone()),
         }
     }
@@ -166,12 +176,14 @@ impl Batch {
                 stream,
                 partial,
                 lossy,
+                engine_time,
             } => RecordRef::Output {
                 ts: *ts,
                 stream: *stream,
                 bytes: &self.bytes[std::mem::replace(&mut start, *end)..*end],
                 partial: *partial,
                 lossy: *lossy,
+                engine_time: *engine_time,
             },
             Entry::Event(event) => RecordRef::Event(event),
         })

@@ -5,6 +5,8 @@ use std::thread;
 
 use sha2::{Digest, Sha256};
 
+use crate::runtime::exclusive::Exclusive;
+
 /// The file size from which the digest runs on a thread.
 ///
 /// The digest takes longer than everything else that is done to a line.
@@ -57,7 +59,7 @@ impl RunningDigest {
 struct Worker {
     jobs: SyncSender<Job>,
     /// Buffers that the thread has hashed, to be reused.
-    spare: Receiver<Vec<u8>>,
+    spare: Exclusive<Receiver<Vec<u8>>>,
 }
 
 enum Job {
@@ -85,11 +87,14 @@ impl Worker {
         };
         let thread = thread::Builder::new().name("moat-digest".into());
         thread.spawn(run).ok()?;
-        Some(Self { jobs, spare })
+        Some(Self {
+            jobs,
+            spare: Exclusive::new(spare),
+        })
     }
 
-    fn update(&self, bytes: &[u8]) {
-        let mut buffer = self.spare.try_recv().unwrap_or_default();
+    fn update(&mut self, bytes: &[u8]) {
+        let mut buffer = self.spare.get_mut().try_recv().unwrap_or_default();
         buffer.clear();
         buffer.extend_from_slice(bytes);
         self.send(Job::Update(buffer));

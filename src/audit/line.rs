@@ -35,6 +35,7 @@ pub(crate) struct OutputLine<'a> {
     pub(crate) bytes: Cow<'a, [u8]>,
     pub(crate) partial: bool,
     pub(crate) lossy: bool,
+    pub(crate) engine_time: bool,
 }
 
 impl OutputLine<'_> {
@@ -45,6 +46,7 @@ impl OutputLine<'_> {
             bytes: &self.bytes,
             partial: self.partial,
             lossy: self.lossy,
+            engine_time: self.engine_time,
         }
     }
 }
@@ -85,6 +87,8 @@ struct Wire<'a> {
     partial: bool,
     #[serde(default)]
     lossy: bool,
+    #[serde(default)]
+    engine_time: bool,
     /// Absent in output.
     #[serde(borrow, default, rename = "type")]
     kind: Option<Text<'a>>,
@@ -153,6 +157,7 @@ fn output(wire: Wire<'_>) -> Result<Line<'_>, LineError> {
         bytes,
         partial: wire.partial,
         lossy: wire.lossy,
+        engine_time: wire.engine_time,
     }))
 }
 

@@ -49,6 +49,7 @@ mod verify;
 pub use batch::{Batch, RecordRef};
 pub use follow::{Follow, Records};
 pub use reader::Reader;
+pub(crate) use record::OutputTime;
 pub use record::{
     Action, Event, Gap, GapReason, Interaction, Output, Resume, ResumeCause, Start, Started,
     StdinChunk, Stop, TruncatedTail,
@@ -91,6 +92,7 @@ impl From<Line<'_>> for Record {
                 bytes: output.bytes.into_owned(),
                 partial: output.partial,
                 lossy: output.lossy,
+                engine_time: output.engine_time,
             }),
             Line::Event(event) => Self::Event(event),
             Line::Unknown(kind) => Self::Unknown(kind.into_owned()),
@@ -124,12 +126,14 @@ impl From<RecordRef<'_>> for Record {
                 bytes,
                 partial,
                 lossy,
+                engine_time,
             } => Self::Output(Output {
                 ts,
                 stream,
                 bytes: bytes.to_owned(),
                 partial,
                 lossy,
+                engine_time,
             }),
             RecordRef::Event(event) => Self::Event(event.clone()),
         }

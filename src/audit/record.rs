@@ -224,7 +224,9 @@ pub struct Started {
     /// The engine's unique id, if it reports one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_id: Option<String>,
-    /// The engine's warnings when it created the container.
+    /// The engine's warnings when it created the container, after the reason for a local image.
+    ///
+    /// With [`Pull::Newer`](crate::spec::Pull::Newer), a failed pull leads to the local image.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -427,7 +429,7 @@ impl Stop {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Output {
-    /// The time of receipt. For replayed output, it is the time of the replay.
+    /// The time of the last byte, by the clock of [`engine_time`](Self::engine_time).
     pub ts: Timestamp,
     /// The stream.
     pub stream: Stream,
@@ -437,6 +439,10 @@ pub struct Output {
     pub partial: bool,
     /// True if the engine's log has replaced some of the bytes, or may have.
     pub lossy: bool,
+    /// True if `ts` is the time in the engine's log.
+    ///
+    /// False: it is the time at which moat received the bytes.
+    pub engine_time: bool,
 }
 
 impl Output {
@@ -448,6 +454,25 @@ impl Output {
             bytes: bytes.into(),
             partial: false,
             lossy: false,
+            engine_time: false,
+        }
+    }
+}
+
+/// The time of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OutputTime {
+    pub(crate) ts: Timestamp,
+    /// True if the time is from the engine's log.
+    pub(crate) engine_time: bool,
+}
+
+impl From<Timestamp> for OutputTime {
+    /// The time of receipt.
+    fn from(ts: Timestamp) -> Self {
+        Self {
+            ts,
+            engine_time: false,
         }
     }
 }

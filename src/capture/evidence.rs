@@ -149,9 +149,7 @@ mod tests {
         for (stream, record) in &records[records.len().saturating_sub(tail)..] {
             let mut bytes = Vec::new();
             logged(LogFidelity::Utf8Lossy, 0, record, &mut bytes);
-            let bytes = bytes.into();
-            let stream = *stream;
-            end.push(&Chunk { stream, bytes });
+            end.push(&Chunk::new(*stream, bytes));
         }
         expected.compare(&end)
     }

@@ -4,7 +4,7 @@
 
 use memchr::{memchr, memchr_iter, memmem};
 
-use crate::audit::Batch;
+use crate::audit::{Batch, OutputTime};
 use crate::outcome::{PerStream, Stream};
 use crate::timestamp::Timestamp;
 
@@ -21,6 +21,8 @@ pub(crate) struct LineAssembler {
     open: PerStream<Vec<u8>>,
     /// The number of leading open bytes that no log has replaced.
     printed: PerStream<usize>,
+    /// The time of the last open byte.
+    time: PerStream<Option<OutputTime>>,
     /// Set while the bytes come from a log that replaces invalid UTF-8.
     replacing_log: bool,
 }
@@ -55,20 +57,29 @@ impl LineAssembler {
     }
 
     /// Adds bytes of a stream, and appends the completed lines to `batch`.
-    pub(crate) fn push(&mut self, ts: Timestamp, stream: Stream, bytes: &[u8], batch: &mut Batch) {
+    ///
+    /// The time of a record is that of its last byte.
+    pub(crate) fn push(
+        &mut self,
+        time: impl Into<OutputTime>,
+        stream: Stream,
+        bytes: &[u8],
+        batch: &mut Batch,
+    ) {
+        let time = time.into();
         let mut rest = bytes;
         while !rest.is_empty() {
             if self.open[stream].is_empty() {
-                rest = self.push_whole_lines(ts, stream, rest, batch);
+                rest = self.push_whole_lines(time, stream, rest, batch);
             }
             match memchr(b'\n', rest) {
                 Some(end) => {
-                    self.extend_open(ts, stream, &rest[..end], batch);
-                    self.emit(ts, stream, false, batch);
+                    self.extend_open(time, stream, &rest[..end], batch);
+                    self.emit(time, stream, false, batch);
                     rest = &rest[end + 1..];
                 }
                 None => {
-                    self.extend_open(ts, stream, rest, batch);
+                    self.extend_open(time, stream, rest, batch);
                     rest = &[];
                 }
             }
@@ -80,7 +91,7 @@ impl LineAssembler {
     /// Returns the rest. These lines are not copied to the open line first.
     fn push_whole_lines<'a>(
         &self,
-        ts: Timestamp,
+        time: OutputTime,
         stream: Stream,
         bytes: &'a [u8],
         batch: &mut Batch,
@@ -92,17 +103,18 @@ impl LineAssembler {
                 break;
             }
             let lossy = self.replacing_log && memmem::find(line, REPLACEMENT).is_some();
-            batch.push_bytes(ts, stream, line, false, lossy);
+            batch.push_bytes(time, stream, line, false, lossy);
             from = end + 1;
         }
         &bytes[from..]
     }
 
     /// Ends every stream: an open line becomes a last, partial record.
-    pub(crate) fn finish(&mut self, ts: Timestamp, batch: &mut Batch) {
+    pub(crate) fn finish(&mut self, batch: &mut Batch) {
         for stream in Stream::ALL {
             if !self.open[stream].is_empty() {
-                self.emit(ts, stream, true, batch);
+                let time = self.time[stream].unwrap_or_else(|| Timestamp::now().into());
+                self.emit(time, stream, true, batch);
             }
         }
     }
@@ -110,7 +122,14 @@ impl LineAssembler {
     /// Adds bytes without a newline to the open line.
     ///
     /// Splits the line if it is too long.
-    fn extend_open(&mut self, ts: Timestamp, stream: Stream, mut bytes: &[u8], batch: &mut Batch) {
+    fn extend_open(
+        &mut self,
+        time: OutputTime,
+        stream: Stream,
+        mut bytes: &[u8],
+        batch: &mut Batch,
+    ) {
+        self.time[stream] = Some(time);
         while !bytes.is_empty() {
             let open = &mut self.open[stream];
             // One byte more than a record shows that the line does not fit into a record.
@@ -124,7 +143,7 @@ impl LineAssembler {
                 let cut = boundary(&open[..MAX_RECORD_BYTES]);
                 let rest = open.split_off(cut);
                 let printed = self.printed[stream].saturating_sub(cut);
-                self.emit(ts, stream, true, batch);
+                self.emit(time, stream, true, batch);
                 self.open[stream] = rest;
                 self.printed[stream] = printed;
             }
@@ -132,11 +151,11 @@ impl LineAssembler {
     }
 
     /// Appends the open line to `batch` as one record.
-    fn emit(&mut self, ts: Timestamp, stream: Stream, partial: bool, batch: &mut Batch) {
+    fn emit(&mut self, time: OutputTime, stream: Stream, partial: bool, batch: &mut Batch) {
         let open = &mut self.open[stream];
         let from_log = self.replacing_log || self.printed[stream] < open.len();
         let lossy = from_log && memmem::find(open, REPLACEMENT).is_some();
-        batch.push_bytes(ts, stream, open, partial, lossy);
+        batch.push_bytes(time, stream, open, partial, lossy);
         open.clear();
         self.printed[stream] = 0;
     }
@@ -201,7 +220,7 @@ mod tests {
             assert!(lines.open[Stream::Stdout].len() <= MAX_RECORD_BYTES);
             start = cut;
         }
-        lines.finish(Timestamp::now(), &mut batch);
+        lines.finish(&mut batch);
         records(&batch)
     }
 
@@ -279,7 +298,7 @@ mod tests {
         lines.push(now, Stream::Stdout, b"o1", &mut batch);
         lines.push(now, Stream::Stderr, b"e1\ne2", &mut batch);
         lines.push(now, Stream::Stdout, b"!\n\n", &mut batch);
-        lines.finish(now, &mut batch);
+        lines.finish(&mut batch);
         assert_eq!(
             records(&batch),
             [

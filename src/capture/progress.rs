@@ -267,6 +267,12 @@ impl Progress {
         self.known_gaps.contains(&(reason, stream))
     }
 
+    /// The number of complete lines in records, over all streams.
+    pub(super) fn lines(&self) -> u64 {
+        let streams = Stream::ALL.into_iter();
+        streams.map(|stream| self.streams[stream].lines).sum()
+    }
+
     /// The number of bytes of each stream in records.
     pub(crate) fn bytes(&self) -> PerStream<u64> {
         PerStream {
@@ -307,6 +313,7 @@ mod tests {
             bytes,
             partial,
             lossy: false,
+            engine_time: false,
         }
     }
 

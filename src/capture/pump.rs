@@ -18,9 +18,8 @@ use super::stats::CaptureStats;
 use crate::audit::{Batch, Event, Gap, GapReason};
 use crate::error::{Error, RuntimeError};
 use crate::outcome::{PerStream, Seal, Stream};
-use crate::runtime::{Chunk, LogFidelity, OutputStream};
+use crate::runtime::{Chunk, LogFidelity, LogsRequest, OutputStream};
 use crate::sink::RunLog;
-use crate::timestamp::Timestamp;
 
 /// The longest silence of a source after the exit.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,6 +87,10 @@ pub(crate) struct Capture {
     ///
     /// A busy engine, or one with a torn log, needs time, and each new request makes it start over.
     log_silence_timeout: Duration,
+    /// True until a read of the engine's log fails.
+    ///
+    /// The times of its records may be the reason: a later read does without them.
+    log_times: bool,
 }
 
 impl Capture {
@@ -115,6 +118,7 @@ impl Capture {
             resumed: false,
             lost: false,
             log_silence_timeout: SILENCE_TIMEOUT,
+            log_times: true,
         }
     }
 
@@ -231,7 +235,7 @@ impl Capture {
     /// Ends every stream, and writes the open lines. After an error the log is lost.
     pub(crate) async fn finish_lines(&mut self) -> Result<(), Error> {
         let mut batch = Batch::new();
-        self.lines.finish(Timestamp::now(), &mut batch);
+        self.lines.finish(&mut batch);
         self.append(batch).await
     }
 
@@ -264,7 +268,9 @@ impl Capture {
 
     fn observe(&mut self, batch: &Batch) {
         self.progress.observe_batch(batch);
-        self.stats.record_batch(batch, self.progress.records);
+        let Progress { records, .. } = self.progress;
+        self.stats
+            .record_batch(batch, records, self.progress.lines());
     }
 
     fn take_log(&mut self) -> Result<Box<dyn RunLog>, Error> {
@@ -298,7 +304,19 @@ impl Capture {
         let replay = Replay::new(&self.progress, &mut self.lines, fidelity);
         self.lines
             .set_replacing_log(fidelity == LogFidelity::Utf8Lossy);
-        self.pump(source, Some((replay, reading)), signals).await
+        let end = self.pump(source, Some((replay, reading)), signals).await;
+        self.log_times &= !matches!(end, PumpEnd::Broken(_) | PumpEnd::Silent(_));
+        end
+    }
+
+    /// Does without the times of the engine's log, because a read of it failed.
+    pub(crate) fn forgo_times(&mut self) {
+        self.log_times = false;
+    }
+
+    /// Returns the request for a log to [replay](Self::replay).
+    pub(crate) fn with_times(&self, request: LogsRequest) -> LogsRequest {
+        request.with_timestamps(self.log_times)
     }
 
     async fn pump(
@@ -313,6 +331,7 @@ impl Capture {
             if let Err(error) = self.start_write(&mut writes, source.has_ended()) {
                 return PumpEnd::Sink(error);
             }
+            self.stats.set_writing(!writes.is_idle());
             if writes.is_idle()
                 && let Some(end) = source.take_end()
             {
@@ -492,7 +511,7 @@ impl Capture {
             offset,
             bytes: chunk.bytes.clone(),
         });
-        writes.push_chunk(chunk.stream, chunk.bytes);
+        writes.push_chunk(chunk);
     }
 
     async fn finish_replay(&mut self, replay: Option<(Replay, Reading)>) -> Result<(), Error> {
@@ -580,7 +599,7 @@ mod tests {
                 sleep(Duration::from_secs(70)).await;
                 let bytes = Bytes::from_static(b"late\n");
                 let stream = Stream::Stdout;
-                Ok(Chunk { stream, bytes })
+                Ok(Chunk::new(stream, bytes))
             });
             let read = capture.replay(Box::pin(late), LogFidelity::Lossless, reading, &mut signals);
             match read.await {

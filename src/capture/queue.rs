@@ -9,9 +9,10 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::lines::LineAssembler;
-use crate::audit::{Batch, Event};
+use crate::audit::{Batch, Event, OutputTime};
 use crate::error::Error;
 use crate::outcome::Stream;
+use crate::runtime::Chunk;
 use crate::sink::RunLog;
 use crate::timestamp::Timestamp;
 
@@ -75,8 +76,8 @@ impl WriteScheduler {
         self.queue.push_event(event);
     }
 
-    pub(super) fn push_chunk(&mut self, stream: Stream, bytes: Bytes) {
-        self.queue.push_chunk(stream, bytes);
+    pub(super) fn push_chunk(&mut self, chunk: Chunk) {
+        self.queue.push_chunk(chunk);
     }
 
     /// Takes the next batch off the queue. The batch is empty if its chunks end no line.
@@ -122,7 +123,7 @@ struct Queue {
 
 #[derive(Debug)]
 enum Entry {
-    Chunk(Timestamp, Stream, Bytes),
+    Chunk(OutputTime, Stream, Bytes),
     Event(Event),
 }
 
@@ -143,10 +144,17 @@ impl Queue {
         self.entries.push_back(Entry::Event(event));
     }
 
-    fn push_chunk(&mut self, stream: Stream, bytes: Bytes) {
-        self.bytes += bytes.len() + ENTRY_OVERHEAD_BYTES;
+    fn push_chunk(&mut self, chunk: Chunk) {
+        let time = match chunk.logged_at {
+            Some(ts) => OutputTime {
+                ts,
+                engine_time: true,
+            },
+            None => Timestamp::now().into(),
+        };
+        self.bytes += chunk.bytes.len() + ENTRY_OVERHEAD_BYTES;
         self.entries
-            .push_back(Entry::Chunk(Timestamp::now(), stream, bytes));
+            .push_back(Entry::Chunk(time, chunk.stream, chunk.bytes));
         if self.bytes >= PAUSE_BYTES {
             self.paused_since.get_or_insert_with(Instant::now);
         }
@@ -159,9 +167,9 @@ impl Queue {
             && let Some(entry) = self.entries.pop_front()
         {
             match entry {
-                Entry::Chunk(ts, stream, bytes) => {
+                Entry::Chunk(time, stream, bytes) => {
                     taken += bytes.len() + ENTRY_OVERHEAD_BYTES;
-                    lines.push(ts, stream, &bytes, &mut batch);
+                    lines.push(time, stream, &bytes, &mut batch);
                 }
                 Entry::Event(event) => {
                     self.events -= 1;
@@ -183,7 +191,8 @@ mod tests {
     use super::*;
 
     fn chunk(queue: &mut Queue, bytes: usize) {
-        queue.push_chunk(Stream::Stdout, Bytes::from(vec![b'\n'; bytes]));
+        let bytes = Bytes::from(vec![b'\n'; bytes]);
+        queue.push_chunk(Chunk::new(Stream::Stdout, bytes));
     }
 
     #[tokio::test(start_paused = true)]

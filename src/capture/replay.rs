@@ -228,10 +228,7 @@ mod tests {
             lines.set_replacing_log(fidelity == LogFidelity::Utf8Lossy);
             let mut batch = Batch::new();
             for part in log.chunks(chunk) {
-                match replay.push(&Chunk {
-                    stream: Stream::Stdout,
-                    bytes: Bytes::copy_from_slice(part),
-                }) {
+                match replay.push(&Chunk::new(Stream::Stdout, Bytes::copy_from_slice(part))) {
                     Ok(new) => lines.push(now, Stream::Stdout, &new, &mut batch),
                     Err(_) => wrong = true,
                 }
@@ -239,7 +236,7 @@ mod tests {
             let shorter = replay.finish(&mut lines, &mut batch);
             if n == parts.len() {
                 wrong |= !shorter.is_empty();
-                lines.finish(now, &mut batch);
+                lines.finish(&mut batch);
             }
             progress.observe_batch(&batch);
             bytes.extend(rebuilt(&batch));
@@ -311,10 +308,7 @@ mod tests {
         let mut batch = Batch::new();
         lines.push(Timestamp::now(), Stream::Stdout, b"a\nb\nc\n", &mut batch);
         progress.observe_batch(&batch);
-        let chunk = |bytes: &'static [u8]| Chunk {
-            stream: Stream::Stdout,
-            bytes: Bytes::from_static(bytes),
-        };
+        let chunk = |bytes: &'static [u8]| Chunk::new(Stream::Stdout, Bytes::from_static(bytes));
 
         let mut replay = Replay::new(&progress, &mut lines, LogFidelity::Lossless);
         assert_eq!(replay.push(&chunk(b"a\nb\n")), Ok(Bytes::new()));

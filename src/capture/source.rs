@@ -99,12 +99,12 @@ impl Source {
     ///
     /// If the log differs from the capture, the reason is returned once per stream, as an error.
     pub(super) fn unseen(&mut self, chunk: Chunk) -> Result<Chunk, (Stream, GapReason)> {
-        let stream = chunk.stream;
         let bytes = match &mut self.replay {
-            None => chunk.bytes,
-            Some((replay, _)) => replay.push(&chunk).map_err(|reason| (stream, reason))?,
+            None => return Ok(chunk),
+            Some((replay, _)) => replay.push(&chunk),
         };
-        Ok(Chunk { stream, bytes })
+        let bytes = bytes.map_err(|reason| (chunk.stream, reason))?;
+        Ok(Chunk { bytes, ..chunk })
     }
 
     /// Returns true while the source waits for the container's exit.

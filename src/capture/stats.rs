@@ -1,5 +1,6 @@
 //! Statistics of a capture, for the monitor to read while a pump runs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
@@ -11,6 +12,7 @@ use crate::outcome::PerStream;
 #[derive(Debug, Default)]
 pub(crate) struct CaptureStats {
     inner: Mutex<Inner>,
+    is_writing: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +29,8 @@ pub(crate) struct Counts {
     pub(crate) bytes: PerStream<u64>,
     /// The number of output records that went to the log.
     pub(crate) records: u64,
+    /// The number of complete lines in these records.
+    pub(crate) lines: u64,
 }
 
 impl CaptureStats {
@@ -56,14 +60,36 @@ impl CaptureStats {
         self.lock().last_activity = Some(until);
     }
 
+    /// Sets the last activity to `at` if it is `before`. Returns true if it was.
+    pub(crate) fn replace_activity(&self, before: Option<Instant>, at: Instant) -> bool {
+        let mut inner = self.lock();
+        let is_same = inner.last_activity == before;
+        if is_same {
+            inner.last_activity = Some(at);
+        }
+        is_same
+    }
+
+    /// Returns true while received output waits for the log.
+    ///
+    /// Its lines are not counted yet.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.is_writing.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_writing(&self, is_writing: bool) {
+        self.is_writing.store(is_writing, Ordering::Relaxed);
+    }
+
     pub(super) fn set_received(&self, bytes: PerStream<u64>) {
         self.lock().counts.bytes = bytes;
     }
 
-    /// Counts a batch on its way to the log, and sets the total of records.
-    pub(super) fn record_batch(&self, batch: &Batch, records: u64) {
+    /// Counts a batch on its way to the log, and sets the totals of records and lines.
+    pub(super) fn record_batch(&self, batch: &Batch, records: u64, lines: u64) {
         let mut inner = self.lock();
         inner.counts.records = records;
+        inner.counts.lines = lines;
         for record in batch.iter() {
             if let RecordRef::Event(Event::Gap(gap)) = record {
                 inner.gaps.push(gap.clone());

@@ -78,6 +78,13 @@ pub(super) mod errors {
             "find",
             Box::pin(async { runtime.find(&fixture.root).await.map(drop) }),
         ));
+        if fixture.capabilities().images {
+            let name = &spec.settings().image;
+            let inspect = async move { runtime.image_inspect(name).await.map(drop) };
+            calls.push(("image_inspect", Box::pin(inspect)));
+            let images = async { runtime.images().await.map(drop) };
+            calls.push(("images", Box::pin(images)));
+        }
         calls
     }
 

@@ -1,5 +1,6 @@
 //! The test setups of an implementation.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +14,15 @@ use crate::spec::{ExecSpec, RunSpec};
 /// Something that a harness cannot provide, with the reason.
 ///
 /// A case that needs it is [skipped](super::CaseResult::Skipped) for this reason.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unsupported(String);
+
+impl fmt::Debug for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 impl From<&str> for Unsupported {
     fn from(reason: &str) -> Self {
@@ -66,6 +73,14 @@ pub trait RuntimeHarness: Send + Sync + 'static {
     fn listening(&self, port: u16) -> Result<RunSpec, Unsupported> {
         let _ = port;
         Err("the harness has no spec that listens on a port".into())
+    }
+
+    /// Returns the name of an image of the engine that no other case uses, and that the case may
+    /// remove.
+    ///
+    /// The case also creates a container of it, without a command, which it does not start.
+    async fn removable_image(&self) -> Result<String, Unsupported> {
+        Err("the harness has no image to remove".into())
     }
 
     /// Returns the time that a case gives the engine to place a container. Default: 60 s.

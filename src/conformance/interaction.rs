@@ -190,6 +190,30 @@ pub(super) mod exec {
         )
     }
 
+    pub(crate) async fn is_killed_alone(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let spec = spec(fixture, &Behavior::new().out("begun\n").waits_for_signal())?;
+        if !fixture.capabilities().exec_kill {
+            return skip("the runtime cannot kill an exec");
+        }
+        let container = fixture.start_ready(Behavior::new()).await?;
+        let StartedExec { id, output, .. } = fixture.runtime.exec(&container, &spec).await?;
+        match fixture.runtime.exec_kill(&container, &id).await {
+            Err(RuntimeError::Unsupported { .. }) => {
+                return skip("the runtime cannot kill an exec in this container");
+            }
+            killed => killed?,
+        }
+        within("the end of the output", collect(output.stream)).await??;
+        eventually("the exec ends", || async {
+            let inspection = fixture.runtime.exec_inspect(&id).await?;
+            Ok((!inspection.running).then_some(()))
+        })
+        .await?;
+        let inspection = fixture.runtime.inspect(&container).await?;
+        let runs = inspection.status == ContainerStatus::Running;
+        ensure(runs, || format!("the container is {:?}", inspection.status))
+    }
+
     pub(crate) async fn conflicts_with_an_ended_container(
         fixture: &RuntimeFixture,
     ) -> Result<(), Abort> {

@@ -51,6 +51,7 @@ mod containers;
 mod faults;
 mod harness;
 mod interaction;
+mod objects;
 mod placement;
 mod runtime_fixture;
 mod sink_fixture;
@@ -71,7 +72,7 @@ const CASE_TIMEOUT: Duration = Duration::from_secs(300);
 pub struct Case {
     name: &'static str,
     clause: &'static str,
-    run: Box<dyn FnOnce() -> BoxFuture<'static, Result<(), Abort>> + Send>,
+    run: Box<dyn FnOnce() -> BoxFuture<'static, Result<(), Abort>> + Send + Sync>,
 }
 
 impl fmt::Debug for Case {
@@ -137,11 +138,17 @@ impl fmt::Display for CaseResult {
 }
 
 /// A violation of a clause.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason} (clause: {clause})")]
 pub struct Failure {
     clause: &'static str,
     reason: String,
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// The reason for the early end of a case.
@@ -281,6 +288,7 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
             end_without_follow: "Without `follow`, `logs` ends at the end of the log, even while the container runs",
             return_the_last_records_of_a_tail: "A tail returns the last records of the log",
             follow_new_output: "With `follow`, `logs` returns past and new output, and ends with the container",
+            have_the_times_of_the_output: "With `timestamps`, the bytes are unchanged, and times are those of the output",
             are_empty_before_the_start: "The log of a container that has not started is empty",
             have_the_reported_number_of_records: "`log_has_exactly` is never true of a log with more or fewer records",
             label_terminal_output_by_tty: "The log labels output as terminal output by `tty` alone",
@@ -300,6 +308,7 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
         interaction::exec {
             returns_its_output_and_exit_code: "An exec returns all of its output, and its exit code",
             delivers_its_input: "The input of an exec delivers every byte, and its end",
+            is_killed_alone: "`exec_kill` ends an exec, and not its container",
             conflicts_with_an_ended_container: "`exec` fails with Conflict if the container does not run",
         }
         interaction::connect {
@@ -313,6 +322,10 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
             conflicts_before_the_start: "`signal` fails with Conflict for a container that has not started",
             conflicts_after_the_exit: "`signal` fails with Conflict for a container that has ended",
         }
+        objects::resources {
+            are_found_until_they_are_removed: "`find_resources` returns a network or a volume with its labels, until it is removed",
+            are_kept_while_a_container_uses_them: "`remove_resource` fails with Conflict while a container uses the network or the volume",
+        }
         containers::remove {
             removes_a_created_container: "Without `force`, `remove` removes a container that never started",
             conflicts_with_a_running_container: "Without `force`, `remove` fails with Conflict for a running container, which continues",
@@ -324,9 +337,16 @@ pub fn runtime<H: RuntimeHarness>(harness: impl Fn() -> H + Send + Sync + 'stati
             returns_only_containers_of_the_root: "`find` returns the containers of the root, and no others",
             returns_containers_in_every_state: "`find` returns containers in every state",
         }
+        objects::image {
+            is_listed_until_it_is_removed: "`images` lists an image until it is removed",
+            is_not_found_after_its_removal: "`image_inspect` and `image_remove` fail with NotFound, and name the image, once it is removed",
+            removal_keeps_every_container: "With `force`, `image_remove` removes no container",
+            conflicts_while_a_container_uses_it: "Without `force`, `image_remove` fails with Conflict while a container uses the image",
+        }
         streams::copy_out {
             returns_a_file_that_was_copied_in: "`copy_out` returns a file that `copy_in` has unpacked",
             reads_from_an_ended_container: "`copy_out` reads from a container that has ended",
+            reports_a_missing_file: "`copy_out` fails with NotFound for a file that does not exist",
         }
         faults::errors {
             missing_container_is_not_found: "Every call fails with NotFound for a container that does not exist",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 
 use super::runtime_fixture::{
     RuntimeFixture, collect, collect_until, ensure_bytes, eventually, within,
@@ -283,6 +283,34 @@ pub(super) mod logs {
         ensure_bytes("the rest", &collect(follow).await?.stdout, EMPTY)
     }
 
+    pub(crate) async fn have_the_times_of_the_output(
+        fixture: &RuntimeFixture,
+    ) -> Result<(), Abort> {
+        const PAUSE: Duration = Duration::from_millis(700);
+        fixture.require_logs()?;
+        // An engine may store a long line in parts.
+        let long = "x".repeat(20_000);
+        let behavior = Behavior::new().out("one\n").pause(PAUSE).out(long);
+        let container = fixture.run_to_exit(&behavior).await?;
+        let request = LogsRequest::all(false).with_timestamps(true);
+        let log = fixture.runtime.logs(&container, request).await?;
+        let chunks: Vec<_> = log.try_collect().await?;
+        let bytes: Vec<_> = chunks.iter().map(|chunk| &chunk.bytes[..]).collect();
+        let printed = behavior.printed(Stream::Stdout);
+        ensure_bytes("stdout", &bytes.concat(), &printed)?;
+        let times: Vec<_> = chunks.iter().filter_map(|chunk| chunk.logged_at).collect();
+        ensure(times.is_empty() || times.len() == chunks.len(), || {
+            format!("some chunks have no time: {chunks:?}")
+        })?;
+        if let [first, .., last] = times[..] {
+            let between = last.since(first);
+            ensure(between > PAUSE / 2, || {
+                format!("{between:?} between two lines, with a pause of {PAUSE:?} between them")
+            })?;
+        }
+        Ok(())
+    }
+
     pub(crate) async fn are_empty_before_the_start(fixture: &RuntimeFixture) -> Result<(), Abort> {
         fixture.require_logs()?;
         let container = fixture.create(&Behavior::new().out("never\n")).await?;
@@ -377,6 +405,17 @@ pub(super) mod copy_out {
         fixture.runtime.start(&container).await?;
         fixture.wait(&container).await?;
         ensure_file_is_copied_out(fixture, &container).await
+    }
+
+    pub(crate) async fn reports_a_missing_file(fixture: &RuntimeFixture) -> Result<(), Abort> {
+        let container = fixture.start_ready(Behavior::new()).await?;
+        let path = format!("/{NAME}-missing");
+        match fixture.runtime.copy_out(&container, &path).await {
+            Err(RuntimeError::NotFound { .. }) => Ok(()),
+            Err(error @ RuntimeError::Unsupported { .. }) => skip(chain(&error)),
+            Err(error) => fail(chain(&error)),
+            Ok(_) => fail("an archive is returned"),
+        }
     }
 
     /// Creates a container, and copies the file into it.

@@ -1,14 +1,20 @@
 //! The errors of moat.
 
+mod copy;
 mod runtime;
 mod sink;
 
+pub use copy::CopyError;
 pub use runtime::RuntimeError;
 pub use sink::SinkError;
 
+pub(crate) use crate::causes::chain;
+
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::causes;
 use crate::outcome::{LastLines, Outcome};
 use crate::spec::{InvalidSpec, RunId};
 
@@ -19,7 +25,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// The message names the operation and its object. [`source`](std::error::Error::source) is the
 /// cause. Neither contains a secret of a [`RunSpec`](crate::spec::RunSpec).
-#[derive(Debug, thiserror::Error)]
+///
+/// `Debug` is the text for a person, which a `main` that returns the error and a panic of `unwrap`
+/// print: the message, each cause on its own line, and the audit file of the run that failed.
+/// [`chain`](Self::chain) is the message and its causes in one line.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The spec is invalid. Correct the field.
@@ -112,6 +122,21 @@ pub enum Error {
         run: RunId,
     },
 
+    /// The output of an exec does not fit in memory. Attach to the exec, or read its log.
+    #[error(
+        "cannot return the output of exec {exec} of run {run}: it is longer than {limit} bytes"
+    )]
+    OutputTooLong {
+        /// The run.
+        run: RunId,
+        /// The number of the exec.
+        exec: u32,
+        /// The largest number of bytes, over all streams.
+        limit: usize,
+        /// The exec's log, which has all of the output; `None` if the sink writes none.
+        audit: Option<PathBuf>,
+    },
+
     /// The standard input of the run cannot be written. Attach without input.
     #[error("cannot write to the input of run {run}: {reason}")]
     NoInput {
@@ -159,6 +184,15 @@ pub enum Error {
         last_lines: Vec<String>,
         /// The audit file; `None` if the sink writes none.
         audit: Option<PathBuf>,
+    },
+
+    /// Files were not copied to or from a container.
+    #[error("cannot copy {path}")]
+    Copy {
+        /// The path in the container.
+        path: String,
+        /// The reason.
+        source: CopyError,
     },
 
     /// The engine refused the operation or is unreachable.
@@ -233,6 +267,25 @@ impl Error {
     pub fn chain(&self) -> String {
         chain(self)
     }
+
+    /// Returns the audit file of the run that failed.
+    fn audit(&self) -> Option<&Path> {
+        match self {
+            Self::NotStarted { outcome, .. } | Self::Failed { outcome } => outcome.audit.as_deref(),
+            Self::NotReady { audit, .. } => audit.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        causes::fmt_debug(self, f)?;
+        match self.audit() {
+            Some(audit) => write!(f, "\n\nAudit file: {}", audit.display()),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Outcome {
@@ -253,20 +306,4 @@ impl Outcome {
             }),
         }
     }
-}
-
-/// Returns the messages of `error` and of all its causes, joined by `: `.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        // Some libraries repeat their cause in their own message.
-        if !text.ends_with(&message) {
-            text.push_str(": ");
-            text.push_str(&message);
-        }
-        cause = error.source();
-    }
-    text
 }

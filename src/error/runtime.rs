@@ -1,11 +1,14 @@
 //! The errors of an engine.
 
+use std::fmt;
 use std::time::Duration;
+
+use crate::causes;
 
 /// The error of a failed call to an engine.
 ///
 /// The contract of [`Runtime`](crate::runtime::Runtime) defines which variants are definitive.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RuntimeError {
     /// The engine is unreachable.
@@ -37,7 +40,7 @@ pub enum RuntimeError {
         reason: String,
     },
 
-    /// The container does not exist.
+    /// The container, the exec or file in it, or the image does not exist.
     #[error("cannot {operation}: {reason}")]
     NotFound {
         /// The operation, as a verb phrase.
@@ -46,7 +49,7 @@ pub enum RuntimeError {
         reason: String,
     },
 
-    /// The state of the container does not allow the operation.
+    /// The state of the container does not allow the operation, or a container uses the image.
     #[error("cannot {operation}: {reason}")]
     Conflict {
         /// The operation, as a verb phrase.
@@ -92,7 +95,10 @@ impl RuntimeError {
         )
     }
 
-    /// Returns true if the container does not exist.
+    /// Returns true if the object of the operation does not exist: a container, an exec, a file or
+    /// an image.
+    ///
+    /// An image that a container needs is [`NoSuchImage`](Self::NoSuchImage) instead.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
@@ -109,6 +115,12 @@ impl RuntimeError {
             Self::Timeout { .. } | Self::Unsupported { .. } => {}
         }
         self
+    }
+}
+
+impl fmt::Debug for RuntimeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        causes::fmt_debug(self, f)
     }
 }
 

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
+use crate::causes;
 use crate::spec::RunId;
 
 /// The error of a [`LogSink`](crate::sink::LogSink) that does not write files.
@@ -19,7 +20,6 @@ use crate::spec::RunId;
 /// assert_eq!(error.to_string(), "cannot append to the log of run nightly");
 /// # Ok::<(), moat::Error>(())
 /// ```
-#[derive(Debug)]
 pub struct SinkError {
     operation: &'static str,
     run: Option<RunId>,
@@ -57,6 +57,12 @@ impl fmt::Display for SinkError {
             Some(run) => write!(f, "cannot {} the log of run {run}", self.operation),
             None => write!(f, "cannot {} a log", self.operation),
         }
+    }
+}
+
+impl fmt::Debug for SinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        causes::fmt_debug(self, f)
     }
 }
 

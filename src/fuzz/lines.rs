@@ -85,7 +85,7 @@ fn assemble<'a>(
         let open = lines.open(stream).len();
         assert!(open <= MAX_RECORD_BYTES, "{open} bytes held");
     }
-    lines.finish(ts, &mut batch);
+    lines.finish(&mut batch);
     assert!(Stream::ALL.iter().all(|one| lines.open(*one).is_empty()));
     let records = batch.iter().map(|record| match record {
         RecordRef::Output {

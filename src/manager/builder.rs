@@ -31,10 +31,11 @@ const SEAL_TIMEOUT: Duration = Duration::from_secs(15);
 pub enum RecoveryMode {
     /// Recovers all runs that are not sealed and that no live process owns.
     ///
-    /// Recovery begins when the manager is opened.
+    /// Recovery begins when the manager is opened. It also ends the groups that have no live owner,
+    /// and removes their networks and volumes.
     #[default]
     All,
-    /// Recovers a run when [`Manager::get`] is called for it.
+    /// Recovers a run when [`Manager::get`] is called for it. Groups are left as they are.
     OnDemand,
 }
 
@@ -74,6 +75,9 @@ impl ManagerBuilder {
     }
 
     /// Limits the number of concurrent new runs. Default: no limit.
+    ///
+    /// [Services](crate::manager::Service) do not count, and never wait: other runs depend on them, and
+    /// waiting services could block all runs.
     ///
     /// The minimum is 1. A start beyond the limit waits until a run has ended. Waiting starts
     /// proceed in the order of their calls.
@@ -128,6 +132,7 @@ impl ManagerBuilder {
             tasks,
             closing: closing.clone(),
             entries: Mutex::default(),
+            groups: Mutex::default(),
             recoveries: Semaphore::new(MAX_CONCURRENT_RECOVERIES),
             scanned: watch::Sender::new(None),
             swept: watch::Sender::new(self.recovery == RecoveryMode::OnDemand),
@@ -137,6 +142,7 @@ impl ManagerBuilder {
                 .max_concurrent
                 .map(|runs| Arc::new(Semaphore::new(runs))),
             stopping: AtomicUsize::new(0),
+            cleaning: AtomicUsize::new(0),
             attachments: AtomicU64::new(0),
             last_engine: Mutex::default(),
         });
@@ -163,7 +169,9 @@ impl Manager {
     ///
     /// Returns without waiting for recovery. In the background, the manager recovers the runs
     /// that a dead process has left. If the container of a run still runs, the log is resumed.
-    /// All other runs are sealed. [`wait_recovery`](Self::wait_recovery) waits for that.
+    /// All other runs are sealed. The runs of a [`Group`](crate::manager::Group) are stopped, and
+    /// networks and volumes without an owner are removed.
+    /// [`wait_recovery`](Self::wait_recovery) waits for that.
     /// Recovery starts no container, and does not touch runs of other runtimes.
     ///
     /// The runtime may be shared: pass an `Arc<dyn Runtime>`, such as the one that

@@ -1,23 +1,31 @@
 //! Managers, which start, recover and shut down runs.
 
 mod builder;
+mod group;
+mod image;
 mod prune;
 mod reap;
 mod service;
+mod shutdown;
 mod signals;
 
 pub use builder::{ManagerBuilder, RecoveryMode};
+pub use group::{Group, Network, Volume};
+pub use image::Image;
 pub use prune::{PruneOptions, PruneReport, SkipReason};
-pub use reap::{Orphan, OrphanReason, ReapAction, ReapOptions, ReapedContainer};
+pub use reap::{
+    Orphan, OrphanReason, OrphanedContainer, ReapAction, ReapOptions, ReapReport, ReapedContainer,
+    ReapedResource,
+};
 pub use service::Service;
+pub use shutdown::ShutdownMode;
 pub use signals::Signal;
 
 use std::collections::hash_map;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::future::join_all;
 use tokio::sync::{oneshot, watch};
 use tracing::Instrument;
 
@@ -25,17 +33,17 @@ use crate::audit::Action;
 use crate::error::{Error, Result};
 use crate::events::{EventKind, Events};
 use crate::monitor::context::{Context, ManagerInner};
-use crate::monitor::entry::{Entry, RunSnapshot};
+use crate::monitor::entry::{Entry, Role, RunSnapshot};
 use crate::monitor::policy::is_permanent;
 use crate::monitor::recover;
 use crate::monitor::start::{InitialAttach, StartError};
-use crate::outcome::{Outcome, Seal, StopCause};
-use crate::root::{Root, RunFile, RunInfo};
+use crate::outcome::{Outcome, Seal};
+use crate::root::{Root, RunInfo};
 use crate::run::Run;
 use crate::run::attach::session::{NO_STDIN_IN_RUNTIME, NO_STDIN_IN_SPEC, Recording, Session};
 use crate::run::attach::{AttachOptions, Attachment, Input};
 use crate::runtime::{InputWriter, Runtime};
-use crate::spec::{RunId, RunSpec, Settings, Stdin};
+use crate::spec::{InvalidSpec, Membership, RunId, RunSpec, Settings, Stdin};
 
 /// The state of a run on disk.
 enum OnDisk {
@@ -63,19 +71,6 @@ enum OnDisk {
 #[derive(Debug, Clone)]
 pub struct Manager {
     inner: Arc<ManagerInner>,
-}
-
-/// The treatment of active runs during [`Manager::shutdown`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ShutdownMode {
-    /// Leaves them running, to be recovered by the next opening of the root.
-    ///
-    /// Runs of a [`process_bound`](crate::runtime::Capabilities::process_bound) runtime
-    /// cannot be recovered, and are stopped.
-    Leave,
-    /// Stops them, with the grace period of their specs, and seals them.
-    Stop,
 }
 
 impl Manager {
@@ -120,7 +115,7 @@ impl Manager {
     /// A dropped call leaves no orphan: the run is listed, and either proceeds or is
     /// sealed.
     pub async fn start(&self, spec: RunSpec) -> Result<Run> {
-        Ok(self.launch(spec, None).await?.0)
+        Ok(self.launch(spec, None, false).await?.0)
     }
 
     /// Starts a run and attaches to it before the container's process starts.
@@ -147,7 +142,7 @@ impl Manager {
         if let Some(size) = options.window {
             spec = spec.window(size);
         }
-        match self.launch(spec, Some(options)).await? {
+        match self.launch(spec, Some(options), false).await? {
             (run, Some(attachment)) => Ok((run, attachment)),
             (_, None) => Err(Error::Closed),
         }
@@ -157,19 +152,24 @@ impl Manager {
         &self,
         spec: RunSpec,
         attach: Option<AttachOptions>,
+        is_service: bool,
     ) -> Result<(Run, Option<Attachment>)> {
         let context = self.context();
-        self.check_open()?;
+        let role = Role {
+            is_service,
+            is_cleanup: spec.is_cleanup(),
+        };
+        self.check_open(role)?;
         spec.validate()?;
         context.runtime.validate(&spec)?;
         let id = spec.run_id().cloned().unwrap_or_else(RunId::generate);
-        let (entry, monitor) = context.monitor(context.place(&id));
+        let (entry, monitor) = context.monitor(context.place(&id), role);
         let run = self.handle(Arc::clone(&entry));
         let pending = match attach {
             Some(options) => Some(PendingAttachment::new(&run, spec.settings(), options)?),
             None => None,
         };
-        self.register(id, entry)?;
+        self.register(id, entry, spec.membership())?;
         let (reply, started) = oneshot::channel();
         let token = spec.stop_token().cloned();
         let span = monitor.span();
@@ -191,21 +191,46 @@ impl Manager {
         }
     }
 
-    /// Fails if the manager refuses new runs.
-    fn check_open(&self) -> Result<()> {
+    /// Fails if the manager refuses new runs of this role.
+    fn check_open(&self, role: Role) -> Result<()> {
         let context = self.context();
-        if context.closing.is_cancelled() || context.stopping.load(Ordering::Acquire) > 0 {
+        let is_cleaning = context.cleaning.load(Ordering::Acquire) > 0;
+        if context.closing.is_cancelled()
+            || context.stopping.load(Ordering::Acquire) > 0
+            || (is_cleaning && !role.is_cleanup)
+        {
             return Err(Error::Closed);
         }
         Ok(())
     }
 
+    /// Fails if no run can join the group any more.
+    fn check_group(&self, membership: &Membership) -> Result<()> {
+        let groups = self.context().groups();
+        let group = groups.get(&membership.group);
+        if group.is_some_and(|group| group.has_owner()) {
+            return Ok(());
+        }
+        let group = &membership.group;
+        let reason = format!("the group {group} has ended, or belongs to another manager");
+        Err(InvalidSpec::new("group", reason).into())
+    }
+
     /// Claims the id of a new run in this manager.
-    fn register(&self, id: RunId, entry: Arc<Entry>) -> Result<()> {
+    fn register(
+        &self,
+        id: RunId,
+        entry: Arc<Entry>,
+        membership: Option<&Membership>,
+    ) -> Result<()> {
         let mut entries = self.context().entries();
         // Checked under the lock. A shutdown refuses new runs before it takes the lock to find the
         // runs to stop, so it finds every run that passes this check.
-        self.check_open()?;
+        self.check_open(entry.role)?;
+        if let Some(membership) = membership {
+            // Checked under the lock, too: the end of a group finds every run that passes it.
+            self.check_group(membership)?;
+        }
         match entries.entry(id) {
             hash_map::Entry::Occupied(occupied) => Err(Error::RunExists {
                 run: occupied.key().clone(),
@@ -344,9 +369,9 @@ impl Manager {
     pub async fn remove(&self, id: &RunId) -> Result<()> {
         let context = self.context();
         let run = self.get(id).await?;
-        let seal = self.seal_of(&run).await?;
+        let seal = run.seal().await?;
         if let Some(container) = &seal.container {
-            self.refuse_out_of_reach(id, &seal).await?;
+            context.refuse_out_of_reach(id, &seal).await?;
             match context.runtime.remove(container, true).await {
                 Err(error) if !error.is_not_found() => return Err(error.into()),
                 _ => {}
@@ -365,55 +390,15 @@ impl Manager {
         Ok(())
     }
 
-    /// Returns the seal from the snapshot of a run, or else from its file.
-    async fn seal_of(&self, run: &Run) -> Result<Seal> {
-        let known = run.entry.snapshot.borrow().seal.clone();
-        if let Some(seal) = known {
-            return Ok(seal);
-        }
-        // A new monitor may not have read the seal yet.
-        let id = run.id().clone();
-        let file = self
-            .context()
-            .on_disk("read", move |root| root.read_run(&id))
-            .await?;
-        file.and_then(|file| file.seal)
-            .ok_or_else(|| Error::NotSealed {
-                run: run.id().clone(),
-            })
-    }
-
-    /// Fails if the container of a run belongs to another runtime or engine.
-    ///
-    /// Removing the run would leave that container as an orphan.
-    async fn refuse_out_of_reach(&self, id: &RunId, seal: &Seal) -> Result<()> {
-        let run = id.clone();
-        let file = self
-            .context()
-            .on_disk("read", move |root| root.read_run(&run))
-            .await;
-        let Ok(Some(RunFile { record, .. })) = file else {
-            return Ok(());
-        };
-        if record.runtime != self.runtime().name() {
-            return Err(Error::OtherRuntime {
-                run: id.clone(),
-                runtime: record.runtime,
-            });
-        }
-        if !self.context().may_remove(seal, record.settings.keep) {
-            recover::verify_engine_id(self.runtime(), id, [record.engine_id.as_deref(), None])
-                .await?;
-        }
-        Ok(())
-    }
-
     /// Waits until the recovery at the opening is complete, and returns the runs.
     ///
     /// These are the runs that were not sealed at the opening. Each is recovered, owned by
     /// another live process, or cannot be recovered: then [`Run::problem`] says why. The
-    /// removal of containers without an owner is also complete. If the engine does not
-    /// answer, this waits for it.
+    /// removal of containers without an owner is also complete, and [groups] without an owner have
+    /// ended, with their runs. A network or a volume that a run outside of a group still uses is
+    /// not waited for. If the engine does not answer, this waits for it.
+    ///
+    /// [groups]: crate::manager::Group
     ///
     /// # Errors
     ///
@@ -447,50 +432,6 @@ impl Manager {
             return Err(Error::Closed);
         }
         Ok(runs)
-    }
-
-    /// Shuts the manager down, and waits until all its tasks have ended.
-    ///
-    /// Later calls on any clone fail with [`Error::Closed`], or return the state on disk.
-    ///
-    /// Actions before this call (stops, detachments, resizes) are recorded, unless the sink
-    /// or the engine does not respond within 2 s.
-    ///
-    /// Stopping takes the grace period of each run, and longer if its container does not end.
-    /// A run whose engine does not answer about it 30 s after its grace period is left to the
-    /// next opening of the root, which completes the stop: see [`Error::Unanswered`]. Its audit
-    /// file has a note.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel-safe. A dropped call leaves the manager running. It can be shut down again.
-    pub async fn shutdown(&self, mode: ShutdownMode) {
-        let context = self.context();
-        // Process-bound runs are always stopped: they would end anyway, without a seal.
-        let stop = mode == ShutdownMode::Stop || context.runtime.capabilities().process_bound;
-        // Refuses new runs until all are stopped.
-        let _stopping = stop.then(|| StartsRefused::new(context));
-        if stop {
-            self.stop_all(StopCause::Shutdown, None).await;
-        }
-        context.closing.cancel();
-        context.tasks.wait().await;
-        context.event_bus.close();
-    }
-
-    /// Stops all runs that this manager owns, and waits until they are sealed.
-    async fn stop_all(&self, cause: StopCause, grace: Option<Duration>) {
-        let entries: Vec<_> = self.context().entries().values().cloned().collect();
-        let stops = entries.into_iter().map(|entry| {
-            let run = self.handle(entry);
-            async move {
-                if !run.owned_elsewhere() {
-                    // Fails only for a run that cannot be recovered.
-                    let _ = run.request(cause, grace).await;
-                }
-            }
-        });
-        join_all(stops).await;
     }
 }
 
@@ -570,44 +511,5 @@ impl PendingAttachment {
         } = self;
         let input = writer.map(|writer| Input::new(writer, stdin, record_stdin, &session));
         Attachment::new(session, options, input)
-    }
-}
-
-/// A guard during whose life the manager refuses new runs.
-struct StartsRefused<'a>(&'a AtomicUsize);
-
-impl<'a> StartsRefused<'a> {
-    fn new(context: &'a Context) -> Self {
-        context.stopping.fetch_add(1, Ordering::AcqRel);
-        Self(&context.stopping)
-    }
-}
-
-impl Drop for StartsRefused<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-#[cfg(all(test, feature = "testing"))]
-mod tests {
-    use super::*;
-    use crate::runtime::scripted::Scripted;
-
-    #[tokio::test]
-    async fn a_shutdown_refuses_a_start_in_progress() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("root");
-        let manager = Manager::open(root, Scripted::new()).await.unwrap();
-        let register = |id: RunId| {
-            let context = manager.context();
-            let (entry, _) = context.monitor(context.place(&id));
-            manager.register(id, entry)
-        };
-        let stopping = StartsRefused::new(manager.context());
-        let refused = register(RunId::generate());
-        assert!(matches!(refused, Err(Error::Closed)), "{refused:?}");
-        drop(stopping);
-        register(RunId::generate()).unwrap();
     }
 }

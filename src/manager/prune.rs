@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::manager::Manager;
+use crate::monitor::group::end_unused;
 use crate::outcome::Seal;
 use crate::root::{Root, RunInfo};
-use crate::spec::RunId;
+use crate::spec::{GroupId, RunId};
 use crate::timestamp::Timestamp;
 
 /// Limits for [`Manager::prune`]. Runs beyond any of the limits are removed.
@@ -73,6 +74,11 @@ pub struct PruneReport {
     pub kept: Vec<(RunId, SkipReason)>,
     /// The bytes of the files of the remaining runs.
     pub bytes_left: u64,
+    /// The groups without a live owner whose networks and volumes were removed.
+    ///
+    /// These are groups whose end had failed before, for example because a kept container used the
+    /// volume. In a dry run, the groups that no run uses, although their removal may fail again.
+    pub ended_groups: Vec<GroupId>,
 }
 
 /// The reason that a run was not removed.
@@ -111,7 +117,8 @@ impl PruneOptions {
 impl Manager {
     /// Removes old runs, as [`remove`](Self::remove) does.
     ///
-    /// A run whose removal fails is kept, and the others are still removed.
+    /// A run whose removal fails is kept, and the others are still removed. Then the networks and
+    /// volumes of groups without a live owner are removed, unless a run uses them.
     ///
     /// # Errors
     ///
@@ -127,8 +134,12 @@ impl Manager {
         });
         let mut report = PruneReport::default();
         let mut sealed = Vec::new();
+        let mut unsealed = Vec::new();
         for (bytes, info) in listed.await? {
             report.bytes_left += bytes;
+            if info.seal.is_none() {
+                unsealed.extend(info.record);
+            }
             match (info.problem, info.seal) {
                 (Some(problem), _) => report.kept.push((info.run, SkipReason::Damaged(problem))),
                 (None, None) => report.kept.push((info.run, SkipReason::NotSealed)),
@@ -157,6 +168,7 @@ impl Manager {
                 Err(reason) => report.kept.push((run.run, reason)),
             }
         }
+        report.ended_groups = end_unused(self.context(), &unsealed, options.dry_run).await;
         Ok(report)
     }
 
@@ -176,7 +188,7 @@ impl Manager {
     async fn check_removable(&self, run: &SealedRun) -> Result<()> {
         let context = self.context();
         if run.seal.container.is_some() {
-            self.refuse_out_of_reach(&run.run, &run.seal).await?;
+            context.refuse_out_of_reach(&run.run, &run.seal).await?;
         }
         // A removal waits for this manager's monitor, so its lock is no obstacle.
         if context.entries().contains_key(&run.run) {

@@ -1,20 +1,32 @@
-//! Orphans: containers that no run needs, in this root and in abandoned roots.
+//! Orphans: what no run needs on the engine, in this root and in abandoned roots.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{Result, RuntimeError};
+use crate::error::{Error, Result, RuntimeError};
 use crate::manager::Manager;
 use crate::monitor::context::Context;
 use crate::root::{Root, RunFile};
-use crate::runtime::{ContainerStatus, OwnedContainer, Runtime};
+use crate::runtime::{ContainerStatus, LabeledContainer, LabeledResource, OwnedContainer, Runtime};
 use crate::spec::{ContainerId, RootId, RunId};
 use crate::timestamp::Timestamp;
+
+/// A container, a network or a volume of this root that recovery does not remove.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Orphan {
+    /// A container.
+    Container(OrphanedContainer),
+    /// A network or a volume without a readable file in the root.
+    ///
+    /// The file was removed or damaged, or the root was restored from a copy.
+    Resource(LabeledResource),
+}
 
 /// A container of this root that recovery does not remove.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Orphan {
+pub struct OrphanedContainer {
     /// The container.
     pub container: ContainerId,
     /// The run that the container was created for.
@@ -37,7 +49,7 @@ pub enum OrphanReason {
     Left,
 }
 
-/// Settings for [`Manager::reap`], which ends containers past their deadline.
+/// Settings for [`Manager::reap`], which ends containers, networks and volumes past their deadline.
 ///
 /// The containers may belong to any root of any process on any machine. The deadline is a
 /// label that is written when the container is created. It is the sum of the time limit,
@@ -51,6 +63,10 @@ pub enum OrphanReason {
 /// - containers that moat did not create
 /// - containers with an unreadable label
 /// - containers of the manager's own root, which recovery handles
+///
+/// A network or a volume has a deadline if its spec has one:
+/// [`NetworkSpec::expires_after`](crate::spec::NetworkSpec::expires_after). It is removed
+/// [`remove_after`](Self::remove_after) its deadline, unless a container uses it.
 ///
 /// The deadline uses the clock of the machine that created the container. It is compared
 /// with the clock of the machine that reaps. The margins must exceed the clock difference.
@@ -86,7 +102,7 @@ impl ReapOptions {
         self
     }
 
-    /// Sets how long after its deadline a container is removed.
+    /// Sets how long after its deadline a container, a network or a volume is removed.
     ///
     /// The policy of the run is ignored. Removal deletes the output that the engine has kept.
     /// If the root is opened again, the run is sealed as `removed`, with a gap.
@@ -97,31 +113,47 @@ impl ReapOptions {
         self
     }
 
-    /// Reports the containers that would be ended, and changes none. Default: false.
+    /// Reports what would be ended or removed, and changes nothing. Default: false.
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
         self
     }
 
-    /// Reaps containers without a manager, except those of `root`.
+    /// Reaps without a manager, except what belongs to `root`.
     ///
     /// With a manager, use [`Manager::reap`].
     ///
     /// # Errors
     ///
-    /// [`RuntimeError`] if the engine cannot list its containers.
+    /// [`RuntimeError`] if the engine cannot list its containers, networks or volumes.
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe. A dropped call has reaped some of the containers.
+    /// Cancel-safe. A dropped call has reaped some of them.
     pub async fn run(
         &self,
         runtime: &dyn Runtime,
         root: Option<&RootId>,
-    ) -> Result<Vec<ReapedContainer>, RuntimeError> {
+    ) -> Result<ReapReport, RuntimeError> {
+        // Both lists precede every removal, so that an error loses no report.
+        let containers = runtime.find_all().await?;
+        let resources = find_resources(runtime).await?;
+        Ok(ReapReport {
+            containers: self.reap_containers(runtime, root, containers).await,
+            // Later: a container that was removed uses no network and no volume.
+            resources: self.reap_resources(runtime, root, resources).await,
+        })
+    }
+
+    async fn reap_containers(
+        &self,
+        runtime: &dyn Runtime,
+        root: Option<&RootId>,
+        containers: Vec<LabeledContainer>,
+    ) -> Vec<ReapedContainer> {
         let now = Timestamp::now();
         let mut reaped = Vec::new();
-        for labeled in runtime.find_all().await? {
+        for labeled in containers {
             if Some(&labeled.root) == root {
                 continue;
             }
@@ -147,7 +179,32 @@ impl ReapOptions {
                 run: labeled.run,
             });
         }
-        Ok(reaped)
+        reaped
+    }
+
+    async fn reap_resources(
+        &self,
+        runtime: &dyn Runtime,
+        root: Option<&RootId>,
+        resources: Vec<LabeledResource>,
+    ) -> Vec<ReapedResource> {
+        let now = Timestamp::now();
+        let mut reaped = Vec::new();
+        for resource in resources {
+            let is_due = |deadline| now.since(deadline) > self.remove_after;
+            if Some(&resource.root) == root || !resource.deadline.is_some_and(is_due) {
+                continue;
+            }
+            let removed = match self.dry_run {
+                true => Ok(()),
+                false => remove_resource(runtime, &resource).await,
+            };
+            reaped.push(ReapedResource {
+                resource,
+                action: removed.map_or_else(ReapAction::Failed, |()| ReapAction::Removed),
+            });
+        }
+        reaped
     }
 
     /// Returns the action due for a container that is `overdue` past its deadline.
@@ -184,6 +241,33 @@ impl Due {
     }
 }
 
+/// The result of [`Manager::reap`].
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct ReapReport {
+    /// The containers past their deadline.
+    pub containers: Vec<ReapedContainer>,
+    /// The networks and volumes past their deadline.
+    pub resources: Vec<ReapedResource>,
+}
+
+impl ReapReport {
+    /// Returns true if nothing was past its deadline.
+    pub fn is_empty(&self) -> bool {
+        self.containers.is_empty() && self.resources.is_empty()
+    }
+}
+
+/// A network or a volume past its deadline.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ReapedResource {
+    /// The network or the volume.
+    pub resource: LabeledResource,
+    /// The action taken, or in a dry run the action due.
+    pub action: ReapAction,
+}
+
 /// A container past its deadline.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -200,13 +284,13 @@ pub struct ReapedContainer {
     pub action: ReapAction,
 }
 
-/// The action taken for a container past its deadline.
+/// The action taken for a container, a network or a volume past its deadline.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ReapAction {
     /// The container was running and was killed. It still exists, with its output.
     Stopped,
-    /// The container was removed, and killed first if it was running.
+    /// It was removed. A container that was running was killed first.
     Removed,
     /// The action failed.
     Failed(RuntimeError),
@@ -228,16 +312,45 @@ async fn end(runtime: &dyn Runtime, container: &ContainerId, due: Due) -> Result
     }
 }
 
+/// Lists the networks and volumes of all roots. A runtime without any has none.
+///
+/// An engine that refuses the list, such as one behind a proxy that allows only containers, has none
+/// of moat either.
+async fn find_resources(runtime: &dyn Runtime) -> Result<Vec<LabeledResource>, RuntimeError> {
+    let capabilities = runtime.capabilities();
+    if !capabilities.networks && !capabilities.volumes {
+        return Ok(Vec::new());
+    }
+    match runtime.find_resources().await {
+        Err(error) if error.is_definitive() => {
+            tracing::warn!(%error, "cannot list networks and volumes");
+            Ok(Vec::new())
+        }
+        found => found,
+    }
+}
+
+/// Removes a network or a volume. One that does not exist is not an error.
+async fn remove_resource(
+    runtime: &dyn Runtime,
+    resource: &LabeledResource,
+) -> Result<(), RuntimeError> {
+    match runtime.remove_resource(resource.kind, &resource.name).await {
+        Err(error) if error.is_not_found() => Ok(()),
+        removed => removed,
+    }
+}
+
 impl Manager {
-    /// Lists the containers of this root that recovery does not remove.
+    /// Lists the containers, networks and volumes of this root that recovery does not remove.
     ///
     /// Containers that are kept by policy are not orphans, nor are containers of runs that
-    /// are not sealed.
+    /// are not sealed, nor networks and volumes with a file in the root.
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine cannot list its
-    /// containers; [`Error::Storage`](crate::error::Error::Storage) if the root cannot be
+    /// [`Error::Runtime`] if the engine cannot list its
+    /// containers, networks or volumes; [`Error::Storage`] if the root cannot be
     /// read.
     ///
     /// # Cancel safety
@@ -245,14 +358,20 @@ impl Manager {
     /// Cancel-safe.
     pub async fn orphans(&self) -> Result<Vec<Orphan>> {
         let context = self.context();
-        // In this order: a run is in the root before its container is created.
-        let found = context.runtime.find(context.root.id()).await?;
+        // In this order: a run is in the root before its container is created, and a group before
+        // its network.
+        let containers = context.runtime.find(context.root.id()).await?;
+        let resources = find_resources(&*context.runtime).await?;
         let policy = Arc::clone(context);
         let orphans = move |root: &Root| {
-            let orphans = found
-                .into_iter()
-                .filter_map(|found| orphan(&policy, root, found));
-            Ok(orphans.collect())
+            let containers = containers.into_iter();
+            let containers = containers.filter_map(|found| orphan(&policy, root, found));
+            let recorded = root.recorded_resources()?;
+            let resources = resources.into_iter().filter(|resource| {
+                resource.root == *root.id() && !recorded.contains(&resource.name)
+            });
+            let containers = containers.map(Orphan::Container);
+            Ok(containers.chain(resources.map(Orphan::Resource)).collect())
         };
         context.on_disk("list", orphans).await
     }
@@ -260,40 +379,62 @@ impl Manager {
     /// Removes an orphan.
     ///
     /// A container without a run is removed even while it is running. The container of a
-    /// sealed run is removed only if it is not running. A container that does not exist is
-    /// not an error.
+    /// sealed run is removed only if it is not running. A network or a volume that a container uses
+    /// is not removed. An orphan that does not exist is not an error.
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine does not remove the
-    /// container.
+    /// [`Error::Runtime`] if the engine does not remove the
+    /// orphan.
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe. The engine may already have been asked to remove the container.
+    /// Cancel-safe. The engine may already have been asked to remove the orphan.
     pub async fn remove_orphan(&self, orphan: &Orphan) -> Result<()> {
+        let runtime = &*self.context().runtime;
+        let orphan = match orphan {
+            Orphan::Container(orphan) => orphan,
+            Orphan::Resource(resource) => {
+                self.check_unrecorded(resource).await?;
+                return Ok(remove_resource(runtime, resource).await?);
+            }
+        };
         let force = orphan.reason == OrphanReason::NoRun;
-        let runtime = &self.context().runtime;
         match runtime.remove(&orphan.container, force).await {
             Err(error) if !error.is_not_found() => Err(error.into()),
             _ => Ok(()),
         }
     }
 
-    /// Kills and removes containers of other roots that are past their deadline.
+    /// Fails if the root has a file for the resource, so that its owner may be alive.
+    async fn check_unrecorded(&self, resource: &LabeledResource) -> Result<()> {
+        let LabeledResource { kind, name, .. } = resource;
+        let (kind, name) = (*kind, name.clone());
+        let check = move |root: &Root| match root.recorded_resources()?.contains(&name) {
+            true => Err(Error::Runtime(RuntimeError::Conflict {
+                operation: "remove the orphan",
+                reason: format!("the root has a file for the {kind} {name}"),
+            })),
+            false => Ok(()),
+        };
+        self.context().on_disk("check", check).await
+    }
+
+    /// Kills and removes what belongs to other roots and is past its deadline: containers, networks
+    /// and volumes.
     ///
     /// Use this where a root may never be opened again, such as on machines that exist for
-    /// one job and share an engine. See [`ReapOptions`] for the containers affected.
+    /// one job and share an engine. See [`ReapOptions`] for what is affected.
     ///
     /// # Errors
     ///
-    /// [`Error::Runtime`](crate::error::Error::Runtime) if the engine cannot list its
-    /// containers.
+    /// [`Error::Runtime`] if the engine cannot list its
+    /// containers, networks or volumes.
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe. A dropped call has reaped some of the containers.
-    pub async fn reap(&self, options: ReapOptions) -> Result<Vec<ReapedContainer>> {
+    /// Cancel-safe. A dropped call has reaped some of them.
+    pub async fn reap(&self, options: ReapOptions) -> Result<ReapReport> {
         let context = self.context();
         let own = Some(context.root.id());
         Ok(options.run(&*context.runtime, own).await?)
@@ -301,7 +442,7 @@ impl Manager {
 }
 
 /// Returns the container as an orphan, unless a monitor or an operator handles it.
-fn orphan(context: &Context, root: &Root, found: OwnedContainer) -> Option<Orphan> {
+fn orphan(context: &Context, root: &Root, found: OwnedContainer) -> Option<OrphanedContainer> {
     let OwnedContainer {
         container,
         run,
@@ -314,7 +455,7 @@ fn orphan(context: &Context, root: &Root, found: OwnedContainer) -> Option<Orpha
             _ => return None,
         },
     };
-    Some(Orphan {
+    Some(OrphanedContainer {
         container,
         run,
         status,

@@ -131,6 +131,9 @@ fn print_failure(run: &Run, outcome: Option<Result<Outcome>>) {
 impl Manager {
     /// Starts a run that stops on drop, and waits until it is ready.
     ///
+    /// A service does not count for [`max_concurrent`](crate::manager::ManagerBuilder::max_concurrent).
+    /// A [`shutdown`](Self::shutdown) of this manager stops it after the runs that are not services.
+    ///
     /// The readiness checks run in order, one after the other.
     ///
     /// ```no_run
@@ -147,7 +150,7 @@ impl Manager {
     /// # Errors
     ///
     /// Those of [`start`](Self::start) and [`Run::wait_ready`]. If a check fails, the run is
-    /// stopped.
+    /// stopped. Nothing is started for an invalid check.
     ///
     /// # Cancel safety
     ///
@@ -158,9 +161,11 @@ impl Manager {
         spec: RunSpec,
         ready: impl IntoIterator<Item = Ready>,
     ) -> Result<Service> {
+        let ready: Vec<_> = ready.into_iter().collect();
+        ready.iter().try_for_each(Ready::validate)?;
         let grace = spec.settings().stop_grace;
         let service = Service {
-            run: self.start(spec).await?,
+            run: self.launch(spec, None, true).await?.0,
             grace,
             disarmed: false,
         };

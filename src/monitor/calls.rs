@@ -15,7 +15,7 @@ use crate::error::{Error, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{RunSnapshot, lock};
-use crate::runtime::{Inspection, Runtime};
+use crate::runtime::{ExecId, Inspection, Runtime};
 use crate::sink::RunPlace;
 use crate::spec::ContainerId;
 use crate::timestamp::Timestamp;
@@ -34,6 +34,9 @@ const INSPECT: &str = "inspect the container";
 /// The operation of a signal, as reports name it.
 const SIGNAL: &str = "signal the container";
 
+/// The operation of a kill of an exec, as reports name it.
+const KILL_EXEC: &str = "kill the exec";
+
 /// Calls to the engine about one run. Clones share the report.
 #[derive(Clone)]
 pub(super) struct Calls {
@@ -43,6 +46,16 @@ pub(super) struct Calls {
     unanswered: Arc<Mutex<Unanswered>>,
     /// The time since which the container's node does not answer the engine.
     node_silent_since: Arc<Mutex<Option<Timestamp>>>,
+    /// The exec that signals are for; `None` if they are for the container.
+    exec: Option<ExecTarget>,
+}
+
+/// The exec that stops kill, in place of its container.
+#[derive(Clone)]
+pub(super) struct ExecTarget {
+    pub(super) id: ExecId,
+    /// The reason that the last attempt failed.
+    pub(super) failure: Sender<Option<Arc<RuntimeError>>>,
 }
 
 /// The end of a call.
@@ -189,7 +202,18 @@ impl Calls {
             snapshot,
             unanswered: Arc::default(),
             node_silent_since: Arc::default(),
+            exec: None,
         }
+    }
+
+    /// Makes signals kill an exec in place of the container.
+    pub(super) fn set_exec(&mut self, exec: ExecTarget) {
+        self.exec = Some(exec);
+    }
+
+    /// Returns true if signals are for an exec. The only signal is then SIGKILL.
+    pub(super) fn is_of_exec(&self) -> bool {
+        self.exec.is_some()
     }
 
     pub(super) fn context(&self) -> &Context {
@@ -223,8 +247,18 @@ impl Calls {
         container: &ContainerId,
         signal: &str,
     ) -> Result<(), RuntimeError> {
-        self.track(SIGNAL, self.runtime().signal(container, signal))
-            .await
+        let Some(exec) = &self.exec else {
+            let signaled = self.runtime().signal(container, signal);
+            return self.track(SIGNAL, signaled).await;
+        };
+        let killed = self.runtime().exec_kill(container, &exec.id);
+        match self.track(KILL_EXEC, killed).await {
+            Err(error) if error.is_definitive() => {
+                exec.failure.send_replace(Some(Arc::new(error)));
+                Ok(())
+            }
+            killed => killed,
+        }
     }
 
     /// Awaits a call to the engine, and reports it while it gets no answer for [`REPORT_AFTER`].

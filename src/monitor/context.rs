@@ -13,7 +13,8 @@ use crate::capture::Hub;
 use crate::disk::Disk;
 use crate::error::{Result, RuntimeError};
 use crate::events::EventBus;
-use crate::monitor::entry::{Entry, PipeState, RunSnapshot, STDIN_QUEUE_RECORDS, lock};
+use crate::monitor::entry::{Entry, PipeState, Role, RunSnapshot, STDIN_QUEUE_RECORDS, lock};
+use crate::monitor::group::Groups;
 use crate::monitor::tasks::Tasks;
 use crate::monitor::{Inbox, Monitor};
 use crate::root::Root;
@@ -45,6 +46,8 @@ pub(crate) struct Context {
     pub(crate) closing: CancellationToken,
     /// Entries of the runs that have a monitor.
     pub(crate) entries: Mutex<HashMap<RunId, Arc<Entry>>>,
+    /// The groups that this manager owns, until they have ended.
+    pub(crate) groups: Mutex<Groups>,
     /// Limits how many runs are recovered at once.
     pub(crate) recoveries: Semaphore,
     /// Runs that the scan at the opening has found; `None` until the scan is done.
@@ -57,6 +60,8 @@ pub(crate) struct Context {
     pub(crate) concurrency: Option<Arc<Semaphore>>,
     /// Number of shutdowns in progress that stop all runs. While it is not 0, no run starts.
     pub(crate) stopping: AtomicUsize,
+    /// Number of cleanups in progress. While it is not 0, only runs that clean up start.
+    pub(crate) cleaning: AtomicUsize,
     /// Number of the last attachment.
     pub(crate) attachments: AtomicU64,
     /// The engine's last answer about itself.
@@ -70,6 +75,13 @@ impl ManagerInner {
 }
 
 impl Context {
+    pub(crate) fn unsupported(&self, operation: &'static str) -> RuntimeError {
+        RuntimeError::Unsupported {
+            runtime: self.runtime.name(),
+            operation,
+        }
+    }
+
     /// Returns the number of a new attachment, from 1.
     pub(crate) fn next_attachment(&self) -> u64 {
         self.attachments.fetch_add(1, Ordering::Relaxed) + 1
@@ -110,7 +122,7 @@ impl Context {
     }
 
     /// Creates an entry and its monitor.
-    pub(crate) fn monitor(self: &Arc<Self>, place: RunPlace) -> (Arc<Entry>, Monitor) {
+    pub(crate) fn monitor(self: &Arc<Self>, place: RunPlace, role: Role) -> (Arc<Entry>, Monitor) {
         let (snapshot, receiver) = watch::channel(RunSnapshot::new());
         let (stops, requests) = mpsc::unbounded_channel();
         let (notes, note_records) = mpsc::unbounded_channel();
@@ -119,6 +131,7 @@ impl Context {
         let pipe = Arc::<Mutex<PipeState>>::default();
         let entry = Arc::new(Entry {
             place: place.clone(),
+            role,
             snapshot: receiver,
             stops,
             notes,
@@ -131,7 +144,8 @@ impl Context {
             notes: note_records,
             stdin_records: input_records,
         };
-        let monitor = Monitor::new(Arc::clone(self), place, snapshot, inbox, pipe, hub);
+        let mut monitor = Monitor::new(Arc::clone(self), place, snapshot, inbox, pipe, hub);
+        monitor.is_service = role.is_service;
         (entry, monitor)
     }
 

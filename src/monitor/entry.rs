@@ -6,11 +6,13 @@ use std::task::{Context as Poller, Waker};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::audit::{self, Event, Follow};
 use crate::capture::Hub;
 use crate::error::Result;
 use crate::monitor::context::Context;
+use crate::monitor::stop::{MAX_GRACE, STOP_TIMEOUT};
 use crate::outcome::{Ending, Outcome, Seal, SealState, StopCause, Usage};
 use crate::root::RunInfo;
 use crate::runtime::InputWriter;
@@ -35,6 +37,8 @@ pub(crate) struct RunSnapshot {
     pub(crate) last_lines: Vec<String>,
     /// Peak of the sampled resource usage.
     pub(crate) usage: Option<Usage>,
+    /// Why moat stopped the run. Set once the run has ended.
+    pub(crate) stop_cause: Option<StopCause>,
     /// Set once this manager owns the run, another one does, or recovery has failed.
     pub(crate) ownership_known: bool,
     /// Set while another manager owns the run.
@@ -72,6 +76,7 @@ impl RunSnapshot {
             stop_grace: Settings::default().stop_grace,
             last_lines: Vec::new(),
             usage: None,
+            stop_cause: None,
             ownership_known: false,
             owned_elsewhere: false,
             tapped: false,
@@ -91,9 +96,15 @@ impl RunSnapshot {
         if self.owned_elsewhere || info.seal.is_some() {
             return;
         }
-        if self.state != State::Intended {
-            info.status = self.state.status();
+        match &self.state {
+            State::Intended => {}
+            State::Ended { ending, .. } => info.add_ending(ending),
+            state => info.status = state.status(),
         }
+        if let State::Running { started_at, .. } = &self.state {
+            info.started_at = started_at.or(info.started_at);
+        }
+        info.stopped = self.stop_cause;
         if info.problem.is_none() {
             info.problem = self.problem().cloned();
         }
@@ -123,10 +134,20 @@ pub(crate) struct StopRequest {
     pub(crate) grace: Option<Duration>,
 }
 
+/// The role of a run. It decides whether the run needs a permit, and when a shutdown stops the run.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Role {
+    /// Other runs depend on the run.
+    pub(crate) is_service: bool,
+    /// The run cleans up after others.
+    pub(crate) is_cleanup: bool,
+}
+
 /// The handles' side of a run.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) place: RunPlace,
+    pub(crate) role: Role,
     pub(crate) snapshot: watch::Receiver<RunSnapshot>,
     pub(crate) stops: mpsc::UnboundedSender<StopRequest>,
     /// Records of attachments.
@@ -144,12 +165,36 @@ impl Entry {
         hub.close();
         Self {
             place,
+            role: Role::default(),
             snapshot,
             stops: mpsc::unbounded_channel().0,
             notes: mpsc::unbounded_channel().0,
             stdin_records: mpsc::channel(1).0,
             pipe: Arc::default(),
             hub,
+        }
+    }
+
+    /// Resolves if the engine does not answer about a run that is overdue to be stopped.
+    ///
+    /// An engine that answers is waited for: it reports the end of the container.
+    pub(crate) async fn unanswered_after(&self, grace: Option<Duration>) -> String {
+        let requested = Instant::now();
+        let mut snapshot = self.snapshot.clone();
+        let default = snapshot.borrow().stop_grace;
+        let grace = grace.unwrap_or(default).min(MAX_GRACE);
+        sleep_until(requested + grace + STOP_TIMEOUT).await;
+        let unanswered = snapshot.wait_for(|snapshot| {
+            snapshot.unanswered.is_some() && snapshot.state.ending().is_none()
+        });
+        let problem = match unanswered.await {
+            Ok(snapshot) => snapshot.unanswered.clone(),
+            Err(_) => None,
+        };
+        match problem {
+            Some(problem) => problem,
+            // The monitor has exited, and `wait` returns.
+            None => std::future::pending().await,
         }
     }
 }
@@ -216,5 +261,6 @@ pub(crate) fn outcome(context: &Context, place: &RunPlace, snapshot: &RunSnapsho
             .seal
             .as_ref()
             .and_then(|seal| seal.usage.as_deref().copied())),
+        stop_cause: snapshot.stop_cause,
     }
 }

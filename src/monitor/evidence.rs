@@ -411,7 +411,7 @@ pub(super) fn conclude(facts: &EndFacts, totals: &OutputTotals, finding: Finding
     if facts.log_rotates {
         gaps.push(MissingOutput::possible(GapReason::LogRotated));
     }
-    gaps.extend(past_limit(totals, evidence));
+    gaps.extend(past_limit(&totals.dropped, evidence));
     // A restarted engine loses output that it had read but not passed on yet. The marker
     // shows that the engine had passed on all of it. The finding for an untracked
     // container has this gap already.
@@ -493,8 +493,7 @@ pub(super) fn late_drain(
 
 /// Returns the gaps of output past the limit. Without evidence the number of
 /// bytes is unknown.
-fn past_limit(totals: &OutputTotals, evidence: Evidence) -> Vec<MissingOutput> {
-    let dropped = totals.dropped;
+pub(super) fn past_limit(dropped: &PerStream<u64>, evidence: Evidence) -> Vec<MissingOutput> {
     Stream::ALL
         .into_iter()
         .filter(|stream| dropped[*stream] > 0)

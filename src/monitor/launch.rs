@@ -141,7 +141,7 @@ impl<'a> Intended<'a> {
             capture,
             ..
         } = &mut self.0;
-        let Some(concurrency) = &context.concurrency else {
+        let Some(concurrency) = context.concurrency.as_ref().filter(|_| !monitor.is_service) else {
             return Ok(());
         };
         monitor.permit = Arc::clone(concurrency).try_acquire_owned().ok();
@@ -203,10 +203,12 @@ impl<'a> Prepared<'a> {
             file.record.engine_id = engine.id.clone();
         }
         file.record.deadline = limit.map(|limit| Timestamp::now().saturating_add(limit));
+        let mut warnings = std::mem::take(&mut *lock(&monitor.pull_warnings));
+        warnings.extend(created.warnings);
         Ok(Created {
             launching,
             container,
-            warnings: created.warnings,
+            warnings,
         })
     }
 }

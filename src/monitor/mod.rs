@@ -5,6 +5,7 @@ pub(crate) mod context;
 pub(crate) mod entry;
 mod evidence;
 pub(crate) mod exec;
+pub(crate) mod group;
 mod launch;
 mod machine;
 mod output;
@@ -75,6 +76,10 @@ pub(crate) struct Monitor {
     image_signal: Option<String>,
     /// Held while the container may run, if the number of running containers is limited.
     permit: Option<OwnedSemaphorePermit>,
+    /// The run needs no permit.
+    is_service: bool,
+    /// The reasons for a local image in place of a pulled one.
+    pull_warnings: Arc<Mutex<Vec<String>>>,
 }
 
 /// The times of a start request, by the clocks of this machine.
@@ -115,6 +120,8 @@ impl Monitor {
             engine: None,
             image_signal: None,
             permit: None,
+            is_service: false,
+            pull_warnings: Arc::default(),
         }
     }
 

@@ -6,17 +6,18 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::disk;
-use crate::error::{Error, RuntimeError};
+use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
+use crate::monitor::recover::verify_engine_id;
 use crate::monitor::wait::Backoff;
 use crate::outcome::{Seal, Verdict};
 use crate::root::RunFile;
 use crate::spec::{ContainerId, KeepContainer, RunId};
 
 /// The time for which a removal is repeated before it is left to the next opening of the root.
-const REMOVAL_PERIOD: Duration = Duration::from_secs(60);
+pub(crate) const REMOVAL_PERIOD: Duration = Duration::from_secs(60);
 /// The attempts that a closing manager waits for.
 const CLOSING_ATTEMPTS: u32 = 3;
 
@@ -50,6 +51,31 @@ impl Context {
             KeepContainer::OnFailure => !gap && seal.exit.success(),
             KeepContainer::Always => false,
         }
+    }
+
+    /// Fails if the container of a sealed run belongs to another runtime or engine.
+    ///
+    /// Removing the run would leave that container as an orphan.
+    pub(crate) async fn refuse_out_of_reach(&self, id: &RunId, seal: &Seal) -> Result<()> {
+        let run = id.clone();
+        let read = self.on_disk("read", move |root| root.read_run(&run)).await;
+        let Ok(Some(file)) = read else {
+            return Ok(());
+        };
+        if file.container_removed {
+            return Ok(());
+        }
+        let record = file.record;
+        if record.runtime != self.runtime.name() {
+            return Err(Error::OtherRuntime {
+                run: id.clone(),
+                runtime: record.runtime,
+            });
+        }
+        if !self.may_remove(seal, record.settings.keep) {
+            verify_engine_id(&*self.runtime, id, [record.engine_id.as_deref(), None]).await?;
+        }
+        Ok(())
     }
 }
 

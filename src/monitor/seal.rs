@@ -79,6 +79,9 @@ impl Monitor {
         mut watched: WatchOutcome,
     ) -> Option<RunFile> {
         let mut backoff = Backoff::new();
+        let cause = capture.progress.stopped.or(self.stopper.cause);
+        self.snapshot
+            .send_modify(|snapshot| snapshot.stop_cause = cause);
         let seal = loop {
             let sealed = self.finish_once(&mut file, &mut capture, &mut watched);
             match sealed.await {
@@ -394,8 +397,9 @@ impl Monitor {
         whole_tap: bool,
     ) -> Result<()> {
         let mut signals = Signals::after_exit();
-        let request = LogsRequest::all(log.tty);
-        let stream = self.context.runtime.logs(log.container, request).await?;
+        let request = capture.with_times(LogsRequest::all(log.tty));
+        let opened = self.context.runtime.logs(log.container, request).await;
+        let stream = opened.inspect_err(|_| capture.forgo_times())?;
         let end = capture
             .replay(stream, fidelity, Reading::Final { whole_tap }, &mut signals)
             .await;

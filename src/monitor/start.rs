@@ -11,7 +11,7 @@ use crate::capture::Capture;
 use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
-use crate::monitor::entry::StopRequest;
+use crate::monitor::entry::{StopRequest, lock};
 use crate::monitor::launch::{Running, StartCheck};
 use crate::monitor::run_file::write;
 use crate::monitor::stop::DEFAULT_SIGNAL;
@@ -273,7 +273,11 @@ impl Monitor {
     fn emit_pulls_of(&self, spec: RunSpec) -> RunSpec {
         let (context, run) = (Arc::downgrade(&self.context), self.place.run.clone());
         let secrets = self.secrets.clone();
+        let warnings = Arc::clone(&self.pull_warnings);
         spec.also_on_pull(move |progress| {
+            if progress.fallback {
+                lock(&warnings).push(progress.status.clone());
+            }
             let Some(context) = context.upgrade() else {
                 return;
             };

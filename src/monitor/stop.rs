@@ -49,8 +49,11 @@ impl Stopper {
         default_grace: Duration,
     ) -> Stop {
         self.cause.get_or_insert(request.cause);
-        let grace = request.grace.unwrap_or(default_grace).min(MAX_GRACE);
-        let killed = request.cause == StopCause::Killed;
+        let killed = request.cause == StopCause::Killed || calls.is_of_exec();
+        let grace = match killed {
+            true => Duration::ZERO,
+            false => request.grace.unwrap_or(default_grace).min(MAX_GRACE),
+        };
         let first = (!killed).then(|| signal.to_owned());
         self.schedule(calls, container, first, grace);
         if killed {

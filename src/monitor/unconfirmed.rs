@@ -83,7 +83,7 @@ pub(super) fn lost_track() -> Ending {
     }
 }
 
-/// What is known about a container that the engine reports as created.
+/// The facts about a container that the engine reports as created.
 #[derive(Debug, Clone, Copy)]
 struct Facts {
     /// `None`: not asked yet.
@@ -94,7 +94,7 @@ struct Facts {
     overdue: bool,
 }
 
-/// What the engine's report proves.
+/// The conclusion from the engine's report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Judgment {
     /// The container has not run. Once it is removed, it never will.

@@ -149,6 +149,11 @@ impl<'a> Target<'a> {
         let _ = self.records.send(record);
     }
 
+    /// Returns a sender of records for the log.
+    pub(super) fn recorder(&self) -> mpsc::UnboundedSender<Event> {
+        self.records.clone()
+    }
+
     fn acknowledge_start(&mut self, monitor: &Monitor) {
         if let Some(StartReply { reply, input }) = self.start.take()
             && let Err(Ok(Some(_))) = reply.send(Ok(input))
@@ -379,7 +384,7 @@ impl Monitor {
     fn publish_counts(&self, target: &mut Target<'_>) {
         let counts = target.stats.counts();
         if counts != target.published_counts {
-            let Counts { bytes, records } = counts;
+            let Counts { bytes, records, .. } = counts;
             self.emit(EventKind::Output { bytes, records });
             target.published_counts = counts;
         }

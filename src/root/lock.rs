@@ -1,8 +1,8 @@
 //! The lock of a run: its holder owns the run.
 
 use std::fs;
-use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -29,6 +29,29 @@ impl Drop for Lock {
         // Closing is not enough: a child that was forked meanwhile shares the open file, and with
         // it the lock.
         let _ = self.0.unlock();
+    }
+}
+
+impl Lock {
+    /// Locks an open file. Returns `None` if another process has the lock.
+    pub(super) fn try_new(file: fs::File, path: &Path) -> Result<Option<Self>> {
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(Error::storage("lock", path, error)),
+        }
+    }
+
+    /// Returns true if `path` names the locked file.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        disk::is_at(&self.0, path).unwrap_or(false)
+    }
+
+    /// Reads the first `max_bytes` bytes of the locked file.
+    pub(super) fn read(&self, max_bytes: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        (&self.0).take(max_bytes).read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 }
 

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod crash;
+mod group_file;
 mod json_file;
 mod lock;
 mod requests;
@@ -18,12 +19,14 @@ use serde::{Deserialize, Serialize};
 use crate::audit::{Follow, LOG_FILE, LogState, Verification, exec_file, exec_number, verify};
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::outcome::Seal;
+use crate::outcome::{Ending, Seal, StopCause};
 use crate::root::json_file::{MAX_RECORD_BYTES, parse, read, to_json_line};
 use crate::root::summary::AuditSummary;
 use crate::spec::{ROOT_FILE, RootId, RunId, RunRecord};
 use crate::state::RunStatus;
+use crate::timestamp::Timestamp;
 
+pub(crate) use crate::root::group_file::GroupRecord;
 pub(crate) use crate::root::lock::Lock;
 pub(crate) use crate::root::run_file::RunFile;
 
@@ -54,12 +57,33 @@ pub struct RunInfo {
     pub status: RunStatus,
     /// True if a live process owns the run.
     pub owned: bool,
+    /// The start of the container, or `None` if no start is known.
+    ///
+    /// By the engine's clock, or by this machine's if the engine did not report it.
+    pub started_at: Option<Timestamp>,
+    /// The end of the run, or `None` if no end is known.
+    ///
+    /// This is the end of the container, by the engine's clock, or else the time of the seal.
+    pub ended_at: Option<Timestamp>,
+    /// The reason why moat stopped the run, if it did. `None` until the run has ended.
+    pub stopped: Option<StopCause>,
     /// The seal of the audit file, or `None` if the run is not sealed.
     pub seal: Option<Seal>,
     /// The record of the run, or `None` if it cannot be read.
     pub record: Option<RunRecord>,
     /// The problem with the files of the run, or `None`.
     pub problem: Option<String>,
+}
+
+impl RunInfo {
+    /// Adds the status and the times of an ending.
+    pub(crate) fn add_ending(&mut self, ending: &Ending) {
+        self.status = RunStatus::from(ending);
+        if let Ending::Exited(exit) = ending {
+            self.started_at = exit.started_at.or(self.started_at);
+            self.ended_at = exit.finished_at;
+        }
+    }
 }
 
 /// Returns the error of a path that is not a root, or `None` if `root.json` exists.
@@ -78,6 +102,26 @@ fn not_a_root(path: &Path) -> Option<Error> {
     };
     let source = io::Error::new(kind, reason);
     Some(Error::storage("open the root", path, source))
+}
+
+/// Compares the seal in `run.json` with the audit file, as [`Root::verify_cached_seal`] does.
+fn compare_seals(cached: Seal, audit: Result<Option<AuditSummary>>) -> (Seal, Option<String>) {
+    let problem = match audit {
+        // A seal without a digest was written by a sink that writes no audit file.
+        Ok(None) if cached.sha256.is_empty() => return (cached, None),
+        Err(error) => error.chain(),
+        Ok(None) => "the audit file is missing".to_owned(),
+        Ok(Some(summary)) => match (summary.problem, summary.seal) {
+            (Some(problem), _) => problem,
+            (None, None) => "the audit file is no longer sealed".to_owned(),
+            (None, Some(seal)) => {
+                let problem = "the seal in run.json differs from the seal in the audit file";
+                let differs = seal != cached;
+                return (seal, differs.then(|| problem.to_owned()));
+            }
+        },
+    };
+    (cached, Some(problem))
 }
 
 impl Root {
@@ -269,6 +313,9 @@ impl Root {
         let mut info = RunInfo {
             status: RunStatus::Intended,
             owned: false,
+            started_at: None,
+            ended_at: None,
+            stopped: None,
             seal: None,
             record: None,
             problem,
@@ -281,22 +328,28 @@ impl Root {
             info.record = Some(file.record);
         }
         if let Some(seal) = info.seal.take() {
-            let (seal, problem) = self.verify_cached_seal(&info.run, seal);
+            let summary = AuditSummary::read(&self.audit(&info.run));
+            if let Ok(Some(summary)) = &summary {
+                info.started_at = summary.started_at;
+            }
+            let (seal, problem) = compare_seals(seal, summary);
             info.seal = Some(seal);
             info.problem = problem;
         } else if let Err(problem) = self.inspect_audit(&mut info) {
             info.problem.get_or_insert(problem);
         }
         // A run whose ending is recorded is not damaged: the seal is only late.
-        if info.problem.is_some() && !info.owned && ending.is_none() {
+        let is_damaged = info.problem.is_some() && !info.owned && ending.is_none();
+        let seal = info.seal.as_ref();
+        if let Some(ending) = seal.map(|seal| seal.exit.clone()).or(ending) {
+            info.add_ending(&ending);
+        }
+        if let Some(seal) = &info.seal {
+            info.ended_at.get_or_insert(seal.ts);
+            info.stopped = seal.stopped;
+        }
+        if is_damaged {
             info.status = RunStatus::Damaged;
-        } else if let Some(ending) = info
-            .seal
-            .as_ref()
-            .map(|seal| &seal.exit)
-            .or(ending.as_ref())
-        {
-            info.status = RunStatus::from(ending);
         }
         info
     }
@@ -316,7 +369,8 @@ impl Root {
             self.check_place(&info.run, record, &path)
                 .map_err(|error| error.chain())?;
         }
-        if summary.started {
+        info.started_at = summary.started_at;
+        if info.started_at.is_some() {
             info.status = RunStatus::Running;
         } else if info.record.as_ref().is_some_and(|r| r.container.is_some()) {
             info.status = RunStatus::Created;
@@ -344,22 +398,7 @@ impl Root {
     ///
     /// Returns the valid seal, and the problem if there is one.
     pub(crate) fn verify_cached_seal(&self, run: &RunId, cached: Seal) -> (Seal, Option<String>) {
-        let problem = match AuditSummary::read(&self.audit(run)) {
-            // A seal without a digest was written by a sink that writes no audit file.
-            Ok(None) if cached.sha256.is_empty() => return (cached, None),
-            Err(error) => error.chain(),
-            Ok(None) => "the audit file is missing".to_owned(),
-            Ok(Some(summary)) => match (summary.problem, summary.seal) {
-                (Some(problem), _) => problem,
-                (None, None) => "the audit file is no longer sealed".to_owned(),
-                (None, Some(seal)) => {
-                    let problem = "the seal in run.json differs from the seal in the audit file";
-                    let differs = seal != cached;
-                    return (seal, differs.then(|| problem.to_owned()));
-                }
-            },
-        };
-        (cached, Some(problem))
+        compare_seals(cached, AuditSummary::read(&self.audit(run)))
     }
 
     /// Summarizes the audit file of a run.

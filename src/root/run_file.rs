@@ -33,6 +33,9 @@ pub(crate) struct RunFile {
     pub(crate) ending_if_missing: Option<Ending>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) seal: Option<Seal>,
+    /// True if a caller has removed the container of the sealed run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) container_removed: bool,
 }
 
 impl RunFile {
@@ -44,6 +47,7 @@ impl RunFile {
             ending: None,
             ending_if_missing: None,
             seal: None,
+            container_removed: false,
         }
     }
 }

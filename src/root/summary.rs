@@ -12,6 +12,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::outcome::Seal;
 use crate::spec::RunRecord;
+use crate::timestamp::Timestamp;
 
 /// The number of bytes to read from each end of an audit file.
 const EDGE_BYTES: u64 = 64 * 1024;
@@ -20,7 +21,8 @@ const EDGE_BYTES: u64 = 64 * 1024;
 #[derive(Default)]
 pub(crate) struct AuditSummary {
     pub(crate) record: Option<RunRecord>,
-    pub(super) started: bool,
+    /// The start of the container by the engine's clock, or else the time of its record.
+    pub(super) started_at: Option<Timestamp>,
     /// The id of the engine that started the container.
     pub(crate) engine_id: Option<String>,
     pub(crate) seal: Option<Seal>,
@@ -62,7 +64,7 @@ impl AuditSummary {
                     self.record = Some(start.record);
                 }
                 Ok(Line::Event(Event::Started(started))) => {
-                    self.started = true;
+                    self.started_at = Some(started.started_at.unwrap_or(started.ts));
                     self.engine_id = started.engine_id;
                 }
                 Ok(_) if index > 0 => {}

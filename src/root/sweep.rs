@@ -57,6 +57,7 @@ impl Root {
     /// Removes temporary files and partly removed runs of dead processes.
     pub(crate) fn sweep(&self) {
         disk::remove_temporary(self.path(), &["root.json.", ".root.json."]);
+        self.sweep_groups();
         for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
             let name = entry.file_name();
             if name.to_string_lossy().starts_with(REMOVED_PREFIX) {

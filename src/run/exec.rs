@@ -3,17 +3,18 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::Instrument;
 
 use crate::audit::{Action, Event, RecordRef, Start};
 use crate::capture::{Capture, Progress};
-use crate::error::{Error, Result, RuntimeError};
-use crate::monitor::entry::lock;
+use crate::error::{Error, Result, RuntimeError, chain};
+use crate::monitor::entry::{Role, lock};
 use crate::monitor::exec::{ExecStarted, StdinSlot};
 use crate::monitor::start::StartError;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, StopCause};
 use crate::run::Run;
 use crate::run::attach::session::{NO_STDIN_IN_SPEC, Recording, Session};
 use crate::run::attach::{AttachOptions, Attachment, Input};
@@ -25,6 +26,11 @@ use crate::timestamp::Timestamp;
 /// The most attempts to claim an unused exec number.
 const MAX_NUMBER_ATTEMPTS: u32 = 100;
 
+/// The operation that a runtime without [`Capabilities::exec_kill`] does not support.
+///
+/// [`Capabilities::exec_kill`]: crate::runtime::Capabilities::exec_kill
+const NO_KILL: &str = "kill an exec";
+
 /// An exec: an additional process in the container of a run. Cheap to clone.
 ///
 /// An exec has its own log, `exec-1.jsonl` in the run's directory, in the format of the
@@ -35,6 +41,11 @@ const MAX_NUMBER_ATTEMPTS: u32 = 100;
 /// the connection is lost; the next opening of the root seals the log with a gap and an
 /// unknown ending. Detaching before the exit does not prevent that.
 ///
+/// The exec ends with its main process. A background process that keeps the output open does not
+/// delay the end. moat captures output until there was none for 2 s, for 30 s at most, and no longer
+/// than the engine passes it on: Docker for 2 s, Podman not at all. Output after that is not
+/// captured. If moat or Docker ended the output, the log has a possible gap that says so.
+///
 /// If the input of a [`Stdin::Pipe`] exec was never taken, it is closed when the last
 /// clone is dropped. Until then, a process that reads its input to the end does not exit.
 #[derive(Clone)]
@@ -43,6 +54,7 @@ pub struct Exec {
     run: Run,
     number: u32,
     id: ExecId,
+    kill_failure: watch::Receiver<Option<Arc<RuntimeError>>>,
     input: Arc<StdinSlot>,
     stdin: Stdin,
     record_stdin: bool,
@@ -145,6 +157,70 @@ impl Exec {
     pub async fn wait(&self) -> Result<Outcome> {
         self.run.wait().await
     }
+
+    /// Kills the exec with SIGKILL, and the processes that it started, and waits as
+    /// [`wait`](Self::wait) does. The container and its other execs are not affected.
+    ///
+    /// An engine has no call for this. On Docker and Podman, a second exec runs `/bin/sh` as the
+    /// user of the exec. The shell kills every process that inherited the variable `MOAT_EXEC`,
+    /// which moat adds to the environment of each exec, and every process in a session whose leader
+    /// is such a process and still alive. It uses no other program, and needs no root, network or
+    /// writable file. A process of another user is not killed, nor one that has cleared its
+    /// environment and is in no such session.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Runtime`] with [`RuntimeError::Unsupported`] if the runtime cannot kill an exec,
+    ///   or the container has no `/bin/sh`. With [`RuntimeError::Conflict`] if the container is
+    ///   paused. With [`RuntimeError::Rejected`] if a process of the exec is still alive, or the
+    ///   shell cannot be started, for example at the container's limit of processes. The exec then
+    ///   continues. Its log has the stop and the reason, and moat tries again every 10 s.
+    /// - [`Error::Unanswered`] if the engine does not answer within 30 s.
+    /// - Those of [`wait`](Self::wait).
+    ///
+    /// # Cancel safety
+    ///
+    /// Once polled, the kill proceeds even if the future is dropped.
+    pub async fn kill(&self) -> Result<Outcome> {
+        if !self.run.context().runtime.capabilities().exec_kill {
+            return Err(self.run.context().unsupported(NO_KILL).into());
+        }
+        let mut failures = self.kill_failure.clone();
+        failures.mark_unchanged();
+        let failure = async {
+            match failures.changed().await {
+                Ok(()) => failures.borrow().clone(),
+                Err(_) => None,
+            }
+        };
+        let killed = self.run.request(StopCause::Killed, Some(Duration::ZERO));
+        tokio::select! {
+            biased;
+            outcome = killed => outcome,
+            Some(error) = failure => Err(copy_error(&error).into()),
+        }
+    }
+}
+
+/// Returns the error of a failed kill, for each of its callers.
+fn copy_error(error: &RuntimeError) -> RuntimeError {
+    match error {
+        &RuntimeError::Unsupported { runtime, operation } => {
+            RuntimeError::Unsupported { runtime, operation }
+        }
+        RuntimeError::Conflict { operation, reason } => RuntimeError::Conflict {
+            operation,
+            reason: reason.clone(),
+        },
+        RuntimeError::Rejected { operation, reason } => RuntimeError::Rejected {
+            operation,
+            reason: reason.clone(),
+        },
+        error => RuntimeError::Rejected {
+            operation: NO_KILL,
+            reason: chain(error),
+        },
+    }
 }
 
 /// The log of an exec that has not started.
@@ -170,7 +246,8 @@ impl Run {
     ///   outcome of the exec.
     /// - [`Error::Storage`] if the log cannot be created.
     /// - [`Error::RunExists`] if the sink supports one log per run only.
-    /// - [`Error::Runtime`] if the runtime does not support execs.
+    /// - [`Error::Runtime`] if the runtime does not support execs, or if the spec has a limit that
+    ///   stops the exec and the runtime cannot kill an exec.
     /// - [`Error::Closed`] if the manager is shut down.
     ///
     /// # Cancel safety
@@ -193,31 +270,41 @@ impl Run {
             writer,
             start,
         } = self.open_exec_log(&spec, &container).await?;
-        let (entry, monitor) = context.monitor(place);
+        let settings = spec.settings("");
+        let output_limit = settings.output_limit.map(|limit| limit.bytes);
+        let (entry, monitor) = context.monitor(place, Role::default());
         let (mut progress, hub) = (Progress::default(), Arc::clone(&entry.hub));
         progress.observe(RecordRef::Event(&Event::Start(Box::new(start))));
-        let capture = Capture::new(progress, hub, writer, None);
+        let capture = Capture::new(progress, hub, writer, output_limit);
         let run = Run {
             inner: Arc::clone(&self.inner),
             entry,
         };
         self.note_exec(number, &spec);
-        let (stdin, record_stdin) = (spec.stdin(), spec.settings("").record_stdin);
         let (reply, started) = oneshot::channel();
         let span = monitor.span();
+        // The token also bounds an exec whose caller drops this call.
+        if let Some(token) = spec.stop_token() {
+            run.stop_when(token);
+        }
         context.tasks.spawn(
             monitor
                 .run_exec(container, spec, capture, reply)
                 .instrument(span),
         );
         match started.await {
-            Ok(Ok(ExecStarted { id, input })) => Ok(Exec {
+            Ok(Ok(ExecStarted {
+                id,
+                input,
+                kill_failure,
+            })) => Ok(Exec {
                 run,
                 number,
                 id,
+                kill_failure,
                 input,
-                stdin,
-                record_stdin,
+                stdin: settings.stdin,
+                record_stdin: settings.record_stdin,
             }),
             Ok(Err(StartError::NoRun(error))) => Err(error),
             Ok(Err(StartError::NotStarted(source))) => Err(Error::NotStarted {
@@ -229,20 +316,19 @@ impl Run {
     }
 
     /// Fails if the exec is refused before any file is read.
-    fn check_exec(&self, spec: &ExecSpec) -> Result<()> {
+    pub(super) fn check_exec(&self, spec: &ExecSpec) -> Result<()> {
         let context = self.context();
         if context.closing.is_cancelled() {
             return Err(Error::Closed);
         }
         spec.validate()?;
-        if !context.runtime.capabilities().exec {
-            return Err(RuntimeError::Unsupported {
-                runtime: context.runtime.name(),
-                operation: "start an exec in a container",
-            }
-            .into());
-        }
-        Ok(())
+        let capabilities = context.runtime.capabilities();
+        let operation = match capabilities {
+            _ if !capabilities.exec => "start an exec in a container",
+            _ if spec.has_stop() && !capabilities.exec_kill => NO_KILL,
+            _ => return Ok(()),
+        };
+        Err(context.unsupported(operation).into())
     }
 
     /// Creates the log of an exec, under the next unused number.
@@ -265,7 +351,9 @@ impl Run {
             engine_id,
             settings: spec.settings(&image),
             env: spec.recorded_env(),
+            secret_files: Vec::new(),
             patched: false,
+            membership: None,
             container: Some(container.clone()),
             deadline: None,
         });

@@ -1,18 +1,30 @@
 //! Runs: handles, attachments, execs and readiness.
 
 pub(crate) mod attach;
+mod copy;
 pub(crate) mod exec;
+mod output;
+mod port;
 pub(crate) mod ready;
+mod removal;
 
 pub use attach::{AttachHandle, AttachOptions, Attached, Attachment, Input};
+pub use copy::{CopyOptions, CopyProgress};
 pub use exec::Exec;
-pub use ready::Ready;
+pub use output::{MAX_OUTPUT_BYTES, Output};
+#[cfg(feature = "http")]
+pub use ready::HttpCheck;
+#[cfg(feature = "tls")]
+pub use ready::HttpTls;
+pub use ready::{LineMatch, Ready};
+
+pub use crate::error::CopyError;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Follow;
@@ -20,9 +32,7 @@ use crate::error::{Error, Result, RuntimeError};
 use crate::events::Events;
 use crate::monitor::context::{Context, ManagerInner};
 use crate::monitor::entry::{Entry, GiveUpReason, RunSnapshot, StopRequest, last_lines, outcome};
-use crate::monitor::stop::{MAX_GRACE, STOP_TIMEOUT};
 use crate::outcome::{Ending, Outcome, StopCause};
-use crate::runtime::Archive;
 use crate::spec::{ContainerId, RunId};
 use crate::state::State;
 
@@ -282,7 +292,7 @@ impl Run {
                 std::future::pending::<()>().await;
             }
         };
-        let overdue = self.unanswered_after(grace);
+        let overdue = self.entry.unanswered_after(grace);
         tokio::select! {
             biased;
             outcome = self.wait() => outcome,
@@ -294,29 +304,6 @@ impl Run {
                 run: self.id().clone(),
                 path: self.dir().to_owned(),
             }),
-        }
-    }
-
-    /// Resolves if the engine does not answer about a run that is overdue to be stopped.
-    ///
-    /// An engine that answers is waited for: it reports the end of the container.
-    async fn unanswered_after(&self, grace: Option<Duration>) -> String {
-        let requested = Instant::now();
-        let mut snapshot = self.entry.snapshot.clone();
-        let default = snapshot.borrow().stop_grace;
-        let grace = grace.unwrap_or(default).min(MAX_GRACE);
-        sleep_until(requested + grace + STOP_TIMEOUT).await;
-        let unanswered = snapshot.wait_for(|snapshot| {
-            snapshot.unanswered.is_some() && snapshot.state.ending().is_none()
-        });
-        let problem = match unanswered.await {
-            Ok(snapshot) => snapshot.unanswered.clone(),
-            Err(_) => None,
-        };
-        match problem {
-            Some(problem) => problem,
-            // The monitor has exited, and `wait` returns.
-            None => std::future::pending().await,
         }
     }
 
@@ -386,41 +373,6 @@ impl Run {
         let audit = path.clone();
         disk.run("read", &path, move || last_lines(audit, max_lines))
             .await
-    }
-
-    /// Returns a tar archive of the file or directory at `path` in the container.
-    ///
-    /// The container may be running, or have ended if the runtime has
-    /// [`Capabilities::copy_ended`](crate::runtime::Capabilities::copy_ended). To copy from a
-    /// container after its run, keep the container: see
-    /// [`KeepContainer`](crate::spec::KeepContainer).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Runtime`] if the path cannot be read or the container does not exist.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel-safe. The archive is read as it is polled.
-    pub async fn copy_out(&self, path: &str) -> Result<Archive> {
-        let container = self.container()?;
-        Ok(self.context().runtime.copy_out(&container, path).await?)
-    }
-
-    /// Unpacks a tar archive into the directory at `path` in the container.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Runtime`] if the archive cannot be unpacked or the container does not
-    /// exist.
-    ///
-    /// # Cancel safety
-    ///
-    /// Not cancel-safe: a dropped call may leave part of the archive in the container.
-    pub async fn copy_in(&self, path: &str, archive: Archive) -> Result<()> {
-        let container = self.container()?;
-        let runtime = &self.context().runtime;
-        Ok(runtime.copy_in(&container, path, archive).await?)
     }
 
     fn container(&self) -> Result<ContainerId, RuntimeError> {

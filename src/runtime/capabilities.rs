@@ -11,6 +11,11 @@ use super::Runtime;
 pub struct Capabilities {
     /// [`Runtime::attach`] connects to the output before the container starts.
     pub attach_before_start: bool,
+    /// An attachment that delivers nothing ends, or is resumed, if its connection is dead.
+    ///
+    /// `false`: a connection may stay open and deliver nothing, for example through a proxy that
+    /// stops forwarding. moat then compares the engine's log with a silent attachment.
+    pub attach_keepalive: bool,
     /// The engine keeps the output, and the output can be read again.
     pub logs: bool,
     /// A container's standard input can be written.
@@ -21,6 +26,10 @@ pub struct Capabilities {
     pub stdin_reattach: bool,
     /// Execs can run in a container.
     pub exec: bool,
+    /// [`Runtime::exec_kill`] kills an exec and what it started.
+    ///
+    /// `false`: an exec with a limit that stops it is refused.
+    pub exec_kill: bool,
     /// The limit past which the engine discards output.
     ///
     /// `None`: the engine reads all output of a container.
@@ -43,30 +52,49 @@ pub struct Capabilities {
     ///
     /// `false`: [`Runtime::validate`] refuses a spec that publishes a port.
     pub ports: bool,
+    /// Networks can be created, and containers reach each other in them by name.
+    pub networks: bool,
+    /// Volumes can be created.
+    pub volumes: bool,
     /// [`Runtime::connect`] connects to any TCP port of a running container.
     pub connect: bool,
+    /// The images of the engine can be listed, described, pulled and removed.
+    ///
+    /// [`Runtime::prepare`] then returns once the engine has the image.
+    pub images: bool,
 }
 
 impl Capabilities {
     /// An engine without optional features.
     pub const NONE: Self = Self {
         attach_before_start: false,
+        attach_keepalive: false,
         logs: false,
         stdin: false,
         stdin_reattach: false,
         exec: false,
+        exec_kill: false,
         drain: None,
         exec_drain: None,
         log_rotates: false,
         process_bound: false,
         copy_ended: false,
         ports: false,
+        networks: false,
+        volumes: false,
         connect: false,
+        images: false,
     };
 
     /// Sets [`attach_before_start`](Self::attach_before_start).
     pub const fn with_attach_before_start(mut self) -> Self {
         self.attach_before_start = true;
+        self
+    }
+
+    /// Sets [`attach_keepalive`](Self::attach_keepalive).
+    pub const fn with_attach_keepalive(mut self) -> Self {
+        self.attach_keepalive = true;
         self
     }
 
@@ -91,6 +119,12 @@ impl Capabilities {
     /// Sets [`exec`](Self::exec).
     pub const fn with_exec(mut self) -> Self {
         self.exec = true;
+        self
+    }
+
+    /// Sets [`exec_kill`](Self::exec_kill).
+    pub const fn with_exec_kill(mut self) -> Self {
+        self.exec_kill = true;
         self
     }
 
@@ -130,9 +164,26 @@ impl Capabilities {
         self
     }
 
+    /// Sets [`networks`](Self::networks).
+    pub const fn with_networks(mut self) -> Self {
+        self.networks = true;
+        self
+    }
+
+    /// Sets [`volumes`](Self::volumes).
+    pub const fn with_volumes(mut self) -> Self {
+        self.volumes = true;
+        self
+    }
     /// Sets [`connect`](Self::connect).
     pub const fn with_connect(mut self) -> Self {
         self.connect = true;
+        self
+    }
+
+    /// Sets [`images`](Self::images).
+    pub const fn with_images(mut self) -> Self {
+        self.images = true;
         self
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Runtime;
 use crate::error::{Result, RuntimeError};
 
-/// The behavior of [`connect`] if no engine is named and no local engine answers.
+/// The behavior of [`connect`] if no variable names an engine and no engine answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Fallback {
@@ -125,9 +125,22 @@ type Search = Result<Connected, (RuntimeError, Vec<String>)>;
 /// Connects to an engine. The outer error is that of a named engine, which has no fallback.
 #[cfg(not(feature = "docker"))]
 async fn connect_engine() -> Result<Search, RuntimeError> {
+    let reason = "moat was built without the feature `docker`";
+    // A build without engines refuses the variables too: they ask for isolation.
+    for variable in ["DOCKER_HOST", "DOCKER_CONTEXT"] {
+        let value = std::env::var_os(variable).unwrap_or_default();
+        let value = value.to_string_lossy();
+        if !value.is_empty() && (variable, &*value) != ("DOCKER_CONTEXT", "default") {
+            return Err(RuntimeError::Unavailable {
+                // The value may have a password.
+                address: format!("the address from {variable}"),
+                reason: format!("{reason}; unset {variable} if a local process will do"),
+            });
+        }
+    }
     let error = RuntimeError::Unavailable {
         address: "any address".into(),
-        reason: "moat was built without the feature `docker`".into(),
+        reason: reason.into(),
     };
     let skipped = vec![error.to_string()];
     Ok(Err((error, skipped)))

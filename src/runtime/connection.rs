@@ -8,11 +8,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 #[cfg(doc)]
 use super::Runtime;
+use super::exclusive::Exclusive;
 
 /// A TCP connection to a port of a container, which [`Runtime::connect`] opens.
 ///
 /// Shutdown closes the direction to the container. Drop closes the connection.
-pub struct Connection(Pin<Box<dyn Duplex>>);
+pub struct Connection(Exclusive<Pin<Box<dyn Duplex>>>);
 
 /// A stream of bytes in both directions.
 trait Duplex: AsyncRead + AsyncWrite + Send {}
@@ -22,7 +23,7 @@ impl<S: AsyncRead + AsyncWrite + Send> Duplex for S {}
 impl Connection {
     /// Wraps a stream.
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
-        Self(Box::pin(stream))
+        Self(Exclusive::new(Box::pin(stream)))
     }
 }
 
@@ -38,7 +39,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_read(cx, buffer)
+        self.0.get_mut().as_mut().poll_read(cx, buffer)
     }
 }
 
@@ -48,14 +49,14 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.0.as_mut().poll_write(cx, bytes)
+        self.0.get_mut().as_mut().poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_flush(cx)
+        self.0.get_mut().as_mut().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.as_mut().poll_shutdown(cx)
+        self.0.get_mut().as_mut().poll_shutdown(cx)
     }
 }

@@ -83,6 +83,8 @@ pub struct Inspection {
     ///
     /// `None`: there is none, or the runtime does not report it.
     pub health: Option<Health>,
+    /// The output of the last health check, if the runtime reports it.
+    pub health_output: Option<String>,
     /// The time since which the container's node does not answer the engine.
     ///
     /// `None`: it answers, or the engine has no nodes. While it is set, the other fields have the
@@ -113,6 +115,7 @@ impl Inspection {
             on_host_network: false,
             addresses: BTreeMap::new(),
             health: None,
+            health_output: None,
             unreachable_since: None,
             lost: None,
         }

@@ -49,6 +49,10 @@ pub struct LogsRequest {
     pub follow: bool,
     /// The number of records at the end of the log to read; `None`: all.
     pub tail: Option<u32>,
+    /// True to set [`Chunk::logged_at`](super::Chunk::logged_at).
+    ///
+    /// An engine that does not send exact times with unchanged bytes leaves them out.
+    pub timestamps: bool,
 }
 
 impl LogsRequest {
@@ -58,6 +62,7 @@ impl LogsRequest {
             tty,
             follow: false,
             tail: None,
+            timestamps: false,
         }
     }
 
@@ -75,5 +80,11 @@ impl LogsRequest {
             tail: Some(records),
             ..Self::all(tty)
         }
+    }
+
+    /// Sets [`timestamps`](Self::timestamps).
+    pub fn with_timestamps(mut self, timestamps: bool) -> Self {
+        self.timestamps = timestamps;
+        self
     }
 }

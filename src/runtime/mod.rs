@@ -5,17 +5,21 @@ use std::fmt;
 use async_trait::async_trait;
 
 use crate::outcome::Usage;
-use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, WindowSize};
+use crate::spec::{ContainerId, ExecSpec, InvalidSpec, ResourceKind, RootId, RunSpec, WindowSize};
 
 mod capabilities;
 pub mod connect;
 mod connection;
 #[cfg(feature = "docker")]
 pub mod docker;
+pub(crate) mod exclusive;
+#[cfg(unix)]
+pub(crate) mod ignored_signals;
 mod inspection;
 #[cfg(feature = "kube")]
 pub mod kubernetes;
 mod log;
+mod objects;
 #[cfg(all(feature = "process", unix))]
 pub mod process;
 #[cfg(feature = "testing")]
@@ -29,6 +33,7 @@ pub use self::capabilities::{Capabilities, DrainLimit};
 pub use self::connection::Connection;
 pub use self::inspection::{ContainerStatus, Continuity, Health, Inspection, PublishedPort};
 pub use self::log::{LogConfig, LogFidelity, LogsRequest};
+pub use self::objects::{ImageInfo, LabeledResource, ResourceRequest};
 pub use self::types::{
     Archive, AttachedOutput, Chunk, CreateRequest, Created, EngineInfo, ExecId, ExecInspection,
     InputWriter, LabeledContainer, OutputStream, OwnedContainer, StartedExec, WaitStatus,
@@ -115,7 +120,8 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
     ///
     /// - [`RuntimeError::NoSuchImage`]: the engine does not have the image, and cannot or must not
     ///   pull it. An engine that pulls the image in [`place`](Self::place) reports this there.
-    /// - [`RuntimeError::Timeout`]: a pull made no progress for 60 s.
+    /// - [`RuntimeError::Timeout`]: a pull made no progress for
+    ///   [`RunSpec::pull_stall_timeout`], also after the last of [`RunSpec::pull_retries`].
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError>;
 
     /// Creates the container without starting it.
@@ -331,12 +337,66 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         Err(unsupported(self.name(), "inspect an exec"))
     }
 
+    /// Kills an exec with SIGKILL, and the processes that it started.
+    ///
+    /// After success, the exec has ended or ends shortly, and so have the processes that it
+    /// started. Success also if it had ended before. The container and its other execs are not
+    /// affected. moat calls this only with [`Capabilities::exec_kill`]. Default:
+    /// [`RuntimeError::Unsupported`].
+    ///
+    /// # Errors
+    ///
+    /// - [`RuntimeError::Unsupported`]: an exec in this container cannot be killed.
+    /// - [`RuntimeError::Rejected`]: a process of the exec cannot be killed.
+    async fn exec_kill(&self, container: &ContainerId, exec: &ExecId) -> Result<(), RuntimeError> {
+        let _ = (container, exec);
+        Err(unsupported(self.name(), "kill an exec"))
+    }
+
     /// Resizes the terminal of an exec.
     ///
     /// Default: [`RuntimeError::Unsupported`].
     async fn exec_resize(&self, exec: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
         let _ = (exec, size);
         Err(unsupported(self.name(), "resize an exec's terminal"))
+    }
+
+    /// Creates a network or a volume.
+    ///
+    /// [`find_resources`](Self::find_resources) returns the resource from then on. moat calls this
+    /// only with [`Capabilities::networks`] or [`Capabilities::volumes`], and never twice for a
+    /// name. Default: [`RuntimeError::Unsupported`].
+    async fn create_resource(&self, request: ResourceRequest<'_>) -> Result<(), RuntimeError> {
+        let operation = match request.kind {
+            ResourceKind::Network => "create a network",
+            ResourceKind::Volume => "create a volume",
+        };
+        Err(unsupported(self.name(), operation))
+    }
+
+    /// Removes a network or a volume by its name.
+    ///
+    /// Default: [`RuntimeError::Unsupported`].
+    ///
+    /// # Errors
+    ///
+    /// - [`RuntimeError::Conflict`]: a container uses it. A network may be in use only while the
+    ///   container runs, a volume for as long as the container exists.
+    /// - [`RuntimeError::NotFound`]: it does not exist.
+    async fn remove_resource(&self, kind: ResourceKind, name: &str) -> Result<(), RuntimeError> {
+        let _ = name;
+        let operation = match kind {
+            ResourceKind::Network => "remove a network",
+            ResourceKind::Volume => "remove a volume",
+        };
+        Err(unsupported(self.name(), operation))
+    }
+
+    /// Returns the networks and volumes of all roots.
+    ///
+    /// Each entry has the content of the resource's labels. Default: none.
+    async fn find_resources(&self) -> Result<Vec<LabeledResource>, RuntimeError> {
+        Ok(Vec::new())
     }
 
     /// Sends a signal, such as `SIGTERM`, to the container's first process.
@@ -369,14 +429,57 @@ pub trait Runtime: fmt::Debug + Send + Sync + 'static {
         Err(unsupported(self.name(), "list the containers of all roots"))
     }
 
+    /// Returns the images of the engine, without their platforms.
+    ///
+    /// moat calls this, [`image_inspect`](Self::image_inspect) and
+    /// [`image_remove`](Self::image_remove) only for [`Manager::images`] and
+    /// [`Manager::image`]. Default: [`RuntimeError::Unsupported`].
+    ///
+    /// [`Manager::image`]: crate::manager::Manager::image
+    /// [`Manager::images`]: crate::manager::Manager::images
+    async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
+        Err(unsupported(self.name(), "list the images"))
+    }
+
+    /// Returns the description of an image, by its name or id.
+    ///
+    /// Default: [`RuntimeError::Unsupported`].
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotFound`], which names the image: the engine does not have it.
+    async fn image_inspect(&self, image: &str) -> Result<ImageInfo, RuntimeError> {
+        let _ = image;
+        Err(unsupported(self.name(), "inspect an image"))
+    }
+
+    /// Removes an image, by its name or id.
+    ///
+    /// By a name, only that name is removed while the image has others. With `force`, the engine may
+    /// also remove an image that has several names, or that a container uses. The call never affects
+    /// a container. Default: [`RuntimeError::Unsupported`].
+    ///
+    /// # Errors
+    ///
+    /// - [`RuntimeError::Conflict`]: a container uses the image.
+    /// - [`RuntimeError::NotFound`], which names the image: the engine does not have it.
+    async fn image_remove(&self, image: &str, force: bool) -> Result<(), RuntimeError> {
+        let _ = (image, force);
+        Err(unsupported(self.name(), "remove an image"))
+    }
+
     /// Returns a tar archive of the file or directory at `path`.
     ///
     /// With [`Capabilities::copy_ended`], the container may have ended.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::NotFound`]: the file or the container does not exist.
     async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError>;
 
     /// Unpacks a tar archive into the directory at `path` in the container.
     ///
-    /// This call has no timeout.
+    /// After success, the container sees the files. This call has no timeout.
     async fn copy_in(
         &self,
         container: &ContainerId,

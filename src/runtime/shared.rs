@@ -6,12 +6,13 @@ use async_trait::async_trait;
 
 use super::{
     Archive, AttachedOutput, Capabilities, Connection, Continuity, CreateRequest, Created,
-    EngineInfo, ExecId, ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest,
-    OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus,
+    EngineInfo, ExecId, ExecInspection, ImageInfo, InputWriter, Inspection, LabeledContainer,
+    LabeledResource, LogsRequest, OutputStream, OwnedContainer, ResourceRequest, Runtime,
+    StartedExec, WaitStatus,
 };
 use crate::error::{Result, RuntimeError};
 use crate::outcome::Usage;
-use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, WindowSize};
+use crate::spec::{ContainerId, ExecSpec, InvalidSpec, ResourceKind, RootId, RunSpec, WindowSize};
 
 #[deny(clippy::missing_trait_methods)]
 #[async_trait]
@@ -121,8 +122,24 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
         (**self).exec_inspect(exec).await
     }
 
+    async fn exec_kill(&self, container: &ContainerId, exec: &ExecId) -> Result<(), RuntimeError> {
+        (**self).exec_kill(container, exec).await
+    }
+
     async fn exec_resize(&self, exec: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
         (**self).exec_resize(exec, size).await
+    }
+
+    async fn create_resource(&self, request: ResourceRequest<'_>) -> Result<(), RuntimeError> {
+        (**self).create_resource(request).await
+    }
+
+    async fn remove_resource(&self, kind: ResourceKind, name: &str) -> Result<(), RuntimeError> {
+        (**self).remove_resource(kind, name).await
+    }
+
+    async fn find_resources(&self) -> Result<Vec<LabeledResource>, RuntimeError> {
+        (**self).find_resources().await
     }
 
     async fn signal(&self, container: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
@@ -139,6 +156,18 @@ impl<R: Runtime + ?Sized> Runtime for Arc<R> {
 
     async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
         (**self).find_all().await
+    }
+
+    async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
+        (**self).images().await
+    }
+
+    async fn image_inspect(&self, image: &str) -> Result<ImageInfo, RuntimeError> {
+        (**self).image_inspect(image).await
+    }
+
+    async fn image_remove(&self, image: &str, force: bool) -> Result<(), RuntimeError> {
+        (**self).image_remove(image, force).await
     }
 
     async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError> {

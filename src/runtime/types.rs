@@ -16,6 +16,7 @@ use crate::timestamp::Timestamp;
 
 /// Output of a container on one stream, in the order of that stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Chunk {
     /// The stream.
     pub stream: Stream,
@@ -23,6 +24,22 @@ pub struct Chunk {
     ///
     /// A chunk may end in the middle of a line or a character.
     pub bytes: Bytes,
+    /// The time of all these bytes in the engine's log.
+    ///
+    /// `None` for output that is not from the log, and without
+    /// [`LogsRequest::timestamps`](super::LogsRequest::timestamps).
+    pub logged_at: Option<Timestamp>,
+}
+
+impl Chunk {
+    /// Creates a chunk without a time.
+    pub fn new(stream: Stream, bytes: impl Into<Bytes>) -> Self {
+        Self {
+            stream,
+            bytes: bytes.into(),
+            logged_at: None,
+        }
+    }
 }
 
 /// A container's output.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::audit::Event;
+use crate::outcome::StoppedBecause;
 
 /// Returns `bytes` as one line of printable text.
 ///
@@ -54,12 +55,15 @@ pub(super) fn describe(event: &Event) -> String {
             let detail = gap.detail.as_deref().unwrap_or_default();
             format!("output {certainty}: {:?} {detail}", gap.reason)
         }
-        Event::Stop(stop) => format!("stopping with {}", stop.signal),
+        Event::Stop(stop) => format!("stopping with {} because {}", stop.signal, stop.cause),
         Event::Note { text, .. } => text.clone(),
         // Only the audit file may contain the input itself.
         Event::Stdin(chunk) => format!("{} bytes of input", chunk.bytes.len()),
         Event::Check { .. } => "digest checkpoint".into(),
-        Event::End(seal) => format!("{}; audit {}", seal.exit, seal.verdict),
+        Event::End(seal) => {
+            let stopped = StoppedBecause(seal.stopped);
+            format!("{}{stopped}; audit {}", seal.exit, seal.verdict)
+        }
     };
     printable(text.trim_end().as_bytes())
 }
@@ -71,7 +75,11 @@ fn is_directional(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::sink::printable::printable;
+    use serde_json::json;
+
+    use crate::audit::{Event, Stop};
+    use crate::outcome::StopCause;
+    use crate::sink::printable::{describe, printable};
 
     #[test]
     fn control_characters_are_escaped() {
@@ -86,5 +94,25 @@ mod tests {
         ] {
             assert_eq!(printable(bytes), text);
         }
+    }
+
+    #[test]
+    fn a_stop_and_its_seal_have_the_reason() {
+        let stop = Stop::new(StopCause::TimeLimit, "SIGTERM", Some(10.0));
+        let text = "stopping with SIGTERM because its time limit was reached";
+        assert_eq!(describe(&Event::Stop(stop)), text);
+        let seal = json!({
+            "ts": "2026-11-22T18:23:25Z",
+            "exit": { "state": "exited", "code": 137 },
+            "verdict": "complete",
+            "evidence": "end_marker",
+            "records": 0,
+            "bytes": {},
+            "stopped": "time_limit",
+        });
+        let text =
+            "exited with code 137, stopped because its time limit was reached; audit complete";
+        let seal = serde_json::from_value(seal).unwrap();
+        assert_eq!(describe(&Event::End(seal)), text);
     }
 }

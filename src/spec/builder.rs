@@ -1,17 +1,16 @@
 //! The specification of a run, including its secrets.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::secrets::{self, Secret};
+use super::secrets::{Secret, SecretBytes};
 use super::{
-    Backstop, Credentials, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit,
-    PlacementProgress, Port, Pull, PullProgress, RunId, Secrets, Settings, Stdin, Ulimit,
-    WindowSize,
+    Backstop, Credentials, Device, Gpus, HealthCheck, InvalidSpec, KeepContainer, LimitAction,
+    Membership, OutputLimit, PlacementProgress, Port, Pull, PullProgress, RunId, Secrets, Settings,
+    Stdin, Ulimit, WindowSize,
 };
 
 /// A callback for the progress of a pull.
@@ -24,8 +23,8 @@ type OnPlacement = Arc<dyn Fn(PlacementProgress) + Send + Sync>;
 /// [`new`](Self::new) and [`command`](Self::command).
 ///
 /// [`Manager::start`](crate::manager::Manager::start) calls [`validate`](Self::validate) first. The
-/// builder methods check nothing. Environment values and registry credentials stay in memory: no
-/// file, error or `Debug` output contains them. The command, the labels and all other settings are
+/// builder methods check nothing, and only `env_file` reads a file. Environment values, secret files and registry credentials stay in
+/// memory: no file, error or `Debug` output contains them. The command, the labels and all other settings are
 /// recorded verbatim. As JSON, they have at most 4 MiB.
 ///
 /// ```
@@ -45,11 +44,18 @@ pub struct RunSpec {
     id: Option<RunId>,
     pub(super) settings: Settings,
     pub(super) env: Vec<(String, Secret)>,
+    /// The number of variables at the start of `env` that a call of `env` overrides.
+    pub(super) default_env: usize,
+    /// The first error of a file with variables.
+    pub(super) env_error: Option<InvalidSpec>,
+    pub(super) secret_files: Vec<(String, SecretBytes)>,
     pub(super) credentials: Option<Credentials>,
     pub(super) patch: Option<serde_json::Value>,
     pub(super) on_pull: Option<OnPull>,
     pub(super) on_placement: Option<OnPlacement>,
     stop_when: Option<CancellationToken>,
+    is_cleanup: bool,
+    pub(super) membership: Option<Membership>,
 }
 
 impl fmt::Debug for RunSpec {
@@ -58,6 +64,7 @@ impl fmt::Debug for RunSpec {
             .field("id", &self.id)
             .field("settings", &self.settings)
             .field("env", &self.env_names().collect::<Vec<_>>())
+            .field("secret_files", &self.secret_files)
             .field("credentials", &self.credentials)
             .field("patch", &self.patch.as_ref().map(|_| "..."))
             .finish_non_exhaustive()
@@ -78,11 +85,16 @@ impl RunSpec {
                 ..Settings::default()
             },
             env: Vec::new(),
+            default_env: 0,
+            env_error: None,
+            secret_files: Vec::new(),
             credentials: None,
             patch: None,
             on_pull: None,
             on_placement: None,
             stop_when: None,
+            is_cleanup: false,
+            membership: None,
         }
     }
 
@@ -114,15 +126,6 @@ impl RunSpec {
         self
     }
 
-    /// Adds an environment variable.
-    ///
-    /// The name is recorded, and the value never is. With Docker, name and value together must be
-    /// shorter than 128 KiB, the limit of Linux.
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.env.push((name.into(), Secret(value.into())));
-        self
-    }
-
     /// Sets the working directory, an absolute path in the container.
     ///
     /// Default: the image's own.
@@ -139,53 +142,19 @@ impl RunSpec {
         self
     }
 
-    /// Sets the container's host name. Default: the engine's choice.
+    /// Sets the container's host name, of at most 64 bytes. Default: the engine's choice.
+    ///
+    /// Docker and Podman accept any text without spaces. A pod accepts lowercase letters, digits and
+    /// `-`.
     pub fn hostname(mut self, name: impl Into<String>) -> Self {
         self.settings.hostname = Some(name.into());
-        self
-    }
-
-    /// Mounts a file or directory of the engine's host.
-    ///
-    /// Both paths are absolute. A missing `source` fails the start. Podman creates it instead if
-    /// its files are out of this process's reach. With Podman, a comma, a quote or a line break in
-    /// a path is refused.
-    pub fn bind(self, source: impl Into<PathBuf>, target: impl Into<String>) -> Self {
-        self.mount(Mount::Bind {
-            source: source.into(),
-            target: target.into(),
-            read_only: false,
-        })
-    }
-
-    /// Mounts a named volume.
-    pub fn volume(self, name: impl Into<String>, target: impl Into<String>) -> Self {
-        self.mount(Mount::Volume {
-            name: name.into(),
-            target: target.into(),
-            read_only: false,
-        })
-    }
-
-    /// Mounts a file system in memory, limited to `size` bytes.
-    pub fn tmpfs(self, target: impl Into<String>, size: Option<u64>) -> Self {
-        self.mount(Mount::Tmpfs {
-            target: target.into(),
-            size,
-            read_only: false,
-        })
-    }
-
-    /// Adds a mount.
-    pub fn mount(mut self, mount: Mount) -> Self {
-        self.settings.mounts.push(mount);
         self
     }
 
     /// Sets the network mode.
     ///
     /// A mode is `bridge`, `host`, `none`, `container:<id>` or a network's name. Default: the
-    /// engine's own.
+    /// engine's own. A [`Network`](crate::manager::Network) can be given by reference.
     pub fn network(mut self, mode: impl Into<String>) -> Self {
         self.settings.network = Some(mode.into());
         self
@@ -209,6 +178,18 @@ impl RunSpec {
             .extra_hosts
             .push((name.into(), address.into()));
         self
+    }
+
+    /// Makes the engine's host reachable from the container, as `host.docker.internal`.
+    ///
+    /// A server on the host must listen on the address of the container's gateway, or on all
+    /// addresses, and the host's firewall must let it through. The same as
+    /// [`extra_host`](Self::extra_host) with the address `host-gateway`, which Docker 20.10 and
+    /// Podman 4.7 support. A pod refuses it.
+    ///
+    /// With Docker, the name resolves without this call only on Docker Desktop.
+    pub fn host_gateway(self) -> Self {
+        self.extra_host("host.docker.internal", "host-gateway")
     }
 
     /// Adds the address of a DNS server.
@@ -307,6 +288,14 @@ impl RunSpec {
         self
     }
 
+    /// Sets the health check. Default: the image's own, if it has one.
+    ///
+    /// The engine runs the check, and moat records none of its output. Podman needs systemd for it.
+    pub fn health_check(mut self, check: HealthCheck) -> Self {
+        self.settings.health_check = Some(check);
+        self
+    }
+
     /// Adds an init process that forwards signals and reaps orphans.
     ///
     /// Default: false.
@@ -316,6 +305,8 @@ impl RunSpec {
     }
 
     /// Sets the platform, `os[/arch[/variant]]`. Default: the engine's own.
+    ///
+    /// An image that the engine has for another platform counts as missing.
     pub fn platform(mut self, platform: impl Into<String>) -> Self {
         self.settings.platform = Some(platform.into());
         self
@@ -425,6 +416,16 @@ impl RunSpec {
         self
     }
 
+    /// Marks a run that cleans up after others. Default: false.
+    ///
+    /// Such a run can still start after a signal, and ends before the services: see
+    /// [`Manager::stop_on_signals_with_cleanup`](crate::manager::Manager::stop_on_signals_with_cleanup).
+    /// The mark is not recorded.
+    pub fn cleanup(mut self, cleanup: bool) -> Self {
+        self.is_cleanup = cleanup;
+        self
+    }
+
     /// Limits the output, in bytes over all streams. Default: no limit.
     ///
     /// Output past the limit is a gap. By default, a run with a gap keeps its container: see
@@ -515,13 +516,8 @@ impl RunSpec {
         &self.settings
     }
 
-    pub(super) fn environment(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.env.iter().map(|(k, v)| (k.as_str(), v.0.as_str()))
-    }
-
-    /// Returns the names of the environment variables.
-    pub(super) fn env_names(&self) -> impl Iterator<Item = &str> {
-        secrets::env_names(&self.env)
+    pub(crate) fn is_cleanup(&self) -> bool {
+        self.is_cleanup
     }
 
     /// Returns the token that stops the run.
@@ -565,10 +561,11 @@ impl RunSpec {
         if let Some(patch) = &self.patch {
             collect_strings(patch, &mut patched);
         }
-        let patched = patched
-            .into_iter()
-            .filter(|text| text.len() >= Secrets::MIN_VALUE_BYTES);
-        Secrets::new(env.chain(password).chain(patched))
+        let files = self.secret_files.iter();
+        let files = files.filter_map(|(_, value)| String::from_utf8(value.0.clone()).ok());
+        let texts = files.chain(patched);
+        let texts = texts.filter(|text| text.len() >= Secrets::MIN_VALUE_BYTES);
+        Secrets::new(env.chain(password).chain(texts))
     }
 }
 

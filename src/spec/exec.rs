@@ -1,10 +1,13 @@
 //! The specification of an exec, including its secrets.
 
 use std::fmt;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
 
 use super::secrets::{self, Secret};
 use super::validate::check_env;
-use super::{Secrets, Settings, Stdin, WindowSize};
+use super::{LimitAction, OutputLimit, Secrets, Settings, Stdin, WindowSize};
 use crate::spec::InvalidSpec;
 
 /// The specification of an exec: see [`Run::exec`](crate::run::Run::exec).
@@ -21,6 +24,10 @@ pub struct ExecSpec {
     stdin: bool,
     record_stdin: bool,
     window: Option<WindowSize>,
+    time_limit: Option<Duration>,
+    silence_limit: Option<Duration>,
+    output_limit: Option<OutputLimit>,
+    stop_when: Option<CancellationToken>,
 }
 
 impl fmt::Debug for ExecSpec {
@@ -33,6 +40,10 @@ impl fmt::Debug for ExecSpec {
             .field("tty", &self.tty)
             .field("stdin", &self.stdin())
             .field("window", &self.window)
+            .field("time_limit", &self.time_limit)
+            .field("silence_limit", &self.silence_limit)
+            .field("output_limit", &self.output_limit)
+            .field("stop_when", &self.stop_when.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -49,6 +60,10 @@ impl ExecSpec {
             stdin: false,
             record_stdin: false,
             window: None,
+            time_limit: None,
+            silence_limit: None,
+            output_limit: None,
+            stop_when: None,
         }
     }
 
@@ -103,6 +118,76 @@ impl ExecSpec {
         self
     }
 
+    /// Kills the exec when it has run for `limit`. Default: no limit. It must not be zero.
+    ///
+    /// The exec and the processes that it started get SIGKILL, without a grace period: see
+    /// [`Exec::kill`](crate::run::Exec::kill). If they cannot be killed, the exec continues, and its
+    /// log has the stop, a note with the reason, and all output. The process that started the exec
+    /// enforces the limit; if that process ends, only the limits of the run remain.
+    ///
+    /// ```no_run
+    /// # async fn lint(run: moat::Run) -> moat::Result<()> {
+    /// use std::time::Duration;
+    /// use moat::outcome::StopCause;
+    /// use moat::spec::{ExecSpec, LimitAction};
+    ///
+    /// let lint = ExecSpec::new(["make", "lint"])
+    ///     .time_limit(Duration::from_secs(60))
+    ///     .output_limit(1 << 20, LimitAction::Stop);
+    /// let output = run.output(lint).await?;
+    /// let stopped = output.status.sealed().and_then(|seal| seal.stopped);
+    /// if stopped == Some(StopCause::TimeLimit) {
+    ///     println!("still running after 60 s");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = Some(limit);
+        self
+    }
+
+    /// Kills the exec when it has written no output for `limit`, as
+    /// [`time_limit`](Self::time_limit) does.
+    ///
+    /// Default: no limit. Minimum: 1 s. The time starts with the exec.
+    pub fn silence_limit(mut self, limit: Duration) -> Self {
+        self.silence_limit = Some(limit);
+        self
+    }
+
+    /// Limits the output, in bytes over all streams. Default: no limit. It must not be zero.
+    ///
+    /// Output past the limit is a gap. [`LimitAction::Stop`] kills the exec as
+    /// [`time_limit`](Self::time_limit) does.
+    pub fn output_limit(mut self, bytes: u64, action: LimitAction) -> Self {
+        self.output_limit = Some(OutputLimit::new(bytes, action));
+        self
+    }
+
+    /// Kills the exec when `token` is cancelled, as [`time_limit`](Self::time_limit) does.
+    ///
+    /// Default: no token. A token that is cancelled before the start kills the exec right after the
+    /// start. The log has the stop, and not the token.
+    pub fn stop_when(mut self, token: CancellationToken) -> Self {
+        self.stop_when = Some(token);
+        self
+    }
+
+    /// Returns the token of [`stop_when`](Self::stop_when).
+    pub(crate) fn stop_token(&self) -> Option<CancellationToken> {
+        self.stop_when.clone()
+    }
+
+    /// Returns true if the exec may have to be killed.
+    pub(crate) fn has_stop(&self) -> bool {
+        let output = self.output_limit;
+        self.time_limit.is_some()
+            || self.silence_limit.is_some()
+            || self.stop_when.is_some()
+            || output.is_some_and(|limit| limit.action == LimitAction::Stop)
+    }
+
     /// Returns the command and its arguments.
     pub fn command(&self) -> &[String] {
         &self.cmd
@@ -141,6 +226,9 @@ impl ExecSpec {
             stdin: self.stdin(),
             record_stdin: self.record_stdin,
             window: self.window,
+            time_limit: self.time_limit,
+            silence_limit: self.silence_limit,
+            output_limit: self.output_limit,
             ..Settings::default()
         }
     }
@@ -170,6 +258,13 @@ impl ExecSpec {
     }
 }
 
+impl<S: Into<String>, const N: usize> From<[S; N]> for ExecSpec {
+    /// Creates a spec from a command and its arguments.
+    fn from(cmd: [S; N]) -> Self {
+        Self::new(cmd)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +282,21 @@ mod tests {
     #[test]
     fn an_empty_command_is_refused() {
         assert!(ExecSpec::new([""; 0]).validate().is_err());
+    }
+
+    #[test]
+    fn limits_that_are_too_small_are_refused_by_name() {
+        let any = || ExecSpec::new(["any"]);
+        for (field, spec) in [
+            ("time_limit", any().time_limit(Duration::ZERO)),
+            (
+                "silence_limit",
+                any().silence_limit(Duration::from_millis(999)),
+            ),
+            ("output_limit", any().output_limit(0, LimitAction::Stop)),
+        ] {
+            assert_eq!(spec.validate().unwrap_err().field, field);
+        }
     }
 
     #[test]

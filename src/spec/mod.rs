@@ -3,11 +3,13 @@
 //! These are two types, so that no secret reaches a file by mistake.
 
 mod builder;
+mod env;
 mod exec;
 mod id;
-mod invalid;
+mod mount;
 mod pull;
 mod record;
+mod resource;
 mod secrets;
 mod settings;
 mod validate;
@@ -17,12 +19,15 @@ pub use builder::RunSpec;
 pub use exec::ExecSpec;
 pub(crate) use id::ROOT_FILE;
 pub use id::{ContainerId, RootId, RunId};
-pub use invalid::InvalidSpec;
-pub use pull::{Credentials, PlacementProgress, PullProgress};
+pub use mount::{Mount, Relabel};
+pub use pull::{Credentials, PlacementProgress, PullOptions, PullProgress};
 pub use record::RunRecord;
+pub(crate) use resource::ResourceSpec;
+pub use resource::{GroupId, GroupSpec, Membership, NetworkSpec, ResourceKind, VolumeSpec};
 pub(crate) use secrets::Secrets;
 pub use settings::{
-    Backstop, Device, Gpus, KeepContainer, LimitAction, Mount, OutputLimit, Port, Protocol, Pull,
-    Settings, Stdin, Ulimit, WindowSize,
+    Backstop, Device, Gpus, HealthCheck, KeepContainer, LimitAction, OutputLimit, Port, Protocol,
+    Pull, Settings, Stdin, Ulimit, WindowSize,
 };
+pub use validate::InvalidSpec;
 pub use view::RuntimeView;

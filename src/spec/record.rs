@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ContainerId, RootId, RunId, RunSpec, Settings};
+use super::{ContainerId, Membership, RootId, RunId, RunSpec, Settings};
 use crate::timestamp::Timestamp;
 
 /// The record of a run in files.
@@ -32,9 +32,15 @@ pub struct RunRecord {
     /// The names of the environment variables.
     #[serde(default)]
     pub env: Vec<String>,
+    /// The paths of the secret files in the container.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_files: Vec<String>,
     /// True if the spec has an engine patch. The patch itself is not recorded.
     #[serde(default)]
     pub patched: bool,
+    /// The group of the run, if it is in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub membership: Option<Membership>,
     /// The container, once it is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<ContainerId>,
@@ -53,7 +59,9 @@ impl RunRecord {
             engine_id: None,
             settings: spec.settings.clone(),
             env: spec.env_names().map(Into::into).collect(),
+            secret_files: spec.secret_file_paths().map(Into::into).collect(),
             patched: spec.patch.is_some(),
+            membership: spec.membership.clone(),
             container: None,
             deadline: None,
         }

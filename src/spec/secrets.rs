@@ -2,11 +2,23 @@
 
 use std::fmt;
 
+use super::RunSpec;
+
 /// A string with a redacted `Debug` output.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Secret(pub(super) String);
 
 impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// The content of a file that no other file, error or log may contain.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct SecretBytes(pub(super) Vec<u8>);
+
+impl fmt::Debug for SecretBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
@@ -18,6 +30,28 @@ impl fmt::Debug for Secret {
 pub(super) fn env_names(env: &[(String, Secret)]) -> impl Iterator<Item = &str> {
     env.iter()
         .map(|(name, _)| name.split_once('=').map_or(name.as_str(), |(name, _)| name))
+}
+
+impl RunSpec {
+    /// Adds a file with a secret, such as `/run/secrets/token`.
+    ///
+    /// The file is there before the command starts. Its owner is the user of the container, and its
+    /// mode is 0400. The path is recorded, and the value never is: neither moat's files nor the
+    /// engine's `inspect` contain it. Maximum: 1 MiB.
+    ///
+    /// With Docker and Podman, each directory of such files is an anonymous volume. A directory of
+    /// the image keeps its other files there. The value is on the engine's disk until the container
+    /// is removed, so an administrator of the engine can read it. Kubernetes and local processes
+    /// refuse the setting.
+    pub fn secret_file(mut self, path: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.secret_files
+            .push((path.into(), SecretBytes(value.into())));
+        self
+    }
+
+    pub(super) fn secret_file_paths(&self) -> impl Iterator<Item = &str> {
+        self.secret_files.iter().map(|(path, _)| path.as_str())
+    }
 }
 
 /// The secrets of a run, which are redacted in the engine's messages.

@@ -1,13 +1,14 @@
 //! The settings of a run that are recorded.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Mount;
 #[cfg(doc)]
 use super::RunSpec;
+use super::pull::{DEFAULT_PULL_RETRIES, DEFAULT_PULL_STALL_TIMEOUT};
 
 /// The part of a [`RunSpec`] without secrets, which is recorded verbatim.
 ///
@@ -68,6 +69,9 @@ pub struct Settings {
     pub privileged: bool,
     /// True if the container's root file system is read-only.
     pub read_only: bool,
+    /// The health check; `None`: the image's own, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
     /// True if an init process forwards signals and reaps orphans.
     pub init: bool,
     /// `os[/arch[/variant]]`.
@@ -106,6 +110,12 @@ pub struct Settings {
     pub output_limit: Option<OutputLimit>,
     /// The pull policy.
     pub pull: Pull,
+    /// The number of times that a failed pull is retried.
+    #[serde(skip_serializing_if = "is_default_retries")]
+    pub pull_retries: u32,
+    /// The time after which a pull without progress fails.
+    #[serde(with = "seconds", skip_serializing_if = "is_default_stall_timeout")]
+    pub pull_stall_timeout: Duration,
     /// The policy for keeping the container after the seal.
     pub keep: KeepContainer,
     /// The second source of output, used if the attachment breaks.
@@ -142,6 +152,7 @@ impl Default for Settings {
             security_opt: Vec::new(),
             privileged: false,
             read_only: false,
+            health_check: None,
             init: false,
             platform: None,
             oci_runtime: None,
@@ -157,6 +168,8 @@ impl Default for Settings {
             sample: None,
             output_limit: None,
             pull: Pull::default(),
+            pull_retries: DEFAULT_PULL_RETRIES,
+            pull_stall_timeout: DEFAULT_PULL_STALL_TIMEOUT,
             keep: KeepContainer::default(),
             backstop: Backstop::default(),
             detached: false,
@@ -168,53 +181,12 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-/// A file system that is mounted into the container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Mount {
-    /// A file or directory of the engine's host.
-    Bind {
-        /// An absolute path on the engine's host. It must exist.
-        source: PathBuf,
-        /// An absolute path in the container.
-        target: String,
-        /// True if the container cannot write to it.
-        read_only: bool,
-    },
-    /// A named volume.
-    ///
-    /// The engine creates a missing volume, and moat never removes one.
-    Volume {
-        /// The volume's name.
-        name: String,
-        /// An absolute path in the container.
-        target: String,
-        /// True if the container cannot write to it.
-        read_only: bool,
-    },
-    /// A file system in memory that ends with the container.
-    Tmpfs {
-        /// An absolute path in the container.
-        target: String,
-        /// The maximum size, in bytes.
-        ///
-        /// `None`: the engine's default, half of the memory.
-        size: Option<u64>,
-        /// True if the container cannot write to it.
-        read_only: bool,
-    },
+fn is_default_retries(retries: &u32) -> bool {
+    *retries == DEFAULT_PULL_RETRIES
 }
 
-impl Mount {
-    /// Returns the path in the container.
-    pub fn target(&self) -> &str {
-        match self {
-            Self::Bind { target, .. }
-            | Self::Volume { target, .. }
-            | Self::Tmpfs { target, .. } => target,
-        }
-    }
+fn is_default_stall_timeout(timeout: &Duration) -> bool {
+    *timeout == DEFAULT_PULL_STALL_TIMEOUT
 }
 
 /// A port of the container, published on the host.
@@ -327,6 +299,90 @@ impl Device {
     }
 }
 
+/// A health check, which the engine runs in the container.
+///
+/// [`Ready::healthy`] waits until it passes.
+///
+/// ```
+/// use std::time::Duration;
+/// use moat::RunSpec;
+/// use moat::spec::HealthCheck;
+///
+/// let check = HealthCheck::new(["pg_isready", "-U", "postgres"]).interval(Duration::from_secs(1));
+/// let spec = RunSpec::new("postgres:16").health_check(check);
+/// # spec.validate().unwrap();
+/// ```
+///
+/// [`Ready::healthy`]: crate::run::Ready::healthy
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct HealthCheck {
+    /// The command and its arguments; `None`: no check, even if the image has one.
+    pub command: Option<Vec<String>>,
+    /// The time between two checks, and between the start and the first check.
+    #[serde(with = "seconds")]
+    pub interval: Duration,
+    /// The time after which a check has failed.
+    #[serde(with = "seconds")]
+    pub timeout: Duration,
+    /// The number of failed checks in a row that make the container unhealthy.
+    pub retries: u32,
+    /// The time after the start in which failed checks do not count.
+    #[serde(with = "seconds")]
+    pub start_period: Duration,
+}
+
+impl HealthCheck {
+    /// Creates a check from a command, which passes if it exits with code 0.
+    ///
+    /// The command is recorded verbatim. It runs without a shell.
+    pub fn new<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            command: Some(command.into_iter().map(Into::into).collect()),
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(30),
+            retries: 3,
+            start_period: Duration::ZERO,
+        }
+    }
+
+    /// Switches the image's health check off.
+    pub fn none() -> Self {
+        Self {
+            command: None,
+            ..Self::new([""; 0])
+        }
+    }
+
+    /// Sets the time between two checks. Default: 30 s. Minimum: 1 ms.
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.interval = interval;
+        self
+    }
+
+    /// Sets the time after which a check has failed. Default: 30 s. Minimum: 1 ms.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets the number of failed checks in a row that make the container unhealthy.
+    ///
+    /// Default: 3. Minimum: 1.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
+
+    /// Sets the time after the start in which failed checks do not count.
+    ///
+    /// Default: none, or the image's own with Docker. Minimum: 1 ms.
+    pub fn start_period(mut self, period: Duration) -> Self {
+        self.start_period = period;
+        self
+    }
+}
+
 /// GPUs that the container can use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -413,6 +469,11 @@ pub enum LimitAction {
     /// Stops the run. Output past the limit is a gap.
     Stop,
     /// Discards output past the limit, which is a gap. The run continues.
+    ///
+    /// The limit bounds the audit file, and not the engine's log, which grows until the container is
+    /// removed. Engines bound a log only by deleting its oldest part, which is the part that moat
+    /// reads again after a crash. For a container that may print forever, use [`Stop`](Self::Stop),
+    /// or [`Backstop::None`], with which the engine keeps no log.
     Drop,
 }
 
@@ -426,6 +487,12 @@ pub enum Pull {
     Missing,
     /// Pulls before every run.
     Always,
+    /// Pulls before every run, and uses the engine's image if the pull fails.
+    ///
+    /// The engine's image must have the platform of the spec. Otherwise the start fails with the
+    /// error of the pull. A run that uses it records the reason in the `warnings` of its audit file.
+    /// A pod does not support this policy.
+    Newer,
     /// Never pulls. A missing image is an error.
     Never,
 }

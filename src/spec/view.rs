@@ -32,6 +32,12 @@ impl<'a> RuntimeView<'a> {
         self.spec.environment()
     }
 
+    /// Returns the paths and values of the secret files. The values are secrets.
+    pub fn secret_files(self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        let files = self.spec.secret_files.iter();
+        files.map(|(path, value)| (path.as_str(), value.0.as_slice()))
+    }
+
     /// Returns the registry credentials of the spec.
     pub fn credentials(self) -> Option<&'a Credentials> {
         self.spec.credentials.as_ref()

@@ -1,22 +1,34 @@
 //! The key sequence that detaches.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
+
+use super::key_events::{KeyEvent, Piece, first_piece};
 
 /// A key sequence that detaches from a run. Default: `ctrl-p,ctrl-q`.
 ///
 /// It is parsed from the format of Docker's client: keys separated by commas. A key is one
 /// character, or `ctrl-` and a letter or one of `@[\]^_`. An empty text disables detaching
 /// by keys.
+///
+/// The keys are also found while a program has switched the terminal to another keyboard protocol:
+/// that of kitty, or xterm's `modifyOtherKeys`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DetachKeys(Vec<u8>);
 
 /// An error in the text of [`DetachKeys`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "cannot parse {0:?} as a key: expected one character, or ctrl- and a letter or one of @[\\]^_"
 )]
 pub struct ParseKeysError(String);
+
+impl fmt::Debug for ParseKeysError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 impl Default for DetachKeys {
     fn default() -> Self {
@@ -76,46 +88,73 @@ impl fmt::Display for DetachKeys {
 #[derive(Debug)]
 pub(super) struct KeyMatcher {
     keys: DetachKeys,
-    /// The number of keys matched so far. Their bytes are held back.
-    matched: usize,
+    /// The keys matched so far. Their bytes are held back.
+    matched: VecDeque<Vec<u8>>,
+    /// The beginning of an escape sequence, which is held back too.
+    incomplete: Vec<u8>,
 }
 
 impl KeyMatcher {
     pub(super) fn new(keys: DetachKeys) -> Self {
-        Self { keys, matched: 0 }
+        Self {
+            keys,
+            matched: VecDeque::new(),
+            incomplete: Vec::new(),
+        }
     }
 
     /// Processes typed bytes, and appends the input for the run to `passed`.
     ///
     /// Returns true if the detach keys are complete. Bytes after them are dropped.
     pub(super) fn feed(&mut self, typed: &[u8], passed: &mut Vec<u8>) -> bool {
-        let keys = &self.keys.0;
-        if keys.is_empty() {
+        if self.keys.0.is_empty() {
             passed.extend_from_slice(typed);
             return false;
         }
-        for &byte in typed {
-            while keys[self.matched] != byte && self.matched > 0 {
-                // Keeps the longest suffix of the held keys that is a prefix of the keys.
-                let held = &keys[..self.matched];
-                let next = (0..self.matched)
-                    .rev()
-                    .find(|&length| held.ends_with(&keys[..length]))
-                    .unwrap_or(0);
-                passed.extend_from_slice(&held[..self.matched - next]);
-                self.matched = next;
+        let mut input = std::mem::take(&mut self.incomplete);
+        input.extend_from_slice(typed);
+        let mut rest = &input[..];
+        while !rest.is_empty() {
+            let Piece::Event(event, length) = first_piece(rest) else {
+                self.incomplete = rest.to_vec();
+                return false;
+            };
+            let (bytes, after) = rest.split_at(length);
+            if self.press(event, bytes, passed) {
+                self.matched.clear();
+                return true;
             }
-            if keys[self.matched] == byte {
-                self.matched += 1;
-                if self.matched == keys.len() {
-                    self.matched = 0;
-                    return true;
-                }
-            } else {
-                passed.push(byte);
-            }
+            rest = after;
         }
         false
+    }
+
+    /// Processes one key event. Returns true if the detach keys are complete.
+    fn press(&mut self, event: KeyEvent, bytes: &[u8], passed: &mut Vec<u8>) -> bool {
+        let keys = &self.keys.0;
+        if event == KeyEvent::Silent {
+            match self.matched.back_mut() {
+                Some(held) => held.extend_from_slice(bytes),
+                None => passed.extend_from_slice(bytes),
+            }
+            return false;
+        }
+        let is_next = |matched: usize| event == KeyEvent::Byte(keys[matched]);
+        while !is_next(self.matched.len()) && !self.matched.is_empty() {
+            // Keeps the longest suffix of the held keys that is a prefix of the keys.
+            let held = &keys[..self.matched.len()];
+            let kept = (0..held.len())
+                .rev()
+                .find(|&length| held.ends_with(&keys[..length]))
+                .unwrap_or(0);
+            passed.extend(self.matched.drain(..held.len() - kept).flatten());
+        }
+        if !is_next(self.matched.len()) {
+            passed.extend_from_slice(bytes);
+            return false;
+        }
+        self.matched.push_back(bytes.to_vec());
+        self.matched.len() == keys.len()
     }
 }
 
@@ -156,7 +195,64 @@ mod tests {
         assert_eq!(passed, b"aaaca");
     }
 
+    /// The program has switched to kitty's protocol, or to that of xterm.
+    #[test]
+    fn keys_of_another_protocol_detach() {
+        for typed in [
+            "\x1b[112;5u\x1b[113;5u",
+            "\x1b[27;5;112~\x1b[27;5;113~",
+            "\x1b[57442;5u\x1b[112;5u\x1b[112;5:3u\x1b[113;5:1u",
+        ] {
+            for cut in 3..typed.len() {
+                let mut matcher = KeyMatcher::new(DetachKeys::default());
+                let mut passed = Vec::new();
+                let pieces: Vec<_> = typed.as_bytes().chunks(cut).collect();
+                let detached = pieces.iter().any(|piece| matcher.feed(piece, &mut passed));
+                // Where a read ends after `ESC` or `ESC [`, these are keys of their own.
+                let is_split = pieces
+                    .iter()
+                    .any(|piece| piece.ends_with(b"\x1b") || piece.ends_with(b"\x1b["));
+                assert!(detached || is_split, "{typed:?} in pieces of {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_keys_of_another_protocol_are_passed_on_in_order() {
+        let mut matcher = KeyMatcher::new(DetachKeys::default());
+        let mut passed = Vec::new();
+        let typed = b"\x1b[112;5u\x1b[112;5:3u\x1b[120;5u\x1b[1;5A\x1b";
+        for piece in typed.chunks(7) {
+            assert!(!matcher.feed(piece, &mut passed));
+        }
+        assert_eq!(passed, typed);
+    }
+
     proptest! {
+        #[test]
+        fn no_input_is_lost(
+            typed in prop::collection::vec(
+                prop_oneof![
+                    Just("\x1b[112;5u"), Just("\x1b[113;5u"), Just("\x1b[112;5:3u"), Just("\x10"),
+                    Just("\x1b"), Just("\x1b["), Just("1"), Just(";"), Just("u"), Just("x"),
+                ],
+                0..20,
+            ),
+            cut in 1..9_usize,
+        ) {
+            let typed = typed.concat().into_bytes();
+            let mut matcher = KeyMatcher::new(DetachKeys::default());
+            let mut passed = Vec::new();
+            let mut pieces = typed.chunks(cut);
+            if !pieces.any(|piece| matcher.feed(piece, &mut passed)) {
+                passed.extend(matcher.matched.iter().flatten());
+                passed.extend(&matcher.incomplete);
+                prop_assert_eq!(passed, typed);
+            } else {
+                prop_assert!(typed.starts_with(&passed));
+            }
+        }
+
         #[test]
         fn input_before_the_keys_is_passed_on_across_reads(
             keys in prop::collection::vec(b'a'..=b'b', 1..4),
@@ -175,7 +271,7 @@ mod tests {
                 }
                 None => {
                     prop_assert!(!detached);
-                    let held = matcher.matched;
+                    let held = matcher.matched.len();
                     prop_assert_eq!(&passed, &typed[..typed.len() - held]);
                     prop_assert_eq!(&keys[..held], &typed[typed.len() - held..]);
                 }

@@ -25,6 +25,7 @@
 //! # }
 //! ```
 
+mod key_events;
 mod keys;
 mod modes;
 

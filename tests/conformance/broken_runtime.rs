@@ -12,16 +12,17 @@ use std::task::{Context, Poll, ready};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::pending;
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use moat::conformance::{self, Behavior, RuntimeHarness, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::{
     Archive, AttachedOutput, Capabilities, Chunk, Connection, ContainerStatus, Continuity,
-    CreateRequest, Created, EngineInfo, ExecId, ExecInspection, InputWriter, Inspection,
-    LogFidelity, LogsRequest, OutputStream, OwnedContainer, Runtime, RuntimeError, StartedExec,
-    WaitStatus,
+    CreateRequest, Created, EngineInfo, ExecId, ExecInspection, ImageInfo, InputWriter, Inspection,
+    LabeledResource, LogFidelity, LogsRequest, OutputStream, OwnedContainer, ResourceRequest,
+    Runtime, RuntimeError, StartedExec, WaitStatus,
 };
-use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
+use moat::spec::{ContainerId, ExecSpec, ResourceKind, RootId, WindowSize};
+use moat::timestamp::Timestamp;
 use moat::{RunId, RunSpec};
 use testkit::harness::Trial;
 use tokio::io::{AsyncWrite, SimplexStream};
@@ -221,18 +222,15 @@ impl Runtime for Broken {
             "attach::delivers_each_stream_exactly" => on_stdout(output, Stream::Stderr),
             "attach::does_not_parse_output_as_framing" => output
                 .map(|chunk| {
-                    chunk.map(|chunk| Chunk {
-                        stream: chunk.stream,
-                        bytes: Bytes::from(String::from_utf8_lossy(&chunk.bytes).into_owned()),
+                    chunk.map(|chunk| {
+                        let text = String::from_utf8_lossy(&chunk.bytes).into_owned();
+                        Chunk::new(chunk.stream, text)
                     })
                 })
                 .boxed(),
             "attach::labels_terminal_output_by_tty" => on_stdout(output, Stream::Tty),
             "attach::yields_no_empty_chunk" => {
-                let empty = Chunk {
-                    stream: Stream::Stdout,
-                    bytes: Bytes::new(),
-                };
+                let empty = Chunk::new(Stream::Stdout, Bytes::new());
                 output.chain(stream::iter([Ok(empty)])).boxed()
             }
             "attach::delivers_large_output" => truncated(output),
@@ -305,6 +303,16 @@ impl Runtime for Broken {
                 Ok(exec.with_input(Box::pin(DropsDetachKey(input))))
             }
             (_, result) => result,
+        }
+    }
+
+    async fn exec_kill(&self, container: &ContainerId, exec: &ExecId) -> Result<()> {
+        match self.clause {
+            "exec::is_killed_alone" => {
+                self.inner.exec_kill(container, exec).await?;
+                self.inner.signal(container, "SIGKILL").await
+            }
+            _ => self.inner.exec_kill(container, exec).await,
         }
     }
 
@@ -430,10 +438,39 @@ impl Runtime for Broken {
             "logs::end_without_follow" if status == Some(ContainerStatus::Running) => {
                 log.chain(stream::pending()).boxed()
             }
+            "logs::have_the_times_of_the_output" => log
+                .map_ok(|mut chunk| {
+                    chunk.logged_at = Some(Timestamp::now());
+                    chunk
+                })
+                .boxed(),
             "logs::are_empty_before_the_start" => log.chain(stream::pending()).boxed(),
             "logs::label_terminal_output_by_tty" => on_stdout(log, Stream::Tty),
             _ => log,
         })
+    }
+
+    async fn create_resource(&self, mut request: ResourceRequest<'_>) -> Result<()> {
+        if self.violates("resources::are_found_until_they_are_removed") {
+            request.deadline = None;
+        }
+        self.inner.create_resource(request).await
+    }
+
+    async fn remove_resource(&self, kind: ResourceKind, name: &str) -> Result<()> {
+        let removed = self.inner.remove_resource(kind, name).await;
+        match removed {
+            Err(RuntimeError::Conflict { .. })
+                if self.violates("resources::are_kept_while_a_container_uses_them") =>
+            {
+                Ok(())
+            }
+            removed => removed,
+        }
+    }
+
+    async fn find_resources(&self) -> Result<Vec<LabeledResource>> {
+        self.inner.find_resources().await
     }
 
     async fn signal(&self, container: &ContainerId, signal: &str) -> Result<()> {
@@ -481,6 +518,35 @@ impl Runtime for Broken {
             _ => {}
         }
         Ok(found)
+    }
+
+    async fn images(&self) -> Result<Vec<ImageInfo>> {
+        self.inner.images().await
+    }
+
+    async fn image_inspect(&self, image: &str) -> Result<ImageInfo> {
+        self.inner.image_inspect(image).await
+    }
+
+    async fn image_remove(&self, image: &str, force: bool) -> Result<()> {
+        match self.clause {
+            "image::is_listed_until_it_is_removed" => Ok(()),
+            "image::is_not_found_after_its_removal" if !self.is_first_call() => Ok(()),
+            "image::removal_keeps_every_container" => {
+                let roots = self.roots.lock().unwrap().clone();
+                for root in roots {
+                    let root = serde_json::from_value(root.into()).unwrap();
+                    for found in self.inner.find(&root).await? {
+                        self.inner.remove(&found.container, true).await?;
+                    }
+                }
+                Ok(())
+            }
+            "image::conflicts_while_a_container_uses_it" => {
+                self.inner.image_remove(image, true).await
+            }
+            _ => self.inner.image_remove(image, force).await,
+        }
     }
 
     async fn copy_out(&self, _: &ContainerId, _: &str) -> Result<Archive> {
@@ -539,6 +605,10 @@ impl RuntimeHarness for BrokenHarness {
 
     fn no_image(&self) -> Result<RunSpec, Unsupported> {
         self.inner.no_image()
+    }
+
+    async fn removable_image(&self) -> Result<String, Unsupported> {
+        self.inner.removable_image().await
     }
 
     fn listening(&self, port: u16) -> Result<RunSpec, Unsupported> {

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use bollard::query_parameters::RemoveImageOptionsBuilder;
 use moat::conformance::{Behavior, RuntimeHarness, Step, Unsupported};
 use moat::outcome::Stream;
 use moat::runtime::Runtime;
 use moat::spec::{ExecSpec, Pull};
-use moat::{Docker, RunSpec};
+use moat::{Docker, RunId, RunSpec};
+use serde_json::json;
 use tempfile::TempDir;
 use testkit::engine::{block_on, connect};
 use testkit::image;
@@ -20,6 +22,23 @@ use tokio::sync::OnceCell;
 pub struct EngineHarness {
     dir: TempDir,
     proxy: OnceCell<Proxy>,
+    /// The id of an image that a case may remove.
+    removable: OnceLock<String>,
+}
+
+/// Removes an image that a case left.
+impl Drop for EngineHarness {
+    fn drop(&mut self) {
+        let Some(id) = self.removable.get() else {
+            return;
+        };
+        block_on(async {
+            let options = RemoveImageOptionsBuilder::new().force(true).build();
+            if let Ok(docker) = connect() {
+                let _ = docker.remove_image(id, Some(options), None).await;
+            }
+        });
+    }
 }
 
 impl EngineHarness {
@@ -27,6 +46,7 @@ impl EngineHarness {
         Self {
             dir: tempfile::tempdir().unwrap(),
             proxy: OnceCell::new(),
+            removable: OnceLock::new(),
         }
     }
 
@@ -49,7 +69,8 @@ fn socket() -> Option<PathBuf> {
 /// Returns the name of the test image.
 fn image() -> Result<String, Unsupported> {
     static IMAGE: OnceLock<Result<String, String>> = OnceLock::new();
-    let image = IMAGE.get_or_init(|| block_on(async { image::provide(&connect()?).await }));
+    let image =
+        IMAGE.get_or_init(|| block_on(async { image::provide_with_shell(&connect()?).await }));
     Ok(image.clone()?)
 }
 
@@ -86,12 +107,26 @@ impl RuntimeHarness for EngineHarness {
     }
 
     fn refused(&self) -> Result<RunSpec, Unsupported> {
-        let patch = serde_json::json!({"HostConfig": {"AutoRemove": true}});
+        let patch = json!({"HostConfig": {"AutoRemove": true}});
         Ok(RunSpec::new("any").engine_patch(patch))
     }
 
     fn no_image(&self) -> Result<RunSpec, Unsupported> {
         Ok(RunSpec::new("moat-conformance/none:none").pull(Pull::Never))
+    }
+
+    async fn removable_image(&self) -> Result<String, Unsupported> {
+        let tag = RunId::generate();
+        let name = format!("localhost/moat-conformance:{tag}");
+        // With containerd's store, the removal of an image can take a layer from under a create.
+        let layer = image::unique_layer(tag.as_str()).map_err(|error| error.to_string())?;
+        let config = json!({"Entrypoint": ["/none"]});
+        let docker = connect()?;
+        image::load(&docker, &name, layer, &config).await?;
+        let loaded = docker.inspect_image(&name).await;
+        let loaded = loaded.map_err(|error| error.to_string())?;
+        let _ = self.removable.set(loaded.id.unwrap_or_default());
+        Ok(name)
     }
 
     async fn take_down(&self) -> Result<(), Unsupported> {

@@ -50,6 +50,12 @@ impl RuntimeHarness for ScriptedHarness {
         Ok(RunSpec::new("missing").pull(Pull::Never))
     }
 
+    async fn removable_image(&self) -> Result<String, Unsupported> {
+        let image = format!("removable-{}", self.specs.fetch_add(1, Ordering::Relaxed));
+        self.engine.image(&image, Script::new());
+        Ok(image)
+    }
+
     fn listening(&self, port: u16) -> Result<RunSpec, Unsupported> {
         let image = format!("listening-{port}");
         let script = Script::new().until_stopped().listen(port);

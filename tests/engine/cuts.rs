@@ -112,7 +112,17 @@ impl Lane {
 fn check(outcome: &Outcome, stream: &str, printed: &[u8], case: &str) -> bool {
     let audit = read(outcome);
     let found = audit.stream(stream);
-    assert!(printed.starts_with(found), "{case}: other output");
+    let same = printed
+        .iter()
+        .zip(found)
+        .take_while(|(a, b)| a == b)
+        .count();
+    assert!(
+        same == found.len(),
+        "{case}: after {same} bytes, {:?}: {}",
+        String::from_utf8_lossy(&found[same..found.len().min(same + 300)]),
+        audit.end
+    );
     let is_cut = found.len() < printed.len();
     let verdict = audit.verdict();
     assert!(!is_cut || verdict != "complete", "{case}: {}", audit.end);

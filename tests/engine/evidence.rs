@@ -9,13 +9,14 @@ use testkit::deadline::within;
 use testkit::proxy::{Fault, Proxy};
 use testkit::{engine, sequence};
 
-use crate::stage::{Stage, assert_bytes, assert_complete, end, printed, read};
+use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read};
 
 testkit::trials! {
     crate::on_engine:
         a_late_answer_to_attach_loses_nothing,
         a_cut_tap_is_completed_from_the_log,
         a_tap_cut_in_equal_lines_keeps_each_line_once,
+        a_viewer_gets_output_of_a_stuck_attachment,
         a_silent_tap_is_replaced_after_its_deadline,
         a_cut_tap_without_readable_log_is_a_gap,
         an_unreadable_log_does_not_prove_completeness,
@@ -79,6 +80,25 @@ async fn a_tap_cut_in_equal_lines_keeps_each_line_once(stage: &Stage) {
     let audit = read(&end(&run).await);
     assert_bytes(audit.stream("stdout"), "same\n".repeat(5000).as_bytes());
     assert_complete(&audit);
+    assert_eq!(audit.evidence(), "replay");
+}
+
+/// A proxy stops forwarding, and keeps the connection open.
+async fn a_viewer_gets_output_of_a_stuck_attachment(stage: &Stage) {
+    let (proxy, manager) = behind_proxy(stage).await;
+    proxy.fault("attach", Fault::SilentAfter(0));
+    let spec = stage
+        .gated("lines 100 + await /gate/go")
+        .silence_limit(Duration::from_secs(120));
+    let run = manager.start(spec).await.unwrap();
+    let mut output = run.attach().await.unwrap();
+    let mut watched = Watched::default();
+    let seen = watched.until(&mut output, "\n");
+    within(60, "the first line", seen).await;
+    assert!(run.state().ending().is_none());
+    stage.open_gate("go");
+    let audit = read(&end(&run).await);
+    sequence::check(audit.stream("stdout"), "out", 100, 64).unwrap();
     assert_eq!(audit.evidence(), "replay");
 }
 

@@ -1,12 +1,16 @@
 //! Exec: more processes in the container of a run.
 
 use std::path::Path;
+use std::time::Duration;
 
 use moat::audit::{LogState, verify};
+use moat::outcome::StopCause;
 use moat::run::AttachOptions;
+use moat::runtime::RuntimeError;
 use moat::spec::{ExecSpec, Stdin, WindowSize};
 use moat::{Ending, Error, Outcome, Run, RunSpec, ShutdownMode, Verdict};
 use testkit::deadline::{eventually, within};
+use testkit::engine;
 use tokio::io::AsyncWriteExt;
 
 use crate::stage::{Stage, Watched, actions, assert_bytes, end, read};
@@ -22,6 +26,12 @@ testkit::trials! {
         an_exec_left_open_is_sealed_as_lost,
         an_exec_ends_with_its_container,
         a_removed_log_of_an_exec_is_restored,
+        limits_kill_a_hardened_exec_and_what_it_started,
+        a_background_process_does_not_delay_an_exec,
+        an_exec_without_a_shell_continues_and_says_so,
+        a_kill_fails_while_the_container_is_paused,
+        a_kill_of_an_exec_that_ends_succeeds,
+        a_kill_reaches_an_exec_of_another_user,
 }
 
 async fn running(stage: &Stage) -> (moat::Manager, Run) {
@@ -272,5 +282,190 @@ async fn a_removed_log_of_an_exec_is_restored(stage: &Stage) {
     assert_eq!(audit.all("started").len(), 1);
     assert_eq!(audit.all("gap")[0]["reason"], "sink");
     assert_eq!(ended.code(), Some(4));
+    run.kill().await.unwrap();
+}
+
+/// Returns the processes of the container.
+async fn processes(run: &Run) -> String {
+    let output = within(60, "ps", run.output(["ps"])).await.unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A child with the marker, one with another session, and one without an environment.
+const CHILDREN: &str =
+    "sleep 987 & setsid sleep 986 & env -i sleep 985 & echo begun; exec sleep 984";
+
+async fn limits_kill_a_hardened_exec_and_what_it_started(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = RunSpec::new(&stage.image)
+        .cmd(["sleep", "600"])
+        .network("none")
+        .read_only(true)
+        .user("1000:1000")
+        .cap_drop("ALL")
+        .tmpfs("/work", Some(1 << 20));
+    let run = manager.start(spec).await.unwrap();
+    let children = || ExecSpec::new(["sh", "-c", CHILDREN]);
+
+    let limited = children().time_limit(Duration::from_secs(3));
+    let exec = run.exec(limited).await.unwrap();
+    let ended = outcome(&exec).await;
+    let audit = read(&ended);
+    assert_eq!(ended.code(), Some(137));
+    assert_eq!(ended.sealed().unwrap().stopped, Some(StopCause::TimeLimit));
+    assert_eq!(audit.all("stop")[0]["cause"], "time_limit");
+    assert_bytes(audit.stream("stdout"), b"begun\n");
+    let left = processes(&run).await;
+    assert!(!left.contains("sleep 98"), "{left}");
+    assert!(left.contains("sleep 600"), "{left}");
+
+    // Another exec of the same spec is not affected.
+    let (killed, kept) = (run.exec(children()).await, run.exec(children()).await);
+    let (killed, kept) = (killed.unwrap(), kept.unwrap());
+    for exec in [&killed, &kept] {
+        let mut output = exec.attach().await.unwrap();
+        Watched::default().until(&mut output, "begun").await;
+    }
+    let ended = within(60, "the kill", killed.kill()).await.unwrap();
+    assert_eq!(ended.sealed().unwrap().stopped, Some(StopCause::Killed));
+    let left = processes(&run).await;
+    assert_eq!(left.matches("sleep 98").count(), 4, "{left}");
+    within(60, "the kill", kept.kill()).await.unwrap();
+    let left = processes(&run).await;
+    assert!(!left.contains("sleep 98"), "{left}");
+    run.kill().await.unwrap();
+}
+
+async fn a_background_process_does_not_delay_an_exec(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    let background = ["sh", "-c", "sleep 300 & echo out; exit 6"];
+    let output = within(60, "the output", run.output(background)).await;
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(6));
+    assert_bytes(&output.stdout, b"out\n");
+    let audit = read(&output.status);
+    match engine::is_podman() {
+        // Podman closes the output with the exec.
+        true => assert_eq!(audit.verdict(), "unproven"),
+        false => {
+            assert_eq!(audit.verdict(), "gap");
+            let gap = audit.all("gap").remove(0).to_string();
+            assert!(gap.contains("a background process may hold it"), "{gap}");
+        }
+    }
+    run.kill().await.unwrap();
+}
+
+/// Waits for the first output of an exec.
+async fn begun(exec: &moat::run::Exec) {
+    let mut output = exec.attach().await.unwrap();
+    Watched::default().until(&mut output, "begun").await;
+}
+
+/// The image of the workload has one program, and no shell.
+async fn an_exec_without_a_shell_continues_and_says_so(stage: &Stage) {
+    let manager = stage.manager().await;
+    let image = testkit::image::provide(&stage.docker).await.unwrap();
+    let spec = RunSpec::new(image).cmd(["hold"]).network("none");
+    let run = manager.start(spec).await.unwrap();
+    let command = "/workload echo begun + cat + exit 5".split(' ');
+    let spec = ExecSpec::new(command)
+        .interactive(true)
+        .time_limit(Duration::from_millis(1));
+    let exec = run.exec(spec).await.unwrap();
+    begun(&exec).await;
+    let log = exec.audit().unwrap();
+    eventually(60, "the note", async || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        log.contains("without /bin/sh").then_some(())
+    })
+    .await;
+    let error = within(60, "the error", exec.kill()).await.unwrap_err();
+    let Error::Runtime(RuntimeError::Unsupported { operation, .. }) = error else {
+        panic!("{error}");
+    };
+    assert!(operation.contains("without /bin/sh"), "{operation}");
+    drop(
+        exec.attach_with(AttachOptions::new().with_input())
+            .await
+            .unwrap(),
+    );
+    let ended = outcome(&exec).await;
+    assert_eq!(ended.code(), Some(5));
+    let audit = read(&ended);
+    assert_eq!(audit.stream("stdout"), b"begun\n");
+    assert_eq!(audit.all("stop")[0]["cause"], "time_limit");
+    let causes: Vec<_> = audit
+        .all("stop")
+        .iter()
+        .map(|stop| stop["cause"].to_string())
+        .collect();
+    assert_eq!(causes, [r#""time_limit""#, r#""killed""#]);
+    let notes = audit.all("note");
+    let reports = notes
+        .iter()
+        .filter(|note| note.to_string().contains("without /bin/sh"));
+    assert_eq!(reports.count(), 1, "{notes:?}");
+    run.kill().await.unwrap();
+}
+
+async fn a_kill_fails_while_the_container_is_paused(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    let exec = run
+        .exec(ExecSpec::new(["sh", "-c", "echo begun; exec sleep 300"]))
+        .await;
+    let exec = exec.unwrap();
+    begun(&exec).await;
+    let container = stage.containers().await.remove(0);
+    stage.docker.pause_container(&container).await.unwrap();
+    let error = within(60, "the error", exec.kill()).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Runtime(RuntimeError::Conflict { .. })),
+        "{error}"
+    );
+    stage.docker.unpause_container(&container).await.unwrap();
+    let ended = outcome(&exec).await;
+    assert_eq!(ended.code(), Some(137));
+    assert_eq!(read(&ended).all("stop").len(), 1);
+    run.kill().await.unwrap();
+}
+
+/// Kills at the end of the exec, twice at once, after the seal, and at the end of the container.
+async fn a_kill_of_an_exec_that_ends_succeeds(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    for pause in ["0", "0.1", "0.3", "300"] {
+        let command = format!("echo begun; exec sleep {pause}");
+        let exec = run
+            .exec(ExecSpec::new(["sh", "-c", &command]))
+            .await
+            .unwrap();
+        begun(&exec).await;
+        let killed = async { tokio::join!(exec.kill(), exec.kill()) };
+        let (first, second) = within(60, "the kills", killed).await;
+        first.unwrap();
+        second.unwrap();
+        within(60, "the kill", exec.kill()).await.unwrap();
+    }
+    let exec = run
+        .exec(ExecSpec::new(["sh", "-c", "echo begun; exec sleep 300"]))
+        .await;
+    let exec = exec.unwrap();
+    begun(&exec).await;
+    let killed = async { tokio::join!(run.kill(), exec.kill()) };
+    let (ended, killed) = within(60, "the kills", killed).await;
+    ended.unwrap();
+    killed.unwrap();
+}
+
+async fn a_kill_reaches_an_exec_of_another_user(stage: &Stage) {
+    let (_manager, run) = running(stage).await;
+    let spec = ExecSpec::new(["sh", "-c", CHILDREN]).user("1000:1000");
+    let exec = run.exec(spec).await.unwrap();
+    begun(&exec).await;
+    let ended = within(60, "the kill", exec.kill()).await.unwrap();
+    assert_eq!(ended.code(), Some(137));
+    let left = processes(&run).await;
+    assert!(!left.contains("sleep 98"), "{left}");
     run.kill().await.unwrap();
 }

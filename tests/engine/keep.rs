@@ -3,12 +3,13 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use bollard::models::NetworkCreateRequest;
 use bollard::query_parameters::ListVolumesOptions;
 use futures::TryStreamExt;
 use moat::spec::{KeepContainer, LimitAction};
 use moat::{Error, RunId};
 use serde_json::json;
-use testkit::deadline::eventually;
+use testkit::deadline::{eventually, within};
 
 use crate::evidence::behind_proxy;
 use crate::stage::{Stage, assert_complete, end, printed, read, seal};
@@ -21,6 +22,7 @@ testkit::trials! {
         a_gap_keeps_the_container,
         anonymous_volumes_go_with_the_container,
         files_can_be_copied_out_of_a_kept_container,
+        a_network_can_go_once_its_run_is_removed,
         the_seal_comes_before_the_removal,
 }
 
@@ -115,6 +117,28 @@ async fn files_can_be_copied_out_of_a_kept_container(stage: &Stage) {
     let mut content = String::new();
     std::io::Read::read_to_string(&mut entry, &mut content).unwrap();
     assert_eq!(content, "passed");
+}
+
+async fn a_network_can_go_once_its_run_is_removed(stage: &Stage) {
+    let manager = stage.manager().await;
+    let name = format!("moat-test-{}", RunId::generate());
+    for round in 0..3 {
+        let request = NetworkCreateRequest {
+            name: name.clone(),
+            ..Default::default()
+        };
+        stage.docker.create_network(request).await.unwrap();
+        let spec = stage.spec("lines 10").network(&name);
+        let started = manager.start(spec).await;
+        let removed = match &started {
+            Ok(run) => within(120, "the removal", run.wait_removed()).await,
+            Err(_) => Ok(true),
+        };
+        let result = stage.docker.remove_network(&name).await;
+        assert!(removed.unwrap(), "round {round}");
+        started.unwrap();
+        result.unwrap();
+    }
 }
 
 /// Invariant 3.

@@ -10,10 +10,13 @@
 )]
 use std::time::Duration;
 
-use testkit::harness::{Harness, Trial, bounded};
+use testkit::harness::{Completion, Harness, Trial, bounded, skip};
 use testkit::{busybox, engine};
 
 mod attach;
+#[cfg(feature = "blocking")]
+mod blocking;
+mod copies;
 mod crash;
 mod cuts;
 mod daemon;
@@ -21,11 +24,15 @@ mod embedder;
 mod evidence;
 mod exec;
 mod exit;
+mod files;
+mod group;
 mod keep;
 mod limits;
 mod load;
 mod orphans;
 mod output;
+mod programs;
+mod pulls;
 mod recovery;
 #[cfg(all(feature = "terminal", feature = "testing"))]
 mod screen;
@@ -54,6 +61,7 @@ fn main() {
     }
     let harness = Harness::from_args(4)
         .trials(start::trials())
+        .trials(pulls::trials())
         .trials(stop::trials())
         .trials(unread::trials())
         .trials(exit::trials())
@@ -66,6 +74,10 @@ fn main() {
         .trials(evidence::trials())
         .trials(recovery::trials())
         .trials(keep::trials())
+        .trials(files::trials())
+        .trials(copies::trials())
+        .trials(group::trials())
+        .trials(programs::trials())
         .trials(orphans::trials())
         .trials(usage::trials())
         .trials(secrets::trials())
@@ -73,6 +85,8 @@ fn main() {
         .trials(service::trials())
         .trials(ssh::trials())
         .trials(load::trials());
+    #[cfg(feature = "blocking")]
+    let harness = harness.trials(blocking::trials());
     #[cfg(all(feature = "terminal", feature = "testing"))]
     let harness = harness.trials(terminal::trials());
     #[cfg(not(all(feature = "terminal", feature = "testing")))]
@@ -94,6 +108,7 @@ fn plays_a_role() -> bool {
     embedder::role()
         .or_else(storage::descriptors::role)
         .or_else(crash::child::role)
+        .or_else(group::role)
         .or_else(ssh::role)
         .is_some()
 }
@@ -106,6 +121,24 @@ fn on_engine(name: &str, trial: impl AsyncFnOnce(&Stage) + Send + 'static) -> Tr
         })
     };
     Trial::new(name, run).needs(engine::need())
+}
+
+/// A trial that finds out if the engine fits, and is skipped with the reason if it does not.
+fn on_engine_or_skip<E: AsRef<str> + Send + 'static>(
+    name: &str,
+    trial: impl AsyncFnOnce(&Stage) -> Result<(), E> + Send + 'static,
+) -> Trial {
+    let run = move || {
+        let mut found = Ok(());
+        bounded(Duration::from_secs(180), async {
+            found = trial(&Stage::new().await).await;
+        })?;
+        Ok(match found {
+            Ok(()) => Completion::Completed,
+            Err(reason) => skip(reason.as_ref()),
+        })
+    };
+    Trial::skippable(name, run).needs(engine::need())
 }
 
 /// A trial on the engine, with busybox as its image.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use moat::Docker;
-use moat::manager::OrphanReason;
+use moat::manager::{Orphan, OrphanReason};
 use moat::runtime::Runtime;
 use moat::timestamp::Timestamp;
 
@@ -48,8 +48,10 @@ async fn an_orphan_is_found_and_removed(stage: &Stage) {
     let manager = stage.manager().await;
     manager.wait_recovery().await.unwrap();
     let orphans = manager.orphans().await.unwrap();
-    assert_eq!(orphans.len(), 1);
-    assert_eq!(orphans[0].reason, OrphanReason::NoRun);
+    let [Orphan::Container(orphan)] = &orphans[..] else {
+        panic!("{orphans:?}");
+    };
+    assert_eq!(orphan.reason, OrphanReason::NoRun);
     manager.remove_orphan(&orphans[0]).await.unwrap();
     stage.is_clean().await;
 }

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use moat::audit::{Reader, Record};
 use moat::manager::RecoveryMode;
 use moat::outcome::StopCause;
+use moat::timestamp::Timestamp;
 use moat::{Docker, Error, Manager, Root, Run, RunId, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use testkit::sequence;
@@ -18,6 +20,7 @@ testkit::trials! {
         repeated_kills_lose_nothing,
         an_exit_without_owner_is_sealed_later,
         a_terminal_run_of_a_killed_embedder_is_whole,
+        recovered_lines_have_the_engines_time,
         shutdown_can_leave_runs_alone,
         shutdown_can_stop_and_seal_runs,
         a_passed_time_limit_is_enforced_at_open,
@@ -131,6 +134,34 @@ async fn a_terminal_run_of_a_killed_embedder_is_whole(stage: &Stage) {
 }
 
 /// A manager that closes must not stop its runs.
+async fn recovered_lines_have_the_engines_time(stage: &Stage) {
+    let manager = stage.manager().await;
+    let steps = "await /gate/go + echo one + sleep 1.5 + echo two";
+    let spec = stage.gated(steps).id(id()).detached(true);
+    manager.start(spec).await.unwrap();
+    manager.shutdown(ShutdownMode::Leave).await;
+    stage.open_gate("go");
+    stage.container_ended().await;
+    let reopened = Timestamp::now();
+    let manager = stage.manager().await;
+    let outcome = end(&recovered(&manager).await).await;
+    let records = Reader::open(outcome.audit.as_ref().unwrap()).unwrap();
+    let outputs = records.filter_map(|record| match record.unwrap() {
+        Record::Output(output) => Some(output),
+        _ => None,
+    });
+    let lines: Vec<_> = outputs.collect();
+    let texts: Vec<_> = lines.iter().map(|line| &line.bytes[..]).collect();
+    assert_eq!(texts, [b"one", b"two"]);
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.engine_time && line.ts < reopened)
+    );
+    let between = lines[1].ts.since(lines[0].ts);
+    assert!(between > Duration::from_secs(1), "{between:?}");
+}
+
 async fn shutdown_can_leave_runs_alone(stage: &Stage) {
     let manager = stage.manager().await;
     let spec = stage

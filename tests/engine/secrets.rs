@@ -3,14 +3,16 @@
 use std::path::Path;
 
 use moat::Error;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::stage::{Stage, end};
+use crate::stage::{Stage, assert_bytes, end, printed, read};
 
 testkit::trials! {
     crate::on_engine:
         no_file_of_the_root_has_a_secret,
         a_bad_variable_never_reaches_the_engine,
+        a_secret_file_is_there_before_the_command,
+        an_unknown_owner_of_a_secret_file_is_an_error,
 }
 
 const SECRET: &str = "s3cr3t-value-of-a-token";
@@ -73,5 +75,61 @@ async fn a_bad_variable_never_reaches_the_engine(stage: &Stage) {
         .await
         .unwrap();
     end(&run).await;
+    assert_no_secret(&stage.root());
+}
+
+/// The anonymous volumes of a container.
+fn volumes(found: &Value) -> Vec<String> {
+    let mounts = found["Mounts"].as_array().unwrap().iter();
+    let volumes = mounts.filter(|mount| mount["Type"] == "volume");
+    volumes
+        .map(|mount| mount["Name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+async fn a_secret_file_is_there_before_the_command(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = stage
+        .spec("read /run/secrets/token + stat /run/secrets/token + stat /keys/empty + hold")
+        .user("1000:1001")
+        .read_only(true)
+        .cap_drop("ALL")
+        .secret_file("/run/secrets/token", "not printed by name\n")
+        .secret_file("/run/secrets/other", SECRET)
+        .secret_file("/keys/empty", "");
+    let run = manager.start(spec).await.unwrap();
+    printed(&run, "100400 0 bytes").await;
+    let container = stage.containers().await.remove(0);
+    let found = stage.inspect(&container).await;
+    assert!(!found.to_string().contains(SECRET));
+    let volumes = volumes(&found);
+    assert_eq!(volumes.len(), 2, "{volumes:?}");
+    run.kill().await.unwrap();
+    let outcome = end(&run).await;
+    let audit = read(&outcome);
+    let expected = "not printed by name\n100400 20 bytes\n100400 0 bytes\n";
+    assert_bytes(audit.stream("stdout"), expected.as_bytes());
+    let recorded = json!(["/run/secrets/token", "/run/secrets/other", "/keys/empty"]);
+    assert_eq!(audit.all("start")[0]["secret_files"], recorded);
+    assert_no_secret(&stage.root());
+    stage.is_clean().await;
+    for volume in volumes {
+        let error = stage.docker.inspect_volume(&volume).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("no such volume"), "{text}");
+    }
+}
+
+async fn an_unknown_owner_of_a_secret_file_is_an_error(stage: &Stage) {
+    let manager = stage.manager().await;
+    let spec = stage
+        .spec("exit 0")
+        .user("nobody-of-that-name")
+        .secret_file("/run/secrets/token", SECRET);
+    let error = manager.start(spec).await.unwrap_err();
+    let text = format!("{} {error:?}", error.chain());
+    assert!(text.contains("/etc/passwd"), "{text}");
+    assert!(!text.contains(SECRET), "{text}");
+    stage.is_clean().await;
     assert_no_secret(&stage.root());
 }

@@ -4,10 +4,12 @@ use std::fs;
 use std::time::Duration;
 
 use moat::audit::{LogState, verify};
-use moat::spec::{Gpus, InvalidSpec, KeepContainer, LimitAction, Mount};
+use moat::spec::{Gpus, InvalidSpec, KeepContainer, LimitAction, Mount, Relabel};
 use moat::{Docker, Error, Manager, RunId, RunSpec};
 use serde_json::{Value, json};
 use testkit::{engine, sequence};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
 use crate::stage::{Stage, assert_bytes, assert_complete, end, read};
 
@@ -15,11 +17,53 @@ testkit::trials! {
     crate::on_engine:
         moat_sets_lossless_log_options,
         the_settings_reach_the_container,
+        the_label_of_a_mount_reaches_the_engine,
+        the_variables_of_a_file_reach_the_container,
         a_patch_that_breaks_a_promise_is_refused,
         a_refused_create_leaves_a_sealed_audit,
         accepted_odd_values_have_their_effect,
         the_longest_argument_reaches_the_process,
-        absurd_limits_leave_a_sealed_audit,
+        absurd_limits_leave_a_sealed_audit;
+    crate::on_engine_or_skip:
+        the_host_is_reached_by_name,
+}
+
+async fn the_host_is_reached_by_name(stage: &Stage) -> Result<(), String> {
+    let server = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    let greet = tokio::spawn(async move {
+        let (mut connection, _) = server.accept().await.unwrap();
+        connection
+            .write_all(b"hello from the host\n")
+            .await
+            .unwrap();
+    });
+    let spec = stage
+        .spec(&format!("dial host.docker.internal {port}"))
+        .network("bridge")
+        .host_gateway();
+    let manager = stage.manager().await;
+    let run = match manager.start(spec).await {
+        Ok(run) => run,
+        // An engine without a bridge has no gateway.
+        Err(error) if error.chain().contains("host-gateway") => return Err(error.chain()),
+        Err(error) => panic!("{}", error.chain()),
+    };
+    let outcome = end(&run).await;
+    let refused = ["timed out", "No route to host", "Network is unreachable"];
+    let last = outcome.last_lines.iter().map(|line| format!("{line:?}"));
+    let last = last.collect::<String>();
+    if refused.iter().any(|text| last.contains(text)) {
+        return Err(format!("the host is out of reach: {last}"));
+    }
+    // `tests/engines` gives Podman another network than that of this program.
+    if engine::is_podman() && last.contains("Connection refused") {
+        return Err(format!("another host was reached: {last}"));
+    }
+    assert!(outcome.success(), "{outcome}\n{last}");
+    assert_bytes(read(&outcome).stream("stdout"), b"hello from the host\n");
+    greet.await.unwrap();
+    Ok(())
 }
 
 /// The daemon's defaults can rotate output away, and are merged in.
@@ -61,12 +105,8 @@ async fn the_settings_reach_the_container(stage: &Stage) {
         .env("GREETING", "hello = world")
         .workdir("/work")
         .user("1000:1001")
-        .hostname("moored")
-        .mount(Mount::Bind {
-            source: host,
-            target: "/data".into(),
-            read_only: true,
-        })
+        .hostname("moored_1")
+        .mount(Mount::bind(host, "/data").read_only(true))
         .tmpfs("/memory", Some(1 << 20))
         .memory(64 << 20)
         .pids_limit(50)
@@ -76,7 +116,7 @@ async fn the_settings_reach_the_container(stage: &Stage) {
         .keep(KeepContainer::Always);
     let (outcome, audit) = stage.run(spec).await;
     assert!(outcome.success(), "{outcome}\n{:?}", outcome.last_lines);
-    let expected = "hello = world\n/work\n1000:1001\nfrom the host\nmoored\n100644 1 bytes\n";
+    let expected = "hello = world\n/work\n1000:1001\nfrom the host\nmoored_1\n100644 1 bytes\n";
     assert_bytes(audit.stream("stdout"), expected.as_bytes());
     let container = stage.containers().await.remove(0);
     let found = stage.inspect(&container).await;
@@ -98,6 +138,72 @@ async fn the_settings_reach_the_container(stage: &Stage) {
         .unwrap();
     let audit = read(&end(&run).await);
     sequence::check(audit.stream("stdout"), "out", 1, 64).unwrap();
+}
+
+async fn the_label_of_a_mount_reaches_the_engine(stage: &Stage) {
+    let host = stage.dir.path().join("host");
+    fs::create_dir(&host).unwrap();
+    fs::write(host.join("file"), "from the host\n").unwrap();
+    let volume = format!("moat-trial-{}", std::process::id());
+    let shared =
+        |at: &str| Mount::bind(stage.dir.path().join(at), "/data").relabel(Relabel::Shared);
+    let spec = stage
+        .spec("read /data/file")
+        .mount(shared("host").read_only(true))
+        .mount(format!("{volume}:/cache:Z").parse().unwrap())
+        .keep(KeepContainer::Always);
+    let (outcome, audit) = stage.run(spec).await;
+    assert!(outcome.success(), "{outcome}\n{:?}", outcome.last_lines);
+    assert_bytes(audit.stream("stdout"), b"from the host\n");
+    let recorded = &audit.all("start")[0]["mounts"];
+    assert_eq!(recorded[0]["relabel"], "shared");
+    let container = stage.containers().await.remove(0);
+    let found = stage.inspect(&container).await;
+    let binds = found["HostConfig"]["Binds"].as_array().unwrap();
+    let has = |target: &str, options: &[&str]| {
+        binds.iter().any(|bind| {
+            let bind = bind.as_str().unwrap();
+            let found = bind.split_once(target).map_or("", |(_, options)| options);
+            options
+                .iter()
+                .all(|option| found.split([':', ',']).any(|o| o == *option))
+        })
+    };
+    assert!(has("/cache:", &["Z"]), "{binds:?}");
+    // Podman reports the label of a volume only.
+    let options: &[_] = if engine::is_podman() {
+        &["ro"]
+    } else {
+        &["ro", "z"]
+    };
+    assert!(has("/data:", options), "{binds:?}");
+    // An engine would create the source.
+    let manager = stage.manager().await;
+    let error = manager.start(stage.spec("exit 0").mount(shared("missing")));
+    let text = error.await.unwrap_err().chain();
+    assert!(text.contains("does not exist"), "{text}");
+    assert!(!stage.dir.path().join("missing").exists());
+    engine::sweep(&stage.root());
+    let options = None::<bollard::query_parameters::RemoveVolumeOptions>;
+    let removed = stage.docker.remove_volume(&volume, options);
+    removed.await.unwrap();
+}
+
+async fn the_variables_of_a_file_reach_the_container(stage: &Stage) {
+    let file = stage.dir.path().join("vars");
+    fs::write(
+        &file,
+        "# one\r\nFIRST= 'kept' \r\nSECOND=file\n\nUNSET_BY_THE_TRIAL\n",
+    )
+    .unwrap();
+    let spec = stage
+        .spec("env FIRST + env SECOND + env UNSET_BY_THE_TRIAL")
+        .env("SECOND", "call")
+        .env_file(&file);
+    let (outcome, audit) = stage.run(spec).await;
+    assert!(outcome.success(), "{outcome}");
+    assert_bytes(audit.stream("stdout"), b" 'kept' \ncall\n(unset)\n");
+    assert_eq!(audit.all("start")[0]["env"], json!(["FIRST", "SECOND"]));
 }
 
 const SECRET: &str = "s3cr3t-of-a-spec";

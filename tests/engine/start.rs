@@ -2,11 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use moat::runtime::RuntimeError;
 use moat::spec::Pull;
 use moat::state::RunStatus;
-use moat::{Docker, Ending, Error, Manager, RunId, RunSpec};
+use moat::{Docker, Ending, Error, Manager, RunId, RunSpec, ShutdownMode};
+
+use testkit::deadline::eventually;
+use testkit::proxy::{Fault, Proxy};
 
 use crate::evidence::behind_proxy;
 use crate::stage::{Stage, assert_bytes, assert_complete, end, read};
@@ -18,6 +22,8 @@ testkit::trials! {
         a_taken_run_id_is_refused,
         an_unwritable_root_is_an_error_with_its_path,
         the_audit_file_comes_before_the_container,
+        a_slow_create_passes_with_a_longer_timeout,
+        a_slow_create_fails_with_a_shorter_timeout,
 }
 
 async fn a_missing_image_leaves_a_sealed_audit(stage: &Stage) {
@@ -112,4 +118,51 @@ async fn the_audit_file_comes_before_the_container(stage: &Stage) {
     assert!(audit.starts_with(r#"{"type":"start","v":1,"#), "{audit:?}");
     assert!(audit.ends_with("}\n"), "{audit:?}");
     assert!(has_run);
+}
+
+/// A manager whose calls have this timeout, and whose creates reach the engine 3 s late.
+async fn with_slow_creates(stage: &Stage, timeout: Duration) -> (Proxy, Manager) {
+    let proxy = Proxy::listen(stage.dir.path()).unwrap();
+    let docker = Docker::connect_to(&proxy.address()).await.unwrap();
+    let docker = docker.with_timeout(timeout).unwrap();
+    let manager = Manager::open(stage.root(), docker).await.unwrap();
+    proxy.fault("create", Fault::Late(Duration::from_secs(3)));
+    (proxy, manager)
+}
+
+async fn a_slow_create_passes_with_a_longer_timeout(stage: &Stage) {
+    let (proxy, manager) = with_slow_creates(stage, Duration::from_secs(60)).await;
+    let run = manager.start(stage.spec("lines 10")).await.unwrap();
+    assert_complete(&read(&end(&run).await));
+    let create = &proxy.seen("create")[0];
+    let took = create.answered.unwrap() - create.asked;
+    assert!(took >= Duration::from_secs(3), "{took:?}");
+    stage.is_clean().await;
+}
+
+/// The engine creates the container after the start has failed. The next opening removes it.
+async fn a_slow_create_fails_with_a_shorter_timeout(stage: &Stage) {
+    let limit = Duration::from_secs(1);
+    let (proxy, manager) = with_slow_creates(stage, limit).await;
+    let Err(Error::NotStarted { outcome, source }) = manager.start(stage.spec("exit 0")).await
+    else {
+        panic!("a run with a create of 3 s started");
+    };
+    assert!(
+        matches!(source, RuntimeError::Timeout { after, .. } if after == limit),
+        "{source}"
+    );
+    assert!(
+        matches!(outcome.ending, Ending::NotCreated { .. }),
+        "{outcome}"
+    );
+    assert_eq!(read(&outcome).evidence(), "never_started");
+    eventually(60, "the late create", async || {
+        proxy.seen("create")[0].answered.map(drop)
+    })
+    .await;
+    assert_eq!(stage.containers().await.len(), 1);
+    manager.shutdown(ShutdownMode::Leave).await;
+    stage.manager().await.wait_recovery().await.unwrap();
+    stage.is_clean().await;
 }

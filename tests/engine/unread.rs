@@ -10,13 +10,12 @@ use std::time::{Duration, Instant};
 use moat::state::State;
 use moat::{Error, Run, ShutdownMode};
 use testkit::deadline::eventually;
-use testkit::harness::{Completion, Trial, bounded, skip};
 use testkit::{engine, sequence};
 
 use crate::stage::{Stage, assert_complete, end, read};
 
 testkit::trials! {
-    on_blocking_engine:
+    crate::on_engine_or_skip:
         an_unread_attachment_bounds_a_stop,
         an_unread_attachment_bounds_a_shutdown,
 }
@@ -27,24 +26,6 @@ const GRACE: Duration = Duration::from_secs(1);
 /// The documented time beyond the grace period.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 const SLACK: Duration = Duration::from_secs(10);
-
-/// A trial that is skipped if the engine answers in spite of the client.
-fn on_blocking_engine(
-    name: &str,
-    trial: impl AsyncFnOnce(&Stage) -> Result<(), &'static str> + Send + 'static,
-) -> Trial {
-    let run = move || {
-        let mut found = Ok(());
-        bounded(Duration::from_secs(180), async {
-            found = trial(&Stage::new().await).await;
-        })?;
-        Ok(match found {
-            Ok(()) => Completion::Completed,
-            Err(reason) => skip(reason),
-        })
-    };
-    Trial::skippable(name, run).needs(engine::need())
-}
 
 /// A client that attaches to a container, and never reads.
 fn attach_unread(container: &str) -> Result<UnixStream, &'static str> {

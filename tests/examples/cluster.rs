@@ -22,8 +22,8 @@ fn a_detached_pod_can_be_managed(place: &Place) {
     let found = output(place.runs_of_pods(&["list", "--json"]));
     assert_code(&found, 0);
     let listed: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
-    assert_eq!(listed[0]["run"], id.as_str());
-    assert_eq!(listed[0]["status"], "running");
+    assert_eq!(listed["run"], id.as_str());
+    assert_eq!(listed["status"], "running");
     assert_code(&output(place.runs_of_pods(&["wait", &id])), 9);
     let found = output(place.runs_of_pods(&["logs", &id]));
     assert_code(&found, 0);

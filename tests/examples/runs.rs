@@ -16,7 +16,42 @@ testkit::trials! {
         a_killed_run_is_recovered_without_loss,
         a_detached_run_can_be_managed,
         it_follows_and_stops_a_run_of_another_process,
-        list_logs_and_verify_need_no_engine,
+        list_logs_and_verify_need_no_engine;
+    crate::anywhere:
+        list_has_the_times_and_the_reason_of_a_stop,
+}
+
+fn list_has_the_times_and_the_reason_of_a_stop(place: &Place) {
+    let limited = ["--name", "late", "--timeout", "0.2"];
+    assert_code(&output(place.process(&limited, "sleep 600")), 124);
+    assert_code(&output(place.process(&["--name", "done"], "exit 7")), 7);
+    let found = output(place.runs(&["list", "--json"]));
+    let runs: Vec<serde_json::Value> = text(&found.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let found = output(place.runs(&["list"]));
+    let table = text(&found.stdout);
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(rows[0][3..6], ["STARTED", "ENDED", "STOPPED"]);
+    for (number, (name, stopped)) in [("done", None), ("late", Some("time_limit"))]
+        .into_iter()
+        .enumerate()
+    {
+        let (run, row) = (&runs[number], &rows[number + 1]);
+        assert_eq!(run["run"], name);
+        assert_eq!(run["stopped"].as_str(), stopped);
+        let time = |field: &str| run[field].as_str().unwrap();
+        assert!(time("started_at") <= time("ended_at"), "{run}");
+        assert!(run["record"]["created"].is_string(), "{run}");
+        let start = |field| format!("{}Z", &time(field)[..19]);
+        let expected = [start("started_at"), start("ended_at")];
+        assert_eq!(row[3..5], expected);
+        assert_eq!(row[5], stopped.unwrap_or("-"));
+    }
 }
 
 fn verify_finds_one_changed_byte(place: &Place) {
@@ -106,8 +141,8 @@ fn a_detached_run_can_be_managed(place: &Place) {
     let found = output(place.runs(&["list", "--json"]));
     assert_code(&found, 0);
     let listed: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
-    assert_eq!(listed[0]["run"], id.as_str());
-    assert_eq!(listed[0]["status"], "running");
+    assert_eq!(listed["run"], id.as_str());
+    assert_eq!(listed["status"], "running");
     let found = output(place.runs(&["wait", &id]));
     assert_code(&found, 9);
     let found = output(place.runs(&["logs", &id]));

@@ -81,6 +81,8 @@ fn flagged(stream: Stream, bytes: &[u8], partial: bool, lossy: bool) -> Record {
     let mut output = Output::new(at(25), stream, bytes);
     output.partial = partial;
     output.lossy = lossy;
+    // Only a log replaces bytes.
+    output.engine_time = lossy;
     Record::Output(output)
 }
 

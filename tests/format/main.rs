@@ -2,6 +2,8 @@
 
 #![allow(unreachable_pub, reason = "no other crate uses a test")]
 
+mod api;
+mod auto_traits;
 mod bytes;
 mod contradictions;
 mod damage;

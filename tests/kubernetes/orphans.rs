@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use moat::manager::{OrphanReason, ReapAction, ReapOptions, ReapedContainer};
+use moat::manager::{Orphan, OrphanReason, ReapAction, ReapOptions, ReapReport, ReapedContainer};
 use moat::runtime::{ContainerStatus, LabeledContainer, Runtime};
 use moat::spec::RootId;
 use moat::{Ending, Kubernetes, Manager, RunId, ShutdownMode};
@@ -35,9 +35,11 @@ async fn an_orphan_is_found_and_removed(stage: &Stage) {
     let manager = stage.manager().await;
     manager.wait_recovery().await.unwrap();
     let orphans = manager.orphans().await.unwrap();
-    assert_eq!(orphans.len(), 1);
-    assert_eq!(orphans[0].reason, OrphanReason::NoRun);
-    assert_eq!(orphans[0].status, ContainerStatus::Running);
+    let [Orphan::Container(orphan)] = &orphans[..] else {
+        panic!("{orphans:?}");
+    };
+    assert_eq!(orphan.reason, OrphanReason::NoRun);
+    assert_eq!(orphan.status, ContainerStatus::Running);
     manager.remove_orphan(&orphans[0]).await.unwrap();
     assert!(manager.orphans().await.unwrap().is_empty());
     stage.is_clean().await;
@@ -116,8 +118,10 @@ impl Abandoned {
     }
 
     /// Returns what was reaped of the root.
-    fn reaped(&self, all: Vec<ReapedContainer>) -> Option<ReapedContainer> {
-        all.into_iter().find(|reaped| reaped.root == self.root())
+    fn reaped(&self, all: ReapReport) -> Option<ReapedContainer> {
+        all.containers
+            .into_iter()
+            .find(|reaped| reaped.root == self.root())
     }
 
     /// Reaps until something of the root is reaped: a collector that does not answer within 10 s has

@@ -108,6 +108,13 @@ async fn child_embedder() {
     let id = RunId::new("first").unwrap();
     let spec = RunSpec::command(command.split(SEPARATOR)).tty(tty).id(id);
     let run = manager.start(spec).await.unwrap();
+    if let Ok(expected) = std::env::var("MOAT_TEST_SIGNAL") {
+        // After the start, which gives each ignored signal a handler.
+        let signals = manager.stop_on_signals().unwrap();
+        std::fs::write(std::env::var("MOAT_TEST_LISTENING").unwrap(), "yes\n").unwrap();
+        assert_eq!(signals.await.to_string(), expected);
+        return;
+    }
     run.wait().await.unwrap();
     manager.shutdown(ShutdownMode::Leave).await;
 }

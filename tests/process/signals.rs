@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use moat::Verdict;
+use moat::outcome::StopCause;
 
 use crate::embedder::{Embedder, ignoring};
 use crate::place::{Place, line};
@@ -97,4 +98,33 @@ async fn an_embedder_still_ignores_its_signals() {
     fs::write(place.file("go"), "").unwrap();
     let (seal, _) = embedder.end(&place.root()).await;
     assert_eq!(seal.exit.code(), Some(6));
+}
+
+/// Sends signals to an embedder that ignores `ignored`. They must stop it as `expected`.
+async fn stop_embedder(ignored: &str, sent: &[&str], expected: &str) {
+    let place = Place::new();
+    let mut command = ignoring(ignored);
+    command.env("MOAT_TEST_SIGNAL", expected);
+    command.env("MOAT_TEST_LISTENING", place.file("listening"));
+    let script = ["sh", "-c", "while :; do sleep 0.02; done"];
+    let embedder = Embedder::spawn(command, &place.root(), &script, false);
+    line(&place.file("listening")).await;
+    let id = embedder.0.id().to_string();
+    for signal in sent {
+        let sent = Command::new("kill").args(["-s", signal, &id]).status();
+        assert!(sent.unwrap().success(), "{signal}");
+    }
+    let (seal, _) = embedder.end(&place.root()).await;
+    assert_eq!(seal.stopped, Some(StopCause::Shutdown));
+}
+
+#[tokio::test]
+async fn a_hangup_stops_the_runs() {
+    stop_embedder("USR1", &["HUP"], "SIGHUP").await;
+}
+
+/// The start of a local process gives an ignored signal a handler.
+#[tokio::test]
+async fn an_ignored_hangup_stays_ignored() {
+    stop_embedder("HUP", &["HUP", "TERM"], "SIGTERM").await;
 }

@@ -80,3 +80,19 @@ async fn shutdown_stops_and_seals_processes() {
     assert_eq!(seal.stopped, Some(StopCause::Shutdown));
     assert_eq!(seal.verdict, Verdict::Complete);
 }
+
+/// The only test of its process that sends the process a signal.
+#[cfg(feature = "blocking")]
+#[test]
+fn a_signal_stops_runs_of_a_blocking_manager() {
+    let place = Place::new();
+    let runtime = moat::LocalProcess::new();
+    let manager = moat::blocking::Manager::open(place.root(), runtime).unwrap();
+    let run = manager.start(sh("sleep 600")).unwrap();
+    let wait_signal = manager.stop_on_signals().unwrap();
+    let signal = std::thread::spawn(wait_signal);
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM)
+        .unwrap();
+    assert_eq!(signal.join().unwrap(), moat::manager::Signal::Terminate);
+    assert_eq!(run.wait().unwrap().stopped(), Some(StopCause::Shutdown));
+}

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use moat::audit::{Action, Event, GapReason, LogState, verify};
-use moat::outcome::{Evidence, SealState};
-use moat::run::Exec;
+use moat::outcome::{Evidence, SealState, StopCause};
+use moat::run::{Exec, MAX_OUTPUT_BYTES};
 use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
-use moat::spec::ExecSpec;
+use moat::spec::{ExecSpec, LimitAction};
 use moat::{Ending, Error, Manager, Outcome, Run, RunSpec, Verdict};
 use testkit::deadline::{eventually, within};
 use tokio::io::AsyncWriteExt;
+use tokio_util::sync::CancellationToken;
 
 use crate::attach::{all, audited, with_input};
 use crate::bench::{Bench, check, named, seal, spec};
@@ -215,4 +216,139 @@ async fn events_of_an_exec_are_not_those_of_its_run() {
         ],
         "{received:?}"
     );
+}
+
+/// Returns the texts of the notes in a log.
+fn notes(events: &[Event]) -> Vec<&str> {
+    let notes = events.iter().filter_map(|event| match event {
+        Event::Note { text, .. } => Some(text.as_str()),
+        _ => None,
+    });
+    notes.collect()
+}
+
+#[tokio::test]
+async fn limits_kill_an_exec_and_are_sealed() {
+    let endless = || Script::new().stdout("12345678").until_stopped();
+    let time = ExecSpec::new(["any"]).time_limit(Duration::from_millis(100));
+    let silence = ExecSpec::new(["any"]).silence_limit(Duration::from_secs(1));
+    let output = ExecSpec::new(["any"]).output_limit(4, LimitAction::Stop);
+    for (spec, cause) in [
+        (time, StopCause::TimeLimit),
+        (silence, StopCause::SilenceLimit),
+        (output, StopCause::OutputLimit),
+    ] {
+        let bench = Bench::new();
+        let (_manager, run) = with_exec(&bench, endless()).await;
+        let exec = run.exec(spec).await.unwrap();
+        let outcome = within(60, "the seal", sealed(&exec)).await;
+        assert_eq!(outcome.code(), Some(137));
+        assert_eq!(seal(&outcome).stopped, Some(cause));
+        let expected: &[GapReason] = match cause {
+            StopCause::OutputLimit => &[GapReason::OutputLimit],
+            _ => &[],
+        };
+        assert_eq!(gaps(&outcome), expected);
+        let events = events(&exec.audit().unwrap());
+        assert!(events.iter().any(
+            |event| matches!(event, Event::Stop(stop) if stop.cause == cause && stop.signal == "SIGKILL")
+        ));
+        assert!(run.state().ending().is_none());
+        run.kill().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_token_or_a_handle_kills_an_exec() {
+    let bench = Bench::new();
+    let (_manager, run) = with_exec(&bench, Script::new().until_stopped()).await;
+    let token = CancellationToken::new();
+    let spec = ExecSpec::new(["any"]).stop_when(token.clone());
+    let exec = run.exec(spec).await.unwrap();
+    token.cancel();
+    let outcome = within(60, "the seal", sealed(&exec)).await;
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::Cancelled));
+    // A token that was cancelled before the start.
+    bench.runtime.next_exec(Script::new().until_stopped());
+    let spec = ExecSpec::new(["any"]).stop_when(token);
+    let exec = run.exec(spec).await.unwrap();
+    let outcome = within(60, "the seal", sealed(&exec)).await;
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::Cancelled));
+    bench.runtime.next_exec(Script::new().until_stopped());
+    let exec = run.exec(ExecSpec::new(["any"])).await.unwrap();
+    let outcome = within(60, "the kill", exec.kill()).await.unwrap();
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::Killed));
+    assert_eq!(outcome.code(), Some(137));
+    run.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_exec_that_cannot_be_killed_continues_and_says_so() {
+    let bench = Bench::new();
+    let (_manager, run) = with_exec(&bench, Script::new().echo().exit(3)).await;
+    let unsupported = RuntimeError::Unsupported {
+        runtime: "scripted",
+        operation: "kill an exec without a shell",
+    };
+    bench
+        .runtime
+        .fault(Call::ExecKill, Fault::Error(unsupported));
+    let spec = ExecSpec::new(["any"]).interactive(true);
+    let exec = run.exec(spec).await.unwrap();
+    let mut input = exec.attach_with(with_input()).await.unwrap().input();
+    let error = within(60, "the error", exec.kill()).await.unwrap_err();
+    assert!(error.to_string().contains("without a shell"), "{error}");
+    input.as_mut().unwrap().shutdown().await.unwrap();
+    let outcome = within(60, "the seal", sealed(&exec)).await;
+    assert_eq!(outcome.code(), Some(3));
+    let events = events(&exec.audit().unwrap());
+    let notes = notes(&events);
+    let is_reported = |note: &&str| note.contains("the exec continues: ");
+    assert!(notes.iter().any(is_reported), "{notes:?}");
+    run.kill().await.unwrap();
+}
+
+/// The output stays open after the end, as with a background process.
+#[tokio::test]
+async fn a_background_process_does_not_delay_the_end_of_an_exec() {
+    let bench = Bench::new();
+    let script = Script::new()
+        .stdout("out\n")
+        .exit(5)
+        .attachment_never_ends();
+    let (_manager, run) = with_exec(&bench, script).await;
+    let exec = run.exec(ExecSpec::new(["any"])).await.unwrap();
+    let outcome = within(20, "the seal", sealed(&exec)).await;
+    assert_eq!(outcome.code(), Some(5));
+    assert_eq!(seal(&outcome).verdict, Verdict::Gap);
+    assert_eq!(seal(&outcome).evidence, Evidence::None);
+    assert_eq!(seal(&outcome).bytes.stdout, 4);
+    run.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn output_returns_both_streams_up_to_its_limit() {
+    let bench = Bench::new();
+    let script = Script::new().stdout("out\n").stderr("err\n").exit(7);
+    let (_manager, run) = with_exec(&bench, script).await;
+    let output = run.output(["any"]).await.unwrap();
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(
+        (&*output.stdout, &*output.stderr),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
+    let long = vec![b'x'; MAX_OUTPUT_BYTES + 1];
+    bench.runtime.next_exec(Script::new().stdout(long));
+    let error = within(120, "the error", run.output(["any"])).await;
+    match error.unwrap_err() {
+        Error::OutputTooLong { audit, .. } => {
+            let log = verify(audit.unwrap()).unwrap();
+            let LogState::Sealed(seal) = log.state else {
+                panic!("not sealed");
+            };
+            assert_eq!(seal.bytes.stdout, MAX_OUTPUT_BYTES as u64 + 1);
+        }
+        error => panic!("{error}"),
+    }
+    run.kill().await.unwrap();
 }

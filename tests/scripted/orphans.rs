@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use moat::manager::{OrphanReason, ReapAction, ReapOptions, ReapedContainer};
-use moat::runtime::scripted::{Call, Script};
+use moat::manager::{Orphan, OrphanReason, ReapAction, ReapOptions, ReapedContainer};
+use moat::runtime::RuntimeError;
+use moat::runtime::scripted::{Call, Fault, Script};
 use moat::{Ending, Manager, ShutdownMode};
 
 use crate::bench::{Bench, named, sealed, spec};
@@ -26,9 +27,11 @@ async fn kept_containers_are_not_orphans() {
     let again = bench.builder_here().open().await.unwrap();
     again.wait_recovery().await.unwrap();
     let orphans = again.orphans().await.unwrap();
-    assert_eq!(orphans.len(), 1);
+    let [Orphan::Container(orphan)] = &orphans[..] else {
+        panic!("{orphans:?}");
+    };
     assert_eq!(
-        (&orphans[0].run, orphans[0].reason),
+        (&orphan.run, orphan.reason),
         (gone.id(), OrphanReason::NoRun)
     );
     assert_eq!(bench.runtime.containers(), 3);
@@ -72,29 +75,38 @@ async fn only_expired_containers_are_reaped() {
         .advance_deadlines(Duration::from_secs(60 + 1 + 120 + 61));
     let hasty = ReapOptions::new().stop_after(Duration::ZERO);
     let dry = reaper.reap(hasty.dry_run(true)).await.unwrap();
-    assert_eq!(dry.len(), 1);
+    assert_eq!(dry.containers.len(), 1);
     assert_eq!(bench.runtime.calls(Call::Signal), 0);
     assert!(reaper.reap(ReapOptions::new()).await.unwrap().is_empty());
     let reaped = reaper.reap(hasty).await.unwrap();
     assert!(matches!(
-        reaped[..],
+        reaped.containers[..],
         [ReapedContainer {
             action: ReapAction::Stopped,
             ..
         }]
     ));
-    assert_eq!(&reaped[0].run, late.id());
+    assert_eq!(&reaped.containers[0].run, late.id());
     assert!(
         reaper.reap(hasty).await.unwrap().is_empty(),
         "it has its output"
     );
+    assert_eq!(bench.runtime.containers(), 3);
+    // An error ends nothing, because nothing could report it.
+    let down = RuntimeError::Unavailable {
+        address: "the engine".into(),
+        reason: "it restarts".into(),
+    };
+    bench.runtime.fault(Call::FindResources, Fault::Error(down));
+    let unlisted = reaper.reap(hasty.remove_after(Duration::ZERO)).await;
+    assert!(unlisted.is_err());
     assert_eq!(bench.runtime.containers(), 3);
     let reaped = reaper
         .reap(hasty.remove_after(Duration::ZERO))
         .await
         .unwrap();
     assert!(matches!(
-        reaped[..],
+        reaped.containers[..],
         [ReapedContainer {
             action: ReapAction::Removed,
             ..

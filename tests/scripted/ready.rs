@@ -114,6 +114,19 @@ async fn an_exit_before_readiness_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_stop_before_the_readiness_has_its_reason() {
+    let bench = Bench::new();
+    let manager = bench.open_on_threads().await;
+    let run = bench.start(&manager, endless(), named("db")).await;
+    let both = async { tokio::join!(run.wait_ready(Ready::line("up")), run.stop(None)) };
+    let (ready, stopped) = within(20, "the stop", both).await;
+    stopped.unwrap();
+    let (words, ..) = not_ready(ready.unwrap_err());
+    let expected = "before it printed \"up\", stopped because a stop was requested";
+    assert!(words.ends_with(expected), "{words}");
+}
+
+#[tokio::test]
 async fn an_overdue_seal_is_an_error_with_the_last_lines() {
     let bench = Bench::new();
     let sink = Faulty::new(Jsonl::new());
@@ -230,7 +243,7 @@ async fn a_port_is_ready_when_connections_stay_open() {
 }
 
 #[tokio::test]
-async fn a_failed_health_check_is_an_error_at_once() {
+async fn a_missing_health_check_is_an_error_at_once() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     let healthy = endless().health(SECOND / 5, Health::Healthy);
@@ -239,20 +252,12 @@ async fn a_failed_health_check_is_an_error_at_once() {
         .await
         .unwrap();
     service.stop().await.unwrap();
-    for (script, why) in [
-        (
-            endless().health(SECOND / 5, Health::Unhealthy),
-            "its health check failed",
-        ),
-        (endless(), "it has no health check"),
-    ] {
-        bench.runtime.next(script);
-        let start = manager.service(RunSpec::new("any"), [Ready::healthy()]);
-        let error = within(20, why, start).await.unwrap_err();
-        let (words, ..) = not_ready(error);
-        assert!(words.ends_with(why), "{words}");
-        assert_eq!(bench.runtime.containers(), 0, "it was stopped");
-    }
+    bench.runtime.next(endless());
+    let start = manager.service(RunSpec::new("any"), [Ready::healthy()]);
+    let error = within(20, "the error", start).await.unwrap_err();
+    let (words, ..) = not_ready(error);
+    assert!(words.ends_with("it has no health check"), "{words}");
+    assert_eq!(bench.runtime.containers(), 0, "it was stopped");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moat::Outcome;
-use moat::audit::{Action, Event, GapReason, Reader, Record};
+use moat::audit::{Action, Event, GapReason, Output, Reader, Record};
 use moat::events::{EventKind, Events};
 use moat::outcome::Stream;
 use moat::runtime::RuntimeError;
@@ -70,6 +70,16 @@ pub fn gaps(outcome: &Outcome) -> Vec<GapReason> {
 /// The output of a run on one stream.
 pub fn text(outcome: &Outcome, stream: Stream) -> String {
     text_in(outcome.audit.as_ref().unwrap(), stream)
+}
+
+/// The records of output, in order.
+pub fn outputs(outcome: &Outcome) -> Vec<Output> {
+    let records = Reader::open(outcome.audit.as_ref().unwrap()).unwrap();
+    let outputs = records.filter_map(|record| match record.unwrap() {
+        Record::Output(output) => Some(output),
+        _ => None,
+    });
+    outputs.collect()
 }
 
 /// The output on one stream in an audit file.

@@ -10,12 +10,12 @@ use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
 use moat::sink::{SinkCall, SinkFault};
 use moat::state::RunStatus;
-use moat::{Ending, Error, Manager, Root, RunId, RunSpec, ShutdownMode, Verdict};
+use moat::{Ending, Error, Manager, Root, RunId, RunSpec, Runtime, ShutdownMode, Verdict};
 use serde_json::Value;
 use testkit::deadline::{eventually, within};
 
 use crate::bench::{Bench, check, named, seal, sealed, spec};
-use crate::records::{events, numbered, text};
+use crate::records::{events, numbered, outputs, text};
 use crate::sink_faults::sound;
 
 /// Starts a run up to a call that hangs.
@@ -85,6 +85,42 @@ async fn successive_managers_keep_each_line_once() {
     let removed = async || (bench.runtime.containers() == 0).then_some(());
     eventually(60, "the removal of the container", removed).await;
     last.shutdown(ShutdownMode::Leave).await;
+}
+
+#[tokio::test]
+async fn recovered_lines_have_the_engines_time() {
+    let bench = Bench::new();
+    let script = Script::new()
+        .stdout("seen\n")
+        .pause(Duration::from_secs(5))
+        .stdout("missed\n")
+        .pause(Duration::from_millis(700))
+        .stdout("also missed\nopen");
+    let manager = bench.open().await;
+    let run = bench.start(&manager, script, spec()).await;
+    let (id, audit) = (run.id().clone(), run.audit().unwrap());
+    drop(run);
+    let is_seen = async || {
+        let text = std::fs::read_to_string(&audit).unwrap();
+        text.contains("seen").then_some(())
+    };
+    eventually(60, "the first line", is_seen).await;
+    manager.shutdown(ShutdownMode::Leave).await;
+    let container = bench.runtime.find(manager.root().id()).await.unwrap();
+    let ended = bench.runtime.wait(&container[0].container);
+    within(60, "the end", ended).await.unwrap();
+    let next = bench.open().await;
+    let outcome = sealed(&next.get(&id).await.unwrap()).await;
+    let lines = outputs(&outcome);
+    let texts: Vec<_> = lines.iter().map(|line| &line.bytes[..]).collect();
+    assert_eq!(texts, [&b"seen"[..], b"missed", b"also missed", b"open"]);
+    let by_engine: Vec<_> = lines.iter().map(|line| line.engine_time).collect();
+    assert_eq!(by_engine, [false, true, true, true]);
+    let between = |at: usize| lines[at].ts.since(lines[at - 1].ts);
+    assert_eq!(between(2), Duration::from_millis(700));
+    assert_eq!(between(3), Duration::ZERO);
+    check(&outcome);
+    next.shutdown(ShutdownMode::Leave).await;
 }
 
 #[tokio::test]

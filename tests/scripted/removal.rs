@@ -6,10 +6,11 @@ use moat::events::{EventKind, Events};
 use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Call, Fault, Script};
 use moat::sink::Memory;
-use moat::{Manager, Run, ShutdownMode, Verdict};
+use moat::spec::KeepContainer;
+use moat::{Error, Manager, Run, ShutdownMode, Verdict};
 use tokio::time::{Instant, sleep};
 
-use crate::bench::{Bench, named, seal, sealed};
+use crate::bench::{Bench, named, seal, sealed, spec};
 
 fn unreachable() -> Fault {
     Fault::Error(RuntimeError::Unavailable {
@@ -66,6 +67,22 @@ async fn a_removal_waits_for_the_engine() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_removal_can_be_awaited() {
+    let bench = Bench::new();
+    let (manager, run, _) = fail_removals(&bench, 10).await;
+    assert_eq!(bench.runtime.containers(), 1);
+    assert!(run.wait_removed().await.unwrap());
+    assert_eq!(bench.runtime.containers(), 0);
+    // A handle to the run on disk agrees.
+    let run = manager.get(run.id()).await.unwrap();
+    assert!(run.wait_removed().await.unwrap());
+    let kept = named("kept").keep(KeepContainer::Always);
+    let kept = bench.start(&manager, Script::new(), kept).await;
+    assert!(!kept.wait_removed().await.unwrap());
+    manager.shutdown(ShutdownMode::Leave).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_container_that_stays_is_reported_and_removed_later() {
     let bench = Bench::new();
     let (manager, run, mut events) = fail_removals(&bench, 100).await;
@@ -98,4 +115,41 @@ async fn a_shutdown_does_not_wait_for_the_engine() {
         "{:?}",
         begun.elapsed()
     );
+}
+
+#[tokio::test]
+async fn a_kept_container_can_be_given_up() {
+    let bench = Bench::new();
+    bench.runtime.set_engine_id("A");
+    let manager = bench.open().await;
+    let spec = spec().keep(KeepContainer::Always);
+    let run = bench
+        .start(&manager, Script::new().stdout("a\n").until_stopped(), spec)
+        .await;
+    let early = run.remove_container().await;
+    assert!(matches!(early, Err(Error::NotSealed { .. })), "{early:?}");
+    run.stop(None).await.unwrap();
+    assert!(!run.wait_removed().await.unwrap());
+    bench.runtime.fault(Call::Remove, unreachable());
+    let failed = run.remove_container().await;
+    assert!(matches!(failed, Err(Error::Runtime(_))), "{failed:?}");
+    let mut events = manager.events();
+    for _ in 0..2 {
+        run.remove_container().await.unwrap();
+        assert!(run.wait_removed().await.unwrap());
+    }
+    assert!(matches!(
+        told(&mut events).await.0,
+        EventKind::ContainerRemoved { .. }
+    ));
+    assert!(run.audit().unwrap().exists());
+    manager.shutdown(ShutdownMode::Stop).await;
+
+    // Another engine need not be asked for a container that is gone.
+    bench.runtime.set_engine_id("B");
+    let manager = bench.open().await;
+    let reopened = manager.get(run.id()).await.unwrap();
+    reopened.remove_container().await.unwrap();
+    manager.remove(run.id()).await.unwrap();
+    assert!(!run.audit().unwrap().exists());
 }

@@ -58,6 +58,29 @@ async fn drop_does_not_deadlock_on_its_own_thread() {
     assert_eq!(outcome.stopped(), Some(StopCause::Requested));
 }
 
+#[tokio::test]
+async fn services_take_no_place_of_other_runs() {
+    let bench = Bench::new();
+    let manager = bench.builder().max_concurrent(1).open().await.unwrap();
+    // Each cell has a service, and its step waits for the only place.
+    let cells = (0..3).map(|cell| {
+        let (manager, runtime) = (manager.clone(), bench.runtime.clone());
+        tokio::spawn(async move {
+            let service = RunId::new(format!("service-{cell}")).unwrap();
+            runtime.script(&service, endless());
+            let spec = RunSpec::new("any").id(service);
+            let service = manager.service(spec, []).await.unwrap();
+            let step = manager.start(RunSpec::new("any")).await.unwrap();
+            assert!(step.wait().await.unwrap().success());
+            service.stop().await.unwrap();
+        })
+    });
+    let cells = futures::future::join_all(cells.collect::<Vec<_>>());
+    for cell in within(60, "the steps", cells).await {
+        cell.unwrap();
+    }
+}
+
 /// Set in a child that runs an ignored test.
 const IN_CHILD: &str = "MOAT_TEST_SERVICE_CHILD";
 
@@ -75,7 +98,7 @@ fn only_a_failed_test_shows_output() {
     let output = run_ignored_test("service::child_fails_with_a_service");
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(!output.status.success(), "{shown}");
-    let expected = "moat: run db exited with code 143, stopped by moat: a stop was requested; its \
+    let expected = "moat: run db exited with code 143, stopped because a stop was requested; its \
                     last lines:\n  listening on 80\n  broken\nmoat: audit file: /";
     assert!(shown.contains(expected), "{shown}");
     assert!(!shown.contains("listening on 81"), "{shown}");

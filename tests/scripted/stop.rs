@@ -3,17 +3,15 @@
 use std::time::Duration;
 
 use moat::audit::Event;
-use moat::events::EventKind;
-use moat::manager::Signal;
 use moat::outcome::StopCause;
 use moat::runtime::scripted::{Call, Script};
+use moat::sink::{Faulty, Jsonl, SinkCall, SinkFault};
 use moat::state::State;
-use moat::{Error, ShutdownMode};
-use rustix::process::{getpid, kill_process};
-use testkit::deadline::within;
+use moat::{Ending, Error, Root, ShutdownMode};
+use testkit::deadline::{eventually, within};
 use tokio_util::sync::CancellationToken;
 
-use crate::bench::{Bench, check, seal, sealed, spec};
+use crate::bench::{Bench, check, named, seal, sealed, spec};
 use crate::records::{broken, events};
 
 /// The process that was asked to stop the run dies during the grace period.
@@ -212,37 +210,61 @@ async fn a_token_stops_started_and_later_runs() {
 }
 
 #[tokio::test]
-async fn a_second_signal_kills_the_runs() {
+async fn a_list_has_the_times_and_the_stop_of_a_run() {
     let bench = Bench::new();
     let manager = bench.open().await;
-    let raise = |signal| kill_process(getpid(), signal).unwrap();
-    let stubborn = Script::new().until_stopped().ignore_term();
-    let patient = spec().stop_grace(Duration::from_secs(3600));
-    let run = bench.start(&manager, stubborn, patient).await;
-    let quick = bench
-        .start(&manager, Script::new().until_stopped(), spec())
-        .await;
-    let mut events = run.events();
-    let signals = tokio::spawn(manager.stop_on_signals().unwrap());
-    raise(rustix::process::Signal::INT);
-    let first = events.next().await.unwrap().kind;
-    assert!(
-        matches!(
-            first,
-            EventKind::StopRequested {
-                cause: StopCause::Shutdown,
-                ..
-            }
-        ),
-        "{first:?}"
-    );
-    assert_eq!(sealed(&quick).await.stopped(), Some(StopCause::Shutdown));
-    assert!(matches!(manager.start(spec()).await, Err(Error::Closed)));
-    assert!(!signals.is_finished());
-    raise(rustix::process::Signal::TERM);
-    let signal = within(60, "the kill", signals).await.unwrap();
-    assert_eq!((signal, signal.exit_code()), (Signal::Interrupt, 130));
-    let outcome = run.wait().await.unwrap();
-    assert_eq!(outcome.code(), Some(137));
-    assert_eq!(outcome.stopped(), Some(StopCause::Shutdown));
+    let script = Script::new().stdout("up\n").until_stopped();
+    let run = bench.start(&manager, script, named("first")).await;
+    let root = Root::open(bench.root()).unwrap();
+    let info = || root.info(run.id()).unwrap();
+    eventually(20, "the start", async || info().started_at).await;
+    assert_eq!((info().ended_at, info().stopped), (None, None));
+    let outcome = within(20, "the end", run.stop(None)).await.unwrap();
+    let Ending::Exited(exit) = &outcome.ending else {
+        panic!("{outcome}")
+    };
+    assert!(exit.started_at.is_some() && exit.finished_at.is_some());
+    for info in [info(), manager.list().await.unwrap().remove(0)] {
+        assert_eq!(info.started_at, exit.started_at);
+        assert_eq!(info.ended_at, exit.finished_at);
+        assert_eq!(info.stopped, Some(StopCause::Requested));
+    }
+    manager.shutdown(ShutdownMode::Leave).await;
+}
+
+#[tokio::test]
+async fn a_run_that_never_started_has_only_an_end() {
+    let bench = Bench::new();
+    bench.runtime.remove_image("any");
+    let manager = bench.open().await;
+    manager.start(named("first")).await.unwrap_err();
+    let info = manager.list().await.unwrap().remove(0);
+    assert_eq!(info.started_at, None);
+    assert_eq!(info.ended_at, info.seal.map(|seal| seal.ts));
+    assert!(info.ended_at.is_some());
+    manager.shutdown(ShutdownMode::Leave).await;
+}
+
+#[tokio::test]
+async fn an_overdue_seal_does_not_hide_the_stop() {
+    let bench = Bench::new();
+    let sink = Faulty::new(Jsonl::new());
+    sink.fault(SinkFault::error().on([SinkCall::Seal]));
+    let manager = bench.builder().sink(sink.clone());
+    let manager = manager.seal_timeout(Duration::from_millis(100));
+    let manager = manager.open().await.unwrap();
+    let script = Script::new().until_stopped();
+    let run = bench.start(&manager, script, named("first")).await;
+    let outcome = within(20, "the end", run.stop(None)).await.unwrap();
+    assert!(outcome.sealed().is_none(), "{outcome}");
+    assert_eq!(outcome.stopped(), Some(StopCause::Requested));
+    let listed = manager.list().await.unwrap().remove(0);
+    assert_eq!(listed.stopped, Some(StopCause::Requested));
+    let shown = outcome.to_string();
+    let expected =
+        "run first exited with code 143, stopped because a stop was requested; not sealed";
+    assert!(shown.starts_with(expected), "{shown}");
+    sink.clear_faults();
+    assert_eq!(sealed(&run).await.stopped(), Some(StopCause::Requested));
+    manager.shutdown(ShutdownMode::Leave).await;
 }

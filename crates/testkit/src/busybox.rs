@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::harness::Need;
 use crate::image::load;
 
-const PROGRAM: &str = "/bin/busybox";
+pub(crate) const PROGRAM: &str = "/bin/busybox";
 
 /// True if this machine has the program.
 pub fn is_installed() -> bool {

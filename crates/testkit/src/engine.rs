@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
-use bollard::query_parameters::RemoveContainerOptionsBuilder;
+use bollard::query_parameters::{RemoveContainerOptionsBuilder, RemoveVolumeOptions};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -225,7 +225,21 @@ pub async fn remove(docker: &Docker, container: &str) -> Result<(), String> {
     }
 }
 
-/// Removes all containers of the root in `directory`.
+/// The names of all networks and of all volumes of a root.
+async fn resources(engine: &str, root: &str) -> Result<(Vec<String>, Vec<String>), String> {
+    let filters = format!("filters=%7B%22label%22%3A%5B%22moat.root%3D{root}%22%5D%7D");
+    let networks = get(engine, &format!("/networks?{filters}")).await?;
+    let volumes = get(engine, &format!("/volumes?{filters}")).await?;
+    let names = |found: &Value| -> Vec<String> {
+        let found = found.as_array().into_iter().flatten();
+        found
+            .filter_map(|found| Some(found["Name"].as_str()?.to_owned()))
+            .collect()
+    };
+    Ok((names(&networks), names(&volumes["Volumes"])))
+}
+
+/// Removes all containers of the root in `directory`, and its networks and volumes.
 pub fn sweep(directory: &Path) {
     let Some(root) = root_id(directory) else {
         return;
@@ -234,6 +248,20 @@ pub fn sweep(directory: &Path) {
         let Ok(docker) = connect() else { return };
         for container in containers(&address(), &root).await.unwrap_or_default() {
             if let Err(error) = remove(&docker, &container).await {
+                eprintln!("{error}");
+            }
+        }
+        let (networks, volumes) = resources(&address(), &root).await.unwrap_or_default();
+        for network in networks {
+            if let Err(error) = docker.remove_network(&network).await {
+                eprintln!("{error}");
+            }
+        }
+        for volume in volumes {
+            if let Err(error) = docker
+                .remove_volume(&volume, None::<RemoveVolumeOptions>)
+                .await
+            {
                 eprintln!("{error}");
             }
         }

@@ -12,6 +12,8 @@ use futures::TryStreamExt;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::busybox;
+
 const WORKLOAD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/workload.rs");
 const SEQUENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/sequence.rs");
 const FLAGS: &[&str] = &[
@@ -30,19 +32,62 @@ const FLAGS: &[&str] = &[
 ///
 /// If the workload does not compile, or the engine refuses the image.
 pub async fn provide(docker: &Docker) -> Result<String, String> {
+    provide_with(docker, None).await
+}
+
+/// Does the same with `/bin/sh`, if this machine has the program of [`busybox`].
+///
+/// # Errors
+///
+/// Those of [`provide`].
+pub async fn provide_with_shell(docker: &Docker) -> Result<String, String> {
+    let shell = busybox::is_installed().then(|| Path::new(busybox::PROGRAM));
+    provide_with(docker, shell).await
+}
+
+async fn provide_with(docker: &Docker, shell: Option<&Path>) -> Result<String, String> {
     if let Ok(name) = std::env::var("MOAT_TEST_IMAGE") {
         return Ok(name);
     }
-    let hash = source_hash().map_err(|error| format!("cannot read the workload: {error}"))?;
-    let name = format!("moat-test:{hash}");
+    let hash = source_hash()?;
+    let name = match shell {
+        None => format!("moat-test:{hash}"),
+        Some(_) => format!("moat-test-shell:{hash}"),
+    };
     if docker.inspect_image(&name).await.is_ok() {
         return Ok(name);
     }
-    let program = compile(&hash)?;
-    let layer = pack(&program).map_err(|error| format!("cannot pack the workload: {error}"))?;
     let config = json!({"Entrypoint": ["/workload"], "Env": ["PATH=/"]});
-    load(docker, &name, layer, &config).await?;
+    load(docker, &name, packed(shell)?, &config).await?;
     Ok(name)
+}
+
+/// A layer that no other image has, for a container that does not start.
+///
+/// # Errors
+///
+/// If `name` is not the name of a file.
+pub fn unique_layer(name: &str) -> std::io::Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(0);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, name, std::io::empty())?;
+    archive.into_inner()
+}
+
+/// The only layer of the image.
+///
+/// # Errors
+///
+/// If the workload does not compile.
+pub fn layer() -> Result<Vec<u8>, String> {
+    packed(None)
+}
+
+fn packed(shell: Option<&Path>) -> Result<Vec<u8>, String> {
+    let program = compile(&source_hash()?)?;
+    pack(&program, shell).map_err(|error| format!("cannot pack the workload: {error}"))
 }
 
 /// Makes an image of a file system, with the configuration of its containers.
@@ -74,18 +119,7 @@ pub async fn load(
 
 /// An archive as `docker save` writes it.
 fn image_archive(name: &str, layer: &[u8], config: &Value) -> std::io::Result<Vec<u8>> {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let config = json!({
-        "architecture": architecture,
-        "os": "linux",
-        "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&Sha256::digest(layer)))]},
-    });
-    let config = config.to_string();
+    let config = self::config(layer, config).to_string();
     let config_file = format!("{}.json", hex(&Sha256::digest(&config)));
     let manifest =
         json!([{"Config": config_file, "RepoTags": [name], "Layers": ["layer.tar"]}]).to_string();
@@ -103,14 +137,30 @@ fn image_archive(name: &str, layer: &[u8], config: &Value) -> std::io::Result<Ve
     archive.into_inner()
 }
 
+/// The configuration of an image of one layer.
+pub(crate) fn config(layer: &[u8], config: &Value) -> Value {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    json!({
+        "architecture": architecture,
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", hex(&Sha256::digest(layer)))]},
+    })
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn source_hash() -> std::io::Result<String> {
+fn source_hash() -> Result<String, String> {
     let mut hash = Sha256::new();
     for path in [WORKLOAD, SEQUENCE] {
-        hash.update(fs::read(path)?);
+        let source = fs::read(path).map_err(|error| format!("cannot read {path}: {error}"))?;
+        hash.update(source);
     }
     hash.update(FLAGS.join(" "));
     let hash = hash.finalize();
@@ -158,13 +208,16 @@ fn directory() -> std::io::Result<PathBuf> {
     Ok(directory)
 }
 
-fn pack(program: &Path) -> std::io::Result<Vec<u8>> {
+fn pack(program: &Path, shell: Option<&Path>) -> std::io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
-    let file = File::open(program)?;
-    let mut header = tar::Header::new_gnu();
-    header.set_size(file.metadata()?.len());
-    header.set_mode(0o755);
-    archive.append_data(&mut header, "workload", file)?;
+    let shell = shell.map(|shell| ("bin/sh", shell));
+    for (name, program) in [("workload", program)].into_iter().chain(shell) {
+        let file = File::open(program)?;
+        let mut header = tar::Header::new_gnu();
+        header.set_size(file.metadata()?.len());
+        header.set_mode(0o755);
+        archive.append_data(&mut header, name, file)?;
+    }
     for (directory, mode) in [("tmp/", 0o1777), ("work/", 0o777)] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Directory);

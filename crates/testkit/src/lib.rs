@@ -20,5 +20,6 @@ pub mod examples;
 pub mod harness;
 pub mod image;
 pub mod proxy;
+pub mod registry;
 pub mod relay;
 pub mod sequence;

@@ -40,6 +40,7 @@ steps, separated by `+`:
   pwd | whoami                the working directory; uid:gid
   await PATH                  waits until the file exists
   listen PORT                 prints a line, and greets each connection, forever
+  dial NAME PORT              prints what a server sends; the address is that of NAME in /etc/hosts
   serve PORT                  waits for a free port, and sends back what each connection sends
   sleep SECONDS
   trap [--exit CODE]          waits for SIGTERM, prints a line, and exits
@@ -184,6 +185,24 @@ fn run(step: &Step<'_>) -> io::Result<()> {
                 let _ = connection.write_all(b"hello\n");
                 connections.push(connection);
             }
+        }
+        "dial" => {
+            let hosts = std::fs::read_to_string("/etc/hosts")?;
+            let names = |line: &&str| line.split_whitespace().skip(1).any(|n| n == step.text(1));
+            let address = hosts
+                .lines()
+                .find(names)
+                .and_then(|line| line.split_whitespace().next());
+            let Some(address) = address else {
+                usage(&format!("{} is not in /etc/hosts: {hosts}", step.text(1)));
+            };
+            let address = address
+                .parse::<std::net::IpAddr>()
+                .map_err(io::Error::other)?;
+            let mut stream = std::net::TcpStream::connect((address, step.number(2) as u16))?;
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes)?;
+            out(&bytes)?;
         }
         "serve" => serve(step.number(1) as u16)?,
         "sleep" => std::thread::sleep(Duration::from_secs_f64(

@@ -11,6 +11,7 @@ use tempfile::NamedTempFile;
 use crate::lines::Tail;
 use crate::mask::Mask;
 use crate::report::{Attempt, Report, Status, StepResult};
+use crate::xml;
 
 /// Number of last lines in the report of an attempt that did not pass.
 const TAIL_LINES: usize = 20;
@@ -19,12 +20,12 @@ const TAIL_LINES: usize = 20;
 ///
 /// The suite has the name of the pipeline, which is the same for every build.
 pub async fn write(name: &str, report: &Report, mask: &Mask, to: &Path) -> io::Result<()> {
-    let mut suite = TestSuite::new(name);
+    let mut suite = TestSuite::new(shown(name, mask));
     for step in &report.steps {
         suite.add_test_case(test_case(name, step, mask).await);
     }
     suite.set_time(report.steps.iter().map(time).sum());
-    let mut junit = quick_junit::Report::new(&report.title);
+    let mut junit = quick_junit::Report::new(shown(&report.title, mask));
     junit.set_time(report.steps.iter().map(time).sum());
     junit.add_test_suite(suite);
     let text = junit.to_string().map_err(io::Error::other)?;
@@ -67,18 +68,18 @@ async fn test_case(name: &str, step: &StepResult, mask: &Mask) -> TestCase {
         }
     };
     if let Some(detail) = &step.detail {
-        status.set_message(mask.line(detail));
+        status.set_message(shown(detail, mask));
     }
     if let Some((_, earlier)) = step.attempts.split_last() {
         for attempt in earlier {
             status.add_rerun(rerun(attempt, mask).await);
         }
     }
-    let mut case = TestCase::new(&step.name, status);
-    case.set_classname(name);
+    let mut case = TestCase::new(shown(&step.name, mask), status);
+    case.set_classname(shown(name, mask));
     case.set_time(time(step));
     if let Some(attempt) = step.attempts.last() {
-        case.set_system_out(output(attempt, mask).await);
+        case.set_system_out(shown(&output(attempt, mask).await, mask));
     }
     case
 }
@@ -88,10 +89,18 @@ async fn rerun(attempt: &Attempt, mask: &Mask) -> TestRerun {
     let mut rerun = TestRerun::new(NonSuccessKind::Failure);
     rerun.set_type(Status::Failed.to_string());
     if let Some(outcome) = &attempt.outcome {
-        rerun.set_message(mask.line(&outcome.ending.to_string()));
+        rerun.set_message(shown(&outcome.ending.to_string(), mask));
     }
-    rerun.set_system_out(output(attempt, mask).await);
+    rerun.set_system_out(shown(&output(attempt, mask).await, mask));
     rerun
+}
+
+/// The masked text, without characters that quick-junit removes.
+///
+/// The removal of an escape code can reveal a secret, so the result is masked too.
+fn shown(text: &str, mask: &Mask) -> String {
+    let masked = mask.line(text);
+    mask.line(&xml::text(&masked)).into_owned()
 }
 
 /// The output of an attempt: the path of its audit file.
@@ -117,4 +126,49 @@ fn time(step: &StepResult) -> Duration {
         .iter()
         .filter_map(|attempt| attempt.outcome.as_ref());
     outcomes.filter_map(Outcome::duration).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mask() -> Mask {
+        Mask::new(["s3cr3t".to_owned()])
+    }
+
+    #[test]
+    fn a_removed_character_reveals_no_secret() {
+        for c in ('\0'..='\u{a0}').filter(|c| !c.is_ascii_graphic()) {
+            let text = shown(&format!("s3{c}cr3t \u{1b}[1ms3\u{1b}[Kcr3t"), &mask());
+            let written = quick_junit::XmlString::new(&text);
+            assert_eq!(written.as_str(), text, "{c:?}");
+            assert!(!written.contains("s3cr3t"), "{c:?}: {written:?}");
+            assert!(written.ends_with(" ***"), "{c:?}: {written:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn names_are_masked() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("junit.xml");
+        let step = StepResult {
+            name: "step s3cr3t".into(),
+            needs: Vec::new(),
+            status: Status::Skipped,
+            detail: None,
+            attempts: Vec::new(),
+        };
+        let report = Report {
+            title: "title s3cr3t".into(),
+            steps: vec![step],
+        };
+        write("name s3cr3t", &report, &mask(), &to).await.unwrap();
+        let text = std::fs::read_to_string(to).unwrap();
+        assert!(!text.contains("s3cr3t"), "{text}");
+        assert_eq!(text.matches("name ***").count(), 2, "{text}");
+        assert!(
+            text.contains("step ***") && text.contains("title ***"),
+            "{text}"
+        );
+    }
 }

@@ -14,15 +14,16 @@
 //! - 0: all steps passed
 //! - 1: a step did not pass, or the reports could not be written
 //! - 2: no step was started
-//! - 130, 143: Ctrl-C, SIGTERM; all runs were stopped and sealed
+//! - 130, 143, 129: Ctrl-C, SIGTERM, SIGHUP; all runs were stopped and sealed
 //!
 //! `--resume` continues the build of a killed harness. See `docs/ci.md`.
 
 use std::error::Error;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use futures::FutureExt;
@@ -31,20 +32,26 @@ use moat::Docker;
 #[cfg(feature = "kube")]
 use moat::Kubernetes;
 use moat::manager::Signal;
-use moat::{LocalProcess, Manager, Runtime, ShutdownMode};
+use moat::outcome::StopCause;
+use moat::{LocalProcess, Manager, Outcome, Runtime, ShutdownMode};
 use moat_ci::build::Build;
+use moat_ci::ci_system::CiSystem;
 use moat_ci::junit;
 use moat_ci::mask::Mask;
 use moat_ci::pipeline::Pipeline;
 use moat_ci::report::{Report, Status, StepResult};
 use moat_ci::schedule::Schedule;
-use moat_ci::view::View;
-use tokio::task::unconstrained;
+use moat_ci::view::{View, ViewOptions};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 /// Exit code: a step did not pass, or the reports could not be written.
 const FAILED: u8 = 1;
 /// Exit code: no step was started.
 const INVALID: u8 = 2;
+
+/// The time in which a signal that was sent before the end reaches its task.
+const SIGNAL_DELIVERY_TIME: Duration = Duration::from_millis(20);
 
 /// File names in the directory of `--out`.
 const PAGE: &str = "report.html";
@@ -75,6 +82,15 @@ struct Args {
     /// Continue the last build of this root
     #[arg(long)]
     resume: bool,
+    /// CI system that reads the output [default: from the environment]
+    #[arg(long, value_enum, value_name = "NAME")]
+    ci: Option<CiSystem>,
+    /// Print each line of output at once, with the name of its step
+    #[arg(long)]
+    stream: bool,
+    /// Seconds between two lines about the running steps, unless a terminal shows them; 0: none
+    #[arg(long, value_name = "SECS", default_value_t = 60)]
+    heartbeat: u32,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -104,6 +120,20 @@ impl RuntimeArg {
 }
 
 impl Args {
+    fn view(&self) -> ViewOptions {
+        let period = Duration::from_secs(self.heartbeat.into());
+        ViewOptions {
+            ci_system: self.ci_system(),
+            stream: self.stream,
+            heartbeat: Some(period).filter(|period| !period.is_zero()),
+        }
+    }
+
+    fn ci_system(&self) -> CiSystem {
+        let detect = || CiSystem::detect(|name| std::env::var(name).ok());
+        self.ci.unwrap_or_else(detect)
+    }
+
     fn jobs(&self) -> io::Result<usize> {
         match self.jobs {
             Some(jobs) => Ok(jobs.into()),
@@ -132,12 +162,23 @@ impl Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(&Args::parse()).await {
+    let args = Args::parse();
+    match run(&args).await {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("moat-ci: {error}");
+            print_error(args.ci_system(), &error.to_string());
             ExitCode::from(INVALID)
         }
+    }
+}
+
+/// Prints an error, which can contain lines of the pipeline file.
+///
+/// A closed stderr is ignored.
+fn print_error(ci_system: CiSystem, error: &str) {
+    let mut err = io::stderr().lock();
+    for line in format!("moat-ci: {error}").lines() {
+        let _ = writeln!(err, "{}", ci_system.neutralize(line));
     }
 }
 
@@ -148,7 +189,7 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
     let runtime = args.runtime.open().await.map_err(|error| error.chain())?;
     let images = args.runtime != RuntimeArg::Process;
     pipeline.check(&*runtime, images, &secrets)?;
-    let view = View::new(&pipeline, &mask);
+    let view = View::new(&pipeline, &mask, args.view());
     let build = args.build(&pipeline, &*runtime, &view)?;
     let manager = Manager::builder(&args.root, runtime)
         .max_concurrent(args.jobs()?)
@@ -164,19 +205,20 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
         images,
         view: &view,
     };
-    let (signal, steps) = run_steps(&manager, &schedule).await?;
-
+    let mut signals = Signals::listen(&manager)?;
     let report = Report {
         title: format!("{}, build {}", pipeline.name, build.id),
-        steps,
+        steps: run_steps(&manager, &schedule, &mut signals).await,
     };
+    view.finish();
     let written = write_reports(args, &pipeline.name, &report, &mask).await;
     view.list_audits(&report);
     match &written {
         Ok(paths) => paths.iter().for_each(|path| view.print(path)),
-        Err(error) => eprintln!("moat-ci: {}", write_error(&args.out, error)),
+        Err(error) => print_error(args.ci_system(), &write_error(&args.out, error)),
     }
-    Ok(match signal {
+    view.summary(&report);
+    Ok(match signals.arrived().await {
         Some(signal) => signal.exit_code() as u8,
         None if written.is_ok() && report.steps.iter().all(passed) => 0,
         None => FAILED,
@@ -187,20 +229,62 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
 async fn run_steps(
     manager: &Manager,
     schedule: &Schedule<'_>,
-) -> moat::Result<(Option<Signal>, Vec<StepResult>)> {
-    let signals = manager.stop_on_signals()?;
-    let work = schedule.run();
-    tokio::pin!(work, signals);
-    Ok(tokio::select! {
-        biased;
-        // All runs are stopped by now, so the schedule ends soon.
-        signal = &mut signals => (Some(signal), work.await),
-        steps = &mut work => {
-            manager.shutdown(ShutdownMode::Stop).await;
-            // After a signal, the last step can end before `signals` resolves.
-            (unconstrained(signals).now_or_never(), steps)
+    signals: &mut Signals,
+) -> Vec<StepResult> {
+    let steps = schedule.run().await;
+    manager.shutdown(ShutdownMode::Stop).await;
+    // The last step can end before the task of the signal does.
+    if steps.iter().any(interrupted) {
+        signals.wait().await;
+    }
+    steps
+}
+
+/// Returns true if a signal stopped the step.
+///
+/// Until the steps end, only a signal shuts the manager down.
+fn interrupted(step: &StepResult) -> bool {
+    let outcome = step.attempts.last().and_then(|last| last.outcome.as_ref());
+    let cause = outcome.and_then(Outcome::stopped);
+    step.status == Status::Cancelled && cause.is_none_or(|cause| cause == StopCause::Shutdown)
+}
+
+/// The task that stops all runs on a signal.
+///
+/// It runs even while the main task is blocked, as by an output that no process reads.
+struct Signals {
+    task: JoinHandle<Signal>,
+    arrived: Option<Signal>,
+}
+
+impl Signals {
+    fn listen(manager: &Manager) -> moat::Result<Self> {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "at the end of the process, the task may still wait for a signal"
+        )]
+        let task = tokio::spawn(manager.stop_on_signals()?);
+        Ok(Self {
+            task,
+            arrived: None,
+        })
+    }
+
+    /// Waits until a signal has stopped all runs.
+    async fn wait(&mut self) {
+        if self.arrived.is_none() {
+            let signal = (&mut self.task).await;
+            self.arrived = Some(signal.expect("the task does not panic"));
         }
-    })
+    }
+
+    /// The signal that arrived, if any.
+    async fn arrived(&mut self) -> Option<Signal> {
+        sleep(SIGNAL_DELIVERY_TIME).await;
+        // Not ready if no signal arrived.
+        let _ = self.wait().now_or_never();
+        self.arrived
+    }
 }
 
 /// Returns true if the step does not fail the build.

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use aho_corasick::AhoCorasick;
 
+use crate::codes;
+
 /// Replacement for a secret.
 const STARS: &str = "***";
 
@@ -16,7 +18,7 @@ const MIN_CHARS: usize = 3;
 ///
 /// Each line of a secret is a secret. Lines of fewer than three characters are not masked. Secrets
 /// that overlap in a text are masked as one, so that no part of either remains. A secret that the
-/// text contains in another form (encoded, cut off, with escape codes in it) is not found.
+/// text contains in another form (encoded or cut off) is not found.
 #[derive(Debug)]
 pub struct Mask {
     /// `None` if there are no secrets.
@@ -53,6 +55,36 @@ impl Mask {
             Cow::Owned(bytes) => {
                 Cow::Owned(String::from_utf8(bytes).expect("secrets are whole characters"))
             }
+        }
+    }
+
+    /// The text on one line, masked, without escape codes and control characters.
+    pub fn plain(&self, text: &str) -> String {
+        // The removal of an escape code can reveal a secret.
+        self.line(&codes::plain(&self.line(text))).into_owned()
+    }
+
+    /// The masked line, with no escape codes but colors.
+    ///
+    /// It has no colors if they hide a secret.
+    pub fn visible(&self, line: &str) -> String {
+        let visible = codes::visible(&self.line(line));
+        match (self.line(&visible.text), self.line(&visible.colored)) {
+            (Cow::Borrowed(_), Cow::Borrowed(_)) => visible.colored,
+            (text, _) => text.into_owned(),
+        }
+    }
+
+    /// The masked line without escape codes, if they hide a secret.
+    pub fn without_codes(&self, line: &[u8]) -> Option<String> {
+        let is_plain = self.secrets.is_none() || !line.contains(&codes::ESC);
+        if is_plain {
+            return None;
+        }
+        let line = String::from_utf8_lossy(line);
+        match self.line(&codes::strip(&line)) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(masked) => Some(masked),
         }
     }
 

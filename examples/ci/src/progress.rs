@@ -1,25 +1,32 @@
 //! Progress bars for a terminal.
 //!
-//! Each step has a line with its elapsed time and its last line of output.
+//! Each step has a line with its elapsed time and its last line of output. If the terminal has too
+//! few rows, failures and running steps are shown, and the others are only counted.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use console::Term;
 use futures::StreamExt;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use moat::events::{EventKind, RunEvent};
 use moat::outcome::PerStream;
 use moat::run::Attached;
 use moat::{Run, RunId};
 
+use crate::codes::plain;
 use crate::lines::LineBuffer;
 use crate::mask::Mask;
 use crate::pipeline::Pipeline;
 use crate::report::{Status, StepResult};
+use crate::tracker::Tracker;
 
 /// Time between two frames of a spinner.
 const TICK_INTERVAL: Duration = Duration::from_millis(120);
+
+/// Rows that show no step: the totals, and the row of the cursor.
+const RESERVED_ROWS: usize = 2;
 
 /// Maximum width of a step's name, in columns.
 const MAX_NAME_WIDTH: usize = 40;
@@ -29,35 +36,77 @@ pub struct Bars {
     bars: Vec<ProgressBar>,
     /// The index of each run's step.
     indices: Mutex<HashMap<RunId, usize>>,
+    /// The last row: the number of steps in each state.
+    totals: ProgressBar,
+    /// The steps that are shown, from the top.
+    shown: Mutex<Vec<usize>>,
 }
 
 impl Bars {
-    pub fn new(pipeline: &Pipeline) -> Self {
+    pub fn new(pipeline: &Pipeline, mask: &Mask) -> Self {
         let all = MultiProgress::new();
-        let names = pipeline.steps.iter().map(|step| plain(&step.name));
+        let names = pipeline.steps.iter().map(|step| mask.plain(&step.name));
         let names: Vec<_> = names.collect();
         let width = names.iter().map(|name| console::measure_text_width(name));
         let width = width.max().unwrap_or(0).min(MAX_NAME_WIDTH);
         let bars = names.into_iter().map(|name| {
-            let bar = all.add(ProgressBar::no_length());
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
             let name = console::truncate_str(&name, width, "~");
             bar.set_prefix(
                 console::pad_str(&name, width, console::Alignment::Left, None).into_owned(),
             );
             bar.set_style(style("  {prefix}        {wide_msg:.dim}"));
-            bar.tick();
             bar
         });
+        let bars = bars.collect();
+        let totals = all.add(ProgressBar::no_length());
+        totals.set_style(style("{wide_msg}"));
         Self {
-            bars: bars.collect(),
+            bars,
             all,
             indices: Mutex::default(),
+            totals,
+            shown: Mutex::default(),
         }
     }
 
-    /// Prints a line above the bars.
+    /// Shows the steps for which the terminal has rows, and the totals.
+    pub fn arrange(&self, tracker: &Tracker) {
+        let (rows, _) = Term::stderr().size();
+        let steps = tracker.visible(usize::from(rows).saturating_sub(RESERVED_ROWS));
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = shown.iter().zip(&steps).take_while(|(a, b)| a == b).count();
+        for &index in &shown[same..] {
+            self.all.remove(&self.bars[index]);
+        }
+        for &index in &steps[same..] {
+            let bar = self
+                .all
+                .insert_before(&self.totals, self.bars[index].clone());
+            // A tick does not draw a bar that has a ticker, even if it has finished.
+            bar.force_draw();
+        }
+        *shown = steps;
+        self.totals.set_message(tracker.totals());
+    }
+
+    /// Ends the display. If it shows all steps, it stays on the screen.
+    pub fn finish(&self, tracker: &Tracker) {
+        self.arrange(tracker);
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        self.totals.finish_and_clear();
+        self.all.remove(&self.totals);
+        if shown.len() < self.bars.len() {
+            for index in shown.drain(..) {
+                self.all.remove(&self.bars[index]);
+            }
+            let _ = self.all.clear();
+        }
+    }
+
+    /// Prints a plain line above the bars.
     pub fn message(&self, line: &str) {
-        let _ = self.all.println(plain(line));
+        let _ = self.all.println(line);
     }
 
     pub fn attempt_started(&self, index: usize, run: &RunId, message: &str) {
@@ -128,24 +177,15 @@ impl Bars {
         };
         let bar = &self.bars[index];
         bar.set_style(style(template));
-        bar.finish_with_message(plain(
-            &mask.line(step.detail.as_deref().unwrap_or_default()),
-        ));
+        bar.finish_with_message(mask.plain(step.detail.as_deref().unwrap_or_default()));
         if !matches!(step.status, Status::Passed | Status::Skipped) {
-            self.message(&mask.line(&step.summary()));
+            self.message(&mask.plain(&step.summary()));
         }
     }
 }
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
-}
-
-/// The text on one line, without escape codes and control characters.
-pub fn plain(text: &str) -> String {
-    let text = console::strip_ansi_codes(text);
-    let blank = |c: char| if c.is_control() { ' ' } else { c };
-    text.chars().map(blank).collect()
 }
 
 /// The last complete line of a stream.
@@ -175,7 +215,7 @@ impl LastLine {
         self.open.push(&bytes[end + 1..]);
         // Text before a carriage return is overwritten.
         let shown = line.trim_end_matches('\r').rsplit('\r').next()?;
-        let shown = plain(shown);
+        let shown = mask.plain(shown);
         let lagged = std::mem::take(&mut self.lagged);
         (!lagged && !shown.trim().is_empty()).then_some(shown)
     }

@@ -75,6 +75,13 @@ pub enum Status {
     Skipped,
 }
 
+impl Status {
+    /// Returns true if a step with this status fails the build by itself.
+    pub fn fails_build(self) -> bool {
+        matches!(self, Self::Failed | Self::TimedOut | Self::Cancelled)
+    }
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -203,8 +210,7 @@ impl Page<'_> {
             "steps": steps,
         });
         self.open_data("report")?;
-        // In JSON, `<` occurs only in strings.
-        write!(self.out, "{}", about.to_string().replace('<', "\\u003c"))?;
+        self.json(&about.to_string())?;
         self.close_data()?;
         write!(self.out, "{tail}")
     }
@@ -355,6 +361,19 @@ impl Page<'_> {
         }
     }
 
+    /// Writes JSON, with escapes for the characters that the page must not contain.
+    fn json(&mut self, json: &str) -> io::Result<()> {
+        let mut rest = json;
+        while let Some((at, found)) = rest.char_indices().find(|&(_, c)| is_escaped(c)) {
+            write!(self.out, "{}", &rest[..at])?;
+            for unit in found.encode_utf16(&mut [0; 2]) {
+                write!(self.out, "\\u{unit:04x}")?;
+            }
+            rest = &rest[at + found.len_utf8()..];
+        }
+        write!(self.out, "{rest}")
+    }
+
     /// Writes a JSON string.
     ///
     /// A byte that is not UTF-8 becomes a lone surrogate, U+DC80 and up, which cannot occur in
@@ -363,17 +382,21 @@ impl Page<'_> {
         write!(self.out, "\"")?;
         for chunk in bytes.utf8_chunks() {
             let quoted = serde_json::to_string(chunk.valid())?;
-            let mut pieces = quoted[1..quoted.len() - 1].split('<');
-            write!(self.out, "{}", pieces.next().unwrap_or_default())?;
-            for piece in pieces {
-                write!(self.out, "\\u003c{piece}")?;
-            }
+            self.json(&quoted[1..quoted.len() - 1])?;
             for byte in chunk.invalid() {
                 write!(self.out, "\\udc{byte:02x}")?;
             }
         }
         write!(self.out, "\"")
     }
+}
+
+/// Returns true if HTML forbids the character in a page, or if it can close an element.
+///
+/// In JSON, such characters occur only in strings.
+fn is_escaped(c: char) -> bool {
+    let is_noncharacter = matches!(c, '\u{fdd0}'..='\u{fdef}') || u32::from(c) & 0xfffe == 0xfffe;
+    matches!(c, '<' | '\u{7f}'..='\u{9f}') || is_noncharacter
 }
 
 /// Collects the facts that are needed before the rows are written.

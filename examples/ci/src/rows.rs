@@ -35,10 +35,15 @@ pub struct Line {
 impl Line {
     /// The masked line, and the number of bytes that are omitted at its end.
     ///
+    /// The line has no escape codes if they hide a secret.
+    ///
     /// A line longer than [`MAX_LINE_BYTES`] is shortened further, by the length of the longest
     /// secret. The limit may have cut a secret in two, which the mask does not find.
     pub fn masked(&self, mask: &Mask) -> (Cow<'_, [u8]>, u64) {
-        let masked = mask.bytes(&self.bytes);
+        let mut masked = mask.bytes(&self.bytes);
+        if let Some(text) = mask.without_codes(&masked) {
+            masked = Cow::Owned(text.into_bytes());
+        }
         let omitted = self.length - self.bytes.len() as u64;
         if omitted == 0 {
             return (masked, 0);

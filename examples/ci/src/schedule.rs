@@ -37,6 +37,13 @@ impl Schedule<'_> {
     ///
     /// To cancel the build, shut the manager down with [`ShutdownMode::Stop`](moat::ShutdownMode::Stop).
     pub async fn run(&self) -> Vec<StepResult> {
+        tokio::select! {
+            results = self.run_steps() => results,
+            never = self.view.follow_events(self.manager.events()) => match never {},
+        }
+    }
+
+    async fn run_steps(&self) -> Vec<StepResult> {
         self.stop_other_builds().await;
         let steps = &self.pipeline.steps;
         let statuses: Vec<watch::Sender<Option<Status>>> =
@@ -53,10 +60,7 @@ impl Schedule<'_> {
                 result
             }
         });
-        tokio::select! {
-            results = join_all(work) => results,
-            never = self.view.follow_events(self.manager.events()) => match never {},
-        }
+        join_all(work).await
     }
 
     /// Waits for the steps that `step` needs.
@@ -177,6 +181,8 @@ impl Schedule<'_> {
             }
         };
         let outcome = match started {
+            // The earlier process has shown the output of a run that ended before.
+            Ok(run) if earlier == Some(EarlierRun::Ended) => return run.wait().await,
             Ok(run) => {
                 let (outcome, ()) = tokio::join!(run.wait(), self.view.watch(index, &run));
                 outcome?
@@ -184,10 +190,7 @@ impl Schedule<'_> {
             Err(Error::NotStarted { outcome, .. }) => *outcome,
             Err(error) => return Err(error),
         };
-        // The earlier process has shown the output of a run that ended before.
-        if earlier != Some(EarlierRun::Ended) {
-            self.view.attempt_ended(index, number, &outcome).await;
-        }
+        self.view.attempt_ended(index, number, &outcome).await;
         Ok(outcome)
     }
 

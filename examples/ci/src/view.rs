@@ -3,51 +3,91 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 use moat::{Events, Outcome, Run, RunId, Verdict};
+use tokio::time::sleep;
 
 use crate::build::EarlierRun;
+use crate::ci_system::CiSystem;
 use crate::groups::Groups;
 use crate::lines::Tail;
 use crate::mask::Mask;
 use crate::pipeline::Pipeline;
-use crate::progress::{Bars, plain};
+use crate::progress::Bars;
 use crate::report::{Report, StepResult};
+use crate::tracker::{Phase, Tracker};
 
 pub struct View<'a> {
     pipeline: &'a Pipeline,
     mask: &'a Mask,
-    style: Style,
+    style: Style<'a>,
+    tracker: Tracker,
+    heartbeat: Option<Duration>,
 }
 
-enum Style {
+/// The form of the output.
+#[derive(Debug, Clone, Copy)]
+pub struct ViewOptions {
+    /// The CI system that reads the output.
+    pub ci_system: CiSystem,
+    /// True if each line of output is printed at once.
+    pub stream: bool,
+    /// Time between two lines about the running steps. `None`: there are no such lines.
+    ///
+    /// A terminal shows the running steps anyway.
+    pub heartbeat: Option<Duration>,
+}
+
+enum Style<'a> {
     Bars(Bars),
-    Groups(Groups),
+    Groups(Groups<'a>),
 }
 
 /// Number of last lines of a failed attempt that a terminal shows.
 const TAIL_LINES: usize = 20;
 
 impl<'a> View<'a> {
-    /// Progress bars on a terminal. Groups elsewhere, and for GitHub's runner.
-    pub fn new(pipeline: &'a Pipeline, mask: &'a Mask) -> Self {
-        let github = std::env::var("GITHUB_ACTIONS").is_ok_and(|value| value == "true");
-        let style = match !github && io::stderr().is_terminal() {
-            true => Style::Bars(Bars::new(pipeline)),
-            false => Style::Groups(Groups { github }),
+    /// Progress bars on a terminal. Lines elsewhere, for a CI system, and if they are streamed.
+    ///
+    /// The jobs of some CI systems have a terminal.
+    pub fn new(pipeline: &'a Pipeline, mask: &'a Mask, options: ViewOptions) -> Self {
+        let ViewOptions {
+            ci_system, stream, ..
+        } = options;
+        let with_bars = ci_system == CiSystem::None && !stream && io::stderr().is_terminal();
+        let style = match with_bars {
+            true => Style::Bars(Bars::new(pipeline, mask)),
+            false => Style::Groups(Groups {
+                ci_system,
+                mask,
+                live: stream,
+            }),
         };
+        let tracker = Tracker::new(pipeline.steps.iter().map(|step| step.name.clone()));
+        if let Style::Bars(bars) = &style {
+            bars.arrange(&tracker);
+        }
         Self {
             pipeline,
             mask,
             style,
+            tracker,
+            heartbeat: options.heartbeat,
+        }
+    }
+
+    fn set_phase(&self, index: usize, phase: Phase) {
+        self.tracker.set(index, phase);
+        if let Style::Bars(bars) = &self.style {
+            bars.arrange(&self.tracker);
         }
     }
 
     pub fn message(&self, line: &str) {
-        let line = self.mask.line(line);
         match &self.style {
-            Style::Bars(bars) => bars.message(&line),
-            Style::Groups(groups) => groups.message(&line),
+            Style::Bars(bars) => bars.message(&self.mask.plain(line)),
+            Style::Groups(groups) => groups.message(line),
         }
     }
 
@@ -59,6 +99,7 @@ impl<'a> View<'a> {
         attempt: u32,
         earlier: Option<EarlierRun>,
     ) {
+        self.set_phase(index, Phase::Waiting);
         let message = match earlier {
             None => "started",
             Some(EarlierRun::Open) => "resumed",
@@ -76,36 +117,51 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Shows events until the future is dropped.
+    /// Shows events, or the running steps, until the future is dropped.
     pub async fn follow_events(&self, mut events: Events) -> Infallible {
-        if let Style::Bars(bars) = &self.style {
-            while let Some(event) = events.next().await {
-                bars.event(&event);
+        match (&self.style, self.heartbeat) {
+            (Style::Bars(bars), _) => {
+                while let Some(event) = events.next().await {
+                    bars.event(&event);
+                }
             }
+            (Style::Groups(_), Some(period)) => loop {
+                sleep(period).await;
+                self.message(&self.tracker.describe_running());
+            },
+            (Style::Groups(_), None) => {}
         }
         pending().await
     }
 
-    /// Shows the output of a run until the run has ended.
+    /// Shows the output of a run that has started, until the run has ended.
     pub async fn watch(&self, index: usize, run: &Run) {
-        if let Style::Bars(bars) = &self.style {
-            bars.watch(index, run, self.mask).await;
+        let since = Instant::now();
+        self.set_phase(index, Phase::Running { since });
+        match &self.style {
+            Style::Bars(bars) => bars.watch(index, run, self.mask).await,
+            Style::Groups(groups) if groups.live => {
+                groups
+                    .stream_run(&self.pipeline.steps[index].name, run)
+                    .await;
+            }
+            Style::Groups(_) => {}
         }
     }
 
     pub async fn attempt_ended(&self, index: usize, attempt: u32, outcome: &Outcome) {
         let name = &self.pipeline.steps[index].name;
         let title = title(name, attempt, outcome);
-        let title = self.mask.line(&title);
         match &self.style {
             Style::Bars(_) if outcome.success() => {}
             Style::Bars(bars) => {
-                bars.message(&title);
+                bars.message(&self.mask.plain(&title));
                 if let Ok(tail) = self.tail(outcome).await {
                     tail.last(TAIL_LINES)
-                        .for_each(|line| bars.message(&format!("  {line}")));
+                        .for_each(|line| bars.message(&self.mask.plain(&format!("  {line}"))));
                 }
             }
+            Style::Groups(groups) if groups.live => groups.message(&title),
             Style::Groups(groups) => groups.output(&title, outcome, self.tail(outcome).await),
         }
         match outcome.sealed() {
@@ -127,17 +183,40 @@ impl<'a> View<'a> {
     pub fn step_ended(&self, index: usize, step: &StepResult) {
         match &self.style {
             Style::Bars(bars) => bars.step_ended(index, step, self.mask),
-            Style::Groups(groups) => groups.step_ended(step, &self.mask.line(&step.summary())),
+            Style::Groups(groups) => groups.step_ended(step, &step.summary()),
         }
+        self.set_phase(index, Phase::Ended(step.status));
     }
 
     /// Prints a line to standard output, to be read after the build.
     pub fn print(&self, line: &str) {
-        let line = self.mask.line(line);
         match &self.style {
             // A closed stdout does not fail the build.
-            Style::Bars(_) => drop(writeln!(io::stdout(), "{}", plain(&line))),
-            Style::Groups(groups) => groups.message(&line),
+            Style::Bars(_) => drop(writeln!(io::stdout(), "{}", self.mask.plain(line))),
+            Style::Groups(groups) => groups.message(line),
+        }
+    }
+
+    /// Ends the display of running steps.
+    pub fn finish(&self) {
+        if let Style::Bars(bars) = &self.style {
+            bars.finish(&self.tracker);
+        }
+    }
+
+    /// Shows the failures and the totals. They are the last lines of the build.
+    pub fn summary(&self, report: &Report) {
+        let failures = report.steps.iter().filter(|step| step.status.fails_build());
+        let failures = failures.map(StepResult::summary);
+        let lines = failures.chain([self.tracker.totals()]);
+        match &self.style {
+            Style::Bars(_) => {
+                let mut err = io::stderr().lock();
+                for line in lines {
+                    let _ = writeln!(err, "{}", self.mask.plain(&line));
+                }
+            }
+            Style::Groups(groups) => groups.summary(lines),
         }
     }
 

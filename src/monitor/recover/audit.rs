@@ -217,7 +217,9 @@ impl Monitor {
             engine_id: None,
             settings: Settings::default(),
             env: Vec::new(),
+            secret_files: Vec::new(),
             patched: false,
+            membership: None,
             container: None,
             deadline: None,
         })

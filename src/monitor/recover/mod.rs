@@ -18,7 +18,7 @@ use tracing::Instrument;
 use crate::audit::{Event, Stop};
 use crate::error::{Error, Result};
 use crate::monitor::context::Context;
-use crate::monitor::entry::{Entry, GiveUpReason};
+use crate::monitor::entry::{Entry, GiveUpReason, Role};
 use crate::monitor::policy::is_permanent;
 use crate::monitor::recover::audit::{Audit, OpenAudit};
 use crate::monitor::recover::foreign::Unwatched;
@@ -30,7 +30,7 @@ use crate::spec::RunId;
 use crate::state::Transition;
 
 pub(crate) use crate::monitor::recover::engine::verify_engine_id;
-pub(crate) use crate::monitor::recover::scan::scan;
+pub(crate) use crate::monitor::recover::scan::{remove_orphans, scan};
 
 /// The interval between checks of a foreign run, or of a disappearing container.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -61,7 +61,7 @@ pub(crate) fn take_over(context: &Arc<Context>, id: &RunId) -> Arc<Entry> {
     if let Some(entry) = entries.get(id) {
         return Arc::clone(entry);
     }
-    let (entry, monitor) = context.monitor(context.place(id));
+    let (entry, monitor) = context.monitor(context.place(id), Role::default());
     entries.insert(id.clone(), Arc::clone(&entry));
     drop(entries);
     let span = monitor.span();

@@ -4,11 +4,14 @@ use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use crate::monitor::context::Context;
-use crate::monitor::exec;
 use crate::monitor::recover::take_over;
 use crate::monitor::wait::Backoff;
+use crate::monitor::{exec, group};
 use crate::root::{Root, RunFile};
 use crate::runtime::{ContainerStatus, OwnedContainer};
 use crate::spec::RunId;
@@ -16,12 +19,23 @@ use crate::spec::RunId;
 /// Below this number of runs, another thread costs more than it saves.
 const MIN_RUNS_PER_THREAD: usize = 256;
 
+/// The pauses between the searches for containers that an engine creates late.
+///
+/// A loaded engine takes over 30 s for a creation.
+const LATE_CREATIONS: [Duration; 3] = [
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+];
+
 /// The runs of a root that need recovery.
 #[derive(Default)]
 struct Unsealed {
     runs: Vec<RunId>,
     /// Sealed runs that have an unsealed exec.
     execs: Vec<RunId>,
+    /// True if the owner of a run died before it recorded a container.
+    may_create: bool,
 }
 
 impl Unsealed {
@@ -50,8 +64,11 @@ impl Unsealed {
         let mut unsealed = Self::default();
         for run in runs {
             // A run that cannot be read counts as unsealed: its monitor reports the problem.
-            if !matches!(root.read_run(run), Ok(Some(file)) if file.seal.is_some()) {
+            let file = root.read_run(run);
+            let file = file.as_ref().map(Option::as_ref).unwrap_or_default();
+            if file.is_none_or(|file| file.seal.is_none()) {
                 unsealed.runs.push(run.clone());
+                unsealed.may_create |= file.is_none_or(|file| file.record.container.is_none());
             } else if !root.unsealed_execs(run).is_empty() {
                 unsealed.execs.push(run.clone());
             }
@@ -62,6 +79,7 @@ impl Unsealed {
     fn merge(mut self, other: Self) -> Self {
         self.runs.extend(other.runs);
         self.execs.extend(other.execs);
+        self.may_create |= other.may_create;
         self
     }
 }
@@ -96,6 +114,14 @@ async fn scan_root(context: &Arc<Context>) {
     for container in owned_containers(context).await {
         remove_orphan(context, container).await;
     }
+    if unsealed.may_create {
+        let late = Arc::clone(context);
+        context.tasks.spawn(async move {
+            let closing = late.closing.clone();
+            closing.run_until_cancelled(remove_late(&late)).await;
+        });
+    }
+    group::recover(context).await;
     context.swept.send_replace(true);
 }
 
@@ -117,11 +143,32 @@ async fn owned_containers(context: &Context) -> Vec<OwnedContainer> {
     }
 }
 
+/// Removes the containers that the engine creates after the first search, for the request of an
+/// owner that has died.
+async fn remove_late(context: &Arc<Context>) {
+    for delay in LATE_CREATIONS {
+        sleep(delay).await;
+        remove_orphans(context).await;
+    }
+}
+
+/// Removes the containers without an owner, unless the engine does not answer.
+pub(crate) async fn remove_orphans(context: &Context) {
+    for container in context
+        .runtime
+        .find(context.root.id())
+        .await
+        .unwrap_or_default()
+    {
+        remove_orphan(context, container).await;
+    }
+}
+
 /// Removes a container without an owner.
 ///
 /// A container of a sealed run is removed by the policy of the run. A container of a run that does
 /// not exist is removed only if it was never started.
-async fn remove_orphan(context: &Arc<Context>, orphan: OwnedContainer) {
+async fn remove_orphan(context: &Context, orphan: OwnedContainer) {
     if context.entries().contains_key(&orphan.run) {
         return;
     }

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll, ready};
 
-use futures::future::BoxFuture;
 use tokio::io::AsyncWrite;
 use tokio_util::sync::PollSender;
 
@@ -14,6 +13,7 @@ use crate::monitor::entry::{PipeState, close_stdin, lock};
 use crate::monitor::exec::StdinSlot;
 use crate::run::attach::session::Session;
 use crate::runtime::InputWriter;
+use crate::runtime::exclusive::Exclusive;
 use crate::spec::Stdin;
 
 /// The most bytes of input in one record.
@@ -37,7 +37,7 @@ const MAX_RECORD_BYTES: usize = 16 << 10;
 #[must_use = "the input of a pipe ends when it is dropped"]
 pub struct Input {
     /// `None` only during the drop.
-    writer: Option<InputWriter>,
+    writer: Exclusive<Option<InputWriter>>,
     mode: Stdin,
     /// The input was shut down.
     closed: bool,
@@ -46,7 +46,7 @@ pub struct Input {
     /// The destination of records, if the input is recorded.
     records: Option<PollSender<Event>>,
     /// Resolves when the run ends. `None` once it has ended.
-    run_end: Option<BoxFuture<'static, ()>>,
+    run_end: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     /// The slot to which the drop returns the writer, for the next session.
     slot: Option<Arc<StdinSlot>>,
     session: Arc<Session>,
@@ -72,7 +72,7 @@ impl Input {
         let entry = &session.run.entry;
         let mut snapshot = entry.snapshot.clone();
         Self {
-            writer: Some(writer),
+            writer: Exclusive::new(Some(writer)),
             mode,
             closed: false,
             end_recorded: false,
@@ -134,7 +134,7 @@ impl AsyncWrite for Input {
             ready!(records.poll_reserve(cx)).map_err(|_| broken_pipe(NOT_RECORDED))?;
             bytes = &bytes[..bytes.len().min(MAX_RECORD_BYTES)];
         }
-        let Some(writer) = &mut this.writer else {
+        let Some(writer) = this.writer.get_mut() else {
             return Poll::Ready(Err(broken_pipe(CLOSED)));
         };
         let written = ready!(writer.as_mut().poll_write(cx, bytes))?;
@@ -148,7 +148,7 @@ impl AsyncWrite for Input {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().writer {
+        match self.get_mut().writer.get_mut() {
             Some(writer) => writer.as_mut().poll_flush(cx),
             None => Poll::Ready(Ok(())),
         }
@@ -174,7 +174,7 @@ impl AsyncWrite for Input {
             this.session
                 .record_note(Action::InputEnd, "the input was closed");
         }
-        if let Some(writer) = &mut this.writer {
+        if let Some(writer) = this.writer.get_mut() {
             match ready!(writer.as_mut().poll_shutdown(cx)) {
                 // No process is left to see the end of the input.
                 Err(_) if ended => {}
@@ -189,7 +189,7 @@ impl AsyncWrite for Input {
 
 impl Drop for Input {
     fn drop(&mut self) {
-        let Some(writer) = self.writer.take() else {
+        let Some(writer) = self.writer.get_mut().take() else {
             return;
         };
         if self.mode == Stdin::Pipe && !self.closed {

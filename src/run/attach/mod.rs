@@ -23,6 +23,7 @@ use crate::error::Result;
 use crate::outcome::{Outcome, Stream};
 use crate::run::Run;
 use crate::runtime::Chunk;
+use crate::runtime::exclusive::Exclusive;
 use crate::spec::WindowSize;
 
 /// An item of an [`Attachment`].
@@ -41,6 +42,9 @@ pub enum Attached {
         bytes: u64,
     },
 }
+
+/// A step of the viewer: the viewer after it, and true if more steps follow.
+type ViewerStep = BoxFuture<'static, (Viewer, Result<bool>)>;
 
 /// The output of a run: a stream of all output so far, and then of live output.
 ///
@@ -71,7 +75,7 @@ pub enum Attached {
 pub struct Attachment {
     /// The viewer between two steps. `None` during a step and after the last.
     viewer: Option<Viewer>,
-    step: Option<BoxFuture<'static, (Viewer, Result<bool>)>>,
+    step: Exclusive<Option<ViewerStep>>,
     ready: VecDeque<Attached>,
     failed: bool,
     input: Option<Input>,
@@ -184,7 +188,7 @@ impl Attachment {
     ) -> Self {
         let attachment = Self {
             viewer: Some(Viewer::new(session.run.clone(), stage)),
-            step: None,
+            step: Exclusive::new(None),
             ready: VecDeque::new(),
             failed: false,
             input,
@@ -208,17 +212,18 @@ impl futures::Stream for Attachment {
             if self.failed {
                 return Poll::Ready(None);
             }
-            if self.step.is_none() {
-                match self.viewer.take() {
-                    Some(viewer) => self.step = Some(Box::pin(viewer.step())),
-                    None => return Poll::Ready(None),
-                }
+            let this = &mut *self;
+            let step = this.step.get_mut();
+            if step.is_none()
+                && let Some(viewer) = this.viewer.take()
+            {
+                *step = Some(Box::pin(viewer.step()));
             }
-            let Some(step) = &mut self.step else {
+            let Some(pending) = step else {
                 return Poll::Ready(None);
             };
-            let (mut viewer, more) = std::task::ready!(step.as_mut().poll(cx));
-            self.step = None;
+            let (mut viewer, more) = std::task::ready!(pending.as_mut().poll(cx));
+            *step = None;
             self.ready.extend(viewer.take_items());
             match more {
                 Ok(true) => self.viewer = Some(viewer),

@@ -158,10 +158,9 @@ impl Delivery {
         let overlap = position.saturating_sub(chunk.offset) as usize;
         self.position[chunk.stream] = end;
         if !chunk.bytes.is_empty() {
-            self.items.push(Attached::Chunk(Chunk {
-                stream: chunk.stream,
-                bytes: chunk.bytes.slice(overlap..),
-            }));
+            let bytes = chunk.bytes.slice(overlap..);
+            self.items
+                .push(Attached::Chunk(Chunk::new(chunk.stream, bytes)));
         }
     }
 
@@ -511,10 +510,7 @@ mod tests {
     }
 
     fn delivered(bytes: &'static [u8]) -> Attached {
-        Attached::Chunk(Chunk {
-            stream: Stream::Stdout,
-            bytes: Bytes::from_static(bytes),
-        })
+        Attached::Chunk(Chunk::new(Stream::Stdout, Bytes::from_static(bytes)))
     }
 
     fn lagged(bytes: u64) -> Attached {

@@ -13,7 +13,7 @@ use crate::error::RuntimeError;
 use crate::runtime::EngineInfo;
 use crate::spec::ContainerId;
 
-/// The timeout of a call, unless its documentation states another.
+/// The default timeout of a call, unless its documentation states another.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A timeout of one year. moat sets the timeouts, not bollard.
 pub(super) const NO_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -35,6 +35,8 @@ pub(super) struct Client {
     pub(super) address: String,
     pub(super) engine: EngineInfo,
     pub(super) podman: bool,
+    /// The timeout of a call, unless its documentation states another.
+    pub(super) timeout: Duration,
 }
 
 impl Client {
@@ -46,7 +48,7 @@ impl Client {
         let bollard = dialer.client(NO_TIMEOUT)?;
         let address = dialer.address().to_string();
         let versions = timeout(limit, async {
-            send(&dialer, Call::get("/_ping")).await?;
+            send(&dialer, Call::get("/_ping"), limit).await?;
             let bollard = bollard.negotiate_version().await?;
             let version = bollard.version().await?;
             Ok((bollard, version))
@@ -69,12 +71,13 @@ impl Client {
             address,
             engine,
             podman,
+            timeout: CALL_TIMEOUT,
         })
     }
 
     /// Reads the engine's current version and its id.
     pub(super) async fn engine_info(&self) -> Result<EngineInfo, RuntimeError> {
-        let info = with_timeout(async {
+        let info = self.with_timeout(async {
             let info = self.info().await?;
             let version = match info.version() {
                 Some(version) => version,
@@ -138,18 +141,36 @@ impl Client {
     ///
     /// An error status is a [`Failure::Refused`].
     pub(super) async fn send(&self, call: Call) -> Result<Answer, Failure> {
-        send(&self.dialer, call).await
+        send(&self.dialer, call, self.timeout).await
     }
 
     /// Sends a call, and returns the whole response body.
     pub(super) async fn fetch(&self, call: Call) -> Result<Bytes, Failure> {
-        with_timeout(async { self.send(call).await?.bytes(CALL_TIMEOUT).await }).await
+        self.with_timeout(async { self.send(call).await?.bytes(self.timeout).await })
+            .await
+    }
+
+    /// Awaits a call through bollard, for at most the timeout of a call.
+    pub(super) async fn bollard_call<T>(
+        &self,
+        call: impl Future<Output = Result<T, bollard::errors::Error>>,
+    ) -> Result<T, Failure> {
+        self.with_timeout(async { Ok(call.await?) }).await
+    }
+
+    /// Awaits one or more calls, for at most the timeout of one call in total.
+    pub(super) async fn with_timeout<T>(
+        &self,
+        calls: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let result = timeout(self.timeout, calls).await;
+        result.unwrap_or(Err(Failure::Timeout(self.timeout)))
     }
 }
 
-async fn send(dialer: &Dialer, call: Call) -> Result<Answer, Failure> {
-    let answer = exchange(dialer, call, CALL_TIMEOUT).await?;
-    answer.error_for_status(CALL_TIMEOUT).await
+async fn send(dialer: &Dialer, call: Call, limit: Duration) -> Result<Answer, Failure> {
+    let answer = exchange(dialer, call, limit).await?;
+    answer.error_for_status(limit).await
 }
 
 /// Converts a failure of the first call: the listener may not be an engine.
@@ -187,19 +208,4 @@ pub(super) fn path_segment(container: &ContainerId) -> Result<&str, Failure> {
     }
     let message = format!("{id:?} is not a valid container id");
     Err(Failure::Refused(Refusal::new(400, &message)))
-}
-
-/// Awaits a call through bollard, for at most [`CALL_TIMEOUT`].
-pub(super) async fn bollard_call<T>(
-    call: impl Future<Output = Result<T, bollard::errors::Error>>,
-) -> Result<T, Failure> {
-    with_timeout(async { Ok(call.await?) }).await
-}
-
-/// Awaits one or more calls, for at most [`CALL_TIMEOUT`] in total.
-pub(super) async fn with_timeout<T>(
-    calls: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    let result = timeout(CALL_TIMEOUT, calls).await;
-    result.unwrap_or(Err(Failure::Timeout(CALL_TIMEOUT)))
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::time::sleep;
 
-use super::client::{CALL_TIMEOUT, Client, NO_TIMEOUT, bollard_call, path_segment, with_timeout};
+use super::client::{Client, NO_TIMEOUT, path_segment};
 use super::connection::{Answer, Call, exchange};
 use super::create::{self, LogDriver};
 use super::errors::{Failure, Refusal};
@@ -32,10 +32,10 @@ impl Client {
     pub(super) async fn create(&self, request: CreateRequest<'_>) -> Result<Created, RuntimeError> {
         const OPERATION: &str = "create the container";
         let settings = request.spec.settings();
-        if self.podman
-            && create::has_bind_mount(settings)
-            && let Some(root) = self.dialer.root_of_podman().await
-            && let Some(source) = create::missing_source(settings, &root)
+        let sources = create::unchecked_sources(settings, self.podman);
+        if !sources.is_empty()
+            && let roots = self.dialer.roots_of_engine().await
+            && let Some(source) = create::missing_source(&sources, &roots)
         {
             return Err(RuntimeError::Rejected {
                 operation: OPERATION,
@@ -55,13 +55,20 @@ impl Client {
         {
             created = self.create_with_log(&request, LogDriver::Local).await;
         }
-        created.map_err(|failure| match failure.refusal(Refusal::is_no_such_image) {
-            Some(refusal) => RuntimeError::NoSuchImage {
-                image: settings.image.clone(),
-                reason: refusal.message.clone(),
-            },
-            None => failure.error(OPERATION, &self.address),
-        })
+        let created =
+            created.map_err(|failure| match failure.refusal(Refusal::is_no_such_image) {
+                Some(refusal) => RuntimeError::NoSuchImage {
+                    image: settings.image.clone(),
+                    reason: refusal.message.clone(),
+                },
+                None => failure.error(OPERATION, &self.address),
+            })?;
+        if let Err(error) = self.write_secrets(&created.container, request.spec).await {
+            // Best effort: the owner of the run removes what is left.
+            let _ = self.remove(&created.container, true).await;
+            return Err(error);
+        }
+        Ok(created)
     }
 
     async fn create_with_log(
@@ -78,7 +85,9 @@ impl Client {
             name: Some(request.name.to_owned()),
             platform: request.spec.settings().platform.clone().unwrap_or_default(),
         };
-        let created = bollard_call(self.bollard.create_container(Some(options), body)).await?;
+        let created = self
+            .bollard_call(self.bollard.create_container(Some(options), body))
+            .await?;
         Ok(Created {
             container: ContainerId::new(created.id),
             warnings: created.warnings,
@@ -89,7 +98,8 @@ impl Client {
         let started = async {
             let id = path_segment(container)?;
             let options = None::<StartContainerOptions>;
-            bollard_call(self.bollard.start_container(id, options)).await
+            self.bollard_call(self.bollard.start_container(id, options))
+                .await
         };
         started.await.map_err(self.error("start the container"))
     }
@@ -104,7 +114,7 @@ impl Client {
         let call = call.query("condition", "not-running");
         // Some engines send the response head only once the container has exited.
         let answer = exchange(&self.dialer, call, NO_TIMEOUT).await?;
-        let mut answer = answer.error_for_status(CALL_TIMEOUT).await?;
+        let mut answer = answer.error_for_status(self.timeout).await?;
         let mut json = Vec::new();
         while let Some(data) = answer.data().await {
             json.extend_from_slice(&data?);
@@ -169,10 +179,25 @@ impl Client {
         container: &ContainerId,
         request: LogsRequest,
     ) -> Result<OutputStream, RuntimeError> {
+        match request.follow && self.podman {
+            true => self.follow_log(container, request).await,
+            false => self.read_log(container, request).await,
+        }
+    }
+
+    /// Reads the log in one request.
+    pub(super) async fn read_log(
+        &self,
+        container: &ContainerId,
+        request: LogsRequest,
+    ) -> Result<OutputStream, RuntimeError> {
         const OPERATION: &str = "read the container's log";
-        let answer = self.open_log(container, &request, false).await;
+        // A terminal's log has no frames, so its times cannot be told from its bytes.
+        let timestamps = request.timestamps && !request.tty;
+        let answer = self.open_log(container, &request, timestamps).await;
         let answer = answer.map_err(self.error(OPERATION))?;
-        Ok(Output::of_log(answer, request.tty, OPERATION, self.address.clone()).boxed())
+        let address = self.address.clone();
+        Ok(Output::of_log(answer, request.tty, timestamps, OPERATION, address).boxed())
     }
 
     /// Requests the engine's log, each record of which begins with its time stamp if asked for.
@@ -197,7 +222,7 @@ impl Client {
             Ok(answer) if !request.follow => answer.with_marked_end(),
             // The log is removed with the container, so a missing container is definitive.
             Err(failure) if failure.refusal(Refusal::is_marked_for_removal).is_some() => {
-                match with_timeout(self.wait_removed(container)).await {
+                match self.with_timeout(self.wait_removed(container)).await {
                     Ok(()) => Err(Failure::Refused(Refusal::no_such_container(container))),
                     Err(_) => Err(failure),
                 }
@@ -216,7 +241,8 @@ impl Client {
             let id = path_segment(container)?;
             let signal = signal.to_owned();
             let options = KillContainerOptions { signal };
-            bollard_call(self.bollard.kill_container(id, Some(options))).await
+            self.bollard_call(self.bollard.kill_container(id, Some(options)))
+                .await
         };
         signaled.await.map_err(|failure| match &failure {
             // Older engines respond with status 500.
@@ -235,14 +261,16 @@ impl Client {
         container: &ContainerId,
         force: bool,
     ) -> Result<(), RuntimeError> {
-        let removed = with_timeout(async {
+        let removed = self.with_timeout(async {
             let id = path_segment(container)?;
             let options = RemoveContainerOptions {
                 v: true,
                 force,
                 link: false,
             };
-            let removed = bollard_call(self.bollard.remove_container(id, Some(options))).await;
+            let removed = self
+                .bollard_call(self.bollard.remove_container(id, Some(options)))
+                .await;
             match removed {
                 // A concurrent removal can still fail. Only the container's absence is
                 // definitive.

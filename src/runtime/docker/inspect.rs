@@ -63,6 +63,17 @@ struct Container {
     host_config: HostConfig,
     #[serde(default, deserialize_with = "or_default")]
     network_settings: NetworkSettings,
+    #[serde(default, deserialize_with = "or_default")]
+    mounts: Vec<MountPoint>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct MountPoint {
+    #[serde(default, rename = "Type", deserialize_with = "or_default")]
+    kind: String,
+    #[serde(default, deserialize_with = "or_default")]
+    destination: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,6 +99,16 @@ struct State {
 struct HealthState {
     #[serde(default, deserialize_with = "or_default")]
     status: String,
+    /// The last checks, the oldest first.
+    #[serde(default, deserialize_with = "or_default")]
+    log: Vec<HealthCheck>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HealthCheck {
+    #[serde(default, deserialize_with = "or_default")]
+    output: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -130,6 +151,9 @@ struct HostConfig {
     network_mode: String,
     #[serde(default, deserialize_with = "or_default")]
     log_config: Log,
+    /// The targets of tmpfs, and their options.
+    #[serde(default, deserialize_with = "or_default")]
+    tmpfs: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -152,7 +176,7 @@ struct Listed {
 }
 
 /// Deserializes `null` as the default value.
-fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     from: D,
 ) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
@@ -161,7 +185,8 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
 /// Parses the response to an inspection.
 pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failure> {
     let container: Container = parse(json)?;
-    let state = container.state;
+    let mut state = container.state;
+    let last_check = state.health.log.pop();
     let (started_at, finished_at) = (time(&state.started_at)?, time(&state.finished_at)?);
     let mut status = status(&state.status)?;
     let mut exit_code = Some(state.exit_code);
@@ -196,7 +221,34 @@ pub(super) fn inspection(json: &[u8], podman: bool) -> Result<Inspection, Failur
         on_host_network: container.host_config.network_mode == "host",
         addresses: addresses(container.network_settings.networks),
         health: health(&state.health.status),
+        health_output: last_check.map(|check| check.output),
         ..Inspection::new(status)
+    })
+}
+
+/// The targets of a container's mounts.
+#[derive(Debug, Default)]
+pub(super) struct MountTargets {
+    /// The tmpfs, which exist only while the container runs.
+    pub(super) tmpfs: Vec<String>,
+    pub(super) other: Vec<String>,
+    pub(super) is_running: bool,
+}
+
+/// Parses the mounts in the response to an inspection.
+pub(super) fn mount_targets(json: &[u8]) -> Result<MountTargets, Failure> {
+    let container: Container = parse(json)?;
+    let (tmpfs, other): (Vec<_>, Vec<_>) = container
+        .mounts
+        .into_iter()
+        .partition(|mount| mount.kind == "tmpfs");
+    let targets = |mounts: Vec<MountPoint>| mounts.into_iter().map(|mount| mount.destination);
+    Ok(MountTargets {
+        tmpfs: targets(tmpfs)
+            .chain(container.host_config.tmpfs.into_keys())
+            .collect(),
+        other: targets(other).collect(),
+        is_running: status(&container.state.status)? == ContainerStatus::Running,
     })
 }
 
@@ -446,7 +498,7 @@ fn log(log: Log, podman: bool) -> LogConfig {
     }
 }
 
-fn parse<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, Failure> {
+pub(super) fn parse<'de, T: Deserialize<'de>>(json: &'de [u8]) -> Result<T, Failure> {
     serde_json::from_slice(json).map_err(|error| Failure::malformed(&error))
 }
 
@@ -539,7 +591,8 @@ mod tests {
     #[test]
     fn ports_addresses_and_health_are_parsed() {
         let json = json!({
-            "State": {"Status": "running", "Health": {"Status": "starting", "Log": []}},
+            "State": {"Status": "running", "Health": {"Status": "starting",
+                "Log": [{"ExitCode": 1, "Output": "first"}, {"ExitCode": 1, "Output": "no db\n"}]}},
             "HostConfig": {"NetworkMode": "default"},
             "NetworkSettings": {
                 "Ports": {
@@ -572,6 +625,7 @@ mod tests {
             ]
         );
         assert_eq!(seen.health, Some(Health::Starting));
+        assert_eq!(seen.health_output.as_deref(), Some("no db\n"));
         assert!(!seen.on_host_network);
         let address = "172.17.0.2".parse().unwrap();
         assert_eq!(seen.addresses, [("bridge".to_owned(), address)].into());

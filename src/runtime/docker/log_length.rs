@@ -8,7 +8,7 @@
 use futures::StreamExt;
 use tokio::time::timeout;
 
-use super::client::{CALL_TIMEOUT, Client};
+use super::client::Client;
 use super::errors::Failure;
 use super::output::Output;
 use crate::error::RuntimeError;
@@ -53,8 +53,8 @@ impl Client {
             }
             Ok(false)
         };
-        let compared = timeout(CALL_TIMEOUT, compared).await;
-        compared.unwrap_or_else(|_| Err(self.error(OPERATION)(Failure::Timeout(CALL_TIMEOUT))))
+        let compared = timeout(self.timeout, compared).await;
+        compared.unwrap_or_else(|_| Err(self.error(OPERATION)(Failure::Timeout(self.timeout))))
     }
 
     async fn log_start(
@@ -65,7 +65,7 @@ impl Client {
     ) -> Result<LogStart, RuntimeError> {
         let answer = self.open_log(container, &request, true).await;
         let answer = answer.map_err(self.error(OPERATION))?;
-        let output = Output::of_log(answer, request.tty, OPERATION, self.address.clone());
+        let output = Output::of_log(answer, request.tty, false, OPERATION, self.address.clone());
         LogStart::read(output.boxed(), bytes).await
     }
 }

@@ -60,10 +60,13 @@ mod create;
 mod errors;
 mod events;
 mod exec;
+mod follow;
 mod image;
 mod inspect;
 mod log_length;
 pub(crate) mod output;
+mod resource;
+mod secrets;
 mod stdin;
 #[cfg(test)]
 mod tests;
@@ -76,15 +79,18 @@ use async_trait::async_trait;
 use self::client::Client;
 pub use self::connect::ConnectOptions;
 pub(super) use self::connect::NoEngine;
+#[cfg(feature = "tls")]
+pub(crate) use self::connection::AnyCertificate;
 use self::connection::Environment;
 use super::{
     Archive, AttachedOutput, Capabilities, Continuity, CreateRequest, Created, DrainLimit,
-    EngineInfo, ExecId, ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest,
-    OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus,
+    EngineInfo, ExecId, ExecInspection, ImageInfo, InputWriter, Inspection, LabeledContainer,
+    LabeledResource, LogsRequest, OutputStream, OwnedContainer, ResourceRequest, Runtime,
+    StartedExec, WaitStatus,
 };
 use crate::error::{Result, RuntimeError};
 use crate::outcome::Usage;
-use crate::spec::{ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, WindowSize};
+use crate::spec::{ContainerId, ExecSpec, InvalidSpec, ResourceKind, RootId, RunSpec, WindowSize};
 
 /// The time for which the daemon keeps output for a reader after an exit, and the size of its
 /// buffer for each reader.
@@ -92,10 +98,10 @@ const DRAIN_LIMIT: DrainLimit = DrainLimit::new(Duration::from_secs(2), 1_000_00
 /// The daemon discards the output that it has not read at the exit.
 const NO_DRAIN: DrainLimit = DrainLimit::new(Duration::ZERO, 0);
 
-/// The first version of Podman whose execs are supported.
+/// The first version of Podman whose execs and health checks are supported without limits.
 ///
 /// Podman 4.3 sends no output of an exec, and 4.4 to 4.9 were not tried.
-const PODMAN_WITH_EXEC: (u64, u64, u64) = (5, 0, 0);
+const PODMAN_5: (u64, u64, u64) = (5, 0, 0);
 
 /// A connection to Docker, or to an engine that implements its API.
 ///
@@ -236,6 +242,41 @@ impl Docker {
         self
     }
 
+    /// Sets the timeout of each call to the engine. Default: 30 s.
+    ///
+    /// Raise it for an engine under so much load that it takes longer for a call, such as the
+    /// creation of a container. Clones that were made before keep their timeout.
+    ///
+    /// It bounds a call until the response has arrived, or, for output and archives, its first
+    /// bytes. Opening a connection has at most 30 s of it. Not affected: waiting for a container,
+    /// copying into one, a pull, and the time that [`connect`](Self::connect) takes.
+    ///
+    /// # Errors
+    ///
+    /// [`RuntimeError::Rejected`]: the timeout is zero.
+    ///
+    /// ```no_run
+    /// # async fn run() -> moat::Result<()> {
+    /// use moat::runtime::docker::Docker;
+    /// use std::time::Duration;
+    ///
+    /// let docker = Docker::connect().await?.with_timeout(Duration::from_secs(120))?;
+    /// # let _ = docker;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_timeout(mut self, timeout: Duration) -> Result<Self> {
+        if timeout.is_zero() {
+            let error = RuntimeError::Rejected {
+                operation: "set the timeout of the engine's calls",
+                reason: "it is zero, so that every call would fail; set a longer one".into(),
+            };
+            return Err(error.into());
+        }
+        self.client.timeout = timeout;
+        Ok(self)
+    }
+
     pub(super) fn is_podman(&self) -> bool {
         self.client.podman
     }
@@ -276,18 +317,22 @@ impl Runtime for Docker {
             .with_logs()
             .with_stdin()
             .with_copy_ended()
-            .with_ports();
+            .with_ports()
+            .with_networks()
+            .with_volumes()
+            .with_images();
         if self.client.podman {
             // Each container and each exec has a separate monitor process, which reads until the
             // end of the output: there is no drain limit.
-            return match version_numbers(&self.client.engine.version) >= PODMAN_WITH_EXEC {
-                true => common.with_exec(),
+            return match version_numbers(&self.client.engine.version) >= PODMAN_5 {
+                true => common.with_exec().with_exec_kill(),
                 false => common,
             };
         }
         let docker = common
             .with_stdin_reattach()
             .with_exec()
+            .with_exec_kill()
             .with_exec_drain(DRAIN_LIMIT);
         match drain_limit(&self.client.engine.version) {
             Some(drain) => docker.with_drain(drain),
@@ -305,10 +350,13 @@ impl Runtime for Docker {
 
     fn validate(&self, spec: &RunSpec) -> Result<(), InvalidSpec> {
         create::check(spec)?;
-        match self.client.podman {
-            true => create::check_podman(spec.settings()),
-            false => Ok(()),
+        if self.client.podman {
+            create::check_podman(spec)?;
+            if version_numbers(&self.client.engine.version) < PODMAN_5 {
+                create::check_podman_4(spec.settings())?;
+            }
         }
+        Ok(())
     }
 
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
@@ -389,9 +437,25 @@ impl Runtime for Docker {
         self.client.inspect_exec(exec).await
     }
 
+    async fn exec_kill(&self, container: &ContainerId, exec: &ExecId) -> Result<(), RuntimeError> {
+        self.client.kill_exec(container, exec).await
+    }
+
     async fn exec_resize(&self, exec: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
         let path = self.client.exec_path(exec, "/resize");
         self.client.resize_terminal(path, size).await
+    }
+
+    async fn create_resource(&self, request: ResourceRequest<'_>) -> Result<(), RuntimeError> {
+        self.client.create_resource(request).await
+    }
+
+    async fn remove_resource(&self, kind: ResourceKind, name: &str) -> Result<(), RuntimeError> {
+        self.client.remove_resource(kind, name).await
+    }
+
+    async fn find_resources(&self) -> Result<Vec<LabeledResource>, RuntimeError> {
+        self.client.find_resources().await
     }
 
     async fn signal(&self, container: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
@@ -414,8 +478,20 @@ impl Runtime for Docker {
         self.client.stats(container).await
     }
 
+    async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
+        self.client.images().await
+    }
+
+    async fn image_inspect(&self, image: &str) -> Result<ImageInfo, RuntimeError> {
+        self.client.image_inspect(image).await
+    }
+
+    async fn image_remove(&self, image: &str, force: bool) -> Result<(), RuntimeError> {
+        self.client.image_remove(image, force).await
+    }
+
     async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError> {
-        self.client.download(container, path).await
+        self.client.copy_out(container, path).await
     }
 
     async fn copy_in(
@@ -424,6 +500,6 @@ impl Runtime for Docker {
         path: &str,
         archive: Archive,
     ) -> Result<(), RuntimeError> {
-        self.client.upload(container, path, archive).await
+        self.client.copy_in(container, path, archive).await
     }
 }

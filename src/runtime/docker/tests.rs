@@ -9,12 +9,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep};
 
-use super::client::{NO_TIMEOUT, path_segment};
+use super::client::{CALL_TIMEOUT, NO_TIMEOUT, path_segment};
 use super::connection::{Address, Dialer};
+use super::errors::Kind;
 use super::*;
 use crate::outcome::Stream;
 use crate::runtime::{Chunk, ContainerStatus};
-use crate::spec::{Credentials, Pull};
+use crate::spec::{Credentials, Pull, RunId};
 
 /// A socket on which a test responds, byte by byte.
 struct Socket {
@@ -46,6 +47,7 @@ impl Socket {
                     ..EngineInfo::new("Docker Engine", "20.10")
                 },
                 podman: false,
+                timeout: CALL_TIMEOUT,
             },
             source: None,
         };
@@ -92,10 +94,7 @@ async fn all(stream: OutputStream) -> Items {
 }
 
 fn stdout(bytes: &'static str) -> Chunk {
-    Chunk {
-        stream: Stream::Stdout,
-        bytes: bytes.into(),
-    }
+    Chunk::new(Stream::Stdout, bytes)
 }
 
 #[test]
@@ -317,15 +316,15 @@ async fn a_log_of_many_lines_becomes_few_chunks() {
 #[tokio::test]
 async fn a_refused_attach_has_the_engines_message() {
     for (status, message, kind) in [
-        (404, "No such container: abc", "NotFound"),
-        (409, "container abc is paused", "Conflict"),
-        (500, "no", "Rejected"),
+        (404, "No such container: abc", Kind::NotFound),
+        (409, "container abc is paused", Kind::Conflict),
+        (500, "no", Kind::Rejected),
     ] {
         let (socket, docker) = Socket::new();
         let answer = json_response(status, &json!({"message": message}));
         let (_, output) = tokio::join!(socket.respond(answer), docker.attach(&ID, false));
         let error = output.err().unwrap();
-        assert!(format!("{error:?}").starts_with(kind), "{error:?}");
+        assert_eq!(Kind::of(&error), kind);
         assert!(error.to_string().contains(message));
     }
 }
@@ -350,6 +349,64 @@ async fn a_silent_engine_is_an_inconclusive_timeout() {
     };
     assert!(matches!(error, RuntimeError::Timeout { .. }), "{error}");
     assert!(!error.is_definitive());
+}
+
+/// Creates a container on an engine that takes `late` to answer.
+async fn create_late(limit: Duration, late: Duration) -> Result<Created, RuntimeError> {
+    let (socket, docker) = Socket::new();
+    let docker = docker.with_timeout(limit).unwrap();
+    let engine = async {
+        let (mut stream, _) = socket.request().await;
+        sleep(late).await;
+        let created = json_response(201, &json!({"Id": "abc", "Warnings": []}));
+        // The client may have gone.
+        let _ = stream.write_all(created.as_bytes()).await;
+    };
+    let (root, run) = (RootId::generate(), RunId::generate());
+    let spec = RunSpec::new("x");
+    let request = CreateRequest::new("moat-x", &root, &run, &spec);
+    let ((), created) = tokio::join!(engine, docker.create(request));
+    created
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_timeout_of_a_call_can_be_set() {
+    let seconds = Duration::from_secs;
+    let created = create_late(seconds(60), seconds(45)).await;
+    assert_eq!(created.unwrap().container, *ID);
+    for limit in [CALL_TIMEOUT, seconds(2)] {
+        let error = create_late(limit, seconds(45)).await.unwrap_err();
+        assert!(
+            matches!(error, RuntimeError::Timeout { after, .. } if after == limit),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_timeout_bounds_calls_without_bollard() {
+    let (socket, docker) = Socket::new();
+    let limit = Duration::from_secs(45);
+    let docker = docker.with_timeout(limit).unwrap();
+    let silent = async {
+        let held = socket.request().await;
+        std::future::pending::<()>().await;
+        drop(held);
+    };
+    let started = Instant::now();
+    let error = tokio::select! {
+        () = silent => unreachable!(),
+        inspected = docker.inspect(&ID) => inspected.unwrap_err(),
+    };
+    assert!(matches!(error, RuntimeError::Timeout { after, .. } if after == limit));
+    assert_eq!(started.elapsed().as_secs(), 45);
+}
+
+#[tokio::test]
+async fn a_timeout_of_zero_is_refused() {
+    let (_socket, docker) = Socket::new();
+    let error = docker.with_timeout(Duration::ZERO).unwrap_err();
+    assert!(error.to_string().contains("it is zero"), "{error}");
 }
 
 #[tokio::test]
@@ -441,7 +498,9 @@ async fn the_output_beside_an_input_of_podman_is_read() {
 async fn an_empty_archive_is_requested_again() {
     let (socket, docker) = Socket::new();
     let empty = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let container = || json_response(200, &json!({"State": {"Status": "running"}}));
     let engine = async {
+        socket.respond(container()).await;
         socket.respond(empty).await;
         let whole = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntar";
         socket.respond(whole).await;
@@ -450,6 +509,7 @@ async fn an_empty_archive_is_requested_again() {
     let bytes: Vec<_> = archive.unwrap().map(Result::unwrap).collect().await;
     assert_eq!(bytes.concat(), b"tar");
     let engine = async {
+        socket.respond(container()).await;
         loop {
             socket.respond(empty).await;
         }
@@ -550,6 +610,88 @@ async fn a_pull_sends_credentials_and_reports_progress() {
     assert_eq!(*seen.lock().unwrap(), ["Pulling", "Done"]);
 }
 
+/// Prepares an image for arm64, where each inspection finds one of these architectures. Returns
+/// the operations.
+async fn prepare_arm64(
+    pull: Pull,
+    found: &[&str],
+) -> (Vec<&'static str>, Result<(), RuntimeError>) {
+    let (socket, docker) = Socket::new();
+    let spec = RunSpec::new("registry.test/x")
+        .credentials(Credentials::new("me", "secret"))
+        .platform("linux/arm64")
+        .pull(pull);
+    let operations = Mutex::new(Vec::new());
+    let engine = async {
+        let mut found = found.iter();
+        loop {
+            let (mut stream, request) = socket.request().await;
+            let is_pull = request.starts_with("POST ");
+            let answer = match is_pull {
+                true => json!({"status": "Done"}),
+                false => json!({"Os": "linux", "Architecture": found.next().unwrap()}),
+            };
+            let operation = if is_pull { "pull" } else { "inspect" };
+            operations.lock().unwrap().push(operation);
+            let answer = json_response(200, &answer);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    };
+    let prepared = tokio::select! {
+        () = engine => unreachable!(),
+        prepared = docker.prepare(&spec) => prepared,
+    };
+    (operations.into_inner().unwrap(), prepared)
+}
+
+#[tokio::test]
+async fn an_image_of_another_platform_is_pulled() {
+    let (operations, prepared) = prepare_arm64(Pull::Missing, &["amd64", "arm64"]).await;
+    prepared.unwrap();
+    assert_eq!(operations, ["inspect", "pull", "inspect"]);
+    let (operations, prepared) = prepare_arm64(Pull::Missing, &["arm64"]).await;
+    prepared.unwrap();
+    assert_eq!(operations, ["inspect"]);
+}
+
+#[tokio::test]
+async fn an_image_of_another_platform_is_no_such_image() {
+    for (pull, found) in [
+        (Pull::Never, &["amd64"][..]),
+        (Pull::Missing, &["amd64", "amd64"]),
+        (Pull::Always, &["amd64"]),
+    ] {
+        let (_, prepared) = prepare_arm64(pull, found).await;
+        let error = prepared.unwrap_err();
+        assert!(
+            matches!(error, RuntimeError::NoSuchImage { .. }),
+            "{error:?}"
+        );
+        let text = "has the image for linux/amd64 and not for linux/arm64";
+        assert!(error.to_string().contains(text), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_image_of_several_platforms_is_there_for_each() {
+    for (status, is_there) in [(200, true), (404, false)] {
+        let (socket, docker) = Socket::of_version("1.49");
+        let spec = RunSpec::new("x").platform("linux/arm64").pull(Pull::Never);
+        let engine = async {
+            let other = json!({"Os": "linux", "Architecture": "amd64"});
+            socket.respond(json_response(200, &other)).await;
+            let answer = json!({"message": "no such platform"});
+            socket.respond(json_response(status, &answer)).await
+        };
+        let (request, prepared) = tokio::join!(engine, docker.prepare(&spec));
+        assert!(
+            request.starts_with("GET /v1.49/images/x/json?platform=%7B"),
+            "{request}"
+        );
+        assert_eq!(prepared.is_ok(), is_there, "{prepared:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_error_within_a_pull_has_a_hint() {
     let (socket, docker) = Socket::new();
@@ -570,12 +712,117 @@ async fn an_error_within_a_pull_has_a_hint() {
     );
 }
 
+/// Prepares an image for arm64 whose pull fails with `error`, and which the engine has for `found`.
+/// Returns the reports of a fallback.
+async fn prepare_newer(
+    error: &str,
+    found: Option<&str>,
+) -> (Vec<String>, Result<(), RuntimeError>) {
+    let (socket, docker) = Socket::new();
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&reports);
+    let spec = RunSpec::new("registry.test/x")
+        .credentials(Credentials::new("me", "secret"))
+        .platform("linux/arm64")
+        .pull(Pull::Newer)
+        .on_pull(move |progress| {
+            if progress.fallback {
+                sink.lock().unwrap().push(progress.status);
+            }
+        });
+    let engine = async {
+        let error = json!({"message": error});
+        let pull = socket.respond(json_response(500, &error)).await;
+        assert!(pull.starts_with("POST "), "{pull}");
+        let answer = match found {
+            Some(found) => json_response(200, &json!({"Os": "linux", "Architecture": found})),
+            None => json_response(404, &json!({"message": "No such image: x"})),
+        };
+        socket.respond(answer).await;
+    };
+    let ((), prepared) = tokio::join!(engine, docker.prepare(&spec));
+    let reports = reports.lock().unwrap().clone();
+    (reports, prepared)
+}
+
+#[tokio::test]
+async fn a_failed_pull_falls_back_to_the_local_image() {
+    let (reports, prepared) = prepare_newer("manifest unknown", Some("arm64")).await;
+    prepared.unwrap();
+    let reason = "the local image registry.test/x is used, because the pull failed: \
+                  manifest unknown";
+    assert_eq!(reports, [reason]);
+}
+
+#[tokio::test]
+async fn without_a_local_image_a_failed_pull_is_the_error() {
+    for found in [None, Some("amd64")] {
+        let (reports, prepared) = prepare_newer("manifest unknown", found).await;
+        let error = prepared.unwrap_err();
+        assert!(
+            matches!(error, RuntimeError::NoSuchImage { .. }),
+            "{error:?}"
+        );
+        let text = "cannot find image registry.test/x: manifest unknown";
+        assert!(error.to_string().starts_with(text), "{error}");
+        assert_eq!(reports, [""; 0]);
+    }
+}
+
+/// Pulls an image, while each pull fails with `error`. Returns the number of pulls, their
+/// reports, and the error.
+async fn pull_always(retries: u32, error: &str) -> (usize, Vec<String>, RuntimeError) {
+    let (socket, docker) = Socket::new();
+    let reports = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&reports);
+    let spec = RunSpec::new("registry.test/x")
+        .credentials(Credentials::new("me", "secret"))
+        .pull(Pull::Always)
+        .pull_retries(retries)
+        .on_pull(move |progress| sink.lock().unwrap().push(progress.status));
+    let mut pulls = 0;
+    let answer = json_response(500, &json!({"message": error}));
+    let engine = async {
+        loop {
+            socket.respond(&answer).await;
+            pulls += 1;
+        }
+    };
+    let prepared = tokio::select! {
+        () = engine => unreachable!(),
+        prepared = docker.prepare(&spec) => prepared,
+    };
+    let reports = reports.lock().unwrap().clone();
+    (pulls, reports, prepared.unwrap_err())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_is_retried_after_growing_pauses() {
+    let error = "dial tcp: connection refused";
+    let started = Instant::now();
+    let (pulls, reports, failed) = pull_always(6, error).await;
+    assert_eq!(pulls, 7);
+    let reported = |seconds| format!("Retrying in {seconds} s: {error}");
+    assert_eq!(reports, [1, 2, 4, 8, 16, 30].map(reported));
+    assert_eq!(started.elapsed().as_secs(), 61);
+    assert!(failed.to_string().contains(error), "{failed}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_pull_is_not_retried() {
+    for error in ["manifest unknown", "access denied", "unauthorized"] {
+        let (pulls, reports, failed) = pull_always(6, error).await;
+        assert_eq!((pulls, reports.len()), (1, 0), "{failed}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_a_pull_without_progress_times_out() {
     let (socket, docker) = Socket::new();
     let spec = RunSpec::new("registry.test/x")
         .credentials(Credentials::new("me", "secret"))
-        .pull(Pull::Always);
+        .pull(Pull::Always)
+        .pull_retries(0);
     let engine = async {
         let (mut stream, _) = socket.request().await;
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();

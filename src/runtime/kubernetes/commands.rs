@@ -396,7 +396,10 @@ fn read(
                 _ => continue,
             };
             let bytes: Bytes = frame.payload;
-            return Some((Ok(Chunk { stream, bytes }), Some((frames, state, requests))));
+            return Some((
+                Ok(Chunk::new(stream, bytes)),
+                Some((frames, state, requests)),
+            ));
         }
     })
     .boxed()

@@ -306,6 +306,7 @@ impl Runtime for Kubernetes {
     fn capabilities(&self) -> Capabilities {
         Capabilities::NONE
             .with_attach_before_start()
+            .with_attach_keepalive()
             .with_logs()
             .with_stdin()
             .with_stdin_reattach()

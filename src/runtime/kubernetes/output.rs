@@ -117,10 +117,7 @@ async fn last_lines(mut output: OutputStream, lines: u32) -> OutputStream {
         }
         let bytes = bytes.slice(start..);
         if !bytes.is_empty() {
-            kept.push(Chunk {
-                stream: chunk.stream,
-                bytes,
-            });
+            kept.push(Chunk::new(chunk.stream, bytes));
         }
         if left == 0 {
             break;
@@ -199,10 +196,7 @@ impl Reader {
                 self.acknowledge().await;
             }
             let Frame { payload, .. } = frame;
-            return Ok(Some(Chunk {
-                stream,
-                bytes: payload,
-            }));
+            return Ok(Some(Chunk::new(stream, payload)));
         }
     }
 

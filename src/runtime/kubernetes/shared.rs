@@ -31,7 +31,7 @@ pub(super) struct Shared {
     rights: OnceCell<()>,
 }
 
-/// What this process knows about a pod, by uid.
+/// The knowledge of this process about a pod, by uid.
 #[derive(Debug, Default)]
 struct Known {
     root: Option<RootId>,

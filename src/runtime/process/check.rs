@@ -32,6 +32,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
         security_opt,
         privileged,
         read_only,
+        health_check,
         init,
         platform,
         oci_runtime,
@@ -47,6 +48,8 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
         sample,
         output_limit: _,
         pull,
+        pull_retries: _,
+        pull_stall_timeout: _,
         keep: _,
         backstop: _,
         detached,
@@ -111,15 +114,20 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
         ("security_opt", !security_opt.is_empty()),
         ("privileged", *privileged),
         ("read_only", *read_only),
+        ("health_check", health_check.is_some()),
         ("init", *init),
         ("platform", platform.is_some()),
         ("oci_runtime", oci_runtime.is_some()),
         ("sample", sample.is_some()),
         ("window", window.is_some()),
-        ("pull", *pull == Pull::Always),
+        ("pull", matches!(pull, Pull::Always | Pull::Newer)),
         (
             "credentials",
             RuntimeView::new(spec).credentials().is_some(),
+        ),
+        (
+            "secret_files",
+            RuntimeView::new(spec).secret_files().next().is_some(),
         ),
         ("engine_patch", RuntimeView::new(spec).patch().is_some()),
     ] {
@@ -136,7 +144,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Credentials, Gpus, Port, WindowSize};
+    use crate::spec::{Credentials, Gpus, HealthCheck, Port, WindowSize};
 
     #[test]
     fn unsupported_settings_are_rejected_by_field_name() {
@@ -168,6 +176,7 @@ mod tests {
             ("security_opt", spec().security_opt("no-new-privileges")),
             ("privileged", spec().privileged(true)),
             ("read_only", spec().read_only(true)),
+            ("health_check", spec().health_check(HealthCheck::none())),
             ("init", spec().init(true)),
             ("platform", spec().platform("linux/arm64")),
             ("oci_runtime", spec().oci_runtime("runsc")),
@@ -177,11 +186,13 @@ mod tests {
             ("window", spec().tty(true).window(WindowSize::new(80, 24))),
             ("stop_signal", spec().stop_signal("SIGNOPE")),
             ("pull", spec().pull(Pull::Always)),
+            ("pull", spec().pull(Pull::Newer)),
             ("detached", spec().detached(true)),
             (
                 "credentials",
                 spec().credentials(Credentials::new("a", "b")),
             ),
+            ("secret_files", spec().secret_file("/run/secrets/a", "x")),
             ("engine_patch", spec().engine_patch(serde_json::json!({}))),
         ] {
             match check(&bad) {

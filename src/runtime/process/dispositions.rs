@@ -14,6 +14,8 @@ use process_wrap::std::{CommandWrap, CommandWrapper, ResetSigmask};
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::runtime::ignored_signals::{self, SignalSet};
+
 /// Ignored signals that keep their disposition in this process.
 ///
 /// The standard library resets SIGPIPE in each child. A background process that ignores SIGTTOU
@@ -33,11 +35,12 @@ const RESERVED: RangeInclusive<i32> = 32..=33;
 /// Only Linux reports ignored signals in `/proc`. On other systems, children inherit them. Each start
 /// reads them, because the embedder may ignore further signals at any time. A read takes 15 µs.
 pub(super) fn handle_ignored() {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    for number in signals(&status, "SigIgn:").into_iter().flatten() {
+    for number in SignalSet::ignored().iter() {
         if RESERVED.contains(&number) || KEPT.iter().any(|kept| kept.as_raw() == number) {
             continue;
         }
+        // Before the handler, so that the signal is ignored at any time for `is_ignored`.
+        ignored_signals::mark_handled(number);
         // tokio keeps the handler after the listener is dropped.
         if let Err(error) = signal(SignalKind::from_raw(number)) {
             tracing::debug!(signal = number, %error, "cannot handle an ignored signal");
@@ -54,35 +57,11 @@ pub(super) fn handle_ignored() {
 /// of memory, that took 115 ms instead of 0.1 ms. The command must be spawned by this thread.
 pub(super) fn reset_mask(command: &mut Command) -> io::Result<()> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    if signals(&status, "SigBlk:").is_some_and(|mut blocked| blocked.next().is_none()) {
+    let blocked = SignalSet::parse(&status, "SigBlk:");
+    if blocked.is_some_and(|blocked| blocked.is_empty()) {
         return Ok(());
     }
     // The hook ignores its context.
     let context = CommandWrap::with_new("", |_| ());
     ResetSigmask.pre_spawn(command, &context)
-}
-
-/// Returns the numbers of the signals in a mask of `/proc/PID/status`, or `None` if the mask cannot
-/// be read.
-fn signals(status: &str, name: &str) -> Option<impl Iterator<Item = i32> + use<>> {
-    let mask = status.lines().find_map(|line| line.strip_prefix(name))?;
-    let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
-    Some((1..=64).filter(move |number| mask & (1 << (number - 1)) != 0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::signals;
-
-    #[test]
-    fn signals_are_read_from_the_status() {
-        let status =
-            "SigBlk:\t0000000000000000\nSigIgn:\t8000000000001006\nSigCgt:\t00000001000004c8\n";
-        let read = |status, name| signals(status, name).map(Iterator::collect::<Vec<_>>);
-        assert_eq!(read(status, "SigIgn:"), Some(vec![2, 3, 13, 64]));
-        assert_eq!(read(status, "SigBlk:"), Some(vec![]));
-        for status in ["", "SigIgn:\tno mask\n"] {
-            assert_eq!(read(status, "SigIgn:"), None, "{status:?}");
-        }
-    }
 }

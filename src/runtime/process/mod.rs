@@ -38,8 +38,8 @@
 //! - **Signals**: an empty signal mask, and default dispositions with a
 //!   [few exceptions](#signals-that-this-process-ignores), whatever this process blocks or ignores.
 //!
-//! A start rejects, by field name, every other setting that only a container supports. `exec` is not
-//! supported.
+//! A start rejects, by field name, every other setting that only a container supports. `exec` and copies
+//! are not supported: the process has the files of this machine.
 //!
 //! # End of a process
 //!
@@ -189,6 +189,7 @@ impl Runtime for LocalProcess {
     fn capabilities(&self) -> Capabilities {
         Capabilities::NONE
             .with_attach_before_start()
+            .with_attach_keepalive()
             .with_process_bound()
     }
 

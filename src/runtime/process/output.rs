@@ -198,10 +198,7 @@ impl Tap {
     }
 
     fn chunk(&self, stream: Stream, read: usize) -> Chunk {
-        Chunk {
-            stream,
-            bytes: Bytes::copy_from_slice(&self.scratch[..read]),
-        }
+        Chunk::new(stream, Bytes::copy_from_slice(&self.scratch[..read]))
     }
 
     /// Reads a chunk from a source that is ready. Yields `None` if a source has ended.

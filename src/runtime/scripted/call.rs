@@ -39,6 +39,8 @@ pub enum Call {
     Exec,
     /// [`Runtime::exec_inspect`].
     ExecInspect,
+    /// [`Runtime::exec_kill`].
+    ExecKill,
     /// [`Runtime::signal`].
     Signal,
     /// [`Runtime::remove`].
@@ -47,8 +49,20 @@ pub enum Call {
     Find,
     /// [`Runtime::find_all`].
     FindAll,
+    /// [`Runtime::create_resource`].
+    CreateResource,
+    /// [`Runtime::remove_resource`].
+    RemoveResource,
+    /// [`Runtime::find_resources`].
+    FindResources,
     /// [`Runtime::stats`].
     Stats,
     /// [`Runtime::connect`].
     Connect,
+    /// [`Runtime::images`].
+    Images,
+    /// [`Runtime::image_inspect`].
+    ImageInspect,
+    /// [`Runtime::image_remove`].
+    ImageRemove,
 }

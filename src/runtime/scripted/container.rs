@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::script::{Print, Script};
 use crate::outcome::Stream;
 use crate::runtime::ContainerStatus;
-use crate::spec::{Backstop, PlacementProgress, RootId, RunId, Settings, Stdin};
+use crate::spec::{Backstop, PlacementProgress, ResourceKind, RootId, RunId, Settings, Stdin};
 use crate::timestamp::Timestamp;
 
 /// A container or an exec. Clones share the life and the output.
@@ -17,12 +17,14 @@ pub(super) struct Container {
     pub(super) name: String,
     pub(super) root: RootId,
     pub(super) run: RunId,
+    pub(super) image: String,
     pub(super) script: Arc<Script>,
     /// The output of the script, and the echoed input.
     prints: Arc<Mutex<Vec<Print>>>,
     pub(super) stdin: Stdin,
     tty: bool,
     pub(super) has_log: bool,
+    pub(super) resources: Vec<(ResourceKind, String)>,
     pub(super) deadline: Option<Timestamp>,
     pub(super) life: watch::Sender<Life>,
 }
@@ -71,11 +73,16 @@ impl Container {
             name: name.to_owned(),
             root,
             run,
+            image: settings.image.clone(),
             prints: Arc::new(Mutex::new(script.prints.clone())),
             script: Arc::new(script),
             stdin: settings.stdin,
             tty: settings.tty,
             has_log: settings.backstop == Backstop::Engine,
+            resources: settings
+                .resources()
+                .map(|(kind, name)| (kind, name.to_owned()))
+                .collect(),
             deadline: None,
             life: watch::Sender::default(),
         }

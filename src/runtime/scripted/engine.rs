@@ -47,11 +47,12 @@ impl Scripted {
     /// Sets the script of the containers of `image`.
     ///
     /// A script of [`next`](Self::next) precedes it. The call restores an image that
-    /// [`remove_image`](Self::remove_image) removed.
+    /// [`remove_image`](Self::remove_image) removed. The engine has every image, and
+    /// [`Runtime::images`](crate::runtime::Runtime::images) lists those with a script.
     pub fn image(&self, image: impl Into<String>, script: Script) {
         let image = image.into();
         let mut world = self.world();
-        world.missing_images.remove(&image);
+        world.restore_image(&image);
         world.image_scripts.insert(image, script);
     }
 
@@ -202,12 +203,18 @@ impl Scripted {
         self.world().container(id)
     }
 
-    /// Moves the deadlines of all containers into the past by `by`.
+    /// Moves the deadlines of all containers, networks and volumes into the past by `by`.
     pub fn advance_deadlines(&self, by: Duration) {
-        for container in self.world().containers.values_mut() {
-            container.deadline = container
-                .deadline
-                .map(|deadline| deadline.saturating_sub(by));
+        let mut world = self.world();
+        let World {
+            containers,
+            resources,
+            ..
+        } = &mut *world;
+        let containers = containers.values_mut().map(|found| &mut found.deadline);
+        let resources = resources.iter_mut().map(|found| &mut found.deadline);
+        for deadline in containers.chain(resources) {
+            *deadline = deadline.map(|deadline| deadline.saturating_sub(by));
         }
     }
 

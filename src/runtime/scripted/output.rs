@@ -8,10 +8,13 @@ use tokio::time::{Instant, sleep_until};
 use super::container::{Container, Life};
 use crate::error::RuntimeError;
 use crate::runtime::{Chunk, OutputStream};
+use crate::timestamp::Timestamp;
 
 /// Returns the output of `container` from its start. Each write appears at its time.
-pub(super) fn live(container: Container) -> OutputStream {
-    live_from(0, container)
+///
+/// With `timestamps`, each chunk has the time of its write.
+pub(super) fn live(container: Container, timestamps: bool) -> OutputStream {
+    live_from(0, container, timestamps)
 }
 
 /// Returns the live output of a container that started at `started`.
@@ -21,14 +24,15 @@ pub(super) fn live_from_now(container: Container, started: Instant) -> OutputStr
     let past = prints.iter().take_while(|print| print.after <= elapsed);
     let past = past.count();
     drop(prints);
-    live_from(past, container)
+    live_from(past, container, false)
 }
 
-fn live_from(next: usize, container: Container) -> OutputStream {
+fn live_from(next: usize, container: Container, timestamps: bool) -> OutputStream {
     let playback = Playback {
         life: container.life.subscribe(),
         container,
         next,
+        timestamps,
         failed: false,
     };
     stream::unfold(playback, |mut playback| async move {
@@ -57,6 +61,7 @@ struct Playback {
     container: Container,
     /// The index of the next write.
     next: usize,
+    timestamps: bool,
     /// The stream has ended with an error.
     failed: bool,
     life: watch::Receiver<Life>,
@@ -65,22 +70,25 @@ struct Playback {
 impl Playback {
     async fn next(&mut self) -> Option<Chunk> {
         let ready = |life: &Life| life.started.is_some() || life.removed;
-        let (started, _) = self.life.wait_for(ready).await.ok()?.started?;
+        let started = self.life.wait_for(ready).await.ok()?.started?;
         let next = self.next_print(started).await;
         self.container.reachable().await;
         next
     }
 
-    async fn next_print(&mut self, started: Instant) -> Option<Chunk> {
+    async fn next_print(&mut self, (started, started_at): (Instant, Timestamp)) -> Option<Chunk> {
         self.wait_echo().await?;
         let print = self.container.prints().get(self.next).cloned();
         if let Some(print) = print
             && self.wait_due(started + print.after).await
         {
             self.next += 1;
+            let stream = self.container.visible_stream(print.stream);
             return Some(Chunk {
-                stream: self.container.visible_stream(print.stream),
-                bytes: print.bytes,
+                logged_at: self
+                    .timestamps
+                    .then(|| started_at.saturating_add(print.after)),
+                ..Chunk::new(stream, print.bytes)
             });
         }
         self.container.wait_end(&mut self.life).await;
@@ -119,9 +127,11 @@ impl Playback {
 }
 
 /// Returns the lines that the log has now, from its first `max_bytes` bytes.
-pub(super) fn log_lines(container: &Container, max_bytes: u64) -> Vec<Chunk> {
+///
+/// With `timestamps`, each has the time of its write.
+pub(super) fn log_lines(container: &Container, max_bytes: u64, timestamps: bool) -> Vec<Chunk> {
     let life = *container.life.borrow();
-    let Some((started, _)) = life.started else {
+    let Some((started, started_at)) = life.started else {
         return Vec::new();
     };
     let now = Instant::now();
@@ -134,9 +144,10 @@ pub(super) fn log_lines(container: &Container, max_bytes: u64) -> Vec<Chunk> {
         }
         let bytes = truncate(&print.bytes, &mut remaining);
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let stream = container.visible_stream(print.stream);
             lines.push(Chunk {
-                stream: container.visible_stream(print.stream),
-                bytes: bytes.slice_ref(line),
+                logged_at: timestamps.then(|| started_at.saturating_add(print.after)),
+                ..Chunk::new(stream, bytes.slice_ref(line))
             });
         }
     }

@@ -15,12 +15,13 @@ use crate::error::RuntimeError;
 use crate::outcome::Usage;
 use crate::runtime::{
     Archive, AttachedOutput, Capabilities, Connection, ContainerStatus, Continuity, CreateRequest,
-    Created, EngineInfo, ExecId, ExecInspection, Health, InputWriter, Inspection, LabeledContainer,
-    LogFidelity, LogsRequest, OutputStream, OwnedContainer, Runtime, StartedExec, WaitStatus,
-    unsupported,
+    Created, EngineInfo, ExecId, ExecInspection, Health, ImageInfo, InputWriter, Inspection,
+    LabeledContainer, LabeledResource, LogFidelity, LogsRequest, OutputStream, OwnedContainer,
+    ResourceRequest, Runtime, StartedExec, WaitStatus, unsupported,
 };
 use crate::spec::{
-    ContainerId, ExecSpec, InvalidSpec, RootId, RunSpec, RuntimeView, Stdin, WindowSize,
+    ContainerId, ExecSpec, InvalidSpec, ResourceKind, RootId, RunSpec, RuntimeView, Stdin,
+    WindowSize,
 };
 
 /// The exit code of a process that SIGTERM ended.
@@ -44,7 +45,7 @@ impl Scripted {
             Break::End if end_markers => (bytes, Break::Error),
             how => (bytes, how),
         });
-        let output = self.connections.stream(output::live(container), cut);
+        let output = self.connections.stream(output::live(container, false), cut);
         let output = AttachedOutput::new(output);
         match end_markers {
             true => output.with_end_marker(),
@@ -78,7 +79,11 @@ impl Runtime for Scripted {
             .with_stdin()
             .with_stdin_reattach()
             .with_exec()
-            .with_ports();
+            .with_exec_kill()
+            .with_ports()
+            .with_networks()
+            .with_volumes()
+            .with_images();
         match self.connects {
             true => capabilities.with_connect(),
             false => capabilities,
@@ -101,6 +106,7 @@ impl Runtime for Scripted {
 
     async fn prepare(&self, spec: &RunSpec) -> Result<(), RuntimeError> {
         let fault = self.enter(Call::Prepare).await?;
+        self.world().pull(spec);
         self.world().check_image(spec)?;
         fault.answer("find the image")
     }
@@ -214,10 +220,11 @@ impl Runtime for Scripted {
         if life.lost {
             inspection.lost = self.world().lost.get(&container.run).cloned();
         }
-        let health = container.script.health;
-        inspection.health = health.map(|(after, result)| match life.started {
-            Some((started, _)) if started.elapsed() >= after => result,
-            _ => Health::Starting,
+        let changes = &container.script.health;
+        inspection.health = (!changes.is_empty()).then(|| {
+            let elapsed = life.started.map(|(started, _)| started.elapsed());
+            let past = changes.iter().rfind(|(after, _)| elapsed >= Some(*after));
+            past.map_or(Health::Starting, |&(_, result)| result)
         });
         inspection.image_digest = Some("sha256:scripted".into());
         inspection.log.driver = "scripted".into();
@@ -259,7 +266,9 @@ impl Runtime for Scripted {
         }
         if request.follow {
             let cut = fault.cut.or(container.script.follow);
-            return Ok(self.connections.stream(output::live(container), cut));
+            return Ok(self
+                .connections
+                .stream(output::live(container, request.timestamps), cut));
         }
         if container.life.borrow().started.is_none() {
             return Ok(stream::empty().boxed());
@@ -269,7 +278,7 @@ impl Runtime for Scripted {
             Some((bytes, Break::End)) => (fault.cut, bytes),
             cut => (fault.cut.or(cut), u64::MAX),
         };
-        let mut lines = output::log_lines(&container, max_bytes);
+        let mut lines = output::log_lines(&container, max_bytes, request.timestamps);
         if let Some(tail) = request.tail {
             lines.drain(..lines.len().saturating_sub(tail as usize));
         }
@@ -290,7 +299,7 @@ impl Runtime for Scripted {
             Some((bytes, Break::End)) => bytes,
             _ => u64::MAX,
         };
-        let lines = output::log_lines(&container, bytes);
+        let lines = output::log_lines(&container, bytes, false);
         Ok(container.has_log && lines.len() as u64 == records)
     }
 
@@ -352,6 +361,13 @@ impl Runtime for Scripted {
         })
     }
 
+    async fn exec_kill(&self, _: &ContainerId, id: &ExecId) -> Result<(), RuntimeError> {
+        let fault = self.enter(Call::ExecKill).await?;
+        fault.answer("kill the exec")?;
+        self.world().exec(id)?.exit(CODE_ON_KILL);
+        Ok(())
+    }
+
     async fn exec_resize(&self, id: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
         let fault = self.enter(Call::Resize).await?;
         {
@@ -360,6 +376,24 @@ impl Runtime for Scripted {
             world.sizes.push(size);
         }
         fault.answer("resize the exec's terminal")
+    }
+
+    async fn create_resource(&self, request: ResourceRequest<'_>) -> Result<(), RuntimeError> {
+        let fault = self.enter(Call::CreateResource).await?;
+        self.world().create_resource(&request)?;
+        fault.answer("create the resource")
+    }
+
+    async fn remove_resource(&self, kind: ResourceKind, name: &str) -> Result<(), RuntimeError> {
+        let fault = self.enter(Call::RemoveResource).await?;
+        self.world().remove_resource(kind, name)?;
+        fault.answer("remove the resource")
+    }
+
+    async fn find_resources(&self) -> Result<Vec<LabeledResource>, RuntimeError> {
+        let fault = self.enter(Call::FindResources).await?;
+        fault.answer("list the resources")?;
+        Ok(self.world().resources.clone())
     }
 
     async fn signal(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
@@ -433,6 +467,24 @@ impl Runtime for Scripted {
         }
     }
 
+    async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
+        let fault = self.enter(Call::Images).await?;
+        fault.answer("list the images")?;
+        Ok(self.world().images())
+    }
+
+    async fn image_inspect(&self, image: &str) -> Result<ImageInfo, RuntimeError> {
+        let fault = self.enter(Call::ImageInspect).await?;
+        fault.answer("inspect the image")?;
+        self.world().image(image)
+    }
+
+    async fn image_remove(&self, image: &str, force: bool) -> Result<(), RuntimeError> {
+        let fault = self.enter(Call::ImageRemove).await?;
+        self.world().remove_image(image, force)?;
+        fault.answer("remove the image")
+    }
+
     async fn copy_out(&self, _id: &ContainerId, _path: &str) -> Result<Archive, RuntimeError> {
         Err(unsupported(self.name(), "copy files out of a container"))
     }
@@ -463,7 +515,7 @@ impl Runtime for Scripted {
             });
         }
         fault.answer(OPERATION)?;
-        // What is written to it can be read from it.
+        // Bytes written to it can be read from it.
         Ok(Connection::new(SimplexStream::new_unsplit(ECHO_BUFFER)))
     }
 }

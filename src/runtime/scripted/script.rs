@@ -29,7 +29,7 @@ pub struct Script {
     pub(super) ports: Vec<PublishedPort>,
     pub(super) placement: Vec<Placing>,
     pub(super) listens_on: Vec<u16>,
-    pub(super) health: Option<(Duration, Health)>,
+    pub(super) health: Vec<(Duration, Health)>,
 }
 
 /// One write of a container.
@@ -166,9 +166,10 @@ impl Script {
 
     /// Adds a health check, which reports `result` from `after` the start on.
     ///
-    /// Before, it reports [`Health::Starting`]. Default: no health check.
+    /// Before, it reports [`Health::Starting`]. A later call adds a later change. Default: no
+    /// health check.
     pub fn health(mut self, after: Duration, result: Health) -> Self {
-        self.health = Some((after, result));
+        self.health.push((after, result));
         self
     }
 

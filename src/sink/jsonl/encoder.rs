@@ -8,7 +8,7 @@ use crate::audit::consistency::SealBasis;
 use crate::audit::line::{SEAL_KEY, hex};
 use crate::audit::line_reader::MAX_LINE_BYTES;
 use crate::audit::scan::Mark;
-use crate::audit::{Event, RecordRef, Start, Tally};
+use crate::audit::{Event, OutputTime, RecordRef, Start, Tally};
 use crate::outcome::Seal;
 use crate::sink::jsonl::ledger::WrittenPrefix;
 use crate::sink::jsonl::output::OutputText;
@@ -107,9 +107,11 @@ impl Encoder {
                 bytes,
                 partial,
                 lossy,
+                engine_time,
             } => {
+                let time = OutputTime { ts, engine_time };
                 self.output
-                    .write(ts, stream, bytes, partial, lossy, &mut self.buffer);
+                    .write(time, stream, bytes, partial, lossy, &mut self.buffer);
                 self.tally.add_output(stream, bytes.len(), partial);
                 if lossy {
                     self.basis.add_lossy(self.lines + 1);
@@ -200,7 +202,7 @@ mod tests {
         "2026-11-22T18:23:25.491211661Z".parse().unwrap()
     }
 
-    fn encoded(bytes: &[u8], partial: bool, lossy: bool) -> String {
+    fn encoded(bytes: &[u8], partial: bool, lossy: bool, engine_time: bool) -> String {
         let mut encoder = Encoder::new(Mark::default());
         encoder
             .record(RecordRef::Output {
@@ -209,6 +211,7 @@ mod tests {
                 bytes,
                 partial,
                 lossy,
+                engine_time,
             })
             .unwrap();
         String::from_utf8(encoder.bytes().to_vec()).unwrap()
@@ -217,12 +220,12 @@ mod tests {
     #[test]
     fn output_has_only_the_flags_that_are_set() {
         assert_eq!(
-            encoded(b"a\"b", false, false),
+            encoded(b"a\"b", false, false, false),
             "{\"ts\":\"2026-11-22T18:23:25.491211661Z\",\"stream\":\"stdout\",\"line\":\"a\\\"b\"}\n"
         );
         assert!(
-            encoded(b"\xff", true, true)
-                .ends_with("\"b64\":\"/w==\",\"partial\":true,\"lossy\":true}\n")
+            encoded(b"\xff", true, true, true)
+                .ends_with("/w==\",\"partial\":true,\"lossy\":true,\"engine_time\":true}\n")
         );
     }
 
@@ -236,6 +239,7 @@ mod tests {
             bytes: &bytes,
             partial: false,
             lossy: false,
+            engine_time: false,
         };
         let error = encoder.record(record).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
@@ -251,15 +255,19 @@ mod tests {
             ],
             partial: bool,
             lossy: bool,
+            engine_time: bool,
         ) {
-            let text = encoded(&bytes, partial, lossy);
+            let text = encoded(&bytes, partial, lossy, engine_time);
             prop_assert_eq!(text.matches('\n').count(), 1);
             let Ok(Line::Output(output)) = parse(text.as_bytes()) else {
                 panic!("{text}");
             };
             prop_assert_eq!(&*output.bytes, &bytes[..]);
             prop_assert_eq!(output.ts, ts());
-            prop_assert_eq!((output.partial, output.lossy), (partial, lossy));
+            prop_assert_eq!(
+                (output.partial, output.lossy, output.engine_time),
+                (partial, lossy, engine_time)
+            );
         }
     }
 }

@@ -1,14 +1,22 @@
 //! The JSON form of an output record.
 
+use std::ops::Range;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::audit::OutputTime;
 use crate::audit::line::hex;
 use crate::outcome::Stream;
 use crate::timestamp::Timestamp;
 
 /// The bytes between the stream and the text of a record.
 const LINE_KEY: &[u8] = br#","line":""#;
+/// The place of the nanoseconds in a record.
+const NANOSECONDS: Range<usize> = {
+    let start = r#"{"ts":"2026-11-22T18:23:25."#.len();
+    start..start + 9
+};
 
 /// Encodes output records, without a newline at the end.
 #[derive(Debug, Default)]
@@ -23,15 +31,15 @@ impl OutputText {
     /// Appends a record to `out`.
     pub(crate) fn write(
         &mut self,
-        ts: Timestamp,
+        time: OutputTime,
         stream: Stream,
         bytes: &[u8],
         partial: bool,
         lossy: bool,
         out: &mut Vec<u8>,
     ) {
-        if self.head_of != Some((ts, stream)) {
-            self.begin(ts, stream);
+        if self.head_of != Some((time.ts, stream)) {
+            self.begin(time.ts, stream);
         }
         // Nearly all lines take this path, which only copies.
         if is_plain(bytes) {
@@ -46,20 +54,45 @@ impl OutputText {
             out.extend_from_slice(br#","b64":""#);
             base64(bytes, out);
         }
-        out.extend_from_slice(match (partial, lossy) {
-            (false, false) => br#""}"#.as_slice(),
-            (true, false) => br#"","partial":true}"#,
-            (false, true) => br#"","lossy":true}"#,
-            (true, true) => br#"","partial":true,"lossy":true}"#,
-        });
+        out.extend_from_slice(closing(partial, lossy, time.engine_time));
     }
 
     fn begin(&mut self, ts: Timestamp, stream: Stream) {
-        self.head_of = Some((ts, stream));
+        let previous = self.head_of.replace((ts, stream));
+        let (second, nanosecond) = ts.parts();
+        // Each line of a log has its own time, and most have the same second.
+        if previous.is_some_and(|(ts, of)| of == stream && ts.parts().0 == second && second >= 0) {
+            write_digits(nanosecond, &mut self.head[NANOSECONDS]);
+            return;
+        }
         let head = format!(r#"{{"ts":"{ts}","stream":"{stream}""#);
         self.head.clear();
         self.head.extend_from_slice(head.as_bytes());
         self.head.extend_from_slice(LINE_KEY);
+    }
+}
+
+/// The end of a record, from the quote that ends its text or base64.
+///
+/// Each combination is one literal: with a copy for each flag, the encoding takes 6 % more instructions.
+fn closing(partial: bool, lossy: bool, engine_time: bool) -> &'static [u8] {
+    match (partial, lossy, engine_time) {
+        (false, false, false) => br#""}"#,
+        (true, false, false) => br#"","partial":true}"#,
+        (false, true, false) => br#"","lossy":true}"#,
+        (true, true, false) => br#"","partial":true,"lossy":true}"#,
+        (false, false, true) => br#"","engine_time":true}"#,
+        (true, false, true) => br#"","partial":true,"engine_time":true}"#,
+        (false, true, true) => br#"","lossy":true,"engine_time":true}"#,
+        (true, true, true) => br#"","partial":true,"lossy":true,"engine_time":true}"#,
+    }
+}
+
+/// Writes a number with leading zeros.
+fn write_digits(mut number: i32, out: &mut [u8]) {
+    for digit in out.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
     }
 }
 
@@ -155,6 +188,8 @@ fn escape_bytes(bytes: &[u8], out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
     use proptest::prelude::*;
 
@@ -168,6 +203,33 @@ mod tests {
             escape(&character.to_string(), &mut out);
             out.push(b'"');
             assert_eq!(out, serde_json::to_vec(&character.to_string()).unwrap());
+        }
+    }
+
+    proptest! {
+        /// A cached beginning of a record is as a new one.
+        #[test]
+        fn each_record_has_its_own_time(
+            records in prop::collection::vec((-2i64..3, 0u32..1_000_000_000, any::<bool>()), 1..20),
+        ) {
+            let mut cached = OutputText::default();
+            for (second, nanosecond, is_error) in records {
+                let nanoseconds = Duration::from_nanos(nanosecond.into());
+                let since_1970 = Duration::from_secs(second.unsigned_abs()) + nanoseconds;
+                let ts = match second < 0 {
+                    true => UNIX_EPOCH - since_1970,
+                    false => UNIX_EPOCH + since_1970,
+                };
+                let stream = if is_error { Stream::Stderr } else { Stream::Stdout };
+                let written = |mut text: OutputText| {
+                    let mut out = Vec::new();
+                    text.write(Timestamp::from(ts).into(), stream, b"x", false, false, &mut out);
+                    (text, out)
+                };
+                let (text, out) = written(cached);
+                cached = text;
+                prop_assert_eq!(out, written(OutputText::default()).1);
+            }
         }
     }
 

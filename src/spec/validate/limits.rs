@@ -114,6 +114,42 @@ impl Settings {
         Ok(())
     }
 
+    pub(super) fn validate_health_check(&self) -> Result<(), InvalidSpec> {
+        const FIELD: &str = "health_check";
+        let Some(check) = &self.health_check else {
+            return Ok(());
+        };
+        let Some(command) = &check.command else {
+            return Ok(());
+        };
+        if command.first().is_none_or(|program| program.is_empty()) {
+            refuse!(
+                FIELD,
+                "the command is empty; to switch a check off, use `HealthCheck::none`"
+            );
+        }
+        if command.iter().any(|argument| argument.contains('\0')) {
+            refuse!(FIELD, "an argument of the command contains a NUL byte");
+        }
+        if check.retries == 0 {
+            refuse!(FIELD, "0 retries: the minimum is 1");
+        }
+        for (name, time) in [
+            ("interval", check.interval),
+            ("timeout", check.timeout),
+            ("start period", check.start_period),
+        ] {
+            let is_unset = name == "start period" && time.is_zero();
+            if !is_unset && !(Duration::from_millis(1)..=MAX_DURATION).contains(&time) {
+                refuse!(
+                    FIELD,
+                    "a {name} of {time:?}: the range is 1 ms to 100 years"
+                );
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn validate_policies(&self) -> Result<(), InvalidSpec> {
         if self.time_limit == Some(Duration::ZERO) {
             refuse!("time_limit", "it is zero; leave it out for no limit");
@@ -132,6 +168,13 @@ impl Settings {
             refuse!(
                 "silence_limit",
                 "{limit:?}: the range is 1 s to 100 years; leave it out for no limit"
+            );
+        }
+        let stall_timeout = self.pull_stall_timeout;
+        if !(Duration::from_secs(1)..=MAX_DURATION).contains(&stall_timeout) {
+            refuse!(
+                "pull_stall_timeout",
+                "{stall_timeout:?}: the range is 1 s to 100 years"
             );
         }
         if let Some(interval) = self.sample

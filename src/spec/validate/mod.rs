@@ -7,17 +7,20 @@ macro_rules! refuse {
     };
 }
 
+mod invalid;
 mod limits;
 mod mounts;
 mod network;
 mod process;
+mod secret_files;
 
 use std::fmt;
 
 use serde_json::Value;
 
-pub(super) use self::process::check_env;
-use super::{InvalidSpec, RunSpec, Settings};
+pub use self::invalid::InvalidSpec;
+pub(super) use self::process::{check_env, check_labels};
+use super::{RunSpec, Settings};
 
 /// The maximum size of a run's record as JSON, in bytes.
 ///
@@ -36,7 +39,11 @@ impl RunSpec {
     /// [`InvalidSpec`], which names the first invalid field and the reason.
     pub fn validate(&self) -> Result<(), InvalidSpec> {
         self.settings.validate()?;
+        if let Some(error) = &self.env_error {
+            return Err(error.clone());
+        }
         check_env(self.environment())?;
+        self.validate_secret_files()?;
         if let Some(patch) = &self.patch {
             if !patch.is_object() {
                 refuse!("engine_patch", "a patch must be a JSON object");
@@ -56,6 +63,7 @@ impl RunSpec {
             return Ok(());
         };
         fields.insert("env".into(), self.env_names().collect());
+        fields.insert("secret_files".into(), self.secret_file_paths().collect());
         let size = |value: &Value| value.to_string().len();
         let sizes = || fields.iter().map(|(field, value)| (size(value), field));
         if sizes().map(|(size, _)| size).sum::<usize>() > MAX_RECORD_BYTES
@@ -76,6 +84,7 @@ impl Settings {
         self.validate_mounts()?;
         self.validate_network()?;
         self.validate_resources()?;
+        self.validate_health_check()?;
         self.validate_policies()
     }
 }
@@ -91,7 +100,7 @@ fn is_deeper(value: &Value, levels: usize) -> bool {
 }
 
 /// A value in an error message: quoted, and truncated to 100 characters.
-struct Quoted<'a>(&'a str);
+pub(super) struct Quoted<'a>(pub(super) &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,13 +171,14 @@ mod tests {
             ("env", spec().env("A", "x\0")),
             ("workdir", spec().workdir("relative")),
             ("user", spec().user("")),
-            ("hostname", spec().hostname("a_b")),
+            ("hostname", spec().hostname("a b")),
             ("mounts", spec().bind("relative", "/x")),
             ("mounts", spec().bind("/x", "relative")),
             ("mounts", spec().bind("/x", "/")),
             ("mounts", spec().volume("../x", "/x")),
             ("mounts", spec().volume("vol", "/x").tmpfs("/x/", None)),
             ("mounts", spec().tmpfs("/x", Some(0))),
+            ("secret_files", spec().secret_file("token", "x")),
             ("network", spec().network("a b")),
             ("network_aliases", spec().network_alias("db")),
             ("ports", spec().network("host").port(Port::tcp(80))),
@@ -202,6 +212,10 @@ mod tests {
                 spec().silence_limit(Duration::from_millis(999)),
             ),
             ("silence_limit", spec().silence_limit(Duration::MAX)),
+            (
+                "pull_stall_timeout",
+                spec().pull_stall_timeout(Duration::from_millis(999)),
+            ),
             ("sample", spec().sample(Duration::from_millis(99))),
             ("sample", spec().sample(Duration::MAX)),
             ("stop_grace", spec().stop_grace(Duration::MAX)),
@@ -245,6 +259,7 @@ mod tests {
             .extra_host("host", "host-gateway")
             .ulimit("core", -1, -1)
             .user("1000:1000")
+            .hostname("a_b")
             .validate()
             .unwrap();
     }
@@ -254,8 +269,11 @@ mod tests {
         let spec = spec()
             .env("TOKEN", "s3cr3t")
             .env("A=s3cr3t", "s3cr3t")
+            .secret_file("/run/secrets/token", "file-s3cr3t")
             .credentials(Credentials::new("me", "s3cr3t"))
             .engine_patch(serde_json::json!({"Env": ["X=s3cr3t"]}));
+        let echoed = spec.secrets().redact("cannot write \"file-s3cr3t\"");
+        assert_eq!(echoed, "cannot write \"***\"");
         let (_, reason) = refused(spec.clone());
         let mut recorded = spec.clone();
         recorded.env.truncate(1);

@@ -1,7 +1,12 @@
 //! Checks of the image, the command, the environment and the labels.
 
+use std::collections::BTreeMap;
+
 use super::{Quoted, check_absolute_path, check_word};
 use crate::spec::{InvalidSpec, Settings, Stdin};
+
+/// The maximum length of a host name. Linux refuses a longer one.
+const MAX_HOSTNAME_BYTES: usize = 64;
 
 /// Checks the variables of an environment.
 pub(in crate::spec) fn check_env<'a>(
@@ -32,7 +37,7 @@ impl Settings {
         self.validate_command()?;
         self.validate_terminal()?;
         self.validate_identity()?;
-        self.validate_labels()
+        check_labels(&self.labels)
     }
 
     fn validate_command(&self) -> Result<(), InvalidSpec> {
@@ -90,13 +95,13 @@ impl Settings {
             refuse!("user", "{} is neither a user nor user:group", Quoted(user));
         }
         if let Some(name) = &self.hostname
-            && (name.len() > 63 || !name.split('.').all(is_host_label))
+            && name.len() > MAX_HOSTNAME_BYTES
         {
             refuse!(
                 "hostname",
-                "{} is not a host name: up to 63 letters, digits, '-' and '.', and each part \
-                 between dots begins and ends with a letter or a digit",
-                Quoted(name)
+                "{} has {} bytes; the maximum of Linux is {MAX_HOSTNAME_BYTES}",
+                Quoted(name),
+                name.len()
             );
         }
         if let Some(platform) = &self.platform
@@ -119,26 +124,26 @@ impl Settings {
         }
         Ok(())
     }
+}
 
-    fn validate_labels(&self) -> Result<(), InvalidSpec> {
-        for (name, value) in &self.labels {
-            if name.is_empty() {
-                refuse!("labels", "a label has an empty name");
-            }
-            if name.contains('\0') || value.contains('\0') {
-                refuse!(
-                    "labels",
-                    "{} contains a NUL byte in its name or value",
-                    Quoted(name)
-                );
-            }
-            if name.starts_with("moat.") {
-                let name = Quoted(name);
-                refuse!("labels", "{name}: names under \"moat.\" are reserved");
-            }
+pub(in crate::spec) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), InvalidSpec> {
+    for (name, value) in labels {
+        if name.is_empty() {
+            refuse!("labels", "a label has an empty name");
         }
-        Ok(())
+        if name.contains('\0') || value.contains('\0') {
+            refuse!(
+                "labels",
+                "{} contains a NUL byte in its name or value",
+                Quoted(name)
+            );
+        }
+        if name.starts_with("moat.") {
+            let name = Quoted(name);
+            refuse!("labels", "{name}: names under \"moat.\" are reserved");
+        }
     }
+    Ok(())
 }
 
 fn check_image(name: &str) -> Result<(), InvalidSpec> {
@@ -165,14 +170,6 @@ fn check_image(name: &str) -> Result<(), InvalidSpec> {
         );
     }
     Ok(())
-}
-
-fn is_host_label(label: &str) -> bool {
-    label
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        && label.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && label.ends_with(|c: char| c.is_ascii_alphanumeric())
 }
 
 fn is_platform_part(part: &str) -> bool {

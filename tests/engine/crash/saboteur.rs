@@ -11,11 +11,12 @@ use moat::audit::{Batch, Start};
 use moat::outcome::Usage;
 use moat::runtime::{
     Archive, AttachedOutput, Capabilities, Connection, Continuity, CreateRequest, Created,
-    EngineInfo, ExecId, ExecInspection, InputWriter, Inspection, LabeledContainer, LogsRequest,
-    OutputStream, OwnedContainer, Runtime, RuntimeError, StartedExec, WaitStatus,
+    EngineInfo, ExecId, ExecInspection, ImageInfo, InputWriter, Inspection, LabeledContainer,
+    LabeledResource, LogsRequest, OutputStream, OwnedContainer, ResourceRequest, Runtime,
+    RuntimeError, StartedExec, WaitStatus,
 };
 use moat::sink::{LogSink, RecordVisitor, Resumed, RunLog, RunPlace};
-use moat::spec::{ContainerId, ExecSpec, RootId, WindowSize};
+use moat::spec::{ContainerId, ExecSpec, ResourceKind, RootId, WindowSize};
 use moat::{Result, RunSpec, Seal};
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -247,8 +248,24 @@ impl<T: Runtime> Runtime for Saboteur<T> {
         self.inner.exec_inspect(exec).await
     }
 
+    async fn exec_kill(&self, container: &ContainerId, exec: &ExecId) -> Result<(), RuntimeError> {
+        self.inner.exec_kill(container, exec).await
+    }
+
     async fn exec_resize(&self, exec: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {
         self.inner.exec_resize(exec, size).await
+    }
+
+    async fn create_resource(&self, request: ResourceRequest<'_>) -> Result<(), RuntimeError> {
+        self.inner.create_resource(request).await
+    }
+
+    async fn remove_resource(&self, kind: ResourceKind, name: &str) -> Result<(), RuntimeError> {
+        self.inner.remove_resource(kind, name).await
+    }
+
+    async fn find_resources(&self) -> Result<Vec<LabeledResource>, RuntimeError> {
+        self.inner.find_resources().await
     }
 
     async fn signal(&self, container: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
@@ -266,6 +283,18 @@ impl<T: Runtime> Runtime for Saboteur<T> {
 
     async fn find_all(&self) -> Result<Vec<LabeledContainer>, RuntimeError> {
         self.inner.find_all().await
+    }
+
+    async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
+        self.inner.images().await
+    }
+
+    async fn image_inspect(&self, image: &str) -> Result<ImageInfo, RuntimeError> {
+        self.inner.image_inspect(image).await
+    }
+
+    async fn image_remove(&self, image: &str, force: bool) -> Result<(), RuntimeError> {
+        self.inner.image_remove(image, force).await
     }
 
     async fn copy_out(&self, container: &ContainerId, path: &str) -> Result<Archive, RuntimeError> {

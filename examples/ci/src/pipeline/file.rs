@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use moat::spec::Mount;
+use moat::spec::{InvalidSpec, Mount};
 use serde::Deserialize;
 
 use super::matrix::{Cell, cell_name, fill};
@@ -146,7 +146,7 @@ impl StepTable {
 
 /// Checks a step's name.
 ///
-/// Names appear in paths, in XML and in commands for GitHub's runner, so only plain characters are
+/// Names appear in paths, in XML and in commands for CI systems, so only plain characters are
 /// allowed.
 pub(super) fn check_name(name: &str) -> Result<(), InvalidPipeline> {
     let plain = |c: char| c.is_alphanumeric() || " _.-/".contains(c);
@@ -161,28 +161,11 @@ pub(super) fn check_name(name: &str) -> Result<(), InvalidPipeline> {
     }
 }
 
-/// Parses `HOST:CONTAINER[:ro]`. A host part without `/` names a volume.
+/// Parses a mount in Docker's syntax. A relative source is relative to `dir`.
 fn mount(text: &str, dir: &Path) -> Result<Mount, String> {
-    let (text, read_only) = match text.strip_suffix(":ro") {
-        Some(text) => (text, true),
-        None => (text, false),
-    };
-    let (source, target) = text
-        .split_once(':')
-        .ok_or_else(|| format!("{text:?} is not HOST:CONTAINER[:ro]"))?;
-    let target = target.to_owned();
-    Ok(if source.contains('/') || source == "." {
-        let source = std::path::absolute(dir.join(source)).map_err(|error| error.to_string())?;
-        Mount::Bind {
-            source,
-            target,
-            read_only,
-        }
-    } else {
-        Mount::Volume {
-            name: source.into(),
-            target,
-            read_only,
-        }
-    })
+    let mut mount = text.parse().map_err(|InvalidSpec { reason, .. }| reason)?;
+    if let Mount::Bind { source, .. } = &mut mount {
+        *source = std::path::absolute(dir.join(&*source)).map_err(|error| error.to_string())?;
+    }
+    Ok(mount)
 }

@@ -67,7 +67,7 @@ fn errors_name_the_step_and_the_field() {
         ),
         (
             format!("{step}exec = [\"x\"]\nmounts = [\"x\"]"),
-            "step \"a\": mounts: \"x\" is not HOST:CONTAINER[:ro]",
+            "step \"a\": mounts: \"x\": it is not SOURCE:TARGET[:OPTIONS]",
         ),
         (
             format!("{step}exec = [\"x\"]\nmatrix = {{ k = [] }}"),
@@ -119,6 +119,27 @@ fn a_network_of_a_step_replaces_the_pipelines() {
         spec.settings().network.clone().unwrap()
     });
     assert_eq!(networks.collect::<Vec<_>>(), ["host", "none"]);
+}
+
+#[test]
+fn a_mount_has_the_options_of_docker() {
+    let pipeline = read(
+        "[[step]]\nname = 'a'\nexec = ['x']\nmounts = ['cache:/data:rw', '.:/src:ro,cached,z']",
+    );
+    let mounts = &pipeline.unwrap().steps[0].mounts;
+    let fields = mounts.iter().map(|mount| match mount {
+        Mount::Volume {
+            target, read_only, ..
+        }
+        | Mount::Bind {
+            target, read_only, ..
+        } => (target.as_str(), *read_only),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(
+        fields.collect::<Vec<_>>(),
+        [("/data", false), ("/src", true)]
+    );
 }
 
 #[test]

@@ -6,12 +6,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 
+use pty_process::blocking::{Pts, Pty};
 use quick_junit::{Report, TestCase, TestCaseStatus};
 use tempfile::TempDir;
 
 use testkit::audit::Audit;
 use testkit::deadline::wait_for;
 use testkit::{busybox, cluster, engine};
+
+/// Variables that name the CI system of a job. The tests may run in one.
+pub const CI_VARIABLES: [&str; 5] = [
+    "GITHUB_ACTIONS",
+    "GITLAB_CI",
+    "TF_BUILD",
+    "TEAMCITY_VERSION",
+    "BUILDKITE",
+];
 
 pub struct Fixture {
     dir: TempDir,
@@ -63,7 +73,10 @@ impl Fixture {
         let mut command = Command::new(program());
         command.arg(pipeline).arg("--root").arg(self.root());
         command.arg("--out").arg(self.path().join("out"));
-        command.env_remove("GITHUB_ACTIONS").stdin(Stdio::null());
+        for name in CI_VARIABLES {
+            command.env_remove(name);
+        }
+        command.stdin(Stdio::null());
         command
     }
 
@@ -199,6 +212,27 @@ impl Fixture {
 
 pub fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_moat-ci").into()
+}
+
+/// The program with local processes on a terminal of 80 columns, in no CI system.
+pub fn on_terminal(
+    fixture: &Fixture,
+    pipeline: PathBuf,
+    rows: u16,
+) -> (Pty, Pts, pty_process::blocking::Command) {
+    let (pty, pts) = pty_process::blocking::open().unwrap();
+    pty.resize(pty_process::Size::new(rows, 80)).unwrap();
+    let command = pty_process::blocking::Command::new(program())
+        .arg(pipeline)
+        .args(["--runtime", "process", "--root"])
+        .arg(fixture.root())
+        .arg("--out")
+        .arg(fixture.path().join("out"))
+        .env("TERM", "xterm-256color");
+    let command = CI_VARIABLES
+        .into_iter()
+        .fold(command, |command, name| command.env_remove(name));
+    (pty, pts, command)
 }
 
 /// A process that is killed when the value is dropped.

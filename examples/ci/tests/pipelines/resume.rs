@@ -87,17 +87,18 @@ pub fn stop_leftovers(
     build: fn(&Fixture, &str) -> Command,
     count_containers: impl Fn(&str) -> usize,
 ) {
-    let old = "[[step]]\nname = 'old'\ngrace = 0.3\ncommands = ['echo started', 'sleep 600']\n";
+    let old = "[[step]]\nname = 'old'\ngrace = 3\n\
+        commands = [\"trap '' TERM\", 'echo started', 'while :; do sleep 0.1; done']\n";
     let process = Process::start(build(fixture, old));
     wait_for_line(fixture, "old 1", "started");
     process.kill();
     let root = engine::root_id(&fixture.root()).unwrap();
     assert_eq!(count_containers(&root), 1, "the container still runs");
-    let out = run(
-        build(fixture, "[[step]]\nname = 'new'\nexec = ['true']\n"),
-        0,
-    );
-    assert!(out.contains("of an earlier build"), "{out}");
+    let mut command = build(fixture, "[[step]]\nname = 'new'\nexec = ['true']\n");
+    command.args(["--heartbeat", "1"]);
+    let out = run(command, 0);
+    let (_, waiting) = out.split_once("of an earlier build\n").unwrap();
+    assert!(waiting.starts_with("no step running\n"), "{out}");
     assert_eq!(fixture.audits().len(), 2);
 }
 

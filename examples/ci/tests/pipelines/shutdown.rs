@@ -1,12 +1,21 @@
 //! Builds that are stopped or killed, and builds that cannot start.
 
 use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
 
-use crate::fixture::{Fixture, Process, assert_code, run, text, wait_for_line};
+use crate::fixture::{
+    CI_VARIABLES, Fixture, Process, assert_code, on_terminal, run, text, wait_for_line,
+    wait_for_text,
+};
 
 testkit::trials! {
     crate::anywhere:
         a_signal_stops_and_seals_local_processes,
+        a_hangup_stops_and_seals_local_processes,
+        a_closed_terminal_seals_and_reports,
+        a_hangup_under_nohup_is_ignored,
+        a_signal_seals_runs_while_stdout_is_full,
         a_killed_build_leaves_no_earlier_report,
         nothing_runs_if_reports_cannot_be_written;
     crate::on_engine:
@@ -49,6 +58,69 @@ pub fn stop(fixture: &Fixture, process: Process, signal: &str, code: i32) {
 fn a_signal_stops_and_seals_local_processes(fixture: &Fixture) {
     let process = Process::start(fixture.process(PIPELINE));
     stop(fixture, process, "TERM", 143);
+}
+
+fn a_hangup_stops_and_seals_local_processes(fixture: &Fixture) {
+    let process = Process::start(fixture.process(PIPELINE));
+    stop(fixture, process, "HUP", 129);
+}
+
+/// The kernel sends SIGHUP, and each later write to the terminal fails.
+fn a_closed_terminal_seals_and_reports(fixture: &Fixture) {
+    let step = "[[step]]\nname = 'a'\ngrace = 10\ncommands = [\"trap 'echo bye; exit 5' TERM\", \
+        'echo ready', 'while :; do sleep 0.1; done']\n";
+    let pipeline = fixture.pipeline(step);
+    let (mut pty, pts, command) = on_terminal(fixture, pipeline, 24);
+    let mut child = command.spawn(pts).unwrap();
+    let (mut shown, mut bytes) = (String::new(), [0; 4096]);
+    while !shown.contains("ready") {
+        let read = pty.read(&mut bytes).unwrap();
+        shown.push_str(&text(&bytes[..read]));
+    }
+    drop(pty);
+    assert_eq!(child.wait().unwrap().code(), Some(129));
+    assert_eq!(fixture.audits()["a 1"].stream("stdout"), b"ready\nbye\n");
+    assert_eq!(
+        fixture.statuses()["a"],
+        "cancelled: its manager was shut down"
+    );
+    assert!(fixture.path().join("out/report.html").exists());
+}
+
+/// The second signal is the first one that counts.
+fn a_hangup_under_nohup_is_ignored(fixture: &Fixture) {
+    let command = fixture.process(PIPELINE);
+    let mut nohup = Command::new("nohup");
+    nohup.arg(command.get_program()).args(command.get_args());
+    for name in CI_VARIABLES {
+        nohup.env_remove(name);
+    }
+    nohup.stdin(Stdio::null());
+    let process = Process::start(nohup);
+    wait_for_line(fixture, "long 1", "started");
+    process.signal("HUP");
+    stop(fixture, process, "TERM", 143);
+}
+
+/// The step prints much more than a pipe holds, and nothing reads the pipe.
+fn a_signal_seals_runs_while_stdout_is_full(fixture: &Fixture) {
+    let pipeline = "[[step]]\nname = 'a'\ngrace = 30\ncommands = [\
+        \"trap 'echo stopping; exit 5' TERM\", 'seq 1 100000', 'echo started', \
+        'while :; do sleep 0.1; done']\n";
+    let mut command = fixture.process(pipeline);
+    command.arg("--stream");
+    let process = Process::start(command);
+    wait_for_line(fixture, "a 1", "started");
+    process.signal("TERM");
+    wait_for_text(fixture, "a 1", "\"type\":\"end\"");
+    assert_eq!(fixture.audits()["a 1"].end["stopped"], "shutdown");
+    let (code, out) = process.end();
+    assert_eq!(code, 143);
+    assert!(out.contains("\na | stopping\n"));
+    assert_eq!(
+        fixture.statuses()["a"],
+        "cancelled: its manager was shut down"
+    );
 }
 
 fn a_signal_stops_and_seals_containers(fixture: &Fixture) {

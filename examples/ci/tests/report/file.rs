@@ -19,6 +19,7 @@ testkit::trials! {
         output_round_trips_byte_for_byte,
         a_secret_is_masked_everywhere,
         a_secret_split_between_records_is_masked,
+        a_color_hides_no_secret,
         a_truncated_secret_is_masked,
         overlapping_secrets_are_masked_completely,
         omitted_lines_are_counted_exactly,
@@ -59,14 +60,18 @@ fn kinds(rows: &[Value]) -> Vec<String> {
         .collect()
 }
 
-const HOSTILE: [&str; 6] = [
+const HOSTILE: [&str; 7] = [
     "</script><script>document.title='owned'</script>",
     "<!-- <script> -->",
     "<img src=x onerror=\"document.title='owned'\">",
     "\u{2028}\u{2029}\u{0}\u{1b}]0;title\u{7}\u{feff}",
     "{{data}}{{policy}}",
     "]]>'\"\\&lt;",
+    FORBIDDEN,
 ];
+
+/// Control characters and noncharacters, which HTML forbids.
+const FORBIDDEN: &str = "\u{7f}\u{85}\u{9b}\u{fdd0}\u{fffe}\u{ffff}\u{10ffff}";
 
 fn output_cannot_close_its_data_element() {
     let mask = Mask::new([]);
@@ -98,6 +103,7 @@ fn output_cannot_close_its_data_element() {
     let html = fs::read_to_string(&page).unwrap();
     // One more data element adds two tags.
     assert_eq!(tags(&html), without + 2);
+    assert!(!html.contains(|c| FORBIDDEN.contains(c)));
     assert_eq!(lines(&rows(&html, "rows-0-0")), HOSTILE);
 }
 
@@ -181,6 +187,21 @@ fn a_secret_split_between_records_is_masked() {
         rows[4][3], 1,
         "the last line is marked as without a newline: {}",
         rows[4]
+    );
+}
+
+fn a_color_hides_no_secret() {
+    let mask = Mask::new(["hunter2".to_owned()]);
+    let report = written(&mask, |dir| {
+        let audit = Audit::new("colors", 0)
+            .out("a \u{1b}[01;31m\u{1b}[Khun\u{1b}[m\u{1b}[Kter2 b")
+            .out("hun\u{1b}]0;title\u{7}ter2")
+            .out("\u{1b}[1mhunter2\u{1b}[m hun\u{1b}[mter");
+        vec![step("build", Status::Passed, vec![audit.sealed(dir, 0)])]
+    });
+    assert_eq!(
+        lines(&rows(&report.html(), "rows-0-0")),
+        ["a *** b", "***", "\u{1b}[1m***\u{1b}[m hun\u{1b}[mter"]
     );
 }
 

@@ -86,13 +86,16 @@ impl Docker {
                 Candidate::Named {
                     address,
                     source,
+                    variable,
                     is_explicit,
                 } => {
                     let connected = Self::open(address, source, CALL_TIMEOUT).await;
                     let mut texts = skipped.texts();
                     return match connected {
                         Ok(docker) => Ok((docker, texts)),
-                        Err(error) if is_explicit => Err(NoEngine::Named(error)),
+                        Err(error) if is_explicit => {
+                            Err(NoEngine::Named(with_remedy(error, variable)))
+                        }
                         Err(error) => {
                             texts.push(error.to_string());
                             let skipped = texts;
@@ -143,6 +146,21 @@ impl Docker {
             }
         }
     }
+}
+
+/// Adds what to do about `variable`, which names the engine.
+fn with_remedy(error: RuntimeError, variable: Option<&str>) -> RuntimeError {
+    let Some(variable) = variable else {
+        return error;
+    };
+    error.map_reason(|reason| {
+        // Some reasons end in a question.
+        let (stop, verb) = match reason.ends_with('?') {
+            true => ("", "Correct"),
+            false => (";", "correct"),
+        };
+        format!("{reason}{stop} {verb} {variable}, or unset it if moat may use another engine")
+    })
 }
 
 /// Returns the timeout of each socket: short if there is another engine to try.

@@ -36,9 +36,23 @@ impl Call {
         }
     }
 
+    pub(crate) fn head(path: impl Into<String>) -> Self {
+        Self {
+            method: Method::HEAD,
+            ..Self::get(path)
+        }
+    }
+
     pub(crate) fn post(path: impl Into<String>) -> Self {
         Self {
             method: Method::POST,
+            ..Self::get(path)
+        }
+    }
+
+    pub(crate) fn delete(path: impl Into<String>) -> Self {
+        Self {
+            method: Method::DELETE,
             ..Self::get(path)
         }
     }

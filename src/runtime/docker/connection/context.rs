@@ -35,6 +35,26 @@ pub(super) fn config_file(config_dir: &Path) -> PathBuf {
 /// The reason that the file cannot be used. The CLI then warns, and uses no context. Text after the
 /// first JSON value is ignored, as by the CLI.
 pub(super) fn current(config_dir: &Path) -> Result<Option<String>, String> {
+    let Some(config) = configuration(config_dir)? else {
+        return Ok(None);
+    };
+    match field(&config, "currentContext") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(name)) => Ok(Some(name.clone()).filter(|name| !name.is_empty())),
+        Some(_) => {
+            let file = config_file(config_dir);
+            let reason = "currentContext is not a string";
+            Err(format!("cannot read {}: {reason}", file.display()))
+        }
+    }
+}
+
+/// Reads the CLI's configuration file, a JSON object. Returns `None` if there is no such file.
+///
+/// # Errors
+///
+/// The errors of [`current`].
+pub(super) fn configuration(config_dir: &Path) -> Result<Option<Value>, String> {
     let file = config_file(config_dir);
     let unusable = |reason: String| format!("cannot read {}: {reason}", file.display());
     let text = match fs::read(&file) {
@@ -45,13 +65,9 @@ pub(super) fn current(config_dir: &Path) -> Result<Option<String>, String> {
     let mut values = serde_json::Deserializer::from_slice(&text).into_iter::<Value>();
     let config = values.next().unwrap_or(Ok(Value::Null));
     let config = config.map_err(|error| unusable(malformed(&error)))?;
-    match field(&config, "currentContext") {
-        None | Some(Value::Null) => match config.is_object() {
-            true => Ok(None),
-            false => Err(unusable("the file is not a JSON object".into())),
-        },
-        Some(Value::String(name)) => Ok(Some(name.clone()).filter(|name| !name.is_empty())),
-        Some(_) => Err(unusable("currentContext is not a string".into())),
+    match config.is_object() {
+        true => Ok(Some(config)),
+        false => Err(unusable("the file is not a JSON object".into())),
     }
 }
 
@@ -97,7 +113,7 @@ pub(super) fn load(config_dir: &Path, name: &str) -> Result<Context, String> {
 }
 
 /// Returns a field of an object. Like the CLI, it ignores the case of the name.
-fn field<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
+pub(super) fn field<'a>(object: &'a Value, name: &str) -> Option<&'a Value> {
     let object = object.as_object()?;
     let in_any_case = || {
         object

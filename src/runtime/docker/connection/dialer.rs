@@ -70,11 +70,11 @@ impl Dialer {
         &self.address
     }
 
-    /// Returns the path of Podman's root directory, if this process can read it.
-    pub(crate) async fn root_of_podman(&self) -> Option<PathBuf> {
+    /// Returns the paths of the root directories of the engine's threads that this process can read.
+    pub(crate) async fn roots_of_engine(&self) -> Vec<PathBuf> {
         match &self.address.endpoint {
-            Endpoint::Local(path) => local::root_of_podman(path).await,
-            _ => None,
+            Endpoint::Local(path) => local::roots_of_engine(path).await,
+            _ => Vec::new(),
         }
     }
 

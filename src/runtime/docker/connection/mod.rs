@@ -7,6 +7,7 @@ mod context;
 mod dialer;
 mod environment;
 mod local;
+mod proxies;
 mod select;
 mod ssh;
 #[cfg(feature = "tls")]
@@ -23,5 +24,7 @@ pub(super) use self::context::directory as context_directory;
 pub(super) use self::dialer::Dialer;
 pub(super) use self::environment::Environment;
 pub(super) use self::select::{Candidate, Requested, candidates, may_exist};
+#[cfg(feature = "tls")]
+pub(crate) use self::tls::AnyCertificate;
 pub(super) use self::transport::{Answer, exchange};
 pub(super) use self::wire::FULL_READ_BYTES;

@@ -18,6 +18,8 @@ pub(crate) enum Candidate {
         address: Result<Address, RuntimeError>,
         /// The source of the address: `from DOCKER_HOST`. `None`: the caller.
         source: Option<String>,
+        /// The environment variable that names the engine, if one does.
+        variable: Option<&'static str>,
         /// False: only the user's configuration file names the engine. If it does not answer, local
         /// processes may take its place, if the caller allows them.
         is_explicit: bool,
@@ -65,7 +67,7 @@ pub(crate) fn candidates(requested: Requested<'_>, environment: &Environment) ->
         return vec![in_context(name, None, environment)];
     }
     if let Some(host) = &environment.docker_host {
-        return vec![named(host, environment, Some("from DOCKER_HOST"))];
+        return vec![named(host, environment, Some("DOCKER_HOST"))];
     }
     let mut candidates = Vec::new();
     let current = match requested.context {
@@ -79,26 +81,30 @@ pub(crate) fn candidates(requested: Requested<'_>, environment: &Environment) ->
         let mut found = in_context(&name, Some(&source), environment);
         if let Candidate::Named {
             is_explicit,
+            variable,
             address,
             ..
         } = &mut found
         {
-            *is_explicit = environment.docker_context.is_some() || address.is_err();
+            if environment.docker_context.is_some() {
+                *variable = Some("DOCKER_CONTEXT");
+            }
+            *is_explicit = variable.is_some() || address.is_err();
         }
         return vec![found];
     }
     if environment.uses_tls() {
-        candidates.push(named(
-            TLS_DEFAULT,
-            environment,
-            Some("the default with TLS"),
-        ));
+        let mut default = named(TLS_DEFAULT, environment, None);
+        if let Candidate::Named { source, .. } = &mut default {
+            *source = Some("the default with TLS".to_owned());
+        }
+        candidates.push(default);
         return candidates;
     }
     candidates.extend(sockets(environment.docker_sockets()));
     if requested.podman {
         match &environment.container_host {
-            Some(host) => candidates.push(named(host, environment, Some("from CONTAINER_HOST"))),
+            Some(host) => candidates.push(named(host, environment, Some("CONTAINER_HOST"))),
             None => candidates.extend(sockets(environment.podman_sockets())),
         }
     }
@@ -126,10 +132,12 @@ fn current_context(environment: &Environment) -> Result<Option<(String, String)>
     Ok(found.filter(|(name, _)| name != context::DEFAULT))
 }
 
-fn named(text: &str, environment: &Environment, source: Option<&str>) -> Candidate {
+/// Returns the engine at the address `text`, which `variable` or the caller gives.
+fn named(text: &str, environment: &Environment, variable: Option<&'static str>) -> Candidate {
     Candidate::Named {
         address: Address::parse(text, environment),
-        source: source.map(str::to_owned),
+        source: variable.map(|name| format!("from {name}")),
+        variable,
         is_explicit: true,
     }
 }
@@ -153,6 +161,7 @@ fn in_context(name: &str, source: Option<&str>, environment: &Environment) -> Ca
                     Some(source) => format!("context {name:?}, from {source}"),
                     None => format!("context {name:?}"),
                 }),
+                variable: None,
                 is_explicit: true,
             }
         }
@@ -162,6 +171,7 @@ fn in_context(name: &str, source: Option<&str>, environment: &Environment) -> Ca
                 reason,
             }),
             source: source.map(|source| format!("from {source}")),
+            variable: None,
             is_explicit: true,
         },
     }

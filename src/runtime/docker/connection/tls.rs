@@ -48,7 +48,7 @@ impl Tls {
         } else {
             let dir = dir.display();
             tracing::warn!(%dir, "the certificate of the engine is not verified, as configured");
-            let verifier = Arc::new(AnyCertificate(provider));
+            let verifier = Arc::new(AnyCertificate::new(provider));
             config
                 .dangerous()
                 .with_custom_certificate_verifier(verifier)
@@ -85,11 +85,18 @@ impl Tls {
     }
 }
 
-/// Accepts every certificate of a server, as `SkipTLSVerify` of a context requires.
+/// Accepts every certificate of a server, as `SkipTLSVerify` of a context and
+/// `HttpTls::insecure` require.
 ///
 /// It still checks that the server has the key of its certificate.
 #[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
+pub(crate) struct AnyCertificate(Arc<CryptoProvider>);
+
+impl AnyCertificate {
+    pub(crate) fn new(provider: Arc<CryptoProvider>) -> Self {
+        Self(provider)
+    }
+}
 
 impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{self, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadHalf};
@@ -25,7 +25,7 @@ use crate::error::chain;
 use crate::runtime::InputWriter;
 use crate::runtime::docker::errors::{Failure, Refusal};
 
-/// The timeout for opening a connection.
+/// The maximum timeout for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The size of a new read buffer.
 const READ_BUFFER_BYTES: usize = 128 << 10;
@@ -47,8 +47,9 @@ pub(crate) async fn exchange(
     limit: Duration,
 ) -> Result<Answer, Failure> {
     let answer = async {
-        let wire = timeout(CONNECT_TIMEOUT, dialer.open()).await;
-        let wire = wire.map_err(|_| Failure::Timeout(CONNECT_TIMEOUT))??;
+        let connect = limit.min(CONNECT_TIMEOUT);
+        let wire = timeout(connect, dialer.open()).await;
+        let wire = wire.map_err(|_| Failure::Timeout(connect))??;
         let request = call.request(&dialer.address().authority())?;
         send(wire, request).await
     };
@@ -69,10 +70,7 @@ async fn send(wire: Wire, request: Request<Full<Bytes>>) -> Result<Answer, Failu
         .await?
     };
     let status = response.status();
-    let websocket_accept = response
-        .headers()
-        .get(header::SEC_WEBSOCKET_ACCEPT)
-        .cloned();
+    let headers = response.headers().clone();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         let mut upgraded = pin!(hyper::upgrade::on(response));
         let upgraded = poll_fn(|cx| {
@@ -87,7 +85,7 @@ async fn send(wire: Wire, request: Request<Full<Bytes>>) -> Result<Answer, Failu
         let source = Source::Raw(raw.io.into_inner(), raw.read_buf.into());
         return Ok(Answer {
             status,
-            websocket_accept,
+            headers,
             marks_end: false,
             source,
         });
@@ -101,7 +99,7 @@ async fn send(wire: Wire, request: Request<Full<Bytes>>) -> Result<Answer, Failu
     let source = Source::Body(Box::new(body));
     Ok(Answer {
         status,
-        websocket_accept,
+        headers,
         marks_end,
         source,
     })
@@ -132,8 +130,7 @@ fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) -> Option<hyper::Err
 /// A response: its head, and the source of its body.
 pub(crate) struct Answer {
     status: StatusCode,
-    /// The engine's proof that it has read the key of a WebSocket.
-    websocket_accept: Option<HeaderValue>,
+    headers: HeaderMap,
     marks_end: bool,
     source: Source,
 }
@@ -199,10 +196,17 @@ impl Answer {
         }
     }
 
+    /// Returns the value of a header.
+    pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.get(name).map(HeaderValue::as_bytes)
+    }
+
     /// Returns true for a WebSocket whose server has computed `accept` from the key.
+    ///
+    /// This proves that the server has read the key.
     pub(crate) fn is_websocket(&self, accept: &str) -> bool {
-        let accepted = self.websocket_accept.as_ref();
-        self.is_raw() && accepted.is_some_and(|value| value.as_bytes() == accept.as_bytes())
+        let accepted = self.header(header::SEC_WEBSOCKET_ACCEPT.as_str());
+        self.is_raw() && accepted == Some(accept.as_bytes())
     }
 
     /// Returns the next bytes of the body.

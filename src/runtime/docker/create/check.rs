@@ -20,7 +20,7 @@ pub(crate) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
         ));
     }
     arguments(spec)?;
-    sizes(settings)?;
+    mounts(settings)?;
     network(settings)?;
     if let Some(patch) = RuntimeView::new(spec).patch() {
         let driver = LogDriver::for_backstop(settings.backstop);
@@ -53,8 +53,17 @@ fn arguments(spec: &RunSpec) -> Result<(), InvalidSpec> {
     Ok(())
 }
 
-fn sizes(settings: &Settings) -> Result<(), InvalidSpec> {
+fn mounts(settings: &Settings) -> Result<(), InvalidSpec> {
     for mount in &settings.mounts {
+        if let Some((_, source, _)) = mount.relabeled()
+            && let Some(path) = [&source, mount.target()]
+                .into_iter()
+                .find(|p| p.contains(':'))
+        {
+            let reason =
+                format!("{path:?} contains ':', with which an engine cannot relabel a mount");
+            return Err(InvalidSpec::new("mounts", reason));
+        }
         if let Mount::Tmpfs {
             target,
             size: Some(size),
@@ -103,11 +112,13 @@ fn network(settings: &Settings) -> Result<(), InvalidSpec> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Relabel;
     use serde_json::json;
 
     #[test]
     fn an_unsupported_spec_is_refused_with_its_field() {
         let spec = || RunSpec::new("busybox");
+        let shared = |from: &str, to: &str| Mount::bind(from, to).relabel(Relabel::Shared);
         let joined = || spec().network("container:other");
         for (field, bad) in [
             ("cmd", spec().cmd(["x".repeat(128 << 10)])),
@@ -116,6 +127,8 @@ mod tests {
             ("image", RunSpec::command(["true"])),
             ("engine_patch", spec().engine_patch(json!({"Tty": true}))),
             ("mounts", spec().tmpfs("/x", Some(u64::MAX))),
+            ("mounts", spec().mount(shared("/a:b", "/x"))),
+            ("mounts", spec().mount(shared("/a", "/x:ro"))),
             ("network", spec().network("container:")),
             ("hostname", joined().hostname("h")),
             ("extra_hosts", joined().extra_host("h", "127.0.0.1")),

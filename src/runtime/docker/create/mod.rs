@@ -5,18 +5,25 @@ mod patch;
 mod podman;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, DeviceRequest, EndpointSettings, HostConfig,
+    ContainerCreateBody, DeviceMapping, DeviceRequest, EndpointSettings, HealthConfig, HostConfig,
     HostConfigLogConfig, Mount as EngineMount, MountTmpfsOptions, MountType, NetworkingConfig,
     PortBinding, PortMap, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 
 pub(super) use self::check::check;
 pub(super) use self::patch::apply_patch;
-pub(super) use self::podman::{check as check_podman, has_bind_mount, missing_source};
+pub(super) use self::podman::{
+    check as check_podman, check_podman_4, missing_source, unchecked_sources,
+};
+use super::secrets;
 use crate::runtime::CreateRequest;
-use crate::spec::{Backstop, Gpus, Mount, Port, Protocol, RunSpec, RuntimeView, Settings, Stdin};
+use crate::spec::{
+    Backstop, Gpus, HealthCheck, Mount, Port, Protocol, Relabel, RunSpec, RuntimeView, Settings,
+    Stdin,
+};
 
 /// The label with the root's id.
 pub(super) const ROOT_LABEL: &str = "moat.root";
@@ -127,14 +134,22 @@ fn draft(spec: &RunSpec, driver: LogDriver) -> ContainerCreateBody {
         open_stdin: Some(settings.stdin != Stdin::None),
         // If set, stdin ends when any connection to it ends. Otherwise stdin never ends.
         stdin_once: Some(settings.stdin == Stdin::Pipe),
+        healthcheck: settings.health_check.as_ref().map(health_check),
         stop_signal: settings.stop_signal.clone(),
-        host_config: Some(host_config(settings, driver)),
+        host_config: Some(host_config(spec, driver)),
         networking_config: networking(settings),
         ..ContainerCreateBody::default()
     }
 }
 
-fn host_config(settings: &Settings, driver: LogDriver) -> HostConfig {
+fn host_config(spec: &RunSpec, driver: LogDriver) -> HostConfig {
+    let settings = spec.settings();
+    let (relabeled, plain): (Vec<_>, Vec<_>) = settings
+        .mounts
+        .iter()
+        .partition(|mount| mount.relabeled().is_some());
+    let mounts = plain.into_iter().map(mount);
+    let secrets = secrets::directories(spec).into_iter().map(anonymous_volume);
     HostConfig {
         log_config: Some(driver.config()),
         auto_remove: Some(false),
@@ -142,7 +157,8 @@ fn host_config(settings: &Settings, driver: LogDriver) -> HostConfig {
             name: Some(RestartPolicyNameEnum::NO),
             maximum_retry_count: None,
         }),
-        mounts: non_empty(settings.mounts.iter().map(mount).collect()),
+        mounts: non_empty(mounts.chain(secrets).collect()),
+        binds: non_empty(relabeled.into_iter().filter_map(bind).collect()),
         network_mode: settings.network.clone(),
         port_bindings: ports(settings),
         extra_hosts: non_empty(
@@ -235,6 +251,46 @@ fn mount(mount: &Mount) -> EngineMount {
             ..MountTmpfsOptions::default()
         }),
         ..EngineMount::default()
+    }
+}
+
+/// Converts a mount that is relabeled to `SOURCE:TARGET:OPTIONS`, the only form with this option.
+fn bind(mount: &Mount) -> Option<String> {
+    let (relabel, source, read_only) = mount.relabeled()?;
+    let mode = if read_only { "ro" } else { "rw" };
+    let label = match relabel {
+        Relabel::Shared => "z",
+        Relabel::Private => "Z",
+    };
+    Some(format!("{source}:{}:{mode},{label}", mount.target()))
+}
+
+/// A volume that the engine removes with its container.
+fn anonymous_volume(target: &str) -> EngineMount {
+    EngineMount {
+        typ: Some(MountType::VOLUME),
+        target: Some(target.to_owned()),
+        read_only: Some(false),
+        ..EngineMount::default()
+    }
+}
+
+fn health_check(check: &HealthCheck) -> HealthConfig {
+    let Some(command) = &check.command else {
+        return HealthConfig {
+            test: Some(vec!["NONE".to_owned()]),
+            ..HealthConfig::default()
+        };
+    };
+    let nanoseconds = |time: Duration| Some(to_i64(time.as_nanos().try_into().unwrap_or(u64::MAX)));
+    let test = std::iter::once("CMD".to_owned()).chain(command.iter().cloned());
+    HealthConfig {
+        test: Some(test.collect()),
+        interval: nanoseconds(check.interval),
+        timeout: nanoseconds(check.timeout),
+        retries: Some(check.retries.into()),
+        start_period: nanoseconds(check.start_period),
+        start_interval: None,
     }
 }
 
@@ -345,11 +401,14 @@ mod tests {
             .bind("/src", "/a")
             .volume("cache", "/b")
             .tmpfs("/c", Some(1 << 20))
-            .mount(Mount::Tmpfs {
-                target: "/d".into(),
-                size: None,
-                read_only: true,
-            })
+            .mount(Mount::tmpfs("/d", None).read_only(true))
+            .mount(Mount::bind("/s", "/e").relabel(Relabel::Shared))
+            .mount(
+                Mount::volume("cache", "/f")
+                    .read_only(true)
+                    .relabel(Relabel::Private),
+            )
+            .secret_file("/run/secrets/token", "s3cr3t")
             .network("mine")
             .network_alias("db")
             .port(Port::tcp(80))
@@ -406,7 +465,9 @@ mod tests {
                     {"Type": "tmpfs", "Target": "/c", "ReadOnly": false,
                         "TmpfsOptions": {"SizeBytes": 1048576}},
                     {"Type": "tmpfs", "Target": "/d", "ReadOnly": true},
+                    {"Type": "volume", "Target": "/run/secrets", "ReadOnly": false},
                 ],
+                "Binds": ["/s:/e:rw,z", "cache:/f:ro,Z"],
                 "NetworkMode": "mine",
                 "PortBindings": {
                     "80/tcp": [{}, {"HostIp": "127.0.0.1", "HostPort": "8080"}],
@@ -455,6 +516,23 @@ mod tests {
             body["HostConfig"]["LogConfig"],
             json!({"Type": "none", "Config": {}})
         );
+    }
+
+    #[test]
+    fn a_health_check_replaces_the_images() {
+        let check = HealthCheck::new(["test", "-f", "/a b"])
+            .interval(Duration::from_millis(1))
+            .timeout(Duration::from_secs(2))
+            .start_period(Duration::from_secs(3))
+            .retries(4);
+        let body = json(&RunSpec::new("x").health_check(check));
+        assert_eq!(
+            body["Healthcheck"],
+            json!({"Test": ["CMD", "test", "-f", "/a b"], "Interval": 1_000_000,
+                "Timeout": 2_000_000_000, "Retries": 4, "StartPeriod": 3_000_000_000_u64})
+        );
+        let body = json(&RunSpec::new("x").health_check(HealthCheck::none()));
+        assert_eq!(body["Healthcheck"], json!({"Test": ["NONE"]}));
     }
 
     #[test]

@@ -6,17 +6,22 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use bollard::models::{ContainerCreateBody, DeviceRequest};
 
-use crate::spec::{Gpus, InvalidSpec, Mount, Settings};
+use crate::runtime::docker::secrets;
+use crate::spec::{Gpus, InvalidSpec, Mount, RunSpec, Settings};
 
 /// The CDI kind of NVIDIA's GPUs.
 const GPU_KIND: &str = "nvidia.com/gpu";
 
+/// The characters that end a part of a mount.
+const MOUNT_SEPARATORS: &[char] = &[',', '"', '\n', '\r'];
+
 /// Refuses what Podman would ignore or misread.
-pub(crate) fn check(settings: &Settings) -> Result<(), InvalidSpec> {
+pub(crate) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
+    let settings = spec.settings();
     if settings.oci_runtime.is_some() {
         let reason = "Podman's Docker-compatible interface ignores it: set `runtime` in the \
                       containers.conf of the Podman service";
@@ -27,24 +32,50 @@ pub(crate) fn check(settings: &Settings) -> Result<(), InvalidSpec> {
                       request `Gpus::All`";
         return Err(InvalidSpec::new("gpus", reason));
     }
+    for dir in secrets::directories(spec) {
+        check_mounted_path("secret_files", dir, MOUNT_SEPARATORS)?;
+    }
     for mount in &settings.mounts {
         let source = match mount {
             Mount::Bind { source, .. } => source.to_string_lossy(),
             Mount::Volume { name, .. } => name.into(),
             Mount::Tmpfs { .. } => "".into(),
         };
-        let separators: &[char] = match mount {
+        let separators = match mount {
             Mount::Tmpfs { .. } => &[','],
-            _ => &[',', '"', '\n', '\r'],
+            _ => MOUNT_SEPARATORS,
         };
         for path in [&source, mount.target()] {
-            if path.contains(separators) {
-                let reason = format!(
-                    "Podman misreads {path:?}: it accepts no comma, quote or line break in a mount"
-                );
-                return Err(InvalidSpec::new("mounts", reason));
-            }
+            check_mounted_path("mounts", path, separators)?;
         }
+    }
+    Ok(())
+}
+
+/// Refuses what a Podman before 5.0 would misread.
+///
+/// Podman 4.3 splits the command of a health check at its spaces. 4.4 to 4.9 were not tried.
+pub(crate) fn check_podman_4(settings: &Settings) -> Result<(), InvalidSpec> {
+    let check = settings.health_check.as_ref();
+    let command = check.and_then(|check| check.command.as_deref());
+    let is_split = |text: &&String| text.is_empty() || text.contains(char::is_whitespace);
+    match command.unwrap_or_default().iter().find(is_split) {
+        None => Ok(()),
+        Some(argument) => {
+            let reason = format!(
+                "Podman before 5.0 splits the command at spaces, so {argument:?} cannot be an argument"
+            );
+            Err(InvalidSpec::new("health_check", reason))
+        }
+    }
+}
+
+fn check_mounted_path(field: &str, path: &str, separators: &[char]) -> Result<(), InvalidSpec> {
+    if path.contains(separators) {
+        let reason = format!(
+            "Podman misreads {path:?}: it accepts no comma, quote or line break in a mount"
+        );
+        return Err(InvalidSpec::new(field, reason));
     }
     Ok(())
 }
@@ -103,22 +134,26 @@ fn gpu_request(gpus: &Gpus) -> DeviceRequest {
     }
 }
 
-/// Returns true if a mount has a source that Podman would create.
-pub(crate) fn has_bind_mount(settings: &Settings) -> bool {
-    bind_sources(settings).next().is_some()
-}
-
-/// Returns the source of a bind mount that does not exist under `root`.
-pub(crate) fn missing_source(settings: &Settings, root: &Path) -> Option<String> {
-    let mut missing = bind_sources(settings).filter(|source| is_missing(source, root));
-    Some(missing.next()?.display().to_string())
-}
-
-fn bind_sources(settings: &Settings) -> impl Iterator<Item = &Path> {
-    settings.mounts.iter().filter_map(|mount| match mount {
-        Mount::Bind { source, .. } => Some(source.as_path()),
+/// Returns the sources of bind mounts that the engine would create if they were missing.
+///
+/// Docker refuses those that are not relabeled.
+pub(crate) fn unchecked_sources(settings: &Settings, is_podman: bool) -> Vec<&Path> {
+    let mounts = settings.mounts.iter();
+    let sources = mounts.filter_map(|mount| match mount {
+        Mount::Bind {
+            source, relabel, ..
+        } if is_podman || relabel.is_some() => Some(source.as_path()),
         _ => None,
-    })
+    });
+    sources.collect()
+}
+
+/// Returns the source that exists under none of the `roots`.
+pub(crate) fn missing_source(sources: &[&Path], roots: &[PathBuf]) -> Option<String> {
+    let is_missing =
+        |source: &&&Path| !roots.is_empty() && roots.iter().all(|root| is_missing(source, root));
+    let source = sources.iter().find(is_missing)?;
+    Some(source.display().to_string())
 }
 
 /// Returns true if a path is known not to exist under `root`.
@@ -143,7 +178,7 @@ fn is_missing(path: &Path, root: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::RunSpec;
+    use crate::spec::{HealthCheck, Relabel};
     use serde_json::{Value, json};
 
     #[test]
@@ -156,12 +191,13 @@ mod tests {
             ("mounts", spec().bind("/a", "/b\"c")),
             ("mounts", spec().bind("/a\nb", "/b")),
             ("mounts", spec().tmpfs("/a,size=1", None)),
+            ("secret_files", spec().secret_file("/a,ro/b", "x")),
         ] {
-            let refused = check(bad.settings()).unwrap_err();
+            let refused = check(&bad).unwrap_err();
             assert_eq!(refused.field, field, "{refused}");
         }
         let good = spec().bind("/a b:c", "/d").gpus(Gpus::All);
-        check(good.settings()).unwrap();
+        check(&good).unwrap();
     }
 
     #[test]
@@ -192,6 +228,20 @@ mod tests {
         assert_eq!(body["HostConfig"]["Mounts"], Value::Null);
     }
 
+    #[test]
+    fn an_old_podman_refuses_a_health_check_with_spaces() {
+        let check = |command: &[&str]| {
+            let spec = RunSpec::new("x").health_check(HealthCheck::new(command.iter().copied()));
+            check_podman_4(spec.settings()).map_err(|refused| refused.field)
+        };
+        assert_eq!(check(&["test", "-f", "/a"]), Ok(()));
+        for bad in [["test", "a b"], ["test", ""], ["a\tb", "x"]] {
+            assert_eq!(check(&bad), Err("health_check".to_owned()));
+        }
+        let none = RunSpec::new("x").health_check(HealthCheck::none());
+        check_podman_4(none.settings()).unwrap();
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_missing_source_is_found() {
@@ -200,8 +250,13 @@ mod tests {
         std::fs::create_dir_all(root.join("a/b")).unwrap();
         std::os::unix::fs::symlink("/elsewhere", root.join("link")).unwrap();
         let missing = |source: &str| {
-            let spec = RunSpec::new("x").bind("/a", "/x").bind(source, "/y");
-            missing_source(spec.settings(), root)
+            let shared = Mount::bind(source, "/y").relabel(Relabel::Shared);
+            let spec = RunSpec::new("x").bind("/elsewhere", "/x").mount(shared);
+            let sources = unchecked_sources(spec.settings(), false);
+            assert_eq!(sources, [Path::new(source)]);
+            assert_eq!(unchecked_sources(spec.settings(), true).len(), 2);
+            let entered = root.join("a/b");
+            missing_source(&sources, &[entered, root.to_owned()])
         };
         for source in ["/", "/a", "/a/./b", "/link", "/link/c", "/a/../nowhere"] {
             assert_eq!(missing(source), None, "{source}");

@@ -1,4 +1,6 @@
-//! Images: pulls, and the credentials of registries.
+//! Images: pulls, the credentials of registries, and descriptions.
 
 mod credentials;
+mod info;
+mod platform;
 mod pull;

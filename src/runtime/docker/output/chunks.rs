@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::FramingError;
 use crate::outcome::Stream;
 use crate::runtime::Chunk;
+use crate::timestamp::Timestamp;
 
 /// The smallest piece that becomes a chunk without a copy, in bytes.
 ///
@@ -20,40 +21,45 @@ pub(crate) const CHUNK_BYTES: usize = 64 << 10;
 /// Beyond the chunks that can be popped, it holds less than 64 KiB.
 #[derive(Debug)]
 pub(super) struct Chunks {
-    /// Merged pieces of one stream that are smaller than a chunk.
-    merged: (Stream, Vec<u8>),
+    /// Merged pieces of one stream, logged at one time, that are smaller than a chunk.
+    merged: (Stream, Option<Timestamp>, Vec<u8>),
     ready: VecDeque<Result<Chunk, FramingError>>,
 }
 
 impl Chunks {
     pub(super) fn new() -> Self {
         Self {
-            merged: (Stream::Tty, Vec::new()),
+            merged: (Stream::Tty, None, Vec::new()),
             ready: VecDeque::new(),
         }
     }
 
     /// Adds a piece. `following` is the number of bytes after it, of any stream.
-    pub(super) fn push(&mut self, stream: Stream, piece: Bytes, following: usize) {
-        if self.merged.0 != stream {
+    pub(super) fn push(
+        &mut self,
+        (stream, logged_at): (Stream, Option<Timestamp>),
+        piece: Bytes,
+        following: usize,
+    ) {
+        if (self.merged.0, self.merged.1) != (stream, logged_at) {
             self.flush();
-            self.merged.0 = stream;
+            (self.merged.0, self.merged.1) = (stream, logged_at);
         }
         if piece.len() >= ZERO_COPY_BYTES {
             self.flush();
             self.ready.push_back(Ok(Chunk {
-                stream,
-                bytes: piece,
+                logged_at,
+                ..Chunk::new(stream, piece)
             }));
             return;
         }
-        if self.merged.1.is_empty() {
-            self.merged
-                .1
-                .reserve((piece.len() + following).min(CHUNK_BYTES));
+        let merged = &mut self.merged.2;
+        // A record with its own time is not merged with others.
+        if merged.is_empty() && logged_at.is_none() {
+            merged.reserve((piece.len() + following).min(CHUNK_BYTES));
         }
-        self.merged.1.extend_from_slice(&piece);
-        if self.merged.1.len() >= CHUNK_BYTES {
+        merged.extend_from_slice(&piece);
+        if merged.len() >= CHUNK_BYTES {
             self.flush();
         }
     }
@@ -61,19 +67,22 @@ impl Chunks {
     /// Returns the number of held bytes.
     #[cfg(test)]
     pub(super) fn held(&self) -> usize {
-        self.merged.1.len()
+        self.merged.2.len()
     }
 
     /// Makes the held bytes available to [`pop`](Self::pop).
     pub(super) fn flush(&mut self) {
-        let (stream, mut bytes) = (self.merged.0, std::mem::take(&mut self.merged.1));
+        let (stream, logged_at) = (self.merged.0, self.merged.1);
+        let mut bytes = std::mem::take(&mut self.merged.2);
         if !bytes.is_empty() {
             // The chunk must not pin capacity that was reserved for another stream's bytes.
             if bytes.capacity() > 2 * bytes.len() {
                 bytes.shrink_to_fit();
             }
-            let bytes = Bytes::from(bytes);
-            self.ready.push_back(Ok(Chunk { stream, bytes }));
+            self.ready.push_back(Ok(Chunk {
+                logged_at,
+                ..Chunk::new(stream, bytes)
+            }));
         }
     }
 

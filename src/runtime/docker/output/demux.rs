@@ -6,11 +6,14 @@ use super::FramingError;
 use super::chunks::Chunks;
 use crate::outcome::Stream;
 use crate::runtime::Chunk;
+use crate::timestamp::Timestamp;
 
 /// The length of a frame's header, in bytes.
 ///
 /// A header is the type, three zeros, and the payload's length in big endian.
 pub(crate) const HEADER_BYTES: usize = 8;
+/// The maximum length of a record's time, in bytes.
+const MAX_TIME_BYTES: usize = 40;
 /// The maximum length of the engine's error message, in bytes. The rest is cut off.
 pub(crate) const MAX_ERROR_BYTES: usize = 1 << 10;
 
@@ -22,6 +25,8 @@ pub(crate) const MAX_ERROR_BYTES: usize = 1 << 10;
 #[derive(Debug)]
 pub(crate) struct Demux {
     state: State,
+    /// True if each payload begins with the time of its record, and a space.
+    timestamps: bool,
     chunks: Chunks,
 }
 
@@ -31,8 +36,10 @@ enum State {
     Terminal,
     /// A header: its buffer, and the number of bytes in it.
     Header([u8; HEADER_BYTES], usize),
-    /// A payload: its stream, and the number of remaining bytes.
-    Payload(Stream, u32),
+    /// The time in a payload: its text, the stream, and the number of remaining bytes.
+    Time(Vec<u8>, Stream, u32),
+    /// A payload: its stream and time, and the number of remaining bytes.
+    Payload((Stream, Option<Timestamp>), u32),
     /// The engine's error: its text, and the number of remaining bytes.
     Error(Vec<u8>, u32),
     /// The end of the stream, possibly after an error.
@@ -45,7 +52,16 @@ impl Demux {
     pub(crate) fn new(tty: bool) -> Self {
         Self {
             state: if tty { State::Terminal } else { START },
+            timestamps: false,
             chunks: Chunks::new(),
+        }
+    }
+
+    /// Creates the demultiplexer of a log without a terminal, whose records begin with their times.
+    pub(crate) fn with_timestamps() -> Self {
+        Self {
+            timestamps: true,
+            ..Self::new(false)
         }
     }
 
@@ -55,7 +71,7 @@ impl Demux {
             match &mut self.state {
                 State::Terminal => {
                     let all = std::mem::take(&mut bytes);
-                    self.chunks.push(Stream::Tty, all, 0);
+                    self.chunks.push((Stream::Tty, None), all, 0);
                 }
                 State::Header(header, filled) => {
                     let count = bytes.len().min(HEADER_BYTES - *filled);
@@ -66,14 +82,30 @@ impl Demux {
                         self.enter(header);
                     }
                 }
-                State::Payload(stream, remaining) => {
-                    let stream = *stream;
+                State::Time(text, stream, remaining) => {
+                    let searched = bytes.len().min(*remaining as usize);
+                    let space = memchr::memchr(b' ', &bytes[..searched]);
+                    let piece = bytes.split_to(space.map_or(searched, |at| at + 1));
+                    *remaining -= piece.len() as u32;
+                    text.extend_from_slice(&piece[..MAX_TIME_BYTES.min(piece.len())]);
+                    let (stream, remaining) = (*stream, *remaining);
+                    if space.is_some() {
+                        let Some(time) = parse_time(text) else {
+                            return self.fail(FramingError::Time);
+                        };
+                        self.state = payload((stream, Some(time)), remaining);
+                    } else if remaining == 0 || text.len() >= MAX_TIME_BYTES {
+                        return self.fail(FramingError::Time);
+                    }
+                }
+                State::Payload(source, remaining) => {
+                    let source = *source;
                     let piece = bytes.split_to(bytes.len().min(*remaining as usize));
                     *remaining -= piece.len() as u32;
                     if *remaining == 0 {
                         self.state = START;
                     }
-                    self.chunks.push(stream, piece, bytes.len());
+                    self.chunks.push(source, piece, bytes.len());
                 }
                 State::Error(text, remaining) => {
                     let piece = bytes.split_to(bytes.len().min(*remaining as usize));
@@ -98,7 +130,9 @@ impl Demux {
     pub(crate) fn finish(&mut self) {
         match std::mem::replace(&mut self.state, State::End) {
             State::Terminal | State::Header(_, 0) => self.flush(),
-            State::Header(..) | State::Payload(..) => self.fail(FramingError::Dangling),
+            State::Header(..) | State::Time(..) | State::Payload(..) => {
+                self.fail(FramingError::Dangling);
+            }
             State::Error(text, _) => {
                 let text = String::from_utf8_lossy(&text).trim().to_owned();
                 self.fail(FramingError::Engine(text));
@@ -128,8 +162,9 @@ impl Demux {
             _ => return self.fail(FramingError::Header(header)),
         };
         self.state = match length {
-            0 => START,
-            length => State::Payload(stream, length),
+            0 if self.timestamps => return self.fail(FramingError::Time),
+            length if self.timestamps => State::Time(Vec::new(), stream, length),
+            length => payload((stream, None), length),
         };
     }
 
@@ -137,6 +172,21 @@ impl Demux {
         self.state = State::End;
         self.chunks.fail(error);
     }
+}
+
+/// The state at the beginning of a payload.
+fn payload(source: (Stream, Option<Timestamp>), length: u32) -> State {
+    match length {
+        0 => START,
+        length => State::Payload(source, length),
+    }
+}
+
+/// Parses the time of a record, with the space after it.
+fn parse_time(text: &[u8]) -> Option<Timestamp> {
+    let text = text.strip_suffix(b" ")?;
+    // Docker's form is the fixed one.
+    Timestamp::parse_fixed(text).or_else(|| std::str::from_utf8(text).ok()?.parse().ok())
 }
 
 #[cfg(test)]
@@ -219,6 +269,55 @@ mod tests {
             ]
         );
         assert_eq!(error, None);
+    }
+
+    /// Parses records that begin with their times, in pieces of `size` bytes.
+    fn run_timed(input: &[u8], size: usize) -> Vec<Result<Chunk, FramingError>> {
+        let mut demux = Demux::with_timestamps();
+        input
+            .chunks(size)
+            .for_each(|piece| demux.push(Bytes::copy_from_slice(piece)));
+        demux.finish();
+        std::iter::from_fn(|| demux.pop()).collect()
+    }
+
+    #[test]
+    fn each_record_has_its_time() {
+        let times = [
+            "2026-11-22T18:23:25.491211661Z",
+            "2026-11-22T18:23:26.000000000Z",
+        ];
+        let input = [
+            frame(1, format!("{} a b\n", times[0]).as_bytes()),
+            frame(1, format!("{} ", times[1]).as_bytes()),
+            frame(1, format!("{} \n", times[1]).as_bytes()),
+            frame(2, format!("{} c", times[1]).as_bytes()),
+        ]
+        .concat();
+        let chunk = |stream, bytes: &'static str, at: usize| Chunk {
+            logged_at: Some(times[at].parse().unwrap()),
+            ..Chunk::new(stream, bytes)
+        };
+        let expected = [
+            Ok(chunk(Stream::Stdout, "a b\n", 0)),
+            Ok(chunk(Stream::Stdout, "\n", 1)),
+            Ok(chunk(Stream::Stderr, "c", 1)),
+        ];
+        for size in 1..=input.len() {
+            assert_eq!(run_timed(&input, size), expected, "pieces of {size} bytes");
+        }
+    }
+
+    #[test]
+    fn a_record_without_a_time_is_an_error() {
+        for record in [&b""[..], b"no time", b"no time at all\n", &[b'x'; 100]] {
+            for size in [1, 7, 200] {
+                let seen = run_timed(&frame(1, record), size);
+                assert_eq!(seen, [Err(FramingError::Time)], "{record:?}");
+            }
+        }
+        let cut = &frame(1, b"2026-11-22T18:23:25.491211661Z a")[..20];
+        assert_eq!(run_timed(cut, 20), [Err(FramingError::Dangling)]);
     }
 
     #[test]

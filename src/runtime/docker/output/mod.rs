@@ -46,6 +46,8 @@ pub(crate) enum FramingError {
     Header([u8; HEADER_BYTES]),
     #[error("dangling frame: the output ended inside a frame")]
     Dangling,
+    #[error("a record of the log does not begin with its time")]
+    Time,
     #[error("the engine reports an error: {0}")]
     Engine(String),
     #[error("the connection is not a WebSocket: {0}")]
@@ -157,15 +159,22 @@ impl Output {
     }
 
     /// Creates the output of an engine's log.
+    ///
+    /// With `timestamps`, each record begins with its time. The log has no terminal then.
     pub(super) fn of_log(
         answer: Answer,
         tty: bool,
+        timestamps: bool,
         operation: &'static str,
         address: String,
     ) -> Self {
+        let demux = match timestamps {
+            true => Demux::with_timestamps(),
+            false => Demux::new(tty),
+        };
         Self {
             log_error: tty.then(LogErrorFilter::default),
-            ..Self::new(answer, tty, operation, address)
+            ..Self::with_parser(answer, Parser::Demux(demux), operation, address)
         }
     }
 

@@ -91,7 +91,7 @@ impl WebSocketFrames {
                     if *remaining == 0 {
                         self.state = START;
                     }
-                    self.chunks.push(self.stream, piece, bytes.len());
+                    self.chunks.push((self.stream, None), piece, bytes.len());
                 }
                 State::Control(control, payload, length) => {
                     let piece = bytes.split_to(bytes.len().min(*length - payload.len()));

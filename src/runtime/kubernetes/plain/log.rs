@@ -127,10 +127,7 @@ pub(super) async fn open(
     let first = stream::iter(first.flatten().map(Ok));
     let chunks = first.chain(rest).map(move |bytes: Result<Bytes, Failure>| {
         let bytes = bytes.map_err(|failure| failure.inconclusive(OPERATION, &address))?;
-        Ok(Chunk {
-            stream: Stream::Merged,
-            bytes,
-        })
+        Ok(Chunk::new(Stream::Merged, bytes))
     });
     Ok(chunks.boxed())
 }

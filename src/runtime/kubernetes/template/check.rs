@@ -4,7 +4,9 @@ use serde_json::{Map, Value};
 
 use crate::runtime::kubernetes::plain::SIGTERM;
 use crate::runtime::signal;
-use crate::spec::{Backstop, Gpus, InvalidSpec, Mount, RunSpec, RuntimeView, Settings, Stdin};
+use crate::spec::{
+    Backstop, Gpus, InvalidSpec, Mount, Pull, RunSpec, RuntimeView, Settings, Stdin,
+};
 
 /// The maximum length of an argument or a variable on Linux.
 const MAX_ARGUMENT_BYTES: usize = (128 << 10) - 1;
@@ -26,6 +28,7 @@ pub(crate) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
     command(spec)?;
     unsupported(settings)?;
     user(settings)?;
+    hostname(settings)?;
     hosts(settings)?;
     mounts(settings)?;
     labels(settings)?;
@@ -43,6 +46,13 @@ pub(crate) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
         return refuse(
             "platform",
             format!("moat's helper runs on linux/amd64 and linux/arm64, and not on {platform:?}"),
+        );
+    }
+    if RuntimeView::new(spec).secret_files().next().is_some() {
+        return refuse(
+            "secret_files",
+            "moat writes no files into a pod before its start; mount a Secret of the cluster with \
+             `engine_patch`, or use `env`",
         );
     }
     if RuntimeView::new(spec).credentials().is_some() {
@@ -138,6 +148,8 @@ fn command(spec: &RunSpec) -> Result<(), InvalidSpec> {
 
 fn unsupported(settings: &Settings) -> Result<(), InvalidSpec> {
     const PATCH: &str = "a pod does not have this setting";
+    const PULLS: &str = "a node retries pulls by its own rules; use `Kubernetes::patience`";
+    let defaults = Settings::default();
     for (field, set, reason) in [
         (
             "ports",
@@ -149,6 +161,14 @@ fn unsupported(settings: &Settings) -> Result<(), InvalidSpec> {
             !settings.network_aliases.is_empty(),
             PATCH,
         ),
+        (
+            "health_check",
+            settings
+                .health_check
+                .as_ref()
+                .is_some_and(|check| check.command.is_some()),
+            "a pod has no health check that moat reads; wait with `Ready::exec`",
+        ),
         ("pids_limit", settings.pids_limit.is_some(), PATCH),
         ("ulimits", !settings.ulimits.is_empty(), PATCH),
         ("devices", !settings.devices.is_empty(), PATCH),
@@ -156,6 +176,21 @@ fn unsupported(settings: &Settings) -> Result<(), InvalidSpec> {
             "gpus",
             matches!(settings.gpus, Some(Gpus::All | Gpus::Ids(_))),
             "a pod can only ask for a number of GPUs",
+        ),
+        (
+            "pull",
+            settings.pull == Pull::Newer,
+            "a node does not fall back to its own image; use `Pull::Always` or `Pull::Missing`",
+        ),
+        (
+            "pull_retries",
+            settings.pull_retries != defaults.pull_retries,
+            PULLS,
+        ),
+        (
+            "pull_stall_timeout",
+            settings.pull_stall_timeout != defaults.pull_stall_timeout,
+            PULLS,
         ),
         (
             "security_opt",
@@ -203,6 +238,28 @@ fn hosts(settings: &Settings) -> Result<(), InvalidSpec> {
     Ok(())
 }
 
+/// The API server accepts only a label of DNS. Engines of one machine accept more.
+fn hostname(settings: &Settings) -> Result<(), InvalidSpec> {
+    let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    match &settings.hostname {
+        Some(name)
+            if name.len() > 63
+                || name.starts_with('-')
+                || name.ends_with('-')
+                || !name.chars().all(is_inner) =>
+        {
+            refuse(
+                "hostname",
+                format!(
+                    "a pod cannot have the name {name:?}: it takes up to 63 lowercase letters, digits \
+                     and '-', with no '-' at either end"
+                ),
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
 fn mounts(settings: &Settings) -> Result<(), InvalidSpec> {
     for mount in &settings.mounts {
         let target = mount.target();
@@ -218,6 +275,14 @@ fn mounts(settings: &Settings) -> Result<(), InvalidSpec> {
                     "mounts",
                     "a directory of this machine cannot be mounted into a pod; use a volume, \
                      which names a PersistentVolumeClaim, or copy the files",
+                );
+            }
+            Mount::Volume {
+                relabel: Some(_), ..
+            } => {
+                return refuse(
+                    "mounts",
+                    "the cluster labels the volumes of a pod for SELinux: mount it without `relabel`",
                 );
             }
             Mount::Tmpfs {
@@ -428,21 +493,42 @@ fn is_named(list: &[Value]) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::time::Duration;
 
     #[test]
     fn an_unsupported_spec_is_refused_with_its_field() {
         let spec = || RunSpec::new("busybox").cmd(["true"]);
         check(&spec()).unwrap();
+        check(&spec().hostname("web-1")).unwrap();
         for (field, bad) in [
             ("image", RunSpec::command(["true"])),
             ("cmd", RunSpec::new("busybox")),
             ("user", spec().user("nobody")),
+            ("hostname", spec().hostname("a_b")),
+            ("hostname", spec().hostname("-a")),
+            ("hostname", spec().hostname("A")),
+            ("hostname", spec().hostname("a".repeat(64))),
             ("network", spec().network("none")),
             ("platform", spec().platform("windows/amd64")),
             ("labels", spec().label("a", "not a label")),
+            ("pull", spec().pull(Pull::Newer)),
+            ("pull_retries", spec().pull_retries(0)),
+            (
+                "pull_stall_timeout",
+                spec().pull_stall_timeout(Duration::from_secs(1)),
+            ),
             ("mounts", spec().tmpfs("/.moat/io", None)),
             ("mounts", spec().bind("/etc", "/etc")),
             ("extra_hosts", spec().extra_host("host", "host-gateway")),
+            ("secret_files", spec().secret_file("/run/secrets/a", "x")),
+            (
+                "health_check",
+                spec().health_check(crate::spec::HealthCheck::new(["true"])),
+            ),
+            (
+                "mounts",
+                spec().mount(Mount::volume("v", "/x").relabel(crate::spec::Relabel::Private)),
+            ),
             (
                 "engine_patch",
                 spec().engine_patch(json!({"metadata": null})),

@@ -349,7 +349,8 @@ fn container(name: &str, settings: &Settings, options: &PodOptions) -> Value {
         "image": settings.image,
         "imagePullPolicy": match settings.pull {
             Pull::Missing => "IfNotPresent",
-            Pull::Always => "Always",
+            // `validate` refuses `Newer`.
+            Pull::Always | Pull::Newer => "Always",
             Pull::Never => "Never",
         },
         "securityContext": security,

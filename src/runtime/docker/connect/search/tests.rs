@@ -240,6 +240,8 @@ async fn a_named_engine_that_is_dead_is_an_error() {
     let error = machine.refused().await;
     let expected = format!("{address} (from DOCKER_HOST): nothing listens");
     assert!(error.contains(&expected), "{error}");
+    let remedy = "orrect DOCKER_HOST, or unset it if moat may use another engine";
+    assert!(error.ends_with(remedy), "{error}");
 
     machine.environment.docker_host = None;
     machine.context("dead", &dead);
@@ -247,6 +249,8 @@ async fn a_named_engine_that_is_dead_is_an_error() {
     let error = machine.refused().await;
     let expected = format!("{address} (context \"dead\", from DOCKER_CONTEXT): nothing listens");
     assert!(error.contains(&expected), "{error}");
+    let remedy = "orrect DOCKER_CONTEXT, or unset it if moat may use another engine";
+    assert!(error.ends_with(remedy), "{error}");
 }
 
 /// Local processes may take its place, but no other engine.

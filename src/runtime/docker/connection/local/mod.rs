@@ -6,6 +6,6 @@ mod unix;
 mod windows;
 
 #[cfg(unix)]
-pub(super) use self::unix::{DEFAULT_ADDRESS, LocalStream, SCHEME, root_of_podman};
+pub(super) use self::unix::{DEFAULT_ADDRESS, LocalStream, SCHEME, roots_of_engine};
 #[cfg(windows)]
-pub(super) use self::windows::{DEFAULT_ADDRESS, LocalStream, SCHEME, root_of_podman};
+pub(super) use self::windows::{DEFAULT_ADDRESS, LocalStream, SCHEME, roots_of_engine};

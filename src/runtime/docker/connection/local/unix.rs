@@ -16,20 +16,31 @@ pub(crate) const SCHEME: &str = "unix";
 /// The socket of an engine that is installed system-wide.
 pub(crate) const DEFAULT_ADDRESS: &str = "/var/run/docker.sock";
 
-/// The programs that listen at Podman's socket. Others forward it from elsewhere.
-const PODMAN_LISTENERS: [&str; 2] = ["podman", "systemd"];
+/// The programs that listen at the socket of a local engine. Others forward it from elsewhere.
+const LISTENERS: [&str; 3] = ["podman", "dockerd", "systemd"];
 
-/// Returns the path of Podman's root directory: the files that it can mount.
+/// Returns the paths of the root directories of the engine's threads: the files that it can mount.
 ///
-/// Returns `None` if the service is on another machine, or if its files are out of reach.
-pub(crate) async fn root_of_podman(socket: &Path) -> Option<PathBuf> {
-    let stream = UnixStream::connect(socket).await.ok()?;
-    let process = stream.peer_cred().ok()?.pid()?;
-    let process = Path::new("/proc").join(process.to_string());
-    let name = std::fs::read_to_string(process.join("comm")).ok()?;
-    let root = process.join("root");
-    let is_readable = std::fs::metadata(root.join("proc")).is_ok();
-    (PODMAN_LISTENERS.contains(&name.trim()) && is_readable).then_some(root)
+/// A thread that has entered a container, to copy files, keeps the root of that container.
+///
+/// Returns no path if the service is on another machine, or if its files are out of reach.
+pub(crate) async fn roots_of_engine(socket: &Path) -> Vec<PathBuf> {
+    let process = async {
+        let stream = UnixStream::connect(socket).await.ok()?;
+        let process = stream.peer_cred().ok()?.pid()?;
+        let process = Path::new("/proc").join(process.to_string());
+        let name = std::fs::read_to_string(process.join("comm")).ok()?;
+        LISTENERS.contains(&name.trim()).then_some(process)
+    };
+    let Some(process) = process.await else {
+        return Vec::new();
+    };
+    let threads = std::fs::read_dir(process.join("task"));
+    let roots = threads.into_iter().flatten().flatten();
+    roots
+        .map(|thread| thread.path().join("root"))
+        .filter(|root| std::fs::metadata(root.join("proc")).is_ok())
+        .collect()
 }
 
 /// A Unix socket, registered with tokio's I/O driver or not.

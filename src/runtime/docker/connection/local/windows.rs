@@ -21,8 +21,8 @@ const ERROR_PIPE_BUSY: i32 = 231;
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Podman is on another machine, even where that is a virtual one.
-pub(crate) async fn root_of_podman(_: &Path) -> Option<PathBuf> {
-    None
+pub(crate) async fn roots_of_engine(_: &Path) -> Vec<PathBuf> {
+    Vec::new()
 }
 
 /// A named pipe.

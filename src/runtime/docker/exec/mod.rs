@@ -1,14 +1,17 @@
 //! Execs, and the sizes of terminals.
 
+mod kill;
+
 use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::client::{Client, path_segment};
-use super::connection::Call;
-use super::errors::Failure;
-use super::output::Output;
+use self::kill::MARKER;
 use crate::error::RuntimeError;
+use crate::runtime::docker::client::{Client, path_segment};
+use crate::runtime::docker::connection::Call;
+use crate::runtime::docker::errors::Failure;
+use crate::runtime::docker::output::Output;
 use crate::runtime::{AttachedOutput, ExecId, ExecInspection, StartedExec};
 use crate::spec::{ContainerId, ExecSpec, Stdin, WindowSize};
 
@@ -30,6 +33,20 @@ struct ExecState {
     running: bool,
     #[serde(default)]
     exit_code: Option<i64>,
+    #[serde(default)]
+    process_config: ProcessConfig,
+}
+
+/// The process of an exec in its inspection.
+#[derive(Default, Deserialize)]
+struct ProcessConfig {
+    #[serde(default)]
+    user: String,
+}
+
+/// Returns the id that the engine gave an exec, and the value of its marker.
+pub(super) fn id_and_marker(exec: &ExecId) -> (&str, &str) {
+    exec.as_str().split_once('.').unwrap_or((exec.as_str(), ""))
 }
 
 impl Client {
@@ -50,7 +67,7 @@ impl Client {
 
     pub(super) fn exec_path(&self, exec: &ExecId, path: &str) -> Result<String, Failure> {
         // Exec ids have the format of container ids.
-        let id = ContainerId::new(exec.as_str());
+        let id = ContainerId::new(id_and_marker(exec).0);
         Ok(self.path(&format!("/exec/{}{path}", path_segment(&id)?)))
     }
 
@@ -59,14 +76,25 @@ impl Client {
         container: &ContainerId,
         spec: &ExecSpec,
     ) -> Result<StartedExec, RuntimeError> {
+        let marker = ulid::Ulid::generate().to_string().to_ascii_lowercase();
+        self.start_marked_exec(container, spec, &marker).await
+    }
+
+    /// Starts an exec with a marker in its environment; without one if `marker` is empty.
+    pub(super) async fn start_marked_exec(
+        &self,
+        container: &ContainerId,
+        spec: &ExecSpec,
+        marker: &str,
+    ) -> Result<StartedExec, RuntimeError> {
         const OPERATION: &str = "start an exec in the container";
         let started = async {
             let settings = spec.settings("");
             let call = Call::post(self.container_path(container, "/exec")?);
-            let created = self.fetch(call.json(&exec_body(spec))).await?;
+            let created = self.fetch(call.json(&exec_body(spec, marker))).await?;
             let CreatedExec { id } = serde_json::from_slice(&created)
                 .map_err(|error| Failure::Broken(error.to_string()))?;
-            let id = ExecId::new(id);
+            let id = ExecId::new(format!("{id}.{marker}"));
             let call = Call::post(self.exec_path(&id, "/start")?)
                 .json(&json!({"Detach": false, "Tty": settings.tty}))
                 .upgrade();
@@ -86,25 +114,35 @@ impl Client {
     }
 
     pub(super) async fn inspect_exec(&self, exec: &ExecId) -> Result<ExecInspection, RuntimeError> {
-        let inspection = async {
+        let state = self.exec_state(exec).await?;
+        Ok(match state.running {
+            true => ExecInspection::RUNNING,
+            false => ExecInspection::ended(state.exit_code),
+        })
+    }
+
+    /// Returns the user of an exec. Empty: the container's.
+    pub(super) async fn exec_user(&self, exec: &ExecId) -> Result<String, RuntimeError> {
+        Ok(self.exec_state(exec).await?.process_config.user)
+    }
+
+    async fn exec_state(&self, exec: &ExecId) -> Result<ExecState, RuntimeError> {
+        let state = async {
             let call = Call::get(self.exec_path(exec, "/json")?);
             let json = self.fetch(call).await?;
-            let state: ExecState = serde_json::from_slice(&json)
-                .map_err(|error| Failure::Broken(error.to_string()))?;
-            Ok(match state.running {
-                true => ExecInspection::RUNNING,
-                false => ExecInspection::ended(state.exit_code),
-            })
+            serde_json::from_slice(&json).map_err(|error| Failure::malformed(&error))
         };
-        inspection.await.map_err(self.error("inspect the exec"))
+        state.await.map_err(self.error("inspect the exec"))
     }
 }
 
 /// The body of `POST /containers/{id}/exec`.
-fn exec_body(spec: &ExecSpec) -> Value {
+fn exec_body(spec: &ExecSpec, marker: &str) -> Value {
     let settings = spec.settings("");
+    let marker = Some((MARKER, marker)).filter(|(_, marker)| !marker.is_empty());
     let env: Vec<_> = spec
         .environment()
+        .chain(marker)
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
     let mut body = json!({

@@ -1,7 +1,9 @@
 //! The error of an invalid spec.
 
+use std::fmt;
+
 /// The error of a spec that moat or a runtime refuses.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid {field}: {reason}")]
 #[non_exhaustive]
 pub struct InvalidSpec {
@@ -9,6 +11,12 @@ pub struct InvalidSpec {
     pub field: String,
     /// The reason, and a remedy if one is known.
     pub reason: String,
+}
+
+impl fmt::Debug for InvalidSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl InvalidSpec {

@@ -1,17 +1,22 @@
 //! The sources of a run's output while its container runs.
 
+mod tap_check;
+
 use std::ops::ControlFlow;
 use std::pin::pin;
 
 use tokio::time::{Duration, Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use self::tap_check::TapCheck;
 use crate::capture::{Capture, PumpEnd, Reading, Signals};
 use crate::error::{Error, RuntimeError};
 use crate::monitor::context::Context;
 use crate::monitor::evidence::{EOF_TOLERANCE, TapEndKind};
 use crate::monitor::wait::Backoff;
-use crate::runtime::{AttachedOutput, DrainLimit, LogFidelity, LogsRequest, OutputStream};
+use crate::runtime::{
+    AttachedOutput, Capabilities, DrainLimit, LogFidelity, LogsRequest, OutputStream,
+};
 use crate::spec::{Backstop, ContainerId, Settings};
 
 /// Longest time between two polls of output that the engine may cut off.
@@ -54,18 +59,35 @@ pub(super) async fn pump(
     let outcome = match source {
         Source::None => return PumpOutcome::default(),
         Source::Follow => PumpOutcome::default(),
-        Source::Tap(output) => match tap(context, capture, output, container, signals).await {
-            ControlFlow::Continue(outcome) => outcome,
-            ControlFlow::Break(outcome) => return outcome,
-        },
+        Source::Tap(mut output) => {
+            let Capabilities {
+                attach_keepalive,
+                log_rotates,
+                ..
+            } = context.runtime.capabilities();
+            // An attachment to a log that rotates is that log.
+            if has_log(context, settings) && !attach_keepalive && !log_rotates {
+                let check = TapCheck::new(context, capture, container, settings, signals);
+                output.stream = check.guard(output.stream);
+            }
+            match tap(context, capture, output, container, signals).await {
+                ControlFlow::Continue(outcome) => outcome,
+                ControlFlow::Break(outcome) => return outcome,
+            }
+        }
     };
-    if !context.runtime.capabilities().logs || settings.backstop == Backstop::None {
+    if !has_log(context, settings) {
         return outcome;
     }
     match follow(context, capture, container, settings.tty, signals).await {
         Some(end) => outcome.with_failure(end),
         None => outcome,
     }
+}
+
+/// Returns true if the engine keeps a log of the container.
+fn has_log(context: &Context, settings: &Settings) -> bool {
+    context.runtime.capabilities().logs && settings.backstop != Backstop::None
 }
 
 /// Captures the tap. Breaks if the engine's log must not be followed after it.
@@ -140,8 +162,9 @@ async fn follow(
     let exited = signals.exited.clone();
     let mut backoff = Backoff::new();
     loop {
+        let request = capture.with_times(LogsRequest::follow(tty));
         let followed = tokio::select! {
-            followed = follow_log(context, container, tty) => followed,
+            followed = follow_log(context, container, request) => followed,
             () = exited_or_closing(context, &exited) => return None,
         };
         match followed {
@@ -157,6 +180,7 @@ async fn follow(
             Ok(None) => return None,
             Err(error) => {
                 tracing::warn!(%container, %error, "cannot follow the engine's log: retrying");
+                capture.forgo_times();
             }
         }
         tokio::select! {
@@ -170,13 +194,12 @@ async fn follow(
 async fn follow_log(
     context: &Context,
     container: &ContainerId,
-    tty: bool,
+    request: LogsRequest,
 ) -> Result<Option<(LogFidelity, OutputStream)>, RuntimeError> {
     let inspection = context.runtime.inspect(container).await?;
     let Some(fidelity) = inspection.log.fidelity else {
         return Ok(None);
     };
-    let request = LogsRequest::follow(tty);
     let stream = context.runtime.logs(container, request).await?;
     Ok(Some((fidelity, stream)))
 }

@@ -1,5 +1,7 @@
 //! The monitor of an exec: one more command in a run's container, with its own log.
 
+mod watch_end;
+
 use std::future::pending;
 use std::iter;
 use std::panic::AssertUnwindSafe;
@@ -7,27 +9,30 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::FutureExt;
-use tokio::sync::oneshot;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use self::watch_end::{ExecWatch, report_kill_failures};
 use crate::audit::{Event, Gap, GapReason, Resume, ResumeCause, Started};
 use crate::capture::{Capture, Hub, PumpEnd};
-use crate::error::{Error, Result, chain};
+use crate::error::{Error, Result, RuntimeError, chain};
 use crate::monitor::Monitor;
+use crate::monitor::calls::ExecTarget;
 use crate::monitor::context::Context;
 use crate::monitor::entry::{PipeState, close_stdin, lock};
-use crate::monitor::evidence::{EOF_TOLERANCE, late_drain};
-use crate::monitor::machine::{ExitReport, Machine, Setup};
+use crate::monitor::evidence::{EOF_TOLERANCE, late_drain, past_limit};
+use crate::monitor::machine::{ExitReport, Limits, Machine, Setup};
 use crate::monitor::output::{PumpOutcome, read_tap};
 use crate::monitor::seal::{SealFacts, build_seal, reopen_log};
 use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
 use crate::monitor::watch::{Target, WatchEnd};
 use crate::outcome::{Ending, Evidence, Exit, Seal};
-use crate::runtime::{AttachedOutput, ExecId, InputWriter, Runtime, StartedExec};
+use crate::runtime::{AttachedOutput, DrainLimit, ExecId, InputWriter, Runtime, StartedExec};
 use crate::sink::{Resumed, RunPlace};
-use crate::spec::{ContainerId, ExecSpec, RunId, Secrets, Stdin};
+use crate::spec::{ContainerId, ExecSpec, LimitAction, RunId, Secrets, Settings, Stdin};
 use crate::state::Transition;
 
 /// Longest wait for the exit code after the output and the container have ended.
@@ -57,6 +62,8 @@ impl Drop for StdinSlot {
 pub(crate) struct ExecStarted {
     pub(crate) id: ExecId,
     pub(crate) input: Arc<StdinSlot>,
+    /// The reason that the last attempt to kill the exec failed.
+    pub(crate) kill_failure: watch::Receiver<Option<Arc<RuntimeError>>>,
 }
 
 type Reply = oneshot::Sender<Result<ExecStarted, StartError>>;
@@ -132,7 +139,13 @@ impl Monitor {
         };
         let started = self.started(&container, None, Vec::new()).await;
         self.publish(Transition::Started(None));
+        let (failure, kill_failure) = watch::channel(None);
+        self.calls.set_exec(ExecTarget {
+            id: id.clone(),
+            failure,
+        });
         let exec = ExecStarted {
+            kill_failure: kill_failure.clone(),
             id: id.clone(),
             input: Arc::new(StdinSlot {
                 writer: Mutex::new(input),
@@ -144,7 +157,7 @@ impl Monitor {
             *lock(&self.pipe) = PipeState::Ended;
         }
         let (outcome, unwritten) = self
-            .capture_exec(&container, id, output, started, &mut capture)
+            .capture_exec(&container, &id, output, started, &mut capture, kill_failure)
             .await?;
         self.seal_exec(capture, outcome, unwritten).await
     }
@@ -155,14 +168,16 @@ impl Monitor {
     async fn capture_exec(
         &mut self,
         container: &ContainerId,
-        id: ExecId,
+        id: &ExecId,
         output: AttachedOutput,
         started: Started,
         capture: &mut Capture,
+        kill_failure: watch::Receiver<Option<Arc<RuntimeError>>>,
     ) -> Option<(ExecOutcome, Vec<Event>)> {
-        let settings = capture.progress.record.as_ref();
-        let settings = settings.map(|record| record.settings.clone());
-        let settings = settings.unwrap_or_default();
+        let record = capture.progress.record.as_ref();
+        let settings = record
+            .map(|record| record.settings.clone())
+            .unwrap_or_default();
         let (mut target, mut signals) = Target::new(self, capture, container, &settings, None);
         // Written with the output: from here on, a slow sink must not delay the tap.
         target.record(Event::Started(Box::new(started)));
@@ -170,37 +185,43 @@ impl Monitor {
         let (tap_ended, tap_end) = oneshot::channel();
         let runtime = Arc::clone(&self.context.runtime);
         let drain = runtime.capabilities().exec_drain;
+        let watch = ExecWatch {
+            runtime: &*runtime,
+            container,
+            id,
+            stats: Arc::clone(capture.stats()),
+            cut: CancellationToken::new(),
+            engine_cuts: drain.is_some(),
+            last_running: Mutex::new(Instant::now()),
+        };
+        let stream = output
+            .stream
+            .take_until(watch.cut.clone().cancelled_owned());
         let mut tap = Box::pin(async {
             let end = match capture.needs_log() {
                 true => PumpEnd::Stalled,
-                false => read_tap(capture, output.stream, drain, &mut signals).await,
+                false => read_tap(capture, stream.boxed(), drain, &mut signals).await,
             };
             let _ = tap_ended.send(end);
             PumpOutcome::default()
         });
         let closing = self.context.closing.clone();
         let secrets = self.secrets.clone();
+        let reports = report_kill_failures(kill_failure, target.recorder(), &secrets);
+        let end = watch.end(tap_end, end_marker, &secrets, &closing);
         let exit = pin!(async {
-            match tap_end.await {
-                Ok(end) if !closing.is_cancelled() => match broken_exec(end, &secrets) {
-                    Some(outcome) => outcome,
-                    None => wait_exec(&*runtime, container, &id, end_marker).await,
-                },
-                // The watch ends because the manager closes. The next opening seals the log.
-                _ => pending().await,
+            tokio::select! {
+                exit = end => exit,
+                () = reports => pending().await,
             }
         });
-        let machine = Machine::new(Instant::now(), Setup::default());
+        let machine = Machine::new(Instant::now(), setup(&settings));
         let watched = self.drive(machine, &mut target, exit, tap.as_mut()).await;
         drop(tap);
         let mut unwritten = signals.drain();
         match watched {
             WatchEnd::Done { mut exit, .. } => {
-                if let Some(drain) = drain {
-                    let received = capture.received();
-                    let cut_off = late_drain(drain, capture.lateness(), &received);
-                    exit.gaps.extend(cut_off.into_iter().map(Gap::from));
-                }
+                exit.add_output_gaps(drain, capture);
                 unwritten.extend(iter::from_fn(|| self.notes.try_recv().ok()));
                 Some((exit, unwritten))
             }
@@ -302,6 +323,16 @@ impl ExecOutcome {
         }
     }
 
+    /// Adds the gaps of output that the engine or the output limit discarded.
+    fn add_output_gaps(&mut self, drain: Option<DrainLimit>, capture: &Capture) {
+        if let Some(drain) = drain {
+            let cut_off = late_drain(drain, capture.lateness(), &capture.received());
+            self.gaps.extend(cut_off.into_iter().map(Gap::from));
+        }
+        let past_limit = past_limit(&capture.dropped(), self.evidence);
+        self.gaps.extend(past_limit.into_iter().map(Gap::from));
+    }
+
     /// The outcome of an exec that can no longer be observed.
     fn lost(reason: String) -> Self {
         Self {
@@ -328,6 +359,20 @@ fn broken_exec(end: PumpEnd, secrets: &Secrets) -> Option<ExecOutcome> {
         PumpEnd::Sink(error) => format!("its log failed: {}", error.chain()),
     };
     Some(ExecOutcome::lost(reason))
+}
+
+/// Returns the limits of an exec's settings.
+fn setup(settings: &Settings) -> Setup {
+    let output_limit = settings.output_limit;
+    Setup {
+        limits: Limits {
+            time_limit_at: settings.time_limit.map(|limit| Instant::now() + limit),
+            stop_at_output_limit: output_limit
+                .is_some_and(|limit| limit.action == LimitAction::Stop),
+        },
+        silence_limit: settings.silence_limit,
+        ..Setup::default()
+    }
 }
 
 /// Waits for the end of an exec whose output has ended cleanly.
@@ -407,7 +452,7 @@ async fn write_seal(
         ending: outcome.ending.clone(),
         evidence: outcome.evidence,
         container: record.and_then(|record| record.container.clone()),
-        stopped: None,
+        stopped: capture.progress.stopped,
         usage: None,
         captured: Duration::ZERO,
     };

@@ -1,4 +1,4 @@
-//! Files to and from a container, as tar archives.
+//! Archives that the engine packs and unpacks.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,10 +8,11 @@ use bollard::query_parameters::{DownloadFromContainerOptions, UploadToContainerO
 use futures::StreamExt;
 use tokio::time::{sleep, timeout};
 
-use super::client::{CALL_TIMEOUT, Client, path_segment};
-use super::errors::Failure;
+use super::{COPY_IN, COPY_OUT, until_error};
 use crate::error::RuntimeError;
 use crate::runtime::Archive;
+use crate::runtime::docker::client::{Client, path_segment};
+use crate::runtime::docker::errors::{Failure, Refusal};
 use crate::spec::ContainerId;
 
 /// The number of requests for an archive, while the engine sends an empty one.
@@ -23,34 +24,32 @@ impl Client {
     /// Reads `path` as a tar archive. Resolves once the first bytes arrive.
     ///
     /// Podman unmounts a container shortly after its end. An archive that it makes meanwhile is empty.
-    pub(super) async fn download(
+    pub(in crate::runtime::docker) async fn download(
         &self,
         container: &ContainerId,
         path: &str,
     ) -> Result<Archive, RuntimeError> {
-        const OPERATION: &str = "copy out of the container";
         let tries = async {
             for _ in 0..DOWNLOAD_TRIES {
-                if let Some(archive) = self.try_download(OPERATION, container, path).await? {
+                if let Some(archive) = self.try_download(container, path).await? {
                     return Ok(archive);
                 }
                 sleep(DOWNLOAD_RETRY_PAUSE).await;
             }
             let empty = Failure::Broken("the engine sent an empty archive".into());
-            Err(self.error(OPERATION)(empty))
+            Err(self.error(COPY_OUT)(empty))
         };
-        let archive = timeout(CALL_TIMEOUT, tries).await;
-        archive.unwrap_or_else(|_| Err(self.error(OPERATION)(Failure::Timeout(CALL_TIMEOUT))))
+        let archive = timeout(self.timeout, tries).await;
+        archive.unwrap_or_else(|_| Err(self.error(COPY_OUT)(Failure::Timeout(self.timeout))))
     }
 
     /// Returns `None` if the archive is empty. A whole one has at least its end blocks.
     async fn try_download(
         &self,
-        operation: &'static str,
         container: &ContainerId,
         path: &str,
     ) -> Result<Option<Archive>, RuntimeError> {
-        let id = path_segment(container).map_err(self.error(operation))?;
+        let id = path_segment(container).map_err(self.error(COPY_OUT))?;
         let options = DownloadFromContainerOptions {
             path: path.to_owned(),
         };
@@ -58,34 +57,28 @@ impl Client {
         let mut archive = self
             .bollard
             .download_from_container(id, Some(options))
-            .map(move |part| part.map_err(|e| Failure::from(e).error(operation, &address)))
+            .map(move |part| part.map_err(|error| file_error(error.into(), COPY_OUT, &address)))
             .boxed();
         // A refusal arrives as the first item.
         let Some(first) = archive.next().await.transpose()? else {
             return Ok(None);
         };
         let first = futures::stream::iter([Ok(first)]);
-        // The stream ends after its first error.
-        let mut broken = false;
-        let parts = first.chain(archive).take_while(move |part| {
-            let open = !broken;
-            broken = part.is_err();
-            std::future::ready(open)
-        });
-        Ok(Some(parts.boxed()))
+        Ok(Some(until_error(first.chain(archive))))
     }
 
     /// Unpacks `archive` at `path`, without a timeout.
-    pub(super) async fn upload(
+    pub(in crate::runtime::docker) async fn upload(
         &self,
         container: &ContainerId,
         path: &str,
         archive: Archive,
     ) -> Result<(), RuntimeError> {
-        const OPERATION: &str = "copy into the container";
-        let id = path_segment(container).map_err(self.error(OPERATION))?;
+        let id = path_segment(container).map_err(self.error(COPY_IN))?;
         let options = UploadToContainerOptions {
             path: path.to_owned(),
+            // Otherwise, a file replaces a directory and all that is in it.
+            no_overwrite_dir_non_dir: Some("true".into()),
             ..UploadToContainerOptions::default()
         };
         // bollard only reports that the archive failed. The cause is kept here.
@@ -101,9 +94,22 @@ impl Client {
         let body = bollard::body_try_stream(parts);
         let uploaded = self.bollard.upload_to_container(id, Some(options), body);
         uploaded.await.map_err(|error| {
-            let failure = Failure::from(error).error(OPERATION, &self.address);
+            let failure = file_error(error.into(), COPY_IN, &self.address);
             let mut cause = cause.lock().unwrap_or_else(PoisonError::into_inner);
             cause.take().unwrap_or(failure)
         })
+    }
+}
+
+/// Creates the error of a copy.
+///
+/// A missing file is an error like a missing container, and the engine's message names it.
+fn file_error(failure: Failure, operation: &'static str, address: &str) -> RuntimeError {
+    match failure.refusal(Refusal::is_no_such_file) {
+        Some(refusal) => RuntimeError::NotFound {
+            operation,
+            reason: refusal.message.clone(),
+        },
+        None => failure.error(operation, address),
     }
 }
