@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::id_and_marker;
 use crate::error::RuntimeError;
-use crate::runtime::docker::client::{CALL_TIMEOUT, Client};
+use crate::runtime::docker::client::Client;
 use crate::runtime::{ExecId, StartedExec};
 use crate::spec::{ContainerId, ExecSpec};
 
@@ -136,10 +136,10 @@ impl Client {
         user: &str,
         marker: &str,
     ) -> Result<bool, RuntimeError> {
-        let killed = timeout(CALL_TIMEOUT, self.repeat_script(container, user, marker));
+        let killed = timeout(self.timeout, self.repeat_script(container, user, marker));
         killed.await.unwrap_or(Err(RuntimeError::Timeout {
             operation: OPERATION,
-            after: CALL_TIMEOUT,
+            after: self.timeout,
         }))
     }
 
