@@ -166,6 +166,17 @@ impl Client {
         let result = timeout(self.timeout, calls).await;
         result.unwrap_or(Err(Failure::Timeout(self.timeout)))
     }
+
+    /// Awaits the calls of one operation, for at most the timeout of one call in total.
+    pub(super) async fn within_timeout<T>(
+        &self,
+        operation: &'static str,
+        calls: impl Future<Output = Result<T, RuntimeError>>,
+    ) -> Result<T, RuntimeError> {
+        let after = self.timeout;
+        let result = timeout(after, calls).await;
+        result.unwrap_or(Err(RuntimeError::Timeout { operation, after }))
+    }
 }
 
 async fn send(dialer: &Dialer, call: Call, limit: Duration) -> Result<Answer, Failure> {

@@ -6,10 +6,8 @@
 //! stamps of the records tell equal lines apart. Only the first bytes of each are read.
 
 use futures::StreamExt;
-use tokio::time::timeout;
 
 use super::client::Client;
-use super::errors::Failure;
 use super::output::Output;
 use crate::error::RuntimeError;
 use crate::outcome::Stream;
@@ -53,8 +51,7 @@ impl Client {
             }
             Ok(false)
         };
-        let compared = timeout(self.timeout, compared).await;
-        compared.unwrap_or_else(|_| Err(self.error(OPERATION)(Failure::Timeout(self.timeout))))
+        self.within_timeout(OPERATION, compared).await
     }
 
     async fn log_start(

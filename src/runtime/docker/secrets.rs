@@ -12,7 +12,6 @@ use serde::Deserialize;
 
 use super::client::Client;
 use super::connection::Call;
-use super::errors::Failure;
 use super::inspect;
 use crate::error::RuntimeError;
 use crate::spec::{ContainerId, RunSpec, RuntimeView};
@@ -70,10 +69,8 @@ impl Client {
                 reason: error.to_string(),
             })?;
             let archive = stream::iter([Ok(Bytes::from(archive))]).boxed();
-            let upload = tokio::time::timeout(self.timeout, self.upload(container, dir, archive));
-            upload
-                .await
-                .map_err(|_| self.error(OPERATION)(Failure::Timeout(self.timeout)))??;
+            let upload = self.upload(container, dir, archive);
+            self.within_timeout(OPERATION, upload).await?;
         }
         Ok(())
     }

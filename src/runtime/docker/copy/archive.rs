@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bollard::query_parameters::{DownloadFromContainerOptions, UploadToContainerOptions};
 use futures::StreamExt;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::{COPY_IN, COPY_OUT, until_error};
 use crate::error::RuntimeError;
@@ -39,8 +39,7 @@ impl Client {
             let empty = Failure::Broken("the engine sent an empty archive".into());
             Err(self.error(COPY_OUT)(empty))
         };
-        let archive = timeout(self.timeout, tries).await;
-        archive.unwrap_or_else(|_| Err(self.error(COPY_OUT)(Failure::Timeout(self.timeout))))
+        self.within_timeout(COPY_OUT, tries).await
     }
 
     /// Returns `None` if the archive is empty. A whole one has at least its end blocks.

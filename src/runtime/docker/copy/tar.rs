@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
 use tokio::io::AsyncWriteExt;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::entries::Entries;
 use super::location::normalized;
@@ -60,7 +60,7 @@ impl Client {
         let cmd = ["tar", "-c", "-f", "-", "-C", parent, "--", name];
         let (mut tar, _) = self.tar(COPY_OUT, container, target, cmd, false).await?;
         // An engine that cannot start `tar` writes the reason to stdout.
-        let first = timeout(self.timeout, async {
+        let first = self.within_timeout(COPY_OUT, async {
             let mut first = BytesMut::new();
             while first.len() < HEADER_BYTES
                 && let Some(bytes) = tar.next().await?
@@ -73,10 +73,7 @@ impl Client {
             }
             Ok::<_, RuntimeError>(first.freeze())
         });
-        let first = first.await.map_err(|_| RuntimeError::Timeout {
-            operation: COPY_OUT,
-            after: self.timeout,
-        })??;
+        let first = first.await?;
         let rest = stream::try_unfold(tar, |mut tar| async {
             let next = tar.next().await?;
             Ok(next.map(|bytes| (bytes, tar)))
@@ -181,7 +178,7 @@ impl Tar {
     }
 
     async fn exit_code(&mut self) -> Result<Option<i64>, RuntimeError> {
-        let exited = timeout(self.client.timeout, async {
+        let exited = self.client.within_timeout(self.operation, async {
             loop {
                 let inspection = self.client.inspect_exec(&self.exec).await?;
                 if !inspection.running {
@@ -190,10 +187,7 @@ impl Tar {
                 sleep(EXIT_POLL_INTERVAL).await;
             }
         });
-        exited.await.unwrap_or(Err(RuntimeError::Timeout {
-            operation: self.operation,
-            after: self.client.timeout,
-        }))
+        exited.await
     }
 
     /// Returns true if all messages are about files that changed, as logs do.

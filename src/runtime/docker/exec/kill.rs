@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::id_and_marker;
 use crate::error::RuntimeError;
@@ -136,11 +136,8 @@ impl Client {
         user: &str,
         marker: &str,
     ) -> Result<bool, RuntimeError> {
-        let killed = timeout(self.timeout, self.repeat_script(container, user, marker));
-        killed.await.unwrap_or(Err(RuntimeError::Timeout {
-            operation: OPERATION,
-            after: self.timeout,
-        }))
+        self.within_timeout(OPERATION, self.repeat_script(container, user, marker))
+            .await
     }
 
     /// Repeats the script until no marked process is alive. Returns false if one stays alive.
