@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::connection::{Address, Answer, Call, Dialer, exchange};
 use super::errors::{Failure, Refusal};
+use super::exec::RepeatedSizes;
 use super::inspect::Info;
 use crate::error::RuntimeError;
 use crate::runtime::EngineInfo;
@@ -37,6 +38,7 @@ pub(super) struct Client {
     pub(super) podman: bool,
     /// The timeout of a call, unless its documentation states another.
     pub(super) timeout: Duration,
+    pub(super) repeated_sizes: RepeatedSizes,
 }
 
 impl Client {
@@ -72,6 +74,7 @@ impl Client {
             engine,
             podman,
             timeout: CALL_TIMEOUT,
+            repeated_sizes: RepeatedSizes::default(),
         })
     }
 

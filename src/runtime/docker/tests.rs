@@ -7,15 +7,16 @@ use futures::StreamExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::client::{CALL_TIMEOUT, NO_TIMEOUT, path_segment};
 use super::connection::{Address, Dialer};
 use super::errors::Kind;
+use super::exec::RepeatedSizes;
 use super::*;
 use crate::outcome::Stream;
 use crate::runtime::{Chunk, ContainerStatus};
-use crate::spec::{Credentials, Pull, RunId};
+use crate::spec::{Credentials, Pull, RunId, WindowSize};
 
 /// A socket on which a test responds, byte by byte.
 struct Socket {
@@ -48,6 +49,7 @@ impl Socket {
                 },
                 podman: false,
                 timeout: CALL_TIMEOUT,
+                repeated_sizes: RepeatedSizes::default(),
             },
             source: None,
         };
@@ -492,6 +494,34 @@ async fn the_output_beside_an_input_of_podman_is_read() {
         };
         tokio::join!(engine, client);
     }
+}
+
+/// Podman may set the first of two sizes twice.
+#[tokio::test(start_paused = true)]
+async fn the_last_size_of_a_terminal_is_set_again_on_podman() {
+    let (socket, docker) = podman("5.8.6");
+    let next = async || {
+        let request = socket.respond("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        let request = request.await;
+        let (_, size) = request.split_once("?").unwrap();
+        size.split_once(' ').unwrap().0.to_owned()
+    };
+    let engine = async {
+        let mut sizes = Vec::new();
+        for _ in 0..4 {
+            sizes.push(next().await);
+        }
+        sizes
+    };
+    let client = async {
+        docker.resize(&ID, WindowSize::new(80, 23)).await.unwrap();
+        docker.resize(&ID, WindowSize::new(80, 24)).await.unwrap();
+    };
+    let both = async { tokio::join!(engine, client) };
+    let (sizes, ()) = timeout(Duration::from_secs(60), both).await.unwrap();
+    assert_eq!(sizes, ["h=23&w=80", "h=24&w=80", "h=24&w=80", "h=24&w=80"]);
+    let more = timeout(Duration::from_secs(60), next());
+    assert!(more.await.is_err(), "nothing more is sent");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,19 +1,21 @@
 //! Execs, and the sizes of terminals.
 
 mod kill;
+mod size;
 
 use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::kill::MARKER;
+pub(super) use self::size::RepeatedSizes;
 use crate::error::RuntimeError;
 use crate::runtime::docker::client::{Client, path_segment};
 use crate::runtime::docker::connection::Call;
 use crate::runtime::docker::errors::Failure;
 use crate::runtime::docker::output::Output;
 use crate::runtime::{AttachedOutput, ExecId, ExecInspection, StartedExec};
-use crate::spec::{ContainerId, ExecSpec, Stdin, WindowSize};
+use crate::spec::{ContainerId, ExecSpec, Stdin};
 
 /// The detach keys of an exec, as of an attachment: the JSON body must be valid UTF-8.
 const UNUSED_DETACH_KEYS_UTF8: &str =
@@ -50,21 +52,6 @@ pub(super) fn id_and_marker(exec: &ExecId) -> (&str, &str) {
 }
 
 impl Client {
-    /// Resizes the terminal of the container or exec at `path`.
-    pub(super) async fn resize_terminal(
-        &self,
-        path: Result<String, Failure>,
-        size: WindowSize,
-    ) -> Result<(), RuntimeError> {
-        let resized = async {
-            let call = Call::post(path?)
-                .query("h", &size.rows.to_string())
-                .query("w", &size.columns.to_string());
-            self.fetch(call).await.map(drop)
-        };
-        resized.await.map_err(self.error("resize the terminal"))
-    }
-
     pub(super) fn exec_path(&self, exec: &ExecId, path: &str) -> Result<String, Failure> {
         // Exec ids have the format of container ids.
         let id = ContainerId::new(id_and_marker(exec).0);
