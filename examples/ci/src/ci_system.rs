@@ -10,6 +10,7 @@ mod gitlab;
 mod teamcity;
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use clap::ValueEnum;
 
@@ -102,6 +103,11 @@ impl CiSystem {
     pub fn heading(self, title: &str) -> Option<String> {
         let group = self.group(title, true).open;
         group.into_iter().next().filter(|_| self == Self::Buildkite)
+    }
+
+    /// The command that adds a Markdown file to the page of the job, on a system that has one.
+    pub fn upload_summary(self, path: &Path) -> Option<String> {
+        (self == Self::Azure).then(|| azure::upload_summary(path))
     }
 
     /// A message that the system shows with the result of the job, if it can.

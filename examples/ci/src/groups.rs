@@ -101,6 +101,12 @@ impl Groups<'_> {
         self.print([self.annotate(severity, &step.name, line)]);
     }
 
+    /// Prints a problem that does not fail the build.
+    pub fn warn(&self, message: &str) {
+        let message = format!("warning: {message}");
+        self.print([self.annotate(Severity::Warning, "moat-ci", &message)]);
+    }
+
     /// A message for the CI system. Its texts are masked before they are escaped.
     fn annotate(&self, severity: Severity, title: &str, message: &str) -> String {
         let [title, message] = [title, message].map(|text| self.mask.visible(text));
@@ -116,7 +122,7 @@ impl Groups<'_> {
     /// Prints lines without interleaving.
     ///
     /// A closed stdout does not fail the build.
-    fn print(&self, lines: impl IntoIterator<Item = String>) {
+    pub fn print(&self, lines: impl IntoIterator<Item = String>) {
         let mut out = std::io::stdout().lock();
         for line in lines {
             let _ = writeln!(out, "{line}");

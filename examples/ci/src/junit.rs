@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::Duration;
 
 use moat::Outcome;
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestRerun, TestSuite};
@@ -24,9 +23,9 @@ pub async fn write(name: &str, report: &Report, mask: &Mask, to: &Path) -> io::R
     for step in &report.steps {
         suite.add_test_case(test_case(name, step, mask).await);
     }
-    suite.set_time(report.steps.iter().map(time).sum());
+    suite.set_time(report.steps.iter().map(StepResult::time).sum());
     let mut junit = quick_junit::Report::new(shown(&report.title, mask));
-    junit.set_time(report.steps.iter().map(time).sum());
+    junit.set_time(report.steps.iter().map(StepResult::time).sum());
     junit.add_test_suite(suite);
     let text = junit.to_string().map_err(io::Error::other)?;
     // Written under another name first, so that a file at `to` is always complete.
@@ -77,9 +76,13 @@ async fn test_case(name: &str, step: &StepResult, mask: &Mask) -> TestCase {
     }
     let mut case = TestCase::new(shown(&step.name, mask), status);
     case.set_classname(shown(name, mask));
-    case.set_time(time(step));
+    case.set_time(step.time());
     if let Some(attempt) = step.attempts.last() {
-        case.set_system_out(shown(&output(attempt, mask).await, mask));
+        let mut text = output(attempt, mask).await;
+        if let Some(taken_over) = &step.taken_over {
+            text.push_str(&format!("\n{taken_over}"));
+        }
+        case.set_system_out(shown(&text, mask));
     }
     case
 }
@@ -120,14 +123,6 @@ async fn output(attempt: &Attempt, mask: &Mask) -> String {
     }
 }
 
-fn time(step: &StepResult) -> Duration {
-    let outcomes = step
-        .attempts
-        .iter()
-        .filter_map(|attempt| attempt.outcome.as_ref());
-    outcomes.filter_map(Outcome::duration).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +152,7 @@ mod tests {
             status: Status::Skipped,
             detail: None,
             attempts: Vec::new(),
+            taken_over: None,
         };
         let report = Report {
             title: "title s3cr3t".into(),

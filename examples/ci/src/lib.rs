@@ -5,6 +5,7 @@
 pub mod build;
 pub mod ci_system;
 mod codes;
+mod earlier;
 mod groups;
 pub mod junit;
 mod lines;
@@ -14,6 +15,7 @@ mod progress;
 pub mod report;
 pub mod rows;
 pub mod schedule;
+pub mod summary;
 mod tracker;
 pub mod view;
 mod xml;

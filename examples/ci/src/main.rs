@@ -16,7 +16,8 @@
 //! - 2: no step was started
 //! - 130, 143, 129: Ctrl-C, SIGTERM, SIGHUP; all runs were stopped and sealed
 //!
-//! `--resume` continues the build of a killed harness. See `docs/ci.md`.
+//! `--resume` continues the build of a killed harness. `--retry-failed` runs the failed steps of the
+//! last build again. See `docs/ci.md`.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -41,6 +42,7 @@ use moat_ci::mask::Mask;
 use moat_ci::pipeline::Pipeline;
 use moat_ci::report::{Report, Status, StepResult};
 use moat_ci::schedule::Schedule;
+use moat_ci::summary;
 use moat_ci::view::{View, ViewOptions};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -82,6 +84,9 @@ struct Args {
     /// Continue the last build of this root
     #[arg(long)]
     resume: bool,
+    /// Run the steps of the last build of this root again that did not pass, as a new build
+    #[arg(long, conflicts_with = "resume")]
+    retry_failed: bool,
     /// CI system that reads the output [default: from the environment]
     #[arg(long, value_enum, value_name = "NAME")]
     ci: Option<CiSystem>,
@@ -141,22 +146,28 @@ impl Args {
         }
     }
 
-    /// The build to continue, or a new build.
+    /// The build to continue, a retry of the last build, or a new build.
     fn build(
         &self,
         pipeline: &Pipeline,
         runtime: &dyn Runtime,
         view: &View<'_>,
     ) -> Result<Build, Box<dyn Error>> {
-        if self.resume
-            && let Some(build) = Build::last(&self.root, &pipeline.digest, runtime.name())?
-        {
-            let runs = build.earlier_runs();
-            let plural = if runs == 1 { "" } else { "s" };
-            view.message(&format!("resuming build {}: {runs} run{plural}", build.id));
-            return Ok(build);
+        let last = match self.resume || self.retry_failed {
+            true => Build::last(&self.root, &pipeline.digest, runtime.name())?,
+            false => None,
+        };
+        let Some(last) = last else {
+            return Ok(Build::new(&pipeline.digest));
+        };
+        if self.retry_failed {
+            view.message(&format!("retrying build {}", last.id));
+            return Ok(Build::retry(last));
         }
-        Ok(Build::new(&pipeline.digest))
+        let runs = last.earlier_runs();
+        let plural = if runs == 1 { "" } else { "s" };
+        view.message(&format!("resuming build {}: {runs} run{plural}", last.id));
+        Ok(last)
     }
 }
 
@@ -207,7 +218,7 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
     };
     let mut signals = Signals::listen(&manager)?;
     let report = Report {
-        title: format!("{}, build {}", pipeline.name, build.id),
+        title: title(&pipeline, &build),
         steps: run_steps(&manager, &schedule, &mut signals).await,
     };
     view.finish();
@@ -217,12 +228,21 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
         Ok(paths) => paths.iter().for_each(|path| view.print(path)),
         Err(error) => print_error(args.ci_system(), &write_error(&args.out, error)),
     }
+    publish_summary(args, &report, &view, &mask).await;
     view.summary(&report);
     Ok(match signals.arrived().await {
         Some(signal) => signal.exit_code() as u8,
         None if written.is_ok() && report.steps.iter().all(passed) => 0,
         None => FAILED,
     })
+}
+
+fn title(pipeline: &Pipeline, build: &Build) -> String {
+    let retry = match build.retries() {
+        Some(retried) => format!(", retry of {}", retried.id),
+        None => String::new(),
+    };
+    format!("{}, build {}{retry}", pipeline.name, build.id)
 }
 
 /// Runs all steps. A signal stops all runs.
@@ -297,13 +317,23 @@ fn passed(step: &StepResult) -> bool {
 /// If this build is killed, no report is left that could be mistaken for its own.
 fn remove_reports(out: &Path) -> io::Result<()> {
     std::fs::create_dir_all(out)?;
-    for name in [PAGE, JUNIT] {
+    for name in [PAGE, JUNIT, summary::FILE] {
         match std::fs::remove_file(out.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Gives the CI system a summary. A failure is only shown.
+async fn publish_summary(args: &Args, report: &Report, view: &View<'_>, mask: &Mask) {
+    let lookup = |name: &str| std::env::var(name).ok();
+    let totals = view.totals();
+    match summary::publish(args.ci_system(), lookup, &args.out, report, &totals, mask).await {
+        Ok(command) => command.into_iter().for_each(|line| view.command(line)),
+        Err(error) => view.warn(&format!("cannot write the summary of the job: {error}")),
+    }
 }
 
 fn write_error(out: &Path, error: &io::Error) -> String {

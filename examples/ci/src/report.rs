@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -52,9 +52,38 @@ pub struct StepResult {
     pub detail: Option<String>,
     /// Empty if the step never started.
     pub attempts: Vec<Attempt>,
+    /// The part of an earlier process in the result. `None` if this process started the last attempt.
+    pub taken_over: Option<TakenOver>,
+}
+
+/// The part of an earlier process in the result of a step.
+#[derive(Debug)]
+pub enum TakenOver {
+    /// The step passed in the build that this build retries.
+    Retry(RunId),
+    /// The step had ended before the build was resumed.
+    Ended,
+    /// The last attempt was running when the build was resumed.
+    Running,
+}
+
+impl fmt::Display for TakenOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Retry(build) => write!(f, "taken over from build {build}"),
+            Self::Ended => f.write_str("ended before the build was resumed"),
+            Self::Running => f.write_str("was running when the build was resumed"),
+        }
+    }
 }
 
 impl StepResult {
+    /// The running time of all attempts.
+    pub fn time(&self) -> Duration {
+        let outcomes = self.attempts.iter().filter_map(|one| one.outcome.as_ref());
+        outcomes.filter_map(Outcome::duration).sum()
+    }
+
     /// The result on one line.
     pub fn summary(&self) -> String {
         match &self.detail {
@@ -202,6 +231,7 @@ impl Page<'_> {
                 "status": step.status,
                 "detail": step.detail.as_deref().map(|detail| self.mask.line(detail)),
                 "attempts": attempts,
+                "taken_over": step.taken_over.as_ref().map(TakenOver::to_string),
             }));
         }
         let about = json!({

@@ -8,8 +8,9 @@ use moat::{Error, Manager, Outcome, Run};
 use tokio::sync::watch;
 
 use crate::build::{self, Build, EarlierRun};
+use crate::earlier;
 use crate::pipeline::{Pipeline, Step};
-use crate::report::{Attempt, Status, StepResult};
+use crate::report::{Attempt, Status, StepResult, TakenOver};
 use crate::view::View;
 
 pub struct Schedule<'a> {
@@ -45,6 +46,7 @@ impl Schedule<'_> {
 
     async fn run_steps(&self) -> Vec<StepResult> {
         self.stop_other_builds().await;
+        self.describe_earlier().await;
         let steps = &self.pipeline.steps;
         let statuses: Vec<watch::Sender<Option<Status>>> =
             steps.iter().map(|_| watch::Sender::new(None)).collect();
@@ -106,6 +108,16 @@ impl Schedule<'_> {
         join_all(stops).await;
     }
 
+    /// Shows how much of a continued build is done.
+    async fn describe_earlier(&self) {
+        let Ok(runs) = self.manager.list().await else {
+            return;
+        };
+        if let Some(line) = earlier::describe(self.pipeline, self.build, runs) {
+            self.view.message(&line);
+        }
+    }
+
     fn result(&self, step: &Step, status: Status, detail: Option<String>) -> StepResult {
         let needs = step.needs.iter();
         StepResult {
@@ -116,6 +128,7 @@ impl Schedule<'_> {
             status,
             detail,
             attempts: Vec::new(),
+            taken_over: None,
         }
     }
 
@@ -126,14 +139,16 @@ impl Schedule<'_> {
 
     /// Runs a step until it passes, is cancelled, or has no retries left.
     async fn run_step(&self, index: usize, step: &Step) -> StepResult {
+        let source = self.build.passed_in(index, &step.name);
+        let build = source.unwrap_or(self.build);
         let mut attempts = Vec::new();
         let mut failures = 0;
         let mut number = 0;
         let (status, detail) = loop {
             number += 1;
-            let result = match self.attempt(index, step, number).await {
+            let result = match self.attempt(build, index, step, number).await {
                 Ok(outcome) => {
-                    let result = self.classify(&outcome);
+                    let result = Self::classify(build, &outcome);
                     attempts.push(self.attempt_of(step, outcome));
                     result
                 }
@@ -151,8 +166,15 @@ impl Schedule<'_> {
                 AttemptResult::Interrupted => {}
             }
         };
+        let last = build.earlier_run(&build.run_id(index, &step.name, number));
+        let taken_over = last.map(|run| match (source, run) {
+            (Some(build), _) => TakenOver::Retry(build.id.clone()),
+            (None, EarlierRun::Ended) => TakenOver::Ended,
+            (None, EarlierRun::Open) => TakenOver::Running,
+        });
         StepResult {
             attempts,
+            taken_over,
             ..self.result(step, status, detail)
         }
     }
@@ -168,15 +190,21 @@ impl Schedule<'_> {
     }
 
     /// Starts a run, or takes over the run of an earlier process, and waits for its outcome.
-    async fn attempt(&self, index: usize, step: &Step, number: u32) -> moat::Result<Outcome> {
-        let id = self.build.run_id(index, &step.name, number);
-        let earlier = self.build.earlier_run(&id);
+    async fn attempt(
+        &self,
+        build: &Build,
+        index: usize,
+        step: &Step,
+        number: u32,
+    ) -> moat::Result<Outcome> {
+        let id = build.run_id(index, &step.name, number);
+        let earlier = build.earlier_run(&id);
         self.view.attempt_started(index, &id, number, earlier);
         let started = match earlier {
             Some(_) => self.manager.get(&id).await,
             None => {
                 let spec = step.spec(self.images, self.secrets).id(id);
-                let spec = self.build.label(spec, &step.name, number);
+                let spec = build.label(spec, &step.name, number);
                 self.manager.start(spec).await
             }
         };
@@ -194,8 +222,8 @@ impl Schedule<'_> {
         Ok(outcome)
     }
 
-    fn classify(&self, outcome: &Outcome) -> AttemptResult {
-        if self.build.interrupted(outcome) {
+    fn classify(build: &Build, outcome: &Outcome) -> AttemptResult {
+        if build.interrupted(outcome) {
             return AttemptResult::Interrupted;
         }
         match outcome.stopped() {

@@ -91,6 +91,14 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Shows a problem that does not fail the build.
+    pub fn warn(&self, message: &str) {
+        match &self.style {
+            Style::Bars(bars) => bars.message(&self.mask.plain(&format!("warning: {message}"))),
+            Style::Groups(groups) => groups.warn(message),
+        }
+    }
+
     /// Shows that an attempt starts, or that an earlier process started it.
     pub fn attempt_started(
         &self,
@@ -207,16 +215,33 @@ impl<'a> View<'a> {
     /// Shows the failures and the totals. They are the last lines of the build.
     pub fn summary(&self, report: &Report) {
         let failures = report.steps.iter().filter(|step| step.status.fails_build());
-        let failures = failures.map(StepResult::summary);
-        let lines = failures.chain([self.tracker.totals()]);
         match &self.style {
             Style::Bars(_) => {
                 let mut err = io::stderr().lock();
-                for line in lines {
+                for line in failures.map(StepResult::summary).chain([self.totals()]) {
                     let _ = writeln!(err, "{}", self.mask.plain(&line));
                 }
             }
-            Style::Groups(groups) => groups.summary(lines),
+            Style::Groups(groups) => {
+                let failures = failures.flat_map(|step| {
+                    let audit = step.attempts.last().map(|last| last.audit.display());
+                    let audit = audit.map(|audit| format!("  audit: {audit}"));
+                    [Some(step.summary()), audit].into_iter().flatten()
+                });
+                groups.summary(failures.chain([self.totals()]));
+            }
+        }
+    }
+
+    /// The number of steps in each state, on one line.
+    pub fn totals(&self) -> String {
+        self.tracker.totals()
+    }
+
+    /// Prints a command for the CI system.
+    pub fn command(&self, line: String) {
+        if let Style::Groups(groups) = &self.style {
+            groups.print([line]);
         }
     }
 

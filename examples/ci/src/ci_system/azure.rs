@@ -3,6 +3,7 @@
 //! The agent takes `##vso[...]` anywhere in a line as a command, and `##[...]` as a format.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use super::{Group, Severity, split_word};
 
@@ -24,6 +25,13 @@ pub(super) fn annotate(severity: Severity, message: &str) -> String {
         Severity::Error => "error",
     };
     format!("##vso[task.logissue type={kind}]{}", escape(message))
+}
+
+pub(super) fn upload_summary(path: &Path) -> String {
+    format!(
+        "##vso[task.uploadsummary]{}",
+        escape(&path.display().to_string())
+    )
 }
 
 fn escape(text: &str) -> String {

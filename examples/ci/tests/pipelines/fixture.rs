@@ -76,6 +76,7 @@ impl Fixture {
         for name in CI_VARIABLES {
             command.env_remove(name);
         }
+        command.env_remove("GITHUB_STEP_SUMMARY");
         command.stdin(Stdio::null());
         command
     }

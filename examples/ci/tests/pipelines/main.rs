@@ -15,8 +15,10 @@ mod cluster;
 mod fixture;
 mod load;
 mod resume;
+mod retry;
 mod shutdown;
 mod steps;
+mod summaries;
 mod views;
 
 use fixture::Fixture;
@@ -27,6 +29,8 @@ fn main() {
         .trials(views::trials())
         .trials(shutdown::trials())
         .trials(resume::trials())
+        .trials(retry::trials())
+        .trials(summaries::trials())
         .trials(load::trials())
         .trials(cluster::trials())
         .run()

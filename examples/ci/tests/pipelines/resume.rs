@@ -56,6 +56,19 @@ pub fn recover_running(fixture: &Fixture, build: fn(&Fixture, &str) -> Command) 
 
     let out = run(resumed(build(fixture, pipeline)), 0);
     assert!(out.contains("first: already ended") && out.contains("slow: resumed"));
+    let left = "\nresumed: 1 step finished before, 1 still running, 1 to run\n";
+    assert!(out.contains(left), "{out}");
+    let page = fs::read_to_string(fixture.path().join("out/report.html")).unwrap();
+    for taken_over in [
+        "ended before the build was resumed",
+        "was running when the build was resumed",
+    ] {
+        assert_eq!(
+            page.matches(&format!("\"{taken_over}\"")).count(),
+            1,
+            "{taken_over}"
+        );
+    }
     let audits = fixture.audits();
     assert_eq!(
         audits.keys().collect::<Vec<_>>(),
@@ -116,7 +129,9 @@ fn resume_reruns_only_interrupted_runs(fixture: &Fixture) {
     wait_for_seal(fixture, "first 1");
     process.kill();
     fs::write(fixture.path().join("go"), "").unwrap();
-    run(resumed(fixture.process(&pipeline)), 0);
+    let out = run(resumed(fixture.process(&pipeline)), 0);
+    let left = "\nresumed: 1 step finished before, 0 still running, 2 to run\n";
+    assert!(out.contains(left), "{out}");
     let counts = ["first", "slow", "last"].map(|name| count_lines(fixture, name));
     assert_eq!(counts, [1, 2, 1]);
     let audits = fixture.audits();
@@ -130,6 +145,7 @@ fn resume_does_not_add_retries(fixture: &Fixture) {
     let dir = fixture.path().display();
     let pipeline = format!(
         "[[step]]\nname = 'bad'\nretries = 1\ncommands = ['echo x >> {dir}/bad', 'exit 3']\n\
+         [[step]]\nname = 'never'\nneeds = ['bad']\nexec = ['true']\n\
          [[step]]\nname = 'long'\ncommands = ['while ! test -e {dir}/go; do sleep 0.02; done']\n"
     );
     let process = Process::start(fixture.process(&pipeline));
@@ -139,7 +155,9 @@ fn resume_does_not_add_retries(fixture: &Fixture) {
     });
     process.kill();
     fs::write(fixture.path().join("go"), "").unwrap();
-    run(resumed(fixture.process(&pipeline)), 1);
+    let out = run(resumed(fixture.process(&pipeline)), 1);
+    let left = "\nresumed: 1 step finished before, 0 still running, 1 to run, 1 skipped\n";
+    assert!(out.contains(left), "{out}");
     assert_eq!(count_lines(fixture, "bad"), 2);
     let statuses = fixture.statuses();
     assert_eq!(statuses["bad"], "failed: exited with code 3");

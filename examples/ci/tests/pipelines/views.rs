@@ -201,6 +201,8 @@ fn output_cannot_issue_commands_of_other_systems(fixture: &Fixture) {
         );
         let ours = match variable {
             "GITLAB_CI" => 6,
+            // With the summary of the job.
+            "TF_BUILD" => 10,
             "BUILDKITE" => 4,
             _ => 9,
         };
@@ -367,8 +369,12 @@ fn failures_and_totals_are_the_last_lines(fixture: &Fixture) {
         ),
         1,
     );
-    let last = "bad: failed: exited with code 3\n3 steps: 1 passed, 1 failed, 1 skipped\n";
-    assert!(out.ends_with(last), "{out}");
+    let audit = fixture.runs()["bad 1"].display().to_string();
+    let last = format!(
+        "\nbad: failed: exited with code 3\n  audit: {audit}\n\
+         3 steps: 1 passed, 1 failed, 1 skipped\n"
+    );
+    assert!(out.ends_with(&last), "{out}");
 }
 
 fn a_closed_stdout_does_not_fail_the_build(fixture: &Fixture) {

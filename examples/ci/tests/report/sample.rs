@@ -28,6 +28,7 @@ pub(crate) fn step(name: &str, status: Status, attempts: Vec<Attempt>) -> StepRe
         status,
         detail: None,
         attempts,
+        taken_over: None,
     }
 }
 
