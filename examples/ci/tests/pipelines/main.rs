@@ -13,6 +13,7 @@ use testkit::{busybox, cluster as kube, engine};
 
 mod cluster;
 mod fixture;
+mod junit;
 mod load;
 mod resume;
 mod retry;
@@ -31,6 +32,7 @@ fn main() {
         .trials(resume::trials())
         .trials(retry::trials())
         .trials(summaries::trials())
+        .trials(junit::trials())
         .trials(load::trials())
         .trials(cluster::trials())
         .run()
