@@ -232,6 +232,7 @@ impl Page<'_> {
                 "detail": step.detail.as_deref().map(|detail| self.mask.line(detail)),
                 "attempts": attempts,
                 "taken_over": step.taken_over.as_ref().map(TakenOver::to_string),
+                "other_build": matches!(step.taken_over, Some(TakenOver::Retry(_))),
             }));
         }
         let about = json!({

@@ -12,6 +12,7 @@ use testkit::harness::{Harness, Trial};
 use testkit::{busybox, cluster as kube, engine};
 
 mod cluster;
+mod commands;
 mod fixture;
 mod junit;
 mod load;
@@ -33,6 +34,7 @@ fn main() {
         .trials(retry::trials())
         .trials(summaries::trials())
         .trials(junit::trials())
+        .trials(commands::trials())
         .trials(load::trials())
         .trials(cluster::trials())
         .run()

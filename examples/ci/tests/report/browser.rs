@@ -12,7 +12,7 @@ pub(crate) fn is_expected() -> bool {
     std::env::var("MOAT_CHROMIUM").is_ok_and(|value| value == "required") || name().is_some()
 }
 
-fn name() -> Option<&'static str> {
+pub(crate) fn name() -> Option<&'static str> {
     let path = std::env::var_os("PATH")?;
     let exists = |name: &&str| std::env::split_paths(&path).any(|dir| dir.join(name).exists());
     NAMES.into_iter().find(exists)

@@ -7,8 +7,10 @@
 
 use testkit::harness::{Harness, Trial};
 
+mod access;
 mod audit;
 mod browser;
+mod devtools;
 mod file;
 mod page;
 mod sample;
@@ -21,6 +23,7 @@ fn main() {
     Harness::from_args(2)
         .trials(file::trials())
         .trials(page::trials())
+        .trials(access::trials())
         .run()
 }
 

@@ -386,13 +386,13 @@ fn the_first_failed_step_is_selected() {
         })
         .collect();
     let expected = [
+        "failed",
+        "timed out",
+        "cancelled",
         "passed",
         "failed (allowed)",
         "passed",
-        "failed",
         "passed",
-        "timed out",
-        "cancelled",
         "skipped",
     ];
     assert_eq!(results, expected);
