@@ -239,6 +239,17 @@ async fn resources(engine: &str, root: &str) -> Result<(Vec<String>, Vec<String>
     Ok((names(&networks), names(&volumes["Volumes"])))
 }
 
+/// The containers, networks and volumes of a root.
+///
+/// # Errors
+///
+/// If the engine does not answer.
+pub async fn left(engine: &str, root: &str) -> Result<Vec<String>, String> {
+    let (networks, volumes) = resources(engine, root).await?;
+    let containers = containers(engine, root).await?;
+    Ok([containers, networks, volumes].concat())
+}
+
 /// Removes all containers of the root in `directory`, and its networks and volumes.
 pub fn sweep(directory: &Path) {
     let Some(root) = root_id(directory) else {

@@ -17,6 +17,7 @@ use moat::{Ending, Outcome, Root, RunId, RunSpec, Seal};
 pub const BUILD: &str = "ci.build";
 const PIPELINE: &str = "ci.pipeline";
 const STEP: &str = "ci.step";
+const SERVICE: &str = "ci.service";
 const ATTEMPT: &str = "ci.attempt";
 /// Label: the id of the build that this build retries.
 const RETRIES: &str = "ci.retries";
@@ -147,6 +148,15 @@ impl Build {
             .expect("letters, digits and dashes, and fewer than 64")
     }
 
+    /// The id of a start of a service.
+    ///
+    /// The same arguments always give the same id.
+    pub fn service_id(&self, index: usize, service: &str, number: u32) -> RunId {
+        let slug = slug(service, MAX_SLUG_CHARS);
+        RunId::new(format!("{}-s{index:02}-{slug}-{number}", self.id))
+            .expect("letters, digits and dashes, and fewer than 64")
+    }
+
     /// The state of a run that an earlier process started.
     ///
     /// `None` for any other run.
@@ -158,6 +168,11 @@ impl Build {
         })
     }
 
+    /// Returns true if an earlier process began the build.
+    pub fn is_resumed(&self) -> bool {
+        !self.earlier.is_empty()
+    }
+
     /// The number of runs that an earlier process started.
     pub fn earlier_runs(&self) -> usize {
         self.earlier.len()
@@ -165,14 +180,25 @@ impl Build {
 
     /// Adds the labels from which [`last`](Self::last) finds the build.
     pub fn label(&self, spec: RunSpec, step: &str, attempt: u32) -> RunSpec {
+        self.label_run(spec)
+            .label(STEP, slug(step, MAX_LABEL_CHARS))
+            .label(ATTEMPT, attempt.to_string())
+    }
+
+    /// Adds the labels of a service.
+    pub fn label_service(&self, spec: RunSpec, service: &str, number: u32) -> RunSpec {
+        self.label_run(spec)
+            .label(SERVICE, service)
+            .label(ATTEMPT, number.to_string())
+    }
+
+    fn label_run(&self, spec: RunSpec) -> RunSpec {
         let spec = match &self.retries {
             Some(retried) => spec.label(RETRIES, retried.id.as_str()),
             None => spec,
         };
         spec.label(BUILD, self.id.as_str())
             .label(PIPELINE, &self.digest)
-            .label(STEP, slug(step, MAX_LABEL_CHARS))
-            .label(ATTEMPT, attempt.to_string())
     }
 
     /// Returns true if the run of an earlier process does not count as an attempt.

@@ -20,6 +20,26 @@ enum Progress {
     Skipped,
 }
 
+/// The build from which the result of a step is taken over.
+///
+/// The services and the workspace of that build are gone, so a step that used them runs again, unless
+/// no step has to.
+pub fn source<'a>(
+    pipeline: &Pipeline,
+    build: &'a Build,
+    index: usize,
+    step: &Step,
+) -> Option<&'a Build> {
+    let source = build.passed_in(index, &step.name)?;
+    (!pipeline.shares(step) || all_passed(pipeline, build)).then_some(source)
+}
+
+/// Returns true if every step has passed in an earlier build.
+pub fn all_passed(pipeline: &Pipeline, build: &Build) -> bool {
+    let mut steps = pipeline.steps.iter().enumerate();
+    steps.all(|(index, step)| build.passed_in(index, &step.name).is_some())
+}
+
 /// The number of steps that have ended, still run, or are left, on one line.
 ///
 /// `runs` are the runs of the root, after their recovery. `None` for a new build.
@@ -31,7 +51,7 @@ pub fn describe(pipeline: &Pipeline, build: &Build, runs: Vec<RunInfo>) -> Optio
         runs.into_iter().map(|run| (run.run.clone(), run)).collect();
     let steps = pipeline.steps.iter().enumerate();
     let mut all: Vec<_> = steps
-        .map(|(index, step)| progress(build, index, step, &runs))
+        .map(|(index, step)| progress(pipeline, build, index, step, &runs))
         .collect();
     skip_dependents(pipeline, &mut all);
     let count = |wanted: &[Progress]| all.iter().filter(|one| wanted.contains(one)).count();
@@ -54,9 +74,18 @@ pub fn describe(pipeline: &Pipeline, build: &Build, runs: Vec<RunInfo>) -> Optio
     ))
 }
 
-fn progress(build: &Build, index: usize, step: &Step, runs: &BTreeMap<RunId, RunInfo>) -> Progress {
-    if build.passed_in(index, &step.name).is_some() {
+fn progress(
+    pipeline: &Pipeline,
+    build: &Build,
+    index: usize,
+    step: &Step,
+    runs: &BTreeMap<RunId, RunInfo>,
+) -> Progress {
+    if source(pipeline, build, index, step).is_some() {
         return Progress::Passed;
+    }
+    if pipeline.shares(step) {
+        return Progress::None;
     }
     let mut failures = 0;
     for attempt in 1.. {

@@ -103,8 +103,7 @@ impl Groups<'_> {
 
     /// Prints a problem that does not fail the build.
     pub fn warn(&self, message: &str) {
-        let message = format!("warning: {message}");
-        self.print([self.annotate(Severity::Warning, "moat-ci", &message)]);
+        self.print([self.annotate(Severity::Warning, "moat-ci", message)]);
     }
 
     /// A message for the CI system. Its texts are masked before they are escaped.

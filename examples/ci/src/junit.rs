@@ -153,6 +153,7 @@ mod tests {
             detail: None,
             attempts: Vec::new(),
             taken_over: None,
+            artifacts: Vec::new(),
         };
         let report = Report {
             title: "title s3cr3t".into(),

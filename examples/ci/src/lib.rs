@@ -2,12 +2,15 @@
 //!
 //! Each module depends only on modules that precede it in the table in `docs/ci.md`.
 
+pub mod artifacts;
 pub mod build;
 pub mod ci_system;
 mod codes;
 mod earlier;
+mod environment;
 mod groups;
 pub mod junit;
+pub mod leftovers;
 mod lines;
 pub mod mask;
 pub mod pipeline;

@@ -35,9 +35,11 @@ use moat::Kubernetes;
 use moat::manager::Signal;
 use moat::outcome::StopCause;
 use moat::{LocalProcess, Manager, Outcome, Runtime, ShutdownMode};
+use moat_ci::artifacts;
 use moat_ci::build::Build;
 use moat_ci::ci_system::CiSystem;
 use moat_ci::junit;
+use moat_ci::leftovers::Leftovers;
 use moat_ci::mask::Mask;
 use moat_ci::pipeline::Pipeline;
 use moat_ci::report::{Report, Status, StepResult};
@@ -202,18 +204,25 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
     pipeline.check(&*runtime, images, &secrets)?;
     let view = View::new(&pipeline, &mask, args.view());
     let build = args.build(&pipeline, &*runtime, &view)?;
+    let leftovers = Leftovers::find(&args.root, &build).map_err(|error| error.chain())?;
     let manager = Manager::builder(&args.root, runtime)
         .max_concurrent(args.jobs()?)
         .open()
         .await
         .map_err(|error| error.chain())?;
     remove_reports(&args.out).map_err(|error| write_error(&args.out, &error))?;
+    if !build.is_resumed() {
+        artifacts::remove(&pipeline, &build, &args.out)
+            .map_err(|error| write_error(&args.out, &error))?;
+    }
     let schedule = Schedule {
         manager: &manager,
         pipeline: &pipeline,
         build: &build,
+        leftovers: &leftovers,
         secrets: &secrets,
         images,
+        out: &args.out,
         view: &view,
     };
     let mut signals = Signals::listen(&manager)?;

@@ -1,7 +1,9 @@
 //! A pipeline: its steps, checked, with matrices expanded.
 
+mod artifact;
 mod file;
 mod matrix;
+mod service;
 #[cfg(test)]
 mod tests;
 
@@ -10,9 +12,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use moat::spec::Mount;
+use moat::spec::{InvalidSpec, Mount};
 use moat::{RunSpec, Runtime};
 use sha2::{Digest, Sha256};
+
+pub use artifact::Artifact;
+pub use service::Service;
 
 use file::{PipelineTable, StepTable, check_name};
 
@@ -23,6 +28,9 @@ const DIGEST_BYTES: usize = 16;
 #[derive(Debug)]
 pub struct Pipeline {
     pub name: String,
+    pub services: Vec<Service>,
+    /// The path of the volume that all steps share.
+    pub workspace: Option<String>,
     pub steps: Vec<Step>,
     /// A digest of the file and of the image override.
     ///
@@ -51,6 +59,7 @@ pub struct Step {
     /// Maximum number of retries after a failure.
     pub retries: u32,
     pub allow_failure: bool,
+    pub artifacts: Vec<Artifact>,
 }
 
 #[derive(Debug, Clone)]
@@ -66,6 +75,18 @@ impl fmt::Display for Command {
         match self {
             Self::Script(script) => f.write_str(script),
             Self::Exec(words) => f.write_str(&words.join(" ")),
+        }
+    }
+}
+
+impl Command {
+    /// Replaces the command of the image.
+    fn apply(&self, spec: RunSpec) -> RunSpec {
+        // The image's own entrypoint would get the script as its arguments.
+        let spec = spec.entrypoint([""; 0]);
+        match self {
+            Self::Script(script) => spec.cmd(["sh", "-e", "-c", script]),
+            Self::Exec(words) => spec.cmd(words),
         }
     }
 }
@@ -91,9 +112,32 @@ pub enum InvalidPipeline {
         field: String,
         reason: String,
     },
+    #[error("service {service:?}: {field}: {reason}")]
+    Service {
+        service: String,
+        field: String,
+        reason: String,
+    },
+    #[error("{field}: {reason}")]
+    Field { field: String, reason: String },
 }
 
 impl InvalidPipeline {
+    fn field(field: &str, reason: impl Into<String>) -> Self {
+        Self::Field {
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+
+    fn service(service: &str, field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Service {
+            service: service.into(),
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+
     fn step(step: &str, field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Step {
             step: step.into(),
@@ -122,11 +166,22 @@ impl Pipeline {
         }
         // Relative paths are relative to the file, not to the working directory.
         let dir = path.parent().unwrap_or(Path::new("."));
+        if let Some(workspace) = &table.workspace
+            && (!workspace.starts_with('/') || workspace.trim_end_matches('/').is_empty())
+        {
+            let reason = format!("{workspace:?} is not the absolute path of a directory below `/`");
+            return Err(InvalidPipeline::field("workspace", reason));
+        }
+        let services = service::services(&table, image, dir)?;
         let steps = expand(&table, image, dir)?;
         check_cycles(&steps)?;
+        artifact::check(&steps)?;
+        check_titles(&services, &steps)?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         Ok(Self {
             name: table.name.unwrap_or(name.into_owned()),
+            services,
+            workspace: table.workspace,
             steps,
             digest: digest(&text, image),
         })
@@ -139,16 +194,56 @@ impl Pipeline {
         images: bool,
         secrets: &BTreeMap<String, String>,
     ) -> Result<(), InvalidPipeline> {
+        self.check_support(runtime)?;
+        let validate = |spec: RunSpec| {
+            let spec = match &self.workspace {
+                Some(path) => spec.volume("workspace", path),
+                None => spec,
+            };
+            spec.validate().and_then(|()| runtime.validate(&spec))
+        };
+        for service in &self.services {
+            validate(service.spec(secrets, &runtime.host())).map_err(
+                |InvalidSpec { field, reason, .. }| {
+                    InvalidPipeline::service(&service.name, field, reason)
+                },
+            )?;
+        }
         for step in &self.steps {
-            let spec = step.spec(images, secrets);
-            match spec.validate().and_then(|()| runtime.validate(&spec)) {
-                Ok(()) => {}
-                Err(moat::spec::InvalidSpec { field, reason, .. }) => {
-                    return Err(InvalidPipeline::step(&step.name, field, reason));
-                }
-            }
+            validate(step.spec(images, secrets)).map_err(
+                |InvalidSpec { field, reason, .. }| {
+                    InvalidPipeline::step(&step.name, field, reason)
+                },
+            )?;
         }
         Ok(())
+    }
+
+    /// Checks that the runtime has what services, the workspace and artifacts need.
+    fn check_support(&self, runtime: &dyn Runtime) -> Result<(), InvalidPipeline> {
+        let capabilities = runtime.capabilities();
+        let lacks = |what| format!("the runtime {:?} {what}", runtime.name());
+        if !self.services.is_empty() && !capabilities.networks {
+            let reason = lacks("has no networks of a build");
+            return Err(InvalidPipeline::field("service", reason));
+        }
+        if self.workspace.is_some() && !capabilities.volumes {
+            let reason = lacks("has no volumes of a build");
+            return Err(InvalidPipeline::field("workspace", reason));
+        }
+        let mut steps = self.steps.iter();
+        match steps.find(|step| !step.artifacts.is_empty() && !capabilities.copy_ended) {
+            Some(step) => {
+                let reason = lacks("cannot copy files from a step that has ended");
+                Err(InvalidPipeline::step(&step.name, "artifacts", reason))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Returns true if the step uses the network of the services, or the workspace.
+    pub fn shares(&self, step: &Step) -> bool {
+        self.workspace.is_some() || (!self.services.is_empty() && step.network.is_none())
     }
 
     /// The values of all secrets, by name.
@@ -159,14 +254,22 @@ impl Pipeline {
         lookup: impl Fn(&str) -> Option<String>,
     ) -> Result<BTreeMap<String, String>, InvalidPipeline> {
         let mut secrets = BTreeMap::new();
-        for step in &self.steps {
-            for name in &step.secrets {
-                let Some(value) = lookup(name) else {
-                    let reason = format!("{name} is not set in the environment");
-                    return Err(InvalidPipeline::step(&step.name, "secrets", reason));
-                };
+        let mut read = |names: &[String]| {
+            for name in names {
+                let missing = || format!("{name} is not set in the environment");
+                let value = lookup(name).ok_or_else(missing)?;
                 secrets.insert(name.clone(), value);
             }
+            Ok(())
+        };
+        for service in &self.services {
+            read(&service.secrets).map_err(|reason: String| {
+                InvalidPipeline::service(&service.name, "secrets", reason)
+            })?;
+        }
+        for step in &self.steps {
+            read(&step.secrets)
+                .map_err(|reason| InvalidPipeline::step(&step.name, "secrets", reason))?;
         }
         Ok(secrets)
     }
@@ -176,21 +279,8 @@ impl Step {
     /// The run of this step. `images` is false if the runtime has no images.
     pub fn spec(&self, images: bool, secrets: &BTreeMap<String, String>) -> RunSpec {
         let image = self.image.as_deref().filter(|_| images);
-        // The image's own entrypoint would get the script as its arguments.
-        let mut spec = RunSpec::new(image.unwrap_or_default()).entrypoint([""; 0]);
-        spec = match &self.command {
-            Command::Script(script) => spec.cmd(["sh", "-e", "-c", script]),
-            Command::Exec(words) => spec.cmd(words),
-        };
-        for (name, value) in &self.env {
-            spec = spec.env(name, value);
-        }
-        for name in &self.secrets {
-            spec = spec.env(name, secrets.get(name).map_or("", String::as_str));
-        }
-        for mount in &self.mounts {
-            spec = spec.mount(mount.clone());
-        }
+        let spec = self.command.apply(RunSpec::new(image.unwrap_or_default()));
+        let mut spec = with_inputs(spec, &self.env, &self.secrets, &self.mounts, secrets);
         if let Some(mode) = &self.network {
             spec = spec.network(mode);
         }
@@ -208,6 +298,26 @@ impl Step {
         }
         spec
     }
+}
+
+/// Adds environment variables, secrets and mounts. `values` has the value of each secret.
+fn with_inputs(
+    mut spec: RunSpec,
+    env: &BTreeMap<String, String>,
+    secrets: &[String],
+    mounts: &[Mount],
+    values: &BTreeMap<String, String>,
+) -> RunSpec {
+    for (name, value) in env {
+        spec = spec.env(name, value);
+    }
+    for name in secrets {
+        spec = spec.env(name, values.get(name).map_or("", String::as_str));
+    }
+    for mount in mounts {
+        spec = spec.mount(mount.clone());
+    }
+    spec
 }
 
 fn digest(text: &str, image: Option<&str>) -> String {
@@ -265,6 +375,18 @@ fn resolve_needs(
         needs.extend(needed);
     }
     Ok(needs)
+}
+
+/// Rejects a step with the name that a service has in the reports.
+fn check_titles(services: &[Service], steps: &[Step]) -> Result<(), InvalidPipeline> {
+    let is_taken = |step: &&Step| services.iter().any(|service| service.title() == step.name);
+    match steps.iter().find(is_taken) {
+        Some(step) => {
+            let reason = "a service has this name in the reports";
+            Err(InvalidPipeline::step(&step.name, "name", reason))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Rejects cyclic dependencies: such steps would wait for each other forever.

@@ -54,6 +54,7 @@ pub struct StepResult {
     pub attempts: Vec<Attempt>,
     /// The part of an earlier process in the result. `None` if this process started the last attempt.
     pub taken_over: Option<TakenOver>,
+    pub artifacts: Vec<CollectedArtifact>,
 }
 
 /// The part of an earlier process in the result of a step.
@@ -75,6 +76,15 @@ impl fmt::Display for TakenOver {
             Self::Running => f.write_str("was running when the build was resumed"),
         }
     }
+}
+
+/// An artifact of a step.
+#[derive(Debug)]
+pub struct CollectedArtifact {
+    /// The path in the pipeline file.
+    pub path: String,
+    /// The copy, relative to the report. `None` if there is none.
+    pub copy: Option<PathBuf>,
 }
 
 impl StepResult {
@@ -233,6 +243,7 @@ impl Page<'_> {
                 "attempts": attempts,
                 "taken_over": step.taken_over.as_ref().map(TakenOver::to_string),
                 "other_build": matches!(step.taken_over, Some(TakenOver::Retry(_))),
+                "artifacts": self.artifacts(&step.artifacts),
             }));
         }
         let about = json!({
@@ -244,6 +255,16 @@ impl Page<'_> {
         self.json(&about.to_string())?;
         self.close_data()?;
         write!(self.out, "{tail}")
+    }
+
+    /// Describes artifacts as `[path, link]`. A path with a secret has no link.
+    fn artifacts(&self, artifacts: &[CollectedArtifact]) -> Vec<Value> {
+        let describe = |artifact: &CollectedArtifact| {
+            let path = self.mask.line(&artifact.path);
+            let copy = artifact.copy.as_ref().map(|copy| link(copy));
+            json!([path, copy.filter(|_| path == artifact.path)])
+        };
+        artifacts.iter().map(describe).collect()
     }
 
     /// Opens a script element of a type that no browser runs.
@@ -470,6 +491,25 @@ fn survey(audit: &Path, facts: &mut Facts) -> Result<(u64, u64), AttemptError> {
         facts.ended = facts.ended.max(micros(ts));
     }
     Ok((head, total - tail.len() as u64))
+}
+
+/// A relative URL.
+fn link(path: &Path) -> String {
+    let mut link = String::new();
+    for name in path.iter() {
+        if !link.is_empty() {
+            link.push('/');
+        }
+        for byte in name.as_encoded_bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                    link.push(char::from(*byte));
+                }
+                byte => link.push_str(&format!("%{byte:02X}")),
+            }
+        }
+    }
+    link
 }
 
 fn micros(ts: Timestamp) -> i64 {

@@ -1,26 +1,75 @@
 //! The schedule: a step starts once the steps that it needs have passed.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::path::Path;
 
-use futures::future::join_all;
+use futures::future::{join_all, pending};
 use moat::outcome::StopCause;
-use moat::{Error, Manager, Outcome, Run};
+use moat::spec::KeepContainer;
+use moat::{Error, Manager, Outcome, Run, RunId};
 use tokio::sync::watch;
 
+use crate::artifacts::Artifacts;
 use crate::build::{self, Build, EarlierRun};
 use crate::earlier;
+use crate::environment::{Context, Environment};
+use crate::leftovers::{Leftovers, remove_container};
 use crate::pipeline::{Pipeline, Step};
-use crate::report::{Attempt, Status, StepResult, TakenOver};
+use crate::report::{Attempt, CollectedArtifact, Status, StepResult, TakenOver};
 use crate::view::View;
 
 pub struct Schedule<'a> {
     pub manager: &'a Manager,
     pub pipeline: &'a Pipeline,
     pub build: &'a Build,
+    pub leftovers: &'a Leftovers,
     pub secrets: &'a BTreeMap<String, String>,
     /// True if the runtime has images.
     pub images: bool,
+    /// The directory of the reports.
+    pub out: &'a Path,
     pub view: &'a View<'a>,
+}
+
+/// A step, and how this build runs it.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    index: usize,
+    step: &'a Step,
+    /// The build whose runs are the attempts.
+    build: &'a Build,
+    /// True if runs of an earlier process do not count, because their environment is gone.
+    runs_again: bool,
+    environment: &'a Environment<'a>,
+}
+
+impl Job<'_> {
+    fn run_id(&self, attempt: u32) -> RunId {
+        self.build.run_id(self.index, &self.step.name, attempt)
+    }
+
+    fn classify(&self, outcome: &Outcome) -> AttemptResult {
+        let is_earlier = self.build.earlier_run(&outcome.run).is_some();
+        if self.build.interrupted(outcome) || (is_earlier && self.runs_again) {
+            return AttemptResult::Interrupted;
+        }
+        match outcome.stopped() {
+            Some(cause @ StopCause::Requested) => {
+                let reason = self.environment.failure();
+                AttemptResult::Cancelled(reason.unwrap_or_else(|| cause.to_string()))
+            }
+            Some(cause @ (StopCause::TimeLimit | StopCause::SilenceLimit)) => {
+                AttemptResult::Failed(Status::TimedOut, cause.to_string())
+            }
+            Some(cause @ StopCause::OutputLimit) => {
+                AttemptResult::Failed(Status::Failed, cause.to_string())
+            }
+            Some(cause) => AttemptResult::Cancelled(cause.to_string()),
+            None if outcome.success() => AttemptResult::Passed,
+            None => AttemptResult::Failed(Status::Failed, outcome.ending.to_string()),
+        }
+    }
 }
 
 /// The result of an attempt for its step.
@@ -31,6 +80,26 @@ enum AttemptResult {
     Cancelled(String),
     /// Does not count as an attempt: see [`Build::interrupted`].
     Interrupted,
+}
+
+impl AttemptResult {
+    /// Returns true if the step ends with the attempt, and was not cancelled.
+    fn is_last(&self, has_retries: bool) -> bool {
+        match self {
+            Self::Passed => true,
+            Self::Failed(..) => !has_retries,
+            Self::Cancelled(_) | Self::Interrupted => false,
+        }
+    }
+
+    /// Adds an error about artifacts.
+    fn and_failed(self, error: String) -> Self {
+        match self {
+            Self::Passed => Self::Failed(Status::Failed, error),
+            Self::Failed(status, detail) => Self::Failed(status, format!("{detail}; {error}")),
+            other => other,
+        }
+    }
 }
 
 impl Schedule<'_> {
@@ -45,17 +114,45 @@ impl Schedule<'_> {
     }
 
     async fn run_steps(&self) -> Vec<StepResult> {
-        self.stop_other_builds().await;
+        tokio::join!(
+            self.stop_other_builds(),
+            self.leftovers.remove(self.manager, self.view),
+        );
+        let (manager, view) = (self.manager, self.view);
+        self.leftovers.remove_environment(manager, view).await;
         self.describe_earlier().await;
+        let environment = Environment::start(self.context()).await;
+        let steps = tokio::select! {
+            steps = self.run_all(&environment) => steps,
+            never = environment.watch() => match never {},
+        };
+        let mut results = environment.end().await;
+        results.extend(steps);
+        results
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context {
+            manager: self.manager,
+            pipeline: self.pipeline,
+            build: self.build,
+            secrets: self.secrets,
+            view: self.view,
+        }
+    }
+
+    async fn run_all(&self, environment: &Environment<'_>) -> Vec<StepResult> {
         let steps = &self.pipeline.steps;
         let statuses: Vec<watch::Sender<Option<Status>>> =
             steps.iter().map(|_| watch::Sender::new(None)).collect();
         let work = steps.iter().enumerate().map(|(index, step)| {
             let statuses = &statuses;
             async move {
-                let result = match self.wait_for_needs(step, statuses).await {
-                    Ok(()) => self.run_step(index, step).await,
-                    Err(need) => self.skip(step, need),
+                let needs = self.wait_for_needs(step, statuses).await;
+                let result = match (needs, environment.failure()) {
+                    (Err(need), _) => self.skip(step, need),
+                    (Ok(()), Some(reason)) => self.result(step, Status::Skipped, Some(reason)),
+                    (Ok(()), None) => self.run_step(index, step, environment).await,
                 };
                 self.view.step_ended(index, &result);
                 statuses[index].send_replace(Some(result.status));
@@ -129,6 +226,7 @@ impl Schedule<'_> {
             detail,
             attempts: Vec::new(),
             taken_over: None,
+            artifacts: Vec::new(),
         }
     }
 
@@ -138,19 +236,44 @@ impl Schedule<'_> {
     }
 
     /// Runs a step until it passes, is cancelled, or has no retries left.
-    async fn run_step(&self, index: usize, step: &Step) -> StepResult {
-        let source = self.build.passed_in(index, &step.name);
-        let build = source.unwrap_or(self.build);
+    async fn run_step(
+        &self,
+        index: usize,
+        step: &Step,
+        environment: &Environment<'_>,
+    ) -> StepResult {
+        let source = earlier::source(self.pipeline, self.build, index, step);
+        let job = Job {
+            index,
+            step,
+            build: source.unwrap_or(self.build),
+            runs_again: source.is_none() && self.pipeline.shares(step),
+            environment,
+        };
         let mut attempts = Vec::new();
+        let mut artifacts = Vec::new();
         let mut failures = 0;
         let mut number = 0;
         let (status, detail) = loop {
             number += 1;
-            let result = match self.attempt(build, index, step, number).await {
+            let attempt = self.attempt(job, number).await;
+            let retries = match environment.failure() {
+                None => step.retries,
+                Some(_) => 0,
+            };
+            let result = match attempt {
                 Ok(outcome) => {
-                    let result = Self::classify(build, &outcome);
+                    let result = job.classify(&outcome);
+                    let is_last = result.is_last(failures < retries);
+                    let taken = self.take_artifacts(step, &outcome, is_last).await;
                     attempts.push(self.attempt_of(step, outcome));
-                    result
+                    match taken {
+                        Ok(taken) => {
+                            artifacts = taken;
+                            result
+                        }
+                        Err(error) => result.and_failed(error),
+                    }
                 }
                 Err(Error::Closed) => AttemptResult::Cancelled("the build was cancelled".into()),
                 Err(error) => AttemptResult::Failed(Status::Failed, error.chain()),
@@ -158,7 +281,7 @@ impl Schedule<'_> {
             match result {
                 AttemptResult::Passed => break (Status::Passed, None),
                 AttemptResult::Cancelled(detail) => break (Status::Cancelled, Some(detail)),
-                AttemptResult::Failed(..) if failures < step.retries => failures += 1,
+                AttemptResult::Failed(..) if failures < retries => failures += 1,
                 AttemptResult::Failed(_, detail) if step.allow_failure => {
                     break (Status::AllowedFailure, Some(detail));
                 }
@@ -166,7 +289,7 @@ impl Schedule<'_> {
                 AttemptResult::Interrupted => {}
             }
         };
-        let last = build.earlier_run(&build.run_id(index, &step.name, number));
+        let last = job.build.earlier_run(&job.run_id(number));
         let taken_over = last.map(|run| match (source, run) {
             (Some(build), _) => TakenOver::Retry(build.id.clone()),
             (None, EarlierRun::Ended) => TakenOver::Ended,
@@ -175,6 +298,7 @@ impl Schedule<'_> {
         StepResult {
             attempts,
             taken_over,
+            artifacts,
             ..self.result(step, status, detail)
         }
     }
@@ -190,52 +314,75 @@ impl Schedule<'_> {
     }
 
     /// Starts a run, or takes over the run of an earlier process, and waits for its outcome.
-    async fn attempt(
-        &self,
-        build: &Build,
-        index: usize,
-        step: &Step,
-        number: u32,
-    ) -> moat::Result<Outcome> {
-        let id = build.run_id(index, &step.name, number);
-        let earlier = build.earlier_run(&id);
-        self.view.attempt_started(index, &id, number, earlier);
+    async fn attempt(&self, job: Job<'_>, number: u32) -> moat::Result<Outcome> {
+        let id = job.run_id(number);
+        let earlier = job.build.earlier_run(&id);
+        if earlier.is_some() && job.runs_again {
+            // It ended with the environment of the earlier process.
+            return self.manager.get(&id).await?.wait().await;
+        }
+        self.view.attempt_started(job.index, &id, number, earlier);
         let started = match earlier {
             Some(_) => self.manager.get(&id).await,
-            None => {
-                let spec = step.spec(self.images, self.secrets).id(id);
-                let spec = build.label(spec, &step.name, number);
-                self.manager.start(spec).await
-            }
+            None => self.start(job, number, id).await,
         };
         let outcome = match started {
             // The earlier process has shown the output of a run that ended before.
             Ok(run) if earlier == Some(EarlierRun::Ended) => return run.wait().await,
             Ok(run) => {
-                let (outcome, ()) = tokio::join!(run.wait(), self.view.watch(index, &run));
+                let stop = async {
+                    job.environment.failed().await;
+                    // Fails only if the engine does not answer. The wait then goes on.
+                    let _ = run.stop(None).await;
+                    pending::<Infallible>().await
+                };
+                let ended = async { tokio::join!(run.wait(), self.view.watch(job.index, &run)) };
+                let (outcome, ()) = tokio::select! {
+                    ended = ended => ended,
+                    never = stop => match never {},
+                };
                 outcome?
             }
             Err(Error::NotStarted { outcome, .. }) => *outcome,
             Err(error) => return Err(error),
         };
-        self.view.attempt_ended(index, number, &outcome).await;
+        self.view.attempt_ended(job.index, number, &outcome).await;
         Ok(outcome)
     }
 
-    fn classify(build: &Build, outcome: &Outcome) -> AttemptResult {
-        if build.interrupted(outcome) {
-            return AttemptResult::Interrupted;
+    async fn start(&self, job: Job<'_>, number: u32, id: RunId) -> moat::Result<Run> {
+        let Job {
+            step, environment, ..
+        } = job;
+        let mut spec = step.spec(self.images, self.secrets).id(id);
+        if !step.artifacts.is_empty() {
+            spec = spec.keep(KeepContainer::Always);
         }
-        match outcome.stopped() {
-            Some(cause @ (StopCause::TimeLimit | StopCause::SilenceLimit)) => {
-                AttemptResult::Failed(Status::TimedOut, cause.to_string())
-            }
-            Some(cause @ StopCause::OutputLimit) => {
-                AttemptResult::Failed(Status::Failed, cause.to_string())
-            }
-            Some(cause) => AttemptResult::Cancelled(cause.to_string()),
-            None if outcome.success() => AttemptResult::Passed,
-            None => AttemptResult::Failed(Status::Failed, outcome.ending.to_string()),
+        let spec = self.build.label(spec, &step.name, number);
+        match self.pipeline.shares(step) {
+            true => environment.start_run(spec, step.network.as_deref()).await,
+            false => self.manager.start(spec).await,
         }
+    }
+
+    /// Copies the artifacts of the last attempt, and removes the container of any attempt.
+    async fn take_artifacts(
+        &self,
+        step: &Step,
+        outcome: &Outcome,
+        is_last: bool,
+    ) -> Result<Vec<CollectedArtifact>, String> {
+        if step.artifacts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let run = self.manager.get(&outcome.run).await;
+        let run = run.map_err(|error| error.chain())?;
+        let artifacts = Artifacts::new(step, self.out, self.view);
+        let taken = match is_last {
+            true => artifacts.collect(&run).await,
+            false => Ok(Vec::new()),
+        };
+        remove_container(&run, self.view).await;
+        taken
     }
 }

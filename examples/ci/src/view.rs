@@ -93,9 +93,10 @@ impl<'a> View<'a> {
 
     /// Shows a problem that does not fail the build.
     pub fn warn(&self, message: &str) {
+        let message = format!("warning: {message}");
         match &self.style {
-            Style::Bars(bars) => bars.message(&self.mask.plain(&format!("warning: {message}"))),
-            Style::Groups(groups) => groups.warn(message),
+            Style::Bars(bars) => bars.message(&self.mask.plain(&message)),
+            Style::Groups(groups) => groups.warn(&message),
         }
     }
 
@@ -158,7 +159,12 @@ impl<'a> View<'a> {
     }
 
     pub async fn attempt_ended(&self, index: usize, attempt: u32, outcome: &Outcome) {
-        let name = &self.pipeline.steps[index].name;
+        self.run_ended(&self.pipeline.steps[index].name, attempt, outcome)
+            .await;
+    }
+
+    /// Shows the end of a run of a step or a service, and its last lines.
+    pub async fn run_ended(&self, name: &str, attempt: u32, outcome: &Outcome) {
         let title = title(name, attempt, outcome);
         match &self.style {
             Style::Bars(_) if outcome.success() => {}
@@ -194,6 +200,14 @@ impl<'a> View<'a> {
             Style::Groups(groups) => groups.step_ended(step, &step.summary()),
         }
         self.set_phase(index, Phase::Ended(step.status));
+    }
+
+    /// Shows the result of a service that failed.
+    pub fn service_failed(&self, service: &StepResult) {
+        match &self.style {
+            Style::Bars(bars) => bars.message(&self.mask.plain(&service.summary())),
+            Style::Groups(groups) => groups.step_ended(service, &service.summary()),
+        }
     }
 
     /// Prints a line to standard output, to be read after the build.

@@ -8,16 +8,20 @@ use moat::spec::{InvalidSpec, Mount};
 use serde::Deserialize;
 
 use super::matrix::{Cell, cell_name, fill};
-use super::{Command, InvalidPipeline, Step};
+use super::service::ServiceTable;
+use super::{Artifact, Command, InvalidPipeline, Step};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PipelineTable {
     pub(super) name: Option<String>,
-    image: Option<String>,
-    network: Option<String>,
+    pub(super) image: Option<String>,
+    pub(super) network: Option<String>,
+    pub(super) workspace: Option<String>,
     #[serde(default)]
     env: BTreeMap<String, String>,
+    #[serde(default, rename = "service")]
+    pub(super) services: Vec<ServiceTable>,
     #[serde(default, rename = "step")]
     pub(super) steps: Vec<StepTable>,
 }
@@ -47,6 +51,8 @@ pub(super) struct StepTable {
     #[serde(default)]
     allow_failure: bool,
     #[serde(default)]
+    artifacts: Vec<String>,
+    #[serde(default)]
     pub(super) matrix: BTreeMap<String, Vec<String>>,
 }
 
@@ -72,7 +78,13 @@ impl StepTable {
                 .map_err(|reason| self.invalid("mounts", reason))
         };
         let network = self.network.as_ref().or(pipeline.network.as_ref());
-        let workdir = self.workdir.as_ref();
+        let workdir = self.workdir.as_ref().or(pipeline.workspace.as_ref());
+        let workdir = workdir.map(|path| self.fill("workdir", path, cell));
+        let workdir = workdir.transpose()?;
+        let artifact = |path: &String| {
+            Artifact::new(&self.fill("artifacts", path, cell)?, workdir.as_deref())
+                .map_err(|reason| self.invalid("artifacts", reason))
+        };
         Ok(Step {
             name: cell_name(&self.name, cell),
             needs: Vec::new(),
@@ -84,14 +96,17 @@ impl StepTable {
             network: network
                 .map(|mode| self.fill("network", mode, cell))
                 .transpose()?,
-            workdir: workdir
-                .map(|path| self.fill("workdir", path, cell))
-                .transpose()?,
             timeout: self.seconds("timeout", self.timeout)?,
             silence: self.seconds("silence", self.silence)?,
             grace: self.seconds("grace", self.grace)?,
             retries: self.retries,
             allow_failure: self.allow_failure,
+            artifacts: self
+                .artifacts
+                .iter()
+                .map(artifact)
+                .collect::<Result<_, _>>()?,
+            workdir,
         })
     }
 
@@ -162,7 +177,7 @@ pub(super) fn check_name(name: &str) -> Result<(), InvalidPipeline> {
 }
 
 /// Parses a mount in Docker's syntax. A relative source is relative to `dir`.
-fn mount(text: &str, dir: &Path) -> Result<Mount, String> {
+pub(super) fn mount(text: &str, dir: &Path) -> Result<Mount, String> {
     let mut mount = text.parse().map_err(|InvalidSpec { reason, .. }| reason)?;
     if let Mount::Bind { source, .. } = &mut mount {
         *source = std::path::absolute(dir.join(&*source)).map_err(|error| error.to_string())?;

@@ -159,3 +159,157 @@ fn a_dependency_cycle_is_named() {
     let error = read(&text).unwrap_err().to_string();
     assert!(error.ends_with("b needs c needs b"), "{error}");
 }
+
+#[test]
+fn errors_name_the_service_and_the_field() {
+    let step = "[[step]]\nname = \"a\"\nexec = [\"x\"]\n";
+    let service = "[[service]]\nname = \"db\"\n";
+    for (text, message) in [
+        (
+            "[[service]]\nname = \"My-db\"\n".to_owned(),
+            "service \"My-db\": name: must be 1 to 63 lowercase letters",
+        ),
+        (
+            service.repeat(2),
+            "service \"db\": name: another service has the same name",
+        ),
+        (
+            format!("{service}exec = []"),
+            "service \"db\": exec: the list is empty",
+        ),
+        (
+            format!("{service}exec = [\"x\"]\ncommands = [\"x\"]"),
+            "service \"db\": exec: the service also has commands",
+        ),
+        (
+            format!("{service}ready_timeout = -1"),
+            "service \"db\": ready_timeout: ",
+        ),
+        (
+            format!("{service}ready = {{ porta = 1 }}"),
+            "unknown field `porta`",
+        ),
+        (
+            format!("{service}mounts = [\"x\"]"),
+            "service \"db\": mounts: \"x\": it is not SOURCE:TARGET",
+        ),
+        (
+            format!("{service}env = {{ K = \"\" }}\nsecrets = [\"K\"]"),
+            "service \"db\": secrets: K is also in env",
+        ),
+        (
+            format!("network = \"host\"\n{service}"),
+            "network: steps join the network of the services",
+        ),
+        (
+            format!("{service}[[step]]\nname = \"service db\"\nexec = [\"x\"]"),
+            "step \"service db\": name: a service has this name in the reports",
+        ),
+    ] {
+        let error = read(&format!("{text}\n{step}")).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    let pipeline = read(&format!("{service}secrets = [\"K\"]\n{step}")).unwrap();
+    let error = pipeline.secrets(|_| None).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "service \"db\": secrets: K is not set in the environment"
+    );
+}
+
+#[test]
+fn a_service_has_the_command_of_its_image() {
+    let pipeline = "image = 'busybox'\n\
+        [[service]]\nname = 'own'\nimage = 'postgres'\nready = { healthy = true }\n\
+        [[service]]\nname = 'other'\nexec = ['x']\nready = { port = 80 }\n\
+        [[step]]\nname = 'a'\nexec = ['x']\n";
+    let services = read(pipeline).unwrap().services;
+    let spec = |index: usize, host| services[index].spec(&BTreeMap::new(), host);
+    let settings = spec(0, "127.0.0.1").settings().clone();
+    assert_eq!(settings.image, "postgres");
+    assert_eq!((settings.entrypoint, settings.cmd.len()), (None, 0));
+    assert!(settings.ports.is_empty());
+    let settings = spec(1, "127.0.0.1").settings().clone();
+    assert_eq!(settings.image, "busybox");
+    assert_eq!(settings.entrypoint, Some(Vec::new()));
+    assert_eq!(settings.ports[0].address.as_deref(), Some("127.0.0.1"));
+    assert_eq!(spec(1, "build.example").settings().ports[0].address, None);
+}
+
+#[test]
+fn a_step_is_in_the_environment_unless_it_names_a_network() {
+    let steps = "[[step]]\nname = 'a'\nexec = ['x']\n\
+        [[step]]\nname = 'b'\nexec = ['x']\nnetwork = 'none'\nworkdir = '/tmp'\n";
+    let shares = |head: &str| {
+        let pipeline = read(&format!("{head}\n{steps}")).unwrap();
+        let steps = pipeline.steps.iter();
+        let shares = steps.map(|step| pipeline.shares(step)).collect::<Vec<_>>();
+        (shares, pipeline.steps[0].workdir.clone())
+    };
+    assert_eq!(shares(""), (vec![false, false], None));
+    let service = shares("[[service]]\nname = 'db'\n");
+    assert_eq!(service, (vec![true, false], None));
+    let workspace = shares("workspace = '/work'");
+    assert_eq!(workspace, (vec![true, true], Some("/work".into())));
+}
+
+#[test]
+fn an_artifact_has_a_place_in_the_directory_of_its_step() {
+    let pipeline = "workspace = '/work/'\n[[step]]\nname = 'test/unit'\nexec = ['x']\n\
+        matrix = { os = ['../\u{e9}'] }\nartifacts = ['dist/', '/tmp/${{ matrix.os }}x', 'a b']\n\
+        [[step]]\nname = 'LONG'\nexec = ['x']\nartifacts = ['/x']\n";
+    let long = "\u{6f22}".repeat(100);
+    let pipeline = pipeline.replace("LONG", &long);
+    let error = read(&pipeline).unwrap_err().to_string();
+    assert!(error.contains("\"/tmp/../\u{e9}x\": each part"), "{error}");
+    let steps = read(&pipeline.replace("'../", "'")).unwrap().steps;
+    assert_eq!(steps[0].artifact_dir(), "test-unit-os-\u{e9}");
+    let found = steps[0].artifacts.iter();
+    let found: Vec<_> = found
+        .map(|artifact| (artifact.source.as_str(), artifact.target.to_str().unwrap()))
+        .collect();
+    let expected = [
+        ("/work/dist", "dist"),
+        ("/tmp/\u{e9}x", "tmp/\u{e9}x"),
+        ("/work/a b", "a b"),
+    ];
+    assert_eq!(found, expected);
+    assert!(steps[1].artifact_dir().len() <= 200);
+}
+
+#[test]
+fn errors_of_artifacts_and_workspaces_are_named() {
+    let step = "[[step]]\nname = \"a\"\n";
+    for (text, message) in [
+        (
+            format!("{step}exec = [\"x\"]\nartifacts = [\"out\"]"),
+            "step \"a\": artifacts: \"out\": a relative path needs `workdir`, or",
+        ),
+        (
+            format!("{step}exec = [\"x\"]\nartifacts = [\"/a/../b\"]"),
+            "step \"a\": artifacts: \"/a/../b\": each part must be a name",
+        ),
+        (
+            format!("{step}exec = [\"x\"]\nartifacts = [\"/\"]"),
+            "step \"a\": artifacts: \"/\": each part must be a name",
+        ),
+        (
+            format!("{step}exec = [\"x\"]\nartifacts = [\"/a/b\", \"/a/b/c\"]"),
+            "step \"a\": artifacts: \"/a/b\" and \"/a/b/c\" overlap",
+        ),
+        (
+            format!(
+                "{step}exec = [\"x\"]\nartifacts = [\"/b\"]\n\
+                 [[step]]\nname = \"a/\"\nexec = [\"x\"]\nartifacts = [\"/b\"]"
+            ),
+            "step \"a/\": artifacts: those of step \"a\" have the same directory",
+        ),
+        (
+            format!("workspace = \"work\"\n{step}exec = [\"x\"]"),
+            "workspace: \"work\" is not the absolute path",
+        ),
+    ] {
+        let error = read(&text).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}

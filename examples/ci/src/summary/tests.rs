@@ -9,6 +9,7 @@ fn step(name: &str, status: Status, detail: Option<&str>) -> StepResult {
         detail: detail.map(str::to_owned),
         attempts: Vec::new(),
         taken_over: None,
+        artifacts: Vec::new(),
     }
 }
 

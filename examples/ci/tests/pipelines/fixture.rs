@@ -178,18 +178,35 @@ impl Fixture {
             .collect()
     }
 
-    /// The audit files of all runs so far, by step and attempt.
+    /// The audits of all services by name and number, such as `db 1`.
+    ///
+    /// All must be sealed and valid.
+    pub fn services(&self) -> BTreeMap<String, Audit> {
+        let audits = self.service_files().into_iter();
+        audits
+            .map(|(name, path)| (name, Audit::read(&path).unwrap()))
+            .collect()
+    }
+
+    /// The audit files of all services so far, by name and number.
+    pub fn service_files(&self) -> BTreeMap<String, PathBuf> {
+        self.files("ci.service")
+    }
+
+    /// The audit files of all runs of steps so far, by step and attempt.
     pub fn runs(&self) -> BTreeMap<String, PathBuf> {
+        self.files("ci.step")
+    }
+
+    /// The audit files of the runs with a label, by its value and by their attempt.
+    fn files(&self, kind: &str) -> BTreeMap<String, PathBuf> {
         let dirs = fs::read_dir(self.root()).into_iter().flatten().flatten();
         let named = dirs.filter_map(|dir| {
             let audit = dir.path().join("logs.jsonl");
             let text = fs::read_to_string(&audit).ok()?;
             let start: serde_json::Value = serde_json::from_str(text.lines().next()?).ok()?;
             let label = |name| start["labels"][name].as_str().map(str::to_owned);
-            Some((
-                format!("{} {}", label("ci.step")?, label("ci.attempt")?),
-                audit,
-            ))
+            Some((format!("{} {}", label(kind)?, label("ci.attempt")?), audit))
         });
         named.collect()
     }

@@ -13,6 +13,7 @@ use testkit::{busybox, cluster as kube, engine};
 
 mod cluster;
 mod commands;
+mod environment;
 mod fixture;
 mod junit;
 mod load;
@@ -36,6 +37,7 @@ fn main() {
         .trials(junit::trials())
         .trials(commands::trials())
         .trials(load::trials())
+        .trials(environment::trials())
         .trials(cluster::trials())
         .run()
 }

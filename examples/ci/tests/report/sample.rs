@@ -29,6 +29,7 @@ pub(crate) fn step(name: &str, status: Status, attempts: Vec<Attempt>) -> StepRe
         detail: None,
         attempts,
         taken_over: None,
+        artifacts: vec![],
     }
 }
 
