@@ -153,10 +153,17 @@ fn a_service_that_ends_stops_the_build(fixture: &Fixture) {
 }
 
 fn a_step_with_a_network_does_not_join(fixture: &Fixture) {
-    let pipeline = "[[service]]\nname = 'db'\nexec = ['sleep', '600']\ngrace = 0.1\n\
-        [[step]]\nname = 'in'\ncommands = ['nslookup db || ping -c 1 db']\n\
+    let steps = "[[service]]\nname = 'db'\nexec = ['sleep', '600']\ngrace = 0.1\n\
+        [[step]]\nname = 'in'\ncommands = ['nslookup db || ping -c 1 db', \
+        'echo x > file']\n\
+        workdir = '/tmp'\n\
         [[step]]\nname = 'out'\nnetwork = 'none'\ncommands = ['! ping -c 1 -W 1 db']\n";
-    run(fixture.docker(pipeline), 0);
+    run(fixture.docker(steps), 0);
+    // It still has the workspace.
+    let steps = steps.replace("workdir = '/tmp'\n", "");
+    let steps = steps.replace("network = 'none'", "needs = ['in']\nnetwork = 'none'");
+    let steps = steps.replace("['! ping", "['cat file', '! ping");
+    run(fixture.docker(&format!("workspace = '/work'\n{steps}")), 0);
     fixture.assert_nothing_is_left();
 }
 
