@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use moat::Root;
 use testkit::deadline::wait_for;
 use testkit::engine;
 use testkit::harness::Trial;
@@ -22,6 +23,7 @@ testkit::trials! {
         a_signal_ends_the_start_of_a_service,
         resume_runs_steps_of_the_environment_again,
         the_next_build_removes_the_environment,
+        a_retry_has_a_new_environment,
         resume_copies_the_artifacts_of_an_ended_step,
         the_next_build_removes_a_kept_container;
     on_network:
@@ -176,7 +178,7 @@ fn artifacts_of_a_failed_step_are_copied(fixture: &Fixture) {
         'mkdir -p out/sub', 'echo x >> out/sub/file', 'ln -sf /etc/passwd out/link', 'exit 3']\n";
     let out = run(fixture.docker(pipeline), 1);
     let name = "test/all (os=a & b)";
-    let warning = format!("\n{name}: artifact missing was not found\n");
+    let warning = format!("\nwarning: {name}: artifact missing was not found\n");
     assert_eq!(out.matches(&warning).count(), 1, "{out}");
     assert_eq!(fixture.read_artifact("test-all-os-a-b/tmp/log #1"), "2\n");
     let file = fixture.read_artifact("test-all-os-a-b/out/sub/file");
@@ -272,6 +274,36 @@ fn resume_runs_steps_of_the_environment_again(fixture: &Fixture) {
         ["db 1", "db 2"]
     );
     assert!(fixture.statuses().values().all(|status| status == "passed"));
+    fixture.assert_nothing_is_left();
+}
+
+fn a_retry_has_a_new_environment(fixture: &Fixture) {
+    let pipeline = format!(
+        "{SERVICE}[[step]]\nname = 'in'\ncommands = ['ping -c 1 db']\n\
+         [[step]]\nname = 'lone'\nnetwork = 'none'\nartifacts = ['/file']\n\
+         commands = ['echo x > /file']\n\
+         [[step]]\nname = 'bad'\nmounts = ['.:/here']\ncommands = ['test -e /here/go']\n"
+    );
+    let retry = || {
+        let mut command = fixture.docker(&pipeline);
+        command.arg("--retry-failed");
+        run(command, 0)
+    };
+    let runs = || Root::open(fixture.root()).unwrap().list().unwrap().len();
+    run(fixture.docker(&pipeline), 1);
+    fs::write(fixture.path().join("go"), "").unwrap();
+    let out = retry();
+    let line = "\nretry: 1 step passed before, 2 to run\n";
+    assert!(out.contains(line), "{out}");
+    assert!(out.contains("\nservice db: ready\n"), "{out}");
+    // Of three steps and a service in the first build, all but one run again.
+    assert_eq!(runs(), 4 + 3);
+    assert_eq!(fixture.read_artifact("lone/file"), "x\n");
+    assert!(fixture.reported("lone")[0].1.is_some());
+    let out = retry();
+    assert!(out.contains("\nnothing to retry: all steps"), "{out}");
+    assert_eq!(runs(), 4 + 3);
+    assert!(fixture.reported("lone")[0].1.is_some());
     fixture.assert_nothing_is_left();
 }
 
