@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
+use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use moat::manager::Group;
 use moat::outcome::StopCause;
 use moat::spec::{GroupSpec, KeepContainer, NetworkSpec, VolumeSpec};
-use moat::{Error, Manager, Outcome, Result, Run, RunId, RunSpec};
+use moat::{Error, Manager, Outcome, Result, Run, RunId, RunSpec, Runtime, ShutdownMode};
 use tokio::sync::watch;
 
 use crate::build::Build;
@@ -25,6 +26,7 @@ const ENVIRONMENT: &str = "environment";
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub manager: &'a Manager,
+    pub runtime: &'a Arc<dyn Runtime>,
     pub pipeline: &'a Pipeline,
     pub build: &'a Build,
     pub secrets: &'a BTreeMap<String, String>,
@@ -256,9 +258,15 @@ impl<'a> Environment<'a> {
     /// Returns the results of the services.
     pub async fn end(self) -> Vec<StepResult> {
         let view = self.context.view;
-        if let Some(group) = self.group
-            && let Err(error) = group.end().await
-        {
+        let ended = match self.group {
+            Some(group) => group.end().await,
+            None => Ok(()),
+        };
+        let ended = match ended {
+            Err(Error::Closed) => self.context.end_with_next_opening().await,
+            ended => ended,
+        };
+        if let Err(error) = ended {
             let error = error.chain();
             view.message(&format!(
                 "cannot remove the network or the workspace: {error}; the next build of this root \
@@ -273,6 +281,17 @@ impl<'a> Environment<'a> {
         }
         results.extend(self.failed);
         results
+    }
+}
+
+impl Context<'_> {
+    /// Removes an environment that a signal could not remove while artifacts were copied.
+    async fn end_with_next_opening(&self) -> Result<()> {
+        let (root, runtime) = (self.manager.root().path(), Arc::clone(self.runtime));
+        let manager = Manager::builder(root, runtime).open().await?;
+        manager.wait_recovery().await?;
+        manager.shutdown(ShutdownMode::Leave).await;
+        Ok(())
     }
 }
 

@@ -205,7 +205,7 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
     let view = View::new(&pipeline, &mask, args.view());
     let build = args.build(&pipeline, &*runtime, &view)?;
     let leftovers = Leftovers::find(&args.root, &build).map_err(|error| error.chain())?;
-    let manager = Manager::builder(&args.root, runtime)
+    let manager = Manager::builder(&args.root, Arc::clone(&runtime))
         .max_concurrent(args.jobs()?)
         .open()
         .await
@@ -217,6 +217,7 @@ async fn run(args: &Args) -> Result<u8, Box<dyn Error>> {
     }
     let schedule = Schedule {
         manager: &manager,
+        runtime: &runtime,
         pipeline: &pipeline,
         build: &build,
         leftovers: &leftovers,

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
+use std::sync::Arc;
 
 use futures::future::{join_all, pending};
 use moat::outcome::StopCause;
 use moat::spec::KeepContainer;
-use moat::{Error, Manager, Outcome, Run, RunId};
+use moat::{Error, Manager, Outcome, Run, RunId, Runtime};
 use tokio::sync::watch;
 
 use crate::artifacts::Artifacts;
@@ -21,6 +22,7 @@ use crate::view::View;
 
 pub struct Schedule<'a> {
     pub manager: &'a Manager,
+    pub runtime: &'a Arc<dyn Runtime>,
     pub pipeline: &'a Pipeline,
     pub build: &'a Build,
     pub leftovers: &'a Leftovers,
@@ -134,6 +136,7 @@ impl Schedule<'_> {
     fn context(&self) -> Context<'_> {
         Context {
             manager: self.manager,
+            runtime: self.runtime,
             pipeline: self.pipeline,
             build: self.build,
             secrets: self.secrets,
