@@ -279,7 +279,7 @@ fn resume_runs_steps_of_the_environment_again(fixture: &Fixture) {
 
 fn a_retry_has_a_new_environment(fixture: &Fixture) {
     let pipeline = format!(
-        "{SERVICE}[[step]]\nname = 'in'\ncommands = ['ping -c 1 db']\n\
+        "{SERVICE}[[step]]\nname = 'in'\nexec = ['true']\n\
          [[step]]\nname = 'lone'\nnetwork = 'none'\nartifacts = ['/file']\n\
          commands = ['echo x > /file']\n\
          [[step]]\nname = 'bad'\nmounts = ['.:/here']\ncommands = ['test -e /here/go']\n"
