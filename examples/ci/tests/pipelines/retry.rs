@@ -124,8 +124,9 @@ fn a_retry_can_be_resumed_and_retried(fixture: &Fixture) {
     );
     run(fixture.process(&pipeline), 1);
     // The retry is killed in its only step that is left, and resumed.
-    let process = Process::start(retried(fixture.process_one_job(&pipeline)));
-    wait_for_line_of_retry(fixture, "bad", "started");
+    let process = Process::start(retried(fixture.process(&pipeline)));
+    wait_for_record_of_retry(fixture, "quick", "\"type\":\"end\"");
+    wait_for_record_of_retry(fixture, "bad", "\"line\":\"started\"");
     process.kill();
     release(fixture);
     let shown = run(resumed(fixture.process(&pipeline)), 1);
@@ -146,16 +147,15 @@ fn a_retry_can_be_resumed_and_retried(fixture: &Fixture) {
     }
 }
 
-/// Waits until a run of the second build has printed the line.
-fn wait_for_line_of_retry(fixture: &Fixture, step: &str, line: &str) {
-    let record = format!("\"line\":\"{line}\"");
-    testkit::deadline::wait_for(line, || {
+/// Waits until the audit of a run of the second build contains the record.
+fn wait_for_record_of_retry(fixture: &Fixture, step: &str, record: &str) {
+    testkit::deadline::wait_for(record, || {
         let dirs = fs::read_dir(fixture.root()).unwrap().flatten();
         let audits = dirs.map(|dir| fs::read_to_string(dir.path().join("logs.jsonl")));
         let mut audits = audits.flatten();
         audits.any(|audit| {
             let label = format!("\"ci.step\":\"{step}\"");
-            audit.contains(&label) && audit.contains("\"ci.retries\"") && audit.contains(&record)
+            audit.contains(&label) && audit.contains("\"ci.retries\"") && audit.contains(record)
         })
     });
 }
