@@ -334,6 +334,7 @@ fn result(name: String, status: Status, detail: String) -> StepResult {
         attempts: Vec::new(),
         taken_over: None,
         artifacts: Vec::new(),
+        is_service: true,
     }
 }
 

@@ -154,6 +154,7 @@ mod tests {
             attempts: Vec::new(),
             taken_over: None,
             artifacts: Vec::new(),
+            is_service: false,
         };
         let report = Report {
             title: "title s3cr3t".into(),

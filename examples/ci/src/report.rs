@@ -55,6 +55,8 @@ pub struct StepResult {
     /// The part of an earlier process in the result. `None` if this process started the last attempt.
     pub taken_over: Option<TakenOver>,
     pub artifacts: Vec<CollectedArtifact>,
+    /// True if it is a service, or what services need.
+    pub is_service: bool,
 }
 
 /// The part of an earlier process in the result of a step.
@@ -244,6 +246,7 @@ impl Page<'_> {
                 "taken_over": step.taken_over.as_ref().map(TakenOver::to_string),
                 "other_build": matches!(step.taken_over, Some(TakenOver::Retry(_))),
                 "artifacts": self.artifacts(&step.artifacts),
+                "is_service": step.is_service,
             }));
         }
         let about = json!({

@@ -230,6 +230,7 @@ impl Schedule<'_> {
             attempts: Vec::new(),
             taken_over: None,
             artifacts: Vec::new(),
+            is_service: false,
         }
     }
 

@@ -10,6 +10,7 @@ fn step(name: &str, status: Status, detail: Option<&str>) -> StepResult {
         attempts: Vec::new(),
         taken_over: None,
         artifacts: Vec::new(),
+        is_service: false,
     }
 }
 

@@ -421,12 +421,18 @@ fn a_report_without_steps_or_audits_opens() {
     assert_eq!(clean(&none, "step=none").text("title"), "a pipeline");
     let skipped = written(&Mask::new([]), |dir| {
         let missing = attempt("missing", dir.join("nothing.jsonl"));
+        let mut service = step("service db", Status::Passed, vec![]);
+        service.is_service = true;
         vec![
+            service,
             step("skipped", Status::Skipped, vec![]),
             step("missing", Status::Failed, vec![missing]),
         ]
     });
     let dom = clean(&skipped, "");
+    let totals = dom.text("totals");
+    let counts = "2 steps: 1 skipped, 1 failed · 1 service: 1 passed";
+    assert!(totals.starts_with(counts), "{totals}");
     assert!(dom.rows()[0].text.contains("nothing.jsonl"));
     clean(&skipped, "step=skipped&q=x&only=1&line=3&attempt=9");
 }

@@ -30,6 +30,7 @@ pub(crate) fn step(name: &str, status: Status, attempts: Vec<Attempt>) -> StepRe
         attempts,
         taken_over: None,
         artifacts: vec![],
+        is_service: false,
     }
 }
 
