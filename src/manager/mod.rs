@@ -408,6 +408,15 @@ impl Manager {
     ///
     /// Cancel-safe.
     pub async fn wait_recovery(&self) -> Result<Vec<Run>> {
+        tokio::select! {
+            biased;
+            () = self.context().closing.cancelled() => Err(Error::Closed),
+            recovered = self.recovered() => recovered,
+        }
+    }
+
+    /// Waits as [`wait_recovery`](Self::wait_recovery), also if the manager is shut down first.
+    async fn recovered(&self) -> Result<Vec<Run>> {
         let mut scanned = self.context().scanned.subscribe();
         let found = scanned
             .wait_for(Option::is_some)
@@ -424,13 +433,10 @@ impl Manager {
             runs.push(run);
         }
         let mut swept = self.context().swept.subscribe();
-        tokio::select! {
-            _ = swept.wait_for(|swept| *swept) => {}
-            () = self.context().closing.cancelled() => {}
-        }
-        if self.context().closing.is_cancelled() {
-            return Err(Error::Closed);
-        }
+        swept
+            .wait_for(|swept| *swept)
+            .await
+            .map_err(|_| Error::Closed)?;
         Ok(runs)
     }
 }

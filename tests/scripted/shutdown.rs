@@ -223,3 +223,17 @@ async fn a_stop_of_an_aborted_start_has_its_grace() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_shutdown_before_the_recovery_ends_the_wait_for_it() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    let both = async {
+        tokio::join!(
+            manager.wait_recovery(),
+            manager.shutdown(ShutdownMode::Leave)
+        )
+    };
+    let (recovered, _) = within(20, "the end of the wait", both).await;
+    assert!(matches!(recovered, Err(Error::Closed)), "{recovered:?}");
+}
