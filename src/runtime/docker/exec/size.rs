@@ -65,10 +65,8 @@ impl Client {
         let task = tokio::spawn(async move {
             for pause in REPEATS {
                 sleep(pause).await;
-                // An error means that the terminal has ended.
-                if client.set_size(&terminal, size).await.is_err() {
-                    return;
-                }
+                // An error is ignored: the terminal may have ended.
+                let _ = client.set_size(&terminal, size).await;
             }
         });
         let mut tasks = self.repeated_sizes.tasks();
