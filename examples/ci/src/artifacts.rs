@@ -1,7 +1,7 @@
 //! The artifacts of steps: files that are copied out of a container that has ended.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use moat::run::CopyOptions;
 use moat::runtime::RuntimeError;
@@ -13,8 +13,6 @@ use crate::pipeline::{Artifact, Pipeline, Step};
 use crate::report::CollectedArtifact;
 use crate::view::View;
 
-/// The directory of all artifacts, in that of the reports.
-const DIR: &str = "artifacts";
 /// Maximum number of bytes of one artifact.
 const MAX_BYTES: u64 = 4 << 30;
 /// Maximum number of files, directories and links of one artifact.
@@ -31,15 +29,13 @@ pub struct Artifacts<'a> {
 /// Removes the artifacts of an earlier build, except those of steps whose results are taken over.
 pub fn remove(pipeline: &Pipeline, build: &Build, out: &Path) -> io::Result<()> {
     for (index, step) in pipeline.steps.iter().enumerate() {
-        if !step.artifacts.is_empty() && earlier::source(pipeline, build, index, step).is_none() {
-            remove_dir(&out.join(dir(step)))?;
+        if !step.artifacts.is_empty()
+            && earlier::source(pipeline, build, index, step, out).is_none()
+        {
+            remove_dir(&out.join(step.artifacts_path()))?;
         }
     }
     Ok(())
-}
-
-fn dir(step: &Step) -> PathBuf {
-    Path::new(DIR).join(step.artifact_dir())
 }
 
 fn remove_dir(dir: &Path) -> io::Result<()> {
@@ -71,7 +67,7 @@ impl<'a> Artifacts<'a> {
     }
 
     async fn copy(&self, run: &Run) -> Result<(), String> {
-        let dir = self.out.join(dir(self.step));
+        let dir = self.out.join(self.step.artifacts_path());
         let failed = |path: &Path, error: io::Error| {
             format!("cannot copy artifacts to {}: {error}", path.display())
         };
@@ -112,7 +108,7 @@ impl<'a> Artifacts<'a> {
 
     /// The artifacts that were copied, and those that were not.
     fn find(&self) -> Vec<CollectedArtifact> {
-        let dir = dir(self.step);
+        let dir = self.step.artifacts_path();
         let find = |artifact: &Artifact| {
             let copy = dir.join(&artifact.target);
             CollectedArtifact {

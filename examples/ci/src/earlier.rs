@@ -1,6 +1,7 @@
 //! The state of a continued build: what earlier processes have done, and what is left to do.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use moat::RunId;
 use moat::root::RunInfo;
@@ -22,37 +23,51 @@ enum Progress {
 
 /// The build from which the result of a step is taken over.
 ///
-/// The services and the workspace of that build are gone, so a step that used them runs again, unless
-/// no step has to.
+/// A step whose artifacts are not all in `out` runs again. The services and the workspace of that
+/// build are gone, so a step that used them runs again, too, unless no step has to.
 pub fn source<'a>(
     pipeline: &Pipeline,
     build: &'a Build,
     index: usize,
     step: &Step,
+    out: &Path,
 ) -> Option<&'a Build> {
-    let source = build.passed_in(index, &step.name)?;
-    (!pipeline.shares(step) || all_passed(pipeline, build)).then_some(source)
+    let source = done_in(build, index, step, out)?;
+    (!pipeline.shares(step) || all_done(pipeline, build, out)).then_some(source)
 }
 
-/// Returns true if every step has passed in an earlier build.
-pub fn all_passed(pipeline: &Pipeline, build: &Build) -> bool {
+/// Returns true if every step has passed in an earlier build, and its artifacts are in `out`.
+pub fn all_done(pipeline: &Pipeline, build: &Build, out: &Path) -> bool {
     let mut steps = pipeline.steps.iter().enumerate();
-    steps.all(|(index, step)| build.passed_in(index, &step.name).is_some())
+    steps.all(|(index, step)| done_in(build, index, step, out).is_some())
+}
+
+fn done_in<'a>(build: &'a Build, index: usize, step: &Step, out: &Path) -> Option<&'a Build> {
+    let source = build.passed_in(index, &step.name)?;
+    step.has_artifacts_in(out).then_some(source)
 }
 
 /// The number of steps that have ended, still run, or are left, on one line.
 ///
 /// `runs` are the runs of the root, after their recovery. `None` for a new build.
-pub fn describe(pipeline: &Pipeline, build: &Build, runs: Vec<RunInfo>) -> Option<String> {
+pub fn describe(
+    pipeline: &Pipeline,
+    build: &Build,
+    out: &Path,
+    runs: Vec<RunInfo>,
+) -> Option<String> {
     if build.retries().is_none() && build.earlier_runs() == 0 {
         return None;
     }
     let runs: BTreeMap<RunId, RunInfo> =
         runs.into_iter().map(|run| (run.run.clone(), run)).collect();
     let steps = pipeline.steps.iter().enumerate();
-    let mut all: Vec<_> = steps
-        .map(|(index, step)| progress(pipeline, build, index, step, &runs))
-        .collect();
+    let progress = |(index, step)| match source(pipeline, build, index, step, out) {
+        Some(_) => Progress::Passed,
+        None if pipeline.shares(step) => Progress::None,
+        None => progress(build, index, step, &runs),
+    };
+    let mut all: Vec<_> = steps.map(progress).collect();
     skip_dependents(pipeline, &mut all);
     let count = |wanted: &[Progress]| all.iter().filter(|one| wanted.contains(one)).count();
     let ended = count(&[Progress::Passed, Progress::Failed]);
@@ -74,19 +89,7 @@ pub fn describe(pipeline: &Pipeline, build: &Build, runs: Vec<RunInfo>) -> Optio
     ))
 }
 
-fn progress(
-    pipeline: &Pipeline,
-    build: &Build,
-    index: usize,
-    step: &Step,
-    runs: &BTreeMap<RunId, RunInfo>,
-) -> Progress {
-    if source(pipeline, build, index, step).is_some() {
-        return Progress::Passed;
-    }
-    if pipeline.shares(step) {
-        return Progress::None;
-    }
+fn progress(build: &Build, index: usize, step: &Step, runs: &BTreeMap<RunId, RunInfo>) -> Progress {
     let mut failures = 0;
     for attempt in 1.. {
         let id = build.run_id(index, &step.name, attempt);

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use moat::manager::Group;
 use moat::outcome::StopCause;
 use moat::spec::{GroupSpec, KeepContainer, NetworkSpec, VolumeSpec};
+use moat::tokio_util::sync::CancellationToken;
 use moat::{Error, Manager, Outcome, Result, Run, RunId, RunSpec, Runtime, ShutdownMode};
-use tokio::sync::watch;
 
 use crate::build::Build;
 use crate::earlier;
@@ -30,6 +31,7 @@ pub struct Context<'a> {
     pub pipeline: &'a Pipeline,
     pub build: &'a Build,
     pub secrets: &'a BTreeMap<String, String>,
+    pub out: &'a Path,
     pub view: &'a View<'a>,
 }
 
@@ -40,7 +42,9 @@ pub struct Environment<'a> {
     /// The results of what did not start.
     failed: Vec<StepResult>,
     /// The reason why no step starts.
-    failure: watch::Sender<Option<Failure>>,
+    failure: Mutex<Option<Failure>>,
+    /// Cancelled when there is a failure.
+    stop: CancellationToken,
 }
 
 #[derive(Debug, Clone)]
@@ -69,7 +73,8 @@ impl<'a> Environment<'a> {
             group: None,
             running: Vec::new(),
             failed: Vec::new(),
-            failure: watch::Sender::new(None),
+            failure: Mutex::default(),
+            stop: CancellationToken::new(),
         };
         let Pipeline {
             services,
@@ -77,7 +82,7 @@ impl<'a> Environment<'a> {
             ..
         } = context.pipeline;
         let needs_none = services.is_empty() && workspace.is_none();
-        if needs_none || earlier::all_passed(context.pipeline, context.build) {
+        if needs_none || earlier::all_done(context.pipeline, context.build, context.out) {
             return environment;
         }
         if context.build.is_resumed() {
@@ -192,23 +197,24 @@ impl<'a> Environment<'a> {
     fn fail(&mut self, failed: StepResult, reason: String) {
         self.context.view.service_failed(&failed);
         self.failed.push(failed);
-        let failure = Failure { run: None, reason };
-        self.failure.send_replace(Some(failure));
+        self.set_failure(Failure { run: None, reason });
+    }
+
+    /// Stops the steps, unless an earlier failure has.
+    fn set_failure(&self, failure: Failure) {
+        lock(&self.failure).get_or_insert(failure);
+        self.stop.cancel();
     }
 
     /// The reason why no step starts.
     pub fn failure(&self) -> Option<String> {
-        let failure = self.failure.borrow();
+        let failure = lock(&self.failure);
         failure.as_ref().map(|failure| failure.reason.clone())
     }
 
-    /// Waits until a service has ended too early, and returns a text about it.
-    pub async fn failed(&self) -> String {
-        let mut failure = self.failure.subscribe();
-        match failure.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(failure)) => failure.reason.clone(),
-            _ => pending().await,
-        }
+    /// A token that is cancelled when a service has ended too early.
+    pub fn stop(&self) -> CancellationToken {
+        self.stop.clone()
     }
 
     /// Starts a run of a step that [shares](Pipeline::shares) the environment.
@@ -243,11 +249,7 @@ impl<'a> Environment<'a> {
             if outcome.stopped() != Some(StopCause::Shutdown) {
                 let reason = format!("{title} has ended: {}", outcome.ending);
                 let run = Some(outcome.run);
-                self.failure.send_if_modified(|failure| {
-                    let is_first = failure.is_none();
-                    failure.get_or_insert(Failure { run, reason });
-                    is_first
-                });
+                self.set_failure(Failure { run, reason });
             }
         }
         pending().await
@@ -273,7 +275,7 @@ impl<'a> Environment<'a> {
                  tries again"
             ));
         }
-        let failure = self.failure.borrow().clone();
+        let failure = lock(&self.failure).clone();
         let ended = failure.and_then(|failure| failure.run);
         let mut results = Vec::new();
         for running in self.running {
@@ -347,6 +349,10 @@ fn attempt(service: &Service, outcome: Outcome) -> Attempt {
         audit: outcome.audit.clone().unwrap_or_default(),
         outcome: Some(outcome),
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Only a signal closes the manager while services start.

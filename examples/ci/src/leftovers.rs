@@ -1,5 +1,6 @@
 //! The containers that a killed build has kept for their artifacts.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use futures::future::join_all;
@@ -11,9 +12,7 @@ use moat::{Manager, Root, Run, RunId};
 use crate::build::{self, Build};
 use crate::view::View;
 
-/// Runs of the last build whose containers no process needs.
-///
-/// Only the last build can have such runs, because each build begins with their removal.
+/// Runs whose containers no process needs.
 #[derive(Debug, Default)]
 pub struct Leftovers {
     runs: Vec<RunId>,
@@ -28,18 +27,14 @@ impl Leftovers {
             return Ok(Self::default());
         }
         let infos = Root::open(path)?.list()?;
-        let id = |info: &RunInfo| build::label(info, build::BUILD).map(str::to_owned);
-        // Generated ids sort by time.
-        let last = infos.iter().filter_map(id).max();
-        let infos = infos.into_iter().filter(|info| id(info) == last);
-        let infos: Vec<_> = infos.collect();
-        // A live process copies the artifacts of its steps.
-        if last.is_none() || infos.iter().any(|info| info.owned) {
-            return Ok(Self::default());
-        }
-        let is_other = last.as_deref() != Some(build.id.as_str());
-        let is_left = |info: &&RunInfo| is_kept(info) && (is_other || is_member(info));
-        let runs = infos.iter().filter(is_left);
+        // Their processes copy the artifacts.
+        let live: BTreeSet<_> = infos.iter().filter(|info| info.owned).map(id_of).collect();
+        let is_left = |info: &&RunInfo| {
+            let id = id_of(info);
+            let is_other = id != Some(build.id.as_str());
+            id.is_some() && !live.contains(&id) && (is_other || is_member(info))
+        };
+        let runs = infos.iter().filter(|info| is_kept(info)).filter(is_left);
         Ok(Self {
             runs: runs.map(|info| info.run.clone()).collect(),
         })
@@ -68,6 +63,11 @@ impl Leftovers {
             ));
         }
     }
+}
+
+/// The id of the build.
+fn id_of(info: &RunInfo) -> Option<&str> {
+    build::label(info, build::BUILD)
 }
 
 fn is_kept(info: &RunInfo) -> bool {

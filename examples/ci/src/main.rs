@@ -12,7 +12,7 @@
 //! Exit codes:
 //!
 //! - 0: all steps passed
-//! - 1: a step did not pass, or the reports could not be written
+//! - 1: a step or a service did not pass, or the reports could not be written
 //! - 2: no step was started
 //! - 130, 143, 129: Ctrl-C, SIGTERM, SIGHUP; all runs were stopped and sealed
 //!
@@ -77,10 +77,10 @@ struct Args {
     /// Maximum number of steps that run at the same time [default: number of CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
-    /// Directory of report.html and junit.xml
+    /// Directory of report.html, junit.xml and the artifacts
     #[arg(long, value_name = "DIR", default_value = "ci-report")]
     out: PathBuf,
-    /// Image that replaces every image of the pipeline
+    /// Image that replaces every image of the pipeline, except those of services
     #[arg(long, value_name = "NAME")]
     image: Option<String>,
     /// Continue the last build of this root

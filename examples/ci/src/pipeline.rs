@@ -150,7 +150,7 @@ impl InvalidPipeline {
 impl Pipeline {
     /// Reads the file at `path`.
     ///
-    /// `image`, if given, replaces every image in the file.
+    /// `image`, if given, replaces every image in the file, except those of services.
     pub fn read(path: &Path, image: Option<&str>) -> Result<Self, InvalidPipeline> {
         let text = std::fs::read_to_string(path).map_err(|source| InvalidPipeline::Read {
             path: path.into(),

@@ -1,11 +1,10 @@
 //! The schedule: a step starts once the steps that it needs have passed.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures::future::{join_all, pending};
+use futures::future::join_all;
 use moat::outcome::StopCause;
 use moat::spec::KeepContainer;
 use moat::{Error, Manager, Outcome, Run, RunId, Runtime};
@@ -57,7 +56,7 @@ impl Job<'_> {
             return AttemptResult::Interrupted;
         }
         match outcome.stopped() {
-            Some(cause @ StopCause::Requested) => {
+            Some(cause @ (StopCause::Requested | StopCause::Cancelled)) => {
                 let reason = self.environment.failure();
                 AttemptResult::Cancelled(reason.unwrap_or_else(|| cause.to_string()))
             }
@@ -91,6 +90,16 @@ impl AttemptResult {
             Self::Passed => true,
             Self::Failed(..) => !has_retries,
             Self::Cancelled(_) | Self::Interrupted => false,
+        }
+    }
+
+    /// Of an earlier process, a step that has passed without all its artifacts runs again: their copy
+    /// may have failed.
+    fn without_lost(self, artifacts: &[CollectedArtifact], is_earlier: bool) -> Self {
+        let is_lost = artifacts.iter().any(|artifact| artifact.copy.is_none());
+        match self {
+            Self::Passed if is_earlier && is_lost => Self::Interrupted,
+            other => other,
         }
     }
 
@@ -140,6 +149,7 @@ impl Schedule<'_> {
             pipeline: self.pipeline,
             build: self.build,
             secrets: self.secrets,
+            out: self.out,
             view: self.view,
         }
     }
@@ -213,7 +223,7 @@ impl Schedule<'_> {
         let Ok(runs) = self.manager.list().await else {
             return;
         };
-        if let Some(line) = earlier::describe(self.pipeline, self.build, runs) {
+        if let Some(line) = earlier::describe(self.pipeline, self.build, self.out, runs) {
             self.view.message(&line);
         }
     }
@@ -246,7 +256,7 @@ impl Schedule<'_> {
         step: &Step,
         environment: &Environment<'_>,
     ) -> StepResult {
-        let source = earlier::source(self.pipeline, self.build, index, step);
+        let source = earlier::source(self.pipeline, self.build, index, step, self.out);
         let job = Job {
             index,
             step,
@@ -274,7 +284,8 @@ impl Schedule<'_> {
                     match taken {
                         Ok(taken) => {
                             artifacts = taken;
-                            result
+                            let is_earlier = job.build.earlier_run(&job.run_id(number)).is_some();
+                            result.without_lost(&artifacts, is_earlier)
                         }
                         Err(error) => result.and_failed(error),
                     }
@@ -334,17 +345,10 @@ impl Schedule<'_> {
             // The earlier process has shown the output of a run that ended before.
             Ok(run) if earlier == Some(EarlierRun::Ended) => return run.wait().await,
             Ok(run) => {
-                let stop = async {
-                    job.environment.failed().await;
-                    // Fails only if the engine does not answer. The wait then goes on.
-                    let _ = run.stop(None).await;
-                    pending::<Infallible>().await
-                };
-                let ended = async { tokio::join!(run.wait(), self.view.watch(job.index, &run)) };
-                let (outcome, ()) = tokio::select! {
-                    ended = ended => ended,
-                    never = stop => match never {},
-                };
+                if earlier.is_some() {
+                    run.stop_when(job.environment.stop());
+                }
+                let (outcome, ()) = tokio::join!(run.wait(), self.view.watch(job.index, &run));
                 outcome?
             }
             Err(Error::NotStarted { outcome, .. }) => *outcome,
@@ -358,7 +362,8 @@ impl Schedule<'_> {
         let Job {
             step, environment, ..
         } = job;
-        let mut spec = step.spec(self.images, self.secrets).id(id);
+        let spec = step.spec(self.images, self.secrets).id(id);
+        let mut spec = spec.stop_when(environment.stop());
         if !step.artifacts.is_empty() {
             spec = spec.keep(KeepContainer::Always);
         }

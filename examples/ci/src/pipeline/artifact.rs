@@ -1,10 +1,12 @@
 //! The artifacts of a step, and their places on this machine.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{InvalidPipeline, Step};
 
+/// The directory of all artifacts, in that of the reports.
+const DIR: &str = "artifacts";
 /// Maximum length of a step's directory, in bytes. File systems allow 255.
 const MAX_DIR_BYTES: usize = 200;
 
@@ -48,9 +50,21 @@ impl Artifact {
 }
 
 impl Step {
+    /// The directory of the step's artifacts, in that of the reports.
+    pub fn artifacts_path(&self) -> PathBuf {
+        Path::new(DIR).join(self.artifact_dir())
+    }
+
+    /// Returns true if each artifact is in `out`, the directory of the reports.
+    pub fn has_artifacts_in(&self, out: &Path) -> bool {
+        let dir = out.join(self.artifacts_path());
+        let mut artifacts = self.artifacts.iter();
+        artifacts.all(|artifact| dir.join(&artifact.target).symlink_metadata().is_ok())
+    }
+
     /// The name of the directory with the step's artifacts: its name, with `-` for special
     /// characters.
-    pub fn artifact_dir(&self) -> String {
+    pub(super) fn artifact_dir(&self) -> String {
         let is_plain = |c: char| c.is_alphanumeric() || "_.".contains(c);
         let words = self.name.split(|c: char| !is_plain(c));
         let words: Vec<_> = words.filter(|word| !word.is_empty()).collect();

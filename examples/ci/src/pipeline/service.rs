@@ -113,6 +113,26 @@ impl Service {
 }
 
 impl ReadyTable {
+    fn check(&self) -> Result<(), &'static str> {
+        let is_path =
+            |path: &str| path.starts_with('/') && path.chars().all(|c| c.is_ascii_graphic());
+        if self.ports().contains(&0) {
+            return Err("0 is not a port");
+        }
+        if self.http.as_ref().is_some_and(|http| !is_path(&http.path)) {
+            return Err(
+                "the path of http must start with `/`, and have neither spaces nor special letters",
+            );
+        }
+        if self.exec.as_ref().is_some_and(Vec::is_empty) {
+            return Err("exec is empty");
+        }
+        if self.line.as_ref().is_some_and(String::is_empty) {
+            return Err("line is empty");
+        }
+        Ok(())
+    }
+
     fn ports(&self) -> BTreeSet<u16> {
         let http = self.http.as_ref().map(|http| http.port);
         self.port.into_iter().chain(http).collect()
@@ -183,6 +203,8 @@ impl ServiceTable {
         {
             return Err(self.invalid("secrets", format!("{name} is also in env")));
         }
+        let checked = self.ready.check();
+        checked.map_err(|reason| self.invalid("ready", reason))?;
         let seconds = |field, value: f64| {
             Duration::try_from_secs_f64(value)
                 .map_err(|error| self.invalid(field, error.to_string()))

@@ -190,6 +190,14 @@ fn errors_name_the_service_and_the_field() {
             "unknown field `porta`",
         ),
         (
+            format!("{service}ready = {{ http = {{ port = 80, path = \"health\" }} }}"),
+            "service \"db\": ready: the path of http must start with `/`",
+        ),
+        (
+            format!("{service}ready = {{ exec = [] }}"),
+            "service \"db\": ready: exec is empty",
+        ),
+        (
             format!("{service}mounts = [\"x\"]"),
             "service \"db\": mounts: \"x\": it is not SOURCE:TARGET",
         ),

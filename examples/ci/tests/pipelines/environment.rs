@@ -25,7 +25,8 @@ testkit::trials! {
         the_next_build_removes_the_environment,
         a_retry_has_a_new_environment,
         resume_copies_the_artifacts_of_an_ended_step,
-        the_next_build_removes_a_kept_container;
+        the_next_build_removes_a_kept_container,
+        a_later_build_removes_a_kept_container;
     on_network:
         a_service_is_ready_by_its_port_and_a_request;
     crate::anywhere:
@@ -111,7 +112,7 @@ fn a_service_is_ready_by_its_port_and_a_request(fixture: &Fixture) {
 
 fn a_service_that_is_not_ready_fails_the_build(fixture: &Fixture) {
     let pipeline = "[[service]]\nname = 'good'\nexec = ['sleep', '600']\ngrace = 0.1\n\
-        [[service]]\nname = 'db'\nready = { line = 'ready' }\nready_timeout = 0.5\ngrace = 0.1\n\
+        [[service]]\nname = 'db'\nready = { line = 'ready' }\nready_timeout = 3\ngrace = 0.1\n\
         commands = ['echo no disk >&2', 'exec sleep 600']\n\
         [[service]]\nname = 'never'\nexec = ['true']\n\
         [[step]]\nname = 'a'\nexec = ['true']\nartifacts = ['/file']\n";
@@ -138,33 +139,44 @@ fn a_service_that_is_not_ready_fails_the_build(fixture: &Fixture) {
 fn a_service_that_ends_stops_the_build(fixture: &Fixture) {
     let pipeline = "workspace = '/work'\n[[service]]\nname = 'db'\n\
         commands = ['while ! test -e /work/go; do sleep 0.1; done', 'echo crashed', 'exit 3']\n\
-        [[step]]\nname = 'a'\ngrace = 0.1\nretries = 1\ncommands = ['touch go', 'sleep 600']\n\
-        [[step]]\nname = 'b'\nneeds = ['a']\nexec = ['true']\n";
-    let out = run(fixture.docker(pipeline), 1);
+        [[step]]\nname = 'a'\ngrace = 0.1\nretries = 1\n\
+        commands = ['echo up', 'touch go', 'sleep 600']\n\
+        [[step]]\nname = 'b'\nneeds = ['a']\nexec = ['true']\n\
+        [[step]]\nname = 'c'\ngrace = 0.1\ncommands = ['echo up', 'touch go', 'sleep 600']\n";
+    let out = run(fixture.docker_one_job(pipeline), 1);
     assert!(out.contains("\ncrashed\n"), "{out}");
     let reason = "service db has ended: exited with code 3";
     let statuses = fixture.statuses();
-    assert_eq!(statuses["a"], format!("cancelled: {reason}"));
+    for step in ["a", "c"] {
+        assert_eq!(statuses[step], format!("cancelled: {reason}"));
+    }
     assert_eq!(statuses["b"], "skipped: it needs a, which did not pass");
     assert_eq!(
         statuses["service db"],
         "failed: ended before the build: exited with code 3"
     );
-    assert_eq!(fixture.audits().len(), 1);
+    // The step that waited for the other one is not started.
+    let audits = fixture.audits();
+    assert_eq!(audits.keys().collect::<Vec<_>>(), ["a 1", "c 1"]);
+    let printed: Vec<u8> = audits
+        .values()
+        .flat_map(|audit| audit.stream("stdout").to_vec())
+        .collect();
+    assert_eq!(printed, b"up\n");
     fixture.assert_nothing_is_left();
 }
 
 fn a_step_with_a_network_does_not_join(fixture: &Fixture) {
     let steps = "[[service]]\nname = 'db'\nexec = ['sleep', '600']\ngrace = 0.1\n\
-        [[step]]\nname = 'in'\ncommands = ['nslookup db || ping -c 1 db', \
-        'echo x > file']\n\
+        [[step]]\nname = 'in'\ncommands = ['test -e /sys/class/net/eth0', \
+        'nslookup db || ping -c 1 db', 'echo x > file']\n\
         workdir = '/tmp'\n\
-        [[step]]\nname = 'out'\nnetwork = 'none'\ncommands = ['! ping -c 1 -W 1 db']\n";
+        [[step]]\nname = 'out'\nnetwork = 'none'\ncommands = ['! test -e /sys/class/net/eth0']\n";
     run(fixture.docker(steps), 0);
     // It still has the workspace.
     let steps = steps.replace("workdir = '/tmp'\n", "");
     let steps = steps.replace("network = 'none'", "needs = ['in']\nnetwork = 'none'");
-    let steps = steps.replace("['! ping", "['cat file', '! ping");
+    let steps = steps.replace("['! test", "['cat file', '! test");
     run(fixture.docker(&format!("workspace = '/work'\n{steps}")), 0);
     fixture.assert_nothing_is_left();
 }
@@ -203,6 +215,13 @@ fn a_special_file_cannot_be_an_artifact(fixture: &Fixture) {
         "{statuses:?}"
     );
     assert_eq!(statuses["b"], "skipped: it needs a, which did not pass");
+    // Its command has passed, and the step has not.
+    for option in ["--resume", "--retry-failed"] {
+        let mut command = fixture.docker(pipeline);
+        command.arg(option);
+        run(command, 1);
+        assert!(fixture.statuses()["a"].starts_with("failed: artifact pipe: "));
+    }
     fixture.assert_nothing_is_left();
 }
 
@@ -249,7 +268,7 @@ fn a_signal_ends_the_start_of_a_service(fixture: &Fixture) {
 /// The steps append to a file of the workspace, which the resumed build does not have.
 const COUNTING: &str = "[[step]]\nname = 'first'\ncommands = ['echo x >> file']\n\
     [[step]]\nname = 'slow'\nneeds = ['first']\nartifacts = ['file']\ngrace = 0.1\n\
-    commands = ['echo x >> file', 'echo started', 'if test -e /here/go; then exit 0; fi', \
+    commands = ['echo x >> file', 'if test -e /here/go; then exit 0; fi', 'echo started', \
     'sleep 600']\nmounts = ['.:/here']\n\
     [[step]]\nname = 'lone'\nnetwork = 'none'\nexec = ['true']\n";
 
@@ -352,6 +371,22 @@ fn the_next_build_removes_a_kept_container(fixture: &Fixture) {
         fixture.docker("[[step]]\nname = 'new'\nexec = ['true']\n"),
         0,
     );
+    fixture.assert_nothing_is_left();
+}
+
+/// The build was not the last one when it was killed.
+fn a_later_build_removes_a_kept_container(fixture: &Fixture) {
+    let new = "[[step]]\nname = 'new'\nexec = ['true']\n";
+    let wait = "commands = ['echo started', 'until test -e /here/go; do sleep 0.1; done', ";
+    let pipeline = format!("workspace = '/work'\n{LOUD}mounts = ['.:/here']\n");
+    let pipeline = pipeline.replace("commands = [", wait);
+    let process = Process::start(fixture.docker(&pipeline));
+    wait_for_line(fixture, "a 1", "started");
+    run(fixture.docker(new), 0);
+    fs::write(fixture.path().join("go"), "").unwrap();
+    wait_for_text(fixture, "a 1", "\"type\":\"end\"");
+    process.kill();
+    run(fixture.docker(new), 0);
     fixture.assert_nothing_is_left();
 }
 

@@ -102,6 +102,13 @@ impl Fixture {
         command
     }
 
+    /// Runs the steps of the pipeline `text` in containers, one at a time.
+    pub fn docker_one_job(&self, text: &str) -> Command {
+        let mut command = self.command(&self.pipeline(text));
+        command.args(["--image", self.image(), "--jobs", "1"]);
+        command
+    }
+
     /// Runs the steps of the pipeline `text` in pods.
     ///
     /// The cluster of the tests has no pod network.

@@ -58,7 +58,9 @@ impl Tab {
         tab.call("Page.navigate", &json!({"url": url}));
         wait_for("the page", || {
             let ready = "location.protocol === 'file:' && document.readyState === 'complete'";
-            tab.evaluate(ready) == true
+            // The answer is an error while one page replaces the other.
+            let answer = tab.answer("Runtime.evaluate", &json!({"expression": ready}));
+            answer["result"]["result"]["value"] == true
         });
         tab
     }
@@ -108,6 +110,13 @@ impl Tab {
 
     /// Calls a method, and returns its result.
     pub(crate) fn call(&mut self, method: &str, params: &Value) -> Value {
+        let answer = self.answer(method, params);
+        assert!(answer["error"].is_null(), "{method}: {answer}");
+        answer["result"].clone()
+    }
+
+    /// Calls a method, and returns its answer: a result or an error.
+    fn answer(&mut self, method: &str, params: &Value) -> Value {
         self.next += 1;
         let mut request = json!({"id": self.next, "method": method, "params": params});
         if let Some(session) = &self.session {
@@ -117,8 +126,7 @@ impl Tab {
         loop {
             let answer = self.answers.recv_timeout(ANSWER_TIMEOUT).expect(method);
             if answer["id"] == self.next {
-                assert!(answer["error"].is_null(), "{method}: {answer}");
-                return answer["result"].clone();
+                return answer;
             }
         }
     }
