@@ -49,16 +49,8 @@ fn done_in<'a>(build: &'a Build, index: usize, step: &Step, out: &Path) -> Optio
 
 /// The number of steps that have ended, still run, or are left, on one line.
 ///
-/// `runs` are the runs of the root, after their recovery. `None` for a new build.
-pub fn describe(
-    pipeline: &Pipeline,
-    build: &Build,
-    out: &Path,
-    runs: Vec<RunInfo>,
-) -> Option<String> {
-    if build.retries().is_none() && build.earlier_runs() == 0 {
-        return None;
-    }
+/// `runs` are the runs of the root, after their recovery.
+pub fn describe(pipeline: &Pipeline, build: &Build, out: &Path, runs: Vec<RunInfo>) -> String {
     let runs: BTreeMap<RunId, RunInfo> =
         runs.into_iter().map(|run| (run.run.clone(), run)).collect();
     let steps = pipeline.steps.iter().enumerate();
@@ -73,20 +65,20 @@ pub fn describe(
     let ended = count(&[Progress::Passed, Progress::Failed]);
     let left = count(&[Progress::None]);
     let plural = if ended == 1 { "" } else { "s" };
-    if let Some(retried) = build.retries().filter(|_| build.earlier_runs() == 0) {
-        return Some(match ended == all.len() {
+    if let Some(retried) = build.retries().filter(|_| !build.is_resumed()) {
+        return match ended == all.len() {
             true => format!("nothing to retry: all steps of build {} passed", retried.id),
             false => format!("retry: {ended} step{plural} passed before, {left} to run"),
-        });
+        };
     }
     let running = count(&[Progress::Running]);
     let skipped = match count(&[Progress::Skipped]) {
         0 => String::new(),
         skipped => format!(", {skipped} skipped"),
     };
-    Some(format!(
+    format!(
         "resumed: {ended} step{plural} finished before, {running} still running, {left} to run{skipped}"
-    ))
+    )
 }
 
 fn progress(build: &Build, index: usize, step: &Step, runs: &BTreeMap<RunId, RunInfo>) -> Progress {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::pending;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -42,12 +42,12 @@ pub struct Environment<'a> {
     /// The results of what did not start.
     failed: Vec<StepResult>,
     /// The reason why no step starts.
-    failure: Mutex<Option<Failure>>,
+    failure: OnceLock<Failure>,
     /// Cancelled when there is a failure.
     stop: CancellationToken,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Failure {
     /// A run that has ended too early.
     run: Option<RunId>,
@@ -73,7 +73,7 @@ impl<'a> Environment<'a> {
             group: None,
             running: Vec::new(),
             failed: Vec::new(),
-            failure: Mutex::default(),
+            failure: OnceLock::new(),
             stop: CancellationToken::new(),
         };
         let Pipeline {
@@ -170,19 +170,17 @@ impl<'a> Environment<'a> {
             }
             Err(error) => error,
         };
-        let (mut status, detail) = (failed_status(&error), describe(&error));
         let mut failed = StepResult {
             attempts: earlier,
-            ..result(title.clone(), status, detail)
+            ..result(title.clone(), failed_status(&error), describe(&error))
         };
         if let Some(outcome) = self.outcome(&id, error).await {
             if outcome.stopped() == Some(StopCause::Shutdown) {
-                status = Status::Cancelled;
+                failed.status = Status::Cancelled;
             }
             view.run_ended(&title, number, &outcome).await;
             failed.attempts.push(attempt(service, outcome));
         }
-        failed.status = status;
         self.fail(failed, format!("{title} is not ready"));
     }
 
@@ -202,14 +200,13 @@ impl<'a> Environment<'a> {
 
     /// Stops the steps, unless an earlier failure has.
     fn set_failure(&self, failure: Failure) {
-        lock(&self.failure).get_or_insert(failure);
+        self.failure.get_or_init(|| failure);
         self.stop.cancel();
     }
 
     /// The reason why no step starts.
     pub fn failure(&self) -> Option<String> {
-        let failure = lock(&self.failure);
-        failure.as_ref().map(|failure| failure.reason.clone())
+        self.failure.get().map(|failure| failure.reason.clone())
     }
 
     /// A token that is cancelled when a service has ended too early.
@@ -275,7 +272,7 @@ impl<'a> Environment<'a> {
                  tries again"
             ));
         }
-        let failure = lock(&self.failure).clone();
+        let failure = self.failure.into_inner();
         let ended = failure.and_then(|failure| failure.run);
         let mut results = Vec::new();
         for running in self.running {
@@ -342,17 +339,7 @@ fn result(name: String, status: Status, detail: String) -> StepResult {
 
 fn attempt(service: &Service, outcome: Outcome) -> Attempt {
     let command = service.command.as_ref().map(Command::to_string);
-    Attempt {
-        run: outcome.run.clone(),
-        image: service.image.clone(),
-        command: command.unwrap_or_default(),
-        audit: outcome.audit.clone().unwrap_or_default(),
-        outcome: Some(outcome),
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    Attempt::new(service.image.clone(), command.unwrap_or_default(), outcome)
 }
 
 /// Only a signal closes the manager while services start.

@@ -148,6 +148,18 @@ pub struct Attempt {
     pub outcome: Option<Outcome>,
 }
 
+impl Attempt {
+    pub fn new(image: Option<String>, command: String, outcome: Outcome) -> Self {
+        Self {
+            run: outcome.run.clone(),
+            image,
+            command,
+            audit: outcome.audit.clone().unwrap_or_default(),
+            outcome: Some(outcome),
+        }
+    }
+}
+
 impl Report {
     /// Writes the report. Blocks.
     ///

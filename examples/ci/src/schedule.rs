@@ -220,12 +220,14 @@ impl Schedule<'_> {
 
     /// Shows how much of a continued build is done.
     async fn describe_earlier(&self) {
+        if self.build.retries().is_none() && !self.build.is_resumed() {
+            return;
+        }
         let Ok(runs) = self.manager.list().await else {
             return;
         };
-        if let Some(line) = earlier::describe(self.pipeline, self.build, self.out, runs) {
-            self.view.message(&line);
-        }
+        let line = earlier::describe(self.pipeline, self.build, self.out, runs);
+        self.view.message(&line);
     }
 
     fn result(&self, step: &Step, status: Status, detail: Option<String>) -> StepResult {
@@ -319,13 +321,8 @@ impl Schedule<'_> {
     }
 
     fn attempt_of(&self, step: &Step, outcome: Outcome) -> Attempt {
-        Attempt {
-            run: outcome.run.clone(),
-            image: step.image.clone().filter(|_| self.images),
-            command: step.command.to_string(),
-            audit: outcome.audit.clone().unwrap_or_default(),
-            outcome: Some(outcome),
-        }
+        let image = step.image.clone().filter(|_| self.images);
+        Attempt::new(image, step.command.to_string(), outcome)
     }
 
     /// Starts a run, or takes over the run of an earlier process, and waits for its outcome.

@@ -135,10 +135,8 @@ impl StepTable {
         for (name, value) in pipeline.env.iter().chain(&self.env) {
             env.insert(name.clone(), self.fill("env", value, cell)?);
         }
-        match self.secrets.iter().find(|name| env.contains_key(*name)) {
-            Some(name) => Err(self.invalid("secrets", format!("{name} is also in env"))),
-            None => Ok(env),
-        }
+        check_secrets(&self.secrets, &env).map_err(|reason| self.invalid("secrets", reason))?;
+        Ok(env)
     }
 
     fn seconds(
@@ -146,8 +144,7 @@ impl StepTable {
         field: &str,
         value: Option<f64>,
     ) -> Result<Option<Duration>, InvalidPipeline> {
-        let limit = value.map(Duration::try_from_secs_f64).transpose();
-        limit.map_err(|error| self.invalid(field, error.to_string()))
+        seconds(value).map_err(|reason| self.invalid(field, reason))
     }
 
     fn fill(&self, field: &str, text: &str, cell: &Cell<'_>) -> Result<String, InvalidPipeline> {
@@ -174,6 +171,22 @@ pub(super) fn check_name(name: &str) -> Result<(), InvalidPipeline> {
             "must be 1 to 100 letters, digits, spaces and `_.-/`, and start with a letter or a digit",
         )),
     }
+}
+
+/// Rejects a secret with the name of a variable.
+pub(super) fn check_secrets(
+    secrets: &[String],
+    env: &BTreeMap<String, String>,
+) -> Result<(), String> {
+    match secrets.iter().find(|name| env.contains_key(*name)) {
+        Some(name) => Err(format!("{name} is also in env")),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn seconds(value: Option<f64>) -> Result<Option<Duration>, String> {
+    let time = value.map(Duration::try_from_secs_f64).transpose();
+    time.map_err(|error| error.to_string())
 }
 
 /// Parses a mount in Docker's syntax. A relative source is relative to `dir`.

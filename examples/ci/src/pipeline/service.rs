@@ -8,11 +8,11 @@ use moat::spec::{KeepContainer, Mount};
 use moat::{Port, Ready, RunSpec};
 use serde::Deserialize;
 
-use super::file::{PipelineTable, mount};
+use super::file::{PipelineTable, check_secrets, mount, seconds};
 use super::{Command, InvalidPipeline, with_inputs};
 
-/// Default time in which a service becomes ready, in seconds.
-const READY_TIMEOUT: f64 = 60.0;
+/// Default time in which a service becomes ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A container that runs while the steps do.
 #[derive(Debug)]
@@ -196,19 +196,13 @@ impl ServiceTable {
     fn read(&self, image: Option<&str>, dir: &Path) -> Result<Service, InvalidPipeline> {
         let mounts = self.mounts.iter().map(|text| mount(text, dir));
         let mounts = mounts.collect::<Result<_, _>>();
-        if let Some(name) = self
-            .secrets
-            .iter()
-            .find(|name| self.env.contains_key(*name))
-        {
-            return Err(self.invalid("secrets", format!("{name} is also in env")));
-        }
+        let secrets = check_secrets(&self.secrets, &self.env);
+        secrets.map_err(|reason| self.invalid("secrets", reason))?;
         let checked = self.ready.check();
         checked.map_err(|reason| self.invalid("ready", reason))?;
-        let seconds = |field, value: f64| {
-            Duration::try_from_secs_f64(value)
-                .map_err(|error| self.invalid(field, error.to_string()))
-        };
+        let ready_timeout = seconds(self.ready_timeout);
+        let ready_timeout =
+            ready_timeout.map_err(|reason| self.invalid("ready_timeout", reason))?;
         Ok(Service {
             name: self.name.clone(),
             image: self.image.as_deref().or(image).map(str::to_owned),
@@ -216,12 +210,9 @@ impl ServiceTable {
             env: self.env.clone(),
             secrets: self.secrets.clone(),
             mounts: mounts.map_err(|reason| self.invalid("mounts", reason))?,
-            grace: self
-                .grace
-                .map(|grace| seconds("grace", grace))
-                .transpose()?,
+            grace: seconds(self.grace).map_err(|reason| self.invalid("grace", reason))?,
             ready: self.ready.clone(),
-            ready_timeout: seconds("ready_timeout", self.ready_timeout.unwrap_or(READY_TIMEOUT))?,
+            ready_timeout: ready_timeout.unwrap_or(READY_TIMEOUT),
         })
     }
 

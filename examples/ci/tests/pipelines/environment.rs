@@ -9,7 +9,9 @@ use testkit::deadline::wait_for;
 use testkit::engine;
 use testkit::harness::Trial;
 
-use crate::fixture::{Fixture, Process, assert_code, run, text, wait_for_line, wait_for_text};
+use crate::fixture::{
+    Fixture, Process, assert_code, resumed, retried, run, text, wait_for_line, wait_for_text,
+};
 
 testkit::trials! {
     crate::on_engine:
@@ -72,11 +74,6 @@ impl Fixture {
         let step = steps.iter().find(|found| found["name"] == step).unwrap();
         serde_json::from_value(step["artifacts"].clone()).unwrap()
     }
-}
-
-fn resumed(mut command: Command) -> Command {
-    command.arg("--resume");
-    command
 }
 
 fn the_services_example_passes(fixture: &Fixture) {
@@ -216,10 +213,8 @@ fn a_special_file_cannot_be_an_artifact(fixture: &Fixture) {
     );
     assert_eq!(statuses["b"], "skipped: it needs a, which did not pass");
     // Its command has passed, and the step has not.
-    for option in ["--resume", "--retry-failed"] {
-        let mut command = fixture.docker(pipeline);
-        command.arg(option);
-        run(command, 1);
+    for again in [resumed, retried] {
+        run(again(fixture.docker(pipeline)), 1);
         assert!(fixture.statuses()["a"].starts_with("failed: artifact pipe: "));
     }
     fixture.assert_nothing_is_left();
@@ -303,11 +298,7 @@ fn a_retry_has_a_new_environment(fixture: &Fixture) {
          commands = ['echo x > /file']\n\
          [[step]]\nname = 'bad'\nmounts = ['.:/here']\ncommands = ['test -e /here/go']\n"
     );
-    let retry = || {
-        let mut command = fixture.docker(&pipeline);
-        command.arg("--retry-failed");
-        run(command, 0)
-    };
+    let retry = || run(retried(fixture.docker(&pipeline)), 0);
     let runs = || Root::open(fixture.root()).unwrap().list().unwrap().len();
     run(fixture.docker(&pipeline), 1);
     fs::write(fixture.path().join("go"), "").unwrap();

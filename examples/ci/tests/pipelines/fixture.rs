@@ -305,6 +305,31 @@ pub fn run(mut command: Command, code: i32) -> String {
     text(&output.stdout)
 }
 
+/// Continues the last build.
+pub fn resumed(mut command: Command) -> Command {
+    command.arg("--resume");
+    command
+}
+
+/// Runs the failed steps of the last build again.
+pub fn retried(mut command: Command) -> Command {
+    command.arg("--retry-failed");
+    command
+}
+
+/// Checks that the build of a live process cannot be continued by `again`.
+pub fn assert_running_build_refuses(fixture: &Fixture, again: fn(Command) -> Command) {
+    let pipeline = "[[step]]\nname = 'a'\ncommands = ['echo started', 'sleep 600']\n";
+    let process = Process::start(fixture.process(pipeline));
+    wait_for_line(fixture, "a 1", "started");
+    let output = again(fixture.process(pipeline)).output().unwrap();
+    assert_code(&output, 2);
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("another process owns its run"), "{stderr}");
+    process.signal("TERM");
+    assert_eq!(process.end().0, 143);
+}
+
 #[track_caller]
 pub fn assert_code(output: &Output, code: i32) {
     assert_eq!(

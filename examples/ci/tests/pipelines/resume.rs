@@ -3,7 +3,10 @@
 use std::fs;
 use std::process::Command;
 
-use crate::fixture::{Fixture, Process, assert_code, run, text, wait_for_line, wait_for_text};
+use crate::fixture::{
+    Fixture, Process, assert_code, assert_running_build_refuses, resumed, run, text, wait_for_line,
+    wait_for_text,
+};
 use testkit::deadline::wait_for;
 use testkit::engine;
 
@@ -18,11 +21,6 @@ testkit::trials! {
     crate::on_engine:
         resume_recovers_running_containers,
         the_next_build_stops_leftover_containers,
-}
-
-fn resumed(mut command: Command) -> Command {
-    command.arg("--resume");
-    command
 }
 
 /// The number of lines in a file. A step adds one line per attempt.
@@ -228,15 +226,7 @@ fn a_changed_pipeline_cannot_be_resumed(fixture: &Fixture) {
 }
 
 fn a_running_build_cannot_be_resumed(fixture: &Fixture) {
-    let pipeline = "[[step]]\nname = 'a'\ncommands = ['echo started', 'sleep 600']\n";
-    let process = Process::start(fixture.process(pipeline));
-    wait_for_line(fixture, "a 1", "started");
-    let output = resumed(fixture.process(pipeline)).output().unwrap();
-    assert_code(&output, 2);
-    let stderr = text(&output.stderr);
-    assert!(stderr.contains("another process owns its run"), "{stderr}");
-    process.signal("TERM");
-    assert_eq!(process.end().0, 143);
+    assert_running_build_refuses(fixture, resumed);
 }
 
 fn resume_without_a_build_starts_one(fixture: &Fixture) {

@@ -1,9 +1,11 @@
 //! Builds that run the failed steps of the last build again.
 
 use std::fs;
-use std::process::Command;
 
-use crate::fixture::{Fixture, Process, assert_code, run, text, wait_for_line};
+use crate::fixture::{
+    Fixture, Process, assert_code, assert_running_build_refuses, resumed, retried, run, text,
+    wait_for_line,
+};
 
 testkit::trials! {
     crate::anywhere:
@@ -16,16 +18,6 @@ testkit::trials! {
         a_retry_without_a_build_starts_one;
     crate::on_engine:
         a_retry_stops_containers_of_the_last_build,
-}
-
-fn retried(mut command: Command) -> Command {
-    command.arg("--retry-failed");
-    command
-}
-
-fn resumed(mut command: Command) -> Command {
-    command.arg("--resume");
-    command
 }
 
 /// Steps that add a line to a file of their name. `bad` and `may` fail until the file `go` exists.
@@ -202,15 +194,7 @@ fn a_changed_pipeline_cannot_be_retried(fixture: &Fixture) {
 }
 
 fn a_running_build_cannot_be_retried(fixture: &Fixture) {
-    let pipeline = "[[step]]\nname = 'a'\ncommands = ['echo started', 'sleep 600']\n";
-    let process = Process::start(fixture.process(pipeline));
-    wait_for_line(fixture, "a 1", "started");
-    let output = retried(fixture.process(pipeline)).output().unwrap();
-    assert_code(&output, 2);
-    let stderr = text(&output.stderr);
-    assert!(stderr.contains("another process owns its run"), "{stderr}");
-    process.signal("TERM");
-    assert_eq!(process.end().0, 143);
+    assert_running_build_refuses(fixture, retried);
 }
 
 fn a_retry_without_a_build_starts_one(fixture: &Fixture) {
