@@ -551,6 +551,32 @@ async fn an_empty_archive_is_requested_again() {
     assert!(matches!(empty, Err(RuntimeError::Broken { .. })));
 }
 
+/// Serves a list of images after `refusals` refusals. Returns what moat makes of it.
+async fn images_after(refusals: usize) -> Result<Vec<ImageInfo>, RuntimeError> {
+    let (socket, docker) = Socket::new();
+    let engine = async {
+        for _ in 0..refusals {
+            let removed = json!({"message": "content digest sha256:abc: not found"});
+            socket.respond(json_response(404, &removed)).await;
+        }
+        let images = json!([{"Id": "sha256:def"}]);
+        socket.respond(json_response(200, &images)).await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        images = docker.images() => images,
+        () = engine => unreachable!(),
+    }
+}
+
+#[tokio::test]
+async fn a_removal_during_the_list_of_images_is_retried() {
+    let images = images_after(4).await.unwrap();
+    assert_eq!(images, [ImageInfo::new("sha256:def")]);
+    let refused = images_after(5).await.unwrap_err();
+    assert!(refused.to_string().contains("list the images"), "{refused}");
+}
+
 #[tokio::test]
 async fn a_concurrent_removal_is_awaited() {
     let (socket, docker) = Socket::new();

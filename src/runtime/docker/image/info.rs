@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -19,6 +20,8 @@ const INSPECT: &str = "inspect the image";
 const REMOVE: &str = "remove the image";
 /// The engine's placeholder for a missing part of a name.
 const NONE: &str = "<none>";
+/// How often the images are listed before the engine's refusal is the result.
+const LIST_ATTEMPTS: usize = 5;
 
 /// The fields of `GET /images/{name}/json` and of an entry of `GET /images/json`.
 #[derive(Debug, Deserialize)]
@@ -80,11 +83,26 @@ fn image_path(image: &str) -> Result<String, Failure> {
 impl Client {
     pub(crate) async fn images(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
         let listed = async {
-            let json = self.fetch(Call::get(self.path("/images/json"))).await?;
+            let json = self.fetch_image_list().await?;
             parse::<Vec<Image>>(&json)
         };
         let listed = listed.await.map_err(self.error(LIST))?;
         Ok(listed.into_iter().map(ImageInfo::from).collect())
+    }
+
+    /// Lists the images, again if the engine refuses.
+    ///
+    /// While an image is removed, Podman and Docker with containerd's store may find its name and then
+    /// refuse the whole list, because its content is missing.
+    async fn fetch_image_list(&self) -> Result<Bytes, Failure> {
+        let mut attempt = 1;
+        loop {
+            let listed = self.fetch(Call::get(self.path("/images/json"))).await;
+            match listed {
+                Err(Failure::Refused(_)) if attempt < LIST_ATTEMPTS => attempt += 1,
+                listed => return listed,
+            }
+        }
     }
 
     pub(crate) async fn image_inspect(&self, image: &str) -> Result<ImageInfo, RuntimeError> {
