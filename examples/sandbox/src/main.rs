@@ -1,0 +1,2 @@
+//! A sandbox server for agents.
+fn main() {}
