@@ -1,2 +1,149 @@
-//! A sandbox server for agents.
-fn main() {}
+//! A server that gives agents sandboxes: containers in which they run commands.
+//!
+//! ```sh
+//! moat-sandbox token alice >>clients.toml    # prints the token
+//! moat-sandbox --clients clients.toml
+//! ```
+//!
+//! Each session and each command has an audit file. Sessions outlive the server: its next start takes
+//! them over.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand, ValueEnum};
+#[cfg(feature = "docker")]
+use moat::Docker;
+#[cfg(feature = "process")]
+use moat::LocalProcess;
+use moat::Manager;
+use moat_sandbox::clients::{Clients, new_token};
+use moat_sandbox::sandbox::Sandbox;
+use moat_sandbox::{api, server};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Serves sandboxes for agents
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// The file of the clients, with their tokens and quotas
+    #[arg(long, value_name = "FILE", default_value = "clients.toml")]
+    clients: PathBuf,
+    /// Directory of the sessions
+    #[arg(long, value_name = "DIR", default_value = "sandbox-runs")]
+    root: PathBuf,
+    /// Address to listen on. The server has no TLS: put a proxy before it
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: String,
+    /// Runtime of the sessions. Local processes are isolated from nothing
+    #[arg(long, value_enum, default_value_t)]
+    runtime: RuntimeArg,
+    /// Stop all sessions when the server ends
+    #[arg(long)]
+    stop_sessions: bool,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Create a token: its table for the clients file on stdout, the token itself on stderr
+    Token {
+        /// The name of the client
+        name: String,
+    },
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum RuntimeArg {
+    #[cfg(feature = "docker")]
+    #[cfg_attr(feature = "docker", default)]
+    Docker,
+    #[cfg(feature = "process")]
+    #[cfg_attr(not(feature = "docker"), default)]
+    Process,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = match &args.action {
+        Some(Action::Token { name }) => token(name),
+        None => serve(&args).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("moat-sandbox: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn token(name: &str) -> Result<(), String> {
+    let (token, table) = new_token(name)?;
+    print!("{table}");
+    eprintln!("{token}");
+    Ok(())
+}
+
+async fn serve(args: &Args) -> Result<(), String> {
+    let clients = Clients::read(&args.clients)?;
+    let listener = listen(&args.listen).await?;
+    let stop = stop_signal().map_err(|error| format!("cannot handle signals: {error}"))?;
+    let manager = open(args).await.map_err(|error| error.chain())?;
+    let work = std::path::absolute(args.root.join("work"));
+    let work = work.map_err(|error| format!("cannot find {}: {error}", args.root.display()))?;
+    let sandbox = Sandbox::open(manager, clients, work)
+        .await
+        .map_err(|error| error.chain())?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    println!("listening on http://{address}");
+    let router = api::router(Arc::clone(&sandbox));
+    let served = tokio::spawn(server::serve(listener, router, stop.clone()));
+    stop.cancelled().await;
+    // Requests in progress end with their commands.
+    sandbox.end_commands().await;
+    let _ = served.await;
+    sandbox.shutdown(!args.stop_sessions).await;
+    Ok(())
+}
+
+async fn listen(address: &str) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|error| format!("cannot listen on {address}: {error}"))
+}
+
+async fn open(args: &Args) -> moat::Result<Manager> {
+    let root = args.root.join("runs");
+    match args.runtime {
+        #[cfg(feature = "docker")]
+        RuntimeArg::Docker => Manager::open(root, Docker::connect().await?).await,
+        #[cfg(feature = "process")]
+        RuntimeArg::Process => Manager::open(root, LocalProcess::new()).await,
+    }
+}
+
+/// A token that Ctrl-C and SIGTERM cancel. A second signal ends the server at once.
+fn stop_signal() -> io::Result<CancellationToken> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = CancellationToken::new();
+    let cancelled = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if cancelled.is_cancelled() {
+                std::process::exit(1);
+            }
+            cancelled.cancel();
+        }
+    });
+    Ok(stop)
+}

@@ -1,0 +1,348 @@
+//! Commands: start, list, kill.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures::{Stream, StreamExt, stream};
+use moat::Verdict;
+use moat::outcome::{StopCause, Stream as Source};
+use moat::run::{AttachOptions, Attached, Attachment, Input};
+use moat::tokio_util::sync::CancellationToken;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+use utoipa::ToSchema;
+
+use super::audit::{Audit, audits};
+use super::auth::Caller;
+use super::output::{Decoder, End};
+use super::sessions::within;
+use crate::clients::Client;
+use crate::command::{Command, CommandSpec};
+use crate::problem::Problem;
+use crate::sandbox::Sandbox;
+use crate::session::Session;
+
+/// Events that wait for the client.
+const WAITING_EVENTS: usize = 16;
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// A command in a session.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewExec {
+    /// The program and its arguments.
+    cmd: Vec<String>,
+    /// Additional environment. Its values are in no file of the server.
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    /// The working directory. Default: that of the session.
+    workdir: Option<String>,
+    /// The user. Default: that of the session.
+    user: Option<String>,
+    /// The standard input. Default: none.
+    stdin: Option<String>,
+    /// Seconds after which it is killed. Default and maximum: the client's quota.
+    time_limit_seconds: Option<u64>,
+    /// Seconds without output after which it is killed. Default: no limit.
+    silence_limit_seconds: Option<u64>,
+    /// Bytes of output after which it is killed. Default and maximum: the client's quota.
+    output_limit_bytes: Option<u64>,
+}
+
+/// A command of a session.
+#[derive(Serialize, ToSchema)]
+pub struct Exec {
+    id: String,
+    cmd: Vec<String>,
+    state: ExecState,
+    /// The exit code.
+    code: Option<i64>,
+    /// Why the server killed it.
+    #[schema(value_type = Option<String>)]
+    stopped: Option<StopCause>,
+    /// What its audit file proves.
+    #[schema(value_type = Option<String>)]
+    verdict: Option<Verdict>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ExecState {
+    Running,
+    Ended,
+}
+
+/// The commands of a session.
+#[derive(Serialize, ToSchema)]
+pub struct Execs {
+    execs: Vec<Exec>,
+}
+
+/// Runs a command, and sends its output as it is printed.
+///
+/// Server-sent events: `started` with the id of the command, `stdout` and `stderr` with `text` or
+/// `base64`, and last `exit`, or `error` if the end is not known. If the client disconnects, the
+/// command is killed.
+#[utoipa::path(post, path = "/sessions/{id}/exec", params(("id" = String, Path)), request_body = NewExec, responses(
+    (status = 200, body = String, content_type = "text/event-stream"),
+    (status = 400, body = Problem, content_type = "application/problem+json"),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+    (status = 409, body = Problem, content_type = "application/problem+json", description = "the session has ended"),
+    (status = 429, body = Problem, content_type = "application/problem+json", description = "the quota of commands"),
+))]
+pub async fn start(
+    State(sandbox): State<Arc<Sandbox>>,
+    Caller(client): Caller,
+    Path(id): Path<String>,
+    body: Result<Json<NewExec>, JsonRejection>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let session = sandbox.live_session(&client, &id).await?;
+    let Json(new) = body?;
+    let stdin = new.stdin.clone();
+    let spec = new.spec(&client, &session)?;
+    let cancel = spec.cancel.clone();
+    let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
+    let running = Running::start(&sandbox, session, spec).await?;
+    let mut options = AttachOptions::new().lossless();
+    if stdin.is_some() {
+        options = options.with_input();
+    }
+    let mut attachment = running.command.attach(options).await?;
+    if let Some((text, input)) = stdin.zip(attachment.input()) {
+        tokio::spawn(write_all(input, text));
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            () = sender.closed() => cancel.cancel(),
+            _ = relay(&running.command, attachment, &sender) => {}
+        }
+        running.end().await;
+    });
+    let events = stream::unfold(receiver, async |mut receiver| {
+        let event = receiver.recv().await?;
+        Some((Ok(event), receiver))
+    });
+    Ok(Sse::new(events.boxed()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+/// Lists the commands of a session, the first one first.
+#[utoipa::path(get, path = "/sessions/{id}/execs", params(("id" = String, Path)), responses(
+    (status = 200, body = Execs),
+    (status = 404, body = Problem, content_type = "application/problem+json"),
+))]
+pub async fn list(
+    State(sandbox): State<Arc<Sandbox>>,
+    Caller(client): Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Execs>, Problem> {
+    let session = sandbox.find(&client, &id).await?.run;
+    let audits = audits(&sandbox, &session).await?;
+    let execs = audits
+        .into_iter()
+        .filter_map(|audit| Exec::new(&audit))
+        .collect();
+    Ok(Json(Execs { execs }))
+}
+
+/// Kills a command, and all that it has started. Success also if it has ended.
+#[utoipa::path(delete, path = "/sessions/{id}/execs/{exec}",
+    params(("id" = String, Path), ("exec" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem, content_type = "application/problem+json")))]
+pub async fn kill(
+    State(sandbox): State<Arc<Sandbox>>,
+    Caller(client): Caller,
+    Path((id, exec)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    let session = sandbox.find(&client, &id).await?.run;
+    if let Ok(live) = sandbox.live_session(&client, &id).await
+        && live.kill_command(&exec)
+    {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let audits = audits(&sandbox, &session).await?;
+    match audits
+        .iter()
+        .any(|audit| audit.exec.as_deref() == Some(&exec))
+    {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Problem::not_found(format!(
+            "the session has no command {exec:?}"
+        ))),
+    }
+}
+
+impl NewExec {
+    fn spec(self, client: &Client, session: &Session) -> Result<CommandSpec, Problem> {
+        let quota = &client.quota;
+        let time_limit = within(
+            "time_limit_seconds",
+            self.time_limit_seconds,
+            quota.exec_seconds,
+        )?;
+        let output_limit_bytes = within(
+            "output_limit_bytes",
+            self.output_limit_bytes,
+            quota.output_bytes,
+        )?;
+        Ok(CommandSpec {
+            cmd: self.cmd,
+            env: self.env,
+            workdir: self.workdir,
+            user: self.user,
+            stdin: self.stdin.is_some(),
+            terminal: None,
+            time_limit: Duration::from_secs(time_limit),
+            silence_limit: self.silence_limit_seconds.map(Duration::from_secs),
+            output_limit_bytes,
+            cancel: session.command_token(),
+        })
+    }
+}
+
+impl Exec {
+    fn new(audit: &Audit) -> Option<Self> {
+        let start = audit.verification.start.as_deref();
+        let seal = audit.seal();
+        Some(Self {
+            id: audit.exec.clone()?,
+            cmd: start
+                .map(|start| start.record.settings.cmd.clone())
+                .unwrap_or_default(),
+            state: match audit.is_unsealed() {
+                true => ExecState::Running,
+                false => ExecState::Ended,
+            },
+            code: seal.and_then(|seal| seal.exit.code()),
+            stopped: seal.and_then(|seal| seal.stopped),
+            verdict: seal.map(|seal| seal.verdict),
+        })
+    }
+}
+
+/// A command that runs. Its session is not idle, and its place in the quota is taken.
+pub struct Running {
+    pub command: Command,
+    session: Arc<Session>,
+    cancel: CancellationToken,
+    _held: (tokio::sync::OwnedSemaphorePermit, crate::session::InUse),
+}
+
+impl Running {
+    pub async fn start(
+        sandbox: &Arc<Sandbox>,
+        session: Arc<Session>,
+        spec: CommandSpec,
+    ) -> Result<Self, Problem> {
+        let held = (session.client.take_exec()?, session.begin_use());
+        let cancel = spec.cancel.clone();
+        // A started command is never forgotten, even if the client has disconnected.
+        let (sandbox, started) = (Arc::clone(sandbox), Arc::clone(&session));
+        let start = tokio::spawn(async move { started.start(&sandbox.manager, spec).await });
+        let guard = cancel.clone().drop_guard();
+        let command = match start.await {
+            Ok(command) => command?,
+            Err(error) => {
+                return Err(Problem::internal(format!(
+                    "cannot start the command: {error}"
+                )));
+            }
+        };
+        guard.disarm();
+        Ok(Self {
+            command,
+            session,
+            cancel,
+            _held: held,
+        })
+    }
+
+    pub fn kill(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Waits for the end of the command.
+    pub async fn end(self) {
+        let _ = self.command.wait().await;
+    }
+}
+
+impl Drop for Running {
+    /// Kills the command, if it has not ended.
+    fn drop(&mut self) {
+        self.kill();
+        self.session.end_command(&self.command.id());
+    }
+}
+
+async fn write_all(mut input: Input, text: String) {
+    // A command may end without having read its input.
+    let _ = input.write_all(text.as_bytes()).await;
+    let _ = input.shutdown().await;
+}
+
+/// Sends the events of a command. Ends early if the client has disconnected.
+async fn relay(
+    command: &Command,
+    mut attachment: Attachment,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), mpsc::error::SendError<Event>> {
+    let exec = command.id();
+    events
+        .send(event("started", &json!({"exec": exec})))
+        .await?;
+    let mut decoders = (Decoder::default(), Decoder::default());
+    while let Some(item) = attachment.next().await {
+        let chunk = match item {
+            Ok(Attached::Chunk(chunk)) => chunk,
+            Ok(_) => continue,
+            Err(error) => return events.send(failure(&error)).await,
+        };
+        let decoder = match chunk.stream {
+            Source::Stderr => &mut decoders.1,
+            _ => &mut decoders.0,
+        };
+        if let Some(output) = decoder.decode(&chunk.bytes) {
+            events.send(event(name(chunk.stream), &output)).await?;
+        }
+    }
+    for (stream, decoder) in [
+        (Source::Stdout, &mut decoders.0),
+        (Source::Stderr, &mut decoders.1),
+    ] {
+        if let Some(output) = decoder.finish() {
+            events.send(event(name(stream), &output)).await?;
+        }
+    }
+    let end = match command.wait().await {
+        Ok(outcome) => event("exit", &End::new(exec, &outcome)),
+        Err(error) => failure(&error),
+    };
+    events.send(end).await
+}
+
+fn name(stream: Source) -> &'static str {
+    match stream {
+        Source::Stderr => "stderr",
+        _ => "stdout",
+    }
+}
+
+fn event(name: &str, data: &impl Serialize) -> Event {
+    let event = Event::default().event(name);
+    event
+        .json_data(data)
+        .unwrap_or_else(|_| Event::default().event(name))
+}
+
+fn failure(error: &moat::Error) -> Event {
+    event("error", &json!({"detail": error.chain()}))
+}

@@ -1,0 +1,122 @@
+//! A command in a session.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use moat::outcome::Outcome;
+use moat::run::{AttachOptions, Attachment, Exec};
+use moat::spec::{ExecSpec, LimitAction, Stdin, WindowSize};
+use moat::tokio_util::sync::CancellationToken;
+use moat::{Result, Run, RunSpec};
+
+/// What to run, and within which limits.
+#[derive(Debug, Clone)]
+pub struct CommandSpec {
+    pub cmd: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub workdir: Option<String>,
+    pub user: Option<String>,
+    /// Whether the standard input can be written.
+    pub stdin: bool,
+    /// The size of its terminal, if it has one.
+    pub terminal: Option<WindowSize>,
+    pub time_limit: Duration,
+    pub silence_limit: Option<Duration>,
+    pub output_limit_bytes: u64,
+    /// Ends the command.
+    pub cancel: CancellationToken,
+}
+
+impl CommandSpec {
+    /// The spec of an exec in the session's container.
+    pub fn exec(self) -> ExecSpec {
+        let mut spec = ExecSpec::new(self.cmd)
+            .interactive(self.stdin)
+            .time_limit(self.time_limit)
+            .output_limit(self.output_limit_bytes, LimitAction::Stop)
+            .stop_when(self.cancel);
+        for (name, value) in self.env {
+            spec = spec.env(name, value);
+        }
+        if let Some(workdir) = self.workdir {
+            spec = spec.workdir(workdir);
+        }
+        if let Some(user) = self.user {
+            spec = spec.user(user);
+        }
+        if let Some(limit) = self.silence_limit {
+            spec = spec.silence_limit(limit);
+        }
+        if let Some(size) = self.terminal {
+            spec = spec.tty(true).window(size);
+        }
+        spec
+    }
+
+    /// The spec of a run of its own, for a runtime without execs.
+    pub fn run(self, directory: &Path) -> RunSpec {
+        let stdin = match (self.stdin, self.terminal) {
+            (false, _) => Stdin::None,
+            (true, None) => Stdin::Pipe,
+            (true, Some(_)) => Stdin::Open,
+        };
+        let mut spec = RunSpec::command(self.cmd)
+            .stdin(stdin)
+            .stop_grace(Duration::ZERO)
+            .time_limit(self.time_limit)
+            .output_limit(self.output_limit_bytes, LimitAction::Stop)
+            .stop_when(self.cancel);
+        for (name, value) in self.env {
+            spec = spec.env(name, value);
+        }
+        spec = match self.workdir {
+            Some(workdir) => spec.workdir(workdir),
+            None => spec.workdir(directory.to_string_lossy()),
+        };
+        if let Some(user) = self.user {
+            spec = spec.user(user);
+        }
+        if let Some(limit) = self.silence_limit {
+            spec = spec.silence_limit(limit);
+        }
+        if let Some(size) = self.terminal {
+            spec = spec.tty(true).window(size);
+        }
+        spec
+    }
+}
+
+/// A started command.
+///
+/// In a container it is an exec. A runtime without execs, such as that of local processes, has a run
+/// of its own for each command.
+#[derive(Debug, Clone)]
+pub enum Command {
+    Exec(Exec),
+    Run(Run),
+}
+
+impl Command {
+    /// The id in the session.
+    pub fn id(&self) -> String {
+        match self {
+            Self::Exec(exec) => exec.number().to_string(),
+            Self::Run(run) => run.id().to_string(),
+        }
+    }
+
+    pub async fn attach(&self, options: AttachOptions) -> Result<Attachment> {
+        match self {
+            Self::Exec(exec) => exec.attach_with(options).await,
+            Self::Run(run) => run.attach_with(options).await,
+        }
+    }
+
+    pub async fn wait(&self) -> Result<Outcome> {
+        match self {
+            Self::Exec(exec) => exec.wait().await,
+            Self::Run(run) => run.wait().await,
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! A live session: its run, its commands, and the time since it was last used.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use moat::tokio_util::sync::CancellationToken;
+use moat::{Manager, Run};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::clients::Client;
+use crate::command::{Command, CommandSpec};
+use crate::problem::Problem;
+
+/// The label of a command's run: the id of its session.
+pub const SESSION_LABEL: &str = "sandbox.session";
+
+/// How many users a session has, and since when.
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    users: usize,
+    since: Instant,
+}
+
+/// A session whose container runs.
+#[derive(Debug)]
+pub struct Session {
+    pub run: Run,
+    pub client: Arc<Client>,
+    idle_timeout: Duration,
+    /// The working directory of commands, if they are local processes.
+    directory: Option<PathBuf>,
+    usage: watch::Sender<Use>,
+    /// The tokens of the running commands, by their ids.
+    commands: Mutex<HashMap<String, CancellationToken>>,
+    /// Ends all commands.
+    end: CancellationToken,
+    /// The place in the client's quota. A session that a restart finds may be beyond it.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Session {
+    pub fn new(
+        run: Run,
+        client: Arc<Client>,
+        idle_timeout: Duration,
+        directory: Option<PathBuf>,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        let now = Use {
+            users: 0,
+            since: Instant::now(),
+        };
+        Self {
+            run,
+            client,
+            idle_timeout,
+            directory,
+            usage: watch::Sender::new(now),
+            commands: Mutex::default(),
+            end: CancellationToken::new(),
+            _place: place,
+        }
+    }
+
+    /// Marks the session as used until the guard is dropped.
+    pub fn begin_use(self: &Arc<Self>) -> InUse {
+        self.usage.send_modify(|usage| usage.users += 1);
+        InUse(Arc::clone(self))
+    }
+
+    /// Waits until the session has ended, and stops it once it is idle.
+    pub async fn supervise(&self) {
+        let idle = CancellationToken::new();
+        self.run.stop_when(idle.clone());
+        tokio::select! {
+            _ = self.run.wait() => {}
+            () = self.until_idle() => {
+                idle.cancel();
+                let _ = self.run.wait().await;
+            }
+        }
+        self.end.cancel();
+    }
+
+    async fn until_idle(&self) {
+        let mut usage = self.usage.subscribe();
+        loop {
+            let Use { users, since } = *usage.borrow_and_update();
+            tokio::select! {
+                () = sleep_until(since + self.idle_timeout), if users == 0 => return,
+                changed = usage.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// A token that ends a command, and that the end of the session cancels.
+    pub fn command_token(&self) -> CancellationToken {
+        self.end.child_token()
+    }
+
+    /// Starts a command, which is listed until [`end_command`](Self::end_command).
+    pub async fn start(&self, manager: &Manager, spec: CommandSpec) -> Result<Command, Problem> {
+        let cancel = spec.cancel.clone();
+        let command = match &self.directory {
+            None => Command::Exec(self.run.exec(spec.exec()).await?),
+            Some(directory) => {
+                let spec = spec
+                    .run(directory)
+                    .label(SESSION_LABEL, self.run.id().as_str());
+                Command::Run(manager.start(spec).await?)
+            }
+        };
+        self.commands().insert(command.id(), cancel);
+        Ok(command)
+    }
+
+    pub fn end_command(&self, id: &str) {
+        self.commands().remove(id);
+    }
+
+    /// Kills a command. Returns false if no such command runs.
+    pub fn kill_command(&self, id: &str) -> bool {
+        match self.commands().get(id) {
+            Some(cancel) => {
+                cancel.cancel();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Kills all commands. Returns false if there is none.
+    pub fn kill_commands(&self) -> bool {
+        self.end.cancel();
+        !self.commands().is_empty()
+    }
+
+    pub fn remove_directory(&self) {
+        if let Some(directory) = &self.directory {
+            let _ = std::fs::remove_dir_all(directory);
+        }
+    }
+
+    fn commands(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The use of a session, which is not idle while it exists.
+#[derive(Debug)]
+pub struct InUse(Arc<Session>);
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.usage.send_modify(|usage| {
+            usage.users -= 1;
+            usage.since = Instant::now();
+        });
+    }
+}
