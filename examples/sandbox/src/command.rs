@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use moat::outcome::Outcome;
 use moat::run::{AttachOptions, Attachment, Exec};
-use moat::spec::{ExecSpec, LimitAction, Stdin, WindowSize};
+use moat::spec::{ExecSpec, LimitAction, WindowSize};
 use moat::tokio_util::sync::CancellationToken;
 use moat::{Result, Run, RunSpec};
 
@@ -54,15 +54,9 @@ impl CommandSpec {
         spec
     }
 
-    /// The spec of a run of its own, for a runtime without execs.
+    /// The spec of a run of its own, for local processes. They have no input and no terminal.
     pub fn run(self, directory: &Path) -> RunSpec {
-        let stdin = match (self.stdin, self.terminal) {
-            (false, _) => Stdin::None,
-            (true, None) => Stdin::Pipe,
-            (true, Some(_)) => Stdin::Open,
-        };
         let mut spec = RunSpec::command(self.cmd)
-            .stdin(stdin)
             .stop_grace(Duration::ZERO)
             .time_limit(self.time_limit)
             .output_limit(self.output_limit_bytes, LimitAction::Stop)
@@ -80,17 +74,13 @@ impl CommandSpec {
         if let Some(limit) = self.silence_limit {
             spec = spec.silence_limit(limit);
         }
-        if let Some(size) = self.terminal {
-            spec = spec.tty(true).window(size);
-        }
         spec
     }
 }
 
 /// A started command.
 ///
-/// In a container it is an exec. A runtime without execs, such as that of local processes, has a run
-/// of its own for each command.
+/// In a container it is an exec. As a local process it is a run of its own.
 #[derive(Debug, Clone)]
 pub enum Command {
     Exec(Exec),

@@ -16,9 +16,7 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand, ValueEnum};
 #[cfg(feature = "docker")]
 use moat::Docker;
-#[cfg(feature = "process")]
-use moat::LocalProcess;
-use moat::Manager;
+use moat::{LocalProcess, Manager};
 use moat_sandbox::clients::{Clients, new_token};
 use moat_sandbox::sandbox::Sandbox;
 use moat_sandbox::{api, server};
@@ -62,7 +60,6 @@ enum RuntimeArg {
     #[cfg(feature = "docker")]
     #[cfg_attr(feature = "docker", default)]
     Docker,
-    #[cfg(feature = "process")]
     #[cfg_attr(not(feature = "docker"), default)]
     Process,
 }
@@ -122,7 +119,6 @@ async fn open(args: &Args) -> moat::Result<Manager> {
     match args.runtime {
         #[cfg(feature = "docker")]
         RuntimeArg::Docker => Manager::open(root, Docker::connect().await?).await,
-        #[cfg(feature = "process")]
         RuntimeArg::Process => Manager::open(root, LocalProcess::new()).await,
     }
 }

@@ -107,6 +107,9 @@ pub async fn start(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let session = sandbox.live_session(&client, &id).await?;
     let Json(new) = body?;
+    if sandbox.is_local() && new.stdin.is_some() {
+        return Err(Problem::unsupported("stdin: local processes have no input"));
+    }
     let stdin = new.stdin.clone();
     let spec = new.spec(&client, &session)?;
     let cancel = spec.cancel.clone();

@@ -74,6 +74,9 @@ pub async fn open(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
     let session = sandbox.live_session(&client, &id).await?;
+    if sandbox.is_local() {
+        return Err(Problem::unsupported("local processes have no terminal"));
+    }
     let Query(wanted) = wanted?;
     let upgrade = upgrade.map_err(|rejection| Problem::bad_request(rejection.body_text()))?;
     let size = WindowSize::new(wanted.columns.unwrap_or(80), wanted.rows.unwrap_or(24));
