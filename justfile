@@ -201,6 +201,20 @@ examples: image
     cargo run --locked --quiet --package moat-ci -- examples/pipelines/demo.toml --image {{ busybox }} --root "$work/builds" --out "$work/reports"
     [[ -s $work/reports/report.html && -s $work/reports/junit.xml ]]
 
+    cargo run --locked --quiet --package moat-sandbox -- token alice >"$work/clients.toml" 2>"$work/token"
+    # `exec`, so that the signal at the end reaches the server.
+    (exec cargo run --locked --quiet --package moat-sandbox -- \
+        --clients "$work/clients.toml" --root "$work/sandbox" --listen 127.0.0.1:0 --stop-sessions >"$work/listening") &
+    server=$!
+    trap 'kill "$server"; wait "$server" || true; rm -rf "$work"' EXIT
+    until url=$(grep -o 'http://.*' "$work/listening"); do kill -0 "$server"; sleep 0.1; done
+    token=$(cat "$work/token")
+    call() { curl --fail-with-body --silent --show-error -H "Authorization: Bearer $token" -H 'Content-Type: application/json' "$@"; }
+    session=$(call "$url/sessions" -d '{"image": "{{ busybox }}"}' | jq -r .id)
+    call "$url/sessions/$session/exec" -d '{"cmd": ["echo", "hello"]}' | tee "$work/events"
+    grep -qF 'data: {"text":"hello\n"}' "$work/events"
+    call "$url/sessions/$session/verify" | jq -e .verified
+
 # Compiles the benchmarks, without optimizations: what they need is compiled for the tests anyway
 bench-compile:
     cargo build --locked --quiet --benches --package moat --package bench-capture --all-features

@@ -154,11 +154,8 @@ impl Sandbox {
 
     /// Finds a client's running session.
     pub async fn live_session(&self, client: &Client, id: &str) -> Result<Arc<Session>, Problem> {
-        let session = self
-            .live()
-            .values()
-            .find(|live| live.run.id().as_str() == id)
-            .cloned();
+        let run = id.parse::<RunId>().ok();
+        let session = run.and_then(|run| self.live().get(&run).cloned());
         match session {
             Some(session) if session.client.name == client.name => Ok(session),
             _ => {
