@@ -51,8 +51,8 @@ pub use follow::{Follow, Records};
 pub use reader::Reader;
 pub(crate) use record::OutputTime;
 pub use record::{
-    Action, Event, Gap, GapReason, Interaction, Output, Resume, ResumeCause, Start, Started,
-    StdinChunk, Stop, TruncatedTail,
+    Action, Event, ExecCreated, Gap, GapReason, Interaction, Output, Resume, ResumeCause, Start,
+    Started, StdinChunk, Stop, TruncatedTail,
 };
 pub use verify::{Verification, verify};
 

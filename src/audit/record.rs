@@ -18,6 +18,8 @@ use crate::timestamp::Timestamp;
 pub enum Event {
     /// The first record: the run's settings.
     Start(Box<Start>),
+    /// The engine has created an exec, which moat may have to kill, and has not started it.
+    ExecCreated(ExecCreated),
     /// The container has started.
     Started(Box<Started>),
     /// A process continues the file after its writer died, or after a fault.
@@ -197,6 +199,32 @@ impl Start {
             ts: Timestamp::now(),
             exec: None,
             record,
+        }
+    }
+}
+
+/// The record of an exec that the engine has created.
+///
+/// Only an exec that moat may have to kill has it: one with a limit that stops it, or with a stop
+/// token. It is written before the engine starts the exec, so that a later owner can kill the exec.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ExecCreated {
+    /// The time of the record.
+    pub ts: Timestamp,
+    /// The runtime's id of the exec.
+    pub id: String,
+    /// True if the exec is stopped when a token of its owner is cancelled.
+    pub stop_token: bool,
+}
+
+impl ExecCreated {
+    /// Creates a record with the current time.
+    pub fn new(id: impl Into<String>, stop_token: bool) -> Self {
+        Self {
+            ts: Timestamp::now(),
+            id: id.into(),
+            stop_token,
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::fidelity::{logged, replace_invalid};
-use crate::audit::{Action, Batch, Event, GapReason, Interaction, RecordRef, Started, Stop};
+use crate::audit::{
+    Action, Batch, Event, ExecCreated, GapReason, Interaction, RecordRef, Started, Stop,
+};
 use crate::outcome::{PerStream, Seal, StopCause, Stream};
 use crate::runtime::LogFidelity;
 use crate::spec::RunRecord;
@@ -19,6 +21,8 @@ const LAST_LINES_BYTES: usize = 4 * 1024;
 pub(crate) struct Progress {
     /// The run's settings, from the start record.
     pub(crate) record: Option<RunRecord>,
+    /// The record of an exec that moat may have to kill.
+    pub(crate) exec_created: Option<ExecCreated>,
     /// The record of the started container.
     pub(crate) started: Option<Started>,
     /// The log's seal.
@@ -193,6 +197,7 @@ impl Progress {
     fn observe_event(&mut self, event: &Event) {
         match event {
             Event::Start(start) => self.record = Some(start.record.clone()),
+            Event::ExecCreated(created) => self.exec_created = Some(created.clone()),
             Event::Started(started) => self.started = Some((**started).clone()),
             Event::Gap(gap) => {
                 self.gaps += 1;
@@ -245,14 +250,16 @@ impl Progress {
 
     /// The start and stop records, which no other source can repeat.
     pub(super) fn lifecycle(&self) -> Vec<Event> {
+        let created = self.exec_created.clone().map(Event::ExecCreated);
         let started = self.started.clone().map(Box::new).map(Event::Started);
         let stops = self.stops.iter().cloned().map(Event::Stop);
-        started.into_iter().chain(stops).collect()
+        created.into_iter().chain(started).chain(stops).collect()
     }
 
     /// Returns true if the log has this start or stop record.
     pub(crate) fn contains(&self, event: &Event) -> bool {
         match event {
+            Event::ExecCreated(created) => self.exec_created.as_ref() == Some(created),
             Event::Started(started) => {
                 let known = self.started.as_ref();
                 known.is_some_and(|known| known.container == started.container)

@@ -164,7 +164,10 @@ impl Capture {
 
     /// Keeps a start or stop record for a log that is resumed.
     fn keep_lifecycle(&mut self, event: &Event) {
-        let is_lifecycle = matches!(event, Event::Started(_) | Event::Stop(_));
+        let is_lifecycle = matches!(
+            event,
+            Event::ExecCreated(_) | Event::Started(_) | Event::Stop(_)
+        );
         if matches!(event, Event::Started(_)) {
             // A later start replaces the record of an earlier one.
             self.lifecycle

@@ -100,7 +100,7 @@ pub(super) mod append {
     use std::task::Poll;
 
     use super::*;
-    use crate::audit::{Gap, GapReason, Resume, ResumeCause, Started, Stop};
+    use crate::audit::{ExecCreated, Gap, GapReason, Resume, ResumeCause, Started, Stop};
     use crate::outcome::StopCause;
     use crate::runtime::LogConfig;
     use crate::spec::ContainerId;
@@ -132,6 +132,7 @@ pub(super) mod append {
             records.push(Record::Output(output));
         }
         let events = [
+            Event::ExecCreated(ExecCreated::new("e1", true)),
             Event::Started(Box::new(Started {
                 ts: Timestamp::now(),
                 container: ContainerId::new("c1"),

@@ -41,6 +41,11 @@ const NO_KILL: &str = "kill an exec";
 /// the connection is lost; the next opening of the root seals the log with a gap and an
 /// unknown ending. Detaching before the exit does not prevent that.
 ///
+/// That opening also kills the exec if the container still runs and the exec has a
+/// [time limit](ExecSpec::time_limit), a silence limit, an output limit that stops it or a
+/// [stop token](ExecSpec::stop_when), because nothing enforces these any more. The log has a note on
+/// the kill, or on the reason why it failed. An exec without them continues.
+///
 /// The exec ends with its main process. A background process that keeps the output open does not
 /// delay the end. moat captures output until there was none for 2 s, for 30 s at most, and no longer
 /// than the engine passes it on: Docker for 2 s, Podman not at all. Output after that is not
@@ -234,8 +239,8 @@ struct ExecLog {
 impl Run {
     /// Starts an exec in the container, which must be running.
     ///
-    /// The log exists before the engine is asked to start the exec. The exec ends with
-    /// the container at the latest. Any process may call this, not only the owner of the
+    /// The log exists before the engine is asked to start the exec. It also has the id of an exec
+    /// that moat may have to kill. The exec ends with the container at the latest. Any process may call this, not only the owner of the
     /// run.
     ///
     /// # Errors

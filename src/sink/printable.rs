@@ -44,6 +44,7 @@ pub(super) fn describe(event: &Event) -> String {
             }
             text
         }
+        Event::ExecCreated(created) => format!("created as exec {}", created.id),
         Event::Started(started) => format!("started as {}", started.container),
         Event::Resume(_) => "capture resumed".into(),
         Event::Gap(gap) => {

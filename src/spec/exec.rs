@@ -3,12 +3,16 @@
 use std::fmt;
 use std::time::Duration;
 
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::secrets::{self, Secret};
 use super::validate::check_env;
 use super::{LimitAction, OutputLimit, Secrets, Settings, Stdin, WindowSize};
 use crate::spec::InvalidSpec;
+
+/// The runtime's id of a created exec, and the confirmation that it is recorded.
+pub(crate) type ReportedId = (String, oneshot::Sender<()>);
 
 /// The specification of an exec: see [`Run::exec`](crate::run::Run::exec).
 ///
@@ -28,6 +32,8 @@ pub struct ExecSpec {
     silence_limit: Option<Duration>,
     output_limit: Option<OutputLimit>,
     stop_when: Option<CancellationToken>,
+    /// Receives the id of the exec before its start.
+    report_id: Option<mpsc::UnboundedSender<ReportedId>>,
 }
 
 impl fmt::Debug for ExecSpec {
@@ -64,6 +70,7 @@ impl ExecSpec {
             silence_limit: None,
             output_limit: None,
             stop_when: None,
+            report_id: None,
         }
     }
 
@@ -123,7 +130,8 @@ impl ExecSpec {
     /// The exec and the processes that it started get SIGKILL, without a grace period: see
     /// [`Exec::kill`](crate::run::Exec::kill). If they cannot be killed, the exec continues, and its
     /// log has the stop, a note with the reason, and all output. The process that started the exec
-    /// enforces the limit; if that process ends, only the limits of the run remain.
+    /// enforces the limit. If that process ends, the next opening of the root that recovers the run
+    /// kills the exec at once, also before the limit. The log then has a note, and no stop.
     ///
     /// ```no_run
     /// # async fn lint(run: moat::Run) -> moat::Result<()> {
@@ -168,7 +176,7 @@ impl ExecSpec {
     /// Kills the exec when `token` is cancelled, as [`time_limit`](Self::time_limit) does.
     ///
     /// Default: no token. A token that is cancelled before the start kills the exec right after the
-    /// start. The log has the stop, and not the token.
+    /// start. The log has the stop, and that there is a token.
     pub fn stop_when(mut self, token: CancellationToken) -> Self {
         self.stop_when = Some(token);
         self
@@ -177,6 +185,31 @@ impl ExecSpec {
     /// Returns the token of [`stop_when`](Self::stop_when).
     pub(crate) fn stop_token(&self) -> Option<CancellationToken> {
         self.stop_when.clone()
+    }
+
+    /// Returns the receiver of [`report_id`](Self::report_id).
+    ///
+    /// The receiver confirms each id once it is recorded.
+    pub(crate) fn reported_ids(&mut self) -> mpsc::UnboundedReceiver<ReportedId> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.report_id = Some(sender);
+        receiver
+    }
+
+    /// Reports the id of the exec, and waits until it is recorded.
+    ///
+    /// A runtime calls this after the engine has created the exec. Returns false if the exec must
+    /// not be started, because nothing could kill it after the death of its owner.
+    #[cfg_attr(
+        not(any(feature = "docker", feature = "testing")),
+        expect(dead_code, reason = "no runtime of this build reports it")
+    )]
+    pub(crate) async fn report_id(&self, id: &str) -> bool {
+        let Some(receiver) = &self.report_id else {
+            return true;
+        };
+        let (recorded, is_recorded) = oneshot::channel();
+        receiver.send((id.to_owned(), recorded)).is_ok() && is_recorded.await.is_ok()
     }
 
     /// Returns true if the exec may have to be killed.

@@ -1,6 +1,8 @@
 //! Exec: more processes in the container of a run.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use moat::audit::{LogState, verify};
@@ -8,7 +10,8 @@ use moat::outcome::StopCause;
 use moat::run::AttachOptions;
 use moat::runtime::RuntimeError;
 use moat::spec::{ExecSpec, Stdin, WindowSize};
-use moat::{Ending, Error, Outcome, Run, RunSpec, ShutdownMode, Verdict};
+use moat::{Docker, Ending, Error, Manager, Outcome, Run, RunId, RunSpec, ShutdownMode, Verdict};
+use testkit::child::{self, Process};
 use testkit::deadline::{eventually, within};
 use testkit::engine;
 use tokio::io::AsyncWriteExt;
@@ -24,6 +27,7 @@ testkit::trials! {
         a_failed_exec_leaves_a_sealed_audit,
         an_exec_terminal_has_its_size,
         an_exec_left_open_is_sealed_as_lost,
+        an_exec_with_a_limit_does_not_outlive_its_owner,
         an_exec_ends_with_its_container,
         a_removed_log_of_an_exec_is_restored,
         limits_kill_a_hardened_exec_and_what_it_started,
@@ -235,6 +239,75 @@ async fn an_exec_left_open_is_sealed_as_lost(stage: &Stage) {
     .await;
     assert_lost(&path);
     manager.shutdown(ShutdownMode::Leave).await;
+}
+
+/// The role of this process as the owner of two execs.
+const ROLE: &str = "exec_owner";
+/// The run of the owner.
+const OWNED: &str = "owned";
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Orders {
+    root: std::path::PathBuf,
+    image: String,
+}
+
+/// Plays the owner of two execs, one of them with a time limit, until it is killed.
+pub fn role() -> Option<()> {
+    let orders: Orders = child::orders(ROLE)?;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async move {
+        let docker = Docker::connect().await.unwrap();
+        let manager = Manager::open(&orders.root, docker).await.unwrap();
+        let spec = RunSpec::new(orders.image)
+            .id(RunId::new(OWNED).unwrap())
+            .cmd(["sleep", "600"])
+            .network("none");
+        let run = manager.start(spec).await.unwrap();
+        let limited = ["sh", "-c", "sleep 1000 & echo begun; sleep 1000"];
+        let limited = ExecSpec::new(limited).time_limit(Duration::from_secs(3600));
+        let unlimited = ExecSpec::new(["sh", "-c", "echo begun; exec sleep 1001"]);
+        let execs = (run.exec(limited).await, run.exec(unlimited).await);
+        begun(&execs.0.unwrap()).await;
+        begun(&execs.1.unwrap()).await;
+        println!("ready");
+        std::io::stdout().flush().unwrap();
+        std::future::pending::<()>().await;
+    });
+    Some(())
+}
+
+async fn an_exec_with_a_limit_does_not_outlive_its_owner(stage: &Stage) {
+    let orders = Orders {
+        root: stage.root(),
+        image: stage.image.clone(),
+    };
+    let mut owner = Process::spawn(child::command(ROLE, &orders).stdout(Stdio::piped()));
+    let mut word = String::new();
+    let mut stdout = BufReader::new(owner.stdout().unwrap());
+    stdout.read_line(&mut word).unwrap();
+    assert_eq!(word, "ready\n", "the owner did not start");
+    owner.kill();
+
+    let manager = stage.manager().await;
+    let recovery = within(60, "the recovery", manager.wait_recovery());
+    assert_eq!(recovery.await.unwrap().len(), 1);
+    let run = manager.get(&RunId::new(OWNED).unwrap()).await.unwrap();
+    let left = processes(&run).await;
+    assert!(!left.contains("sleep 1000"), "{left}");
+    assert!(
+        left.contains("sleep 600") && left.contains("sleep 1001"),
+        "{left}"
+    );
+    for (log, is_killed) in [("exec-1.jsonl", true), ("exec-2.jsonl", false)] {
+        let path = run.dir().join(log);
+        assert_lost(&path);
+        let records = std::fs::read_to_string(&path).unwrap();
+        assert!(records.contains("begun"), "{records}");
+        assert_eq!(records.contains("were killed"), is_killed, "{records}");
+    }
+    run.kill().await.unwrap();
+    end(&run).await;
 }
 
 async fn an_exec_ends_with_its_container(stage: &Stage) {

@@ -108,6 +108,7 @@ fn plays_a_role() -> bool {
     embedder::role()
         .or_else(storage::descriptors::role)
         .or_else(crash::child::role)
+        .or_else(exec::role)
         .or_else(group::role)
         .or_else(ssh::role)
         .is_some()

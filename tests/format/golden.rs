@@ -133,7 +133,14 @@ pub fn seal(records: &[Record], more: Value) -> Seal {
 
 /// All golden files that this library writes.
 pub fn all() -> Vec<Golden> {
-    vec![complete(), lossy(), gap(), not_created(), unsealed()]
+    vec![
+        complete(),
+        lossy(),
+        gap(),
+        exec(),
+        not_created(),
+        unsealed(),
+    ]
 }
 
 fn complete() -> Golden {
@@ -222,6 +229,38 @@ fn gap() -> Golden {
                 "exit": {"state": "removed", "code": 137},
                 "evidence": "none",
                 "stopped": "time_limit",
+            }),
+        )),
+        records,
+        tail: "",
+    }
+}
+
+/// The log of an exec that was killed after the death of its owner.
+fn exec() -> Golden {
+    let records = vec![
+        event(json!({
+            "type": "exec_created",
+            "ts": at(22),
+            "id": "1f77c8a3f1ab.01kb1yq2v3w4x5y6z7",
+            "stop_token": true,
+        })),
+        started(),
+        out(Stream::Stdout, b"begun"),
+        event(json!({"type": "resume", "ts": at(40), "cause": "reopened"})),
+        event(json!({"type": "note", "ts": at(41), "text": "the exec was killed"})),
+        event(json!({"type": "gap", "ts": at(42), "reason": "no_backstop", "possible": false})),
+    ];
+    let mut start = start("exec", json!({"container": "4f66ad9a0b2e"}));
+    start.exec = Some(1);
+    Golden {
+        name: "exec",
+        start,
+        seal: Some(seal(
+            &records,
+            json!({
+                "exit": {"state": "lost", "reason": "its owner died"},
+                "evidence": "none",
             }),
         )),
         records,

@@ -106,6 +106,7 @@ async fn a_removed_log_of_an_exec_is_restored() {
         };
         let (_manager, run) = with_exec(&bench, script).await;
         let spec = ExecSpec::new(["any"]).interactive(true);
+        let spec = spec.time_limit(Duration::from_secs(3600));
         let exec = run.exec(spec).await.unwrap();
         let mut input = exec.attach_with(with_input()).await.unwrap().input();
         let path = exec.audit().unwrap();
@@ -124,6 +125,10 @@ async fn a_removed_log_of_an_exec_is_restored() {
             Event::Start(start) => assert_eq!(start.exec, Some(1)),
             other => panic!("{other:?}"),
         }
+        assert!(
+            matches!(restored[1..3], [Event::ExecCreated(_), Event::Started(_)]),
+            "{restored:?}"
+        );
         let is_started = |event: &&Event| matches!(event, Event::Started(_));
         assert_eq!(restored.iter().filter(is_started).count(), 1);
         let expected: &[GapReason] = if printed { &[GapReason::Sink] } else { &[] };

@@ -27,6 +27,7 @@ mod foreign_files;
 mod group;
 mod images;
 mod limits;
+mod lost_exec;
 mod node;
 mod orphans;
 mod other_engine;

@@ -1,5 +1,6 @@
 //! The monitor of an exec: one more command in a run's container, with its own log.
 
+mod lost;
 mod watch_end;
 
 use std::future::pending;
@@ -14,13 +15,13 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::lost::{LostExec, seal_lost, seal_lost_of_ended, take_over_lost};
 use self::watch_end::{ExecWatch, report_kill_failures};
-use crate::audit::{Event, Gap, GapReason, Resume, ResumeCause, Started};
-use crate::capture::{Capture, Hub, PumpEnd};
+use crate::audit::{Event, ExecCreated, Gap, GapReason, Resume, ResumeCause};
+use crate::capture::{Capture, PumpEnd};
 use crate::error::{Error, Result, RuntimeError, chain};
 use crate::monitor::Monitor;
 use crate::monitor::calls::ExecTarget;
-use crate::monitor::context::Context;
 use crate::monitor::entry::{PipeState, close_stdin, lock};
 use crate::monitor::evidence::{EOF_TOLERANCE, late_drain, past_limit};
 use crate::monitor::machine::{ExitReport, Limits, Machine, Setup};
@@ -31,8 +32,8 @@ use crate::monitor::wait::Backoff;
 use crate::monitor::watch::{Target, WatchEnd};
 use crate::outcome::{Ending, Evidence, Exit, Seal};
 use crate::runtime::{AttachedOutput, DrainLimit, ExecId, InputWriter, Runtime, StartedExec};
-use crate::sink::{Resumed, RunPlace};
-use crate::spec::{ContainerId, ExecSpec, LimitAction, RunId, Secrets, Settings, Stdin};
+use crate::sink::Resumed;
+use crate::spec::{ContainerId, ExecSpec, LimitAction, Secrets, Settings, Stdin};
 use crate::state::Transition;
 
 /// Longest wait for the exit code after the output and the container have ended.
@@ -115,14 +116,13 @@ impl Monitor {
         self.secrets = spec.secrets();
         self.publish(Transition::Created(container.clone()));
         let mode = spec.stdin();
-        let context = Arc::clone(&self.context);
-        let closing = &context.closing;
-        let started = closing.run_until_cancelled(context.runtime.exec(&container, &spec));
-        let started = started.await?;
-        drop(spec);
-        let StartedExec {
-            id, output, input, ..
-        } = match started {
+        let started = self.start_exec(&container, spec, &mut capture).await?;
+        let (
+            StartedExec {
+                id, output, input, ..
+            },
+            mut records,
+        ) = match started {
             Ok(started) => started,
             Err(error) => {
                 let error = error.map_reason(|reason| self.secrets.redact(reason));
@@ -138,6 +138,7 @@ impl Monitor {
             }
         };
         let started = self.started(&container, None, Vec::new()).await;
+        records.push(Event::Started(Box::new(started)));
         self.publish(Transition::Started(None));
         let (failure, kill_failure) = watch::channel(None);
         self.calls.set_exec(ExecTarget {
@@ -157,9 +158,61 @@ impl Monitor {
             *lock(&self.pipe) = PipeState::Ended;
         }
         let (outcome, unwritten) = self
-            .capture_exec(&container, &id, output, started, &mut capture, kill_failure)
+            .capture_exec(&container, &id, output, records, &mut capture, kill_failure)
             .await?;
         self.seal_exec(capture, outcome, unwritten).await
+    }
+
+    /// Starts an exec, and returns it with the records of its start.
+    ///
+    /// The id of an exec that moat may have to kill is recorded before the engine starts the exec.
+    /// If this process dies, the next owner can then kill it. A runtime that does not report the id
+    /// before the start leaves a moment in which the exec runs and its id is not recorded.
+    ///
+    /// Returns `None` if the manager closes first.
+    async fn start_exec(
+        &mut self,
+        container: &ContainerId,
+        mut spec: ExecSpec,
+        capture: &mut Capture,
+    ) -> Option<Result<(StartedExec, Vec<Event>), RuntimeError>> {
+        let (is_bounded, has_token) = (spec.has_stop(), spec.stop_token().is_some());
+        let mut reported_ids = is_bounded.then(|| spec.reported_ids());
+        let reported_id = async {
+            match &mut reported_ids {
+                Some(ids) => ids.recv().await,
+                None => None,
+            }
+        };
+        let context = Arc::clone(&self.context);
+        let closing = &context.closing;
+        let start = closing.run_until_cancelled(context.runtime.exec(container, &spec));
+        let mut start = pin!(start);
+        let mut is_recorded = false;
+        let started = tokio::select! {
+            biased;
+            started = &mut start => started?,
+            Some((id, recorded)) = reported_id => {
+                let created = ExecCreated::new(id, has_token);
+                match capture.write(vec![Event::ExecCreated(created)]).await {
+                    Ok(()) => {
+                        is_recorded = true;
+                        let _ = recorded.send(());
+                    }
+                    // The runtime does not start the exec.
+                    Err(error) => {
+                        self.report_blocked(&error);
+                        drop(recorded);
+                    }
+                }
+                start.await?
+            }
+        };
+        Some(started.map(|exec| {
+            let created = ExecCreated::new(exec.id.as_str(), has_token);
+            let created = (is_bounded && !is_recorded).then_some(Event::ExecCreated(created));
+            (exec, created.into_iter().collect())
+        }))
     }
 
     /// Watches a started exec with the machine of a run.
@@ -170,7 +223,7 @@ impl Monitor {
         container: &ContainerId,
         id: &ExecId,
         output: AttachedOutput,
-        started: Started,
+        records: Vec<Event>,
         capture: &mut Capture,
         kill_failure: watch::Receiver<Option<Arc<RuntimeError>>>,
     ) -> Option<(ExecOutcome, Vec<Event>)> {
@@ -180,7 +233,7 @@ impl Monitor {
             .unwrap_or_default();
         let (mut target, mut signals) = Target::new(self, capture, container, &settings, None);
         // Written with the output: from here on, a slow sink must not delay the tap.
-        target.record(Event::Started(Box::new(started)));
+        records.into_iter().for_each(|record| target.record(record));
         let end_marker = output.end_marker;
         let (tap_ended, tap_end) = oneshot::channel();
         let runtime = Arc::clone(&self.context.runtime);
@@ -458,47 +511,4 @@ async fn write_seal(
     };
     let seal = build_seal(&capture.progress, facts);
     capture.seal(seal).await
-}
-
-/// Seals the logs of a run's execs whose owner has died. Their endings are unknown.
-pub(super) async fn seal_lost(context: &Context, run: &RunId) {
-    let id = run.clone();
-    let open = context
-        .on_disk("list the execs of a run in", move |root| {
-            Ok(root.unsealed_execs(&id))
-        })
-        .await;
-    for number in open.unwrap_or_default() {
-        let place = context.place(run).of_exec(number);
-        match seal_lost_exec(context, &place).await {
-            // A live owner seals its log.
-            Ok(()) | Err(Error::Owned { .. }) => {}
-            Err(error) => {
-                tracing::warn!(%run, number, error = %error.chain(), "cannot seal the log of an exec");
-            }
-        }
-    }
-}
-
-async fn seal_lost_exec(context: &Context, place: &RunPlace) -> Result<()> {
-    let (resumed, progress) = reopen_log(context, place).await?;
-    let Resumed::Open { log, torn } = resumed else {
-        return Ok(());
-    };
-    let started = progress.started.is_some();
-    let mut capture = Capture::new(progress, Arc::new(Hub::default()), log, None);
-    let mut outcome = ExecOutcome {
-        ending: Ending::Lost {
-            reason: "its owner died, and the connection was lost".into(),
-        },
-        evidence: Evidence::None,
-        gaps: vec![match started {
-            true => Gap::new(GapReason::NoBackstop),
-            // The exec may never have started.
-            false => Gap::possible(GapReason::NoBackstop),
-        }],
-    };
-    let mut unwritten = vec![Event::Resume(Resume::new(ResumeCause::Reopened, torn))];
-    write_seal(&mut capture, &mut outcome, &mut unwritten).await?;
-    Ok(())
 }

@@ -6,9 +6,10 @@ use crate::audit::{Action, Event, Interaction, Resume, ResumeCause};
 use crate::capture::{Capture, Progress};
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::monitor::Monitor;
 use crate::monitor::entry::{PipeState, lock};
+use crate::monitor::exec::{self, LostExec};
 use crate::monitor::seal::reopen_log;
-use crate::monitor::{Monitor, exec};
 use crate::outcome::Seal;
 use crate::root::RunFile;
 use crate::sink::Resumed;
@@ -31,6 +32,8 @@ pub(super) struct OpenAudit {
     /// proves it, also after recovery has found a container by its label.
     pub(super) start_ruled_out: bool,
     pub(super) capture: Capture,
+    /// The execs whose logs are sealed once the state of the container is known.
+    pub(super) lost_execs: Vec<LostExec>,
 }
 
 /// The properties of a run that its `run.json` proves.
@@ -95,6 +98,7 @@ impl Monitor {
             file,
             start_ruled_out,
             capture,
+            lost_execs: Vec::new(),
         })))
     }
 
@@ -129,7 +133,7 @@ impl Monitor {
         if file.record.container.is_none() {
             file.record.container = seal.container.clone();
         }
-        exec::seal_lost(&self.context, &self.place.run).await;
+        exec::seal_lost_of_ended(&self.context, &self.place.run).await;
         self.publish(Transition::Ended(seal.exit.clone()));
         file.seal = Some(seal);
         self.persist_seal(&file).await;

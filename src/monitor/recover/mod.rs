@@ -172,18 +172,34 @@ impl Monitor {
         }
         let mut open = match opened.take() {
             Some(open) if !open.capture.needs_log() => open,
-            _ => match self.open_audit().await? {
-                Audit::Sealed(file) => return Ok(Attempt::Sealed(file)),
-                Audit::Open(open) => {
-                    // The run was verified to belong to this runtime, and so were its execs.
-                    exec::seal_lost(&self.context, &self.place.run).await;
-                    open
+            previous => {
+                // Its logs of execs are locked.
+                drop(previous);
+                match self.open_audit().await? {
+                    Audit::Sealed(file) => return Ok(Attempt::Sealed(file)),
+                    Audit::Open(mut open) => {
+                        // The run was verified to belong to this runtime, and so were its execs.
+                        let execs = exec::take_over_lost(&self.context, &self.place.run);
+                        open.lost_execs = execs.await;
+                        open
+                    }
                 }
-            },
+            }
         };
         let located = self.locate(&mut open).await;
+        if let Ok(located) = &located {
+            let is_running = matches!(located, Located::Running(..));
+            self.seal_lost_execs(&mut open, is_running).await;
+        }
         *opened = Some(open);
         Ok(Attempt::Located(located?))
+    }
+
+    /// Seals the logs of execs that may have to be killed. They are killed if the container runs.
+    async fn seal_lost_execs(&mut self, open: &mut OpenAudit, is_running: bool) {
+        let execs = std::mem::take(&mut open.lost_execs);
+        let running = open.file.record.container.as_ref().filter(|_| is_running);
+        exec::seal_lost(&self.context, &self.place.run, execs, running).await;
     }
 
     /// Reports an error of an attempt. Returns true if the error is permanent.

@@ -105,7 +105,7 @@ async fn scan_root(context: &Arc<Context>) {
             Unsealed::default()
         });
     for run in unsealed.execs {
-        exec::seal_lost(context, &run).await;
+        exec::seal_lost_of_ended(context, &run).await;
     }
     let runs = unsealed.runs.iter();
     let entries = runs.map(|run| take_over(context, run)).collect();

@@ -338,8 +338,14 @@ impl Runtime for Scripted {
         }
         let settings = spec.settings("");
         let exec = Container::new("", container.root, container.run, script, &settings);
-        exec.start();
         let id = self.world().add_exec(exec.clone());
+        if !spec.report_id(id.as_str()).await {
+            return Err(RuntimeError::Rejected {
+                operation: OPERATION,
+                reason: "the id of the exec is not recorded".into(),
+            });
+        }
+        exec.start();
         fault.answer(OPERATION)?;
         let cut = fault.cut.or(exec.script.attachment);
         let output = self.attached(exec.clone(), cut);
@@ -363,9 +369,8 @@ impl Runtime for Scripted {
 
     async fn exec_kill(&self, _: &ContainerId, id: &ExecId) -> Result<(), RuntimeError> {
         let fault = self.enter(Call::ExecKill).await?;
-        fault.answer("kill the exec")?;
         self.world().exec(id)?.exit(CODE_ON_KILL);
-        Ok(())
+        fault.answer("kill the exec")
     }
 
     async fn exec_resize(&self, id: &ExecId, size: WindowSize) -> Result<(), RuntimeError> {

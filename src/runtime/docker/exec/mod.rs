@@ -12,7 +12,7 @@ pub(super) use self::size::RepeatedSizes;
 use crate::error::RuntimeError;
 use crate::runtime::docker::client::{Client, path_segment};
 use crate::runtime::docker::connection::Call;
-use crate::runtime::docker::errors::Failure;
+use crate::runtime::docker::errors::{Failure, Refusal};
 use crate::runtime::docker::output::Output;
 use crate::runtime::{AttachedOutput, ExecId, ExecInspection, StartedExec};
 use crate::spec::{ContainerId, ExecSpec, Stdin};
@@ -20,6 +20,9 @@ use crate::spec::{ContainerId, ExecSpec, Stdin};
 /// The detach keys of an exec, as of an attachment: the JSON body must be valid UTF-8.
 const UNUSED_DETACH_KEYS_UTF8: &str =
     "ctrl-@,ctrl-^,ctrl-@,ctrl-@,ctrl-^,ctrl-^,ctrl-@,ctrl-^,ctrl-@,ctrl-@,ctrl-^,ctrl-@";
+
+/// The reason for an exec that is created and not started.
+const ID_NOT_RECORDED: &str = "moat cannot record the id of the exec";
 
 /// The response to `POST /containers/{id}/exec`.
 #[derive(Deserialize)]
@@ -82,6 +85,9 @@ impl Client {
             let CreatedExec { id } = serde_json::from_slice(&created)
                 .map_err(|error| Failure::Broken(error.to_string()))?;
             let id = ExecId::new(format!("{id}.{marker}"));
+            if !spec.report_id(id.as_str()).await {
+                return Err(Failure::Refused(Refusal::new(500, ID_NOT_RECORDED)));
+            }
             let call = Call::post(self.exec_path(&id, "/start")?)
                 .json(&json!({"Detach": false, "Tty": settings.tty}))
                 .upgrade();
