@@ -1,5 +1,5 @@
-//! Support for the tests and benchmarks of moat: an engine, images, a proxy, and the `main` of the
-//! test targets.
+//! Support for the tests and benchmarks of moat: an engine, images, a proxy, a browser, and the
+//! `main` of the test targets.
 //!
 //! The crate does not depend on moat. Its reader of audit files follows
 //! `docs/audit-format.md` and shares no code with the reader that it checks.
@@ -12,6 +12,7 @@
 pub mod audit;
 pub mod busybox;
 pub mod child;
+pub mod chromium;
 pub mod cluster;
 pub mod crash;
 pub mod deadline;

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::audit::Audit;
-use crate::devtools::{Screen, Tab};
 use crate::sample::{ReportPage, of_one, pipeline, written};
 use moat::RunId;
 use moat_ci::mask::Mask;
 use moat_ci::report::TakenOver;
+use testkit::chromium::{Screen, Tab};
 
 testkit::trials! {
     crate::in_browser:
@@ -21,18 +21,19 @@ testkit::trials! {
         long_lines_are_wrapped,
 }
 
-const WIDE: Screen = Screen {
-    dark: false,
-    width: 1280,
-};
-const NARROW: Screen = Screen {
-    dark: false,
-    width: 360,
-};
+const WIDE: Screen = Screen::WIDE;
+const NARROW: Screen = Screen::NARROW;
 
-const TAB: u32 = 9;
 const ENTER: u32 = 13;
 const DOWN: u32 = 40;
+
+/// Opens a report with a fragment.
+fn open(report: &ReportPage, fragment: &str, screen: Screen) -> Tab {
+    Tab::open(
+        &format!("file://{}#{fragment}", report.page.display()),
+        screen,
+    )
+}
 
 /// A report with every kind of result, and a fragment that shows every control.
 fn sample() -> (ReportPage, &'static str) {
@@ -49,24 +50,9 @@ fn sample() -> (ReportPage, &'static str) {
 
 fn every_control_has_a_name_and_a_role() {
     let (page, fragment) = sample();
-    let mut tab = Tab::open(&page.page, fragment, WIDE);
+    let mut tab = open(&page, fragment, WIDE);
     tab.evaluate("document.querySelector('details').open = true");
-    tab.call("Accessibility.enable", &json!({}));
-    let tree = tab.call("Accessibility.getFullAXTree", &json!({}));
-    let mut roles: BTreeMap<&str, usize> = BTreeMap::new();
-    for node in tree["nodes"].as_array().unwrap() {
-        let properties = node["properties"].as_array().cloned().unwrap_or_default();
-        let is_focusable =
-            |one: &Value| one["name"] == "focusable" && one["value"]["value"] == true;
-        if node["ignored"] == true || !properties.iter().any(is_focusable) {
-            continue;
-        }
-        let name = node["name"]["value"].as_str().unwrap_or_default();
-        assert!(!name.trim().is_empty(), "{node}");
-        *roles
-            .entry(node["role"]["value"].as_str().unwrap())
-            .or_default() += 1;
-    }
+    let mut roles = tab.roles_of_controls();
     // Links of lines, steps and attempts; bars and buttons.
     let many = [roles.remove("link"), roles.remove("button")];
     assert!(many[0] > Some(20) && many[1] > Some(10), "{many:?}");
@@ -80,40 +66,15 @@ fn every_control_has_a_name_and_a_role() {
         ("region", 2),
         ("searchbox", 1),
     ];
+    let expected = expected.map(|(role, count)| (role.to_owned(), count));
     assert_eq!(roles, BTreeMap::from(expected));
 }
 
-/// The focus follows the order of the document, is visible, and leaves the page at the end.
 fn the_tab_key_reaches_every_control() {
     let (page, fragment) = sample();
-    let mut tab = Tab::open(&page.page, fragment, WIDE);
-    let all = tab.evaluate(
-        "window.all = [...document.querySelectorAll('a[href], button, input, select, summary, [tabindex]')]
-            .filter((one) => one.tabIndex >= 0 && !one.disabled && one.checkVisibility() && !one.closest('.row')); all.length",
-    );
-    let all = all.as_u64().unwrap();
+    let mut tab = open(&page, fragment, WIDE);
+    let all = tab.reach_controls(".row");
     assert!(all > 25, "{all} controls");
-    let mut reached = Vec::new();
-    for _ in 0..2 * all {
-        tab.press("Tab", TAB);
-        let focused = tab.evaluate(
-            "(() => {
-                const one = document.activeElement, style = getComputedStyle(one);
-                if (one === document.body) return null;
-                const box = one.getBoundingClientRect();
-                return { index: all.indexOf(one), text: one.outerHTML.slice(0, 80),
-                    outline: style.outlineStyle === 'none' ? 0 : parseFloat(style.outlineWidth),
-                    visible: box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth };
-            })()",
-        );
-        if focused.is_null() {
-            break;
-        }
-        assert!(focused["outline"].as_f64() >= Some(2.0), "{focused}");
-        assert_eq!(focused["visible"], true, "{focused}");
-        reached.extend(focused["index"].as_u64());
-    }
-    assert_eq!(reached, (0..all).collect::<Vec<_>>());
 }
 
 fn keys_select_lines_of_output() {
@@ -121,7 +82,7 @@ fn keys_select_lines_of_output() {
         let audit = Audit::new("keys", 0).lines((1..=500).map(|number| format!("line {number}")));
         audit.sealed(dir, 0)
     });
-    let mut tab = Tab::open(&page.page, "", WIDE);
+    let mut tab = open(&page, "", WIDE);
     tab.evaluate("$('skip').click()");
     let mut selected = |key, code| {
         tab.press(key, code);
@@ -139,44 +100,6 @@ fn keys_select_lines_of_output() {
     tab.press("Escape", 27);
     assert_eq!(tab.evaluate("$('line').hidden"), true);
 }
-
-/// The text with the least contrast to its background, of texts that the page colors.
-///
-/// A background that a program chose is not the page's. A disabled control is exempt.
-const LEAST_CONTRAST: &str = r"(() => {
-    const context = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
-    const rgba = (color) => {
-        context.clearRect(0, 0, 1, 1);
-        context.fillStyle = color;
-        context.fillRect(0, 0, 1, 1);
-        const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
-        return [r, g, b, a / 255];
-    };
-    const over = (top, alpha, below) => [0, 1, 2].map((i) => top[i] * alpha + below[i] * (1 - alpha));
-    const light = (rgb) => {
-        const linear = rgb.map((part) => part <= 10 ? part / 3294 : ((part / 255 + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
-    };
-    const backgroundOf = (element) => {
-        if (!element) return [255, 255, 255];
-        const [r, g, b, alpha] = rgba(getComputedStyle(element).backgroundColor);
-        return alpha === 1 ? [r, g, b] : over([r, g, b], alpha, backgroundOf(element.parentElement));
-    };
-    const found = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    while (texts.nextNode()) {
-        const text = texts.currentNode, element = text.parentElement;
-        if (!text.data.trim() || !element.checkVisibility({ visibilityProperty: true })) continue;
-        if (element.closest('script, style, noscript, :disabled, [style*=background-color]')) continue;
-        const background = backgroundOf(element), color = rgba(getComputedStyle(element).color);
-        let opacity = color[3];
-        for (let one = element; one; one = one.parentElement) opacity *= getComputedStyle(one).opacity;
-        const pair = [light(over(color, opacity, background)), light(background)].sort((a, b) => b - a);
-        found.push({ contrast: (pair[0] + 0.05) / (pair[1] + 0.05), text: text.data.slice(0, 60),
-            html: element.outerHTML.slice(0, 160) });
-    }
-    found.sort((a, b) => a.contrast - b.contrast);
-    return { texts: found.length, least: found[0] };
-})()";
 
 fn text_has_enough_contrast() {
     let (page, fragment) = sample();
@@ -206,38 +129,28 @@ fn text_has_enough_contrast() {
             (&colors, "line=3"),
             (&colors, "line=50"),
         ] {
-            let mut tab = Tab::open(&page.page, fragment, Screen { dark, ..WIDE });
-            let found = tab.evaluate(LEAST_CONTRAST);
-            assert!(found["texts"].as_u64() > Some(40), "{found}");
-            assert!(
-                found["least"]["contrast"].as_f64() >= Some(4.5),
-                "dark: {dark}: {found}"
-            );
+            let mut tab = open(page, fragment, Screen { dark, ..WIDE });
+            let texts = tab.check_contrast();
+            assert!(texts > 40, "dark: {dark}: {texts} texts");
         }
     }
 }
 
 fn a_narrow_page_does_not_scroll_sideways() {
     let (page, fragment) = sample();
-    let mut tab = Tab::open(&page.page, fragment, NARROW);
+    let mut tab = open(&page, fragment, NARROW);
+    tab.check_width();
     let found = tab.evaluate(
-        "({ page: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-            log: $('log').scrollWidth - $('log').clientWidth,
-            outside: [...document.querySelectorAll('a, button, input, select')].filter((one) => one.checkVisibility())
-                .map((one) => [one.outerHTML.slice(0, 80), one.getBoundingClientRect()])
-                .filter(([, box]) => box.left < 0 || box.right > innerWidth).map(([html]) => html),
+        "({ log: $('log').scrollWidth - $('log').clientWidth,
             line: document.querySelector('.row.on').getBoundingClientRect().top < innerHeight })",
     );
-    assert_eq!(
-        found,
-        json!({"page": 0, "log": 0, "outside": [], "line": true})
-    );
+    assert_eq!(found, json!({"log": 0, "line": true}));
     // A step that is chosen shows its output.
     tab.evaluate("scrollTo(0, 0); document.querySelector('#step-2 a').click()");
     let top = "innerHeight - $('log').getBoundingClientRect().top > 100 && $('name').textContent.startsWith('build')";
     testkit::deadline::wait_for("the output of the step", || tab.evaluate(top) == true);
     // The table of a wide page has room for long names and reasons, too.
-    let mut tab = Tab::open(&page.page, fragment, WIDE);
+    let mut tab = open(&page, fragment, WIDE);
     assert_eq!(
         tab.evaluate("$('steps').scrollWidth - $('steps').clientWidth"),
         0
@@ -258,7 +171,7 @@ fn long_lines_are_wrapped() {
             .sealed(dir, 0)
     });
     for screen in [WIDE, NARROW] {
-        let mut tab = Tab::open(&page.page, "line=1700", screen);
+        let mut tab = open(&page, "line=1700", screen);
         let rows = "(() => {
             const rows = [...document.querySelectorAll('.row')].map((row) => row.getBoundingClientRect());
             const log = $('log').getBoundingClientRect();

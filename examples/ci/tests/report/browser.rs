@@ -5,18 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
-
-/// Returns true if a browser is available, or required.
-pub(crate) fn is_expected() -> bool {
-    std::env::var("MOAT_CHROMIUM").is_ok_and(|value| value == "required") || name().is_some()
-}
-
-pub(crate) fn name() -> Option<&'static str> {
-    let path = std::env::var_os("PATH")?;
-    let exists = |name: &&str| std::env::split_paths(&path).any(|dir| dir.join(name).exists());
-    NAMES.into_iter().find(exists)
-}
+use testkit::chromium;
 
 /// The document of a page in the browser.
 pub(crate) struct Dom {
@@ -27,10 +16,9 @@ pub(crate) struct Dom {
 
 /// Opens the page with a fragment.
 pub(crate) fn open(page: &Path, fragment: &str) -> Dom {
-    let name = name().expect("MOAT_CHROMIUM=required, but PATH has no Chromium");
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| File::create(dir.path().join(name)).unwrap();
-    let mut child = Command::new(name)
+    let mut child = Command::new(chromium::program())
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"])
         .args(["--enable-logging=stderr", "--virtual-time-budget=5000"])
         .arg("--window-size=1400,900")

@@ -5,12 +5,12 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+use testkit::chromium;
 use testkit::harness::{Harness, Trial};
 
 mod access;
 mod audit;
 mod browser;
-mod devtools;
 mod file;
 mod page;
 mod sample;
@@ -36,9 +36,5 @@ fn anywhere(name: &str, trial: fn()) -> Trial {
 
 /// A trial in a headless browser.
 fn in_browser(name: &str, trial: fn()) -> Trial {
-    let browser = match browser::is_expected() {
-        true => Ok(()),
-        false => Err("no Chromium (set MOAT_CHROMIUM=required to fail instead)".into()),
-    };
-    anywhere(name, trial).needs(&browser)
+    anywhere(name, trial).needs(&chromium::need())
 }
