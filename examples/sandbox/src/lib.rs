@@ -1,6 +1,7 @@
 //! The parts of the sandbox server.
 
 pub mod api;
+pub mod body;
 pub mod clients;
 pub mod command;
 pub mod page;

@@ -12,6 +12,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 #[cfg(feature = "docker")]
@@ -19,6 +20,7 @@ use moat::Docker;
 use moat::{LocalProcess, Manager};
 use moat_sandbox::clients::{Clients, new_token};
 use moat_sandbox::sandbox::Sandbox;
+use moat_sandbox::server::Timeouts;
 use moat_sandbox::{api, server};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -41,6 +43,12 @@ struct Args {
     /// Runtime of the sessions. Local processes are isolated from nothing
     #[arg(long, value_enum, default_value_t)]
     runtime: RuntimeArg,
+    /// Seconds for the headers of a request, and for a pause in its body
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    read_timeout: u64,
+    /// Seconds for which a client may read nothing of what is sent to it
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    write_timeout: u64,
     /// Stop all sessions when the server ends
     #[arg(long)]
     stop_sessions: bool,
@@ -100,7 +108,11 @@ async fn serve(args: &Args) -> Result<(), String> {
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     println!("listening on http://{address}");
     let router = api::router(Arc::clone(&sandbox));
-    let served = tokio::spawn(server::serve(listener, router, stop.clone()));
+    let timeouts = Timeouts {
+        read: Duration::from_secs(args.read_timeout),
+        write: Duration::from_secs(args.write_timeout),
+    };
+    let served = tokio::spawn(server::serve(listener, router, timeouts, stop.clone()));
     stop.cancelled().await;
     // Requests in progress end with their commands.
     sandbox.end_commands().await;

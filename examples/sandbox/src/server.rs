@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use axum::middleware::map_request;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -15,19 +17,35 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::body::limited;
+
 /// Connections at the same time. More wait.
 const MAX_CONNECTIONS: usize = 1024;
-/// The longest time for the headers of a request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest time for which a client may read nothing of what is sent to it.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The time that a shutdown gives requests in progress.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 /// A pause after a failed accept, such as with no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long the server waits for a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// The longest time for the headers of a request, and for a pause in its body.
+    pub read: Duration,
+    /// The longest time for which a client may read nothing of what is sent to it.
+    pub write: Duration,
+}
+
 /// Serves until the token is cancelled, and then completes the requests in progress.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    timeouts: Timeouts,
+    stop: CancellationToken,
+) {
+    let limit = move |request: Request| {
+        std::future::ready(request.map(|body| limited(body, timeouts.read)))
+    };
+    let router = router.layer(map_request(limit));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
     loop {
@@ -37,7 +55,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
         };
         match accepted {
             Ok((stream, place)) => {
-                let served = serve_connection(stream, router.clone(), stop.clone());
+                let served = serve_connection(stream, router.clone(), timeouts, stop.clone());
                 connections.spawn(async move {
                     served.await;
                     drop(place);
@@ -62,13 +80,18 @@ async fn accept(
     Ok((stream, place))
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn serve_connection(
+    stream: TcpStream,
+    router: Router,
+    timeouts: Timeouts,
+    stop: CancellationToken,
+) {
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    stream.set_write_timeout(Some(timeouts.write));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(timeouts.read)
         .serve_connection(
             TokioIo::new(Box::pin(stream)),
             TowerToHyperService::new(router),

@@ -110,6 +110,9 @@ pub async fn start(
     if sandbox.is_local() && new.stdin.is_some() {
         return Err(Problem::unsupported("stdin: local processes have no input"));
     }
+    if new.cmd.is_empty() {
+        return Err(Problem::field("cmd", "it is empty"));
+    }
     let stdin = new.stdin.clone();
     let spec = new.spec(&client, &session)?;
     let cancel = spec.cancel.clone();

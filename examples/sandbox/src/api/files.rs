@@ -1,7 +1,6 @@
 //! Files up and down.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::QueryRejection;
@@ -13,15 +12,13 @@ use moat::Run;
 use moat::run::CopyOptions;
 use moat::runtime::Archive;
 use serde::Deserialize;
-use tokio::time::timeout;
 use utoipa::IntoParams;
 
 use super::auth::Caller;
+use crate::body::is_timeout;
 use crate::problem::Problem;
 use crate::sandbox::Sandbox;
 
-/// The longest time for the body of an upload.
-const UPLOAD_TIMEOUT: Duration = Duration::from_secs(120);
 const TAR: &str = "application/x-tar";
 
 #[derive(Deserialize, IntoParams)]
@@ -122,7 +119,10 @@ fn check(path: &str, sandbox: &Sandbox) -> Result<(), Problem> {
         ));
     }
     let is_plain = |part: &str| part != "." && part != "..";
-    match path.starts_with('/') && !path.contains('\0') && path.split('/').all(is_plain) {
+    match path.starts_with('/')
+        && !path.contains(['\0', char::REPLACEMENT_CHARACTER])
+        && path.split('/').all(is_plain)
+    {
         true => Ok(()),
         false => Err(Problem::field(
             "path",
@@ -147,21 +147,15 @@ fn has_type(headers: &HeaderMap, wanted: &str) -> bool {
 
 async fn receive(body: Body, limit: u64) -> Result<Bytes, Problem> {
     let limit_bytes = usize::try_from(limit).unwrap_or(usize::MAX);
-    match timeout(UPLOAD_TIMEOUT, to_bytes(body, limit_bytes)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_length(&error) => Err(Problem::too_large(format!(
-            "the body has more than {limit} bytes"
-        ))),
-        Ok(Err(error)) => Err(Problem::bad_request(format!(
-            "cannot read the body: {error}"
-        ))),
-        Err(_) => {
-            let seconds = UPLOAD_TIMEOUT.as_secs();
-            Err(Problem::timeout(format!(
-                "the body did not arrive within {seconds} s"
-            )))
+    to_bytes(body, limit_bytes).await.map_err(|error| {
+        if is_length(&error) {
+            Problem::too_large(format!("the body has more than {limit} bytes"))
+        } else if is_timeout(&error) {
+            Problem::timeout("the body did not arrive in time")
+        } else {
+            Problem::bad_request(format!("cannot read the body: {error}"))
         }
-    }
+    })
 }
 
 fn is_length(error: &axum::Error) -> bool {

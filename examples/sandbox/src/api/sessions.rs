@@ -166,6 +166,9 @@ pub async fn create(
     body: Result<Json<NewSession>, JsonRejection>,
 ) -> Result<impl IntoResponse, Problem> {
     let Json(new) = body?;
+    if new.cmd.as_ref().is_some_and(Vec::is_empty) {
+        return Err(Problem::field("cmd", "it is empty"));
+    }
     let quota = &client.quota;
     let idle = within(
         "idle_timeout_seconds",

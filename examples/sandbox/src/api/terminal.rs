@@ -46,6 +46,18 @@ pub struct Wanted {
     cmd: Option<String>,
 }
 
+impl Wanted {
+    fn size(&self) -> Result<WindowSize, Problem> {
+        let (columns, rows) = (self.columns.unwrap_or(80), self.rows.unwrap_or(24));
+        for (name, value) in [("columns", columns), ("rows", rows)] {
+            if value == 0 {
+                return Err(Problem::field(name, "it must be more than 0"));
+            }
+        }
+        Ok(WindowSize::new(columns, rows))
+    }
+}
+
 /// A message of the client that is not input.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
@@ -79,7 +91,7 @@ pub async fn open(
     }
     let Query(wanted) = wanted?;
     let upgrade = upgrade.map_err(|rejection| Problem::bad_request(rejection.body_text()))?;
-    let size = WindowSize::new(wanted.columns.unwrap_or(80), wanted.rows.unwrap_or(24));
+    let size = wanted.size()?;
     let spec = CommandSpec {
         cmd: vec![wanted.cmd.unwrap_or_else(|| SHELL.into())],
         env: BTreeMap::from([("TERM".into(), "xterm-256color".into())]),
@@ -93,10 +105,9 @@ pub async fn open(
         cancel: session.command_token(),
     };
     let running = Running::start(&sandbox, session, spec).await?;
-    let attachment = running
-        .command
-        .attach(AttachOptions::new().with_input().lossless())
-        .await?;
+    // Engines before Docker 23 take no size at the start.
+    let options = AttachOptions::new().with_input().lossless().window(size);
+    let attachment = running.command.attach(options).await?;
     let upgrade = upgrade
         .protocols([PROTOCOL])
         .max_message_size(MAX_MESSAGE_BYTES);
