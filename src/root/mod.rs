@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod crash;
+mod execs;
 mod group_file;
 mod json_file;
 mod lock;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::audit::{Follow, LOG_FILE, LogState, Verification, exec_file, exec_number, verify};
+use crate::audit::{Follow, LOG_FILE, LogState, Verification, verify};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::outcome::{Ending, Seal, StopCause};
@@ -26,6 +27,7 @@ use crate::spec::{ROOT_FILE, RootId, RunId, RunRecord};
 use crate::state::RunStatus;
 use crate::timestamp::Timestamp;
 
+pub use crate::root::execs::ExecInfo;
 pub(crate) use crate::root::group_file::GroupRecord;
 pub(crate) use crate::root::lock::Lock;
 pub(crate) use crate::root::run_file::RunFile;
@@ -236,17 +238,28 @@ impl Root {
             return Err(self.no_such_run(run));
         }
         let found = verify(self.audit(run))?;
+        Ok(self.in_place(run, None, found))
+    }
+
+    /// Reports a file that belongs to another run, root or exec as damaged.
+    fn in_place(&self, run: &RunId, exec: Option<u32>, found: Verification) -> Verification {
         let Some(start) = &found.start else {
-            return Ok(found);
+            return found;
         };
-        let reason = match (self.misplacement(run, &start.record), start.exec) {
-            (None, None) => return Ok(found),
-            (None, Some(exec)) => {
-                format!("it belongs to exec {exec}, but is the file of run {run}")
-            }
-            (Some(reason), _) => reason,
+        let name = |exec: Option<u32>| match exec {
+            Some(number) => format!("exec {number}"),
+            None => format!("run {run}"),
         };
-        Ok(found.misplaced(reason))
+        let reason = match self.misplacement(run, &start.record) {
+            None if start.exec == exec => return found,
+            None => format!(
+                "it belongs to {}, but is the file of {}",
+                name(start.exec),
+                name(exec)
+            ),
+            Some(reason) => reason,
+        };
+        found.misplaced(reason)
     }
 
     /// Lists the ids of all runs, sorted.
@@ -433,25 +446,6 @@ impl Root {
             return Some(format!("it belongs to root {owner}, but is in root {root}"));
         }
         None
-    }
-    /// Returns the numbers of a run's execs that have a log.
-    pub(crate) fn execs(&self, run: &RunId) -> impl Iterator<Item = u32> {
-        fs::read_dir(self.dir(run))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| exec_number(entry.file_name().to_str()?))
-    }
-
-    /// Returns the numbers of a run's execs whose log is not sealed.
-    pub(crate) fn unsealed_execs(&self, run: &RunId) -> Vec<u32> {
-        let is_sealed = |number: &u32| {
-            let summary = AuditSummary::read(&self.dir(run).join(exec_file(*number)));
-            matches!(summary, Ok(Some(summary)) if summary.seal.is_some())
-        };
-        self.execs(run)
-            .filter(|number| !is_sealed(number))
-            .collect()
     }
 }
 

@@ -342,7 +342,10 @@ impl Run {
         let id = self.id().clone();
         let (file, mut number) = context
             .on_disk("read", move |root| {
-                Ok((root.read_run(&id)?, root.execs(&id).max().unwrap_or(0) + 1))
+                Ok((
+                    root.read_run(&id)?,
+                    root.exec_numbers(&id).max().unwrap_or(0) + 1,
+                ))
             })
             .await?;
         let (image, engine_id) = file

@@ -76,7 +76,7 @@ types! {
     #[cfg(all(feature = "process", unix))]
     moat { LocalProcess }
     moat::audit {
-        Action, Batch, Damage, Event, Follow, Gap, GapReason, Interaction, LogState, Output,
+        Action, Batch, Damage, Event, ExecCreated, Follow, Gap, GapReason, Interaction, LogState, Output,
         Reader<File>, Record, RecordRef<'static>, Records, Resume, ResumeCause, Start,
         Started, StdinChunk, Stop, TruncatedTail, Verification,
     }
@@ -95,7 +95,7 @@ types! {
         Ending, Evidence, Exit, Outcome, PerStream<u64>, Seal, SealState, StopCause, Stream,
         Usage, Verdict,
     }
-    moat::root { Root, RunInfo }
+    moat::root { ExecInfo, Root, RunInfo }
     moat::run {
         AttachHandle, AttachOptions, Attached, Attachment, CopyError, CopyOptions, CopyProgress, Exec,
         Input, LineMatch, Output, Ready, Run,

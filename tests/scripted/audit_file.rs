@@ -68,6 +68,66 @@ async fn a_file_in_another_place_is_named_with_both_ids() {
     assert!(matches!(missing, Err(Error::NoSuchRun { .. })));
 }
 
+#[tokio::test(start_paused = true)]
+async fn execs_are_listed_and_verified() {
+    let bench = Bench::new();
+    let manager = bench.open().await;
+    let run = bench
+        .start(&manager, Script::new().until_stopped(), named("mine"))
+        .await;
+    for code in [0, 3] {
+        bench
+            .runtime
+            .next_exec(Script::new().stdout("x\n").exit(code));
+        let exec = run.exec(ExecSpec::new(["test", &code.to_string()]));
+        exec.await.unwrap().wait().await.unwrap();
+    }
+    bench.runtime.next_exec(Script::new().until_stopped());
+    run.exec(ExecSpec::new(["wait"])).await.unwrap();
+
+    let (root, mine) = (bench.view(), RunId::new("mine").unwrap());
+    let execs = root.execs(&mine).unwrap();
+    let summary = |exec: &moat::root::ExecInfo| {
+        let record = exec.record.as_ref().unwrap();
+        let code = exec.seal.as_ref().map(|seal| seal.exit.code());
+        (exec.number, record.settings.cmd.join(" "), code)
+    };
+    assert_eq!(
+        execs.iter().map(summary).collect::<Vec<_>>(),
+        [
+            (1, "test 0".to_owned(), Some(Some(0))),
+            (2, "test 3".to_owned(), Some(Some(3))),
+            (3, "wait".to_owned(), None),
+        ]
+    );
+    let verified = root.verify_exec(&mine, 2).unwrap();
+    assert!(matches!(verified.state, LogState::Sealed(_)));
+    assert_eq!(verified.records, 1);
+
+    for (file, reason) in [
+        (
+            "exec-1.jsonl",
+            "it belongs to exec 1, but is the file of exec 2",
+        ),
+        (
+            "logs.jsonl",
+            "it belongs to run mine, but is the file of exec 2",
+        ),
+    ] {
+        std::fs::copy(bench.file("mine", file), &execs[1].audit).unwrap();
+        let LogState::Damaged(damage) = root.verify_exec(&mine, 2).unwrap().state else {
+            panic!("{reason}");
+        };
+        assert_eq!(damage.reason, reason);
+    }
+    std::fs::write(&execs[1].audit, "no record\n").unwrap();
+    assert!(root.execs(&mine).unwrap()[1].problem.is_some());
+    let missing = RunId::new("missing").unwrap();
+    assert!(matches!(root.execs(&missing), Err(Error::NoSuchRun { .. })));
+    run.stop(None).await.unwrap();
+    manager.shutdown(ShutdownMode::Leave).await;
+}
+
 #[tokio::test]
 async fn a_removed_audit_is_restored_before_the_seal() {
     for whole_directory in [false, true] {

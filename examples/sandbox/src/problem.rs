@@ -49,6 +49,10 @@ impl Problem {
         Self::not_found(format!("there is no session {id:?}"))
     }
 
+    pub fn no_exec(id: &str) -> Self {
+        Self::not_found(format!("the session has no command {id:?}"))
+    }
+
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, detail)
     }

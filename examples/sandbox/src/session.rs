@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
 use moat::tokio_util::sync::CancellationToken;
 use moat::{Manager, Run};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -105,7 +106,12 @@ impl Session {
     pub async fn start(&self, manager: &Manager, spec: CommandSpec) -> Result<Command, Problem> {
         let cancel = spec.cancel.clone();
         let command = match &self.directory {
-            None => Command::Exec(self.run.exec(spec.exec()).await?),
+            None => match self.run.exec(spec.exec()).await {
+                Ok(exec) => Command::Exec(exec),
+                // It ended during the call.
+                Err(_) if self.has_ended() => return Err(Problem::ended(self.run.id().as_str())),
+                Err(error) => return Err(error.into()),
+            },
             Some(directory) => {
                 let spec = spec
                     .run(directory)
@@ -115,6 +121,10 @@ impl Session {
         };
         self.commands().insert(command.id(), cancel);
         Ok(command)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.run.wait_exit().now_or_never().is_some()
     }
 
     pub fn end_command(&self, id: &str) {

@@ -1,13 +1,15 @@
 //! The audit files of a session and its commands.
 
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::IntoResponse;
-use moat::audit::{LogState, Verification, exec_file, verify as verify_file};
+use moat::audit::{LogState, Verification};
+use moat::root::{ExecInfo, RunInfo};
+use moat::spec::RunRecord;
 use moat::{RunId, Seal, Verdict};
 use serde::Serialize;
 use tokio::fs::File;
@@ -21,68 +23,53 @@ use crate::problem::Problem;
 use crate::sandbox::{Sandbox, label};
 use crate::session::SESSION_LABEL;
 
-/// An audit file, as it was verified.
-pub struct Audit {
-    /// The command, or `None` for the session itself.
-    pub exec: Option<String>,
-    path: PathBuf,
-    pub verification: Verification,
-}
-
-impl Audit {
-    pub fn seal(&self) -> Option<&Seal> {
-        match &self.verification.state {
-            LogState::Sealed(seal) => Some(seal),
-            _ => None,
-        }
-    }
-
-    pub fn is_unsealed(&self) -> bool {
-        matches!(self.verification.state, LogState::Unsealed { .. })
-    }
-}
-
-/// Verifies all audit files of a session.
-pub async fn audits(sandbox: &Arc<Sandbox>, session: &RunId) -> Result<Vec<Audit>, Problem> {
-    let (sandbox, session) = (Arc::clone(sandbox), session.clone());
-    let verified = tokio::task::spawn_blocking(move || {
-        let root = sandbox.manager.root();
-        let mut audits = vec![Audit {
-            exec: None,
-            path: root.audit(&session),
-            verification: root.verify(&session)?,
-        }];
-        for (exec, path) in exec_files(&sandbox, &session)? {
-            let verification = verify_file(&path)?;
-            audits.push(Audit {
-                exec: Some(exec),
-                path,
-                verification,
-            });
-        }
-        Ok::<_, moat::Error>(audits)
-    });
-    match verified.await {
-        Ok(audits) => Ok(audits?),
+/// Calls a function that reads files.
+pub async fn on_disk<T: Send + 'static>(
+    read: impl FnOnce() -> moat::Result<T> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(result) => Ok(result?),
         Err(error) => Err(Problem::internal(error.to_string())),
     }
 }
 
-/// The ids and audit files of the commands of a session.
-fn exec_files(sandbox: &Sandbox, session: &RunId) -> moat::Result<Vec<(String, PathBuf)>> {
+/// The audit file of a command.
+pub struct ExecFile {
+    pub id: String,
+    pub audit: PathBuf,
+    pub record: Option<RunRecord>,
+    pub seal: Option<Seal>,
+}
+
+/// The audit files of the commands of a session, the first one first.
+pub fn exec_files(sandbox: &Sandbox, session: &RunId) -> moat::Result<Vec<ExecFile>> {
     let root = sandbox.manager.root();
     if sandbox.is_local() {
         let mut runs = root.list()?;
         runs.retain(|info| label(info, SESSION_LABEL) == Some(session.as_str()));
-        let file = |run: &RunId| (run.to_string(), root.audit(run));
-        return Ok(runs.iter().map(|info| file(&info.run)).collect());
+        let file = |info: RunInfo| ExecFile {
+            id: info.run.to_string(),
+            audit: root.audit(&info.run),
+            record: info.record,
+            seal: info.seal,
+        };
+        return Ok(runs.into_iter().map(file).collect());
     }
-    let directory = root.dir(session);
-    let file = |number: u32| (number.to_string(), directory.join(exec_file(number)));
-    Ok((1..)
-        .map(file)
-        .take_while(|(_, path)| path.exists())
-        .collect())
+    let file = |info: ExecInfo| ExecFile {
+        id: info.number.to_string(),
+        audit: info.audit,
+        record: info.record,
+        seal: info.seal,
+    };
+    Ok(root.execs(session)?.into_iter().map(file).collect())
+}
+
+fn verify_exec(sandbox: &Sandbox, session: &RunId, exec: &str) -> moat::Result<Verification> {
+    let root = sandbox.manager.root();
+    match exec.parse() {
+        Ok(number) => root.verify_exec(session, number),
+        Err(_) => root.verify(&RunId::new(exec)?),
+    }
 }
 
 /// The audit file of a session.
@@ -111,16 +98,10 @@ pub async fn exec(
     Path((id, exec)): Path<(String, String)>,
 ) -> Result<impl IntoResponse, Problem> {
     let session = sandbox.find(&client, &id).await?.run;
-    let files = {
-        let sandbox = Arc::clone(&sandbox);
-        tokio::task::spawn_blocking(move || exec_files(&sandbox, &session)).await
-    };
-    let files = files.map_err(|error| Problem::internal(error.to_string()))??;
-    match files.into_iter().find(|(id, _)| *id == exec) {
-        Some((_, path)) => send(path).await,
-        None => Err(Problem::not_found(format!(
-            "the session has no command {exec:?}"
-        ))),
+    let files = on_disk(move || exec_files(&sandbox, &session)).await?;
+    match files.into_iter().find(|file| file.id == exec) {
+        Some(file) => send(file.audit).await,
+        None => Err(Problem::no_exec(&exec)),
     }
 }
 
@@ -166,9 +147,9 @@ enum FileState {
     Damaged,
 }
 
-impl From<Audit> for VerifiedFile {
-    fn from(audit: Audit) -> Self {
-        let (state, damage) = match &audit.verification.state {
+impl VerifiedFile {
+    fn new(exec: Option<String>, audit: &FilePath, found: &Verification) -> Self {
+        let (state, damage) = match &found.state {
             LogState::Sealed(_) => (FileState::Sealed, None),
             LogState::Unsealed { .. } => (FileState::Unsealed, None),
             LogState::Damaged(damage) => (FileState::Damaged, Some(damage.to_string())),
@@ -177,15 +158,19 @@ impl From<Audit> for VerifiedFile {
                 Some(format!("unknown state: {other:?}")),
             ),
         };
-        let name = audit.path.file_name().unwrap_or_default();
+        let verdict = match &found.state {
+            LogState::Sealed(seal) => Some(seal.verdict),
+            _ => None,
+        };
+        let name = audit.file_name().unwrap_or_default();
         Self {
             file: name.to_string_lossy().into_owned(),
+            exec,
             state,
-            verdict: audit.seal().map(|seal| seal.verdict),
+            verdict,
             damage,
-            bytes: audit.verification.bytes.total(),
-            gaps: audit.verification.gaps,
-            exec: audit.exec,
+            bytes: found.bytes.total(),
+            gaps: found.gaps,
         }
     }
 }
@@ -201,8 +186,17 @@ pub async fn verify(
     Path(id): Path<String>,
 ) -> Result<Json<Verified>, Problem> {
     let session = sandbox.find(&client, &id).await?.run;
-    let audits = audits(&sandbox, &session).await?;
-    let files: Vec<_> = audits.into_iter().map(VerifiedFile::from).collect();
+    let files = on_disk(move || {
+        let root = sandbox.manager.root();
+        let found = root.verify(&session)?;
+        let mut files = vec![VerifiedFile::new(None, &root.audit(&session), &found)];
+        for ExecFile { id, audit, .. } in exec_files(&sandbox, &session)? {
+            let found = verify_exec(&sandbox, &session, &id)?;
+            files.push(VerifiedFile::new(Some(id), &audit, &found));
+        }
+        Ok(files)
+    });
+    let files = files.await?;
     let verified = files.iter().all(|file| file.damage.is_none());
     Ok(Json(Verified { verified, files }))
 }

@@ -21,7 +21,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
-use super::audit::{Audit, audits};
+use super::audit::{ExecFile, exec_files, on_disk};
 use super::auth::Caller;
 use super::output::{Decoder, End};
 use super::sessions::within;
@@ -115,7 +115,6 @@ pub async fn start(
     }
     let stdin = new.stdin.clone();
     let spec = new.spec(&client, &session)?;
-    let cancel = spec.cancel.clone();
     let (sender, receiver) = mpsc::channel(WAITING_EVENTS);
     let running = Running::start(&sandbox, session, spec).await?;
     let mut options = AttachOptions::new().lossless();
@@ -128,9 +127,11 @@ pub async fn start(
     }
     tokio::spawn(async move {
         tokio::select! {
-            () = sender.closed() => cancel.cancel(),
+            () = sender.closed() => {}
             _ = relay(&running.command, attachment, &sender) => {}
         }
+        // If the command has ended, this has no effect.
+        running.kill();
         running.end().await;
     });
     let events = stream::unfold(receiver, async |mut receiver| {
@@ -151,11 +152,8 @@ pub async fn list(
     Path(id): Path<String>,
 ) -> Result<Json<Execs>, Problem> {
     let session = sandbox.find(&client, &id).await?.run;
-    let audits = audits(&sandbox, &session).await?;
-    let execs = audits
-        .into_iter()
-        .filter_map(|audit| Exec::new(&audit))
-        .collect();
+    let files = on_disk(move || exec_files(&sandbox, &session)).await?;
+    let execs = files.into_iter().map(Exec::from).collect();
     Ok(Json(Execs { execs }))
 }
 
@@ -174,15 +172,10 @@ pub async fn kill(
     {
         return Ok(StatusCode::NO_CONTENT);
     }
-    let audits = audits(&sandbox, &session).await?;
-    match audits
-        .iter()
-        .any(|audit| audit.exec.as_deref() == Some(&exec))
-    {
+    let files = on_disk(move || exec_files(&sandbox, &session)).await?;
+    match files.iter().any(|file| file.id == exec) {
         true => Ok(StatusCode::NO_CONTENT),
-        false => Err(Problem::not_found(format!(
-            "the session has no command {exec:?}"
-        ))),
+        false => Err(Problem::no_exec(&exec)),
     }
 }
 
@@ -214,23 +207,21 @@ impl NewExec {
     }
 }
 
-impl Exec {
-    fn new(audit: &Audit) -> Option<Self> {
-        let start = audit.verification.start.as_deref();
-        let seal = audit.seal();
-        Some(Self {
-            id: audit.exec.clone()?,
-            cmd: start
-                .map(|start| start.record.settings.cmd.clone())
-                .unwrap_or_default(),
-            state: match audit.is_unsealed() {
-                true => ExecState::Running,
-                false => ExecState::Ended,
+impl From<ExecFile> for Exec {
+    fn from(file: ExecFile) -> Self {
+        let seal = file.seal.as_ref();
+        let cmd = file.record.map(|record| record.settings.cmd);
+        Self {
+            id: file.id,
+            cmd: cmd.unwrap_or_default(),
+            state: match seal {
+                None => ExecState::Running,
+                Some(_) => ExecState::Ended,
             },
             code: seal.and_then(|seal| seal.exit.code()),
             stopped: seal.and_then(|seal| seal.stopped),
             verdict: seal.map(|seal| seal.verdict),
-        })
+        }
     }
 }
 

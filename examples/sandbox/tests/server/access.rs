@@ -146,7 +146,6 @@ async fn unknown_sessions_are_not_found(server: &mut Server) {
     let commands = alice.shell(&id, "true").await;
     for unknown in [
         "01m0000000000000000000000000000000",
-        "%2e%2e",
         "%2e%2e%2froot",
         "..%2f",
         "%00",

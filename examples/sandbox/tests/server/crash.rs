@@ -115,8 +115,7 @@ impl Work {
         let counted = check_numbers(audit.stream("stdout"));
         assert!(counted > 0, "{}", audit.end);
         drop(self.terminal);
-        // The library does not stop the processes of an orphaned exec yet.
-        let _ = self.pid;
+        crate::exec::assert_gone(alice, &self.session, &self.pid).await;
     }
 }
 

@@ -10,7 +10,6 @@ use tokio::net::TcpStream;
 use crate::client::shell;
 use crate::fixture::Server;
 use testkit::deadline::{eventually, within};
-use testkit::harness::Trial;
 
 testkit::trials! {
     crate::on_engine:
@@ -23,15 +22,8 @@ testkit::trials! {
         a_stalled_body_is_cut,
         idle_connections_do_not_block_others,
         dots_in_a_path_are_not_resolved,
-        garbage_is_refused;
-    unproven:
         a_reader_that_never_reads_is_cut,
-}
-
-/// A trial that has not passed yet: ignored, and seen as such. `--include-ignored` runs it.
-fn unproven(name: &str, run: impl AsyncFnOnce(&mut Server) + Send + 'static) -> Trial {
-    let reason = "the server does not cut a reader that never reads within 30 s";
-    crate::on_process(name, run).needs(&Err(reason.into()))
+        garbage_is_refused,
 }
 
 /// Checks that the server works for alice.
@@ -220,7 +212,7 @@ async fn a_reader_that_never_reads_is_cut(server: &mut Server) {
     let id = server.session().await;
     let before = server.memory();
     let line = "x".repeat(4000);
-    let body = shell(&format!("yes {line} | head -c 20000000; exec sleep 600")).to_string();
+    let body = shell(&format!("yes {line} | head -c 40000000; exec sleep 600")).to_string();
     let path = format!("/sessions/{id}/exec");
     let request = format!(
         "{}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -251,7 +243,7 @@ async fn a_reader_that_never_reads_is_cut(server: &mut Server) {
     })
     .await;
     let grown = peak.saturating_sub(before) >> 20;
-    assert!(grown < 32, "{grown} MiB");
+    assert!(grown < 64, "{grown} MiB");
     drop(stuck);
     assert_serves(server).await;
 }
