@@ -11,9 +11,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::problem::Problem;
 
-/// Uploads and downloads of one client at the same time. Their content is in memory.
-const TRANSFERS: usize = 2;
-
 /// The digest of a token. The file of the clients has no token.
 type TokenDigest = [u8; 32];
 
@@ -42,6 +39,8 @@ pub struct Quota {
     pub sessions: usize,
     /// Commands and terminals that run at the same time, over all sessions.
     pub execs: usize,
+    /// Uploads and downloads at the same time, over all sessions. Their content is in memory.
+    pub transfers: usize,
     /// Memory of a session, in bytes.
     pub memory_bytes: u64,
     /// CPUs of a session.
@@ -67,6 +66,7 @@ impl Default for Quota {
         Self {
             sessions: 10,
             execs: 8,
+            transfers: 2,
             memory_bytes: 512 << 20,
             cpus: 1.0,
             pids: 128,
@@ -110,7 +110,7 @@ impl Client {
             token,
             sessions: permits(quota.sessions),
             execs: permits(quota.execs),
-            transfers: permits(TRANSFERS),
+            transfers: permits(quota.transfers),
             quota,
         })
     }
@@ -133,8 +133,9 @@ impl Client {
 
     /// Takes a place for an upload or download.
     pub fn take_transfer(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let limit = self.quota.transfers;
         take(&self.transfers, || {
-            format!("{TRANSFERS} uploads or downloads are in progress: wait for one")
+            format!("the quota of {limit} uploads and downloads is used up: wait for one")
         })
     }
 }

@@ -93,14 +93,13 @@ async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
 
 async fn round(runtime: Runtime, count: usize) -> Figures {
     let mut server = Server::start(runtime).await;
-    let quota = format!("sessions = {count}\nexecs = {count}");
+    let quota = format!("sessions = {count}\nexecs = {count}\ntransfers = {count}");
     server.restart_with_quota(&quota).await;
     let alice = server.alice();
     let mut figures = Figures::new();
     let memory = server.memory();
 
-    let fields = json!({"memory_bytes": 64 << 20});
-    let creates = (0..count).map(|_| timed(server.session_of(&alice, fields.clone())));
+    let creates = (0..count).map(|_| timed(server.session_of(&alice, json!({}))));
     let (created, all) = timed(join_all(creates)).await;
     let (ids, times): (Vec<_>, Vec<_>) = created.into_iter().unzip();
     add(&mut figures, "create", times);
