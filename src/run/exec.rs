@@ -239,9 +239,9 @@ struct ExecLog {
 impl Run {
     /// Starts an exec in the container, which must be running.
     ///
-    /// The log exists before the engine is asked to start the exec. It also has the id of an exec
-    /// that moat may have to kill. The exec ends with the container at the latest. Any process may call this, not only the owner of the
-    /// run.
+    /// The log exists before the engine is asked to start the exec, and has the id of an exec that
+    /// moat may have to kill. The exec ends with the container at the latest. Any process may call
+    /// this, not only the owner of the run.
     ///
     /// # Errors
     ///

@@ -46,7 +46,7 @@ pub fn is_timeout(error: &axum::Error) -> bool {
     false
 }
 
-/// What is left of a body. Dropped, the rest is discarded.
+/// The unread rest of a body. Dropping it discards the rest.
 struct Unread(Option<BodyDataStream>);
 
 impl Unread {

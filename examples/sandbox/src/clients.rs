@@ -31,7 +31,7 @@ struct Entry {
     quota: Quota,
 }
 
-/// What a client may use.
+/// The limits of a client.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Quota {
@@ -57,7 +57,7 @@ pub struct Quota {
     pub output_bytes: u64,
     /// Size of an upload or download, in bytes.
     pub file_bytes: u64,
-    /// Whether a session may have a network.
+    /// True if a session may have a network.
     pub network: bool,
 }
 

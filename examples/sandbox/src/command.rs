@@ -10,14 +10,14 @@ use moat::spec::{ExecSpec, LimitAction, WindowSize};
 use moat::tokio_util::sync::CancellationToken;
 use moat::{Result, Run, RunSpec};
 
-/// What to run, and within which limits.
+/// A command and its limits.
 #[derive(Debug, Clone)]
 pub struct CommandSpec {
     pub cmd: Vec<String>,
     pub env: BTreeMap<String, String>,
     pub workdir: Option<String>,
     pub user: Option<String>,
-    /// Whether the standard input can be written.
+    /// True if the standard input can be written.
     pub stdin: bool,
     /// The size of its terminal, if it has one.
     pub terminal: Option<WindowSize>,
@@ -54,7 +54,7 @@ impl CommandSpec {
         spec
     }
 
-    /// The spec of a run of its own, for local processes. They have no input and no terminal.
+    /// The spec of a separate run, for local processes. They have no input and no terminal.
     pub fn run(self, directory: &Path) -> RunSpec {
         let mut spec = RunSpec::command(self.cmd)
             .stop_grace(Duration::ZERO)
@@ -80,7 +80,7 @@ impl CommandSpec {
 
 /// A started command.
 ///
-/// In a container it is an exec. As a local process it is a run of its own.
+/// In a container it is an exec. As a local process it is a separate run.
 #[derive(Debug, Clone)]
 pub enum Command {
     Exec(Exec),

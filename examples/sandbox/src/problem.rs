@@ -17,7 +17,7 @@ pub struct Problem {
     title: &'static str,
     /// The HTTP status.
     status: u16,
-    /// What is wrong, and what to do.
+    /// The problem and its remedy.
     detail: String,
 }
 

@@ -68,7 +68,7 @@ impl Sandbox {
         }
     }
 
-    /// True if sessions are local processes, whose commands are runs of their own.
+    /// True if sessions are local processes, whose commands are separate runs.
     pub fn is_local(&self) -> bool {
         !self.manager.runtime().capabilities().exec
     }
@@ -82,7 +82,7 @@ impl Sandbox {
                 let idle = Duration::from_secs(idle.unwrap_or(client.quota.idle_seconds));
                 self.add(run, Arc::clone(client), idle, client.take_session().ok());
             }
-            // Nobody can use the session of a removed client, nor see it.
+            // No client can use the session of a removed client.
             None => drop(tokio::spawn(async move { run.stop(None).await })),
         }
         Ok(())
@@ -90,7 +90,7 @@ impl Sandbox {
 
     /// Starts a session.
     ///
-    /// It is started by a task of its own, so it is in the list even if the client has disconnected.
+    /// A separate task starts it, so it is in the list even if the client has disconnected.
     pub async fn create(
         self: &Arc<Self>,
         client: &Arc<Client>,
@@ -110,8 +110,14 @@ impl Sandbox {
         }
         let (sandbox, client) = (Arc::clone(self), Arc::clone(client));
         let started = tokio::spawn(async move {
-            let run = sandbox.manager.start(spec).await?;
-            Ok::<_, moat::Error>(sandbox.add(run, client, idle, Some(place)))
+            match sandbox.manager.start(spec).await {
+                Ok(run) => Ok(sandbox.add(run, client, idle, Some(place))),
+                Err(error) => {
+                    let directory = sandbox.directory(&id);
+                    directory.map(fs::remove_dir_all);
+                    Err(error)
+                }
+            }
         });
         match started.await {
             Ok(started) => Ok(started?),
@@ -188,7 +194,7 @@ impl Sandbox {
         }
     }
 
-    /// Ends the server. Sessions go on if `leave` is true, unless they are local processes.
+    /// Ends the server. Sessions continue if `leave` is true, unless they are local processes.
     pub async fn shutdown(&self, leave: bool) {
         let mode = match leave {
             true => ShutdownMode::Leave,

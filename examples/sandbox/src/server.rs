@@ -26,7 +26,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 /// A pause after a failed accept, such as with no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the server waits for a client.
+/// The longest times for which the server waits for a client.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
     /// The longest time for the headers of a request, and for a pause in its body.

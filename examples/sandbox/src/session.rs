@@ -18,7 +18,7 @@ use crate::problem::Problem;
 /// The label of a command's run: the id of its session.
 pub const SESSION_LABEL: &str = "sandbox.session";
 
-/// How many users a session has, and since when.
+/// The users of a session, and the time of the last change.
 #[derive(Debug, Clone, Copy)]
 struct Use {
     users: usize,
@@ -142,7 +142,7 @@ impl Session {
         }
     }
 
-    /// Kills all commands. Returns false if there is none.
+    /// Kills all commands. Returns false if no command runs.
     pub fn kill_commands(&self) -> bool {
         self.end.cancel();
         !self.commands().is_empty()

@@ -118,7 +118,7 @@ async fn send(path: PathBuf) -> Result<impl IntoResponse, Problem> {
 /// The audit files of a session and its commands, as they were verified.
 #[derive(Serialize, ToSchema)]
 pub struct Verified {
-    /// Whether no file is damaged.
+    /// True if no file is damaged.
     verified: bool,
     files: Vec<VerifiedFile>,
 }
@@ -129,7 +129,7 @@ pub struct VerifiedFile {
     /// The command, or null for the session itself.
     exec: Option<String>,
     state: FileState,
-    /// What the file proves. Null: it is not sealed.
+    /// The verdict of the file. Null: it is not sealed.
     #[schema(value_type = Option<String>)]
     verdict: Option<Verdict>,
     /// The damage, and its line.

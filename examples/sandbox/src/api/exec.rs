@@ -18,7 +18,7 @@ use moat::tokio_util::sync::CancellationToken;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use utoipa::ToSchema;
 
 use super::audit::{ExecFile, exec_files, on_disk};
@@ -29,7 +29,7 @@ use crate::clients::Client;
 use crate::command::{Command, CommandSpec};
 use crate::problem::Problem;
 use crate::sandbox::Sandbox;
-use crate::session::Session;
+use crate::session::{InUse, Session};
 
 /// Events that wait for the client.
 const WAITING_EVENTS: usize = 16;
@@ -69,7 +69,7 @@ pub struct Exec {
     /// Why the server killed it.
     #[schema(value_type = Option<String>)]
     stopped: Option<StopCause>,
-    /// What its audit file proves.
+    /// The verdict of its audit file.
     #[schema(value_type = Option<String>)]
     verdict: Option<Verdict>,
 }
@@ -230,36 +230,37 @@ pub struct Running {
     pub command: Command,
     session: Arc<Session>,
     cancel: CancellationToken,
-    _held: (tokio::sync::OwnedSemaphorePermit, crate::session::InUse),
+    _held: (OwnedSemaphorePermit, InUse),
 }
 
 impl Running {
+    /// Starts a command.
+    ///
+    /// The start is a separate task. If the client disconnects during the start, the task drops the
+    /// started command, which kills it.
     pub async fn start(
         sandbox: &Arc<Sandbox>,
         session: Arc<Session>,
         spec: CommandSpec,
     ) -> Result<Self, Problem> {
         let held = (session.client.take_exec()?, session.begin_use());
-        let cancel = spec.cancel.clone();
-        // A started command is never forgotten, even if the client has disconnected.
-        let (sandbox, started) = (Arc::clone(sandbox), Arc::clone(&session));
-        let start = tokio::spawn(async move { started.start(&sandbox.manager, spec).await });
-        let guard = cancel.clone().drop_guard();
-        let command = match start.await {
-            Ok(command) => command?,
-            Err(error) => {
-                return Err(Problem::internal(format!(
-                    "cannot start the command: {error}"
-                )));
-            }
-        };
-        guard.disarm();
-        Ok(Self {
-            command,
-            session,
-            cancel,
-            _held: held,
-        })
+        let sandbox = Arc::clone(sandbox);
+        let started = tokio::spawn(async move {
+            let cancel = spec.cancel.clone();
+            let command = session.start(&sandbox.manager, spec).await?;
+            Ok(Self {
+                command,
+                session,
+                cancel,
+                _held: held,
+            })
+        });
+        match started.await {
+            Ok(started) => started,
+            Err(error) => Err(Problem::internal(format!(
+                "cannot start the command: {error}"
+            ))),
+        }
     }
 
     pub fn kill(&self) {

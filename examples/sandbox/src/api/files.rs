@@ -37,7 +37,7 @@ pub struct Target {
 pub struct Wanted {
     /// The absolute path in the session.
     path: String,
-    /// Whether to send a tar archive, also of a directory. Default: false.
+    /// True for a tar archive, also of a directory. Default: false.
     #[serde(default)]
     archive: bool,
 }
@@ -115,7 +115,7 @@ pub async fn download(
 fn check(path: &str, sandbox: &Sandbox) -> Result<(), Problem> {
     if sandbox.is_local() {
         return Err(Problem::unsupported(
-            "local processes have no files of their own",
+            "local processes have the files of the server's machine",
         ));
     }
     let is_plain = |part: &str| part != "." && part != "..";

@@ -36,7 +36,7 @@ impl Decoder {
         output(bytes)
     }
 
-    /// What is left at the end of the stream.
+    /// Returns the cut character at the end of the stream.
     pub fn finish(&mut self) -> Option<Output> {
         output(std::mem::take(&mut self.cut))
     }
@@ -59,13 +59,13 @@ pub struct End {
     pub exec: String,
     /// The exit code.
     code: Option<i64>,
-    /// How it ended: `exited`, or `failed to start`, `removed`, `lost`.
+    /// Its ending: `exited`, or `failed to start`, `removed`, `lost`.
     #[schema(value_type = String)]
     ending: RunStatus,
     /// Why the server killed it: `time_limit`, `silence_limit`, `output_limit`, `cancelled`.
     #[schema(value_type = Option<String>)]
     stopped: Option<outcome::StopCause>,
-    /// What its audit file proves: `complete`, `unproven`, `gap`. Null: it is not sealed yet.
+    /// The verdict of its audit file: `complete`, `unproven`, `gap`. Null: it is not sealed yet.
     #[schema(value_type = Option<String>)]
     verdict: Option<Verdict>,
 }

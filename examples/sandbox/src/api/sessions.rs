@@ -33,7 +33,7 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewSession {
-    /// The image. With local processes there is none.
+    /// The image. Absent for local processes.
     image: Option<String>,
     /// The main process. The session ends with it. Default: a process that waits.
     cmd: Option<Vec<String>>,
@@ -50,7 +50,7 @@ pub struct NewSession {
     cpus: Option<f64>,
     /// Processes.
     pids: Option<u64>,
-    /// Whether the session has a network.
+    /// True if the session has a network. Default: false.
     #[serde(default)]
     network: bool,
     /// Seconds after which a session without a command, a terminal or a transfer ends.
@@ -74,13 +74,13 @@ pub struct Session {
     ended_at: Option<Timestamp>,
     /// The exit code of the main process.
     code: Option<i64>,
-    /// How the session ended: `exited`, `failed to start`, `not created`, `removed`, `lost`.
+    /// Its ending: `exited`, `failed to start`, `not created`, `removed`, `lost`.
     #[schema(value_type = Option<String>)]
     ending: Option<RunStatus>,
     /// Why the server stopped it: `requested`, `cancelled` (idle), `time_limit`, `output_limit`.
     #[schema(value_type = Option<String>)]
     stopped: Option<StopCause>,
-    /// What its audit file proves: `complete`, `lossy`, `unproven`, `gap`. Null until it is sealed.
+    /// The verdict of its audit file: `complete`, `lossy`, `unproven`, `gap`. Null until it is sealed.
     #[schema(value_type = Option<String>)]
     verdict: Option<Verdict>,
     network: bool,
