@@ -176,7 +176,7 @@ impl ExecSpec {
     /// Kills the exec when `token` is cancelled, as [`time_limit`](Self::time_limit) does.
     ///
     /// Default: no token. A token that is cancelled before the start kills the exec right after the
-    /// start. The log has the stop, and that there is a token.
+    /// start. The log records the stop, and the existence of a token.
     pub fn stop_when(mut self, token: CancellationToken) -> Self {
         self.stop_when = Some(token);
         self
@@ -189,7 +189,7 @@ impl ExecSpec {
 
     /// Returns the receiver of [`report_id`](Self::report_id).
     ///
-    /// The receiver confirms each id once it is recorded.
+    /// The receiver confirms the id once it is recorded.
     pub(crate) fn reported_ids(&mut self) -> mpsc::UnboundedReceiver<ReportedId> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.report_id = Some(sender);

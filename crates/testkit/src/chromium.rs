@@ -111,13 +111,27 @@ impl Tab {
         let scheme = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         tab.call("Emulation.setEmulatedMedia", &json!({"features": scheme}));
         tab.call("Page.navigate", &json!({"url": url}));
+        tab.wait_until_loaded("true");
+        tab
+    }
+
+    /// Loads the page again.
+    pub fn reload(&mut self) {
+        self.evaluate("window.isOld = true");
+        self.call("Page.reload", &json!({}));
+        self.wait_until_loaded("!window.isOld");
+    }
+
+    /// Waits for a loaded page on which a condition holds.
+    fn wait_until_loaded(&mut self, condition: &str) {
+        let ready = format!(
+            "{condition} && location.protocol !== 'about:' && document.readyState === 'complete'"
+        );
         wait_for("the page", || {
-            let ready = "location.protocol !== 'about:' && document.readyState === 'complete'";
             // The answer is an error while one page replaces the other.
-            let answer = tab.answer("Runtime.evaluate", &json!({"expression": ready}));
+            let answer = self.answer("Runtime.evaluate", &json!({"expression": ready}));
             answer["result"]["result"]["value"] == true
         });
-        tab
     }
 
     fn start() -> Self {

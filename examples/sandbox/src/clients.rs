@@ -11,6 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::problem::Problem;
 
+/// The longest time of a quota: 10 years.
+const MAX_SECONDS: u64 = 10 * 365 * 24 * 60 * 60;
+
 /// The digest of a token. The file of the clients has no token.
 type TokenDigest = [u8; 32];
 
@@ -80,7 +83,36 @@ impl Default for Quota {
     }
 }
 
-/// A client, and what it uses of its quota.
+impl Quota {
+    fn check(&self) -> Result<(), String> {
+        let sizes = [
+            ("memory_bytes", self.memory_bytes),
+            ("pids", self.pids),
+            ("output_bytes", self.output_bytes),
+            ("file_bytes", self.file_bytes),
+        ];
+        let times = [
+            ("lifetime_seconds", self.lifetime_seconds),
+            ("idle_seconds", self.idle_seconds),
+            ("exec_seconds", self.exec_seconds),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return Err(format!("{name} must be more than 0"));
+        }
+        if let Some((name, _)) = times
+            .iter()
+            .find(|(_, time)| !(1..=MAX_SECONDS).contains(time))
+        {
+            return Err(format!("{name} must be from 1 to {MAX_SECONDS}"));
+        }
+        match self.cpus.is_finite() && self.cpus > 0.0 {
+            true => Ok(()),
+            false => Err("cpus must be more than 0".into()),
+        }
+    }
+}
+
+/// A client, and its use of its quota.
 #[derive(Debug)]
 pub struct Client {
     /// The name, which is a label of the client's sessions.
@@ -101,9 +133,9 @@ impl Client {
         let token = parse_digest(&entry.token_sha256)
             .ok_or_else(|| format!("client {name}: token_sha256 is not 64 hexadecimal digits"))?;
         let quota = entry.quota;
-        if !quota.cpus.is_finite() || quota.cpus <= 0.0 {
-            return Err(format!("client {name}: cpus must be greater than 0"));
-        }
+        quota
+            .check()
+            .map_err(|reason| format!("client {name}: {reason}"))?;
         let permits = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
         Ok(Self {
             name,
@@ -256,6 +288,14 @@ mod tests {
             (
                 format!("{table}[client.quota]\ncpus = 0.0"),
                 "client alice: cpus",
+            ),
+            (
+                format!("{table}[client.quota]\nidle_seconds = 9223372036854775807"),
+                "client alice: idle_seconds",
+            ),
+            (
+                format!("{table}[client.quota]\npids = 0"),
+                "client alice: pids",
             ),
             (format!("{table}[client.quota]\nsession = 1"), "session"),
         ] {

@@ -8,8 +8,9 @@
 //! Each session and each command has an audit file. Sessions outlive the server: its next start takes
 //! them over.
 
+use std::fs::{self, File, TryLockError};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,12 +100,12 @@ async fn serve(args: &Args) -> Result<(), String> {
     let clients = Clients::read(&args.clients)?;
     let listener = listen(&args.listen).await?;
     let stop = stop_signal().map_err(|error| format!("cannot handle signals: {error}"))?;
-    let manager = open(args).await.map_err(|error| error.chain())?;
-    let work = std::path::absolute(args.root.join("work"));
-    let work = work.map_err(|error| format!("cannot find {}: {error}", args.root.display()))?;
-    let sandbox = Sandbox::open(manager, clients, work)
-        .await
-        .map_err(|error| error.chain())?;
+    let _lock = lock(&args.root)?;
+    let opened = tokio::select! {
+        opened = open(args, clients) => opened,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let sandbox = opened.map_err(|error| error.chain())?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     println!("listening on http://{address}");
     let router = api::router(Arc::clone(&sandbox));
@@ -126,13 +127,32 @@ async fn listen(address: &str) -> Result<TcpListener, String> {
     listener.map_err(|error| format!("cannot listen on {address}: {error}"))
 }
 
-async fn open(args: &Args) -> moat::Result<Manager> {
-    let root = args.root.join("runs");
-    match args.runtime {
-        #[cfg(feature = "docker")]
-        RuntimeArg::Docker => Manager::open(root, Docker::connect().await?).await,
-        RuntimeArg::Process => Manager::open(root, LocalProcess::new()).await,
+/// Locks the directory of the sessions. The lock ends with the process.
+///
+/// A second server would not know which sessions are in use.
+fn lock(directory: &Path) -> Result<File, String> {
+    let path = directory.join("lock");
+    let opened = fs::create_dir_all(directory).and_then(|()| File::create(&path));
+    let file = opened.map_err(|error| format!("cannot create {}: {error}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(format!("another server uses {}", directory.display()))
+        }
+        Err(TryLockError::Error(error)) => Err(format!("cannot lock {}: {error}", path.display())),
     }
+}
+
+async fn open(args: &Args, clients: Clients) -> moat::Result<Arc<Sandbox>> {
+    let root = args.root.join("runs");
+    let manager = match args.runtime {
+        #[cfg(feature = "docker")]
+        RuntimeArg::Docker => Manager::open(root, Docker::connect().await?).await?,
+        RuntimeArg::Process => Manager::open(root, LocalProcess::new()).await?,
+    };
+    // The processes of sessions work there, so the path must be absolute.
+    let work = manager.root().path().with_file_name("work");
+    Sandbox::open(manager, clients, work).await
 }
 
 /// A token that Ctrl-C and SIGTERM cancel. A second signal ends the server at once.

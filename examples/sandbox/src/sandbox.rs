@@ -82,8 +82,11 @@ impl Sandbox {
                 let idle = Duration::from_secs(idle.unwrap_or(client.quota.idle_seconds));
                 self.add(run, Arc::clone(client), idle, client.take_session().ok());
             }
-            // No client can use the session of a removed client.
-            None => drop(tokio::spawn(async move { run.stop(None).await })),
+            // A mistake in the file must end no session. Its lifetime does.
+            None => eprintln!(
+                "session {}: its client is not in the clients file",
+                run.id()
+            ),
         }
         Ok(())
     }
@@ -134,13 +137,15 @@ impl Sandbox {
     ) -> Arc<Session> {
         let id = run.id().clone();
         let directory = self.directory(&id);
-        let session = Arc::new(Session::new(run, client, idle, directory, place));
+        let session = Arc::new(Session::new(run, client, idle, directory));
         self.live().insert(id.clone(), Arc::clone(&session));
         let (sandbox, supervised) = (Arc::clone(self), Arc::clone(&session));
         tokio::spawn(async move {
             supervised.supervise().await;
             sandbox.live().remove(&id);
             supervised.remove_directory();
+            // A slow reader of a command may keep the session longer.
+            drop(place);
         });
         session
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use moat::tokio_util::sync::CancellationToken;
 use moat::{Manager, Run};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use crate::clients::Client;
@@ -23,6 +23,8 @@ pub const SESSION_LABEL: &str = "sandbox.session";
 struct Use {
     users: usize,
     since: Instant,
+    /// True once the server stops the session. It has no new users then.
+    is_ending: bool,
 }
 
 /// A session whose container runs.
@@ -38,8 +40,6 @@ pub struct Session {
     commands: Mutex<HashMap<String, CancellationToken>>,
     /// Ends all commands.
     end: CancellationToken,
-    /// The place in the client's quota. A session that a restart finds may be beyond it.
-    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Session {
@@ -48,11 +48,11 @@ impl Session {
         client: Arc<Client>,
         idle_timeout: Duration,
         directory: Option<PathBuf>,
-        place: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let now = Use {
             users: 0,
             since: Instant::now(),
+            is_ending: false,
         };
         Self {
             run,
@@ -62,14 +62,36 @@ impl Session {
             usage: watch::Sender::new(now),
             commands: Mutex::default(),
             end: CancellationToken::new(),
-            _place: place,
         }
     }
 
     /// Marks the session as used until the guard is dropped.
-    pub fn begin_use(self: &Arc<Self>) -> InUse {
-        self.usage.send_modify(|usage| usage.users += 1);
-        InUse(Arc::clone(self))
+    ///
+    /// # Errors
+    ///
+    /// A problem if the session has ended, or is being stopped.
+    pub fn begin_use(self: &Arc<Self>) -> Result<InUse, Problem> {
+        let begun = self.usage.send_if_modified(|usage| {
+            usage.users += usize::from(!usage.is_ending);
+            !usage.is_ending
+        });
+        match begun {
+            true => Ok(InUse(Arc::clone(self))),
+            false => Err(Problem::ended(self.run.id().as_str())),
+        }
+    }
+
+    /// Refuses new users. The caller stops the session.
+    pub fn begin_end(&self) {
+        self.usage.send_modify(|usage| usage.is_ending = true);
+    }
+
+    /// Refuses new users if there is no user.
+    fn begin_end_if_unused(&self) -> bool {
+        self.usage.send_if_modified(|usage| {
+            usage.is_ending |= usage.users == 0;
+            usage.is_ending
+        })
     }
 
     /// Waits until the session has ended, and stops it once it is idle.
@@ -83,15 +105,20 @@ impl Session {
                 let _ = self.run.wait().await;
             }
         }
+        self.begin_end();
         self.end.cancel();
     }
 
     async fn until_idle(&self) {
         let mut usage = self.usage.subscribe();
         loop {
-            let Use { users, since } = *usage.borrow_and_update();
+            let Use { users, since, .. } = *usage.borrow_and_update();
             tokio::select! {
-                () = sleep_until(since + self.idle_timeout), if users == 0 => return,
+                () = sleep_until(since + self.idle_timeout), if users == 0 => {
+                    if self.begin_end_if_unused() {
+                        return;
+                    }
+                }
                 changed = usage.changed() => if changed.is_err() { return },
             }
         }

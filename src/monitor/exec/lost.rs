@@ -18,7 +18,7 @@ use crate::runtime::{ExecId, Runtime};
 use crate::sink::{Resumed, RunLog, RunPlace};
 use crate::spec::{ContainerId, RunId};
 
-/// Longest time for which the recovery of a run tries to kill an exec.
+/// Longest time for which the recovery of a run tries to kill one of its execs.
 const KILL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Time in which the engine may still start an exec for the request of a dead owner.

@@ -180,7 +180,11 @@ impl Monitor {
         let mut reported_ids = is_bounded.then(|| spec.reported_ids());
         let reported_id = async {
             match &mut reported_ids {
-                Some(ids) => ids.recv().await,
+                Some(ids) => {
+                    let id = ids.recv().await;
+                    ids.close();
+                    id
+                }
                 None => None,
             }
         };

@@ -173,7 +173,7 @@ impl Monitor {
         let mut open = match opened.take() {
             Some(open) if !open.capture.needs_log() => open,
             previous => {
-                // It has the locks of the logs of its execs.
+                // This unlocks the logs of its execs.
                 drop(previous);
                 match self.open_audit().await? {
                     Audit::Sealed(file) => return Ok(Attempt::Sealed(file)),

@@ -1,11 +1,11 @@
 //! The audit files of a session and its commands.
 
-use std::path::{Path as FilePath, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::IntoResponse;
 use moat::audit::{LogState, Verification};
 use moat::root::{ExecInfo, RunInfo};
@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 use utoipa::ToSchema;
 
-use super::auth::Caller;
+use super::auth::{Caller, Segments};
 use super::jsonl;
 use crate::problem::Problem;
 use crate::sandbox::{Sandbox, label};
@@ -80,7 +80,7 @@ fn verify_exec(sandbox: &Sandbox, session: &RunId, exec: &str) -> moat::Result<V
 pub async fn session(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
 ) -> Result<impl IntoResponse, Problem> {
     let session = sandbox.find(&client, &id).await?.run;
     send(sandbox.manager.root().audit(&session)).await
@@ -95,7 +95,7 @@ pub async fn session(
 pub async fn exec(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path((id, exec)): Path<(String, String)>,
+    Segments((id, exec)): Segments<(String, String)>,
 ) -> Result<impl IntoResponse, Problem> {
     let session = sandbox.find(&client, &id).await?.run;
     let files = on_disk(move || exec_files(&sandbox, &session)).await?;
@@ -148,7 +148,7 @@ enum FileState {
 }
 
 impl VerifiedFile {
-    fn new(exec: Option<String>, audit: &FilePath, found: &Verification) -> Self {
+    fn new(exec: Option<String>, audit: &Path, found: &Verification) -> Self {
         let (state, damage) = match &found.state {
             LogState::Sealed(_) => (FileState::Sealed, None),
             LogState::Unsealed { .. } => (FileState::Unsealed, None),
@@ -183,7 +183,7 @@ impl VerifiedFile {
 pub async fn verify(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
 ) -> Result<Json<Verified>, Problem> {
     let session = sandbox.find(&client, &id).await?.run;
     let files = on_disk(move || {

@@ -1,10 +1,12 @@
-//! The client of a request.
+//! The client and the path of a request.
 
 use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, Path};
 use axum::http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use axum::http::request::Parts;
+
+use serde::de::DeserializeOwned;
 
 use crate::clients::Client;
 use crate::problem::Problem;
@@ -25,6 +27,23 @@ impl FromRequestParts<Arc<Sandbox>> for Caller {
         client
             .map(|client| Self(Arc::clone(client)))
             .ok_or_else(Problem::unauthorized)
+    }
+}
+
+/// The variable parts of the path of a request.
+pub struct Segments<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<Arc<Sandbox>> for Segments<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(
+        parts: &mut Parts,
+        sandbox: &Arc<Sandbox>,
+    ) -> Result<Self, Self::Rejection> {
+        match Path::from_request_parts(parts, sandbox).await {
+            Ok(Path(segments)) => Ok(Self(segments)),
+            Err(rejection) => Err(Problem::bad_request(rejection.body_text())),
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, StreamExt, stream};
@@ -18,11 +18,12 @@ use moat::tokio_util::sync::CancellationToken;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::sleep;
 use utoipa::ToSchema;
 
 use super::audit::{ExecFile, exec_files, on_disk};
-use super::auth::Caller;
+use super::auth::{Caller, Segments};
 use super::output::{Decoder, End};
 use super::sessions::within;
 use crate::clients::Client;
@@ -34,6 +35,8 @@ use crate::session::{InUse, Session};
 /// Events that wait for the client.
 const WAITING_EVENTS: usize = 16;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// The time for which a command may outlive its kill. A command that clears its environment does.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A command in a session.
 #[derive(Deserialize, ToSchema)]
@@ -102,7 +105,7 @@ pub struct Execs {
 pub async fn start(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     body: Result<Json<NewExec>, JsonRejection>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let session = sandbox.live_session(&client, &id).await?;
@@ -125,14 +128,14 @@ pub async fn start(
     if let Some((text, input)) = stdin.zip(attachment.input()) {
         tokio::spawn(write_all(input, text));
     }
+    let (command, cancel) = running.supervise();
     tokio::spawn(async move {
         tokio::select! {
             () = sender.closed() => {}
-            _ = relay(&running.command, attachment, &sender) => {}
+            _ = relay(&command, attachment, &sender) => {}
         }
         // If the command has ended, this has no effect.
-        running.kill();
-        running.end().await;
+        cancel.cancel();
     });
     let events = stream::unfold(receiver, async |mut receiver| {
         let event = receiver.recv().await?;
@@ -149,7 +152,7 @@ pub async fn start(
 pub async fn list(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
 ) -> Result<Json<Execs>, Problem> {
     let session = sandbox.find(&client, &id).await?.run;
     let files = on_disk(move || exec_files(&sandbox, &session)).await?;
@@ -164,7 +167,7 @@ pub async fn list(
 pub async fn kill(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path((id, exec)): Path<(String, String)>,
+    Segments((id, exec)): Segments<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     let session = sandbox.find(&client, &id).await?.run;
     if let Ok(live) = sandbox.live_session(&client, &id).await
@@ -229,6 +232,7 @@ impl From<ExecFile> for Exec {
 pub struct Running {
     pub command: Command,
     session: Arc<Session>,
+    time_limit: Duration,
     cancel: CancellationToken,
     _held: (OwnedSemaphorePermit, InUse),
 }
@@ -236,47 +240,67 @@ pub struct Running {
 impl Running {
     /// Starts a command.
     ///
-    /// The start is a separate task. If the client disconnects during the start, the task drops the
-    /// started command, which kills it.
+    /// A separate task does so. If the client disconnects meanwhile, the task kills the command.
     pub async fn start(
         sandbox: &Arc<Sandbox>,
         session: Arc<Session>,
         spec: CommandSpec,
     ) -> Result<Self, Problem> {
-        let held = (session.client.take_exec()?, session.begin_use());
+        let held = (session.client.take_exec()?, session.begin_use()?);
         let sandbox = Arc::clone(sandbox);
-        let started = tokio::spawn(async move {
-            let cancel = spec.cancel.clone();
-            let command = session.start(&sandbox.manager, spec).await?;
-            Ok(Self {
+        let (sender, receiver) = oneshot::channel();
+        tokio::spawn(async move {
+            let (time_limit, cancel) = (spec.time_limit, spec.cancel.clone());
+            let started = session.start(&sandbox.manager, spec).await;
+            let running = started.map(|command| Self {
                 command,
                 session,
+                time_limit,
                 cancel,
                 _held: held,
-            })
+            });
+            if let Err(Ok(unwanted)) = sender.send(running) {
+                unwanted.supervise().1.cancel();
+            }
         });
-        match started.await {
+        match receiver.await {
             Ok(started) => started,
-            Err(error) => Err(Problem::internal(format!(
-                "cannot start the command: {error}"
-            ))),
+            Err(_) => Err(Problem::internal("the start of the command has failed")),
         }
     }
 
-    pub fn kill(&self) {
-        self.cancel.cancel();
+    /// Holds the places until the command has ended, however slowly its output is read.
+    ///
+    /// Returns the command, and the token that kills it.
+    pub fn supervise(self) -> (Command, CancellationToken) {
+        let supervised = (self.command.clone(), self.cancel.clone());
+        tokio::spawn(self.end());
+        supervised
     }
 
-    /// Waits for the end of the command.
-    pub async fn end(self) {
-        let _ = self.command.wait().await;
+    /// Waits for the end of the command. Ends the session if the command cannot be killed.
+    async fn end(self) {
+        let overdue = async {
+            tokio::select! {
+                () = self.cancel.cancelled() => {}
+                () = sleep(self.time_limit) => {}
+            }
+            sleep(KILL_TIMEOUT).await;
+        };
+        tokio::select! {
+            _ = self.command.wait() => {}
+            () = overdue => {
+                self.session.begin_end();
+                let _ = self.session.run.kill().await;
+            }
+        }
     }
 }
 
 impl Drop for Running {
     /// Kills the command, if it has not ended.
     fn drop(&mut self) {
-        self.kill();
+        self.cancel.cancel();
         self.session.end_command(&self.command.id());
     }
 }

@@ -1,10 +1,11 @@
 //! Files up and down.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -14,12 +15,14 @@ use moat::runtime::Archive;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::auth::Caller;
+use super::auth::{Caller, Segments};
 use crate::body::is_timeout;
 use crate::problem::Problem;
 use crate::sandbox::Sandbox;
 
 const TAR: &str = "application/x-tar";
+/// The size of the parts in which a file is sent.
+const PART_BYTES: usize = 64 << 10;
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -55,7 +58,7 @@ pub struct Wanted {
 pub async fn upload(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     target: Result<Query<Target>, QueryRejection>,
     request: Request,
 ) -> Result<StatusCode, Problem> {
@@ -63,7 +66,7 @@ pub async fn upload(
     let Query(target) = target?;
     check(&target.path, &sandbox)?;
     let mode = mode(target.mode.as_deref())?;
-    let _held = (client.take_transfer()?, session.begin_use());
+    let _held = (client.take_transfer()?, session.begin_use()?);
     let is_archive = has_type(request.headers(), TAR);
     let content = receive(request.into_body(), client.quota.file_bytes).await?;
     match is_archive {
@@ -94,22 +97,32 @@ pub async fn upload(
 pub async fn download(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let session = sandbox.live_session(&client, &id).await?;
     let Query(wanted) = wanted?;
     check(&wanted.path, &sandbox)?;
-    let _held = (client.take_transfer()?, session.begin_use());
+    let held = (client.take_transfer()?, session.begin_use()?);
     let limit = client.quota.file_bytes;
-    if wanted.archive {
-        let archive = read_archive(&session.run, &wanted.path, limit).await?;
-        return Ok(([(header::CONTENT_TYPE, TAR)], archive).into_response());
-    }
-    let options = CopyOptions::new().max_bytes(limit);
-    let content = session.run.read_file_with(&wanted.path, options).await?;
-    let kind = "application/octet-stream";
-    Ok(([(header::CONTENT_TYPE, kind)], content).into_response())
+    let (kind, content) = match wanted.archive {
+        true => (TAR, read_archive(&session.run, &wanted.path, limit).await?),
+        false => {
+            let options = CopyOptions::new().max_bytes(limit);
+            let content = session.run.read_file_with(&wanted.path, options).await?;
+            ("application/octet-stream", content)
+        }
+    };
+    Ok(([(header::CONTENT_TYPE, kind)], send(content.into(), held)).into_response())
+}
+
+/// A body that holds a guard until the client has read the last part of it.
+fn send(content: Bytes, guard: impl Send + 'static) -> Body {
+    let parts = stream::unfold((content, guard), async |(mut content, guard)| {
+        let part = content.split_to(content.len().min(PART_BYTES));
+        (!part.is_empty()).then_some((Ok::<_, Infallible>(part), (content, guard)))
+    });
+    Body::from_stream(parts.boxed())
 }
 
 fn check(path: &str, sandbox: &Sandbox) -> Result<(), Problem> {

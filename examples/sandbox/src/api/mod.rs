@@ -30,6 +30,7 @@ const MAX_JSON_BYTES: usize = 1 << 20;
 #[derive(OpenApi)]
 #[openapi(
     info(title = "moat-sandbox", description = "Containers for agents, with an audit file for each session and command."),
+    components(schemas(output::End, output::Output)),
     modifiers(&Bearer),
     security(("bearer" = [])),
 )]

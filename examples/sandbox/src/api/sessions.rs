@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use moat::outcome::StopCause;
@@ -18,7 +18,7 @@ use moat::{RunSpec, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::auth::Caller;
+use super::auth::{Caller, Segments};
 use crate::clients::Quota;
 use crate::problem::Problem;
 use crate::sandbox::{CLIENT_LABEL, IDLE_LABEL, Sandbox, label};
@@ -220,7 +220,7 @@ pub async fn list(
 pub async fn inspect(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
 ) -> Result<Json<Session>, Problem> {
     Ok(Json(sandbox.find(&client, &id).await?.into()))
 }
@@ -235,10 +235,11 @@ pub async fn inspect(
 pub async fn end(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
 ) -> Result<Json<Session>, Problem> {
     let run = sandbox.find(&client, &id).await?.run;
     if let Ok(session) = sandbox.live_session(&client, &id).await {
+        session.begin_end();
         match session.run.stop(None).await {
             Ok(_) | Err(moat::Error::Ended { .. }) => {}
             Err(error) => return Err(error.into()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::Response;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
@@ -19,10 +19,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use utoipa::IntoParams;
 
-use super::auth::Caller;
+use super::auth::{Caller, Segments};
 use super::exec::Running;
 use super::output::End;
-use crate::command::CommandSpec;
+use crate::command::{Command, CommandSpec};
 use crate::problem::Problem;
 use crate::sandbox::Sandbox;
 
@@ -81,7 +81,7 @@ enum Control {
 pub async fn open(
     State(sandbox): State<Arc<Sandbox>>,
     Caller(client): Caller,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     wanted: Result<Query<Wanted>, QueryRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
@@ -112,25 +112,25 @@ pub async fn open(
         .protocols([PROTOCOL])
         .max_message_size(MAX_MESSAGE_BYTES);
     Ok(upgrade.on_upgrade(async move |socket| {
-        relay(socket, &running, attachment).await;
-        running.kill();
-        running.end().await;
+        let (command, cancel) = running.supervise();
+        relay(socket, &command, attachment).await;
+        cancel.cancel();
     }))
 }
 
 /// Relays until the program has ended or the client has disconnected.
-async fn relay(socket: WebSocket, running: &Running, mut attachment: Attachment) {
+async fn relay(socket: WebSocket, command: &Command, mut attachment: Attachment) {
     let (sender, receiver) = socket.split();
     let (input, handle) = (attachment.input(), attachment.handle());
     tokio::select! {
-        _ = send_output(sender, running, attachment) => {}
+        _ = send_output(sender, command, attachment) => {}
         _ = receive_input(receiver, input, &handle) => {}
     }
 }
 
 async fn send_output(
     mut socket: SplitSink<WebSocket, Message>,
-    running: &Running,
+    command: &Command,
     mut attachment: Attachment,
 ) -> Result<(), axum::Error> {
     let mut pings = interval(PING_INTERVAL);
@@ -149,8 +149,8 @@ async fn send_output(
             Some(Err(_)) | None => break,
         }
     }
-    let end = match running.command.wait().await {
-        Ok(outcome) => json!({"exit": End::new(running.command.id(), &outcome)}),
+    let end = match command.wait().await {
+        Ok(outcome) => json!({"exit": End::new(command.id(), &outcome)}),
         Err(error) => json!({"error": {"detail": error.chain()}}),
     };
     socket.send(Message::Text(end.to_string().into())).await?;

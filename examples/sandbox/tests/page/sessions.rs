@@ -42,8 +42,8 @@ fn a_wrong_token_shows_the_error() {
         0
     );
     // The tab stays signed in, until the user signs out.
-    page.evaluate("location.reload()");
-    page.wait("document.readyState === 'complete' && !$('signed-in').hidden");
+    page.reload();
+    page.wait("!$('signed-in').hidden");
     page.click("sign-out");
     assert_eq!(page.evaluate("$('sign-in').checkVisibility()"), true);
     assert_eq!(page.evaluate("sessionStorage.length"), 0);

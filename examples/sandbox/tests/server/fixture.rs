@@ -111,19 +111,15 @@ impl Server {
         clients
     }
 
-    /// Starts the server, which must not be running.
-    pub async fn spawn(&mut self) {
+    /// The command of the server.
+    fn command(&self) -> Command {
         let clients = self.clients.clone().unwrap_or_else(|| self.write_clients());
-        fs::create_dir_all(self.temporary()).unwrap();
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(self.dir.path().join("stderr"));
         let runtime = match self.runtime {
             Runtime::Docker => "docker",
             Runtime::Process => "process",
         };
-        let mut child = Command::new(env!("CARGO_BIN_EXE_moat-sandbox"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moat-sandbox"));
+        command
             .arg("--clients")
             .arg(clients)
             .arg("--root")
@@ -131,7 +127,26 @@ impl Server {
             .args(["--listen", "127.0.0.1:0", "--runtime", runtime])
             .args(&self.arguments)
             .env("TMPDIR", self.temporary())
-            .stdin(Stdio::null())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a second server in the same directory, which must fail. Returns its error.
+    pub fn second_server(&self) -> String {
+        let output = self.command().output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Starts the server, which must not be running.
+    pub async fn spawn(&mut self) {
+        fs::create_dir_all(self.temporary()).unwrap();
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.dir.path().join("stderr"));
+        let mut child = self
+            .command()
             .stdout(Stdio::piped())
             .stderr(log.unwrap())
             .spawn()

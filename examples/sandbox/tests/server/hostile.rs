@@ -34,12 +34,12 @@ async fn assert_serves(server: &Server) {
     alice.end(&id).await;
 }
 
-async fn connect(server: &Server) -> TcpStream {
+pub async fn connect(server: &Server) -> TcpStream {
     TcpStream::connect(server.address()).await.unwrap()
 }
 
 /// The head of a request of alice, without the empty line at its end.
-fn head(server: &Server, method: &str, path: &str) -> String {
+pub fn head(server: &Server, method: &str, path: &str) -> String {
     let token = server.alice().token().to_owned();
     format!("{method} {path} HTTP/1.1\r\nHost: server\r\nAuthorization: Bearer {token}\r\n")
 }

@@ -21,6 +21,7 @@ mod exec;
 mod files;
 mod fixture;
 mod hostile;
+mod places;
 mod sessions;
 mod terminal;
 
@@ -33,6 +34,7 @@ fn main() {
         .trials(crash::trials())
         .trials(access::trials())
         .trials(hostile::trials())
+        .trials(places::trials())
         .trials(files::trials())
         .trials(terminal::trials())
         .trials(audits::trials())
