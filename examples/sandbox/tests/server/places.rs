@@ -113,7 +113,8 @@ async fn an_unread_command_does_not_keep_its_session(server: &mut Server) {
     server.restart_with_quota("sessions = 1\nexecs = 1").await;
     let alice = server.alice();
     let id = server.session().await;
-    let body = shell("yes | head -c 20000000").to_string();
+    let line = "x".repeat(4000);
+    let body = shell(&format!("yes {line} | head -c 30000000")).to_string();
     let exec = format!("/sessions/{id}/exec");
     let _unread = sent(server, "POST", &exec, &body).await;
     eventually(20, "a free place for a command", async || {
