@@ -18,6 +18,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand, ValueEnum};
 #[cfg(feature = "docker")]
 use moat::Docker;
+use moat::manager::PruneOptions;
 use moat::{LocalProcess, Manager};
 use moat_sandbox::clients::{Clients, new_token};
 use moat_sandbox::sandbox::Sandbox;
@@ -25,7 +26,11 @@ use moat_sandbox::server::Timeouts;
 use moat_sandbox::{api, server};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// Serves sandboxes for agents
 #[derive(Parser)]
@@ -50,6 +55,9 @@ struct Args {
     /// Seconds for which a client may read nothing of what is sent to it
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     write_timeout: u64,
+    /// Remove the audit files of sessions that ended before this number of days [default: never]
+    #[arg(long, value_name = "DAYS")]
+    keep_days: Option<u32>,
     /// Stop all sessions when the server ends
     #[arg(long)]
     stop_sessions: bool,
@@ -106,6 +114,9 @@ async fn serve(args: &Args) -> Result<(), String> {
         () = stop.cancelled() => return Ok(()),
     };
     let sandbox = opened.map_err(|error| error.chain())?;
+    if let Some(days) = args.keep_days {
+        tokio::spawn(remove_old(Arc::clone(&sandbox), DAY * days));
+    }
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     println!("listening on http://{address}");
     let router = api::router(Arc::clone(&sandbox));
@@ -153,6 +164,17 @@ async fn open(args: &Args, clients: Clients) -> moat::Result<Arc<Sandbox>> {
     // The processes of sessions work there, so the path must be absolute.
     let work = manager.root().path().with_file_name("work");
     Sandbox::open(manager, clients, work).await
+}
+
+/// Removes the sessions that ended longer ago than `age`, now and every hour.
+async fn remove_old(sandbox: Arc<Sandbox>, age: Duration) {
+    loop {
+        let options = PruneOptions::new().older_than(age);
+        if let Err(error) = sandbox.manager.prune(options).await {
+            eprintln!("cannot remove old sessions: {}", error.chain());
+        }
+        sleep(PRUNE_INTERVAL).await;
+    }
 }
 
 /// A token that Ctrl-C and SIGTERM cancel. A second signal ends the server at once.

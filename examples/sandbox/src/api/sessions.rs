@@ -275,7 +275,10 @@ impl NewSession {
             .cap_drop("MKNOD");
         match (self.network, quota.network) {
             (true, false) => {
-                return Err(Problem::field("network", "the client may have no network"));
+                return Err(Problem::field(
+                    "network",
+                    "the client is not allowed to use a network",
+                ));
             }
             (true, true) => {}
             (false, _) => spec = spec.network(NO_NETWORK),
@@ -299,7 +302,10 @@ impl NewSession {
             return Err(Problem::field(name, "a local process has none"));
         }
         if self.network && !quota.network {
-            return Err(Problem::field("network", "the client may have no network"));
+            return Err(Problem::field(
+                "network",
+                "the client is not allowed to use a network",
+            ));
         }
         let cmd = self
             .cmd

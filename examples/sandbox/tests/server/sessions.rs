@@ -20,6 +20,7 @@ testkit::trials! {
         an_idle_session_is_cancelled,
         the_lifetime_ends_a_session,
         an_unknown_image_leaves_no_session,
+        old_sessions_are_removed,
         sessions_survive_a_restart,
         sessions_stop_with_the_server_if_asked;
     crate::on_process:
@@ -272,6 +273,20 @@ async fn an_unknown_image_leaves_no_session(server: &mut Server) {
     answer.detail(answer.status.as_u16());
     assert!(alice.sessions("?state=running").await.is_empty());
     assert!(server.containers().await.is_empty());
+}
+
+async fn old_sessions_are_removed(server: &mut Server) {
+    let alice = server.alice();
+    let (ended, running) = (server.session().await, server.session().await);
+    alice.end(&ended).await;
+    server.restart_with(&["--keep-days", "0"]).await;
+    let alice = server.alice();
+    eventually(20, "the removal of an old session", async || {
+        let answer = alice.get(&format!("/sessions/{ended}")).await;
+        (answer.status == 404).then_some(())
+    })
+    .await;
+    assert_eq!(alice.session(&running).await["state"], "running");
 }
 
 async fn sessions_survive_a_restart(server: &mut Server) {
