@@ -61,7 +61,10 @@ pub async fn serve(
                     drop(place);
                 });
             }
-            Err(_) => sleep(ACCEPT_PAUSE).await,
+            Err(error) => {
+                eprintln!("cannot accept a connection: {error}");
+                sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
     connections.close();

@@ -61,19 +61,19 @@ pub(in crate::monitor) async fn take_over_lost(context: &Context, run: &RunId) -
             Ok(root.unsealed_execs(&id))
         })
         .await;
-    let mut bounded = Vec::new();
+    let mut killable = Vec::new();
     for number in open.unwrap_or_default() {
         let place = context.place(run).of_exec(number);
         match open_lost(context, &place).await {
             Ok(Some(log)) if log.progress.exec_created.is_some() => {
-                bounded.push(LostExec { number, log });
+                killable.push(LostExec { number, log });
             }
             Ok(Some(log)) => report(run, number, seal(log, None).await),
             Ok(None) => {}
             Err(error) => report(run, number, Err(error)),
         }
     }
-    bounded
+    killable
 }
 
 /// Seals the logs of all execs whose owner has died, of a run that has ended.

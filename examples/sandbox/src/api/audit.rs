@@ -39,6 +39,7 @@ pub struct ExecFile {
     pub audit: PathBuf,
     pub record: Option<RunRecord>,
     pub seal: Option<Seal>,
+    pub problem: Option<String>,
 }
 
 /// The audit files of the commands of a session, the first one first.
@@ -52,6 +53,7 @@ pub fn exec_files(sandbox: &Sandbox, session: &RunId) -> moat::Result<Vec<ExecFi
             audit: root.audit(&info.run),
             record: info.record,
             seal: info.seal,
+            problem: info.problem,
         };
         return Ok(runs.into_iter().map(file).collect());
     }
@@ -60,6 +62,7 @@ pub fn exec_files(sandbox: &Sandbox, session: &RunId) -> moat::Result<Vec<ExecFi
         audit: info.audit,
         record: info.record,
         seal: info.seal,
+        problem: info.problem,
     };
     Ok(root.execs(session)?.into_iter().map(file).collect())
 }

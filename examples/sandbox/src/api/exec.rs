@@ -75,6 +75,8 @@ pub struct Exec {
     /// The verdict of its audit file.
     #[schema(value_type = Option<String>)]
     verdict: Option<Verdict>,
+    /// The problem with its audit file.
+    problem: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -217,13 +219,14 @@ impl From<ExecFile> for Exec {
         Self {
             id: file.id,
             cmd: cmd.unwrap_or_default(),
-            state: match seal {
-                None => ExecState::Running,
-                Some(_) => ExecState::Ended,
+            state: match (seal, &file.problem) {
+                (None, None) => ExecState::Running,
+                _ => ExecState::Ended,
             },
             code: seal.and_then(|seal| seal.exit.code()),
             stopped: seal.and_then(|seal| seal.stopped),
             verdict: seal.map(|seal| seal.verdict),
+            problem: file.problem,
         }
     }
 }
