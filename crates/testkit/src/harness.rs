@@ -51,6 +51,14 @@ impl Trial {
     }
 }
 
+/// A trial that fails by a panic.
+pub fn anywhere(name: &str, trial: fn()) -> Trial {
+    Trial::new(name, move || {
+        trial();
+        Ok(())
+    })
+}
+
 /// One test target: its arguments and its trials.
 #[derive(Debug)]
 pub struct Harness {

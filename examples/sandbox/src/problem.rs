@@ -97,10 +97,6 @@ impl Problem {
             _ => Self::field("path", error.to_string()),
         }
     }
-
-    pub fn detail(&self) -> &str {
-        &self.detail
-    }
 }
 
 impl IntoResponse for Problem {

@@ -102,12 +102,13 @@ impl Sandbox {
     ) -> Result<Arc<Session>, Problem> {
         let place = client.take_session()?;
         let id = RunId::generate();
+        let directory = self.directory(&id);
         let mut spec = spec
-            .id(id.clone())
+            .id(id)
             .label(CLIENT_LABEL, &client.name)
             .label(IDLE_LABEL, idle.as_secs().to_string());
-        if let Some(directory) = self.directory(&id) {
-            let created = fs::create_dir_all(&directory);
+        if let Some(directory) = &directory {
+            let created = fs::create_dir_all(directory);
             created.map_err(|error| internal("create the directory of the session", &error))?;
             spec = spec.workdir(directory.to_string_lossy());
         }
@@ -116,7 +117,6 @@ impl Sandbox {
             match sandbox.manager.start(spec).await {
                 Ok(run) => Ok(sandbox.add(run, client, idle, Some(place))),
                 Err(error) => {
-                    let directory = sandbox.directory(&id);
                     directory.map(fs::remove_dir_all);
                     Err(error)
                 }
@@ -178,10 +178,7 @@ impl Sandbox {
 
     pub async fn info(&self, run: &RunId) -> moat::Result<RunInfo> {
         let (root, run) = (self.manager.root().clone(), run.clone());
-        match tokio::task::spawn_blocking(move || root.info(&run)).await {
-            Ok(info) => info,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        on_disk(move || root.info(&run)).await
     }
 
     /// Kills all commands, and waits until they have ended.
@@ -215,6 +212,16 @@ impl Sandbox {
 
     fn live(&self) -> MutexGuard<'_, HashMap<RunId, Arc<Session>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Calls a function that reads files.
+pub async fn on_disk<T: Send + 'static>(
+    read: impl FnOnce() -> moat::Result<T> + Send + 'static,
+) -> moat::Result<T> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 

@@ -160,13 +160,8 @@ impl Session {
 
     /// Kills a command. Returns false if no such command runs.
     pub fn kill_command(&self, id: &str) -> bool {
-        match self.commands().get(id) {
-            Some(cancel) => {
-                cancel.cancel();
-                true
-            }
-            None => false,
-        }
+        let commands = self.commands();
+        commands.get(id).map(CancellationToken::cancel).is_some()
     }
 
     /// Kills all commands. Returns false if no command runs.

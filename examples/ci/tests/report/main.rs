@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use testkit::chromium;
-use testkit::harness::{Harness, Trial};
+use testkit::harness::{Harness, Trial, anywhere};
 
 mod access;
 mod audit;
@@ -25,13 +25,6 @@ fn main() {
         .trials(page::trials())
         .trials(access::trials())
         .run()
-}
-
-fn anywhere(name: &str, trial: fn()) -> Trial {
-    Trial::new(name, move || {
-        trial();
-        Ok(())
-    })
 }
 
 /// A trial in a headless browser.

@@ -20,18 +20,8 @@ use utoipa::ToSchema;
 use super::auth::{Caller, Segments};
 use super::jsonl;
 use crate::problem::Problem;
-use crate::sandbox::{Sandbox, label};
+use crate::sandbox::{Sandbox, label, on_disk};
 use crate::session::SESSION_LABEL;
-
-/// Calls a function that reads files.
-pub async fn on_disk<T: Send + 'static>(
-    read: impl FnOnce() -> moat::Result<T> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::task::spawn_blocking(read).await {
-        Ok(result) => Ok(result?),
-        Err(error) => Err(Problem::internal(error.to_string())),
-    }
-}
 
 /// The audit file of a command.
 pub struct ExecFile {

@@ -19,17 +19,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use utoipa::ToSchema;
 
-use super::audit::{ExecFile, exec_files, on_disk};
+use super::audit::{ExecFile, exec_files};
 use super::auth::{Caller, Segments};
 use super::output::{Decoder, End};
 use super::sessions::within;
 use crate::clients::Client;
 use crate::command::{Command, CommandSpec};
 use crate::problem::Problem;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, on_disk};
 use crate::session::{InUse, Session};
 
 /// Events that wait for the client.
@@ -130,14 +131,14 @@ pub async fn start(
     if let Some((text, input)) = stdin.zip(attachment.input()) {
         tokio::spawn(write_all(input, text));
     }
-    let (command, cancel) = running.supervise();
+    let mut supervised = running.supervise();
     tokio::spawn(async move {
         tokio::select! {
             () = sender.closed() => {}
-            _ = relay(&command, attachment, &sender) => {}
+            _ = relay(&mut supervised, attachment, &sender) => {}
         }
         // If the command has ended, this has no effect.
-        cancel.cancel();
+        supervised.kill();
     });
     let events = stream::unfold(receiver, async |mut receiver| {
         let event = receiver.recv().await?;
@@ -171,12 +172,12 @@ pub async fn kill(
     Caller(client): Caller,
     Segments((id, exec)): Segments<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    let session = sandbox.find(&client, &id).await?.run;
     if let Ok(live) = sandbox.live_session(&client, &id).await
         && live.kill_command(&exec)
     {
         return Ok(StatusCode::NO_CONTENT);
     }
+    let session = sandbox.find(&client, &id).await?.run;
     let files = on_disk(move || exec_files(&sandbox, &session)).await?;
     match files.iter().any(|file| file.id == exec) {
         true => Ok(StatusCode::NO_CONTENT),
@@ -263,7 +264,7 @@ impl Running {
                 _held: held,
             });
             if let Err(Ok(unwanted)) = sender.send(running) {
-                unwanted.supervise().1.cancel();
+                unwanted.supervise().kill();
             }
         });
         match receiver.await {
@@ -273,12 +274,12 @@ impl Running {
     }
 
     /// Holds the places until the command has ended, however slowly its output is read.
-    ///
-    /// Returns the command, and the token that kills it.
-    pub fn supervise(self) -> (Command, CancellationToken) {
-        let supervised = (self.command.clone(), self.cancel.clone());
-        tokio::spawn(self.end());
-        supervised
+    pub fn supervise(self) -> Supervised {
+        Supervised {
+            command: self.command.clone(),
+            cancel: self.cancel.clone(),
+            ended: tokio::spawn(self.end()),
+        }
     }
 
     /// Waits for the end of the command. Ends the session if the command cannot be killed.
@@ -308,6 +309,26 @@ impl Drop for Running {
     }
 }
 
+/// A command whose places a task holds until it has ended.
+pub struct Supervised {
+    command: Command,
+    cancel: CancellationToken,
+    ended: JoinHandle<()>,
+}
+
+impl Supervised {
+    pub fn kill(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Waits for the end. After it, the places are free: a client that learns of it may use them.
+    pub async fn end(&mut self) -> moat::Result<End> {
+        let _ = (&mut self.ended).await;
+        let outcome = self.command.wait().await?;
+        Ok(End::new(self.command.id(), &outcome))
+    }
+}
+
 async fn write_all(mut input: Input, text: String) {
     // A command may end without having read its input.
     let _ = input.write_all(text.as_bytes()).await;
@@ -316,11 +337,11 @@ async fn write_all(mut input: Input, text: String) {
 
 /// Sends the events of a command. Ends early if the client has disconnected.
 async fn relay(
-    command: &Command,
+    supervised: &mut Supervised,
     mut attachment: Attachment,
     events: &mpsc::Sender<Event>,
 ) -> Result<(), mpsc::error::SendError<Event>> {
-    let exec = command.id();
+    let exec = supervised.command.id();
     events
         .send(event("started", &json!({"exec": exec})))
         .await?;
@@ -347,8 +368,8 @@ async fn relay(
             events.send(event(name(stream), &output)).await?;
         }
     }
-    let end = match command.wait().await {
-        Ok(outcome) => event("exit", &End::new(exec, &outcome)),
+    let end = match supervised.end().await {
+        Ok(end) => event("exit", &end),
         Err(error) => failure(&error),
     };
     events.send(end).await

@@ -20,9 +20,8 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use utoipa::IntoParams;
 
 use super::auth::{Caller, Segments};
-use super::exec::Running;
-use super::output::End;
-use crate::command::{Command, CommandSpec};
+use super::exec::{Running, Supervised};
+use crate::command::CommandSpec;
 use crate::problem::Problem;
 use crate::sandbox::Sandbox;
 
@@ -112,25 +111,25 @@ pub async fn open(
         .protocols([PROTOCOL])
         .max_message_size(MAX_MESSAGE_BYTES);
     Ok(upgrade.on_upgrade(async move |socket| {
-        let (command, cancel) = running.supervise();
-        relay(socket, &command, attachment).await;
-        cancel.cancel();
+        let mut supervised = running.supervise();
+        relay(socket, &mut supervised, attachment).await;
+        supervised.kill();
     }))
 }
 
 /// Relays until the program has ended or the client has disconnected.
-async fn relay(socket: WebSocket, command: &Command, mut attachment: Attachment) {
+async fn relay(socket: WebSocket, supervised: &mut Supervised, mut attachment: Attachment) {
     let (sender, receiver) = socket.split();
     let (input, handle) = (attachment.input(), attachment.handle());
     tokio::select! {
-        _ = send_output(sender, command, attachment) => {}
+        _ = send_output(sender, supervised, attachment) => {}
         _ = receive_input(receiver, input, &handle) => {}
     }
 }
 
 async fn send_output(
     mut socket: SplitSink<WebSocket, Message>,
-    command: &Command,
+    supervised: &mut Supervised,
     mut attachment: Attachment,
 ) -> Result<(), axum::Error> {
     let mut pings = interval(PING_INTERVAL);
@@ -149,8 +148,8 @@ async fn send_output(
             Some(Err(_)) | None => break,
         }
     }
-    let end = match command.wait().await {
-        Ok(outcome) => json!({"exit": End::new(command.id(), &outcome)}),
+    let end = match supervised.end().await {
+        Ok(end) => json!({"exit": end}),
         Err(error) => json!({"error": {"detail": error.chain()}}),
     };
     socket.send(Message::Text(end.to_string().into())).await?;

@@ -8,7 +8,7 @@
     reason = "tests spawn tasks, and fail by panicking"
 )]
 
-use testkit::harness::{Harness, Need, Trial};
+use testkit::harness::{Harness, Need, Trial, anywhere};
 use testkit::{busybox, chromium, engine};
 
 mod access;
@@ -24,13 +24,6 @@ fn main() {
         .trials(terminal::trials())
         .trials(access::trials())
         .run()
-}
-
-fn anywhere(name: &str, trial: fn()) -> Trial {
-    Trial::new(name, move || {
-        trial();
-        Ok(())
-    })
 }
 
 /// A trial in a browser, with sessions that are local processes.

@@ -17,7 +17,9 @@ testkit::trials! {
         a_command_that_cannot_be_killed_ends_its_session,
         an_unread_download_keeps_its_place,
         an_unread_command_does_not_keep_its_session,
-        a_second_server_is_refused,
+        a_second_server_is_refused;
+    crate::on_process:
+        a_place_is_free_once_the_exit_is_sent,
 }
 
 /// Sends a request, and returns its connection.
@@ -83,6 +85,18 @@ async fn a_command_that_cannot_be_killed_ends_its_session(server: &mut Server) {
     })
     .await;
     assert_eq!(session["stopped"], "killed", "{session}");
+}
+
+async fn a_place_is_free_once_the_exit_is_sent(server: &mut Server) {
+    server.restart_with_quota("execs = 8").await;
+    let alice = server.alice();
+    let id = server.session().await;
+    let commands = (0..8).map(async |_| {
+        for _ in 0..25 {
+            alice.shell(&id, "true").await.ok();
+        }
+    });
+    futures::future::join_all(commands).await;
 }
 
 async fn an_unread_download_keeps_its_place(server: &mut Server) {
