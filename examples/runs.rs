@@ -8,14 +8,17 @@
 //! cargo run --example runs -- attach ID              # attaches to the run; exits with its code
 //! cargo run --example runs -- exec ID -- CMD...      # runs an exec; exits with its code
 //! cargo run --example runs -- verify ID|PATH         # exits with 0 if sealed and intact
+//! cargo run --example runs -- verify [--head HEAD]   # compares all runs with the ledger
+//! cargo run --example runs -- head                   # prints the head of the ledger, to be kept
+//! cargo run --example runs -- history [ID]           # prints the ledger
 //! cargo run --example runs -- recover                # recovers and seals the runs of a crash
 //! cargo run --example runs -- remove ID              # removes the directory and a kept container
 //! ```
 //!
 //! `--root DIR` names the root. `--runtime process` selects local processes, and `--runtime
 //! kubernetes` selects pods, in a build with `--features kube-earliest`. A local process of another
-//! owner can be waited for, but not stopped. `list`, `verify` and `logs` without `--follow` only read
-//! files, and need no engine. All commands except `recover` and `remove` work while
+//! owner can be waited for, but not stopped. `list`, `verify`, `head`, `history` and `logs` without
+//! `--follow` only read files, and need no engine. All commands except `recover` and `remove` work while
 //! another process owns the run. Errors exit with 125.
 //!
 //! `exec --interactive --tty`, and `attach` to a run with a terminal, require a build with
@@ -39,7 +42,7 @@ use moat::Kubernetes;
 use moat::audit::{self, LogState};
 use moat::manager::RecoveryMode;
 use moat::outcome::{StopCause, Stream};
-use moat::root::RunInfo;
+use moat::root::{Head, LedgerEntry, RunInfo, VerifyOptions};
 use moat::run::{AttachOptions, Attached, Attachment};
 use moat::spec::{ExecSpec, Stdin, WindowSize};
 use moat::timestamp::Timestamp;
@@ -151,10 +154,23 @@ enum Command {
         cmd: Vec<String>,
     },
     /// Verifies an audit file: its structure, its counts, its digests and its seal
+    ///
+    /// Without an argument, verifies the whole root: all audit files, and that no run was removed,
+    /// added, replaced or re-dated by anything but moat.
     Verify {
         /// Id of a run, whose file must belong to the run, or path of an audit file
-        #[arg(value_name = "ID|PATH")]
-        target: String,
+        #[arg(value_name = "ID|PATH", conflicts_with = "heads")]
+        target: Option<String>,
+        /// Head of the ledger that was kept elsewhere; can be given several times
+        #[arg(long = "head", value_name = "HEAD")]
+        heads: Vec<Head>,
+    },
+    /// Prints the head of the ledger, to be kept elsewhere and passed to `verify` later
+    Head,
+    /// Prints the ledger: a line for each run that began, was sealed, or was removed
+    History {
+        /// Id of a run; default: all
+        id: Option<RunId>,
     },
     /// Recovers all runs, waits for their end, and seals them
     Recover,
@@ -196,7 +212,13 @@ async fn run() -> ExitCode {
         Command::Logs { id, follow: true } => follow(&args, id).await,
         Command::Attach { id } => attach(&args, id).await,
         Command::Exec { id, .. } => exec(&args, id).await,
-        Command::Verify { target } => verify(&args.root, target),
+        Command::Verify {
+            target: Some(target),
+            ..
+        } => verify(&args.root, target),
+        Command::Verify { heads, .. } => verify_root(&args.root, heads),
+        Command::Head => head(&args.root),
+        Command::History { id } => history(&args.root, id.as_ref()),
         Command::Recover => recover(&args).await,
         Command::Remove { id } => remove(&args, id).await,
     };
@@ -515,6 +537,68 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
         count(found.gaps, "gap")
     ));
     Ok(code)
+}
+
+/// Verifies all runs of a root, and prints what was changed.
+fn verify_root(root: &Path, heads: &[Head]) -> moat::Result<u8> {
+    let heads = heads.iter().cloned();
+    let options = heads.fold(VerifyOptions::new(), VerifyOptions::head);
+    let found = Root::open(root)?.verify_all(&options)?;
+    for finding in &found.findings {
+        print_line(finding.to_string().escape_debug());
+    }
+    let runs = count(found.runs as u64, "run");
+    let lines = count(found.lines, "line");
+    let intact = found.is_intact();
+    let state = if intact { "intact" } else { "not intact" };
+    print_line(format_args!(
+        "{}: {state}; {runs}, {} sealed, {lines} of the ledger",
+        root.display(),
+        found.sealed
+    ));
+    Ok(if intact { 0 } else { NOT_VERIFIED })
+}
+
+fn head(root: &Path) -> moat::Result<u8> {
+    match Root::open(root)?.head()? {
+        Some(head) => print_line(head),
+        None => print_error("the root has never had a run"),
+    }
+    Ok(0)
+}
+
+fn history(root: &Path, id: Option<&RunId>) -> moat::Result<u8> {
+    let mut out = io::stdout().lock();
+    for line in Root::open(root)?.ledger()? {
+        let line = line?;
+        if id.is_some() && line.entry.run() != id {
+            continue;
+        }
+        let run = line.entry.run().map_or("-", RunId::as_str);
+        let step = match &line.entry {
+            LedgerEntry::Created { root } => format!("root {root}"),
+            LedgerEntry::Begun(begun) => {
+                let what = [begun.image.as_str()].into_iter();
+                let what = what.chain(begun.cmd.iter().map(String::as_str));
+                format!("began: {}", what.collect::<Vec<_>>().join(" ").trim())
+            }
+            LedgerEntry::Sealed(sealed) => match sealed.code {
+                Some(code) => format!("{} with code {code}, {}", sealed.status, sealed.verdict),
+                None => format!("{}, {}", sealed.status, sealed.verdict),
+            },
+            LedgerEntry::ExecSealed { exec, .. } => format!("exec {exec} sealed"),
+            LedgerEntry::Removed { by, .. } => {
+                let program = by.program.as_deref().unwrap_or("a program");
+                format!("removed by {program}, process {}", by.pid)
+            }
+            other => format!("{other:?}"),
+        };
+        let (time, step) = (seconds(Some(line.ts)), step.escape_debug());
+        if let Err(error) = writeln!(out, "{:>6}  {time}  {run}  {step}", line.number) {
+            return ignore_closed_stdout(Err(error));
+        }
+    }
+    Ok(0)
 }
 
 fn count(number: u64, noun: &str) -> String {

@@ -7,6 +7,8 @@
 //! - [`kubernetes`]: runs in the pods of a cluster.
 //! - [`scale`]: from one run to a million a day.
 //! - [`audit_format`]: the audit file, byte by byte.
+//! - [`ledger_format`]: the ledger of a root, byte by byte.
+//! - [`trust`]: what a root proves, to whom, and how to check it.
 //! - [`guarantees`]: every guarantee, the tests that check it, and the limitations.
 //! - [`examples`]: the source of the smaller examples.
 //!
@@ -79,6 +81,20 @@ pub mod scale {}
 
 #[doc = include_str!("../docs/audit-format.md")]
 pub mod audit_format {}
+
+/// [audit_format]: crate::guide::audit_format
+/// [trust]: crate::guide::trust
+///
+#[doc = include_str!("../docs/ledger-format.md")]
+pub mod ledger_format {}
+
+/// [digest]: crate::guide::audit_format#the-digest
+/// [guarantees]: crate::guide::guarantees
+/// [head]: crate::guide::ledger_format#the-head
+/// [ledger_format]: crate::guide::ledger_format
+///
+#[doc = include_str!("../docs/trust.md")]
+pub mod trust {}
 
 /// [ci]: crate::guide::ci
 /// [kubernetes]: crate::guide::kubernetes

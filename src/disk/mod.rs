@@ -18,5 +18,5 @@ pub(crate) use files::{
     open_to_write, parent_dir, remove_dir, remove_file, remove_temporary, rename, sync_dir,
     write_atomic,
 };
-pub(crate) use platform::{FileId, FileTimes, lock_log, read_at};
+pub(crate) use platform::{FileId, FileTimes, lock_log, read_at, user_id};
 pub(crate) use pool::Disk;

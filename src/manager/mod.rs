@@ -38,6 +38,7 @@ use crate::monitor::policy::is_permanent;
 use crate::monitor::recover;
 use crate::monitor::start::{InitialAttach, StartError};
 use crate::outcome::{Outcome, Seal};
+use crate::root::RemovalReason;
 use crate::root::{Root, RunInfo};
 use crate::run::Run;
 use crate::run::attach::session::{NO_STDIN_IN_RUNTIME, NO_STDIN_IN_SPEC, Recording, Session};
@@ -367,6 +368,10 @@ impl Manager {
     /// Cancel-safe. A dropped call leaves the run in place or removes it. Call it again to
     /// complete the removal.
     pub async fn remove(&self, id: &RunId) -> Result<()> {
+        self.remove_for(id, RemovalReason::Removed).await
+    }
+
+    async fn remove_for(&self, id: &RunId, reason: RemovalReason) -> Result<()> {
         let context = self.context();
         let run = self.get(id).await?;
         let seal = run.seal().await?;
@@ -383,7 +388,7 @@ impl Manager {
         context
             .on_disk("remove", move |root| {
                 let _lock = root.lock(&id)?;
-                root.remove(&id)
+                root.remove(&id, reason)
             })
             .await?;
         context.event_bus.emit(run.id(), EventKind::Removed);

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::manager::Manager;
 use crate::monitor::group::end_unused;
 use crate::outcome::Seal;
-use crate::root::{Root, RunInfo};
+use crate::root::{RemovalReason, Root, RunInfo};
 use crate::spec::{GroupId, RunId};
 use crate::timestamp::Timestamp;
 
@@ -175,7 +175,7 @@ impl Manager {
     async fn prune_one(&self, run: &SealedRun, dry_run: bool) -> Result<(), SkipReason> {
         let removed = match dry_run {
             true => self.check_removable(run).await,
-            false => self.remove(&run.run).await,
+            false => self.remove_for(&run.run, RemovalReason::Pruned).await,
         };
         match removed {
             // Another process has removed the run.

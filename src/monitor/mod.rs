@@ -78,6 +78,8 @@ pub(crate) struct Monitor {
     permit: Option<OwnedSemaphorePermit>,
     /// The run needs no permit.
     is_service: bool,
+    /// True if this monitor has written the begin of the run to the ledger.
+    begun_recorded: bool,
     /// The reasons for a local image in place of a pulled one.
     pull_warnings: Arc<Mutex<Vec<String>>>,
 }
@@ -121,6 +123,7 @@ impl Monitor {
             image_signal: None,
             permit: None,
             is_service: false,
+            begun_recorded: false,
             pull_warnings: Arc::default(),
         }
     }

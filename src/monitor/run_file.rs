@@ -11,6 +11,7 @@ use crate::monitor::Monitor;
 use crate::monitor::context::Context;
 use crate::outcome::Ending;
 use crate::root::RunFile;
+use crate::spec::RunRecord;
 
 /// Records the ending of a run that cannot be sealed yet.
 ///
@@ -110,7 +111,20 @@ impl Monitor {
         self.warn_if_stale(written);
     }
 
-    /// Writes the seal to `run.json`, and removes temporary files and requests.
+    /// Writes the begin of the run to the ledger.
+    pub(super) async fn record_begun(&mut self, record: &RunRecord) -> Result<()> {
+        let record = record.clone();
+        let recorded = self
+            .context
+            .on_disk("record the begin of a run in", move |root| {
+                root.record_begun(&record)
+            })
+            .await;
+        self.begun_recorded = recorded.is_ok();
+        recorded
+    }
+
+    /// Writes the seal to the ledger and to `run.json`, and removes temporary files and requests.
     ///
     /// The audit file holds the seal too, and takes precedence: after an error
     /// the next opening of the root writes `run.json` from it.
@@ -119,10 +133,14 @@ impl Monitor {
             ending_if_missing: None,
             ..file.clone()
         };
+        let recovered = !self.begun_recorded;
         let written = self
             .context
             .on_disk("record a seal in", move |root| {
                 root.sweep_run(&sealed.record.run);
+                if let Some(seal) = &sealed.seal {
+                    root.record_seal(&sealed.record, seal, recovered)?;
+                }
                 root.write_run(&sealed)
             })
             .await;

@@ -205,6 +205,11 @@ impl Monitor {
                 Err(error) => Err(error),
             },
         };
+        // The line is in the ledger only if the run exists.
+        let opened = match opened {
+            Ok(opened) => self.record_begun(&record).await.map(|()| opened),
+            Err(error) => Err(error),
+        };
         match opened {
             Ok((progress, log)) => {
                 let capture = self.capture(&file, progress, log);

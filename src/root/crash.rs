@@ -9,7 +9,7 @@ use crate::audit::Start;
 use crate::disk::create_dir;
 use crate::disk::image::{Image, Medium, read_image, scratch_dir, write_image};
 use crate::disk::journal::Journal;
-use crate::root::{Root, RunFile};
+use crate::root::{RemovalReason, Root, RunFile};
 use crate::sink::{Jsonl, LogSink, RunPlace};
 use crate::spec::{ContainerId, RootId, RunId, RunRecord, RunSpec};
 
@@ -124,7 +124,7 @@ fn a_root_and_its_runs_survive_any_crash() {
     drop((log, lock));
     promise.removing = true;
     promised(promise, promise);
-    root.remove(&run).unwrap();
+    root.remove(&run, RemovalReason::Removed).unwrap();
     promise.removed = true;
     promised(promise, promise);
     let ops = journal.ops();

@@ -203,7 +203,8 @@ mod tests {
                 let first = root.lock(&run).unwrap();
                 let waiting = scope.spawn(|| root.lock(&run));
                 thread::sleep(Duration::from_micros(500));
-                root.remove(&run).unwrap();
+                root.remove(&run, crate::root::RemovalReason::Removed)
+                    .unwrap();
                 disk::create_dir(&root.dir(&run)).unwrap();
                 let next = root.lock(&run);
                 drop(first);
@@ -211,7 +212,8 @@ mod tests {
                 let waited = waiting.join().unwrap();
                 assert!(waited.is_err() || next.is_err(), "the run has two owners");
                 drop((waited, next));
-                root.remove(&run).unwrap();
+                root.remove(&run, crate::root::RemovalReason::Removed)
+                    .unwrap();
             }
         });
     }

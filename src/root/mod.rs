@@ -5,6 +5,7 @@ mod crash;
 mod execs;
 mod group_file;
 mod json_file;
+mod ledger;
 mod lock;
 mod requests;
 mod run_file;
@@ -14,6 +15,7 @@ mod sweep;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::outcome::{Ending, Seal, StopCause};
 use crate::root::json_file::{MAX_RECORD_BYTES, parse, read, to_json_line};
+use crate::root::ledger::Ledger;
 use crate::root::summary::AuditSummary;
 use crate::spec::{ROOT_FILE, RootId, RunId, RunRecord};
 use crate::state::RunStatus;
@@ -29,6 +32,10 @@ use crate::timestamp::Timestamp;
 
 pub use crate::root::execs::ExecInfo;
 pub(crate) use crate::root::group_file::GroupRecord;
+pub use crate::root::ledger::{
+    Finding, FindingKind, Head, LedgerEntry, LedgerLine, LedgerReader, RemovalReason, Remover,
+    RootVerification, RunBegun, RunSealed, VerifyOptions,
+};
 pub(crate) use crate::root::lock::Lock;
 pub(crate) use crate::root::run_file::RunFile;
 
@@ -40,6 +47,7 @@ pub(crate) use crate::root::run_file::RunFile;
 pub struct Root {
     path: PathBuf,
     id: RootId,
+    ledger: Arc<Ledger>,
 }
 
 /// The contents of `root.json`.
@@ -142,6 +150,7 @@ impl Root {
         };
         let root: RootFile = parse(&file, &bytes)?;
         Ok(Self {
+            ledger: Arc::new(Ledger::new(&path, root.root.clone())),
             path,
             id: root.root,
         })

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use crate::audit::LOG_FILE;
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::root::Root;
+use crate::root::{RemovalReason, Root};
 use crate::spec::RunId;
 
 /// The prefix of run directories that are being removed. No run id begins with it.
@@ -31,14 +31,17 @@ impl Root {
 
     /// Removes the directory of a run.
     ///
-    /// The directory is renamed first, so no other process sees a partly removed run.
-    pub(crate) fn remove(&self, run: &RunId) -> Result<()> {
+    /// The directory is renamed first, so no other process sees a partly removed run. Then the
+    /// ledger gets the removal.
+    pub(crate) fn remove(&self, run: &RunId, reason: RemovalReason) -> Result<()> {
+        let since = self.ledger.length();
         let removed = self
             .path()
             .join(format!("{REMOVED_PREFIX}{run}-{}", RunId::generate()));
         let dir = self.dir(run);
         disk::rename(&dir, &removed).map_err(|error| Error::storage("remove", dir, error))?;
         disk::sync_dir(self.path())?;
+        self.record_removal(run, reason, since)?;
         match disk::remove_dir(&removed) {
             // Another process has swept the renamed directory.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -60,11 +63,31 @@ impl Root {
         self.sweep_groups();
         for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if name.to_string_lossy().starts_with(REMOVED_PREFIX) {
+            let name = name.to_string_lossy();
+            if !name.starts_with(REMOVED_PREFIX) {
+                continue;
+            }
+            let recorded = match removed_run(&name) {
+                Some(run) => self.record_removal(&run, RemovalReason::Interrupted, 0),
+                // The name was not given by moat.
+                None => Ok(()),
+            };
+            if recorded.is_ok() {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
     }
+}
+
+/// Returns the run of a directory that is being removed, from the directory's name.
+fn removed_run(name: &str) -> Option<RunId> {
+    let (run, _) = name.strip_prefix(REMOVED_PREFIX)?.rsplit_once('-')?;
+    RunId::new(run).ok()
+}
+
+/// Returns true if a directory of this name is that of a run that is being removed.
+pub(super) fn is_removal_of(name: &str, run: &RunId) -> bool {
+    removed_run(name).is_some_and(|removed| removed == *run)
 }
 
 #[cfg(test)]
@@ -91,7 +114,7 @@ mod tests {
                 .map(|_| {
                     disk::create_dir(&root.dir(&run)).unwrap();
                     fs::write(root.audit(&run), "").unwrap();
-                    root.remove(&run)
+                    root.remove(&run, RemovalReason::Removed)
                 })
                 .collect();
             done.store(true, Ordering::Relaxed);

@@ -12,12 +12,16 @@ const MAX_RUN_ID_BYTES: usize = 64;
 
 /// The file that marks a directory as a root and has the root's id.
 pub(crate) const ROOT_FILE: &str = "root.json";
+/// The ledger of a root.
+pub(crate) const LEDGER_FILE: &str = "ledger.jsonl";
+/// The names of files in a root, which are no run ids.
+const RESERVED: [&str; 3] = [ROOT_FILE, LEDGER_FILE, "ledger.sig"];
 
 /// The id of a run: generated, sortable and unique, or set by the caller.
 ///
 /// The id is also the name of the run's directory and a part of the container's name. It has 1 to
-/// 64 of the characters `A-Z a-z 0-9 _ . -`, and begins with a letter or a digit. `root.json` is
-/// reserved.
+/// 64 of the characters `A-Z a-z 0-9 _ . -`, and begins with a letter or a digit. `root.json`,
+/// `ledger.jsonl` and `ledger.sig` are reserved.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(String);
@@ -27,7 +31,7 @@ impl RunId {
     ///
     /// # Errors
     ///
-    /// [`InvalidSpec`] if `id` is empty, is longer than 64 characters, is `root.json`, or has a
+    /// [`InvalidSpec`] if `id` is empty, is longer than 64 characters, is reserved, or has a
     /// character that is not allowed in the names of directories and containers.
     pub fn new(id: impl Into<String>) -> Result<Self, InvalidSpec> {
         let id = id.into();
@@ -49,7 +53,7 @@ impl RunId {
                 "{id:?} has {bad:?}; a run id has only letters, digits, '_', '.' and '-'"
             ));
         }
-        if id == ROOT_FILE {
+        if RESERVED.contains(&&*id) {
             return invalid(format!("{id:?} is the name of a file in each root"));
         }
         Ok(Self(id))

@@ -17,8 +17,8 @@ mod view;
 
 pub use builder::RunSpec;
 pub use exec::ExecSpec;
-pub(crate) use id::ROOT_FILE;
 pub use id::{ContainerId, RootId, RunId};
+pub(crate) use id::{LEDGER_FILE, ROOT_FILE};
 pub use mount::{Mount, Relabel};
 pub use pull::{Credentials, PlacementProgress, PullOptions, PullProgress};
 pub use record::RunRecord;

@@ -19,6 +19,7 @@ testkit::trials! {
         list_logs_and_verify_need_no_engine;
     crate::anywhere:
         list_has_the_times_and_the_reason_of_a_stop,
+        verify_names_a_removed_run,
 }
 
 fn list_has_the_times_and_the_reason_of_a_stop(place: &Place) {
@@ -52,6 +53,38 @@ fn list_has_the_times_and_the_reason_of_a_stop(place: &Place) {
         assert_eq!(row[3..5], expected);
         assert_eq!(row[5], stopped.unwrap_or("-"));
     }
+}
+
+fn verify_names_a_removed_run(place: &Place) {
+    for name in ["a", "b"] {
+        assert_code(&output(place.process(&["--name", name], "exit 7")), 7);
+    }
+    assert_code(
+        &output(place.runs(&["remove", "a", "--runtime", "process"])),
+        0,
+    );
+    let head = text(&output(place.runs(&["head"])).stdout);
+    let verified = output(place.runs(&["verify", "--head", head.trim()]));
+    assert_code(&verified, 0);
+    assert!(text(&verified.stdout).contains("intact; 1 run, 1 sealed, 6 lines"));
+    let history = text(&output(place.runs(&["history", "a"])).stdout);
+    let history: Vec<_> = history.lines().collect();
+    assert_eq!(history.len(), 3, "{history:?}");
+    assert!(
+        history[1].ends_with("a  exited with code 7, complete"),
+        "{history:?}"
+    );
+    assert!(history[2].contains("a  removed by runs"), "{history:?}");
+
+    fs::remove_dir_all(place.audit("b").parent().unwrap()).unwrap();
+    let verified = output(place.runs(&["verify"]));
+    assert_code(&verified, 1);
+    let found = text(&verified.stdout);
+    assert!(found.contains("run b: removed: "), "{found}");
+    assert_code(
+        &output(place.runs(&["verify", "--head", "moat-head v2"])),
+        125,
+    );
 }
 
 fn verify_finds_one_changed_byte(place: &Place) {

@@ -95,7 +95,10 @@ types! {
         Ending, Evidence, Exit, Outcome, PerStream<u64>, Seal, SealState, StopCause, Stream,
         Usage, Verdict,
     }
-    moat::root { ExecInfo, Root, RunInfo }
+    moat::root {
+        ExecInfo, Finding, FindingKind, Head, LedgerEntry, LedgerLine, LedgerReader, RemovalReason,
+        Remover, Root, RootVerification, RunBegun, RunInfo, RunSealed, VerifyOptions,
+    }
     moat::run {
         AttachHandle, AttachOptions, Attached, Attachment, CopyError, CopyOptions, CopyProgress, Exec,
         Input, LineMatch, Output, Ready, Run,

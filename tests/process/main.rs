@@ -9,6 +9,7 @@
 
 mod embedder;
 mod exit;
+mod ledger;
 mod limits;
 mod load;
 mod output;

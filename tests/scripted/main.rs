@@ -26,6 +26,7 @@ mod follow;
 mod foreign_files;
 mod group;
 mod images;
+mod ledger;
 mod limits;
 mod lost_exec;
 mod node;

@@ -103,3 +103,8 @@ pub(crate) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result
 pub(crate) fn lock_log(file: &File) -> Result<(), TryLockError> {
     file.try_lock()
 }
+
+/// Returns the id of the user of this process.
+pub(crate) fn user_id() -> Option<u32> {
+    Some(rustix::process::getuid().as_raw())
+}

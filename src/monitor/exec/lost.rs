@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{ExecOutcome, write_seal};
+use super::{ExecOutcome, record_seal, write_seal};
 use crate::audit::{Event, Gap, GapReason, Resume, ResumeCause, TruncatedTail};
 use crate::capture::{Capture, Hub, Progress};
 use crate::error::{Error, Result, RuntimeError, chain};
@@ -68,7 +68,7 @@ pub(in crate::monitor) async fn take_over_lost(context: &Context, run: &RunId) -
             Ok(Some(log)) if log.progress.exec_created.is_some() => {
                 killable.push(LostExec { number, log });
             }
-            Ok(Some(log)) => report(run, number, seal(log, None).await),
+            Ok(Some(log)) => report(run, number, seal(context, &place, log, None).await),
             Ok(None) => {}
             Err(error) => report(run, number, Err(error)),
         }
@@ -98,7 +98,8 @@ pub(in crate::monitor) async fn seal_lost(
         if let Some(note) = &note {
             tracing::warn!(%run, number, "{note}");
         }
-        report(run, number, seal(log, note).await);
+        let place = context.place(run).of_exec(number);
+        report(run, number, seal(context, &place, log, note).await);
     });
     sealed.await;
 }
@@ -183,7 +184,12 @@ async fn is_running(
     }
 }
 
-async fn seal(exec: LostLog, note: Option<String>) -> Result<()> {
+async fn seal(
+    context: &Context,
+    place: &RunPlace,
+    exec: LostLog,
+    note: Option<String>,
+) -> Result<()> {
     let LostLog {
         progress,
         log,
@@ -205,6 +211,7 @@ async fn seal(exec: LostLog, note: Option<String>) -> Result<()> {
     let resume = Event::Resume(Resume::new(ResumeCause::Reopened, torn));
     let mut unwritten = vec![resume];
     unwritten.extend(note.map(Event::note));
-    write_seal(&mut capture, &mut outcome, &mut unwritten).await?;
+    let seal = write_seal(&mut capture, &mut outcome, &mut unwritten).await?;
+    record_seal(context, place, &seal).await;
     Ok(())
 }

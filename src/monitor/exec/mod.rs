@@ -22,6 +22,7 @@ use crate::capture::{Capture, PumpEnd};
 use crate::error::{Error, Result, RuntimeError, chain};
 use crate::monitor::Monitor;
 use crate::monitor::calls::ExecTarget;
+use crate::monitor::context::Context;
 use crate::monitor::entry::{PipeState, close_stdin, lock};
 use crate::monitor::evidence::{EOF_TOLERANCE, late_drain, past_limit};
 use crate::monitor::machine::{ExitReport, Limits, Machine, Setup};
@@ -32,7 +33,7 @@ use crate::monitor::wait::Backoff;
 use crate::monitor::watch::{Target, WatchEnd};
 use crate::outcome::{Ending, Evidence, Exit, Seal};
 use crate::runtime::{AttachedOutput, DrainLimit, ExecId, InputWriter, Runtime, StartedExec};
-use crate::sink::Resumed;
+use crate::sink::{Resumed, RunPlace};
 use crate::spec::{ContainerId, ExecSpec, LimitAction, Secrets, Settings, Stdin};
 use crate::state::Transition;
 
@@ -309,6 +310,7 @@ impl Monitor {
             let closing = &self.context.closing;
             closing.run_until_cancelled(backoff.pause()).await?;
         };
+        record_seal(&self.context, &self.place, &seal).await;
         let last_lines = capture.progress.last_lines();
         self.snapshot.send_modify(|snapshot| {
             snapshot.seal = Some(seal);
@@ -515,4 +517,21 @@ async fn write_seal(
     };
     let seal = build_seal(&capture.progress, facts);
     capture.seal(seal).await
+}
+
+/// Writes the seal of an exec to the ledger.
+///
+/// If that fails, a verification of the root reports the seal as not recorded.
+async fn record_seal(context: &Context, place: &RunPlace, seal: &Seal) {
+    let (run, exec, seal) = (place.run.clone(), place.exec, seal.clone());
+    let recorded = context
+        .on_disk("record the seal of an exec in", move |root| match exec {
+            Some(exec) => root.record_exec_seal(&run, exec, &seal),
+            None => Ok(()),
+        })
+        .await;
+    if let Err(error) = recorded {
+        let (run, number) = (&place.run, place.exec);
+        tracing::warn!(%run, number, error = %error.chain(), "the seal of an exec is not in the ledger");
+    }
 }
