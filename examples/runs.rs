@@ -8,6 +8,8 @@
 //! cargo run --example runs -- attach ID              # attaches to the run; exits with its code
 //! cargo run --example runs -- exec ID -- CMD...      # runs an exec; exits with its code
 //! cargo run --example runs -- verify ID|PATH         # exits with 0 if sealed and intact
+//! cargo run --example runs -- export ID FILE         # writes a bundle of the run, a tar archive
+//! cargo run --example runs -- verify FILE.tar        # exits with 0 if the bundle is intact
 //! cargo run --example runs -- verify [--head HEAD]   # compares all runs with the ledger
 //! cargo run --example runs -- head                   # prints the head of the ledger, to be kept
 //! cargo run --example runs -- history [ID]           # prints the ledger
@@ -17,7 +19,7 @@
 //!
 //! `--root DIR` names the root. `--runtime process` selects local processes, and `--runtime
 //! kubernetes` selects pods, in a build with `--features kube-earliest`. A local process of another
-//! owner can be waited for, but not stopped. `list`, `verify`, `head`, `history` and `logs` without
+//! owner can be waited for, but not stopped. `list`, `verify`, `head`, `history`, `export` and `logs` without
 //! `--follow` only read files, and need no engine. All commands except `recover` and `remove` work while
 //! another process owns the run. Errors exit with 125.
 //!
@@ -27,6 +29,7 @@
 //! but its output is not recorded, and its audit is sealed as lost.
 
 use std::fmt::Display;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -46,7 +49,7 @@ use moat::root::{Head, LedgerEntry, RunInfo, VerifyOptions};
 use moat::run::{AttachOptions, Attached, Attachment};
 use moat::spec::{ExecSpec, Stdin, WindowSize};
 use moat::timestamp::Timestamp;
-use moat::{Error, LocalProcess, Manager, Outcome, Root, RunId, Runtime, ShutdownMode};
+use moat::{Error, LocalProcess, Manager, Outcome, Root, RunId, Runtime, ShutdownMode, bundle};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
@@ -158,7 +161,7 @@ enum Command {
     /// Without an argument, verifies the whole root: all audit files, and that no run was removed,
     /// added, replaced or re-dated by anything but moat.
     Verify {
-        /// Id of a run, whose file must belong to the run, or path of an audit file
+        /// Id of a run, whose file must belong to the run, or path of an audit file or a bundle
         #[arg(value_name = "ID|PATH", conflicts_with = "heads")]
         target: Option<String>,
         /// Head of the ledger that was kept elsewhere; can be given several times
@@ -171,6 +174,13 @@ enum Command {
     History {
         /// Id of a run; default: all
         id: Option<RunId>,
+    },
+    /// Writes a sealed run with everything that vouches for it to a tar archive
+    Export {
+        /// Id of the run
+        id: RunId,
+        /// Path of the archive, which must not exist
+        file: PathBuf,
     },
     /// Recovers all runs, waits for their end, and seals them
     Recover,
@@ -217,6 +227,7 @@ async fn run() -> ExitCode {
             ..
         } => verify(&args.root, target),
         Command::Verify { heads, .. } => verify_root(&args.root, heads),
+        Command::Export { id, file } => export(&args.root, id, file),
         Command::Head => head(&args.root),
         Command::History { id } => history(&args.root, id.as_ref()),
         Command::Recover => recover(&args).await,
@@ -510,6 +521,7 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
             let root = Root::open(root)?;
             (root.audit(&id), root.verify(&id)?)
         }
+        _ if target.ends_with(".tar") => return verify_bundle(target),
         _ => (PathBuf::from(target), audit::verify(target)?),
     };
     let (text, code) = match &found.state {
@@ -537,6 +549,34 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
         count(found.gaps, "gap")
     ));
     Ok(code)
+}
+
+fn verify_bundle(path: &str) -> moat::Result<u8> {
+    let found = bundle::verify(path)?;
+    for problem in &found.problems {
+        print_line(problem.escape_debug());
+    }
+    let (state, code) = match found.is_intact() {
+        true => ("intact", 0),
+        false => ("not intact", NOT_VERIFIED),
+    };
+    let run = found.run.as_ref().map_or("no run", RunId::as_str);
+    print_line(format_args!("{path}: {state}; bundle of {run}"));
+    Ok(code)
+}
+
+fn export(root: &Path, id: &RunId, path: &Path) -> moat::Result<u8> {
+    let failed = |source| Error::Storage {
+        operation: "create",
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::create_new(path).map_err(failed)?;
+    let exported = Root::open(root).and_then(|root| root.export(id, file));
+    if exported.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    exported.map(|()| 0)
 }
 
 /// Verifies all runs of a root, and prints what was changed.

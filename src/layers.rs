@@ -51,6 +51,10 @@ const MODULES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "bundle",
+        &["audit", "disk", "error", "outcome", "root", "spec"],
+    ),
+    (
         "conformance",
         &[
             "audit",

@@ -215,6 +215,7 @@ pub mod audit;
 pub mod bench;
 #[cfg(feature = "blocking")]
 pub mod blocking;
+pub mod bundle;
 mod capture;
 mod causes;
 #[cfg(feature = "conformance")]

@@ -32,6 +32,7 @@ use crate::timestamp::Timestamp;
 
 pub use crate::root::execs::ExecInfo;
 pub(crate) use crate::root::group_file::GroupRecord;
+pub(crate) use crate::root::ledger::RunHistory;
 pub use crate::root::ledger::{
     Finding, FindingKind, Head, LedgerEntry, LedgerLine, LedgerReader, RemovalReason, Remover,
     RootVerification, RunBegun, RunSealed, VerifyOptions,

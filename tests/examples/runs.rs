@@ -76,6 +76,12 @@ fn verify_names_a_removed_run(place: &Place) {
     );
     assert!(history[2].contains("a  removed by runs"), "{history:?}");
 
+    let bundle = place.dir.path().join("b.tar");
+    let bundle = bundle.to_str().unwrap();
+    assert_code(&output(place.runs(&["export", "b", bundle])), 0);
+    assert_code(&output(place.runs(&["verify", bundle])), 0);
+    assert_code(&output(place.runs(&["export", "b", bundle])), 125);
+
     fs::remove_dir_all(place.audit("b").parent().unwrap()).unwrap();
     let verified = output(place.runs(&["verify"]));
     assert_code(&verified, 1);

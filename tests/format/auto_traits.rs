@@ -95,6 +95,7 @@ types! {
         Ending, Evidence, Exit, Outcome, PerStream<u64>, Seal, SealState, StopCause, Stream,
         Usage, Verdict,
     }
+    moat::bundle { BundleVerification }
     moat::root {
         ExecInfo, Finding, FindingKind, Head, LedgerEntry, LedgerLine, LedgerReader, RemovalReason,
         Remover, Root, RootVerification, RunBegun, RunInfo, RunSealed, VerifyOptions,

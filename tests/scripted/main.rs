@@ -13,6 +13,7 @@ mod audit_file;
 mod bench;
 #[cfg(feature = "blocking")]
 mod blocking;
+mod bundle;
 mod console;
 mod crowd;
 mod damage;

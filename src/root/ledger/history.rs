@@ -6,7 +6,9 @@ use std::io;
 
 use memchr::memmem;
 
+use crate::error::Result;
 use crate::outcome::Seal;
+use crate::root::Root;
 use crate::root::ledger::end::Backward;
 use crate::root::ledger::line::{LedgerEntry, LedgerLine};
 use crate::spec::{RunId, RunRecord};
@@ -18,12 +20,21 @@ pub(super) struct Scan<'a> {
 
 /// The steps of a run that a ledger has, since the last begin of a run with this id.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct RunHistory {
-    pub(super) begun: bool,
+pub(crate) struct RunHistory {
+    begun: bool,
     /// The digest of the seal.
-    pub(super) sealed: Option<String>,
+    pub(crate) sealed: Option<String>,
     /// The digests of the seals of execs.
-    pub(super) execs: BTreeMap<u32, String>,
+    pub(crate) execs: BTreeMap<u32, String>,
+    /// The lines, from the last to the first.
+    lines: Vec<Vec<u8>>,
+}
+
+impl RunHistory {
+    /// Returns the lines, in order.
+    pub(crate) fn text(&self) -> Vec<u8> {
+        self.lines.iter().rev().flatten().copied().collect()
+    }
 }
 
 impl<'a> Scan<'a> {
@@ -37,7 +48,7 @@ impl<'a> Scan<'a> {
     fn entries_of(
         mut self,
         run: &RunId,
-        mut visit: impl FnMut(LedgerEntry) -> bool,
+        mut visit: impl FnMut(LedgerEntry, &[u8]) -> bool,
     ) -> io::Result<()> {
         let key = format!("\"run\":\"{run}\"");
         let finder = memmem::Finder::new(&key);
@@ -48,7 +59,7 @@ impl<'a> Scan<'a> {
             let Ok(parsed) = LedgerLine::parse(line.bytes) else {
                 continue;
             };
-            if parsed.entry.run() == Some(run) && !visit(parsed.entry) {
+            if parsed.entry.run() == Some(run) && !visit(parsed.entry, line.bytes) {
                 break;
             }
         }
@@ -58,7 +69,7 @@ impl<'a> Scan<'a> {
     /// Returns true if the last entry of a run is its removal.
     pub(super) fn ends_in_removal(self, run: &RunId) -> io::Result<bool> {
         let mut removed = false;
-        self.entries_of(run, |entry| {
+        self.entries_of(run, |entry, _| {
             removed = matches!(entry, LedgerEntry::Removed { .. });
             false
         })?;
@@ -68,24 +79,34 @@ impl<'a> Scan<'a> {
     /// Returns the steps of a run since its last begin.
     pub(super) fn history(self, run: &RunId) -> io::Result<RunHistory> {
         let mut history = RunHistory::default();
-        self.entries_of(run, |entry| match entry {
-            LedgerEntry::Begun(_) => {
-                history.begun = true;
-                false
+        self.entries_of(run, |entry, line| {
+            match entry {
+                // An earlier run with this id.
+                LedgerEntry::Removed { .. } => return false,
+                LedgerEntry::Begun(_) => history.begun = true,
+                LedgerEntry::Sealed(sealed) => {
+                    history.sealed.get_or_insert(sealed.sha256);
+                }
+                LedgerEntry::ExecSealed { exec, sha256, .. } => {
+                    history.execs.entry(exec).or_insert(sha256);
+                }
+                _ => {}
             }
-            LedgerEntry::Sealed(sealed) => {
-                history.sealed.get_or_insert(sealed.sha256);
-                true
-            }
-            LedgerEntry::ExecSealed { exec, sha256, .. } => {
-                history.execs.entry(exec).or_insert(sha256);
-                true
-            }
-            // An earlier run with this id.
-            LedgerEntry::Removed { .. } => false,
-            _ => true,
+            history.lines.push(line.to_vec());
+            !history.begun
         })?;
         Ok(history)
+    }
+}
+
+impl Root {
+    /// Returns the steps of a run that the ledger has, since its last begin.
+    pub(crate) fn run_history(&self, run: &RunId) -> Result<RunHistory> {
+        let Some((file, length)) = self.open_ledger()? else {
+            return Ok(RunHistory::default());
+        };
+        let history = Scan::new(&file, 0, length).history(run);
+        history.map_err(|error| self.ledger_error("read", error))
     }
 }
 

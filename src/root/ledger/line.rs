@@ -265,7 +265,7 @@ impl LedgerLine {
     }
 
     /// Parses a line, with its newline or without.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut fields: Fields<'_> =
             serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         let number = fields.n;

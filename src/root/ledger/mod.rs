@@ -23,6 +23,8 @@ use crate::root::ledger::history::Scan;
 use crate::spec::{LEDGER_FILE, RootId};
 use crate::timestamp::Timestamp;
 
+pub(crate) use history::RunHistory;
+
 pub use check::{Finding, FindingKind, RootVerification, VerifyOptions};
 pub use head::Head;
 pub use line::{LedgerEntry, LedgerLine, RemovalReason, Remover, RunBegun, RunSealed};

@@ -1,0 +1,27 @@
+//! Bundles: one run in a tar archive, with everything that vouches for it.
+//!
+//! [`Root::export`](crate::Root::export) writes the bundle of a sealed run, and [`verify`] checks a
+//! bundle. A bundle needs neither the root nor moat: it has a README that says how to check all of
+//! it with `tar`, `sha256sum` and `ssh-keygen`.
+//!
+//! ```no_run
+//! use moat::{Root, RunId, bundle};
+//!
+//! let root = Root::open("runs")?;
+//! root.export(&RunId::new("nightly")?, std::fs::File::create("nightly.tar").unwrap())?;
+//!
+//! let verified = bundle::verify("nightly.tar")?;
+//! assert!(verified.is_intact(), "{:?}", verified.problems);
+//! # Ok::<(), moat::Error>(())
+//! ```
+
+mod export;
+mod verify;
+
+pub use verify::{BundleVerification, verify};
+
+/// The text on how to check a bundle by hand.
+const README: &str = include_str!("README.md");
+const README_FILE: &str = "README.md";
+/// The digests of all other files, in the format of `sha256sum`.
+const SUMS_FILE: &str = "SHA256SUMS";
