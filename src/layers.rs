@@ -13,9 +13,10 @@ const MODULES: &[(&str, &[&str])] = &[
     ("spec", &["timestamp"]),
     ("outcome", &["spec", "timestamp"]),
     ("state", &["outcome", "spec", "timestamp"]),
-    ("error", &["causes", "outcome", "spec"]),
+    ("error", &["causes", "outcome", "spec", "timestamp"]),
     ("disk", &["error"]),
     ("runtime", &["error", "outcome", "spec", "timestamp"]),
+    ("sign", &["disk", "error", "timestamp"]),
     (
         "audit",
         &["disk", "error", "outcome", "runtime", "spec", "timestamp"],
@@ -23,7 +24,15 @@ const MODULES: &[(&str, &[&str])] = &[
     ("events", &["audit", "outcome", "spec", "timestamp"]),
     (
         "sink",
-        &["audit", "disk", "error", "outcome", "spec", "timestamp"],
+        &[
+            "audit",
+            "disk",
+            "error",
+            "outcome",
+            "sign",
+            "spec",
+            "timestamp",
+        ],
     ),
     (
         "capture",

@@ -118,6 +118,8 @@ types! {
     moat::runtime::process { LocalProcess }
     #[cfg(feature = "testing")]
     moat::runtime::scripted { Break, Call, Fault, Link, Script, Scripted, Source }
+    #[cfg(feature = "sign")]
+    moat::sign { AllowedSigners, SignError, SignatureError, SigningKey, VerifiedSigner }
     moat::sink { Console, Durability, Fanout, Jsonl, Memory, RunPlace, SinkError, Tracing }
     #[cfg(feature = "testing")]
     moat::sink { Faulty, SinkCall, SinkFault }
