@@ -53,6 +53,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "disk",
             "error",
             "outcome",
+            "sign",
             "sink",
             "spec",
             "state",
@@ -82,6 +83,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "outcome",
             "root",
             "runtime",
+            "sign",
             "sink",
             "spec",
             "state",
@@ -144,7 +146,7 @@ const MAX_LINES: usize = 600;
 const MAX_FILES: usize = 12;
 
 /// Directories with more files, because all their files serve one task.
-const LARGE: &[(&str, usize)] = &[("monitor", 19)];
+const LARGE: &[(&str, usize)] = &[("monitor", 20)];
 
 /// One file of the library, without its unit tests and its comments.
 struct Source {

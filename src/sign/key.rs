@@ -1,16 +1,17 @@
 //! Keys that sign.
 
 use std::fmt;
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::FutureExt;
 use signature::Signer as _;
 use ssh_key::PrivateKey;
 use ssh_key::private::Ed25519Keypair;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::error::{Error, Result, SignError};
@@ -19,6 +20,9 @@ use crate::sign::public_key::PublicKey;
 
 /// Longest wait for a signer.
 const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The most calls of a caller's signer at once. Each has a thread, which the signer may block.
+const MAX_CALLS: usize = 16;
 
 /// A holder of an Ed25519 key, for example an HSM or a key management service.
 ///
@@ -33,7 +37,8 @@ pub trait Signer: fmt::Debug + Send + Sync + 'static {
     /// Signs `data`, and returns the 64 bytes of the Ed25519 signature (RFC 8032, without prehash).
     ///
     /// `data` is less than 1 KiB long: it contains the hash of the file to be signed. The call is
-    /// dropped after 10 s. It must not block the thread that polls its future.
+    /// given up after 10 s. Each call has a separate thread, at most 16 at once, so it may block.
+    /// Its future may use the Tokio runtime of the manager.
     ///
     /// # Errors
     ///
@@ -49,6 +54,9 @@ pub trait Signer: fmt::Debug + Send + Sync + 'static {
 pub struct SigningKey {
     signer: Arc<dyn Signer>,
     public: PublicKey,
+    /// Limits the threads of a caller's signer; `None` for the signers of this crate, which neither
+    /// block nor panic.
+    calls: Option<Arc<Semaphore>>,
 }
 
 impl fmt::Debug for SigningKey {
@@ -108,7 +116,7 @@ impl SigningKey {
     #[cfg(unix)]
     pub fn from_agent_at(socket: impl AsRef<Path>, public_key: &str) -> Result<Self> {
         let agent = crate::sign::agent::Agent::new(socket.as_ref(), parse_ed25519(public_key)?);
-        Self::from_signer(agent)
+        Self::from_own(agent)
     }
 
     /// Uses a signer.
@@ -117,10 +125,18 @@ impl SigningKey {
     ///
     /// [`Error::Sign`] if its public key is no Ed25519 key.
     pub fn from_signer(signer: impl Signer) -> Result<Self> {
+        let mut key = Self::from_own(signer)?;
+        key.calls = Some(Arc::new(Semaphore::new(MAX_CALLS)));
+        Ok(key)
+    }
+
+    /// Uses a signer of this crate.
+    fn from_own(signer: impl Signer) -> Result<Self> {
         let public = parse_ed25519(&signer.public_key())?;
         Ok(Self {
             signer: Arc::new(signer),
             public,
+            calls: None,
         })
     }
 
@@ -166,16 +182,11 @@ impl SigningKey {
         }
         let hash = HashAlgorithm::Sha512;
         let data = signed_data(namespace.as_bytes(), hash, digest);
-        let signed = AssertUnwindSafe(async { self.signer.sign(&data).await }).catch_unwind();
-        let signature = match timeout(SIGN_TIMEOUT, signed).await {
-            Ok(Ok(signature)) => signature?,
-            Ok(Err(_)) => return Err(SignError::message("cannot sign: the signer panicked")),
-            Err(_) => {
-                let late =
-                    format!("cannot sign: the signer did not answer within {SIGN_TIMEOUT:?}");
-                return Err(SignError::message(late));
-            }
-        };
+        let signature = timeout(SIGN_TIMEOUT, self.call(&data)).await;
+        let signature = signature.unwrap_or_else(|_| {
+            let late = format!("cannot sign: the signer did not answer within {SIGN_TIMEOUT:?}");
+            Err(SignError::message(late))
+        })?;
         let wrong = || {
             let wrong = "cannot sign: the signature of the signer does not match its public key";
             SignError::message(wrong)
@@ -191,6 +202,35 @@ impl SigningKey {
             signature,
         };
         Ok(envelope.to_armored())
+    }
+
+    /// Calls the signer, on a separate thread unless it is of this crate.
+    ///
+    /// If the future is dropped, a signer that blocks its thread keeps it, and its permit.
+    async fn call(&self, data: &[u8]) -> Result<Vec<u8>, SignError> {
+        let Some(calls) = &self.calls else {
+            return self.signer.sign(data).await;
+        };
+        let permit = Arc::clone(calls).acquire_owned().await;
+        let permit = permit.map_err(SignError::new)?;
+        let (signer, data, handle) = (Arc::clone(&self.signer), data.to_owned(), Handle::current());
+        let (mut done, signature) = oneshot::channel();
+        let call = move || {
+            let _permit = permit;
+            let signed = handle.block_on(async {
+                tokio::select! {
+                    signed = signer.sign(&data) => Some(signed),
+                    () = done.closed() => None,
+                }
+            });
+            if let Some(signed) = signed {
+                let _ = done.send(signed);
+            }
+        };
+        let thread = thread::Builder::new().name("moat-sign".into()).spawn(call);
+        thread.map_err(|error| SignError::caused("cannot start a thread for the signer", error))?;
+        let panicked = |_| Err(SignError::message("cannot sign: the signer panicked"));
+        signature.await.unwrap_or_else(panicked)
     }
 
     fn read(path: &Path, passphrase: Option<&str>) -> Result<Self> {
@@ -224,7 +264,7 @@ impl SigningKey {
         let Some(pair) = key.key_data().ed25519() else {
             return Err(other_algorithm(key.algorithm().as_str()).into());
         };
-        Self::from_signer(FileKey(pair.clone()))
+        Self::from_own(FileKey(pair.clone()))
     }
 }
 

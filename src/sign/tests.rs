@@ -690,6 +690,7 @@ struct BadSigner {
 enum Fault {
     Fails,
     Hangs,
+    Blocks,
     Panics,
     WrongKey,
     Short,
@@ -705,6 +706,9 @@ impl Signer for BadSigner {
         match self.fault {
             Fault::Fails => Err(SignError::new("the module is locked")),
             Fault::Hangs => std::future::pending().await,
+            Fault::Blocks => loop {
+                std::thread::park();
+            },
             Fault::Panics => panic!("as the test asks"),
             Fault::WrongKey => Ok(vec![1; 64]),
             Fault::Short => Ok(vec![1; 3]),
@@ -712,23 +716,24 @@ impl Signer for BadSigner {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_bad_signer_gives_an_error_in_time() {
     let keys = Keys::new();
     let mismatch = "cannot sign: the signature of the signer does not match its public key";
-    for (fault, expected) in [
+    let late = "cannot sign: the signer did not answer within 10s";
+    let errors = [
         (Fault::Fails, "cannot sign: the module is locked"),
-        (
-            Fault::Hangs,
-            "cannot sign: the signer did not answer within 10s",
-        ),
+        (Fault::Hangs, late),
+        (Fault::Blocks, late),
         (Fault::Panics, "cannot sign: the signer panicked"),
         (Fault::WrongKey, mismatch),
         (Fault::Short, mismatch),
-    ] {
+    ]
+    .map(async |(fault, expected)| {
         let public_key = keys.public("key");
         let key = SigningKey::from_signer(BadSigner { public_key, fault }).unwrap();
         let error = key.sign(NAMESPACE, MESSAGE).await.unwrap_err();
         assert_eq!(error.chain(), expected);
-    }
+    });
+    futures::future::join_all(errors).await;
 }
