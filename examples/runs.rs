@@ -18,6 +18,9 @@
 //! files, and need no engine. All commands except `recover` and `remove` work while
 //! another process owns the run. Errors exit with 125.
 //!
+//! In a build with `--features sign`, `verify --allowed-signers FILE [--identity WHO]` also verifies the
+//! signature.
+//!
 //! `exec --interactive --tty`, and `attach` to a run with a terminal, require a build with
 //! `--features terminal`. `ctrl-p ctrl-q` detaches and exits with 0. A run continues, and its owner
 //! records it. An exec is recorded by the process that started it: after a detach it may continue,
@@ -41,6 +44,8 @@ use moat::manager::RecoveryMode;
 use moat::outcome::{StopCause, Stream};
 use moat::root::RunInfo;
 use moat::run::{AttachOptions, Attached, Attachment};
+#[cfg(feature = "sign")]
+use moat::sign::AllowedSigners;
 use moat::spec::{ExecSpec, Stdin, WindowSize};
 use moat::timestamp::Timestamp;
 use moat::{Error, LocalProcess, Manager, Outcome, Root, RunId, Runtime, ShutdownMode};
@@ -155,6 +160,14 @@ enum Command {
         /// Id of a run, whose file must belong to the run, or path of an audit file
         #[arg(value_name = "ID|PATH")]
         target: String,
+        /// Also verify the signature, with this file in the format of `ssh-keygen`
+        #[cfg(feature = "sign")]
+        #[arg(long, value_name = "FILE")]
+        allowed_signers: Option<PathBuf>,
+        /// Accept this signer only
+        #[cfg(feature = "sign")]
+        #[arg(long, value_name = "WHO", requires = "allowed_signers")]
+        identity: Option<String>,
     },
     /// Recovers all runs, waits for their end, and seals them
     Recover,
@@ -196,7 +209,19 @@ async fn run() -> ExitCode {
         Command::Logs { id, follow: true } => follow(&args, id).await,
         Command::Attach { id } => attach(&args, id).await,
         Command::Exec { id, .. } => exec(&args, id).await,
-        Command::Verify { target } => verify(&args.root, target),
+        #[cfg(not(feature = "sign"))]
+        Command::Verify { target } => verify(&args.root, target).map(|(_, code)| code),
+        #[cfg(feature = "sign")]
+        Command::Verify {
+            target,
+            allowed_signers,
+            identity,
+        } => verify(&args.root, target).and_then(|(path, code)| match allowed_signers {
+            Some(file) => {
+                verify_signature(&path, file, identity.as_deref()).map(|signed| code.max(signed))
+            }
+            None => Ok(code),
+        }),
         Command::Recover => recover(&args).await,
         Command::Remove { id } => remove(&args, id).await,
     };
@@ -482,7 +507,8 @@ async fn show(mut output: Attachment) -> moat::Result<u8> {
     Ok(0)
 }
 
-fn verify(root: &Path, target: &str) -> moat::Result<u8> {
+/// Verifies an audit file, and returns its path and the exit code.
+fn verify(root: &Path, target: &str) -> moat::Result<(PathBuf, u8)> {
     let (path, found) = match target.parse::<RunId>() {
         Ok(id) if !target.contains('/') && !Path::new(target).exists() => {
             let root = Root::open(root)?;
@@ -514,7 +540,26 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
         count(found.bytes.total(), "byte"),
         count(found.gaps, "gap")
     ));
-    Ok(code)
+    Ok((path, code))
+}
+
+#[cfg(feature = "sign")]
+fn verify_signature(path: &Path, allowed: &Path, identity: Option<&str>) -> moat::Result<u8> {
+    let mut allowed = AllowedSigners::from_file(allowed)?;
+    if let Some(identity) = identity {
+        allowed = allowed.identity(identity);
+    }
+    match allowed.verify_file(moat::sign::NAMESPACE, path) {
+        Ok(signer) => {
+            print_line(format_args!("signed by {signer}"));
+            Ok(0)
+        }
+        Err(Error::Signature { source, .. }) => {
+            print_line(format_args!("not signed by an allowed signer: {source}"));
+            Ok(NOT_VERIFIED)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn count(number: u64, noun: &str) -> String {

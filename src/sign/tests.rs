@@ -1,12 +1,10 @@
 //! Tests next to OpenSSH: both accept the same signatures.
 
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use async_trait::async_trait;
 use jiff::tz::TimeZone;
+use testkit::keygen::{Check, Keys};
 
 use crate::error::{Error, SignError, SignatureError};
 use crate::sign::{AllowedSigners, NAMESPACE, Signer, SigningKey, signature_path};
@@ -14,78 +12,8 @@ use crate::timestamp::Timestamp;
 
 const MESSAGE: &[u8] = b"a sealed file\n";
 
-/// A directory with a key pair of OpenSSH.
-struct Keys {
-    dir: tempfile::TempDir,
-}
-
-impl Keys {
-    fn new() -> Self {
-        let keys = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        keys.generate("key", &["-t", "ed25519", "-N", ""]);
-        keys
-    }
-
-    fn generate(&self, name: &str, options: &[&str]) {
-        let path = self.path(name);
-        let mut command = Command::new("ssh-keygen");
-        command.args(["-q", "-C", ""]).args(options);
-        let status = command.arg("-f").arg(&path).status();
-        assert!(status.unwrap().success());
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn key(&self) -> SigningKey {
-        SigningKey::from_file(self.path("key")).unwrap()
-    }
-
-    fn public(&self, name: &str) -> String {
-        let text = fs::read_to_string(self.path(&format!("{name}.pub"))).unwrap();
-        text.trim().to_owned()
-    }
-
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.path(name);
-        fs::write(&path, text).unwrap();
-        path
-    }
-}
-
-/// A verification by `ssh-keygen`, at a time in its notation.
-struct KeygenCheck<'a> {
-    allowed: &'a Path,
-    signature: &'a Path,
-    identity: &'a str,
-    namespace: &'a str,
-    at: Option<&'a str>,
-    zone: &'a str,
-}
-
-impl KeygenCheck<'_> {
-    fn accepts(&self, message: &[u8]) -> bool {
-        let mut command = Command::new("ssh-keygen");
-        command.env("TZ", self.zone).args(["-Y", "verify"]);
-        if let Some(at) = self.at {
-            command.arg(format!("-Overify-time={at}"));
-        }
-        command.arg("-f").arg(self.allowed);
-        command.args(["-I", self.identity, "-n", self.namespace, "-s"]);
-        let mut child = command
-            .arg(self.signature)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        // It may refuse the signature before it reads the message.
-        let _ = child.stdin.take().unwrap().write_all(message);
-        child.wait().unwrap().success()
-    }
+fn signing_key(keys: &Keys) -> SigningKey {
+    SigningKey::from_file(keys.path("key")).unwrap()
 }
 
 #[tokio::test]
@@ -93,8 +21,9 @@ async fn both_accept_the_same_lines() {
     let keys = Keys::new();
     keys.generate("other", &["-t", "ed25519", "-N", ""]);
     keys.generate("rsa", &["-t", "rsa", "-b", "2048", "-N", ""]);
-    let signature = keys.key().sign(NAMESPACE, MESSAGE).await.unwrap();
+    let signature = signing_key(&keys).sign(NAMESPACE, MESSAGE).await.unwrap();
     let signature_path = keys.write("message.sig", &signature);
+    let message = keys.write("message", MESSAGE);
     let (key, other, rsa) = (keys.public("key"), keys.public("other"), keys.public("rsa"));
     let new_york = "America/New_York";
     let noon = "20300701120000Z";
@@ -490,16 +419,18 @@ async fn both_accept_the_same_lines() {
     ];
     for (lines, identity, at, zone, accepted) in table {
         let allowed = keys.write("allowed", &lines);
-        let keygen = KeygenCheck {
-            allowed: &allowed,
-            signature: &signature_path,
+        let check = Check {
             identity,
-            namespace: NAMESPACE,
             at: Some(at),
             zone,
+            ..Check::new(&allowed)
         };
         let case = format!("{lines:?} for {identity} at {at} in {zone}");
-        assert_eq!(keygen.accepts(MESSAGE), accepted, "ssh-keygen: {case}");
+        assert_eq!(
+            check.accepts(&message, &signature_path),
+            accepted,
+            "ssh-keygen: {case}"
+        );
         let zone = TimeZone::get(zone).unwrap();
         let ours = AllowedSigners::parse_in(&lines, &zone)
             .identity(identity)
@@ -522,10 +453,12 @@ fn time(text: &str) -> Timestamp {
 #[tokio::test]
 async fn both_refuse_each_changed_byte_of_a_signature() {
     let keys = Keys::new();
-    let signature = keys.key().sign(NAMESPACE, MESSAGE).await.unwrap();
+    let signature = signing_key(&keys).sign(NAMESPACE, MESSAGE).await.unwrap();
     let allowed_text = format!("me {}", keys.public("key"));
     let allowed = AllowedSigners::parse(&allowed_text).identity("me");
     let allowed_path = keys.write("allowed", &allowed_text);
+    let message = keys.write("message", MESSAGE);
+    let check = Check::new(&allowed_path);
     let mut harmless = Vec::new();
     for offset in 0..signature.len() {
         for flip in [1, 4, 0x20] {
@@ -533,16 +466,8 @@ async fn both_refuse_each_changed_byte_of_a_signature() {
             changed[offset] ^= flip;
             let ours = allowed.verify(NAMESPACE, MESSAGE, &changed).is_ok();
             let path = keys.write("changed.sig", &changed);
-            let keygen = KeygenCheck {
-                allowed: &allowed_path,
-                signature: &path,
-                identity: "me",
-                namespace: NAMESPACE,
-                at: None,
-                zone: "UTC",
-            };
             let context = format!("byte {offset} ^ {flip:#x}");
-            assert_eq!(ours, keygen.accepts(MESSAGE), "{context}");
+            assert_eq!(ours, check.accepts(&message, &path), "{context}");
             if ours {
                 harmless.push((signature.as_bytes()[offset], changed[offset]));
             }
@@ -562,7 +487,7 @@ async fn both_refuse_each_changed_byte_of_a_signature() {
 async fn every_reason_is_distinct() {
     let keys = Keys::new();
     let key = keys.public("key");
-    let signature = keys.key().sign(NAMESPACE, MESSAGE).await.unwrap();
+    let signature = signing_key(&keys).sign(NAMESPACE, MESSAGE).await.unwrap();
     let noon: Timestamp = "2030-07-01T12:00:00Z".parse().unwrap();
     let reason = |lines: &str, identity: Option<&str>, message: &[u8], signature: &str| {
         let mut allowed = AllowedSigners::parse(lines).at(noon);
@@ -573,7 +498,7 @@ async fn every_reason_is_distinct() {
         error.unwrap_err().to_string()
     };
     let line = |options: &str| format!("me {options}{key}");
-    let fingerprint = keys.key().fingerprint();
+    let fingerprint = signing_key(&keys).fingerprint();
     assert_eq!(
         reason("", None, MESSAGE, &signature),
         format!("the key {fingerprint} is not an allowed signer")
@@ -623,7 +548,7 @@ async fn every_reason_is_distinct() {
         reason(&line(""), None, b"another", &signature),
         "the signature does not match the file"
     );
-    let other = keys.key().sign("git", MESSAGE).await.unwrap();
+    let other = signing_key(&keys).sign("git", MESSAGE).await.unwrap();
     assert_eq!(
         reason(&line(""), None, MESSAGE, &other),
         "the signature is for the namespace \"git\", not for \"moat-audit\""
