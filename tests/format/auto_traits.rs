@@ -218,6 +218,10 @@ futures! {
         moat::run::Run::write_file_with(&moat::Run, &str, Vec<u8>, moat::run::CopyOptions);
         moat::runtime::connect::connect(moat::Fallback);
     }
+    #[cfg(feature = "sign")]
+    {
+        moat::sign::SigningKey::sign(&moat::sign::SigningKey, &str, &[u8]);
+    }
     #[cfg(feature = "conformance")]
     {
         moat::conformance::Case::run(moat::conformance::Case);

@@ -14,6 +14,7 @@ use moat::sign::{AllowedSigners, SignError, Signer, SigningKey, signature_path};
 use moat::sink::{Fanout, Jsonl, Memory};
 use moat::spec::ExecSpec;
 use moat::{Error, LogSink, Manager, Root, Run, RunId, ShutdownMode};
+use serde_json::Value;
 use signature::Signer as _;
 use ssh_key::PrivateKey;
 use testkit::deadline::{eventually, within};
@@ -329,6 +330,47 @@ async fn a_run_sealed_without_a_key_stays_unsigned() {
     assert_eq!(info.unsigned, None);
     assert!(!signature_path(old.audit().unwrap()).exists());
     assert!(!signature_path(bench.file("old", "exec-1.jsonl")).exists());
+}
+
+/// The owner died after the seal, and before its copy in `run.json`.
+#[tokio::test]
+async fn a_seal_without_a_copy_is_signed_if_marked() {
+    let keys = Keys::new();
+    let signer = OwnSigner::new(&keys);
+    signer.fails.store(true, Ordering::Relaxed);
+    let bench = Bench::new();
+    let manager = open_with(&bench, &signer.key()).await;
+    for name in ["marked", "unmarked", "lost"] {
+        let script = Script::new().stdout("out\n");
+        let run = bench.start(&manager, script, named(name)).await;
+        sealed(&run).await;
+    }
+    manager.shutdown(ShutdownMode::Leave).await;
+    for (name, fields) in [
+        ("marked", &["seal"][..]),
+        ("unmarked", &["seal", "unsigned"]),
+    ] {
+        let path = bench.file(name, "run.json");
+        let mut file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        for field in fields {
+            file.as_object_mut().unwrap().remove(*field).unwrap();
+        }
+        fs::write(&path, format!("{file}\n")).unwrap();
+    }
+    fs::remove_file(bench.file("lost", "run.json")).unwrap();
+
+    let manager = open_with(&bench, &file_key(&keys)).await;
+    for run in manager.wait_recovery().await.unwrap() {
+        sealed(&run).await;
+    }
+    manager.shutdown(ShutdownMode::Leave).await;
+    for (name, is_signed) in [("marked", true), ("unmarked", false), ("lost", true)] {
+        let info = bench.view().info(&RunId::new(name).unwrap()).unwrap();
+        assert!(info.seal.is_some(), "{name}");
+        assert_eq!(info.unsigned, None, "{name}");
+        let signature = signature_path(bench.file(name, "logs.jsonl"));
+        assert_eq!(signature.exists(), is_signed, "{name}");
+    }
 }
 
 /// The runs of a dead owner are signed by the manager that seals them.
