@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 use crate::disk;
 use crate::error::{Error, Result, SignatureError};
 use crate::sign::envelope::{ED25519, Envelope, signed_data};
-use crate::sign::line::{SignerLine, matches_list};
+use crate::sign::line::{Options, SignerLine, matches_list};
 use crate::sign::public_key::PublicKey;
 use crate::sign::signature_path;
 use crate::timestamp::Timestamp;
@@ -181,47 +181,32 @@ impl AllowedSigners {
                 continue;
             }
             let entry = match &line.entry {
+                Ok(entry) if entry.options.cert_authority => {
+                    let certificates = "is for certificates, which moat does not verify";
+                    unused.push(format!("line {} {certificates}", line.number));
+                    continue;
+                }
                 Ok(entry) => entry,
                 Err(reason) => {
                     unused.push(format!("line {} cannot be used: {reason}", line.number));
                     continue;
                 }
             };
-            let options = &entry.options;
-            if options.cert_authority {
-                let number = line.number;
-                unused.push(format!(
-                    "line {number} is for certificates, which moat does not verify"
-                ));
-                continue;
-            }
             if entry.key.blob != key.blob {
                 continue;
             }
-            let namespaces = options.namespaces.as_deref();
-            let found = if namespaces.is_some_and(|list| !matches_list(namespace, list)) {
-                SignatureError::NamespaceNotAllowed {
-                    line: line.number,
-                    namespace: namespace.to_owned(),
+            match refusal(&entry.options, line.number, namespace, at) {
+                Some(refusal) => {
+                    reason.get_or_insert(refusal);
                 }
-            } else if let Some(time) = options.valid_after.filter(|time| at < *time) {
-                SignatureError::NotYetValid {
-                    line: line.number,
-                    valid_after: timestamp(time),
+                None => {
+                    return Ok(VerifiedSigner {
+                        principals: line.principals.clone(),
+                        fingerprint: key.fingerprint(),
+                        line: line.number,
+                    });
                 }
-            } else if let Some(time) = options.valid_before.filter(|time| at > *time) {
-                SignatureError::Expired {
-                    line: line.number,
-                    valid_before: timestamp(time),
-                }
-            } else {
-                return Ok(VerifiedSigner {
-                    principals: line.principals.clone(),
-                    fingerprint: key.fingerprint(),
-                    line: line.number,
-                });
-            };
-            reason.get_or_insert(found);
+            }
         }
         Err(reason.unwrap_or_else(|| self.unknown(key, &unused)))
     }
@@ -240,6 +225,21 @@ impl AllowedSigners {
             details,
         }
     }
+}
+
+/// Returns the reason that the options of a line do not allow its key at this time.
+fn refusal(options: &Options, line: usize, namespace: &str, at: u64) -> Option<SignatureError> {
+    let namespaces = options.namespaces.as_deref();
+    if namespaces.is_some_and(|list| !matches_list(namespace, list)) {
+        let namespace = namespace.to_owned();
+        return Some(SignatureError::NamespaceNotAllowed { line, namespace });
+    }
+    if let Some(time) = options.valid_after.filter(|time| at < *time) {
+        let valid_after = timestamp(time);
+        return Some(SignatureError::NotYetValid { line, valid_after });
+    }
+    let valid_before = timestamp(options.valid_before.filter(|time| at > *time)?);
+    Some(SignatureError::Expired { line, valid_before })
 }
 
 fn timestamp(seconds: u64) -> Timestamp {

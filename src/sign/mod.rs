@@ -10,7 +10,7 @@
 //! ```
 //!
 //! A run is sealed whether or not it can be signed: signing never blocks the seal. A run that could
-//! not be signed says so in `RunInfo::unsigned`, and the next
+//! not be signed says so in [`RunInfo::unsigned`](crate::root::RunInfo::unsigned), and the next
 //! manager that opens the root with a key tries again.
 //!
 //! ```

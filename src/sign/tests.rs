@@ -3,6 +3,8 @@
 use std::fs;
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jiff::tz::TimeZone;
 use testkit::keygen::{Check, Keys};
 
@@ -11,6 +13,8 @@ use crate::sign::{AllowedSigners, NAMESPACE, Signer, SigningKey, signature_path}
 use crate::timestamp::Timestamp;
 
 const MESSAGE: &[u8] = b"a sealed file\n";
+const BEGIN: &str = "-----BEGIN SSH SIGNATURE-----\n";
+const END: &str = "\n-----END SSH SIGNATURE-----\n";
 
 fn signing_key(keys: &Keys) -> SigningKey {
     SigningKey::from_file(keys.path("key")).unwrap()
@@ -661,4 +665,23 @@ async fn a_bad_signer_gives_an_error_in_time() {
         assert_eq!(error.chain(), expected);
     });
     futures::future::join_all(errors).await;
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_a_parser_panic(
+        text in "[a-zé \t\"\\\\=,!*?#\r\n0-9Z-]{0,80}",
+        options in "(namespaces=|valid-after=|valid-before=|cert-authority|[\"\\\\,é0-9Z]){0,8}",
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+    ) {
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA==";
+        let lines = format!("{text}\nme {options} {key}\n{text} {key}");
+        let allowed = AllowedSigners::parse_in(&lines, &TimeZone::UTC);
+        let armor = [BEGIN.as_bytes(), &bytes, END.as_bytes()].concat();
+        let blob = [&b"SSHSIG\0\0\0\x01"[..], &bytes].concat();
+        let wrapped = format!("{BEGIN}{}{END}", STANDARD.encode(blob));
+        for signature in [&bytes, &armor, wrapped.as_bytes()] {
+            proptest::prop_assert!(allowed.verify(NAMESPACE, MESSAGE, signature).is_err());
+        }
+    }
 }
