@@ -82,11 +82,15 @@ impl Monitor {
 
 /// Signs the log of a run, and the sealed logs of its execs that have no signature.
 ///
-/// Returns the reason that one of them is not signed.
+/// Returns the reason that one of them is not signed. Does not ask a signer again that has failed:
+/// each call may take 10 s.
 async fn sign_all(context: &Context, place: &RunPlace, sha256: &str) -> Option<String> {
     let signed = sign_log(context, place, Some(sha256)).await;
     context.emit_signature(place, &signed);
-    let mut reason = signed.err().map(|error| error.chain());
+    let mut reason = match signed {
+        Err(error @ Error::Sign(_)) => return Some(error.chain()),
+        signed => signed.err().map(|error| error.chain()),
+    };
     let run = place.run.clone();
     let listed = context.on_disk("list the execs of a run in", move |root| {
         let unsealed = root.unsealed_execs(&run);
@@ -104,6 +108,9 @@ async fn sign_all(context: &Context, place: &RunPlace, sha256: &str) -> Option<S
             context.emit_signature(&place, &signed);
             match signed {
                 Ok(_) => continue,
+                Err(error @ Error::Sign(_)) => {
+                    return Some(format!("exec {number}: {}", error.chain()));
+                }
                 Err(error) => error.chain(),
             }
         };
