@@ -23,6 +23,9 @@
 //! `--follow` only read files, and need no engine. All commands except `recover` and `remove` work while
 //! another process owns the run. Errors exit with 125.
 //!
+//! In a build with `--features sign`, `verify --allowed-signers FILE [--identity WHO]` also verifies the
+//! signature.
+//!
 //! `exec --interactive --tty`, and `attach` to a run with a terminal, require a build with
 //! `--features terminal`. `ctrl-p ctrl-q` detaches and exits with 0. A run continues, and its owner
 //! records it. An exec is recorded by the process that started it: after a detach it may continue,
@@ -43,13 +46,16 @@ use moat::Docker;
 #[cfg(feature = "kube")]
 use moat::Kubernetes;
 use moat::audit::{self, LogState};
+use moat::bundle::{self, BundleVerification};
 use moat::manager::RecoveryMode;
 use moat::outcome::{StopCause, Stream};
 use moat::root::{Head, LedgerEntry, RunInfo, VerifyOptions};
 use moat::run::{AttachOptions, Attached, Attachment};
+#[cfg(feature = "sign")]
+use moat::sign::AllowedSigners;
 use moat::spec::{ExecSpec, Stdin, WindowSize};
 use moat::timestamp::Timestamp;
-use moat::{Error, LocalProcess, Manager, Outcome, Root, RunId, Runtime, ShutdownMode, bundle};
+use moat::{Error, LocalProcess, Manager, Outcome, Root, RunId, Runtime, ShutdownMode};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
@@ -69,6 +75,68 @@ struct Args {
     runtime: RuntimeArg,
     #[command(subcommand)]
     command: Command,
+}
+
+/// The signers that `verify` accepts.
+#[derive(clap::Args)]
+struct Signers {
+    /// Also verify the signatures, with this file in the format of `ssh-keygen`
+    #[cfg(feature = "sign")]
+    #[arg(long, value_name = "FILE")]
+    allowed_signers: Option<PathBuf>,
+    /// Accept this signer only
+    #[cfg(feature = "sign")]
+    #[arg(long, value_name = "WHO", requires = "allowed_signers")]
+    identity: Option<String>,
+}
+
+#[cfg(not(feature = "sign"))]
+impl Signers {
+    fn verify(&self, _: &Path) -> moat::Result<u8> {
+        Ok(0)
+    }
+
+    fn verify_bundle(&self, path: &str) -> moat::Result<BundleVerification> {
+        bundle::verify(path)
+    }
+
+    fn add_to(&self, options: VerifyOptions) -> moat::Result<VerifyOptions> {
+        Ok(options)
+    }
+}
+
+#[cfg(feature = "sign")]
+impl Signers {
+    /// Verifies the signature of an audit file.
+    fn verify(&self, path: &Path) -> moat::Result<u8> {
+        let allowed = self.read()?;
+        allowed.map_or(Ok(0), |allowed| verify_signature(path, &allowed))
+    }
+
+    fn verify_bundle(&self, path: &str) -> moat::Result<BundleVerification> {
+        match self.read()? {
+            Some(allowed) => bundle::verify_signed(path, &allowed),
+            None => bundle::verify(path),
+        }
+    }
+
+    fn add_to(&self, options: VerifyOptions) -> moat::Result<VerifyOptions> {
+        Ok(match self.read()? {
+            Some(allowed) => options.signed_by(allowed),
+            None => options,
+        })
+    }
+
+    fn read(&self) -> moat::Result<Option<AllowedSigners>> {
+        let Some(file) = &self.allowed_signers else {
+            return Ok(None);
+        };
+        let allowed = AllowedSigners::from_file(file)?;
+        Ok(Some(match &self.identity {
+            Some(identity) => allowed.identity(identity),
+            None => allowed,
+        }))
+    }
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -167,6 +235,8 @@ enum Command {
         /// Head of the ledger that was kept elsewhere; can be given several times
         #[arg(long = "head", value_name = "HEAD")]
         heads: Vec<Head>,
+        #[command(flatten)]
+        signers: Signers,
     },
     /// Prints the head of the ledger, to be kept elsewhere and passed to `verify` later
     Head,
@@ -223,10 +293,13 @@ async fn run() -> ExitCode {
         Command::Attach { id } => attach(&args, id).await,
         Command::Exec { id, .. } => exec(&args, id).await,
         Command::Verify {
-            target: Some(target),
-            ..
-        } => verify(&args.root, target),
-        Command::Verify { heads, .. } => verify_root(&args.root, heads),
+            target,
+            heads,
+            signers,
+        } => match target {
+            Some(target) => verify(&args.root, target, signers),
+            None => verify_root(&args.root, heads, signers),
+        },
         Command::Export { id, file } => export(&args.root, id, file),
         Command::Head => head(&args.root),
         Command::History { id } => history(&args.root, id.as_ref()),
@@ -515,13 +588,14 @@ async fn show(mut output: Attachment) -> moat::Result<u8> {
     Ok(0)
 }
 
-fn verify(root: &Path, target: &str) -> moat::Result<u8> {
+/// Verifies an audit file, and returns its path and the exit code.
+fn verify(root: &Path, target: &str, signers: &Signers) -> moat::Result<u8> {
     let (path, found) = match target.parse::<RunId>() {
         Ok(id) if !target.contains('/') && !Path::new(target).exists() => {
             let root = Root::open(root)?;
             (root.audit(&id), root.verify(&id)?)
         }
-        _ if target.ends_with(".tar") => return verify_bundle(target),
+        _ if target.ends_with(".tar") => return verify_bundle(target, signers),
         _ => (PathBuf::from(target), audit::verify(target)?),
     };
     let (text, code) = match &found.state {
@@ -548,11 +622,26 @@ fn verify(root: &Path, target: &str) -> moat::Result<u8> {
         count(found.bytes.total(), "byte"),
         count(found.gaps, "gap")
     ));
-    Ok(code)
+    Ok(code.max(signers.verify(&path)?))
 }
 
-fn verify_bundle(path: &str) -> moat::Result<u8> {
-    let found = bundle::verify(path)?;
+#[cfg(feature = "sign")]
+fn verify_signature(path: &Path, allowed: &AllowedSigners) -> moat::Result<u8> {
+    match allowed.verify_file(moat::sign::NAMESPACE, path) {
+        Ok(signer) => {
+            print_line(format_args!("signed by {signer}"));
+            Ok(0)
+        }
+        Err(Error::Signature { source, .. }) => {
+            print_line(format_args!("not signed by an allowed signer: {source}"));
+            Ok(NOT_VERIFIED)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn verify_bundle(path: &str, signers: &Signers) -> moat::Result<u8> {
+    let found = signers.verify_bundle(path)?;
     for problem in &found.problems {
         print_line(problem.escape_debug());
     }
@@ -580,10 +669,10 @@ fn export(root: &Path, id: &RunId, path: &Path) -> moat::Result<u8> {
 }
 
 /// Verifies all runs of a root, and prints what was changed.
-fn verify_root(root: &Path, heads: &[Head]) -> moat::Result<u8> {
+fn verify_root(root: &Path, heads: &[Head], signers: &Signers) -> moat::Result<u8> {
     let heads = heads.iter().cloned();
     let options = heads.fold(VerifyOptions::new(), VerifyOptions::head);
-    let found = Root::open(root)?.verify_all(&options)?;
+    let found = Root::open(root)?.verify_all(&signers.add_to(options)?)?;
     for finding in &found.findings {
         print_line(finding.to_string().escape_debug());
     }

@@ -125,6 +125,22 @@ pub enum EventKind {
         /// The cause of the stop, if moat stopped the run.
         stopped: Option<StopCause>,
     },
+    /// The sealed file is signed: see `moat::sign` (feature `sign`).
+    Signed {
+        /// The number of the exec whose log is signed. `None` for the audit file of the run.
+        exec: Option<u32>,
+        /// The fingerprint of the key.
+        fingerprint: String,
+    },
+    /// The sealed file is not signed although it should be.
+    ///
+    /// The next manager that opens the root with a key tries again.
+    Unsigned {
+        /// The number of the exec whose log is not signed. `None` for the audit file of the run.
+        exec: Option<u32>,
+        /// The reason.
+        reason: String,
+    },
     /// The container was removed, by policy.
     ContainerRemoved {
         /// The container.

@@ -174,6 +174,7 @@
 //! | `kube` | no | `runtime::kubernetes`: pods of a Kubernetes cluster |
 //! | `http` | with `docker`, `kube` | `Ready::http` |
 //! | `tls` | no | engines and HTTP checks with TLS |
+//! | `sign` | no | `sign`: signatures of audit files, which `ssh-keygen` verifies |
 //! | `blocking` | no | `blocking`: the same API for code that is not async |
 //! | `terminal` | no | `terminal`: your terminal attached to a run. Unix only |
 //! | `testing` | no | `runtime::scripted` and `sink::Faulty`, for tests |
@@ -235,6 +236,8 @@ pub mod outcome;
 pub mod root;
 pub mod run;
 pub mod runtime;
+#[cfg(feature = "sign")]
+pub mod sign;
 pub mod sink;
 pub mod spec;
 pub mod state;

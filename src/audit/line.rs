@@ -17,7 +17,7 @@ const SEAL_HEAD: &[u8] = br#"{"type":"end""#;
 pub(crate) const SEAL_KEY: &str = r#","sha256":""#;
 
 /// The number of bytes after the digested bytes of a sealed file.
-pub(super) const SEAL_TAIL: usize = SEAL_KEY.len() + 64 + "\"}\n".len();
+pub(crate) const SEAL_TAIL: usize = SEAL_KEY.len() + 64 + "\"}\n".len();
 
 /// A parsed record, borrowed from its line where possible.
 #[derive(Debug)]

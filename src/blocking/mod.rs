@@ -31,6 +31,7 @@
 //! | `Events::next` | the iterator [`Events`] |
 //! | `Ready::from_fn` | [`ready_fn`] takes a closure that blocks |
 //! | `Run::copy_in`, `Run::copy_out` | the archive is a [`Read`] |
+//! | `SigningKey::sign` | async only: the manager signs the logs |
 //! | `Case::run`, `Faulty::wait_fault` | async only: they test code that is async |
 //!
 //! A blocked call cannot be cancelled. An [`Attachment`] and the [`Events`] of one run end with the

@@ -18,6 +18,8 @@
 mod export;
 mod verify;
 
+#[cfg(feature = "sign")]
+pub use verify::verify_signed;
 pub use verify::{BundleVerification, verify};
 
 /// The text on how to check a bundle by hand.

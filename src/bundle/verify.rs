@@ -15,6 +15,8 @@ use crate::bundle::{README_FILE, SUMS_FILE};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::root::{LedgerEntry, LedgerLine};
+#[cfg(feature = "sign")]
+use crate::sign::{AllowedSigners, NAMESPACE, SignatureError};
 use crate::spec::{LEDGER_FILE, RunId};
 
 /// The size limit of the files that are read into memory.
@@ -63,6 +65,27 @@ pub fn verify(path: impl AsRef<Path>) -> Result<BundleVerification> {
     let bundle = bundle.map_err(|error| Error::storage("read the bundle", path, error))?;
     let verified = bundle.verify();
     verified.map_err(|error| Error::storage("read the bundle", path, error))
+}
+
+/// Verifies the bundle at `path` as [`verify()`] does, and the signatures of its audit files.
+///
+/// An audit file without a signature of an allowed signer is a problem.
+///
+/// # Errors
+///
+/// Those of [`verify()`].
+#[cfg(feature = "sign")]
+pub fn verify_signed(
+    path: impl AsRef<Path>,
+    allowed: &AllowedSigners,
+) -> Result<BundleVerification> {
+    let path = path.as_ref();
+    let failed = |error| Error::storage("read the bundle", path, error);
+    let bundle = Bundle::read(disk::open_to_read(path)?).map_err(failed)?;
+    let unsigned = bundle.unsigned(allowed).map_err(failed)?;
+    let mut verified = bundle.verify().map_err(failed)?;
+    verified.problems.extend(unsigned);
+    Ok(verified)
 }
 
 /// A file of a bundle.
@@ -159,6 +182,32 @@ impl Bundle {
             self.problems.push(format!("{name}: it is not UTF-8"));
             String::new()
         }))
+    }
+
+    /// Returns the problems of the signatures.
+    #[cfg(feature = "sign")]
+    fn unsigned(&self, allowed: &AllowedSigners) -> io::Result<Vec<String>> {
+        let mut problems = Vec::new();
+        for (name, member) in &self.members {
+            if exec_number(name).is_none() && name != LOG_FILE {
+                continue;
+            }
+            let signature = match self.members.get(&format!("{name}.sig")) {
+                Some(signature) => {
+                    let mut bytes = Vec::new();
+                    let content = self.content(signature)?;
+                    content.take(MAX_TEXT_BYTES).read_to_end(&mut bytes)?;
+                    bytes
+                }
+                None => {
+                    problems.push(format!("{name}: {}", SignatureError::Missing));
+                    continue;
+                }
+            };
+            let verified = allowed.verify(NAMESPACE, self.content(member)?, &signature);
+            problems.extend(verified.err().map(|error| format!("{name}: {error}")));
+        }
+        Ok(problems)
     }
 
     fn verify(mut self) -> io::Result<BundleVerification> {

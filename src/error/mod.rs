@@ -2,10 +2,14 @@
 
 mod copy;
 mod runtime;
+#[cfg(feature = "sign")]
+mod sign;
 mod sink;
 
 pub use copy::CopyError;
 pub use runtime::RuntimeError;
+#[cfg(feature = "sign")]
+pub use sign::{SignError, SignatureError};
 pub use sink::SinkError;
 
 pub(crate) use crate::causes::chain;
@@ -224,6 +228,21 @@ pub enum Error {
     /// A custom sink failed.
     #[error(transparent)]
     Sink(#[from] SinkError),
+
+    /// A signing key cannot be used.
+    #[cfg(feature = "sign")]
+    #[error(transparent)]
+    Sign(#[from] SignError),
+
+    /// The signature of a file is missing, or is not accepted.
+    #[cfg(feature = "sign")]
+    #[error("cannot verify the signature of {}", path.display())]
+    Signature {
+        /// The signed file.
+        path: PathBuf,
+        /// The reason.
+        source: SignatureError,
+    },
 
     /// The sink accepted no record for 2 s.
     ///

@@ -15,6 +15,8 @@ use crate::events::EventBus;
 use crate::manager::Manager;
 use crate::monitor::context::{Context, ManagerInner};
 use crate::monitor::recover;
+#[cfg(feature = "sign")]
+use crate::monitor::signature::head::sign_heads;
 use crate::monitor::tasks::Tasks;
 use crate::root::Root;
 use crate::runtime::Runtime;
@@ -146,6 +148,8 @@ impl ManagerBuilder {
             attachments: AtomicU64::new(0),
             last_engine: Mutex::default(),
         });
+        #[cfg(feature = "sign")]
+        context.tasks.spawn(sign_heads(Arc::clone(&context)));
         if self.recovery == RecoveryMode::All {
             context.tasks.spawn(recover::scan(Arc::clone(&context)));
         } else {

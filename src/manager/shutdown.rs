@@ -10,6 +10,8 @@ use tokio::time::timeout;
 use crate::error::Error;
 use crate::manager::Manager;
 use crate::monitor::entry::Role;
+#[cfg(feature = "sign")]
+use crate::monitor::signature::head::sign_last_head;
 use crate::outcome::StopCause;
 
 /// The longest time that a shutdown gives the groups to end, once all runs are stopped.
@@ -63,6 +65,8 @@ impl Manager {
         }
         context.closing.cancel();
         context.tasks.wait().await;
+        #[cfg(feature = "sign")]
+        sign_last_head(context).await;
         // The next opening can then take over the groups that have not ended.
         let groups = std::mem::take(&mut *context.groups());
         groups.values().for_each(|group| group.release());

@@ -13,6 +13,8 @@ pub(crate) mod policy;
 pub(crate) mod recover;
 mod run_file;
 mod seal;
+#[cfg(feature = "sign")]
+pub(crate) mod signature;
 pub(crate) mod start;
 mod stats;
 pub(crate) mod stop;
@@ -144,11 +146,14 @@ impl Monitor {
         })
     }
 
-    /// Releases the run. The container of a `sealed` run is removed first, if its policy says so.
+    /// Releases the run. Before, the container of a `sealed` run is removed, if its policy says so,
+    /// and the run is signed.
     async fn release(mut self, sealed: Option<RunFile>) {
         self.hub.close();
         if let Some(file) = sealed {
             self.remove_by_policy(&file).await;
+            #[cfg(feature = "sign")]
+            self.sign(&file).await;
         }
         self.remove_entry();
         // A later subscriber sees that no event follows.

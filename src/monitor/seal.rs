@@ -96,6 +96,8 @@ impl Monitor {
             }
         };
         file.seal = Some(seal);
+        #[cfg(feature = "sign")]
+        self.context.mark_to_sign(&mut file);
         self.emit_gaps(capture.stats());
         // No caller waits for the copy of a seal that an audit file holds.
         let has_audit_file = self.context.sink.path(&self.place).is_some();

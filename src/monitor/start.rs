@@ -189,6 +189,8 @@ impl Monitor {
         self.publish_stop_grace(&record);
         self.create_run_dir().await?;
         let mut file = RunFile::new(record.clone());
+        #[cfg(feature = "sign")]
+        self.context.mark_to_sign(&mut file);
         file.record.engine_id = self.context.last_engine().and_then(|engine| engine.id);
         let context = Arc::clone(&self.context);
         let written = write(&context, &file);

@@ -9,6 +9,8 @@ mod ledger;
 mod lock;
 mod requests;
 mod run_file;
+#[cfg(feature = "sign")]
+mod signature;
 mod summary;
 mod sweep;
 
@@ -39,6 +41,8 @@ pub use crate::root::ledger::{
 };
 pub(crate) use crate::root::lock::Lock;
 pub(crate) use crate::root::run_file::RunFile;
+#[cfg(feature = "sign")]
+pub(crate) use crate::root::signature::{NOT_SIGNED_YET, sealed_digest};
 
 /// A read-only view of the directory that holds runs.
 ///
@@ -82,6 +86,11 @@ pub struct RunInfo {
     pub seal: Option<Seal>,
     /// The record of the run, or `None` if it cannot be read.
     pub record: Option<RunRecord>,
+    /// The reason that a sealed run, or one of its execs, has no signature although it should.
+    ///
+    /// `None` for a run that is signed, not sealed, or was never to be signed. See
+    /// `moat::sign` (feature `sign`).
+    pub unsigned: Option<String>,
     /// The problem with the files of the run, or `None`.
     pub problem: Option<String>,
 }
@@ -341,12 +350,14 @@ impl Root {
             stopped: None,
             seal: None,
             record: None,
+            unsigned: None,
             problem,
             run,
         };
         let mut ending = None;
         if let Some(file) = file {
             ending = file.ending;
+            info.unsigned = file.unsigned;
             info.seal = file.seal;
             info.record = Some(file.record);
         }
@@ -367,6 +378,7 @@ impl Root {
         if let Some(ending) = seal.map(|seal| seal.exit.clone()).or(ending) {
             info.add_ending(&ending);
         }
+        info.unsigned = info.unsigned.filter(|_| info.seal.is_some());
         if let Some(seal) = &info.seal {
             info.ended_at.get_or_insert(seal.ts);
             info.stopped = seal.stopped;

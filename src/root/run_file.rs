@@ -36,6 +36,9 @@ pub(crate) struct RunFile {
     /// True if a caller has removed the container of the sealed run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) container_removed: bool,
+    /// The reason that a log of the run is not signed; `None` if nothing is to be signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unsigned: Option<String>,
 }
 
 impl RunFile {
@@ -48,6 +51,7 @@ impl RunFile {
             ending_if_missing: None,
             seal: None,
             container_removed: false,
+            unsigned: None,
         }
     }
 }

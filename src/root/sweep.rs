@@ -54,7 +54,10 @@ impl Root {
     /// The run must be sealed, or about to be sealed. A stop request that another process is
     /// writing meanwhile is lost, because the run has ended.
     pub(crate) fn sweep_run(&self, run: &RunId) {
-        disk::remove_temporary(&self.dir(run), &["run.json.", "stop-", "note-"]);
+        disk::remove_temporary(
+            &self.dir(run),
+            &["run.json.", "stop-", "note-", "logs.jsonl.sig."],
+        );
     }
 
     /// Removes temporary files and partly removed runs of dead processes.

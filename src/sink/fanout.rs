@@ -419,6 +419,11 @@ impl LogSink for Fanout {
     fn path(&self, place: &RunPlace) -> Option<PathBuf> {
         self.required.path(place)
     }
+
+    #[cfg(feature = "sign")]
+    fn signing_key(&self) -> Option<crate::sign::SigningKey> {
+        self.required.signing_key()
+    }
 }
 
 /// Seals the logs of best-effort sinks, and waits for the sinks up to the timeout.

@@ -305,6 +305,11 @@ impl LogSink for Faulty {
     fn path(&self, place: &RunPlace) -> Option<PathBuf> {
         self.inner.path(place)
     }
+
+    #[cfg(feature = "sign")]
+    fn signing_key(&self) -> Option<crate::sign::SigningKey> {
+        self.inner.signing_key()
+    }
 }
 
 #[derive(Debug)]

@@ -8,6 +8,8 @@ use async_trait::async_trait;
 use crate::audit::{Batch, RecordRef, Start, TruncatedTail};
 use crate::error::Result;
 use crate::outcome::Seal;
+#[cfg(feature = "sign")]
+use crate::sign::SigningKey;
 use crate::spec::RunId;
 
 mod console;
@@ -87,6 +89,14 @@ pub trait LogSink: fmt::Debug + Send + Sync + 'static {
     /// The file that holds the log; `None` if the sink writes no files.
     fn path(&self, place: &RunPlace) -> Option<PathBuf> {
         let _ = place;
+        None
+    }
+
+    /// The key that signs each sealed log; `None`, the default, if none does.
+    ///
+    /// The manager signs the file at [`path`](Self::path) after the seal, not the sink.
+    #[cfg(feature = "sign")]
+    fn signing_key(&self) -> Option<SigningKey> {
         None
     }
 }

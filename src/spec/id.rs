@@ -14,8 +14,10 @@ const MAX_RUN_ID_BYTES: usize = 64;
 pub(crate) const ROOT_FILE: &str = "root.json";
 /// The ledger of a root.
 pub(crate) const LEDGER_FILE: &str = "ledger.jsonl";
+/// The signature of the ledger's head.
+pub(crate) const HEAD_SIGNATURE_FILE: &str = "ledger.sig";
 /// The names of files in a root, which are no run ids.
-const RESERVED: [&str; 3] = [ROOT_FILE, LEDGER_FILE, "ledger.sig"];
+const RESERVED: [&str; 3] = [ROOT_FILE, LEDGER_FILE, HEAD_SIGNATURE_FILE];
 
 /// The id of a run: generated, sortable and unique, or set by the caller.
 ///

@@ -18,7 +18,7 @@ mod view;
 pub use builder::RunSpec;
 pub use exec::ExecSpec;
 pub use id::{ContainerId, RootId, RunId};
-pub(crate) use id::{LEDGER_FILE, ROOT_FILE};
+pub(crate) use id::{HEAD_SIGNATURE_FILE, LEDGER_FILE, ROOT_FILE};
 pub use mount::{Mount, Relabel};
 pub use pull::{Credentials, PlacementProgress, PullOptions, PullProgress};
 pub use record::RunRecord;

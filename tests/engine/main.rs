@@ -38,6 +38,8 @@ mod recovery;
 mod screen;
 mod secrets;
 mod service;
+#[cfg(feature = "sign")]
+mod sign;
 mod spec;
 mod ssh;
 mod stage;
@@ -85,6 +87,8 @@ fn main() {
         .trials(service::trials())
         .trials(ssh::trials())
         .trials(load::trials());
+    #[cfg(feature = "sign")]
+    let harness = harness.trials(sign::trials());
     #[cfg(feature = "blocking")]
     let harness = harness.trials(blocking::trials());
     #[cfg(all(feature = "terminal", feature = "testing"))]

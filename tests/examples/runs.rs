@@ -13,6 +13,7 @@ testkit::trials! {
     crate::on_engine:
         verify_finds_one_changed_byte,
         verify_names_the_run_of_an_exchanged_file,
+        #[cfg(feature = "sign")] verify_checks_the_signature,
         a_killed_run_is_recovered_without_loss,
         a_detached_run_can_be_managed,
         it_follows_and_stops_a_run_of_another_process,
@@ -147,6 +148,43 @@ pub fn assert_recovered_after_kill(place: &Place, run: Command, recover: Command
     );
     let audit = Audit::read(&place.audit("first")).unwrap();
     sequence::check(audit.stream("stdout"), "out", 2000, 64).unwrap();
+}
+
+/// A run is not signed by the example, so the test signs its file.
+#[cfg(feature = "sign")]
+fn verify_checks_the_signature(place: &Place) {
+    let keys = testkit::keygen::Keys::new();
+    assert_code(
+        &output(place.run(&["--name", "first"], "echo out + exit 0")),
+        0,
+    );
+    let allowed = keys.write("allowed", format!("me {}\n", keys.public("key")));
+    let allowed = allowed.to_str().unwrap();
+    let verify = |who: &str| {
+        output(place.runs(&[
+            "verify",
+            "first",
+            "--allowed-signers",
+            allowed,
+            "--identity",
+            who,
+        ]))
+    };
+    let unsigned = verify("me");
+    assert_code(&unsigned, 1);
+    assert!(text(&unsigned.stdout).contains("it has no signature"));
+
+    let root = moat::Root::open(place.root()).unwrap();
+    let path = root.audit(&moat::RunId::new("first").unwrap());
+    let key = moat::sign::SigningKey::from_file(keys.path("key")).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let file = std::fs::read(&path).unwrap();
+    let signature = runtime.block_on(key.sign(moat::sign::NAMESPACE, &file));
+    std::fs::write(moat::sign::signature_path(&path), signature.unwrap()).unwrap();
+    let signed = verify("me");
+    assert_code(&signed, 0);
+    assert!(text(&signed.stdout).contains("signed by me with the key SHA256:"));
+    assert_code(&verify("you"), 1);
 }
 
 fn verify_names_the_run_of_an_exchanged_file(place: &Place) {

@@ -112,6 +112,7 @@ const ASYNC_ONLY: &[&str] = &[
     "Manager::builder",
     "ManagerBuilder::open",
     "ReapOptions::run",
+    "SigningKey::sign",
     "Terminal::attach",
 ];
 

@@ -122,6 +122,8 @@ types! {
     moat::runtime::process { LocalProcess }
     #[cfg(feature = "testing")]
     moat::runtime::scripted { Break, Call, Fault, Link, Script, Scripted, Source }
+    #[cfg(feature = "sign")]
+    moat::sign { AllowedSigners, SignError, SignatureError, SigningKey, VerifiedSigner }
     moat::sink { Console, Durability, Fanout, Jsonl, Memory, RunPlace, SinkError, Tracing }
     #[cfg(feature = "testing")]
     moat::sink { Faulty, SinkCall, SinkFault }
@@ -219,6 +221,10 @@ futures! {
         moat::run::Run::write_file(&moat::Run, &str, Vec<u8>);
         moat::run::Run::write_file_with(&moat::Run, &str, Vec<u8>, moat::run::CopyOptions);
         moat::runtime::connect::connect(moat::Fallback);
+    }
+    #[cfg(feature = "sign")]
+    {
+        moat::sign::SigningKey::sign(&moat::sign::SigningKey, &str, &[u8]);
     }
     #[cfg(feature = "conformance")]
     {

@@ -15,6 +15,8 @@ mod load;
 mod output;
 mod place;
 mod runtime;
+#[cfg(feature = "sign")]
+mod sign;
 mod signals;
 mod start;
 mod stop;

@@ -46,6 +46,8 @@ mod runtime;
 #[cfg(feature = "blocking")]
 mod service;
 mod shutdown;
+#[cfg(feature = "sign")]
+mod sign;
 mod signals;
 mod sink_faults;
 mod spec;

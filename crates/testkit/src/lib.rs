@@ -20,6 +20,7 @@ pub mod engine;
 pub mod examples;
 pub mod harness;
 pub mod image;
+pub mod keygen;
 pub mod proxy;
 pub mod registry;
 pub mod relay;

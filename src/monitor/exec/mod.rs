@@ -28,6 +28,8 @@ use crate::monitor::evidence::{EOF_TOLERANCE, late_drain, past_limit};
 use crate::monitor::machine::{ExitReport, Limits, Machine, Setup};
 use crate::monitor::output::{PumpOutcome, read_tap};
 use crate::monitor::seal::{SealFacts, build_seal, reopen_log};
+#[cfg(feature = "sign")]
+use crate::monitor::signature::sign_exec;
 use crate::monitor::start::StartError;
 use crate::monitor::wait::Backoff;
 use crate::monitor::watch::{Target, WatchEnd};
@@ -312,12 +314,16 @@ impl Monitor {
         };
         record_seal(&self.context, &self.place, &seal).await;
         let last_lines = capture.progress.last_lines();
+        #[cfg(feature = "sign")]
+        let sha256 = seal.sha256.clone();
         self.snapshot.send_modify(|snapshot| {
             snapshot.seal = Some(seal);
             snapshot.problem = None;
             snapshot.last_lines = last_lines;
             snapshot.ownership_known = true;
         });
+        #[cfg(feature = "sign")]
+        sign_exec(&self.context, &self.place, &sha256).await;
         Some(())
     }
 

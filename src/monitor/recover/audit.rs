@@ -69,6 +69,10 @@ impl Monitor {
             }
         }
         let (mut file, note) = self.reconcile_files(file, progress.record.as_ref()).await?;
+        #[cfg(feature = "sign")]
+        if !is_recorded {
+            self.context.mark_to_sign(&mut file);
+        }
         if let Some(started) = &progress.started {
             file.record.container = Some(started.container.clone());
             if started.engine_id.is_some() {

@@ -10,6 +10,8 @@ use tokio::time::sleep;
 
 use crate::monitor::context::Context;
 use crate::monitor::recover::take_over;
+#[cfg(feature = "sign")]
+use crate::monitor::signature;
 use crate::monitor::wait::Backoff;
 use crate::monitor::{exec, group};
 use crate::root::{Root, RunFile};
@@ -34,6 +36,8 @@ struct Unsealed {
     runs: Vec<RunId>,
     /// Sealed runs that have an unsealed exec.
     execs: Vec<RunId>,
+    /// Sealed runs that are not signed, or have an exec that is not.
+    unsigned: Vec<RunId>,
     /// True if the owner of a run died before it recorded a container.
     may_create: bool,
 }
@@ -69,8 +73,13 @@ impl Unsealed {
             if file.is_none_or(|file| file.seal.is_none()) {
                 unsealed.runs.push(run.clone());
                 unsealed.may_create |= file.is_none_or(|file| file.record.container.is_none());
-            } else if !root.unsealed_execs(run).is_empty() {
+                continue;
+            }
+            if !root.unsealed_execs(run).is_empty() {
                 unsealed.execs.push(run.clone());
+            }
+            if file.is_some_and(|file| file.unsigned.is_some()) {
+                unsealed.unsigned.push(run.clone());
             }
         }
         unsealed
@@ -79,6 +88,7 @@ impl Unsealed {
     fn merge(mut self, other: Self) -> Self {
         self.runs.extend(other.runs);
         self.execs.extend(other.execs);
+        self.unsigned.extend(other.unsigned);
         self.may_create |= other.may_create;
         self
     }
@@ -111,6 +121,9 @@ async fn scan_root(context: &Arc<Context>) {
     let entries = runs.map(|run| take_over(context, run)).collect();
     context.scanned.send_replace(Some(entries));
 
+    #[cfg(feature = "sign")]
+    sign_again(context, unsealed.unsigned);
+
     for container in owned_containers(context).await {
         remove_orphan(context, container).await;
     }
@@ -123,6 +136,20 @@ async fn scan_root(context: &Arc<Context>) {
     }
     group::recover(context).await;
     context.swept.send_replace(true);
+}
+
+/// Signs runs in the background: a signer that does not answer must not delay the recovery.
+#[cfg(feature = "sign")]
+fn sign_again(context: &Arc<Context>, runs: Vec<RunId>) {
+    let context = Arc::clone(context);
+    context.tasks.spawn({
+        let context = Arc::clone(&context);
+        async move {
+            let closing = context.closing.clone();
+            let signed = signature::sign_again(&context, runs);
+            closing.run_until_cancelled(signed).await;
+        }
+    });
 }
 
 /// Lists the containers of the root.

@@ -13,18 +13,22 @@ use crate::root::ledger::head::Head;
 use crate::root::ledger::line::{LedgerEntry, RunSealed};
 use crate::root::ledger::reader::Walk;
 use crate::root::sweep::is_removal_of;
+#[cfg(feature = "sign")]
+use crate::sign::AllowedSigners;
 use crate::spec::RunId;
 use crate::timestamp::Timestamp;
 
 /// Options for [`Root::verify_all`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct VerifyOptions {
     heads: Vec<Head>,
+    #[cfg(feature = "sign")]
+    allowed: Option<AllowedSigners>,
 }
 
 impl VerifyOptions {
-    /// Creates options without a kept head.
+    /// Creates options without a kept head and without signers.
     pub fn new() -> Self {
         Self::default()
     }
@@ -34,6 +38,16 @@ impl VerifyOptions {
     /// The line of the head must be in the ledger, unchanged.
     pub fn head(mut self, head: Head) -> Self {
         self.heads.push(head);
+        self
+    }
+
+    /// Requires a signature of one of these signers for each sealed audit file, and for the head of
+    /// the ledger.
+    ///
+    /// The signed head counts as a kept one.
+    #[cfg(feature = "sign")]
+    pub fn signed_by(mut self, allowed: AllowedSigners) -> Self {
+        self.allowed = Some(allowed);
         self
     }
 }
@@ -100,6 +114,11 @@ pub enum FindingKind {
     Restored,
     /// The audit file is damaged.
     Damaged,
+    /// The audit file, or the head of the ledger, has no signature of an allowed signer.
+    ///
+    /// Reported only if [signers](VerifyOptions) were given. A run that could not be signed has one
+    /// too: see [`RunInfo::unsigned`](crate::root::RunInfo).
+    Unsigned,
     /// A run, or its seal, is not in the ledger yet.
     ///
     /// The process that should have recorded it has died. The next opening of the root for recovery
@@ -134,6 +153,7 @@ impl fmt::Display for FindingKind {
             Self::Redated => "re-dated",
             Self::Restored => "restored",
             Self::Damaged => "damaged",
+            Self::Unsigned => "not signed",
             Self::Unrecorded => "not recorded",
             Self::RecordedLate => "recorded late",
             Self::LedgerMissing => "missing",
@@ -155,7 +175,7 @@ impl fmt::Display for Finding {
 }
 
 impl Finding {
-    fn of_ledger(kind: FindingKind, detail: impl Into<String>) -> Self {
+    pub(super) fn of_ledger(kind: FindingKind, detail: impl Into<String>) -> Self {
         Self {
             kind,
             run: None,
@@ -260,7 +280,7 @@ impl Root {
         runs.extend(contents.runs.keys().cloned());
         let mut suspects = Vec::new();
         for run in &runs {
-            let compared = self.compare(run, &contents)?;
+            let compared = self.compare(run, &contents, options)?;
             result.sealed += usize::from(compared.sealed);
             if !compared.findings.is_empty() {
                 suspects.push((run, compared.findings));
@@ -273,7 +293,7 @@ impl Root {
         // Other processes may have begun, sealed or removed runs since the ledger was read.
         let contents = self.read_contents(&VerifyOptions::new())?;
         for (run, _) in suspects {
-            let compared = self.compare(run, &contents)?;
+            let compared = self.compare(run, &contents, options)?;
             result.sealed += usize::from(compared.sealed && compared.findings.is_empty());
             result.findings.extend(compared.findings);
         }
@@ -285,9 +305,11 @@ impl Root {
     fn read_contents(&self, options: &VerifyOptions) -> Result<Contents> {
         let mut contents = Contents::default();
         let mut digests = BTreeMap::new();
+        // Read first: the ledger only grows.
+        let heads = self.heads(options, &mut contents.findings)?;
         if let Some((file, _)) = self.open_ledger()? {
             contents.exists = true;
-            let wanted: BTreeSet<_> = options.heads.iter().map(|head| head.number).collect();
+            let wanted: BTreeSet<_> = heads.iter().map(|head| head.number).collect();
             let mut walk = Walk::new(file, self.id().clone());
             let failed = |error| self.ledger_error("read", error);
             while let Some(step) = walk.next().map_err(failed)? {
@@ -306,10 +328,28 @@ impl Root {
             }
             contents.torn = walk.torn();
         }
-        for head in &options.heads {
+        for head in &heads {
             contents.findings.extend(self.compare_head(head, &digests));
         }
         Ok(contents)
+    }
+
+    /// Returns the kept heads and the signed one.
+    fn heads(&self, options: &VerifyOptions, findings: &mut Vec<Finding>) -> Result<Vec<Head>> {
+        #[cfg_attr(not(feature = "sign"), expect(unused_mut))]
+        let mut heads = options.heads.clone();
+        #[cfg(feature = "sign")]
+        if let Some(allowed) = &options.allowed
+            && self.head()?.is_some()
+        {
+            match self.verify_head(allowed)? {
+                Ok(head) => heads.push(head),
+                Err(finding) => findings.push(finding),
+            }
+        }
+        #[cfg(not(feature = "sign"))]
+        let _ = findings;
+        Ok(heads)
     }
 
     fn compare_head(&self, head: &Head, digests: &BTreeMap<u64, String>) -> Option<Finding> {
@@ -337,10 +377,15 @@ impl Root {
     }
 
     /// Compares the files of a run with the ledger.
-    fn compare(&self, run: &RunId, contents: &Contents) -> Result<Compared> {
+    fn compare(
+        &self,
+        run: &RunId,
+        contents: &Contents,
+        options: &VerifyOptions,
+    ) -> Result<Compared> {
         let recorded = contents.runs.get(run);
         if self.has(run) {
-            return self.compare_files(run, recorded, contents.exists);
+            return self.compare_files(run, recorded, contents.exists, options);
         }
         let removed = recorded.is_none_or(|recorded| recorded.removed);
         if removed || self.is_being_removed(run)? {
@@ -371,6 +416,7 @@ impl Root {
         run: &RunId,
         recorded: Option<&Recorded>,
         has_ledger: bool,
+        options: &VerifyOptions,
     ) -> Result<Compared> {
         let owned = self.is_owned(run).unwrap_or(false);
         if recorded.is_some_and(|recorded| recorded.removed) && !owned {
@@ -397,6 +443,7 @@ impl Root {
             recorded,
             has_ledger,
             owned,
+            options,
         };
         comparison.all(verified.as_ref())
     }
@@ -427,6 +474,7 @@ struct RunComparison<'a> {
     has_ledger: bool,
     /// A live process owns the run.
     owned: bool,
+    options: &'a VerifyOptions,
 }
 
 impl RunComparison<'_> {
@@ -443,7 +491,7 @@ impl RunComparison<'_> {
             Some(LogState::Sealed(seal)) => {
                 let finding = self.compare_seal(&seal.sha256);
                 compared.sealed = finding.is_none();
-                finding
+                finding.or_else(|| self.unsigned(None))
             }
             Some(_) => self.compare_unsealed(),
             None => self.compare_missing(),
@@ -489,6 +537,31 @@ impl RunComparison<'_> {
             None if self.owned => None,
             None => Some(self.finding(FindingKind::Unrecorded, "the seal is not in the ledger")),
         }
+    }
+
+    /// A sealed file without a signature of an allowed signer.
+    #[cfg(feature = "sign")]
+    fn unsigned(&self, exec: Option<u32>) -> Option<Finding> {
+        let allowed = self.options.allowed.as_ref().filter(|_| !self.owned)?;
+        let verified = match exec {
+            Some(number) => self.root.verify_exec_signature(self.run, number, allowed),
+            None => self.root.verify_signature(self.run, allowed),
+        };
+        let reason = match verified {
+            Ok(_) => return None,
+            Err(Error::Signature { source, .. }) => source.to_string(),
+            Err(error) => error.chain(),
+        };
+        Some(Finding {
+            exec,
+            ..self.finding(FindingKind::Unsigned, reason)
+        })
+    }
+
+    #[cfg(not(feature = "sign"))]
+    fn unsigned(&self, _: Option<u32>) -> Option<Finding> {
+        let _ = self.options;
+        None
     }
 
     fn compare_unsealed(&self) -> Option<Finding> {
@@ -540,7 +613,10 @@ impl RunComparison<'_> {
             let known = recorded.execs.get(&number);
             let (kind, detail) = match (verified, known) {
                 (LogState::Damaged(damage), _) => (FindingKind::Damaged, damage.to_string()),
-                (LogState::Sealed(seal), Some(known)) if seal.sha256 == *known => continue,
+                (LogState::Sealed(seal), Some(known)) if seal.sha256 == *known => {
+                    findings.extend(self.unsigned(Some(number)));
+                    continue;
+                }
                 (LogState::Sealed(seal), Some(known)) => {
                     let detail = format!(
                         "the seal has the digest {}, the ledger has {known}",

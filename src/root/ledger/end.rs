@@ -66,6 +66,48 @@ pub(super) fn find(file: &File, length: u64) -> io::Result<Option<End>> {
     Ok(None)
 }
 
+/// Returns the last whole line, if the lines before it lead back to the line `number`.
+///
+/// `number` 0 is the place before the first line. `sha256` is the digest of the line `number`. The
+/// inner error is the reason why a line does not follow the one before it.
+#[cfg(feature = "sign")]
+pub(super) fn continued(
+    file: &File,
+    length: u64,
+    number: u64,
+    sha256: Option<&str>,
+) -> io::Result<Result<Option<End>, String>> {
+    let Some(last) = find(file, length)? else {
+        return Ok(match number {
+            0 => Ok(None),
+            _ => Err(format!("line {number}, whose head was signed, is missing")),
+        });
+    };
+    let mut lines = Backward::new(file, 0, last.length);
+    // The number and the digest of the line before those that were read.
+    let mut expected = (last.number, last.digest.clone());
+    while expected.0 > number {
+        let Some(found) = lines.next()? else {
+            return Ok(Err(format!("line {} is missing", expected.0)));
+        };
+        let parsed = LedgerLine::parse(found.bytes);
+        let digest = line::digest(found.bytes);
+        match parsed {
+            Ok(line) if (line.number, &digest) == (expected.0, &expected.1) => {
+                expected = (line.number - 1, line.prev);
+            }
+            _ => return Ok(Err(format!("line {} was changed", expected.0))),
+        }
+    }
+    let signed = sha256.unwrap_or(NO_DIGEST);
+    Ok(match expected == (number, signed.to_owned()) {
+        true => Ok(Some(last)),
+        false => Err(format!(
+            "it does not continue line {number}, whose head was signed"
+        )),
+    })
+}
+
 /// Returns the root that the first line names. Returns `None` if the first line is not whole.
 pub(super) fn root(file: &File) -> io::Result<Option<RootId>> {
     let mut head = vec![0; MAX_FIRST_LINE_BYTES];

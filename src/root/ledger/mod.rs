@@ -9,6 +9,8 @@ mod history;
 mod line;
 mod reader;
 mod record;
+#[cfg(feature = "sign")]
+mod signed_head;
 
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -54,6 +56,9 @@ pub(crate) struct Ledger {
     ///
     /// Locked during a sync, so that concurrent callers share one.
     synced: Mutex<u64>,
+    /// Notified after each append.
+    #[cfg(feature = "sign")]
+    changed: tokio::sync::Notify,
 }
 
 #[derive(Debug)]
@@ -90,6 +95,8 @@ impl Ledger {
             root,
             open: Mutex::default(),
             synced: Mutex::default(),
+            #[cfg(feature = "sign")]
+            changed: tokio::sync::Notify::new(),
         }
     }
 
@@ -124,6 +131,8 @@ impl Ledger {
         *open = Some(ledger);
         drop(open);
         appended?;
+        #[cfg(feature = "sign")]
+        self.changed.notify_one();
         if sync { self.sync() } else { Ok(()) }
     }
 

@@ -87,6 +87,12 @@ impl Root {
         self.ledger.sync()
     }
 
+    /// Waits until this process has appended lines to the ledger since the last wait.
+    #[cfg(feature = "sign")]
+    pub(crate) async fn ledger_changed(&self) {
+        self.ledger.changed.notified().await;
+    }
+
     /// Returns the execs of a run with a sealed audit file, and the digests of their seals.
     fn sealed_execs(&self, run: &RunId) -> Vec<(u32, String)> {
         let execs = self.execs(run).unwrap_or_default();

@@ -12,6 +12,8 @@ use crate::audit::{Batch, LOG_FILE, Start, exec_file};
 use crate::disk::{self, Disk, File};
 use crate::error::{Error, Result};
 use crate::outcome::Seal;
+#[cfg(feature = "sign")]
+use crate::sign::SigningKey;
 use crate::sink::jsonl::encoder::Encoder;
 use crate::sink::jsonl::ledger::WriteLedger;
 use crate::sink::jsonl::writer::{Syncer, Writer};
@@ -41,6 +43,8 @@ pub struct Jsonl {
     /// Threads for periodic syncs, which no caller awaits.
     sync_threads: Disk,
     ledger: WriteLedger,
+    #[cfg(feature = "sign")]
+    key: Option<SigningKey>,
 }
 
 /// The time from which written records survive a power loss.
@@ -78,7 +82,20 @@ impl Jsonl {
             disk: Disk::new(),
             sync_threads: Disk::with_threads("moat-sync", 2),
             ledger: WriteLedger::default(),
+            #[cfg(feature = "sign")]
+            key: None,
         }
+    }
+
+    /// Signs each sealed file with this key.
+    ///
+    /// The signature of `logs.jsonl` is in `logs.jsonl.sig`. It is written after the seal is
+    /// published, so no caller waits for the signer: see [`sign`](crate::sign).
+    #[cfg(feature = "sign")]
+    #[must_use]
+    pub fn signed_by(mut self, key: SigningKey) -> Self {
+        self.key = Some(key);
+        self
     }
 
     /// Treats the file at `path` as written by another process.
@@ -136,6 +153,11 @@ impl LogSink for Jsonl {
 
     fn path(&self, place: &RunPlace) -> Option<PathBuf> {
         Some(log_path(place))
+    }
+
+    #[cfg(feature = "sign")]
+    fn signing_key(&self) -> Option<SigningKey> {
+        self.key.clone()
     }
 }
 

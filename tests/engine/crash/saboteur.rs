@@ -341,6 +341,11 @@ impl<T: LogSink> LogSink for Saboteur<T> {
     fn path(&self, place: &RunPlace) -> Option<PathBuf> {
         self.inner.path(place)
     }
+
+    #[cfg(feature = "sign")]
+    fn signing_key(&self) -> Option<moat::sign::SigningKey> {
+        self.inner.signing_key()
+    }
 }
 
 #[async_trait]
