@@ -92,6 +92,7 @@ pub mod ledger_format {}
 /// [guarantees]: crate::guide::guarantees
 /// [head]: crate::guide::ledger_format#the-head
 /// [ledger_format]: crate::guide::ledger_format
+/// [signature]: crate::guide::audit_format#the-signature
 ///
 #[doc = include_str!("../docs/trust.md")]
 pub mod trust {}

@@ -49,6 +49,8 @@ mod shutdown;
 #[cfg(feature = "sign")]
 mod sign;
 mod signals;
+#[cfg(feature = "sign")]
+mod signed_head;
 mod sink_faults;
 mod spec;
 mod spec_cases;

@@ -35,7 +35,11 @@ impl Keys {
     pub fn generate(&self, name: &str, options: &[&str]) {
         let mut command = Command::new("ssh-keygen");
         command.args(["-q", "-C", ""]).args(options);
-        let status = command.arg("-f").arg(self.path(name)).status();
+        let status = command
+            .arg("-f")
+            .arg(self.path(name))
+            .stdin(Stdio::null())
+            .status();
         assert!(status.expect("ssh-keygen").success());
     }
 
