@@ -28,6 +28,7 @@ mod group;
 mod images;
 mod limits;
 mod lost_exec;
+mod mask;
 mod node;
 mod orphans;
 mod other_engine;
