@@ -79,7 +79,9 @@ impl RunSpec {
     /// - a value that is interrupted: by a control sequence of a terminal, by a line wrap, by other
     ///   output on the same stream, or by a switch between stdout and stderr;
     /// - a value outside of the output: in the command, the names of environment variables, labels,
-    ///   recorded input ([`record_stdin`](Self::record_stdin)), or copied files.
+    ///   recorded input ([`record_stdin`](Self::record_stdin)), copied files, or the output of a health
+    ///   check, which only the engine reads;
+    /// - a value whose beginning a rotated log has lost (Kubernetes without the helper).
     ///
     /// A value that is very short, or that is a common word, makes the output hard to read, and the
     /// reader can infer it.
