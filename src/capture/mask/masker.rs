@@ -222,8 +222,7 @@ impl Masker {
 
     /// Returns true if a value contains a newline.
     ///
-    /// Then the masked output has fewer lines than the engine's log, and a part of the log cannot be
-    /// masked.
+    /// Then the masked output may have fewer lines than the engine's log.
     pub(in crate::capture) fn spans_lines(&self) -> bool {
         self.masks.known().is_some_and(|set| set.spans_lines)
     }

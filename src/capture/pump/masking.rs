@@ -21,7 +21,7 @@ pub(crate) struct Masking {
     pub(crate) is_missing: bool,
     /// Output was discarded for that reason, and the log has none.
     pub(crate) has_discarded: bool,
-    /// A masked value contains a newline, so the capture has fewer lines than the engine's log.
+    /// A masked value contains a newline, so the capture may have fewer lines than the engine's log.
     pub(crate) spans_lines: bool,
 }
 
@@ -434,7 +434,7 @@ mod tests {
             let longer = format!("{output}secret\n");
             assert!(!compare(output, &longer, &["secret", "secret-2"]));
         }
-        // The beginning of a value may precede the tail.
+        // The beginning of a value may precede the tail. The number of lines shows it.
         let lines = "one secret\ntwo\n".repeat(20_000);
         assert!(compare("one\ntwo\n", "one\ntwo\n", &["one\ntwo"]));
         assert!(!compare(&lines, &lines, &["secret\ntwo"]));
