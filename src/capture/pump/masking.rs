@@ -347,6 +347,34 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_the_log_splits_is_masked() {
+        // The second byte of "ä" begins the next record of the log.
+        let output = format!("{}pässwörd\n", "x".repeat((16 << 10) - 2));
+        let (text, gaps, count) = run(resumed(&output, LogFidelity::Utf8Lossy, 999, (0, 0), false));
+        assert_eq!(text, masked(&output).0);
+        assert_eq!((gaps, count), (Vec::new(), Some(1)));
+    }
+
+    #[test]
+    fn a_log_that_hides_a_value_is_unreadable() {
+        let (lossy, lossless) = (LogFidelity::Utf8Lossy, LogFidelity::Lossless);
+        for (value, is_readable) in [
+            (b"ascii".to_vec(), true),
+            ("ü".repeat(256).into(), true),
+            ("ü".repeat(257).into(), false),
+            (b"\xff\xfe".to_vec(), false),
+        ] {
+            let mut masks = MaskValues::default();
+            masks.extend([value]);
+            let kept = Kept::default();
+            let capture = capture(&kept, lossy).with_masks(Masks::new(masks));
+            let readable = capture.readable(Some(lossy));
+            assert_eq!(readable, is_readable.then_some(lossy));
+            assert_eq!(capture.readable(Some(lossless)), Some(lossless));
+        }
+    }
+
+    #[test]
     fn a_log_that_ends_in_held_output_is_shorter() {
         // The tap has the beginning of a value, and the log ends before it, or in it.
         for (log, gaps) in [("a\n", 1), ("a\nsec", 1), ("a\nsecr", 0), ("a\nsecret", 0)] {
