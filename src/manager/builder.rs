@@ -108,7 +108,7 @@ impl ManagerBuilder {
     ///
     /// ```
     /// # use std::collections::HashMap;
-    /// # use moat::{Manager, RuntimeView};
+    /// # use moat::Manager;
     /// # fn open(secrets: HashMap<String, Vec<String>>, engine: impl moat::Runtime) {
     /// let builder = Manager::builder("runs", engine).masks(move |run| {
     ///     let pipeline = run.settings.labels.get("pipeline");
