@@ -1,6 +1,6 @@
 //! One hot loop over a fixed amount of output, for `benches/callgrind`, which counts its instructions.
 //!
-//! The argument is `intake`, `encode`, `verify`, or `setup` for the generation of the text alone.
+//! The argument is `intake`, `mask`, `encode`, `verify`, or `setup` for the generation of the text alone.
 //! Without an argument, as in `cargo bench`, each runs once.
 
 #![allow(
@@ -11,12 +11,12 @@
 
 use bytes::Bytes;
 use moat::audit::verify;
-use moat::bench::{Intake, encode, lines};
+use moat::bench::{Intake, encode, lines, mask};
 
 const LINES: usize = 100_000;
 
 fn main() {
-    let all = ["setup", "intake", "encode", "verify"];
+    let all = ["setup", "intake", "mask", "encode", "verify"];
     let asked: Vec<String> = std::env::args()
         .skip(1)
         .filter(|argument| !argument.starts_with('-'))
@@ -37,6 +37,12 @@ fn run(name: &str) -> usize {
                 .chunks(64 << 10)
                 .map(|chunk| intake.push(Bytes::copy_from_slice(chunk)).len())
                 .sum()
+        }
+        "mask" => {
+            let text = Bytes::from(text());
+            let chunks = (0..text.len()).step_by(8 << 10);
+            let chunks = chunks.map(|at| text.slice(at..text.len().min(at + (8 << 10))));
+            mask(chunks, &MASKS).len()
         }
         "encode" => {
             let batch = lines(&text());
@@ -62,6 +68,15 @@ const START: &str = concat!(
     r#""runtime":"none","image":"none"}"#,
     "\n"
 );
+
+/// Tokens of which none occurs in the text, and a number that occurs a hundred times.
+const MASKS: [&str; 5] = [
+    "ghp_0123456789abcdefghijklmnopqrstuvwxyz",
+    "npm_zyxwvutsrqponmlkjihgfedcba9876543210",
+    "correct horse battery staple",
+    "-----BEGIN KEY-----\nMC4CAQAwBQYDK2VwBCIEIA\n-----END KEY-----\n",
+    "line 000123",
+];
 
 /// Lines of 81 bytes. One in ten needs escaping.
 fn text() -> Vec<u8> {

@@ -96,6 +96,9 @@ struct Args {
     /// File with environment variables, a line each
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
+    /// Environment variable of this program whose value is masked in the output
+    #[arg(long, value_name = "NAME", value_parser = value_of)]
+    mask_env: Vec<String>,
     /// Working directory in the container
     #[arg(long, value_name = "DIR")]
     workdir: Option<String>,
@@ -171,6 +174,10 @@ fn variable(text: &str) -> Result<(String, String), String> {
     Ok((name.into(), value.into()))
 }
 
+fn value_of(name: &str) -> Result<String, String> {
+    std::env::var(name).map_err(|error| error.to_string())
+}
+
 fn mount(text: &str) -> Result<Mount, String> {
     let mut mount = text.parse().map_err(|error| format!("{error}"))?;
     if let Mount::Bind { source, .. } = &mut mount {
@@ -199,6 +206,7 @@ impl Args {
                 (true, true) => Stdin::Open,
             })
             .detached(self.detach)
+            .mask(self.mask_env.clone())
             .backstop(match self.backstop {
                 BackstopArg::Engine => Backstop::Engine,
                 BackstopArg::None => Backstop::None,

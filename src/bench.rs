@@ -3,10 +3,12 @@
 use bytes::Bytes;
 
 use crate::audit::{Batch, RecordRef};
-use crate::capture::{LineAssembler, Progress};
+use crate::capture::{LineAssembler, Masks, OutputMasker, Progress};
 use crate::outcome::Stream;
 use crate::runtime::docker::output::demux::Demux;
+use crate::runtime::{Chunk, LogFidelity};
 use crate::sink::jsonl::output::OutputText;
+use crate::spec::MaskValues;
 use crate::timestamp::Timestamp;
 
 /// The path from an engine's bytes to the records of a batch.
@@ -46,6 +48,19 @@ pub fn lines(text: &[u8]) -> Batch {
     let mut batch = Batch::new();
     LineAssembler::default().push(Timestamp::now(), Stream::Stdout, text, &mut batch);
     batch
+}
+
+/// Masks `values` in chunks of output, and returns the masked output.
+pub fn mask(chunks: impl Iterator<Item = Bytes>, values: &[&str]) -> Vec<u8> {
+    let mut masks = MaskValues::default();
+    masks.extend(values.iter().copied());
+    let mut masker = OutputMasker::new(&Masks::new(masks), LogFidelity::Lossless);
+    let mut out = Vec::new();
+    for bytes in chunks {
+        masker.push(&Chunk::new(Stream::Stdout, bytes), &mut out);
+    }
+    masker.finish(Stream::Stdout, &mut out);
+    out
 }
 
 /// Encodes the output of `batch`, without a digest.

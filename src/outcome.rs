@@ -374,6 +374,10 @@ pub struct Seal {
     /// The number of `gap` records.
     #[serde(default)]
     pub gaps: u64,
+    /// The number of replacements by [`mask`](crate::spec::RunSpec::mask) in the output. `None`: the
+    /// run has no masks, or a process died and the engine's log was not read again after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masked: Option<u64>,
     /// The reason why moat stopped the run, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped: Option<StopCause>,
@@ -530,10 +534,7 @@ impl fmt::Display for LastLines<'_> {
 
 /// Returns the plural suffix of a noun with this count.
 fn plural(count: u64) -> &'static str {
-    match count {
-        1 => "",
-        _ => "s",
-    }
+    if count == 1 { "" } else { "s" }
 }
 
 impl fmt::Display for Outcome {
@@ -627,6 +628,7 @@ mod tests {
                 records: 1,
                 bytes: PerStream::default(),
                 gaps: 0,
+                masked: None,
                 stopped: cause,
                 container: None,
                 image_digest: None,

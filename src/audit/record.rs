@@ -394,6 +394,9 @@ pub enum GapReason {
     OutputLimit,
     /// The sink lost records that could not be recovered.
     Sink,
+    /// The process that recovered the run did not know the values to mask, so it recorded no
+    /// output.
+    MasksMissing,
 }
 
 impl GapReason {
@@ -412,6 +415,7 @@ impl GapReason {
             Self::NodeLost => "node_lost",
             Self::OutputLimit => "output_limit",
             Self::Sink => "sink",
+            Self::MasksMissing => "masks_missing",
         }
     }
 }
@@ -557,6 +561,7 @@ mod tests {
             GapReason::NodeLost,
             GapReason::OutputLimit,
             GapReason::Sink,
+            GapReason::MasksMissing,
         ] {
             let json = serde_json::to_value(reason).unwrap();
             assert_eq!(json, reason.to_string());

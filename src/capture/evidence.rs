@@ -2,6 +2,7 @@
 
 use super::Progress;
 use super::lines::LineAssembler;
+use super::mask::{Masker, OutputMasker};
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, LogFidelity, LogsRequest};
 
@@ -12,12 +13,20 @@ const TAIL_RECORDS: u32 = 64;
 #[derive(Debug, Default)]
 pub(crate) struct LogEnd {
     bytes: PerStream<Vec<u8>>,
+    masker: OutputMasker,
 }
 
 impl LogEnd {
     /// Adds a chunk of the log's end.
     pub(crate) fn push(&mut self, chunk: &Chunk) {
-        self.bytes[chunk.stream].extend_from_slice(&chunk.bytes);
+        self.masker.push(chunk, &mut self.bytes[chunk.stream]);
+    }
+
+    /// Ends the log: no chunk follows.
+    pub(crate) fn finish(&mut self) {
+        for stream in Stream::ALL {
+            self.masker.finish(stream, &mut self.bytes[stream]);
+        }
     }
 
     /// The number of bytes.
@@ -37,7 +46,8 @@ pub(crate) enum Comparison {
     /// Both end with the same bytes. A tap that was cut at an earlier repetition of these bytes
     /// ends with them, too.
     ///
-    /// The capture is complete if the log has exactly this number of records.
+    /// The capture is complete if the log has exactly this number of records. With a masked value
+    /// of several lines, the capture has fewer lines than the log.
     EqualEnd { records: u64 },
     /// The log ends with other bytes, or its end cannot be compared.
     Different,
@@ -57,7 +67,12 @@ pub(crate) struct ExpectedEnd {
 }
 
 impl ExpectedEnd {
-    pub(super) fn new(progress: &Progress, lines: &LineAssembler, fidelity: LogFidelity) -> Self {
+    pub(super) fn new(
+        progress: &Progress,
+        lines: &LineAssembler,
+        masker: &Masker,
+        fidelity: LogFidelity,
+    ) -> Self {
         let mut expected = Self {
             recent: PerStream::default(),
             is_all: true,
@@ -65,7 +80,10 @@ impl ExpectedEnd {
         };
         for stream in Stream::ALL {
             let position = &progress.streams[stream];
-            let recent = position.logged_recent(fidelity, lines.open_parts(stream));
+            let (printed, from_log) = lines.open_parts(stream);
+            // A tap is compared, so these bytes are as printed.
+            let printed = [printed, &masker.end(stream)].concat();
+            let recent = position.logged_recent(fidelity, (&printed, from_log));
             let unrecorded = (recent.len() - position.recent().len()) as u64;
             expected.is_all &= position.logged + unrecorded == recent.len() as u64;
             let has_open_line = recent.last().is_some_and(|byte| *byte != b'\n');
@@ -80,6 +98,14 @@ impl ExpectedEnd {
         match self.is_all {
             true => LogsRequest::all(tty),
             false => LogsRequest::tail(tty, TAIL_RECORDS),
+        }
+    }
+
+    /// Returns the log to compare, without a chunk.
+    pub(super) fn log(masker: &Masker, fidelity: LogFidelity) -> LogEnd {
+        LogEnd {
+            bytes: PerStream::default(),
+            masker: masker.of_log(fidelity),
         }
     }
 
@@ -114,6 +140,7 @@ impl ExpectedEnd {
 #[cfg(test)]
 mod tests {
     use super::super::fidelity::logged;
+    use super::super::mask::Masks;
     use super::*;
     use crate::audit::Batch;
     use crate::timestamp::Timestamp;
@@ -129,7 +156,8 @@ mod tests {
             lines.push(Timestamp::now(), *stream, bytes, &mut batch);
         }
         progress.observe_batch(&batch);
-        ExpectedEnd::new(&progress, &lines, LogFidelity::Utf8Lossy)
+        let masker = Masker::new(Masks::None, PerStream::default());
+        ExpectedEnd::new(&progress, &lines, &masker, LogFidelity::Utf8Lossy)
     }
 
     /// The records of a log of lines that are shorter than a record.

@@ -7,6 +7,7 @@ mod evidence;
 mod fidelity;
 mod hub;
 mod lines;
+mod mask;
 mod progress;
 mod pump;
 mod queue;
@@ -15,14 +16,15 @@ mod signals;
 mod source;
 mod stats;
 
-pub(crate) use evidence::{Comparison, LogEnd};
+pub(crate) use evidence::Comparison;
 pub(crate) use hub::{Hub, LiveChunk, LiveReceiver, Unlogged};
 #[cfg(any(test, fuzzing, feature = "__bench"))]
 pub(crate) use lines::LineAssembler;
 #[cfg(any(test, fuzzing))]
 pub(crate) use lines::MAX_RECORD_BYTES;
+pub(crate) use mask::{Masks, OutputMasker};
 pub(crate) use progress::Progress;
-pub(crate) use pump::{Capture, PumpEnd};
+pub(crate) use pump::{Capture, Masking, PumpEnd};
 pub(crate) use signals::{Signals, until};
 pub(crate) use source::Reading;
 pub(crate) use stats::{CaptureStats, Counts};

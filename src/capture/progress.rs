@@ -2,6 +2,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use memchr::memchr;
+
 use super::fidelity::{logged, replace_invalid};
 use crate::audit::{
     Action, Batch, Event, ExecCreated, GapReason, Interaction, RecordRef, Started, Stop,
@@ -65,6 +67,10 @@ pub(super) struct Position {
     ///
     /// These bytes are as logged.
     replaced: bool,
+    /// Set if records of the open line have bytes beyond ASCII.
+    open_is_wide: bool,
+    /// Set if records of the open line may have the replacement of a masked value.
+    open_may_be_masked: bool,
     /// The last bytes, in their logged form.
     recent: Vec<u8>,
 }
@@ -82,6 +88,14 @@ impl Position {
             LogFidelity::Utf8Lossy if self.replaced => replace_invalid(bytes, out),
             _ => logged(fidelity, self.open, bytes, out),
         }
+    }
+
+    /// Returns true if the log may split characters of the open line at unknown places.
+    ///
+    /// The log splits lines by their length before a value in them was masked.
+    pub(super) fn may_be_split(&self, unrecorded: &[u8]) -> bool {
+        let is_wide = self.open_is_wide || !unrecorded.is_ascii();
+        is_wide && (self.open_may_be_masked || memchr(b'*', unrecorded).is_some())
     }
 
     /// The logged form of the recent bytes and of an open line.
@@ -107,6 +121,10 @@ impl Position {
         fidelity: LogFidelity,
         following: usize,
     ) {
+        if partial {
+            self.open_is_wide |= !bytes.is_ascii();
+            self.open_may_be_masked |= memchr(b'*', bytes).is_some();
+        }
         // Only the following bytes are kept. The logged length of ASCII is known without encoding
         // it, wherever the log splits it.
         if following >= RECENT_BYTES && (fidelity != LogFidelity::Utf8Lossy || bytes.is_ascii()) {
@@ -148,6 +166,8 @@ impl Position {
             self.open = 0;
             self.open_logged = 0;
             self.replaced = false;
+            self.open_is_wide = false;
+            self.open_may_be_masked = false;
         }
     }
 }
@@ -246,6 +266,12 @@ impl Progress {
             .as_ref()
             .and_then(|started| started.log.fidelity);
         known.unwrap_or(LogFidelity::Utf8Lossy)
+    }
+
+    /// Returns true if the output is masked.
+    pub(super) fn is_masked(&self) -> bool {
+        let record = self.record.as_ref();
+        record.is_some_and(|record| record.settings.masks > 0)
     }
 
     /// The start and stop records, which no other source can repeat.

@@ -31,6 +31,12 @@ struct Skip {
     seen: Vec<u8>,
     /// The incomplete character that was removed from the open line. The log repeats it.
     held: Vec<u8>,
+    /// Set if the log may have split other characters than those of `expected`.
+    ///
+    /// It splits lines by their length, which masked lines do not have.
+    other_splits: bool,
+    /// Set if such a split makes the position in the open line unknown.
+    unknown_open: bool,
     state: SkipState,
 }
 
@@ -65,6 +71,9 @@ impl Replay {
             let open = skip.expected.len() - position.recent().len();
             skip.open = position.open_logged + open as u64;
             skip.held = held;
+            skip.other_splits = progress.is_masked() && fidelity == LogFidelity::Utf8Lossy;
+            let unrecorded = lines.open(stream);
+            skip.unknown_open = skip.other_splits && position.may_be_split(unrecorded);
             if skip.lines == 0 && skip.open == 0 {
                 skip.state = SkipState::Passed;
             }
@@ -85,10 +94,7 @@ impl Replay {
                 if skip.lines > 0 || skip.open > 0 {
                     return Ok(Bytes::new());
                 }
-                let common = skip.seen.len().min(skip.expected.len());
-                let agrees = skip
-                    .seen
-                    .ends_with(&skip.expected[skip.expected.len() - common..]);
+                let agrees = skip.agrees();
                 skip.seen = Vec::new();
                 if agrees {
                     skip.state = SkipState::Passed;
@@ -99,6 +105,11 @@ impl Replay {
                 }
             }
         }
+    }
+
+    /// Returns true once the log is at or past the position of the stream.
+    pub(super) fn has_passed(&self, stream: Stream) -> bool {
+        self.streams[stream].state == SkipState::Passed
     }
 
     /// Ends the replay, and returns the streams whose position the log did not reach.
@@ -122,6 +133,18 @@ impl Replay {
 }
 
 impl Skip {
+    /// Returns true if the log ends at the position as the capture does.
+    fn agrees(&self) -> bool {
+        if self.unknown_open {
+            return false;
+        }
+        if has_end_of(&self.seen, &self.expected) {
+            return true;
+        }
+        self.other_splits
+            && has_end_of(&without_splits(&self.seen), &without_splits(&self.expected))
+    }
+
     /// Skips bytes up to the position, and returns their number.
     fn pass(&mut self, bytes: &[u8]) -> usize {
         let mut passed = 0;
@@ -156,6 +179,23 @@ impl Skip {
         }
         self.seen.extend_from_slice(bytes);
     }
+}
+
+/// Returns true if the shorter of both is the end of the longer one.
+fn has_end_of(seen: &[u8], expected: &[u8]) -> bool {
+    let common = seen.len().min(expected.len());
+    seen.ends_with(&expected[expected.len() - common..])
+}
+
+/// Returns `bytes` with one byte in place of all adjacent bytes beyond ASCII.
+///
+/// A log that replaces invalid bytes, or splits characters, does not change this form. The first
+/// byte is left out, because it may be a part of a character.
+fn without_splits(bytes: &[u8]) -> Vec<u8> {
+    let mut form: Vec<_> = bytes.iter().map(|byte| (*byte).min(0x80)).collect();
+    form.dedup_by(|byte, previous| *byte == 0x80 && *previous == 0x80);
+    form.drain(..form.len().min(1));
+    form
 }
 
 #[cfg(test)]

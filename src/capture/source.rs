@@ -107,6 +107,12 @@ impl Source {
         Ok(Chunk { bytes, ..chunk })
     }
 
+    /// Returns true once the source is at or past the captured position of the stream.
+    pub(super) fn has_passed(&self, stream: Stream) -> bool {
+        let replay = self.replay.as_ref();
+        replay.is_none_or(|(replay, _)| replay.has_passed(stream))
+    }
+
     /// Returns true while the source waits for the container's exit.
     pub(super) fn awaits_exit(&self) -> bool {
         !self.exited

@@ -199,6 +199,7 @@ pub(super) fn seal_of(records: &[Record]) -> Seal {
         records: outputs,
         bytes,
         gaps,
+        masked: None,
         stopped: None,
         container: started.map(|started| started.container.clone()),
         image_digest: started.and_then(|started| started.image_digest.clone()),

@@ -159,6 +159,7 @@ fn seal_of(records: &[Record], open: &Verification) -> Seal {
         records: open.records,
         bytes: open.bytes,
         gaps,
+        masked: None,
         stopped: None,
         container: started.map(|started| started.container.clone()),
         image_digest: started.and_then(|started| started.image_digest.clone()),

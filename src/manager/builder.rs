@@ -21,6 +21,7 @@ use crate::monitor::tasks::Tasks;
 use crate::root::Root;
 use crate::runtime::Runtime;
 use crate::sink::{Jsonl, LogSink};
+use crate::spec::{MaskSource, MaskValues, RunRecord};
 
 /// The maximum number of concurrent recoveries.
 const MAX_CONCURRENT_RECOVERIES: usize = 8;
@@ -51,6 +52,7 @@ pub struct ManagerBuilder {
     seal_timeout: Duration,
     runtime_handle: Option<Handle>,
     max_concurrent: Option<usize>,
+    masks: MaskSource,
 }
 
 impl ManagerBuilder {
@@ -89,6 +91,44 @@ impl ManagerBuilder {
     /// there is one.
     pub fn max_concurrent(mut self, runs: usize) -> Self {
         self.max_concurrent = Some(runs.clamp(1, Semaphore::MAX_PERMITS));
+        self
+    }
+
+    /// Sets the source of the values to mask in the output of runs that other managers have started.
+    ///
+    /// A run that was started with [`RunSpec::mask`](crate::RunSpec::mask) needs its values again
+    /// when this manager recovers it, and when this manager starts an exec in it. No file has the
+    /// values, so `values` returns them from where the program has its secrets. Its argument has the
+    /// id, the labels and all other settings of the run. It must return the values that were passed
+    /// to `RunSpec::mask` and no others; their order does not matter. It is called on a task of the
+    /// manager, so it must not block.
+    ///
+    /// If it returns another number of distinct values than the run was started with, or without
+    /// this setting, the manager records no output of the run. The run is sealed with a gap of the
+    /// reason `masks_missing`, and an exec is refused. Other values of the same number cannot be
+    /// detected: the output then has unmasked values, or a gap.
+    ///
+    /// ```
+    /// # use std::collections::HashMap;
+    /// # use moat::Manager;
+    /// # fn open(secrets: HashMap<String, Vec<String>>, engine: impl moat::Runtime) {
+    /// let builder = Manager::builder("runs", engine).masks(move |run| {
+    ///     let pipeline = run.settings.labels.get("pipeline");
+    ///     let values = pipeline.and_then(|pipeline| secrets.get(pipeline));
+    ///     values.cloned().unwrap_or_default()
+    /// });
+    /// # }
+    /// ```
+    pub fn masks<I, V>(mut self, values: impl Fn(&RunRecord) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator<Item = V>,
+        V: Into<Vec<u8>>,
+    {
+        self.masks = MaskSource::new(move |run| {
+            let mut masks = MaskValues::default();
+            masks.extend(values(run));
+            masks
+        });
         self
     }
 
@@ -147,6 +187,7 @@ impl ManagerBuilder {
             cleaning: AtomicUsize::new(0),
             attachments: AtomicU64::new(0),
             last_engine: Mutex::default(),
+            masks: self.masks,
         });
         #[cfg(feature = "sign")]
         context.tasks.spawn(sign_heads(Arc::clone(&context)));
@@ -204,6 +245,7 @@ impl Manager {
             seal_timeout: SEAL_TIMEOUT,
             runtime_handle: None,
             max_concurrent: None,
+            masks: MaskSource::default(),
         }
     }
 }

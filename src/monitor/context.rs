@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::capture::Hub;
+use crate::capture::{Hub, Masks};
 use crate::disk::Disk;
 use crate::error::{Result, RuntimeError};
 use crate::events::EventBus;
@@ -20,7 +20,7 @@ use crate::monitor::{Inbox, Monitor};
 use crate::root::Root;
 use crate::runtime::{EngineInfo, Runtime};
 use crate::sink::{LogSink, RunPlace};
-use crate::spec::RunId;
+use crate::spec::{MaskSource, RunId};
 
 /// Time that a closing manager gives its tasks to carry out and record earlier requests.
 ///
@@ -66,6 +66,8 @@ pub(crate) struct Context {
     pub(crate) attachments: AtomicU64,
     /// The engine's last answer about itself.
     pub(crate) last_engine: Mutex<Option<EngineInfo>>,
+    /// The masks of runs that this manager did not start.
+    pub(crate) masks: MaskSource,
 }
 
 impl ManagerInner {
@@ -129,6 +131,7 @@ impl Context {
         let (stdin_records, input_records) = mpsc::channel(STDIN_QUEUE_RECORDS);
         let hub = Arc::new(Hub::default());
         let pipe = Arc::<Mutex<PipeState>>::default();
+        let masks = Arc::<OnceLock<Masks>>::default();
         let entry = Arc::new(Entry {
             place: place.clone(),
             role,
@@ -138,6 +141,7 @@ impl Context {
             stdin_records,
             pipe: Arc::clone(&pipe),
             hub: Arc::clone(&hub),
+            masks: Arc::clone(&masks),
         });
         let inbox = Inbox {
             stops: requests,
@@ -145,6 +149,7 @@ impl Context {
             stdin_records: input_records,
         };
         let mut monitor = Monitor::new(Arc::clone(self), place, snapshot, inbox, pipe, hub);
+        monitor.masks = masks;
         monitor.is_service = role.is_service;
         (entry, monitor)
     }

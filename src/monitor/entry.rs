@@ -1,7 +1,7 @@
 //! State and channels that the handles of a run share with its monitor.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context as Poller, Waker};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::audit::{self, Event, Follow};
-use crate::capture::Hub;
+use crate::capture::{Hub, Masks};
 use crate::error::Result;
 use crate::monitor::context::Context;
 use crate::monitor::stop::{MAX_GRACE, STOP_TIMEOUT};
@@ -156,6 +156,8 @@ pub(crate) struct Entry {
     pub(crate) stdin_records: mpsc::Sender<Event>,
     pub(crate) pipe: Arc<Mutex<PipeState>>,
     pub(crate) hub: Arc<Hub>,
+    /// The masks of the run, once its monitor knows them.
+    pub(crate) masks: Arc<OnceLock<Masks>>,
 }
 
 impl Entry {
@@ -172,6 +174,7 @@ impl Entry {
             stdin_records: mpsc::channel(1).0,
             pipe: Arc::default(),
             hub,
+            masks: Arc::default(),
         }
     }
 

@@ -6,7 +6,7 @@
 use tokio::time::{Duration, Instant};
 
 use crate::audit::{Gap, GapReason};
-use crate::capture::PumpEnd;
+use crate::capture::{Masking, PumpEnd};
 use crate::monitor::StartTimes;
 use crate::monitor::wait::Ended;
 use crate::outcome::{Ending, Evidence, PerStream, Stream};
@@ -145,6 +145,8 @@ pub(super) struct EndFacts {
     pub(super) tap: Option<TapEnd>,
     /// A failed sink lost records of received output.
     pub(super) lost_records: bool,
+    /// The masking of the output.
+    pub(super) masking: Masking,
     /// Another execution of the container has started since this one ended.
     pub(super) started_again: bool,
     /// The run keeps the engine's log as a backstop, and the runtime has one.
@@ -306,6 +308,13 @@ pub(super) fn decide(facts: &EndFacts) -> Decision {
 
     match facts.ending {
         EndingKind::NeverStarted => return Settled(Finding::without_gap(Evidence::NeverStarted)),
+        // No output was captured since the owner died, wherever it can be read.
+        _ if facts.masking.is_missing => {
+            return Settled(Finding::of_gap(MissingOutput {
+                possible: !facts.masking.has_discarded,
+                ..MissingOutput::certain(GapReason::MasksMissing)
+            }));
+        }
         // The marker followed the last byte, whatever happened to the container since. A
         // program that runs on has closed its output.
         _ if facts.tap_is_proven() => return Settled(Finding::without_gap(Evidence::EndMarker)),
@@ -542,6 +551,12 @@ mod tests {
         tap(Broken, SECOND, Duration::ZERO),
     ];
 
+    const NO_MASKS: Masking = Masking {
+        count: None,
+        is_missing: false,
+        has_discarded: false,
+        spans_lines: false,
+    };
     const LOSSLESS: EngineLog = EngineLog::Readable(LogFidelity::Lossless);
     const LOSSY: EngineLog = EngineLog::Readable(LogFidelity::Utf8Lossy);
     const DRAIN: DrainLimit = DrainLimit::new(Duration::from_secs(2), 1_000_000);
@@ -552,6 +567,7 @@ mod tests {
             ending: EndingKind::Exited,
             tap: WHOLE[0],
             lost_records: false,
+            masking: NO_MASKS,
             started_again: false,
             backstop: true,
             log: LOSSLESS,
@@ -584,6 +600,7 @@ mod tests {
                             ending,
                             tap,
                             lost_records: bit(0),
+                            masking: NO_MASKS,
                             started_again: bit(1),
                             backstop: bit(2),
                             log,
@@ -648,6 +665,32 @@ mod tests {
                 detail: None,
             }),
         )
+    }
+
+    /// A manager without the masks reads nothing, so no other fact matters.
+    #[test]
+    fn missing_masks_are_a_gap_unless_nothing_ran() {
+        for has_discarded in [false, true] {
+            let masking = Masking {
+                is_missing: true,
+                has_discarded,
+                ..NO_MASKS
+            };
+            for_each_combination(|facts| {
+                let decision = decide(&EndFacts {
+                    masking,
+                    ..facts.clone()
+                });
+                let expected = match facts.ending {
+                    EndingKind::NeverStarted => Finding::without_gap(Evidence::NeverStarted),
+                    _ => Finding::of_gap(MissingOutput {
+                        possible: !has_discarded,
+                        ..MissingOutput::certain(GapReason::MasksMissing)
+                    }),
+                };
+                assert_eq!(decision, Decision::Settled(expected));
+            });
+        }
     }
 
     type Predicate = fn(&EndFacts) -> bool;

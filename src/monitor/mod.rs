@@ -24,14 +24,14 @@ mod wait;
 mod watch;
 
 use std::any::Any;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::watch::Sender;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use crate::audit::{Event, RecordRef, Start};
-use crate::capture::{Capture, CaptureStats, Hub, Progress};
+use crate::capture::{Capture, CaptureStats, Hub, Masks, Progress};
 use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::monitor::calls::Calls;
@@ -72,6 +72,8 @@ pub(crate) struct Monitor {
     stopper: Stopper,
     /// Secrets of the spec, redacted from the engine's messages.
     secrets: Secrets,
+    /// The masks of the output, once they are known.
+    masks: Arc<OnceLock<Masks>>,
     /// The engine that has the container.
     engine: Option<EngineInfo>,
     /// The image's stop signal, used if the spec has none.
@@ -121,6 +123,7 @@ impl Monitor {
             lock: None,
             stopper: Stopper::default(),
             secrets: Secrets::default(),
+            masks: Arc::default(),
             engine: None,
             image_signal: None,
             permit: None,
@@ -215,7 +218,13 @@ impl Monitor {
     /// Returns a capture that continues a log after `progress`.
     fn capture(&self, file: &RunFile, progress: Progress, log: Box<dyn RunLog>) -> Capture {
         let limit = file.record.settings.output_limit.map(|limit| limit.bytes);
-        Capture::new(progress, Arc::clone(&self.hub), log, limit)
+        let capture = Capture::new(progress, Arc::clone(&self.hub), log, limit);
+        capture.with_masks(self.known_masks())
+    }
+
+    /// The masks of the output. They are set before there is a capture.
+    fn known_masks(&self) -> Masks {
+        self.masks.get().cloned().unwrap_or_default()
     }
 
     /// Begins a stop, and returns its record.

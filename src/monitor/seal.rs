@@ -7,7 +7,7 @@ use futures::StreamExt;
 use tokio::time::{Duration, sleep, timeout};
 
 use crate::audit::{Event, Gap, RecordRef, Resume, ResumeCause};
-use crate::capture::{Capture, Comparison, LogEnd, Progress, PumpEnd, Reading, Signals};
+use crate::capture::{Capture, Comparison, Progress, PumpEnd, Reading, Signals};
 use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
@@ -41,6 +41,8 @@ pub(super) struct SealFacts {
     pub(super) container: Option<ContainerId>,
     pub(super) stopped: Option<StopCause>,
     pub(super) usage: Option<Usage>,
+    /// The number of masked values in the output.
+    pub(super) masked: Option<u64>,
     /// Time from the end of the container to the end of the capture. Zero for an exec.
     pub(super) captured: Duration,
 }
@@ -57,6 +59,7 @@ pub(super) fn build_seal(progress: &Progress, facts: SealFacts) -> Seal {
         records: progress.records,
         bytes: progress.bytes(),
         gaps: progress.gaps,
+        masked: facts.masked,
         stopped: facts.stopped,
         container: facts.container,
         image_digest: started.and_then(|started| started.image_digest.clone()),
@@ -178,6 +181,7 @@ impl Monitor {
             container: file.record.container.clone(),
             stopped: progress.stopped.or(self.stopper.cause),
             usage: self.snapshot.borrow().usage,
+            masked: capture.masking().count,
             captured: watched.at.elapsed(),
         };
         let seal = build_seal(progress, facts);
@@ -280,6 +284,9 @@ impl Monitor {
                     .await?
             }
         };
+        capture
+            .finish_masking(finding.evidence != Evidence::None)
+            .await?;
         let totals = OutputTotals {
             received: capture.received(),
             dropped: capture.dropped(),
@@ -300,7 +307,7 @@ impl Monitor {
             decision = match decision {
                 Decision::Settled(finding) => return Ok(finding),
                 Decision::InspectLog => {
-                    facts.log = self.inspect_log(log.container).await?;
+                    facts.log = self.inspect_log(log.container, capture).await?;
                     decide(facts)
                 }
                 Decision::CompareTail(fidelity) => {
@@ -331,12 +338,13 @@ impl Monitor {
                 .tap_end
                 .map(|(at, kind)| TapEnd::new(kind, at, container_end, capture.lateness())),
             lost_records: capture.has_lost(),
+            masking: capture.masking(),
             started_again: ended.started_again,
             backstop: file.record.settings.backstop != Backstop::None && capabilities.logs,
             log: match (&ended.inspection, started) {
-                (Some(inspection), _) => EngineLog::from(inspection.log.fidelity),
+                (Some(inspection), _) => EngineLog::from(capture.readable(inspection.log.fidelity)),
                 (None, Some(started)) if !started.log.driver.is_empty() => {
-                    EngineLog::from(started.log.fidelity)
+                    EngineLog::from(capture.readable(started.log.fidelity))
                 }
                 _ => EngineLog::Unknown,
             },
@@ -349,9 +357,13 @@ impl Monitor {
         }
     }
 
-    async fn inspect_log(&mut self, container: &ContainerId) -> Result<EngineLog> {
+    async fn inspect_log(
+        &mut self,
+        container: &ContainerId,
+        capture: &mut Capture,
+    ) -> Result<EngineLog> {
         match self.context.runtime.inspect(container).await {
-            Ok(inspection) => Ok(EngineLog::from(inspection.log.fidelity)),
+            Ok(inspection) => Ok(EngineLog::from(capture.readable(inspection.log.fidelity))),
             Err(error) if error.is_not_found() => Ok(EngineLog::Removed),
             Err(error) => Err(error.into()),
         }
@@ -366,17 +378,18 @@ impl Monitor {
         fidelity: LogFidelity,
     ) -> bool {
         let expected = capture.expected_end(fidelity);
+        let mut end = capture.log_end(fidelity);
         let runtime = &self.context.runtime;
         let compared = async {
             let logs = runtime.logs(log.container, expected.request(log.tty));
             let mut stream = logs.await.ok()?;
-            let mut end = LogEnd::default();
             while let Some(chunk) = stream.next().await {
                 end.push(&chunk.ok()?);
                 if end.len() > MAX_TAIL_BYTES {
                     return None;
                 }
             }
+            end.finish();
             match expected.compare(&end) {
                 Comparison::Equal => Some(true),
                 Comparison::EqualEnd { records } => {

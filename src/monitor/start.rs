@@ -7,7 +7,7 @@ use futures::FutureExt;
 use tokio::sync::oneshot;
 
 use crate::audit::{Event, Started, Stop};
-use crate::capture::Capture;
+use crate::capture::{Capture, Masks};
 use crate::error::{Error, Result, RuntimeError};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
@@ -79,6 +79,7 @@ impl Monitor {
         reply: Reply,
     ) -> Option<RunFile> {
         self.secrets = spec.secrets();
+        let _ = self.masks.set(Masks::new(spec.masks().clone()));
         let spec = self.emit_placement_of(self.emit_pulls_of(spec));
         let closing = self.context.closing.clone();
         // Boxed, because the task of a run keeps its size until the run ends.

@@ -9,22 +9,26 @@ use tokio::sync::{oneshot, watch};
 use tracing::Instrument;
 
 use crate::audit::{Action, Event, RecordRef, Start};
-use crate::capture::{Capture, Progress};
+use crate::capture::{Capture, Masks, Progress};
 use crate::error::{Error, Result, RuntimeError, chain};
 use crate::monitor::entry::{Role, lock};
 use crate::monitor::exec::{ExecStarted, StdinSlot};
 use crate::monitor::start::StartError;
 use crate::outcome::{Outcome, StopCause};
+use crate::root::RunFile;
 use crate::run::Run;
 use crate::run::attach::session::{NO_STDIN_IN_SPEC, Recording, Session};
 use crate::run::attach::{AttachOptions, Attachment, Input};
 use crate::runtime::ExecId;
 use crate::sink::{RunLog, RunPlace};
-use crate::spec::{ContainerId, ExecSpec, RunRecord, Stdin};
+use crate::spec::{ContainerId, ExecSpec, RunRecord, Settings, Stdin};
 use crate::timestamp::Timestamp;
 
 /// The most attempts to claim an unused exec number.
 const MAX_NUMBER_ATTEMPTS: u32 = 100;
+
+/// The operation that a runtime without `Capabilities::exec` does not support.
+const START_EXEC: &str = "start an exec in a container";
 
 /// The operation that a runtime without [`Capabilities::exec_kill`] does not support.
 ///
@@ -234,6 +238,7 @@ struct ExecLog {
     place: RunPlace,
     writer: Box<dyn RunLog>,
     start: Start,
+    masks: Masks,
 }
 
 impl Run {
@@ -274,13 +279,15 @@ impl Run {
             place,
             writer,
             start,
+            masks,
         } = self.open_exec_log(&spec, &container).await?;
         let settings = spec.settings("");
         let output_limit = settings.output_limit.map(|limit| limit.bytes);
         let (entry, monitor) = context.monitor(place, Role::default());
         let (mut progress, hub) = (Progress::default(), Arc::clone(&entry.hub));
         progress.observe(RecordRef::Event(&Event::Start(Box::new(start))));
-        let capture = Capture::new(progress, hub, writer, output_limit);
+        let _ = entry.masks.set(masks.clone());
+        let capture = Capture::new(progress, hub, writer, output_limit).with_masks(masks);
         let run = Run {
             inner: Arc::clone(&self.inner),
             entry,
@@ -329,7 +336,7 @@ impl Run {
         spec.validate()?;
         let capabilities = context.runtime.capabilities();
         let operation = match capabilities {
-            _ if !capabilities.exec => "start an exec in a container",
+            _ if !capabilities.exec => START_EXEC,
             _ if spec.has_stop() && !capabilities.exec_kill => NO_KILL,
             _ => return Ok(()),
         };
@@ -339,6 +346,15 @@ impl Run {
     /// Creates the log of an exec, under the next unused number.
     async fn open_exec_log(&self, spec: &ExecSpec, container: &ContainerId) -> Result<ExecLog> {
         let context = self.context();
+        let masks = self.find_masks().await?;
+        if masks.is_missing() {
+            return Err(Error::Runtime(RuntimeError::Rejected {
+                operation: START_EXEC,
+                reason: "this manager does not know the values to mask in the output of the run: \
+                         see ManagerBuilder::masks"
+                    .into(),
+            }));
+        }
         let id = self.id().clone();
         let (file, mut number) = context
             .on_disk("read", move |root| {
@@ -357,7 +373,10 @@ impl Run {
             created: Timestamp::now(),
             runtime: context.runtime.name().to_owned(),
             engine_id,
-            settings: spec.settings(&image),
+            settings: Settings {
+                masks: masks.values().len() as u32,
+                ..spec.settings(&image)
+            },
             env: spec.recorded_env(),
             secret_files: Vec::new(),
             patched: false,
@@ -376,6 +395,7 @@ impl Run {
                         place,
                         writer,
                         start,
+                        masks,
                     });
                 }
                 // Another exec has claimed the number in the meantime.
@@ -383,6 +403,20 @@ impl Run {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Finds the masks of the run. Another process may have started it.
+    pub(super) async fn find_masks(&self) -> Result<Masks> {
+        if let Some(masks) = self.entry.masks.get() {
+            return Ok(masks.clone());
+        }
+        let (context, id) = (self.context(), self.id().clone());
+        let file = context.on_disk("read", move |root| root.read_run(&id));
+        let of_run = |file: RunFile| {
+            let record = file.record;
+            Masks::of_run(&context.masks, &record, record.settings.masks)
+        };
+        Ok(file.await?.map_or(Masks::None, of_run))
     }
 
     /// Notes the exec in the audit of the run.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::secrets::{Secret, SecretBytes};
+use super::secrets::{MaskValues, Secret, SecretBytes};
 use super::{
     Backstop, Credentials, Device, Gpus, HealthCheck, InvalidSpec, KeepContainer, LimitAction,
     Membership, OutputLimit, PlacementProgress, Port, Pull, PullProgress, RunId, Secrets, Settings,
@@ -23,7 +23,7 @@ type OnPlacement = Arc<dyn Fn(PlacementProgress) + Send + Sync>;
 /// [`new`](Self::new) and [`command`](Self::command).
 ///
 /// [`Manager::start`](crate::manager::Manager::start) calls [`validate`](Self::validate) first. The
-/// builder methods check nothing, and only `env_file` reads a file. Environment values, secret files and registry credentials stay in
+/// builder methods check nothing, and only `env_file` reads a file. Environment values, secret files, masks and registry credentials stay in
 /// memory: no file, error or `Debug` output contains them. The command, the labels and all other settings are
 /// recorded verbatim. As JSON, they have at most 4 MiB.
 ///
@@ -49,6 +49,7 @@ pub struct RunSpec {
     /// The first error of a file with variables.
     pub(super) env_error: Option<InvalidSpec>,
     pub(super) secret_files: Vec<(String, SecretBytes)>,
+    pub(super) masks: MaskValues,
     pub(super) credentials: Option<Credentials>,
     pub(super) patch: Option<serde_json::Value>,
     pub(super) on_pull: Option<OnPull>,
@@ -88,6 +89,7 @@ impl RunSpec {
             default_env: 0,
             env_error: None,
             secret_files: Vec::new(),
+            masks: MaskValues::default(),
             credentials: None,
             patch: None,
             on_pull: None,
@@ -565,7 +567,7 @@ impl RunSpec {
         let files = files.filter_map(|(_, value)| String::from_utf8(value.0.clone()).ok());
         let texts = files.chain(patched);
         let texts = texts.filter(|text| text.len() >= Secrets::MIN_VALUE_BYTES);
-        Secrets::new(env.chain(password).chain(texts))
+        Secrets::new(env.chain(password).chain(texts)).with_masks(&self.masks)
     }
 }
 

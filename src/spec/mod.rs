@@ -24,7 +24,7 @@ pub use pull::{Credentials, PlacementProgress, PullOptions, PullProgress};
 pub use record::RunRecord;
 pub(crate) use resource::ResourceSpec;
 pub use resource::{GroupId, GroupSpec, Membership, NetworkSpec, ResourceKind, VolumeSpec};
-pub(crate) use secrets::Secrets;
+pub(crate) use secrets::{MaskSource, MaskValues, Secrets};
 pub use settings::{
     Backstop, Device, Gpus, HealthCheck, KeepContainer, LimitAction, OutputLimit, Port, Protocol,
     Pull, Settings, Stdin, Ulimit, WindowSize,

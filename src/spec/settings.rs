@@ -87,6 +87,9 @@ pub struct Settings {
     /// True if the audit records the container's standard input.
     #[serde(skip_serializing_if = "is_false")]
     pub record_stdin: bool,
+    /// The number of distinct values that are masked in the output: see [`RunSpec::mask`].
+    #[serde(skip_serializing_if = "is_zero")]
+    pub masks: u32,
     /// The terminal's size when the container starts.
     ///
     /// `None`: the engine's default.
@@ -160,6 +163,7 @@ impl Default for Settings {
             tty: false,
             stdin: Stdin::None,
             record_stdin: false,
+            masks: 0,
             window: None,
             stop_signal: None,
             stop_grace: Duration::from_secs(10),
@@ -179,6 +183,10 @@ impl Default for Settings {
 
 fn is_false(flag: &bool) -> bool {
     !flag
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 fn is_default_retries(retries: &u32) -> bool {

@@ -26,6 +26,8 @@ struct Orders {
     time_limit: Option<f64>,
     /// Stop the run with this grace period once it has printed `ready`.
     stop: Option<f64>,
+    /// The value to mask in the output.
+    mask: Option<String>,
 }
 
 /// Plays the embedder if this process is one. It runs until it is killed.
@@ -43,7 +45,8 @@ pub fn role() -> Option<()> {
                     .cmd(steps.split(' '))
                     .network("none")
                     .bind(&orders.gate, "/gate")
-                    .tty(orders.tty);
+                    .tty(orders.tty)
+                    .mask(orders.mask);
                 if let Some(limit) = orders.time_limit {
                     spec = spec.time_limit(Duration::from_secs_f64(limit));
                 }
@@ -99,6 +102,13 @@ impl Embedder {
         Self::spawn(&orders)
     }
 
+    /// The same with a value to mask in the output.
+    pub fn start_masked(stage: &Stage, id: &str, steps: &str, mask: &str, tty: bool) -> Self {
+        let mut orders = orders(stage, id, Some(steps));
+        (orders.mask, orders.tty) = (Some(mask.into()), tty);
+        Self::spawn(&orders)
+    }
+
     /// Opens the root in a child process, and returns once the run is recovered.
     pub fn take_over(stage: &Stage, id: &str) -> Self {
         Self::spawn(&orders(stage, id, None))
@@ -130,5 +140,6 @@ fn orders(stage: &Stage, id: &str, steps: Option<&str>) -> Orders {
         tty: false,
         time_limit: None,
         stop: None,
+        mask: None,
     }
 }

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use moat::Error;
+use moat::{Docker, Error, Manager, RunId, ShutdownMode};
 use serde_json::{Value, json};
-use testkit::deadline::within;
+use testkit::deadline::{eventually, within};
 
-use crate::stage::{Stage, assert_bytes, end, printed, read};
+use crate::embedder::Embedder;
+use crate::stage::{Stage, Watched, assert_bytes, assert_complete, end, printed, read};
 
 testkit::trials! {
     crate::on_engine:
@@ -14,6 +15,8 @@ testkit::trials! {
         a_bad_variable_never_reaches_the_engine,
         a_secret_file_is_there_before_the_command,
         an_unknown_owner_of_a_secret_file_is_an_error,
+        a_masked_secret_reaches_no_reader,
+        a_masked_secret_survives_no_kill,
 }
 
 const SECRET: &str = "s3cr3t-value-of-a-token";
@@ -135,4 +138,68 @@ async fn an_unknown_owner_of_a_secret_file_is_an_error(stage: &Stage) {
     assert!(!text.contains(SECRET), "{text}");
     stage.is_clean().await;
     assert_no_secret(&stage.root());
+}
+
+/// The steps that print the secret and a newline, so often, in chunks of this length.
+///
+/// The command has no secret: it is recorded.
+fn print_secrets(times: usize, chunk: usize) -> String {
+    let output = format!("{SECRET}\n").repeat(times);
+    let steps = output.as_bytes().chunks(chunk).map(|chunk| {
+        let hex: String = chunk.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("hex {hex}")
+    });
+    steps.collect::<Vec<_>>().join(" + ")
+}
+
+async fn a_masked_secret_reaches_no_reader(stage: &Stage) {
+    for (times, detached) in [(1000, false), (10, true)] {
+        let manager = stage.manager().await;
+        let spec = stage.spec(&print_secrets(times, 7)).detached(detached);
+        let run = manager.start(spec.mask([SECRET])).await.unwrap();
+        let attachment = run.attach().await.unwrap();
+        let watched = within(60, "the output", Watched::all(attachment)).await;
+        let expected = "***\n".repeat(times);
+        assert_bytes(watched.stdout(), expected.as_bytes());
+        let outcome = end(&run).await;
+        let audit = read(&outcome);
+        assert_bytes(audit.stream("stdout"), expected.as_bytes());
+        assert_complete(&audit);
+        assert_eq!(outcome.sealed().unwrap().masked, Some(times as u64));
+        manager.shutdown(ShutdownMode::Stop).await;
+        assert_no_secret(&stage.root());
+    }
+}
+
+/// The owner is killed while the container prints. The engine's log has the plain output.
+async fn a_masked_secret_survives_no_kill(stage: &Stage) {
+    for (id, tty, newline) in [("plain", false, "\n"), ("tty", true, "\r\n")] {
+        let first = print_secrets(500, 5);
+        let steps = format!("{first} + await /gate/{id} + {}", print_secrets(500, 11));
+        let embedder = Embedder::start_masked(stage, id, &steps, SECRET, tty);
+        let path = stage.root().join(id).join("logs.jsonl");
+        eventually(30, "a masked line", async || {
+            let audit = std::fs::read_to_string(&path).unwrap_or_default();
+            audit.contains(r#""line":"***"#).then_some(())
+        })
+        .await;
+        embedder.kill();
+        stage.open_gate(id);
+        let docker = Docker::connect().await.unwrap();
+        let manager = Manager::builder(stage.root(), docker).masks(|_| [SECRET]);
+        let manager = manager.open().await.unwrap();
+        let recovery = within(60, "the recovery", manager.wait_recovery());
+        recovery.await.unwrap();
+        let run = manager.get(&RunId::new(id).unwrap()).await.unwrap();
+        let outcome = end(&run).await;
+        let audit = read(&outcome);
+        let stream = if tty { "tty" } else { "stdout" };
+        let expected = format!("***{newline}").repeat(1000);
+        assert_bytes(audit.stream(stream), expected.as_bytes());
+        assert_complete(&audit);
+        assert_eq!(audit.evidence(), "replay");
+        assert_eq!(outcome.sealed().unwrap().masked, Some(1000));
+        manager.shutdown(ShutdownMode::Stop).await;
+        assert_no_secret(&stage.root());
+    }
 }

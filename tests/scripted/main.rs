@@ -30,6 +30,7 @@ mod images;
 mod ledger;
 mod limits;
 mod lost_exec;
+mod mask;
 mod node;
 mod orphans;
 mod other_engine;

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{ExecOutcome, record_seal, write_seal};
 use crate::audit::{Event, Gap, GapReason, Resume, ResumeCause, TruncatedTail};
-use crate::capture::{Capture, Hub, Progress};
+use crate::capture::{Capture, Hub, Masks, Progress};
 use crate::error::{Error, Result, RuntimeError, chain};
 use crate::monitor::context::Context;
 use crate::monitor::seal::reopen_log;
@@ -196,7 +196,15 @@ async fn seal(
         torn,
     } = exec;
     let started = progress.started.is_some();
+    let is_masked = progress
+        .record
+        .as_ref()
+        .is_some_and(|record| record.settings.masks > 0);
     let mut capture = Capture::new(progress, Arc::new(Hub::default()), log, None);
+    if is_masked {
+        // No output follows.
+        capture = capture.with_masks(Masks::Missing);
+    }
     let mut outcome = ExecOutcome {
         ending: Ending::Lost {
             reason: "its owner died, and the connection was lost".into(),

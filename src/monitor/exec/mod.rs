@@ -116,7 +116,7 @@ impl Monitor {
         mut capture: Capture,
         reply: Reply,
     ) -> Option<()> {
-        self.secrets = spec.secrets();
+        self.secrets = spec.secrets().with_masks(&self.known_masks().values());
         self.publish(Transition::Created(container.clone()));
         let mode = spec.stdin();
         let started = self.start_exec(&container, spec, &mut capture).await?;
@@ -281,6 +281,10 @@ impl Monitor {
         let mut unwritten = signals.drain();
         match watched {
             WatchEnd::Done { mut exit, .. } => {
+                let is_end = exit.evidence != Evidence::None;
+                if let Err(error) = capture.finish_masking(is_end).await {
+                    self.report_blocked(&error);
+                }
                 exit.add_output_gaps(drain, capture);
                 unwritten.extend(iter::from_fn(|| self.notes.try_recv().ok()));
                 Some((exit, unwritten))
@@ -519,6 +523,7 @@ async fn write_seal(
         container: record.and_then(|record| record.container.clone()),
         stopped: capture.progress.stopped,
         usage: None,
+        masked: capture.masking().count,
         captured: Duration::ZERO,
     };
     let seal = build_seal(&capture.progress, facts);

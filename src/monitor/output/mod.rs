@@ -164,7 +164,7 @@ async fn follow(
     loop {
         let request = capture.with_times(LogsRequest::follow(tty));
         let followed = tokio::select! {
-            followed = follow_log(context, container, request) => followed,
+            followed = follow_log(context, capture, container, request) => followed,
             () = exited_or_closing(context, &exited) => return None,
         };
         match followed {
@@ -193,11 +193,12 @@ async fn follow(
 /// Opens the engine's log. Returns `None` if the engine keeps no readable log.
 async fn follow_log(
     context: &Context,
+    capture: &mut Capture,
     container: &ContainerId,
     request: LogsRequest,
 ) -> Result<Option<(LogFidelity, OutputStream)>, RuntimeError> {
     let inspection = context.runtime.inspect(container).await?;
-    let Some(fidelity) = inspection.log.fidelity else {
+    let Some(fidelity) = capture.readable(inspection.log.fidelity) else {
         return Ok(None);
     };
     let stream = context.runtime.logs(container, request).await?;

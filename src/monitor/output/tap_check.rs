@@ -52,6 +52,8 @@ pub(super) struct TapCheck {
     container: ContainerId,
     tty: bool,
     stats: Arc<CaptureStats>,
+    /// Set if the capture has the lines of the log. Masked output may have fewer.
+    counts_lines: bool,
     /// Cancelled once output is dropped. The log then has more than the capture.
     limit: CancellationToken,
     first_check: Duration,
@@ -91,6 +93,7 @@ impl TapCheck {
             container: container.clone(),
             tty: settings.tty,
             stats: Arc::clone(capture.stats()),
+            counts_lines: !capture.masking().spans_lines,
             limit: signals.limit.clone(),
             first_check: interval.min(FIRST_CHECK),
             max_interval: interval.min(MAX_CHECK_INTERVAL),
@@ -179,7 +182,7 @@ impl TapCheck {
             return Ok(false);
         }
         let lines = self.stats.counts().lines;
-        if lines > MAX_COUNTED_LINES {
+        if lines > MAX_COUNTED_LINES || !self.counts_lines {
             let end = self.log_end(COMPARED_RECORDS, true).await?;
             let has_grown = long_log.end.is_some() && end.is_some() && long_log.end != end;
             let had_grown = std::mem::replace(&mut long_log.has_grown, has_grown);

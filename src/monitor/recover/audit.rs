@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::audit::{Action, Event, Interaction, Resume, ResumeCause};
-use crate::capture::{Capture, Progress};
+use crate::capture::{Capture, Masks, Progress};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::monitor::Monitor;
@@ -68,6 +68,8 @@ impl Monitor {
                     .await?;
             }
         }
+        let recorded = file.as_ref().ok().and_then(Option::as_ref);
+        let recorded_masks = recorded.map_or(0, |file| file.record.settings.masks);
         let (mut file, note) = self.reconcile_files(file, progress.record.as_ref()).await?;
         #[cfg(feature = "sign")]
         if !is_recorded {
@@ -80,6 +82,7 @@ impl Monitor {
             }
         }
         self.publish_stop_grace(&file.record);
+        self.find_masks(&file.record, recorded_masks);
         let is_intact = is_recorded && note.is_none();
         let start_ruled_out = is_intact && file.record.container.is_none();
         let capture = match resumed {
@@ -104,6 +107,16 @@ impl Monitor {
             capture,
             lost_execs: Vec::new(),
         })))
+    }
+
+    /// Finds the masks of the run. `recorded` is their number in `run.json`.
+    ///
+    /// If one of the two files has fewer masks, it is damaged: no output may be unmasked for that.
+    fn find_masks(&mut self, record: &RunRecord, recorded: u32) {
+        let count = record.settings.masks.max(recorded);
+        let masks = Masks::of_run(&self.context.masks, record, count);
+        self.secrets = std::mem::take(&mut self.secrets).with_masks(&masks.values());
+        let _ = self.masks.set(masks);
     }
 
     /// Verifies that the run belongs to this runtime and engine.

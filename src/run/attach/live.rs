@@ -70,10 +70,12 @@ impl LiveOutput {
 impl Session {
     /// Connects to the engine for the terminal output from now on.
     ///
-    /// Returns `None` if the run has no terminal, or the runtime cannot attach to it.
+    /// Returns `None` if the run has no terminal, or the runtime cannot attach to it. Also if the
+    /// output is masked: a value may have begun before.
     pub(super) async fn connect_live(&self) -> Result<Option<LiveOutput>> {
         let run = &self.run;
-        if !self.settings().await?.tty {
+        let settings = self.settings().await?;
+        if !settings.tty || settings.masks > 0 {
             return Ok(None);
         }
         let context = run.inner.context();

@@ -6,11 +6,13 @@ use futures::StreamExt;
 use tokio::time::{sleep, timeout};
 
 use crate::audit::Event;
+use crate::capture::{Masks, OutputMasker};
 use crate::error::{Result, RuntimeError};
+use crate::outcome::Stream;
 use crate::run::Run;
 use crate::run::ready::excerpt;
 use crate::run::ready::wait::POLL_INTERVAL;
-use crate::runtime::{OutputStream, Runtime};
+use crate::runtime::{LogFidelity, OutputStream, Runtime};
 use crate::spec::{ContainerId, ExecSpec};
 use crate::timestamp::Timestamp;
 
@@ -42,7 +44,9 @@ impl Run {
     pub(super) async fn probe_exec(&self, spec: &ExecSpec) -> Result<Result<(), String>> {
         let container = self.container()?;
         let runtime = &*self.context().runtime;
-        let attempt = timeout(ATTEMPT_TIMEOUT, run_command(runtime, &container, spec)).await;
+        let masks = self.find_masks().await?;
+        let attempt = run_command(runtime, &container, spec, &masks);
+        let attempt = timeout(ATTEMPT_TIMEOUT, attempt).await;
         let failure = match attempt {
             Ok(Ok((Some(0), _))) => return Ok(Ok(())),
             Ok(Ok((code, output))) => {
@@ -54,19 +58,24 @@ impl Run {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("it ran for more than {} s", ATTEMPT_TIMEOUT.as_secs()),
         };
-        Ok(Err(spec.secrets().redact(&failure)))
+        let secrets = spec.secrets().with_masks(&masks.values());
+        Ok(Err(secrets.redact(&failure)))
     }
 }
 
-/// Runs a command in the container, and returns its exit code and the end of its output.
+/// Runs a command in the container, and returns its exit code and the end of its masked output.
 async fn run_command(
     runtime: &dyn Runtime,
     container: &ContainerId,
     spec: &ExecSpec,
+    masks: &Masks,
 ) -> Result<(Option<i64>, Vec<u8>), RuntimeError> {
     let started = runtime.exec(container, spec).await?;
     let mut chunks = started.output.stream;
-    let mut output = Vec::new();
+    let mut output = OutputEnd {
+        masker: OutputMasker::new(masks, LogFidelity::Lossless),
+        bytes: Vec::new(),
+    };
     let mut has_ended = false;
     loop {
         if has_ended {
@@ -82,16 +91,36 @@ async fn run_command(
                 let rest = read_to_end(&mut chunks, &mut output);
                 let _ = timeout(LATE_OUTPUT_TIMEOUT, rest).await;
             }
+            // Without its masks, the output must not be in an error.
+            let output = match masks.is_missing() {
+                true => Vec::new(),
+                false => output.finish(),
+            };
             return Ok((inspection.code, output));
         }
     }
 }
 
+/// The end of an output.
+struct OutputEnd {
+    masker: OutputMasker,
+    bytes: Vec<u8>,
+}
+
+impl OutputEnd {
+    fn finish(mut self) -> Vec<u8> {
+        for stream in Stream::ALL {
+            self.masker.finish(stream, &mut self.bytes);
+        }
+        self.bytes
+    }
+}
+
 /// Appends output until its end, and keeps the last bytes.
-async fn read_to_end(chunks: &mut OutputStream, output: &mut Vec<u8>) {
+async fn read_to_end(chunks: &mut OutputStream, output: &mut OutputEnd) {
     while let Some(Ok(chunk)) = chunks.next().await {
-        output.extend_from_slice(&chunk.bytes);
-        let excess = output.len().saturating_sub(MAX_OUTPUT_BYTES);
-        output.drain(..excess);
+        output.masker.push(&chunk, &mut output.bytes);
+        let excess = output.bytes.len().saturating_sub(MAX_OUTPUT_BYTES);
+        output.bytes.drain(..excess);
     }
 }

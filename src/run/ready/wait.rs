@@ -18,6 +18,7 @@ use crate::run::port::Route;
 use crate::run::ready::line::{LineMatch, LineSearch};
 use crate::run::ready::{Condition, Ready, excerpt};
 use crate::runtime::{ContainerStatus, Health, Inspection};
+use crate::spec::Secrets;
 
 /// The interval between two checks of a condition.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -166,9 +167,11 @@ impl Run {
                 (reason, None)
             }
         };
+        let masks = self.find_masks().await.unwrap_or_default();
+        let secrets = Secrets::default().with_masks(&masks.values());
         Err(Error::NotReady {
             run: self.id().clone(),
-            reason,
+            reason: secrets.redact(&reason),
             last_lines: match &outcome {
                 Some(outcome) if outcome.sealed().is_some() => outcome.last_lines.clone(),
                 // An unreadable audit file must not hide why the run is not ready.

@@ -40,6 +40,7 @@ pub(super) fn check(spec: &RunSpec) -> Result<(), InvalidSpec> {
         tty: _,
         stdin,
         record_stdin,
+        masks: _,
         window,
         stop_signal,
         stop_grace: _,

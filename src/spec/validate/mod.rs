@@ -44,6 +44,7 @@ impl RunSpec {
         }
         check_env(self.environment())?;
         self.validate_secret_files()?;
+        self.masks.check()?;
         if let Some(patch) = &self.patch {
             if !patch.is_object() {
                 refuse!("engine_patch", "a patch must be a JSON object");

@@ -1,14 +1,18 @@
 //! The pump: moves one source of output to the log, in bounded memory.
 
+mod masking;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) use self::masking::Masking;
 use super::evidence::ExpectedEnd;
 use super::hub::{Hub, LiveChunk};
 use super::lines::LineAssembler;
+use super::mask::{CapturedPart, Masker, Masks};
 use super::progress::Progress;
 use super::queue::{STALL_TIMEOUT, WriteScheduler};
 use super::replay::Replay;
@@ -63,6 +67,7 @@ pub(crate) struct Capture {
     /// The log; `None` after a failure, until it is resumed.
     log: Option<Box<dyn RunLog>>,
     lines: LineAssembler,
+    masker: Masker,
     /// The output limit, in bytes.
     limit: Option<u64>,
     /// The bytes past the limit.
@@ -106,6 +111,7 @@ impl Capture {
             lifecycle: progress.lifecycle(),
             unacknowledged: VecDeque::new(),
             acknowledged: progress.interactions,
+            masker: Masker::new(Masks::None, progress.bytes()),
             progress,
             hub,
             stats: Arc::default(),
@@ -141,8 +147,10 @@ impl Capture {
     /// Continues with a resumed log and its progress.
     pub(crate) fn resume(&mut self, progress: Progress, log: Box<dyn RunLog>) {
         let received = self.received();
-        let has_less = |stream| progress.streams[stream].bytes < received[stream];
-        self.lost |= Stream::ALL.into_iter().any(has_less);
+        let has_less = |stream: &Stream| progress.streams[*stream].bytes < received[*stream];
+        let lost: Vec<_> = Stream::ALL.into_iter().filter(has_less).collect();
+        self.lost |= !lost.is_empty();
+        self.lost |= self.masker.reset(progress.bytes(), &lost);
         self.progress = progress;
         self.trim_unacknowledged();
         self.lines = LineAssembler::default();
@@ -202,7 +210,7 @@ impl Capture {
 
     /// The end that the engine's log must have if the capture is complete.
     pub(crate) fn expected_end(&self, fidelity: LogFidelity) -> ExpectedEnd {
-        ExpectedEnd::new(&self.progress, &self.lines, fidelity)
+        ExpectedEnd::new(&self.progress, &self.lines, &self.masker, fidelity)
     }
 
     /// The bytes of each stream past the output limit.
@@ -293,6 +301,7 @@ impl Capture {
     /// Pumps a live tap into the log until it ends.
     pub(crate) async fn tap(&mut self, source: OutputStream, signals: &mut Signals) -> PumpEnd {
         self.lines.set_replacing_log(false);
+        self.masker.begin_tap();
         self.pump(source, None, signals).await
     }
 
@@ -307,6 +316,7 @@ impl Capture {
         let replay = Replay::new(&self.progress, &mut self.lines, fidelity);
         self.lines
             .set_replacing_log(fidelity == LogFidelity::Utf8Lossy);
+        self.masker.begin_log(fidelity);
         let end = self.pump(source, Some((replay, reading)), signals).await;
         self.log_times &= !matches!(end, PumpEnd::Broken(_) | PumpEnd::Silent(_));
         end
@@ -453,8 +463,18 @@ impl Capture {
             }
         };
         self.stats.mark_activity(source.last_read());
+        let Some((chunk, marks)) = self.masker.mask(chunk) else {
+            return;
+        };
+        let (stream, length) = (chunk.stream, chunk.bytes.len());
         match source.unseen(chunk) {
-            Ok(chunk) => self.accept(chunk, source, writes, signals),
+            Ok(chunk) if source.has_passed(stream) => {
+                let new = chunk.bytes.len();
+                let (skipped, kept) = (length - new, self.accept(chunk, source, writes, signals));
+                let part = CapturedPart { skipped, new, kept };
+                self.masker.count(stream, &marks, part);
+            }
+            Ok(_) => self.masker.count_skipped(stream, &marks),
             Err((stream, reason)) => {
                 if let Some(gap) = self.gap(stream, reason, source.reading()) {
                     writes.push_event(gap);
@@ -487,24 +507,38 @@ impl Capture {
     }
 
     /// Publishes a chunk to live subscribers and queues it, up to the output limit.
+    ///
+    /// Returns the number of its bytes up to the limit.
     fn accept(
         &mut self,
-        mut chunk: Chunk,
+        chunk: Chunk,
         source: &mut Source,
         writes: &mut WriteScheduler,
         signals: &Signals,
-    ) {
-        let received = &mut source.received;
+    ) -> usize {
+        let length = chunk.bytes.len();
+        let chunk = self.admit(chunk, &mut source.received);
+        let kept = chunk.bytes.len();
+        if kept < length {
+            signals.limit.cancel();
+        }
+        if kept > 0 {
+            writes.push_chunk(chunk);
+        }
+        kept
+    }
+
+    /// Publishes a chunk to live subscribers, and returns its part up to the output limit.
+    fn admit(&mut self, mut chunk: Chunk, received: &mut PerStream<u64>) -> Chunk {
         if let Some(limit) = self.limit {
             let room = limit.saturating_sub(received.total());
             if chunk.bytes.len() as u64 > room {
                 let past = chunk.bytes.split_off(room as usize);
                 self.dropped[chunk.stream] += past.len() as u64;
-                signals.limit.cancel();
             }
         }
         if chunk.bytes.is_empty() {
-            return;
+            return chunk;
         }
         let offset = received[chunk.stream];
         received[chunk.stream] += chunk.bytes.len() as u64;
@@ -514,14 +548,14 @@ impl Capture {
             offset,
             bytes: chunk.bytes.clone(),
         });
-        writes.push_chunk(chunk);
+        chunk
     }
 
     async fn finish_replay(&mut self, replay: Option<(Replay, Reading)>) -> Result<(), Error> {
-        let Some((replay, reading)) = replay else {
+        let Some((mut replay, reading)) = replay else {
             return Ok(());
         };
-        let mut batch = Batch::new();
+        let mut batch = self.end_log(&mut replay, reading, Batch::new());
         for stream in replay.finish(&mut self.lines, &mut batch) {
             if let Some(gap) = self.gap(stream, GapReason::LogShorter, Some(reading)) {
                 batch.push_event(gap);

@@ -1,0 +1,178 @@
+//! Masks: values that are replaced in the output before any other code sees it.
+//!
+//! Masking is a function of a stream's bytes alone, regardless of how the bytes are chunked. So a
+//! replay of the engine's log from its start masks what the tap has masked.
+
+mod masker;
+mod patterns;
+mod stream;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+pub(crate) use self::masker::OutputMasker;
+pub(super) use self::masker::{CapturedPart, Marks, Masker};
+use self::patterns::Patterns;
+use self::stream::StreamMasker;
+use super::fidelity::replace_invalid;
+use crate::runtime::LogFidelity;
+use crate::spec::{MaskSource, MaskValues, RunRecord};
+
+/// The replacement of a masked value.
+pub(crate) const MASK: &[u8] = b"***";
+
+/// The longest value beyond ASCII that is found in a log that replaces bytes.
+///
+/// Such a log may split each character of the value, and each split is one more pattern.
+const MAX_SPLIT_BYTES: usize = 512;
+
+/// The values that are masked in the output of a run.
+///
+/// `Debug` shows no value.
+pub(crate) struct MaskSet {
+    /// The patterns of output as it was printed.
+    exact: Patterns,
+    /// The patterns of a log that replaces bytes.
+    lossy: LossyPatterns,
+    /// Set if a value contains a newline.
+    spans_lines: bool,
+    values: MaskValues,
+}
+
+enum LossyPatterns {
+    /// The log does not change ASCII.
+    Same,
+    Split(Patterns),
+    /// A value cannot be found in the log.
+    Unknown,
+}
+
+impl fmt::Debug for MaskSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MaskSet").finish_non_exhaustive()
+    }
+}
+
+impl MaskSet {
+    pub(crate) fn new(values: MaskValues) -> Self {
+        let mut exact = BTreeSet::new();
+        for value in values.iter() {
+            exact.insert(value.to_vec());
+            // A terminal prints a newline as two bytes.
+            exact.insert(with_carriage_returns(value));
+        }
+        let lossy = match exact.iter().all(|value| value.is_ascii()) {
+            true => LossyPatterns::Same,
+            false => split_patterns(&exact).map_or(LossyPatterns::Unknown, LossyPatterns::Split),
+        };
+        let spans_lines = values.iter().any(|value| value.contains(&b'\n'));
+        Self {
+            exact: Patterns::new(exact),
+            lossy,
+            spans_lines,
+            values,
+        }
+    }
+
+    /// The patterns for a log of this fidelity. `None` if a value cannot be found in such a log.
+    fn patterns(&self, fidelity: LogFidelity) -> Option<&Patterns> {
+        match (fidelity, &self.lossy) {
+            (LogFidelity::Lossless | LogFidelity::Rotated, _) => Some(&self.exact),
+            (LogFidelity::Utf8Lossy, LossyPatterns::Same) => Some(&self.exact),
+            (LogFidelity::Utf8Lossy, LossyPatterns::Split(patterns)) => Some(patterns),
+            (LogFidelity::Utf8Lossy, LossyPatterns::Unknown) => None,
+        }
+    }
+}
+
+/// The masks of a run, as this process knows them.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Masks {
+    /// The run has none.
+    #[default]
+    None,
+    Known(Arc<MaskSet>),
+    /// The run has masks, and this process does not know them. It must record no output.
+    Missing,
+}
+
+impl Masks {
+    pub(crate) fn new(values: MaskValues) -> Self {
+        match values.is_empty() {
+            true => Self::None,
+            false => Self::Known(Arc::new(MaskSet::new(values))),
+        }
+    }
+
+    /// The masks of a run that was started with `count` masks, by this or by another process.
+    ///
+    /// Another number of values is not that of the run, so the masks are missing.
+    pub(crate) fn of_run(source: &MaskSource, record: &RunRecord, count: u32) -> Self {
+        if count == 0 {
+            return Self::None;
+        }
+        let values = source.values_of(record);
+        if values.len() == count as usize && values.check().is_ok() {
+            return Self::new(values);
+        }
+        let found = values.len();
+        tracing::warn!(run = %record.run, found, count, "the values to mask are unknown");
+        Self::Missing
+    }
+
+    /// The values; none if they are unknown.
+    pub(crate) fn values(&self) -> MaskValues {
+        self.known()
+            .map(|set| set.values.clone())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Missing)
+    }
+
+    fn known(&self) -> Option<&Arc<MaskSet>> {
+        match self {
+            Self::Known(set) => Some(set),
+            Self::None | Self::Missing => None,
+        }
+    }
+}
+
+/// Returns the value as a terminal prints it: with a carriage return before each newline.
+fn with_carriage_returns(value: &[u8]) -> Vec<u8> {
+    let mut printed = Vec::with_capacity(value.len());
+    for byte in value {
+        if *byte == b'\n' && printed.last() != Some(&b'\r') {
+            printed.push(b'\r');
+        }
+        printed.push(*byte);
+    }
+    printed
+}
+
+/// Returns the patterns for a log that replaces invalid bytes, and splits lines within characters.
+///
+/// A value is shorter than a record of the log, so at most one of its characters is split.
+fn split_patterns(values: &BTreeSet<Vec<u8>>) -> Option<Patterns> {
+    let mut patterns = BTreeSet::new();
+    for value in values {
+        patterns.insert(value.clone());
+        if value.is_ascii() {
+            continue;
+        }
+        let text = std::str::from_utf8(value).ok()?;
+        if value.len() > MAX_SPLIT_BYTES {
+            return None;
+        }
+        let splits = (1..value.len()).filter(|at| !text.is_char_boundary(*at));
+        for (start, end) in splits.map(|at| value.split_at(at)) {
+            let mut split = Vec::new();
+            replace_invalid(start, &mut split);
+            replace_invalid(end, &mut split);
+            patterns.insert(split);
+        }
+    }
+    Some(Patterns::new(patterns))
+}
