@@ -17,8 +17,10 @@ mod view;
 
 pub use builder::RunSpec;
 pub use exec::ExecSpec;
+#[cfg(feature = "sign")]
+pub(crate) use id::HEAD_SIGNATURE_FILE;
 pub use id::{ContainerId, RootId, RunId};
-pub(crate) use id::{HEAD_SIGNATURE_FILE, LEDGER_FILE, ROOT_FILE};
+pub(crate) use id::{LEDGER_FILE, ROOT_FILE};
 pub use mount::{Mount, Relabel};
 pub use pull::{Credentials, PlacementProgress, PullOptions, PullProgress};
 pub use record::RunRecord;

@@ -31,6 +31,7 @@ fn seal() -> Seal {
         records: 0,
         bytes: PerStream::default(),
         gaps: 0,
+        masked: None,
         stopped: None,
         container: None,
         image_digest: None,
