@@ -62,7 +62,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
     (
         "bundle",
-        &["audit", "disk", "error", "outcome", "root", "spec"],
+        &["audit", "disk", "error", "outcome", "root", "sign", "spec"],
     ),
     (
         "conformance",

@@ -4,6 +4,7 @@ mod check;
 #[cfg(test)]
 mod crash;
 mod end;
+mod finding;
 mod head;
 mod history;
 mod line;
@@ -27,7 +28,7 @@ use crate::timestamp::Timestamp;
 
 pub(crate) use history::RunHistory;
 
-pub use check::{Finding, FindingKind, RootVerification, VerifyOptions};
+pub use finding::{Finding, FindingKind, RootVerification, VerifyOptions};
 pub use head::Head;
 pub use line::{LedgerEntry, LedgerLine, RemovalReason, Remover, RunBegun, RunSealed};
 pub use reader::LedgerReader;
