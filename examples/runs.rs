@@ -32,7 +32,6 @@
 //! but its output is not recorded, and its audit is sealed as lost.
 
 use std::fmt::Display;
-use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -655,17 +654,7 @@ fn verify_bundle(path: &str, signers: &Signers) -> moat::Result<u8> {
 }
 
 fn export(root: &Path, id: &RunId, path: &Path) -> moat::Result<u8> {
-    let failed = |source| Error::Storage {
-        operation: "create",
-        path: path.to_owned(),
-        source,
-    };
-    let file = File::create_new(path).map_err(failed)?;
-    let exported = Root::open(root).and_then(|root| root.export(id, file));
-    if exported.is_err() {
-        let _ = fs::remove_file(path);
-    }
-    exported.map(|()| 0)
+    Root::open(root)?.export_to(id, path).map(|()| 0)
 }
 
 /// Verifies all runs of a root, and prints what was changed.

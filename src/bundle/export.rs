@@ -69,6 +69,17 @@ impl Root {
         bundle.finish()
     }
 
+    /// Writes a sealed run as a bundle to a new file, as [`export`](Self::export) does.
+    ///
+    /// The file has its name only once it is complete. Its mode is 0600.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`export`](Self::export), and [`Error::Storage`] if `path` exists.
+    pub fn export_to(&self, run: &RunId, path: impl AsRef<Path>) -> Result<()> {
+        disk::create_atomic(path.as_ref(), |file| self.export(run, file))
+    }
+
     /// Returns the seals of the audit files of a run and of its execs, by the names of the files.
     fn bundled_seals(&self, run: &RunId, names: &[String]) -> Result<Vec<(String, Seal)>> {
         let mut seals = Vec::new();

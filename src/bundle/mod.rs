@@ -8,7 +8,7 @@
 //! use moat::{Root, RunId, bundle};
 //!
 //! let root = Root::open("runs")?;
-//! root.export(&RunId::new("nightly")?, std::fs::File::create("nightly.tar").unwrap())?;
+//! root.export_to(&RunId::new("nightly")?, "nightly.tar")?;
 //!
 //! let verified = bundle::verify("nightly.tar")?;
 //! assert!(verified.is_intact(), "{:?}", verified.problems);

@@ -200,6 +200,25 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_dir(parent_dir(path))
 }
 
+/// Creates a file whose content `write` writes. An existing file at `path` is an error.
+///
+/// The file has its name only once it is complete and survives a power loss.
+pub(crate) fn create_atomic(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+    let (temporary, file) = open_temporary(path)?;
+    let created = write(&file)
+        .and_then(|()| {
+            let synced = file.sync_all();
+            synced.map_err(|error| Error::storage("sync", &temporary, error))
+        })
+        .and_then(|()| {
+            // A rename would replace an existing file.
+            link(&temporary, path).map_err(|error| Error::storage("create", path, error))
+        });
+    let _ = remove_file(&temporary);
+    created?;
+    sync_dir(parent_dir(path))
+}
+
 /// Removes the temporary files of interrupted writes.
 ///
 /// These are the temporary files in `dir` of targets whose names begin with one of the prefixes. A

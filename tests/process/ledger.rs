@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::env;
+use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,13 +10,14 @@ use std::time::Duration;
 
 use moat::manager::PruneOptions;
 use moat::root::{FindingKind, LedgerEntry, LedgerLine, VerifyOptions};
-use moat::{LocalProcess, Manager, Root, RunSpec, ShutdownMode};
+use moat::{LocalProcess, Manager, Root, RunId, RunSpec, ShutdownMode, bundle};
 use testkit::deadline::within;
 
 use crate::embedder::Embedder;
 use crate::place::Place;
 
 const ROOT: &str = "MOAT_TEST_LEDGER_ROOT";
+const EXPORTS: &str = "MOAT_TEST_EXPORTS";
 
 /// The number of kills: more in the long form.
 fn kills() -> u64 {
@@ -44,11 +46,12 @@ async fn child_with_runs() {
     }
 }
 
-fn start(root: &Path) -> Embedder {
+/// Starts this program as the child `name`, with a path in the variable `key`.
+fn start(name: &str, key: &str, path: &Path) -> Embedder {
     let mut child = Command::new(env::current_exe().unwrap());
     child
-        .args(["--exact", "ledger::child_with_runs", "--nocapture"])
-        .env(ROOT, root)
+        .args(["--exact", name, "--nocapture"])
+        .env(key, path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -61,7 +64,9 @@ async fn killed_processes_leave_an_exact_ledger() {
     let place = Place::new();
     // Two processes share the root. One of them is killed in each round.
     place.open().await.shutdown(ShutdownMode::Leave).await;
-    let mut children = [start(&place.root()), start(&place.root())];
+    let root_path = place.root();
+    let start = || start("ledger::child_with_runs", ROOT, &root_path);
+    let mut children = [start(), start()];
     for round in 0..kills() {
         // Any moment will do: a process opens the root within 10 ms, and a run takes 5 ms.
         tokio::time::sleep(Duration::from_millis(20 + round * 37 % 90)).await;
@@ -71,7 +76,7 @@ async fn killed_processes_leave_an_exact_ledger() {
         let root = Root::open(place.root()).unwrap();
         let found = root.verify_all(&VerifyOptions::new()).unwrap();
         assert!(found.is_intact(), "round {round}: {:?}", found.findings);
-        *killed = start(&place.root());
+        *killed = start();
     }
     drop(children);
     let manager = place.open().await;
@@ -96,7 +101,7 @@ async fn killed_processes_leave_an_exact_ledger() {
     let lines: Vec<LedgerLine> = root.ledger().unwrap().collect::<Result<_, _>>().unwrap();
     assert!(lines.len() as u64 > 10 * kills(), "{}", lines.len());
     assert_each_step_once(&lines);
-    let names = std::fs::read_dir(place.root()).unwrap();
+    let names = fs::read_dir(place.root()).unwrap();
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let hidden: Vec<_> = names.filter(|name| name.starts_with('.')).collect();
     assert_eq!(hidden, Vec::<String>::new());
@@ -127,4 +132,48 @@ fn assert_each_step_once(lines: &[LedgerLine]) {
         ];
         assert!(exact.contains(&&steps[..]), "{run}: {steps:?}");
     }
+}
+
+/// The body of a child, which exports a run again and again until it is killed. In the parent it
+/// does nothing.
+#[tokio::test]
+async fn child_with_exports() {
+    let Some(dir) = env::var_os(EXPORTS) else {
+        return;
+    };
+    let dir = Path::new(&dir);
+    let root = Root::open(dir.join("root")).unwrap();
+    let run = RunId::new("run").unwrap();
+    for number in 0.. {
+        let path = dir.join(format!("{number}-{}.tar", std::process::id()));
+        root.export_to(&run, path).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_killed_export_leaves_no_partial_bundle() {
+    let place = Place::new();
+    let manager = place.open().await;
+    let spec = RunSpec::command(["seq", "20000"]).id(RunId::new("run").unwrap());
+    let run = manager.start(spec).await.unwrap();
+    within(60, "the seal", run.wait()).await.unwrap();
+    manager.shutdown(ShutdownMode::Leave).await;
+    let mut intact = 0;
+    for round in 0..kills() {
+        let mut child = start("ledger::child_with_exports", EXPORTS, place.dir.path());
+        // Any moment will do: an export takes some 10 ms.
+        tokio::time::sleep(Duration::from_millis(30 + round * 37 % 90)).await;
+        child.0.kill().unwrap();
+        child.0.wait().unwrap();
+        for entry in fs::read_dir(place.dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "tar") {
+                let verified = bundle::verify(&path).unwrap();
+                assert_eq!(verified.problems, Vec::<String>::new(), "round {round}");
+                intact += 1;
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+    assert!(intact > 0);
 }

@@ -8,11 +8,13 @@ use moat::root::{FindingKind, VerifyOptions};
 use moat::runtime::scripted::Script;
 use moat::sign::{AllowedSigners, SigningKey};
 use moat::sink::Jsonl;
+use moat::spec::ExecSpec;
 use moat::{Root, RunId, ShutdownMode};
 use testkit::deadline::eventually;
 use testkit::keygen::Keys;
 
 use crate::bench::{Bench, named, sealed};
+use crate::ledger::forge;
 
 struct Signed {
     bench: Bench,
@@ -181,4 +183,44 @@ async fn the_signatures_in_a_bundle_are_verified() {
     let foreign = problems("other");
     assert_eq!(foreign.len(), 1);
     assert!(foreign[0].starts_with("logs.jsonl: "), "{foreign:?}");
+}
+
+/// A forged log of an exec has a right digest, but not the one in the ledger.
+#[tokio::test]
+async fn a_forged_exec_is_not_signed_later() {
+    let signed = Signed::new();
+    let manager = signed.bench.open_on_threads().await;
+    let run = signed
+        .bench
+        .start(&manager, Script::new().until_stopped(), named("a"))
+        .await;
+    signed
+        .bench
+        .runtime
+        .next_exec(Script::new().stdout("output\n"));
+    let exec = run.exec(ExecSpec::new(["any"])).await.unwrap();
+    exec.wait().await.unwrap();
+    run.kill().await.unwrap();
+    sealed(&run).await;
+    run.wait_removed().await.unwrap();
+    manager.shutdown(ShutdownMode::Leave).await;
+    // As if its signer had failed.
+    let path = signed.bench.file("a", "run.json");
+    let mut file: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    file["unsigned"] = "the module is locked".into();
+    fs::write(&path, file.to_string()).unwrap();
+    forge(&signed.bench.file("a", "exec-1.jsonl"), "output", "OUTPUT");
+
+    signed.run(&["b"]).await;
+    let a = RunId::new("a").unwrap();
+    let root = signed.bench.view();
+    eventually(20, "the reason in run.json", async || {
+        let unsigned = root.info(&a).unwrap().unsigned?;
+        unsigned
+            .contains("it has changed since it was sealed")
+            .then_some(())
+    })
+    .await;
+    assert!(signed.bench.file("a", "logs.jsonl.sig").exists());
+    assert!(!signed.bench.file("a", "exec-1.jsonl.sig").exists());
 }

@@ -96,17 +96,25 @@ async fn sign_all(context: &Context, place: &RunPlace, sha256: &str) -> Option<S
     let run = place.run.clone();
     let listed = context.on_disk("list the execs of a run in", move |root| {
         let unsealed = root.unsealed_execs(&run);
-        let is_unsealed = |number: u32| (number, unsealed.contains(&number));
-        let execs = root.unsigned_execs(&run).into_iter().map(is_unsealed);
+        let mut digests = root.run_history(&run)?.execs;
+        let exec = |number: u32| {
+            let is_unsealed = unsealed.contains(&number);
+            (number, is_unsealed, digests.remove(&number))
+        };
+        let execs = root.unsigned_execs(&run).into_iter().map(exec);
         Ok(execs.collect::<Vec<_>>())
     });
-    for (number, is_unsealed) in listed.await.unwrap_or_default() {
+    let listed = match listed.await {
+        Ok(listed) => listed,
+        Err(error) => return Some(reason.unwrap_or_else(|| error.chain())),
+    };
+    for (number, is_unsealed, sha256) in listed {
         let problem = if is_unsealed {
             // The monitor of the exec signs the log.
             NOT_SIGNED_YET.to_owned()
         } else {
             let place = place.of_exec(number);
-            let signed = sign_log(context, &place, None).await;
+            let signed = sign_log(context, &place, sha256.as_deref()).await;
             context.emit_signature(&place, &signed);
             match signed {
                 Ok(_) => continue,
