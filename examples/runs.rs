@@ -8,6 +8,7 @@
 //! cargo run --example runs -- attach ID              # attaches to the run; exits with its code
 //! cargo run --example runs -- exec ID -- CMD...      # runs an exec; exits with its code
 //! cargo run --example runs -- verify ID|PATH         # exits with 0 if sealed and intact
+//! cargo run --example runs -- find --label K=V       # finds runs, from the ledger alone
 //! cargo run --example runs -- export ID FILE         # writes a bundle of the run, a tar archive
 //! cargo run --example runs -- verify FILE.tar        # exits with 0 if the bundle is intact
 //! cargo run --example runs -- verify [--head HEAD]   # compares all runs with the ledger
@@ -19,7 +20,7 @@
 //!
 //! `--root DIR` names the root. `--runtime process` selects local processes, and `--runtime
 //! kubernetes` selects pods, in a build with `--features kube-earliest`. A local process of another
-//! owner can be waited for, but not stopped. `list`, `verify`, `head`, `history`, `export` and `logs` without
+//! owner can be waited for, but not stopped. `list`, `find`, `verify`, `head`, `history`, `export` and `logs` without
 //! `--follow` only read files, and need no engine. All commands except `recover` and `remove` work while
 //! another process owns the run. Errors exit with 125.
 //!
@@ -48,7 +49,7 @@ use moat::audit::{self, LogState};
 use moat::bundle::{self, BundleVerification};
 use moat::manager::RecoveryMode;
 use moat::outcome::{StopCause, Stream};
-use moat::root::{Head, LedgerEntry, RunInfo, VerifyOptions};
+use moat::root::{Head, LedgerEntry, RunInfo, RunQuery, VerifyOptions};
 use moat::run::{AttachOptions, Attached, Attachment};
 #[cfg(feature = "sign")]
 use moat::sign::AllowedSigners;
@@ -244,6 +245,24 @@ enum Command {
         /// Id of a run; default: all
         id: Option<RunId>,
     },
+    /// Finds runs with all of these properties, without reading their files
+    Find {
+        /// Label of the run
+        #[arg(long, value_name = "K=V")]
+        label: Vec<String>,
+        /// Image, as the spec named it
+        #[arg(long)]
+        image: Option<String>,
+        /// Text in the command
+        #[arg(long)]
+        text: Option<String>,
+        /// Exit code
+        #[arg(long)]
+        code: Option<i64>,
+        /// Time of the request: this or later
+        #[arg(long, value_name = "TIME")]
+        since: Option<Timestamp>,
+    },
     /// Writes a sealed run with everything that vouches for it to a tar archive
     Export {
         /// Id of the run
@@ -300,6 +319,7 @@ async fn run() -> ExitCode {
             None => verify_root(&args.root, heads, signers),
         },
         Command::Export { id, file } => export(&args.root, id, file),
+        Command::Find { .. } => find(&args),
         Command::Head => head(&args.root),
         Command::History { id } => history(&args.root, id.as_ref()),
         Command::Recover => recover(&args).await,
@@ -675,6 +695,38 @@ fn verify_root(root: &Path, heads: &[Head], signers: &Signers) -> moat::Result<u
         found.sealed
     ));
     Ok(if intact { 0 } else { NOT_VERIFIED })
+}
+
+fn find(args: &Args) -> moat::Result<u8> {
+    let Command::Find {
+        label,
+        image,
+        text,
+        code,
+        since,
+    } = &args.command
+    else {
+        return Ok(FAILED);
+    };
+    let mut query = RunQuery::new();
+    for label in label {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        query = query.label(key, value);
+    }
+    query = image.iter().fold(query, RunQuery::image);
+    query = text.iter().fold(query, RunQuery::text);
+    query = code.iter().copied().fold(query, RunQuery::code);
+    query = since.iter().copied().fold(query, RunQuery::since);
+    let mut out = io::stdout().lock();
+    let mut found = Root::open(&args.root)?.find(&query)?.into_iter();
+    let written = found.try_for_each(|found| {
+        let (time, run) = (seconds(Some(found.begun.created)), &found.begun.run);
+        let code = found.sealed.and_then(|sealed| sealed.code);
+        let code = code.map_or("-".into(), |code| code.to_string());
+        let cmd = found.begun.cmd.join(" ");
+        writeln!(out, "{time}  {run}  {code}  {}", cmd.escape_debug())
+    });
+    ignore_closed_stdout(written)
 }
 
 fn head(root: &Path) -> moat::Result<u8> {

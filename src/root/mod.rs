@@ -36,8 +36,8 @@ pub use crate::root::execs::ExecInfo;
 pub(crate) use crate::root::group_file::GroupRecord;
 pub(crate) use crate::root::ledger::RunHistory;
 pub use crate::root::ledger::{
-    Finding, FindingKind, Head, LedgerEntry, LedgerLine, LedgerReader, RemovalReason, Remover,
-    RootVerification, RunBegun, RunSealed, VerifyOptions,
+    Finding, FindingKind, FoundRun, Head, LedgerEntry, LedgerLine, LedgerReader, RemovalReason,
+    Remover, RootVerification, RunBegun, RunQuery, RunSealed, VerifyOptions,
 };
 pub(crate) use crate::root::lock::Lock;
 pub(crate) use crate::root::run_file::RunFile;

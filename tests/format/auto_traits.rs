@@ -97,8 +97,8 @@ types! {
     }
     moat::bundle { BundleVerification }
     moat::root {
-        ExecInfo, Finding, FindingKind, Head, LedgerEntry, LedgerLine, LedgerReader, RemovalReason,
-        Remover, Root, RootVerification, RunBegun, RunInfo, RunSealed, VerifyOptions,
+        ExecInfo, Finding, FindingKind, FoundRun, Head, LedgerEntry, LedgerLine, LedgerReader, RemovalReason,
+        Remover, Root, RootVerification, RunBegun, RunInfo, RunQuery, RunSealed, VerifyOptions,
     }
     moat::run {
         AttachHandle, AttachOptions, Attached, Attachment, CopyError, CopyOptions, CopyProgress, Exec,

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use moat::manager::PruneOptions;
 use moat::root::{
-    Finding, FindingKind, Head, LedgerEntry, LedgerLine, RemovalReason, VerifyOptions,
+    Finding, FindingKind, Head, LedgerEntry, LedgerLine, RemovalReason, RunQuery, VerifyOptions,
 };
 use moat::runtime::scripted::Script;
 use moat::spec::ExecSpec;
-use moat::{Manager, Root, RunId, ShutdownMode};
+use moat::state::RunStatus;
+use moat::{Manager, Root, RunId, ShutdownMode, Verdict};
 use sha2::{Digest, Sha256};
 use testkit::deadline::within;
 
@@ -567,4 +568,54 @@ async fn a_live_root_is_intact() {
     drop(done);
     assert!(verifier.await.unwrap() > 2);
     close(manager).await;
+}
+
+#[tokio::test]
+async fn runs_are_found_by_their_properties() {
+    let bench = Bench::new();
+    let manager = bench.open_on_threads().await;
+    let long = "x".repeat(20_000);
+    let specs = [
+        named("a").cmd(["make", "all"]).label("team", "build"),
+        named("b").cmd(["make", "test"]).label("team", "test"),
+        named("c").cmd(["echo", &long]).label("team", "build"),
+        named("d").cmd(["make", "all"]).label("team", "build"),
+    ];
+    for (index, spec) in specs.into_iter().enumerate() {
+        let script = Script::new().exit(index as i64);
+        sealed(&bench.start(&manager, script, spec).await).await;
+    }
+    let removed = RunId::new("d").unwrap();
+    manager.remove(&removed).await.unwrap();
+    let live = named("live").cmd(["make"]);
+    let live = bench
+        .start(&manager, Script::new().until_stopped(), live)
+        .await;
+    let root = manager.root();
+    let found = |query: RunQuery| {
+        let found = root.find(&query).unwrap().into_iter();
+        let names = found.map(|found| found.begun.run.to_string());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let query = RunQuery::new;
+    assert_eq!(found(query()), "a b c live");
+    assert_eq!(found(query().label("team", "build")), "a c");
+    assert_eq!(found(query().label("team", "build").text("all")), "a");
+    // A command that the ledger omits.
+    assert_eq!(found(query().text("xxx")), "c");
+    assert_eq!(found(query().text("make").code(1)), "b");
+    assert_eq!(found(query().status(RunStatus::Exited)), "a b c");
+    assert_eq!(
+        found(query().verdict(Verdict::Complete).image("any")),
+        "a b c"
+    );
+    assert_eq!(found(query().image("other")), "");
+    let created = root.find(&query()).unwrap()[1].begun.created;
+    assert_eq!(found(query().since(created)), "b c live");
+    assert_eq!(found(query().until(created)), "a");
+    // After the removal, another run has the id.
+    let again = bench.start(&manager, Script::new(), named("d")).await;
+    sealed(&again).await;
+    assert_eq!(found(query().code(0)), "a d");
+    live.kill().await.unwrap();
 }

@@ -9,7 +9,7 @@ use crate::root::ledger::head::Head;
 use crate::sign::AllowedSigners;
 use crate::spec::RunId;
 
-/// Options for [`Root::verify_all`].
+/// Options for [`Root::verify_all`](crate::Root::verify_all).
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct VerifyOptions {
@@ -43,7 +43,7 @@ impl VerifyOptions {
     }
 }
 
-/// The result of [`Root::verify_all`].
+/// The result of [`Root::verify_all`](crate::Root::verify_all).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RootVerification {

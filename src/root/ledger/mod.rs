@@ -4,6 +4,7 @@ mod check;
 #[cfg(test)]
 mod crash;
 mod end;
+mod find;
 mod finding;
 mod head;
 mod history;
@@ -28,6 +29,7 @@ use crate::timestamp::Timestamp;
 
 pub(crate) use history::RunHistory;
 
+pub use find::{FoundRun, RunQuery};
 pub use finding::{Finding, FindingKind, RootVerification, VerifyOptions};
 pub use head::Head;
 pub use line::{LedgerEntry, LedgerLine, RemovalReason, Remover, RunBegun, RunSealed};
