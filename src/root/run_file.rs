@@ -56,6 +56,21 @@ impl RunFile {
     }
 }
 
+impl RunFile {
+    /// Returns true if the record has the facts of the audit file's `start` record.
+    ///
+    /// The container, the deadline and the id of the engine are known only later.
+    pub(crate) fn has_record(&self, start: &RunRecord) -> bool {
+        let early = |record: &RunRecord| RunRecord {
+            container: None,
+            deadline: None,
+            engine_id: None,
+            ..record.clone()
+        };
+        early(&self.record) == early(start)
+    }
+}
+
 impl Root {
     /// Reads `run.json` of a run. Returns `None` if the file does not exist.
     pub(crate) fn read_run(&self, run: &RunId) -> Result<Option<RunFile>> {

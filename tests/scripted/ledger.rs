@@ -244,6 +244,8 @@ async fn removed_and_changed_files_are_named() {
         (FindingKind::Damaged, "c"),
         (FindingKind::Replaced, "d"),
         (FindingKind::Replaced, "e"),
+        // Its `run.json` has the original seal.
+        (FindingKind::Damaged, "e"),
     ];
     let expected: Vec<_> = expected.map(|(kind, run)| (kind, run.to_owned())).into();
     assert_eq!(found(&root), expected);

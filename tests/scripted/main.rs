@@ -31,6 +31,8 @@ mod ledger;
 mod limits;
 mod lost_exec;
 mod mask;
+#[cfg(feature = "sign")]
+mod mutations;
 mod node;
 mod orphans;
 mod other_engine;

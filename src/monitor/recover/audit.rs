@@ -258,12 +258,12 @@ fn reconcile(
     match file {
         Ok(None) => Ok((RunFile::new(audited.clone()), None)),
         Ok(Some(mut file)) => {
+            let differs = !file.has_record(audited);
             let (container, deadline, engine_id) = (
                 file.record.container.take(),
                 file.record.deadline.take(),
                 file.record.engine_id.take(),
             );
-            let differs = file.record != *audited;
             file.record = RunRecord {
                 container,
                 deadline,

@@ -319,6 +319,7 @@ impl RunComparison<'_> {
             None => self.compare_missing(),
         };
         compared.findings.extend(finding);
+        compared.findings.extend(self.compare_run_file(verified));
         let Some(recorded) = self.recorded else {
             compared.findings.extend(self.unrecorded(verified));
             return Ok(compared);
@@ -342,6 +343,31 @@ impl RunComparison<'_> {
         }
         compared.findings.extend(self.compare_execs(recorded)?);
         Ok(compared)
+    }
+
+    /// Compares `run.json` with the audit file of a run that no process owns.
+    fn compare_run_file(&self, verified: Option<&Verification>) -> Option<Finding> {
+        if self.owned {
+            return None;
+        }
+        let file = match self.root.read_run(self.run) {
+            Ok(file) => file?,
+            Err(error) => return Some(self.finding(FindingKind::Damaged, error.chain())),
+        };
+        let verified = verified?;
+        let start = &verified.start.as_ref()?.record;
+        let detail = match &verified.state {
+            LogState::Sealed(seal)
+                if file.seal.as_ref().is_some_and(|cached| cached != &**seal) =>
+            {
+                "the seal in run.json differs from the seal in the audit file"
+            }
+            _ if !file.has_record(start) => {
+                "run.json differs from the start record of the audit file"
+            }
+            _ => return None,
+        };
+        Some(self.finding(FindingKind::Damaged, detail))
     }
 
     /// Compares the digest of a sealed file.

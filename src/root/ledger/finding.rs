@@ -103,7 +103,7 @@ pub enum FindingKind {
     Redated,
     /// The run exists, although its removal is recorded.
     Restored,
-    /// The audit file is damaged.
+    /// The audit file is damaged, or `run.json` contradicts it.
     Damaged,
     /// The audit file, or the head of the ledger, has no signature of an allowed signer.
     ///
