@@ -748,19 +748,20 @@ fn history(root: &Path, id: Option<&RunId>) -> moat::Result<u8> {
         let step = match &line.entry {
             LedgerEntry::Created { root } => format!("root {root}"),
             LedgerEntry::Begun(begun) => {
-                let what = [begun.image.as_str()].into_iter();
-                let what = what.chain(begun.cmd.iter().map(String::as_str));
-                format!("began: {}", what.collect::<Vec<_>>().join(" ").trim())
+                let command = [begun.image.as_str()].into_iter();
+                let command = command.chain(begun.cmd.iter().map(String::as_str));
+                format!("began: {}", command.collect::<Vec<_>>().join(" ").trim())
             }
             LedgerEntry::Sealed(sealed) => match sealed.code {
                 Some(code) => format!("{} with code {code}, {}", sealed.status, sealed.verdict),
                 None => format!("{}, {}", sealed.status, sealed.verdict),
             },
             LedgerEntry::ExecSealed { exec, .. } => format!("exec {exec} sealed"),
-            LedgerEntry::Removed { by, .. } => {
+            LedgerEntry::Removing { by, .. } => {
                 let program = by.program.as_deref().unwrap_or("a program");
-                format!("removed by {program}, process {}", by.pid)
+                format!("being removed by {program}, process {}", by.pid)
             }
+            LedgerEntry::Removed { .. } => "removed".into(),
             other => format!("{other:?}"),
         };
         let (time, step) = (seconds(Some(line.ts)), step.escape_debug());

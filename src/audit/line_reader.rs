@@ -170,7 +170,7 @@ impl<R: Read> LineReader<R> {
     }
 
     /// The bytes after the last newline, once the end is reached.
-    pub(crate) fn tail(&self) -> &[u8] {
+    pub(super) fn tail(&self) -> &[u8] {
         &self.buffer[self.end..self.filled]
     }
 

@@ -1,5 +1,6 @@
 //! The export of a run.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -8,12 +9,12 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
 use crate::audit::line::hex;
-use crate::audit::{LOG_FILE, LogState, exec_number};
+use crate::audit::{LOG_FILE, LogState, exec_file, exec_number};
 use crate::bundle::{README, README_FILE, SUMS_FILE};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::outcome::Seal;
-use crate::root::{Root, RunHistory};
+use crate::root::{RUN_FILE, Root, RunHistory};
 use crate::spec::{LEDGER_FILE, RunId};
 
 /// The number of bytes of a sealed file that its digest does not cover.
@@ -44,11 +45,11 @@ impl Root {
             return Err(self.no_such_run(run));
         }
         // `run.json` has the seal once the ledger has it.
-        let sealed = self.read_run(run)?.is_some_and(|file| file.seal.is_some());
-        if !sealed {
+        let file = self.read_run(run)?.filter(|file| file.seal.is_some());
+        let Some(file) = file else {
             return Err(Error::NotSealed { run: run.clone() });
-        }
-        let history = self.run_history(run)?;
+        };
+        let history = self.run_history(run, file.record.created)?;
         let names = bundled_names(&self.dir(run))?;
         let seals = self.bundled_seals(run, &names)?;
         self.check_history(run, &history, &seals)?;
@@ -104,26 +105,34 @@ impl Root {
         Ok(seals)
     }
 
-    /// Fails if the ledger does not have the digests of all seals.
+    /// Fails unless the files have exactly the seals that the ledger has.
     fn check_history(
         &self,
         run: &RunId,
         history: &RunHistory,
         seals: &[(String, Seal)],
     ) -> Result<()> {
-        for (name, seal) in seals {
-            let recorded = match exec_number(name) {
-                Some(number) => history.execs.get(&number),
-                None => history.sealed.as_ref(),
-            };
-            if recorded != Some(&seal.sha256) {
-                return Err(Error::Damaged {
-                    path: self.dir(run).join(name),
-                    reason: "the ledger has no line with the digest of its seal".into(),
-                });
-            }
-        }
-        Ok(())
+        let execs = history.execs.iter();
+        let execs = execs.map(|(number, sha256)| (exec_file(*number), sha256));
+        let sealed = history.sealed.iter();
+        let sealed = sealed.map(|sha256| (LOG_FILE.to_owned(), sha256));
+        let recorded: BTreeMap<_, _> = execs.chain(sealed).collect();
+        let found = seals.iter();
+        let found = found.map(|(name, seal)| (name.clone(), &seal.sha256));
+        let found: BTreeMap<_, _> = found.collect();
+        let mut names = recorded.keys().chain(found.keys());
+        let Some(name) = names.find(|name| recorded.get(*name) != found.get(*name)) else {
+            return Ok(());
+        };
+        let reason = match (recorded.contains_key(name), found.contains_key(name)) {
+            (true, true) => "its seal is not the one in the ledger",
+            (true, false) => "it is missing, although the ledger has its seal",
+            (false, _) => "the ledger does not have its seal",
+        };
+        Err(Error::Damaged {
+            path: self.dir(run).join(name),
+            reason: reason.into(),
+        })
     }
 }
 
@@ -149,7 +158,7 @@ pub(super) fn is_bundled(name: &str) -> bool {
     let is_signature = name.strip_suffix(".sig").is_some_and(is_audit);
     let torn = name.strip_prefix("torn-");
     let is_torn = torn.is_some_and(|number| number.parse::<u64>().is_ok());
-    is_audit(name) || is_signature || is_torn || name == "run.json"
+    is_audit(name) || is_signature || is_torn || name == RUN_FILE
 }
 
 /// Writes a bundle.

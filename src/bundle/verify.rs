@@ -14,11 +14,13 @@ use crate::bundle::export::is_bundled;
 use crate::bundle::{README_FILE, SUMS_FILE};
 use crate::disk;
 use crate::error::{Error, Result};
-use crate::root::{LedgerEntry, LedgerLine};
+use crate::root::{LedgerEntry, LedgerLine, RUN_FILE, RunFile};
 #[cfg(feature = "sign")]
 use crate::sign::{AllowedSigners, NAMESPACE, SignatureError};
 use crate::spec::{LEDGER_FILE, RunId};
 
+/// The number of zeros that may follow the last file. moat writes at most 1,535, GNU tar 10,240.
+const MAX_END_BYTES: u64 = 64 << 10;
 /// The size limit of the files that are read into memory.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
 
@@ -112,8 +114,10 @@ impl Bundle {
             members: BTreeMap::new(),
             problems: Vec::new(),
         };
+        let length = archive.metadata()?.len();
         let mut archive = Archive::new(BufReader::new(archive));
-        for entry in archive.entries()? {
+        // Raw, so that an extension of the format is an entry that does not belong into a bundle.
+        for entry in archive.entries()?.raw(true) {
             let mut entry = match entry {
                 Ok(entry) => entry,
                 Err(error) => {
@@ -148,7 +152,25 @@ impl Bundle {
                     .push(format!("{name}: the archive has it twice"));
             }
         }
+        bundle.check_end(length)?;
         Ok(bundle)
+    }
+
+    /// Checks that only zeros follow the last file.
+    fn check_end(&mut self, length: u64) -> io::Result<()> {
+        let ends = self.members.values();
+        let end = ends.map(|member| member.offset + member.bytes).max();
+        let end = end.unwrap_or(0);
+        let mut file = &self.archive;
+        file.seek(SeekFrom::Start(end))?;
+        let mut rest = Vec::new();
+        file.take(MAX_END_BYTES).read_to_end(&mut rest)?;
+        let is_long = length.saturating_sub(end) > MAX_END_BYTES;
+        if is_long || rest.iter().any(|byte| *byte != 0) {
+            let problem = "the archive: something follows its last file";
+            self.problems.push(problem.to_owned());
+        }
+        Ok(())
     }
 
     /// Returns the name of a file of the bundle, without the directory of the run.
@@ -231,6 +253,10 @@ impl Bundle {
             self.check_audit(&name, Some(*number), Some(found), audit.as_ref());
         }
         let ledger = self.check_ledger(audit.as_ref(), &execs)?;
+        self.check_run_file(audit.as_ref())?;
+        if !self.members.contains_key(README_FILE) {
+            self.problems.push(format!("{README_FILE}: it is missing"));
+        }
         Ok(BundleVerification {
             run: self.run,
             audit,
@@ -293,6 +319,31 @@ impl Bundle {
                 self.problems.push(problem);
             }
         }
+    }
+
+    /// Compares `run.json` with the audit file.
+    fn check_run_file(&mut self, audit: Option<&Verification>) -> io::Result<()> {
+        let text = self.text(RUN_FILE)?;
+        let Some(audit) = audit.filter(|_| !text.is_empty()) else {
+            return Ok(());
+        };
+        let start = audit.start.as_ref().map(|start| &start.record);
+        let seal = match &audit.state {
+            LogState::Sealed(seal) => Some(&**seal),
+            _ => None,
+        };
+        let problem = match serde_json::from_str::<RunFile>(&text) {
+            Err(error) => error.to_string(),
+            Ok(file) if start.is_some_and(|start| !file.has_record(start)) => {
+                format!("it differs from the start record of {LOG_FILE}")
+            }
+            Ok(file) if file.seal.as_ref() != seal => {
+                format!("its seal differs from that of {LOG_FILE}")
+            }
+            Ok(_) => return Ok(()),
+        };
+        self.problems.push(format!("{RUN_FILE}: {problem}"));
+        Ok(())
     }
 
     /// Compares the lines of the ledger with the seals.

@@ -90,7 +90,7 @@ impl Root {
         Some(info)
     }
 
-    fn exec_audit(&self, run: &RunId, number: u32) -> PathBuf {
+    pub(crate) fn exec_audit(&self, run: &RunId, number: u32) -> PathBuf {
         self.dir(run).join(exec_file(number))
     }
 

@@ -40,7 +40,7 @@ pub use crate::root::ledger::{
     Remover, RootVerification, RunBegun, RunQuery, RunSealed, VerifyOptions,
 };
 pub(crate) use crate::root::lock::Lock;
-pub(crate) use crate::root::run_file::RunFile;
+pub(crate) use crate::root::run_file::{RUN_FILE, RunFile};
 #[cfg(feature = "sign")]
 pub(crate) use crate::root::signature::{NOT_SIGNED_YET, sealed_digest};
 

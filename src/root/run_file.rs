@@ -12,7 +12,7 @@ use crate::root::Root;
 use crate::root::json_file::{MAX_RECORD_BYTES, parse, read, to_json_line};
 use crate::spec::{RunId, RunRecord};
 
-const RUN_FILE: &str = "run.json";
+pub(crate) const RUN_FILE: &str = "run.json";
 
 /// The contents of `run.json`: the record of a run, and the seal of a sealed run.
 ///

@@ -31,22 +31,29 @@ impl Root {
 
     /// Removes the directory of a run.
     ///
-    /// The directory is renamed first, so no other process sees a partly removed run. Then the
-    /// ledger gets the removal.
+    /// The ledger gets the removal first, and its completion last. The directory is renamed before
+    /// it is removed, so no other process sees a partly removed run.
     pub(crate) fn remove(&self, run: &RunId, reason: RemovalReason) -> Result<()> {
-        let since = self.ledger.length();
+        let file = self.read_run(run).ok().flatten();
+        let created = file.map(|file| file.record.created);
+        let number = self.announce_removal(run, created, reason)?;
+        let unique = RunId::generate();
         let removed = self
             .path()
-            .join(format!("{REMOVED_PREFIX}{run}-{}", RunId::generate()));
+            .join(format!("{REMOVED_PREFIX}{run}-{number}-{unique}"));
         let dir = self.dir(run);
         disk::rename(&dir, &removed).map_err(|error| Error::storage("remove", dir, error))?;
         disk::sync_dir(self.path())?;
-        self.record_removal(run, reason, since)?;
         match disk::remove_dir(&removed) {
             // Another process has swept the renamed directory.
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            result => result.map_err(|error| Error::storage("remove", removed, error)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            result => result.map_err(|error| Error::storage("remove", removed, error))?,
         }
+        if let Err(error) = self.record_removal(run, number) {
+            // The announcement explains the missing directory.
+            tracing::warn!(%run, error = %error.chain(), "the end of a removal is not recorded");
+        }
+        Ok(())
     }
 
     /// Removes temporary files of dead processes from a run's directory.
@@ -70,27 +77,27 @@ impl Root {
             if !name.starts_with(REMOVED_PREFIX) {
                 continue;
             }
-            let recorded = match removed_run(&name) {
-                Some(run) => self.record_removal(&run, RemovalReason::Interrupted, 0),
-                // The name was not given by moat.
-                None => Ok(()),
-            };
-            if recorded.is_ok() {
+            let Some((run, number)) = announcement(&name) else {
+                // The name was not given by this version.
                 let _ = fs::remove_dir_all(entry.path());
+                continue;
+            };
+            // Otherwise the directory was renamed by something else, and is evidence.
+            if matches!(self.is_announced(&run, number), Ok(true))
+                && fs::remove_dir_all(entry.path()).is_ok()
+            {
+                let _ = self.record_removal(&run, number);
             }
         }
     }
 }
 
-/// Returns the run of a directory that is being removed, from the directory's name.
-fn removed_run(name: &str) -> Option<RunId> {
-    let (run, _) = name.strip_prefix(REMOVED_PREFIX)?.rsplit_once('-')?;
-    RunId::new(run).ok()
-}
-
-/// Returns true if a directory of this name is that of a run that is being removed.
-pub(super) fn is_removal_of(name: &str, run: &RunId) -> bool {
-    removed_run(name).is_some_and(|removed| removed == *run)
+/// Returns the run of a directory that is being removed, and the number of the line that announces
+/// the removal, from the directory's name.
+fn announcement(name: &str) -> Option<(RunId, u64)> {
+    let (rest, _) = name.strip_prefix(REMOVED_PREFIX)?.rsplit_once('-')?;
+    let (run, number) = rest.rsplit_once('-')?;
+    Some((RunId::new(run).ok()?, number.parse().ok()?))
 }
 
 #[cfg(test)]

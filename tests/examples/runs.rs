@@ -67,15 +67,18 @@ fn verify_names_a_removed_run(place: &Place) {
     let head = text(&output(place.runs(&["head"])).stdout);
     let verified = output(place.runs(&["verify", "--head", head.trim()]));
     assert_code(&verified, 0);
-    assert!(text(&verified.stdout).contains("intact; 1 run, 1 sealed, 6 lines"));
+    assert!(text(&verified.stdout).contains("intact; 1 run, 1 sealed, 7 lines"));
     let history = text(&output(place.runs(&["history", "a"])).stdout);
     let history: Vec<_> = history.lines().collect();
-    assert_eq!(history.len(), 3, "{history:?}");
+    assert_eq!(history.len(), 4, "{history:?}");
     assert!(
         history[1].ends_with("a  exited with code 7, complete"),
         "{history:?}"
     );
-    assert!(history[2].contains("a  removed by runs"), "{history:?}");
+    assert!(
+        history[2].contains("a  being removed by runs"),
+        "{history:?}"
+    );
 
     let bundle = place.dir.path().join("b.tar");
     let bundle = bundle.to_str().unwrap();

@@ -121,6 +121,11 @@ async fn any_changed_byte_of_a_file_is_found() {
         found += usize::from(in_file);
     }
     assert!(found > 500, "{found}");
+    // Bytes after the archive, and a `run.json` with another command.
+    let mut longer = bytes.clone();
+    longer.extend_from_slice(&bytes);
+    fs::write(&path, longer).unwrap();
+    assert!(!bundle::verify(&path).unwrap().is_intact());
     // Cut at each boundary of a block, except within the zeros at the end.
     let end = contents.last().unwrap().end;
     for length in (0..end).step_by(512) {
@@ -174,13 +179,24 @@ async fn only_intact_runs_are_exported() {
     assert!(matches!(error, Error::Damaged { .. }), "{error:?}");
     fs::write(&path, bytes).unwrap();
 
+    // A missing file.
+    let exec = bench.file("a", "exec-1.jsonl");
+    let aside = bench.outside("aside");
+    fs::rename(&exec, &aside).unwrap();
+    let error = export(&root, "a").unwrap_err().chain();
+    assert!(error.contains("it is missing"), "{error}");
+    fs::rename(&aside, &exec).unwrap();
+
     // The seal is not in the ledger.
     let ledger = root.path().join("ledger.jsonl");
     let text = fs::read_to_string(&ledger).unwrap();
     let lines: Vec<_> = text.lines().collect();
     fs::write(&ledger, lines[..lines.len() - 1].join("\n") + "\n").unwrap();
     let error = export(&root, "b").unwrap_err().chain();
-    assert!(error.contains("the ledger has no line"), "{error}");
+    assert!(
+        error.contains("the ledger does not have its seal"),
+        "{error}"
+    );
 
     let manager = bench.open_on_threads().await;
     let script = Script::new().until_stopped();

@@ -30,6 +30,7 @@ fn steps(root: &Root) -> Vec<(&'static str, String)> {
                 LedgerEntry::Begun(_) => "begun",
                 LedgerEntry::Sealed(_) => "sealed",
                 LedgerEntry::ExecSealed { .. } => "exec_sealed",
+                LedgerEntry::Removing { .. } => "removing",
                 LedgerEntry::Removed { .. } => "removed",
                 other => panic!("{other:?}"),
             };
@@ -45,7 +46,10 @@ fn findings(root: &Root, options: &VerifyOptions) -> Vec<Finding> {
     let verified = root.verify_all(options).unwrap();
     assert_eq!(
         verified.is_intact(),
-        verified.findings.iter().all(|f| !f.kind.is_tampering())
+        verified
+            .findings
+            .iter()
+            .all(|f| f.kind.is_explained_by_crash())
     );
     verified.findings
 }
@@ -135,9 +139,11 @@ async fn each_step_of_a_run_has_one_line() {
         ("begun", "a"),
         ("exec_sealed", "a"),
         ("sealed", "a"),
+        ("removing", "a"),
         ("removed", "a"),
         ("begun", "b"),
         ("sealed", "b"),
+        ("removing", "b"),
         ("removed", "b"),
     ];
     let expected: Vec<_> = expected.map(|(kind, run)| (kind, run.to_owned())).into();
@@ -165,8 +171,8 @@ async fn each_step_of_a_run_has_one_line() {
         (line.code, line.verdict),
         (outcome.code(), seal(&outcome).verdict)
     );
-    for (line, expected) in [(4, RemovalReason::Removed), (7, RemovalReason::Pruned)] {
-        let LedgerEntry::Removed { reason, by, .. } = &lines[line].entry else {
+    for (line, expected) in [(4, RemovalReason::Removed), (8, RemovalReason::Pruned)] {
+        let LedgerEntry::Removing { reason, by, .. } = &lines[line].entry else {
             panic!("{lines:?}");
         };
         assert_eq!((*reason, by.pid), (expected, std::process::id()));
@@ -499,13 +505,26 @@ async fn a_recovered_run_is_recorded_once() {
 }
 
 #[tokio::test]
-async fn an_interrupted_removal_is_recorded_once() {
+async fn an_interrupted_removal_is_completed_once() {
     let bench = Bench::new();
-    let root = root_of(&bench, &["a"]).await;
-    // The process died right after the rename.
-    let removed = bench.root().join(".removed-a-01k0");
-    fs::rename(bench.root().join("a"), &removed).unwrap();
+    let manager = bench.open_on_threads().await;
+    for name in ["a", "b"] {
+        sealed(&bench.start(&manager, Script::new(), named(name)).await).await;
+    }
+    let backup = bench.outside("backup");
+    let run = manager.get(&RunId::new("a").unwrap()).await.unwrap();
+    run.wait_removed().await.unwrap();
+    copy_dir(&bench.root().join("a"), &backup);
+    manager.remove(run.id()).await.unwrap();
+    let root = close(manager).await;
+    // As if the process had died before it removed the renamed directory: the last line is missing.
+    edit_lines(&root, |lines| drop(lines.pop()));
+    let number = lines(&root).len();
+    let removed = bench.root().join(format!(".removed-a-{number}-01k0"));
+    copy_dir(&backup, &removed);
     assert_eq!(found(&root), []);
+    // Another run has the id by now.
+    let root = root_of(&bench, &["a"]).await;
     for _ in 0..2 {
         let manager = bench.open_on_threads().await;
         manager.wait_recovery().await.unwrap();
@@ -513,11 +532,118 @@ async fn an_interrupted_removal_is_recorded_once() {
     }
     assert!(!removed.exists());
     assert_eq!(found(&root), []);
-    let lines = lines(&root);
-    let LedgerEntry::Removed { reason, .. } = &lines.last().unwrap().entry else {
-        panic!("{lines:?}");
-    };
-    assert_eq!((lines.len(), *reason), (4, RemovalReason::Interrupted));
+    let removals = steps(&root)
+        .iter()
+        .filter(|(kind, _)| *kind == "removed")
+        .count();
+    assert_eq!(removals, 1);
+    assert_eq!(root.find(&RunQuery::new()).unwrap().len(), 2);
+    root.export(&RunId::new("a").unwrap(), std::io::sink())
+        .unwrap();
+
+    // As if it had died before the rename: the run is still there.
+    let manager = bench.open_on_threads().await;
+    manager.remove(&RunId::new("b").unwrap()).await.unwrap();
+    let root = close(manager).await;
+    edit_lines(&root, |lines| drop(lines.pop()));
+    copy_dir(&backup, &bench.root().join("c"));
+    fs::remove_dir_all(bench.root().join("c")).unwrap();
+    assert_eq!(found(&root), []);
+}
+
+/// A directory that something else has renamed is not removed, and is no removal.
+#[tokio::test]
+async fn a_renamed_run_is_named_and_kept() {
+    let bench = Bench::new();
+    let root = root_of(&bench, &["a"]).await;
+    let renamed = bench.root().join(".removed-a-2-01k0");
+    fs::rename(bench.root().join("a"), &renamed).unwrap();
+    assert_eq!(found(&root), [(FindingKind::Removed, "a".into())]);
+    let manager = bench.open_on_threads().await;
+    manager.wait_recovery().await.unwrap();
+    close(manager).await;
+    assert!(renamed.join("logs.jsonl").exists());
+    assert_eq!(found(&root), [(FindingKind::Removed, "a".into())]);
+}
+
+#[tokio::test]
+async fn a_seal_that_the_ledger_lost_is_named() {
+    let bench = Bench::new();
+    let root = root_of(&bench, &["a", "b"]).await;
+    edit_lines(&root, |lines| drop(lines.pop()));
+    forge(&bench.file("b", "logs.jsonl"), "output", "OUTPUT");
+    let found = found(&root);
+    assert!(
+        found.contains(&(FindingKind::Added, "b".into())),
+        "{found:?}"
+    );
+}
+
+/// A removed run stays removed, also if its `run.json` says that it is to be recovered.
+#[tokio::test]
+async fn a_restored_run_is_not_recorded_again() {
+    let bench = Bench::new();
+    let manager = bench.open_on_threads().await;
+    let run = bench.start(&manager, Script::new(), named("a")).await;
+    sealed(&run).await;
+    run.wait_removed().await.unwrap();
+    let backup = bench.outside("backup");
+    copy_dir(&bench.root().join("a"), &backup);
+    manager.remove(run.id()).await.unwrap();
+    let root = close(manager).await;
+    let before = lines(&root).len();
+    copy_dir(&backup, &bench.root().join("a"));
+    let path = bench.file("a", "run.json");
+    let mut file: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    file.as_object_mut().unwrap().remove("seal").unwrap();
+    fs::write(&path, file.to_string()).unwrap();
+    let manager = bench.open_on_threads().await;
+    for run in manager.wait_recovery().await.unwrap() {
+        sealed(&run).await;
+    }
+    close(manager).await;
+    assert_eq!(lines(&root).len(), before);
+    assert_eq!(found(&root), [(FindingKind::Restored, "a".into())]);
+}
+
+#[tokio::test]
+async fn a_dangling_link_hides_no_other_finding() {
+    let bench = Bench::new();
+    let root = root_of(&bench, &["a", "b"]).await;
+    std::os::unix::fs::symlink("nowhere", bench.file("a", "exec-1.jsonl")).unwrap();
+    fs::remove_dir_all(bench.root().join("b")).unwrap();
+    let expected = [
+        (FindingKind::Damaged, "a".to_owned()),
+        (FindingKind::Removed, "b".to_owned()),
+    ];
+    assert_eq!(found(&root), expected);
+}
+
+/// Ids that are used again and again are not taken for other runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_with_reused_ids_is_intact() {
+    let bench = Bench::in_memory();
+    let manager = bench.open_on_threads().await;
+    let root = manager.root().clone();
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let verifier = tokio::task::spawn_blocking(move || {
+        let mut rounds = 0;
+        while ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            assert_eq!(findings(&root, &VerifyOptions::new()), [], "round {rounds}");
+            rounds += 1;
+        }
+        rounds
+    });
+    for n in 0..60 {
+        let name = format!("run-{}", n % 3);
+        let run = bench.start(&manager, Script::new(), named(&name)).await;
+        sealed(&run).await;
+        run.wait_removed().await.unwrap();
+        manager.remove(run.id()).await.unwrap();
+    }
+    drop(done);
+    assert!(verifier.await.unwrap() > 2);
+    close(manager).await;
 }
 
 /// A process that holds the lock of the ledger, and does not go on, delays a start. It does not
@@ -553,7 +679,7 @@ async fn a_live_root_is_intact() {
         let mut rounds = 0;
         // The sender is dropped at the end, also by a panic.
         while ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-            assert_eq!(found(&root), [], "round {rounds}");
+            assert_eq!(findings(&root, &VerifyOptions::new()), [], "round {rounds}");
             rounds += 1;
         }
         rounds
@@ -618,6 +744,8 @@ async fn runs_are_found_by_their_properties() {
     // After the removal, another run has the id.
     let again = bench.start(&manager, Script::new(), named("d")).await;
     sealed(&again).await;
+    // The seal is in the ledger.
+    again.wait_removed().await.unwrap();
     assert_eq!(found(query().code(0)), "a d");
     live.kill().await.unwrap();
 }

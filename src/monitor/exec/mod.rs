@@ -537,8 +537,11 @@ async fn record_seal(context: &Context, place: &RunPlace, seal: &Seal) {
     let (run, exec, seal) = (place.run.clone(), place.exec, seal.clone());
     let recorded = context
         .on_disk("record the seal of an exec in", move |root| match exec {
-            Some(exec) => root.record_exec_seal(&run, exec, &seal),
-            None => Ok(()),
+            // A sink may keep its files elsewhere.
+            Some(exec) if root.exec_audit(&run, exec).exists() => {
+                root.record_exec_seal(&run, exec, &seal)
+            }
+            _ => Ok(()),
         })
         .await;
     if let Err(error) = recorded {

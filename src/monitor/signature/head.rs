@@ -20,11 +20,12 @@ pub(crate) async fn sign_heads(context: Arc<Context>) {
     let closing = context.closing.clone();
     closing
         .run_until_cancelled(async {
+            // The head that an earlier process did not sign.
+            report(sign_head(&context, &key).await);
             loop {
-                // First the head that an earlier process did not sign.
+                context.root.ledger_changed().await;
                 report(sign_head(&context, &key).await);
                 sleep(INTERVAL).await;
-                context.root.ledger_changed().await;
             }
         })
         .await;

@@ -96,7 +96,10 @@ async fn sign_all(context: &Context, place: &RunPlace, sha256: &str) -> Option<S
     let run = place.run.clone();
     let listed = context.on_disk("list the execs of a run in", move |root| {
         let unsealed = root.unsealed_execs(&run);
-        let mut digests = root.run_history(&run)?.execs;
+        let mut digests = match root.read_run(&run)? {
+            Some(file) => root.run_history(&run, file.record.created)?.execs,
+            None => Default::default(),
+        };
         let exec = |number: u32| {
             let is_unsealed = unsealed.contains(&number);
             (number, is_unsealed, digests.remove(&number))

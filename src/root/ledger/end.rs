@@ -11,6 +11,8 @@ use crate::spec::RootId;
 const CHUNK_BYTES: u64 = 64 << 10;
 /// The size of the end of the file in which a power loss may have left holes.
 const HOLE_WINDOW_BYTES: u64 = 128 << 10;
+/// The maximum length of a line. moat writes at most 20 KiB.
+const MAX_LINE_BYTES: usize = 1 << 20;
 /// The number of bytes in which the first line must end.
 const MAX_FIRST_LINE_BYTES: usize = 4 << 10;
 
@@ -47,10 +49,11 @@ impl End {
     }
 }
 
-/// Finds the last line before which no line was lost. Returns `None` if there is none.
+/// Finds the last whole line that no lost bytes precede. Returns `None` if there is none.
 ///
 /// Bytes after it are what a crash left of later lines. A power loss leaves zeros in place of lost
-/// bytes, also between lines that survived.
+/// bytes, also between lines that survived. A line without zeros that is none of moat's was edited,
+/// and stays in its place.
 pub(super) fn find(file: &File, length: u64) -> io::Result<Option<End>> {
     let window = HOLE_WINDOW_BYTES.min(length);
     let mut tail = vec![0; window as usize];
@@ -58,29 +61,46 @@ pub(super) fn find(file: &File, length: u64) -> io::Result<Option<End>> {
     let hole = memchr::memchr(0, &tail[..count]);
     let intact = hole.map_or(length, |at| length - window + at as u64);
     let mut lines = Backward::new(file, 0, intact);
+    let mut last: Option<End> = None;
+    // The number of lines after the one that was read last.
+    let mut later = 0;
     while let Some(found) = lines.next()? {
-        if let Ok(parsed) = LedgerLine::parse(found.bytes) {
-            return Ok(Some(End::after(found.bytes, parsed.number, found.offset)));
+        let number = LedgerLine::parse(found.bytes).map(|line| line.number + later);
+        let end = last.get_or_insert_with(|| End::after(found.bytes, 0, found.offset));
+        if let Ok(number) = number {
+            end.number = number;
+            break;
         }
+        later += 1;
+        end.number = later;
     }
-    Ok(None)
+    Ok(last)
 }
 
-/// Returns the last whole line, if the lines before it lead back to the line `number`.
-///
-/// `number` 0 is the place before the first line. `sha256` is the digest of the line `number`. The
-/// inner error is the reason why a line does not follow the one before it.
+/// The end of a ledger, compared with a line that was signed.
 #[cfg(feature = "sign")]
-pub(super) fn continued(
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Continuation {
+    /// The ledger has no line.
+    Empty,
+    /// The last line. All lines between it and the signed one are intact.
+    Continued(End),
+    /// The reason why the ledger does not continue the signed line.
+    Broken(String),
+}
+
+/// Follows the chain from the last line back to the line `signed`, or to the first line.
+#[cfg(feature = "sign")]
+pub(super) fn continuation(
     file: &File,
     length: u64,
-    number: u64,
-    sha256: Option<&str>,
-) -> io::Result<Result<Option<End>, String>> {
+    signed: Option<(u64, &str)>,
+) -> io::Result<Continuation> {
+    let (number, sha256) = signed.unwrap_or((0, NO_DIGEST));
     let Some(last) = find(file, length)? else {
         return Ok(match number {
-            0 => Ok(None),
-            _ => Err(format!("line {number}, whose head was signed, is missing")),
+            0 => Continuation::Empty,
+            _ => Continuation::Broken(format!("line {number}, which was signed, is missing")),
         });
     };
     let mut lines = Backward::new(file, 0, last.length);
@@ -88,39 +108,56 @@ pub(super) fn continued(
     let mut expected = (last.number, last.digest.clone());
     while expected.0 > number {
         let Some(found) = lines.next()? else {
-            return Ok(Err(format!("line {} is missing", expected.0)));
+            return Ok(Continuation::Broken(format!(
+                "line {} is missing",
+                expected.0
+            )));
         };
-        let parsed = LedgerLine::parse(found.bytes);
-        let digest = line::digest(found.bytes);
-        match parsed {
-            Ok(line) if (line.number, &digest) == (expected.0, &expected.1) => {
+        match LedgerLine::parse(found.bytes) {
+            Ok(line) if (line.number, line::digest(found.bytes)) == expected => {
                 expected = (line.number - 1, line.prev);
             }
-            _ => return Ok(Err(format!("line {} was changed", expected.0))),
+            _ => {
+                return Ok(Continuation::Broken(format!(
+                    "line {} was changed",
+                    expected.0
+                )));
+            }
         }
     }
-    let signed = sha256.unwrap_or(NO_DIGEST);
-    Ok(match expected == (number, signed.to_owned()) {
-        true => Ok(Some(last)),
-        false => Err(format!(
-            "it does not continue line {number}, whose head was signed"
-        )),
-    })
+    Ok(
+        match (expected.0, expected.1.as_str()) == (number, sha256) {
+            true => Continuation::Continued(last),
+            false => Continuation::Broken(format!(
+                "it does not continue line {number}, which was signed"
+            )),
+        },
+    )
 }
 
 /// Returns the root that the first line names. Returns `None` if the first line is not whole.
-pub(super) fn root(file: &File) -> io::Result<Option<RootId>> {
+///
+/// The inner error is for a first line that another program or a later version has written.
+pub(super) fn root(file: &File) -> io::Result<Result<Option<RootId>, String>> {
     let mut head = vec![0; MAX_FIRST_LINE_BYTES];
     let count = read_full(file, &mut head, 0)?;
     let Some(newline) = memchr::memchr(b'\n', &head[..count]) else {
-        return Ok(None);
+        return Ok(match count < MAX_FIRST_LINE_BYTES {
+            true => Ok(None),
+            false => Err("its first line is too long".into()),
+        });
     };
-    Ok(match LedgerLine::parse(&head[..newline]) {
+    let first = &head[..newline];
+    if first.contains(&0) {
+        return Ok(Ok(None));
+    }
+    Ok(match LedgerLine::parse(first) {
         Ok(LedgerLine {
             entry: LedgerEntry::Created { root },
             ..
-        }) => Some(root),
-        _ => None,
+        }) => Ok(Some(root)),
+        Ok(_) => Err("its first line is missing".into()),
+        Err(reason) => Err(format!("its first line: {reason}")),
     })
 }
 
@@ -206,6 +243,10 @@ impl<'a> Backward<'a> {
             let start = match memchr::memrchr(b'\n', before) {
                 Some(newline) => newline + 1,
                 None if self.offset == self.since => 0,
+                None if self.buffer.len() > MAX_LINE_BYTES => {
+                    let long = format!("a line is longer than {MAX_LINE_BYTES} bytes");
+                    return Err(io::Error::new(ErrorKind::InvalidData, long));
+                }
                 None => {
                     self.fill()?;
                     continue;

@@ -7,6 +7,7 @@ use crate::audit::line_reader::{Advance, LineReader};
 use crate::error::Result;
 use crate::outcome::Verdict;
 use crate::root::Root;
+use crate::root::ledger::history::is_same;
 use crate::root::ledger::line::{LedgerEntry, LedgerLine, RunBegun, RunSealed};
 use crate::spec::RunId;
 use crate::state::RunStatus;
@@ -173,8 +174,11 @@ impl Root {
                         found.sealed = Some(sealed);
                     }
                 }
-                LedgerEntry::Removed { run, .. } => {
-                    found.remove(&run);
+                LedgerEntry::Removing { run, created, .. } => {
+                    let created_of = |(_, found): &(u64, FoundRun)| found.begun.created;
+                    if is_same(created, found.get(&run).map(created_of)) {
+                        found.remove(&run);
+                    }
                 }
                 _ => {}
             }

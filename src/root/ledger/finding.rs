@@ -62,13 +62,12 @@ pub struct RootVerification {
 }
 
 impl RootVerification {
-    /// Returns true if no finding shows that the root was changed by anything but moat.
-    ///
-    /// [`FindingKind::Unrecorded`] and [`FindingKind::RecordedLate`] are left by crashes too.
+    /// Returns true if a crash can explain every finding: see
+    /// [`FindingKind::is_explained_by_crash`].
     pub fn is_intact(&self) -> bool {
         self.findings
             .iter()
-            .all(|finding| !finding.kind.is_tampering())
+            .all(|finding| finding.kind.is_explained_by_crash())
     }
 }
 
@@ -95,7 +94,7 @@ pub struct Finding {
 pub enum FindingKind {
     /// The files are missing, and no removal is recorded.
     Removed,
-    /// The run is sealed, and no line of the ledger names it.
+    /// The seal of the run is in `run.json`, and not in the ledger, which has it first.
     Added,
     /// The audit file is not the one whose seal is recorded.
     Replaced,
@@ -107,18 +106,19 @@ pub enum FindingKind {
     Damaged,
     /// The audit file, or the head of the ledger, has no signature of an allowed signer.
     ///
-    /// Reported only if [signers](VerifyOptions) were given. A run that could not be signed has one
-    /// too: see [`RunInfo::unsigned`](crate::root::RunInfo).
+    /// Reported only if [signers](VerifyOptions) were given. A signer that failed and a process that
+    /// died leave it too, until the next opening of the root signs.
     Unsigned,
     /// A run, or its seal, is not in the ledger yet.
     ///
     /// The process that should have recorded it has died. The next opening of the root for recovery
-    /// records it. A person who adds an unsealed run to the root leaves the same.
+    /// records a run. A person who adds a run without a seal in `run.json` to the root, or the file of
+    /// an exec, leaves the same.
     Unrecorded,
     /// The begin of the run was recorded by its recovery, because the line of its start was missing.
     ///
     /// A process that died right at the start of the run leaves that, and so does a power loss. A
-    /// person who adds an unsealed run to the root does too.
+    /// person who adds a run without a seal in `run.json` does too.
     RecordedLate,
     /// The root has runs, and no ledger.
     LedgerMissing,
@@ -129,9 +129,10 @@ pub enum FindingKind {
 }
 
 impl FindingKind {
-    /// Returns true if no crash leaves such a difference.
-    pub fn is_tampering(self) -> bool {
-        !matches!(self, Self::Unrecorded | Self::RecordedLate)
+    /// Returns true if a crash can leave such a difference: [`Unrecorded`](Self::Unrecorded) and
+    /// [`RecordedLate`](Self::RecordedLate).
+    pub fn is_explained_by_crash(self) -> bool {
+        matches!(self, Self::Unrecorded | Self::RecordedLate)
     }
 }
 

@@ -71,6 +71,9 @@ impl Root {
         let Some((file, length)) = self.open_ledger()? else {
             return Ok(None);
         };
+        // A kept head must not name a line that a power loss takes.
+        file.sync_data()
+            .map_err(|error| self.ledger_error("sync", error))?;
         let end = end::find(&file, length).map_err(|error| self.ledger_error("read", error))?;
         Ok(end.map(|end| self.head_of(end)))
     }

@@ -12,13 +12,14 @@ use crate::root::Root;
 use crate::root::ledger::end::Backward;
 use crate::root::ledger::line::{LedgerEntry, LedgerLine};
 use crate::spec::{RunId, RunRecord};
+use crate::timestamp::Timestamp;
 
-/// The lines of a ledger from some offset on, from the last to the first.
+/// The lines of a ledger, from the last to the first.
 pub(super) struct Scan<'a> {
     lines: Backward<'a>,
 }
 
-/// The steps of a run that a ledger has, since the last begin of a run with this id.
+/// The steps of a run that a ledger has.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct RunHistory {
     begun: bool,
@@ -26,6 +27,8 @@ pub(crate) struct RunHistory {
     pub(crate) sealed: Option<String>,
     /// The digests of the seals of execs.
     pub(crate) execs: BTreeMap<u32, String>,
+    /// True if the run was removed, or is about to be.
+    removed: bool,
     /// The lines, from the last to the first.
     lines: Vec<Vec<u8>>,
 }
@@ -37,18 +40,25 @@ impl RunHistory {
     }
 }
 
+/// Returns true if a removal concerns the run that was requested at `created`.
+///
+/// A removal without a time concerns the run that had the id then.
+pub(super) fn is_same(removed: Option<Timestamp>, created: Option<Timestamp>) -> bool {
+    removed.is_none() || created.is_none() || removed == created
+}
+
 impl<'a> Scan<'a> {
-    pub(super) fn new(file: &'a File, since: u64, length: u64) -> Self {
+    pub(super) fn new(file: &'a File, length: u64) -> Self {
         Self {
-            lines: Backward::new(file, since, length),
+            lines: Backward::new(file, 0, length),
         }
     }
 
-    /// Passes the entries of a run to `visit`, from the last on, until it returns false.
-    fn entries_of(
+    /// Passes the lines of a run to `visit`, from the last on, until it returns false.
+    fn lines_of(
         mut self,
         run: &RunId,
-        mut visit: impl FnMut(LedgerEntry, &[u8]) -> bool,
+        mut visit: impl FnMut(LedgerLine, &[u8]) -> bool,
     ) -> io::Result<()> {
         let key = format!("\"run\":\"{run}\"");
         let finder = memmem::Finder::new(&key);
@@ -59,31 +69,66 @@ impl<'a> Scan<'a> {
             let Ok(parsed) = LedgerLine::parse(line.bytes) else {
                 continue;
             };
-            if parsed.entry.run() == Some(run) && !visit(parsed.entry, line.bytes) {
+            if parsed.entry.run() == Some(run) && !visit(parsed, line.bytes) {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Returns true if the last entry of a run is its removal.
-    pub(super) fn ends_in_removal(self, run: &RunId) -> io::Result<bool> {
-        let mut removed = false;
-        self.entries_of(run, |entry, _| {
-            removed = matches!(entry, LedgerEntry::Removed { .. });
-            false
+    /// Returns true if line `number` announces the removal of the run.
+    pub(super) fn is_announced(self, run: &RunId, number: u64) -> io::Result<bool> {
+        let mut announced = false;
+        self.lines_of(run, |line, _| {
+            let is_removing = matches!(line.entry, LedgerEntry::Removing { .. });
+            announced |= line.number == number && is_removing;
+            line.number > number
         })?;
-        Ok(removed)
+        Ok(announced)
     }
 
-    /// Returns the steps of a run since its last begin.
-    pub(super) fn history(self, run: &RunId) -> io::Result<RunHistory> {
+    /// Returns the time of the run whose removal line `number` announces.
+    ///
+    /// Returns `None` if that line does not announce a removal of the run, or if a later line says
+    /// that the run was removed.
+    pub(super) fn pending_removal(
+        self,
+        run: &RunId,
+        number: u64,
+    ) -> io::Result<Option<Option<Timestamp>>> {
+        let mut pending = None;
+        let mut removed = Vec::new();
+        self.lines_of(run, |line, _| {
+            match line.entry {
+                LedgerEntry::Removed { created, .. } => removed.push(created),
+                LedgerEntry::Removing { created, .. } if line.number == number => {
+                    pending = (!removed.contains(&created)).then_some(created);
+                }
+                _ => {}
+            }
+            line.number > number
+        })?;
+        Ok(pending)
+    }
+
+    /// Returns the steps of a run that was requested at `created`.
+    pub(super) fn history(self, run: &RunId, created: Timestamp) -> io::Result<RunHistory> {
         let mut history = RunHistory::default();
-        self.entries_of(run, |entry, line| {
-            match entry {
-                // An earlier run with this id.
-                LedgerEntry::Removed { .. } => return false,
-                LedgerEntry::Begun(_) => history.begun = true,
+        self.lines_of(run, |line, bytes| {
+            match line.entry {
+                LedgerEntry::Begun(begun) => {
+                    history.begun = begun.created == created;
+                    if !history.begun {
+                        // The lines after it are those of another run with this id.
+                        history = RunHistory::default();
+                        return false;
+                    }
+                }
+                LedgerEntry::Removing { created: of, .. }
+                | LedgerEntry::Removed { created: of, .. } => {
+                    history.removed |= is_same(of, Some(created));
+                    return true;
+                }
                 LedgerEntry::Sealed(sealed) => {
                     history.sealed.get_or_insert(sealed.sha256);
                 }
@@ -92,7 +137,7 @@ impl<'a> Scan<'a> {
                 }
                 _ => {}
             }
-            history.lines.push(line.to_vec());
+            history.lines.push(bytes.to_vec());
             !history.begun
         })?;
         Ok(history)
@@ -100,27 +145,30 @@ impl<'a> Scan<'a> {
 }
 
 impl Root {
-    /// Returns the steps of a run that the ledger has, since its last begin.
-    pub(crate) fn run_history(&self, run: &RunId) -> Result<RunHistory> {
+    /// Returns the steps that the ledger has of a run that was requested at `created`.
+    pub(crate) fn run_history(&self, run: &RunId, created: Timestamp) -> Result<RunHistory> {
         let Some((file, length)) = self.open_ledger()? else {
             return Ok(RunHistory::default());
         };
-        let history = Scan::new(&file, 0, length).history(run);
+        let history = Scan::new(&file, length).history(run, created);
         history.map_err(|error| self.ledger_error("read", error))
     }
 }
 
-/// Returns the entries of a recovered run that the ledger lacks.
+/// Returns the entries of a sealed run that the ledger lacks.
 ///
 /// `execs` are the execs with a sealed audit file, and the digests of their seals.
-pub(super) fn recorded_late(
-    scan: Scan<'_>,
+pub(super) fn missing_entries(
+    history: &RunHistory,
     record: &RunRecord,
     seal: &Seal,
     execs: &[(u32, String)],
-) -> io::Result<Vec<LedgerEntry>> {
-    let history = scan.history(&record.run)?;
+) -> Vec<LedgerEntry> {
     let mut entries = Vec::new();
+    if history.removed {
+        // A backup of a removed run. A verification reports it.
+        return entries;
+    }
     if !history.begun {
         entries.push(LedgerEntry::begun(record, true));
     }
@@ -137,5 +185,5 @@ pub(super) fn recorded_late(
     if history.sealed.is_none() {
         entries.push(LedgerEntry::sealed(&record.run, seal));
     }
-    Ok(entries)
+    entries
 }

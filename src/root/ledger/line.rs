@@ -15,7 +15,9 @@ use crate::timestamp::Timestamp;
 /// The version of the format that this library reads and writes.
 const VERSION: u32 = 1;
 /// The size from which a line has neither the command nor the labels of a run.
-const MAX_DETAIL_BYTES: usize = 16 << 10;
+const MAX_DETAIL_BYTES: usize = 8 << 10;
+/// The size to which the image is cut in such a line.
+const MAX_IMAGE_BYTES: usize = 1 << 10;
 /// The `prev` of the first line.
 pub(super) const NO_DIGEST: &str =
     "0000000000000000000000000000000000000000000000000000000000000000";
@@ -58,14 +60,23 @@ pub enum LedgerEntry {
         /// The digest in the seal of the file.
         sha256: String,
     },
-    /// The directory of a run was removed.
+    /// The directory of a run is about to be removed.
+    Removing {
+        /// The run.
+        run: RunId,
+        /// The time at which the run was requested, or `None` if its files do not say.
+        created: Option<Timestamp>,
+        /// The reason of the removal.
+        reason: RemovalReason,
+        /// The process that removes the directory.
+        by: Remover,
+    },
+    /// The directory of a run was removed. Another run may have the id already.
     Removed {
         /// The run.
         run: RunId,
-        /// The reason of the removal.
-        reason: RemovalReason,
-        /// The process that removed the directory.
-        by: Remover,
+        /// As in the [`Removing`](Self::Removing) of the run.
+        created: Option<Timestamp>,
     },
     /// The end of the file was not a whole line, and was moved aside.
     ///
@@ -96,7 +107,7 @@ pub struct RunBegun {
     pub cmd: Vec<String>,
     /// The labels. Empty if they are `omitted`.
     pub labels: BTreeMap<String, String>,
-    /// True if the command and the labels are too long for the ledger: together over 16 KiB.
+    /// True if the command and the labels are too long for the ledger: over 8 KiB as JSON.
     pub omitted: bool,
     /// True if the line was written by a recovery, because the line of the start was missing.
     pub late: bool,
@@ -129,8 +140,6 @@ pub enum RemovalReason {
     Removed,
     /// A call of [`Manager::prune`](crate::Manager::prune).
     Pruned,
-    /// The completion of a removal whose process died.
-    Interrupted,
     /// A reason that only a later version knows.
     #[serde(other)]
     Other,
@@ -164,10 +173,12 @@ impl LedgerEntry {
             omitted: false,
             late,
         };
-        let args = begun.cmd.iter().map(String::len);
-        let labels = begun.labels.iter();
-        let labels = labels.map(|(key, value)| key.len() + value.len());
-        if args.sum::<usize>() + labels.sum::<usize>() > MAX_DETAIL_BYTES {
+        // Escapes count: a control character takes six bytes.
+        let details = serde_json::to_vec(&(&begun.image, &begun.cmd, &begun.labels));
+        if details.is_ok_and(|details| details.len() > MAX_DETAIL_BYTES) {
+            begun
+                .image
+                .truncate(begun.image.floor_char_boundary(MAX_IMAGE_BYTES));
             begun.cmd = Vec::new();
             begun.labels = BTreeMap::new();
             begun.omitted = true;
@@ -192,7 +203,9 @@ impl LedgerEntry {
         match self {
             Self::Begun(begun) => Some(&begun.run),
             Self::Sealed(sealed) => Some(&sealed.run),
-            Self::ExecSealed { run, .. } | Self::Removed { run, .. } => Some(run),
+            Self::ExecSealed { run, .. }
+            | Self::Removing { run, .. }
+            | Self::Removed { run, .. } => Some(run),
             Self::Created { .. } | Self::Resumed { .. } | Self::Unknown(_) => None,
         }
     }
@@ -316,9 +329,19 @@ impl LedgerEntry {
                 sha256: Some(sha256.clone()),
                 ..of("exec_sealed")
             },
-            Self::Removed { reason, by, .. } => Fields {
+            Self::Removing {
+                created,
+                reason,
+                by,
+                ..
+            } => Fields {
+                created: *created,
                 reason: Some(*reason),
                 by: Some(by.clone()),
+                ..of("removing")
+            },
+            Self::Removed { created, .. } => Fields {
+                created: *created,
                 ..of("removed")
             },
             Self::Resumed { bytes, file } => Fields {
@@ -366,10 +389,15 @@ impl LedgerEntry {
                 exec: required(fields.exec, "exec")?,
                 sha256: required(fields.sha256, "sha256")?,
             },
-            "removed" => Self::Removed {
+            "removing" => Self::Removing {
                 run: required(fields.run, "run")?,
+                created: fields.created,
                 reason: required(fields.reason, "reason")?,
                 by: required(fields.by, "by")?,
+            },
+            "removed" => Self::Removed {
+                run: required(fields.run, "run")?,
+                created: fields.created,
             },
             "resumed" => Self::Resumed {
                 bytes: required(fields.bytes, "bytes")?,

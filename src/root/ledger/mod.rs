@@ -1,6 +1,7 @@
 //! The ledger of a root: a chain of lines that names every run that the root has ever had.
 
 mod check;
+mod compare;
 #[cfg(test)]
 mod crash;
 mod end;
@@ -16,7 +17,7 @@ mod signed_head;
 
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,13 @@ const TORN_PREFIX: &str = ".ledger-torn-";
 /// A lock is held for the write of a few lines. Only a process that was stopped meanwhile, or a
 /// file system that hangs, keeps it for longer.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const MIN_LOCK_PAUSE: Duration = Duration::from_micros(50);
 const MAX_LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// The file that keeps space for lines on a full disk. No run id begins with a dot.
+const RESERVE_FILE: &str = ".ledger-reserve";
+const RESERVED_BYTES: usize = 64 << 10;
+/// The maximum number of bytes that are moved aside. A crash leaves far fewer.
+const MAX_TORN_BYTES: u64 = 64 << 20;
 /// The number of unsynced bytes at which lines are synced that need not be.
 ///
 /// A power loss leaves holes among the unsynced lines only. [`end::find`] looks for holes in the
@@ -55,10 +62,10 @@ pub(crate) struct Ledger {
     path: PathBuf,
     root: RootId,
     open: Mutex<Option<OpenLedger>>,
-    /// The number of bytes that certainly survive a power loss.
+    /// The lines that certainly survive a power loss.
     ///
     /// Locked during a sync, so that concurrent callers share one.
-    synced: Mutex<u64>,
+    synced: Mutex<Option<Appended>>,
     /// Notified after each append.
     #[cfg(feature = "sign")]
     changed: tokio::sync::Notify,
@@ -73,6 +80,26 @@ struct OpenLedger {
     unsynced: u64,
 }
 
+/// The lines up to the last one that an append has written or found.
+#[derive(Debug, Clone)]
+struct Appended {
+    file: Arc<File>,
+    /// The length of the file up to the end of the line.
+    length: u64,
+    /// The number of the line.
+    number: u64,
+}
+
+impl Appended {
+    fn new(file: &Arc<File>, end: &End) -> Self {
+        Self {
+            file: Arc::clone(file),
+            length: end.length,
+            number: end.number,
+        }
+    }
+}
+
 /// The state of a ledger while its lock is held.
 struct Locked<'a> {
     file: &'a File,
@@ -81,9 +108,9 @@ struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// Scans the lines from the byte `since` on, from the last to the first.
-    fn scan(&self, since: u64) -> Scan<'_> {
-        Scan::new(self.file.as_std(), since, self.length)
+    /// Scans the lines, from the last to the first.
+    fn scan(&self) -> Scan<'_> {
+        Scan::new(self.file.as_std(), self.length)
     }
 }
 
@@ -107,11 +134,6 @@ impl Ledger {
         Error::storage(operation, &self.path, error)
     }
 
-    /// Returns the number of bytes of the ledger; 0 if it does not exist.
-    pub(super) fn length(&self) -> u64 {
-        self.path.metadata().map_or(0, |file| file.len())
-    }
-
     /// Appends the entries that `select` returns, and creates the ledger if it does not exist.
     ///
     /// `select` is called while the lock of the ledger is held. The lines survive the death of this
@@ -124,45 +146,84 @@ impl Ledger {
     fn append(
         &self,
         select: impl FnOnce(&Locked<'_>) -> io::Result<Vec<LedgerEntry>>,
-    ) -> Result<()> {
-        let mut open = lock(&self.open);
-        let mut ledger = self.open_and_lock(open.take())?;
+    ) -> Result<Appended> {
+        // Callers that wait for each other share one timeout.
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        let mut open = self.lock_open(deadline)?;
+        let mut ledger = self.open_and_lock(open.take(), deadline)?;
         let appended = self.append_locked(&mut ledger, select);
         // A forked child may keep the file open, but must not keep the lock.
         let _ = ledger.file.as_std().unlock();
         let sync = ledger.unsynced >= MAX_UNSYNCED_BYTES;
+        if sync {
+            ledger.unsynced = 0;
+        }
         *open = Some(ledger);
         drop(open);
-        appended?;
+        let appended = appended?;
         #[cfg(feature = "sign")]
         self.changed.notify_one();
-        if sync { self.sync() } else { Ok(()) }
+        if sync && let Err(error) = self.sync(&appended) {
+            // The lines are written, and their callers need no sync.
+            tracing::warn!(error = %error.chain(), "the ledger is not synced");
+        }
+        Ok(appended)
     }
 
-    /// Makes all lines survive a power loss.
-    fn sync(&self) -> Result<()> {
-        let (file, length) = match &mut *lock(&self.open) {
-            Some(OpenLedger {
-                file,
-                end: Some(end),
-                unsynced,
-            }) => {
-                *unsynced = 0;
-                (Arc::clone(file), end.length)
+    /// Locks the open file against other threads of this process.
+    fn lock_open(&self, deadline: Instant) -> Result<MutexGuard<'_, Option<OpenLedger>>> {
+        loop {
+            match self.open.try_lock() {
+                Ok(open) => return Ok(open),
+                Err(TryLockError::Poisoned(open)) => return Ok(open.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                    return Err(self.lock_timed_out());
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(MIN_LOCK_PAUSE),
             }
-            _ => return Ok(()),
-        };
+        }
+    }
+
+    fn lock_timed_out(&self) -> Error {
+        let held =
+            format!("another process has held its lock for {LOCK_TIMEOUT:?}; end that process");
+        self.fail("lock", io::Error::new(ErrorKind::TimedOut, held))
+    }
+
+    /// Makes lines survive a power loss, and all lines before them.
+    fn sync(&self, appended: &Appended) -> Result<()> {
         let mut synced = lock(&self.synced);
-        if *synced < length {
-            file.sync_data().map_err(|error| self.fail("sync", error))?;
-            *synced = length;
+        let is_synced = synced.as_ref().is_some_and(|synced| {
+            Arc::ptr_eq(&synced.file, &appended.file) && synced.length >= appended.length
+        });
+        if !is_synced {
+            let synced_now = appended.file.sync_data();
+            synced_now.map_err(|error| self.fail("sync", error))?;
+            *synced = Some(appended.clone());
         }
         Ok(())
     }
 
+    /// Creates the file that is removed when a line does not fit on the disk.
+    ///
+    /// Without it, no run could be removed from a full disk.
+    fn reserve_space(&self) {
+        let path = disk::parent_dir(&self.path).join(RESERVE_FILE);
+        if path.symlink_metadata().is_err()
+            && let Ok(file) = disk::open_new(&path)
+            && (&file).write_all(&[b'.'; RESERVED_BYTES]).is_err()
+        {
+            let _ = disk::remove_file(&path);
+        }
+    }
+
+    /// Removes the reserve. Returns false if there is none.
+    fn release_space(&self) -> bool {
+        disk::remove_file(&disk::parent_dir(&self.path).join(RESERVE_FILE)).is_ok()
+    }
+
     /// Returns the locked ledger, which is at its path.
-    fn open_and_lock(&self, known: Option<OpenLedger>) -> Result<OpenLedger> {
-        let deadline = Instant::now() + LOCK_TIMEOUT;
+    fn open_and_lock(&self, known: Option<OpenLedger>, deadline: Instant) -> Result<OpenLedger> {
         let mut known = known;
         loop {
             let ledger = match known.take() {
@@ -178,7 +239,6 @@ impl Ledger {
                 is_at => {
                     let _ = ledger.file.as_std().unlock();
                     is_at?;
-                    *lock(&self.synced) = 0;
                 }
             }
         }
@@ -205,17 +265,13 @@ impl Ledger {
     }
 
     fn lock_until(&self, file: &File, deadline: Instant) -> Result<()> {
-        let mut pause = Duration::from_micros(50);
+        let mut pause = MIN_LOCK_PAUSE;
         loop {
             match disk::lock_log(file.as_std()) {
                 Ok(()) => return Ok(()),
                 Err(std::fs::TryLockError::Error(error)) => return Err(self.fail("lock", error)),
                 Err(std::fs::TryLockError::WouldBlock) if Instant::now() >= deadline => {
-                    let held = format!(
-                        "another process has held its lock for {LOCK_TIMEOUT:?}; end that process"
-                    );
-                    let error = io::Error::new(ErrorKind::TimedOut, held);
-                    return Err(self.fail("lock", error));
+                    return Err(self.lock_timed_out());
                 }
                 Err(std::fs::TryLockError::WouldBlock) => {
                     thread::sleep(pause);
@@ -229,7 +285,7 @@ impl Ledger {
         &self,
         ledger: &mut OpenLedger,
         select: impl FnOnce(&Locked<'_>) -> io::Result<Vec<LedgerEntry>>,
-    ) -> Result<()> {
+    ) -> Result<Appended> {
         let file = &ledger.file;
         let metadata = file.as_std().metadata();
         let length = metadata.map_err(|error| self.fail("read", error))?.len();
@@ -246,8 +302,9 @@ impl Ledger {
         };
         let selected = select(&locked).map_err(|error| self.fail("read", error))?;
         if selected.is_empty() && entries.is_empty() {
+            let appended = Appended::new(file, &end);
             ledger.end = Some(end);
-            return Ok(());
+            return Ok(appended);
         }
         entries.extend(selected);
         let (start, mut bytes) = (end.length, Vec::new());
@@ -262,21 +319,22 @@ impl Ledger {
             end = End::after(&line, end.number + 1, end.length);
             bytes.extend_from_slice(&line);
         }
-        let mut out: &File = file;
-        let written = file.as_std().seek(SeekFrom::Start(start));
-        let written = written.and_then(|_| out.write_all(&bytes));
-        if let Err(error) = written {
-            // Otherwise the next writer moves the incomplete line aside.
-            let _ = file.set_len(start).and_then(|()| file.sync_all());
-            return Err(self.fail("append to", error));
+        let mut written = write_at(file, start, &bytes);
+        let is_full = |error: &io::Error| error.kind() == ErrorKind::StorageFull;
+        if written.as_ref().is_err_and(is_full) && self.release_space() {
+            written = write_at(file, start, &bytes);
         }
+        written.map_err(|error| self.fail("append to", error))?;
         if start == 0 {
-            // The name of the new file.
-            disk::sync_dir(disk::parent_dir(&self.path))?;
+            // The name of the new file. Without it, a power loss takes the first lines, as it may
+            // take all lines that are not synced.
+            let _ = disk::sync_dir(disk::parent_dir(&self.path));
+            self.reserve_space();
         }
+        let appended = Appended::new(file, &end);
         ledger.end = Some(end);
         ledger.unsynced += bytes.len() as u64;
-        Ok(())
+        Ok(appended)
     }
 
     /// Finds the end of a ledger of `length` bytes, and moves an incomplete end aside.
@@ -284,15 +342,22 @@ impl Ledger {
     /// Adds the entries that must precede all others.
     fn find_end(&self, file: &File, length: u64, entries: &mut Vec<LedgerEntry>) -> Result<End> {
         let found = end::find(file.as_std(), length).map_err(|error| self.fail("read", error))?;
+        let damaged = |reason| Error::Damaged {
+            path: self.path.clone(),
+            reason,
+        };
         let root = end::root(file.as_std()).map_err(|error| self.fail("read", error))?;
-        if let Some(other) = root.filter(|root| *root != self.root) {
-            let reason = format!("it belongs to root {other}, but is in root {}", self.root);
-            return Err(Error::Damaged {
-                path: self.path.clone(),
-                reason,
-            });
+        if let Some(other) = root.map_err(damaged)?.filter(|root| *root != self.root) {
+            return Err(damaged(format!(
+                "it belongs to root {other}, but is in root {}",
+                self.root
+            )));
         }
         let keep = found.as_ref().map_or(0, |end| end.length);
+        if length - keep > MAX_TORN_BYTES {
+            let torn = length - keep;
+            return Err(damaged(format!("{torn} bytes follow its last whole line")));
+        }
         let torn = match keep < length {
             true => Some(self.move_aside(file, keep, length)?),
             false => None,
@@ -325,6 +390,18 @@ impl Ledger {
             file: name,
         })
     }
+}
+
+/// Writes at an offset, or leaves the file as it was.
+fn write_at(file: &File, start: u64, bytes: &[u8]) -> io::Result<()> {
+    let mut out: &File = file;
+    let written = file.as_std().seek(SeekFrom::Start(start));
+    let written = written.and_then(|_| out.write_all(bytes));
+    if written.is_err() {
+        // Otherwise the next writer moves the incomplete line aside.
+        let _ = file.set_len(start).and_then(|()| file.sync_all());
+    }
+    written
 }
 
 /// Creates the first missing file of those for torn ends.

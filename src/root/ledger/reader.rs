@@ -8,17 +8,17 @@ use crate::audit::line_reader::{Advance, LineReader};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::root::Root;
-use crate::root::ledger::end::End;
+use crate::root::ledger::end::{self, End};
 use crate::root::ledger::line::{LedgerEntry, LedgerLine};
 use crate::spec::{LEDGER_FILE, RootId};
 
 /// The lines of a ledger, in order: see [`Root::ledger`].
 ///
-/// The iterator ends after the last whole line. An item is [`Error::Damaged`] if a line is not what
+/// The iterator ends after the last line that no lost bytes precede. An item is [`Error::Damaged`] if a line is not what
 /// was written, or if a line before it is missing. Nothing follows such an item.
 #[derive(Debug)]
 pub struct LedgerReader {
-    walk: Option<Walk<File>>,
+    walk: Option<Walk<io::Take<File>>>,
     path: PathBuf,
 }
 
@@ -80,11 +80,6 @@ impl<R: Read> Walk<R> {
     /// The end of the last line that was read.
     pub(super) fn end(&self) -> &End {
         &self.end
-    }
-
-    /// The number of bytes after the last newline, once the end is reached.
-    pub(super) fn torn(&self) -> u64 {
-        self.lines.tail().len() as u64
     }
 
     pub(super) fn next(&mut self) -> io::Result<Option<Step>> {
@@ -156,9 +151,14 @@ impl Root {
     ///
     /// [`Error::Storage`] if the file cannot be opened.
     pub fn ledger(&self) -> Result<LedgerReader> {
-        let file = self.open_ledger()?;
+        let mut walk = None;
+        if let Some((file, length)) = self.open_ledger()? {
+            let end = end::find(&file, length).map_err(|error| self.ledger_error("read", error))?;
+            let whole = end.map_or(0, |end| end.length);
+            walk = Some(Walk::new(file.take(whole), self.id().clone()));
+        }
         Ok(LedgerReader {
-            walk: file.map(|(file, _)| Walk::new(file, self.id().clone())),
+            walk,
             path: self.ledger_path(),
         })
     }

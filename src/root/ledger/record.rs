@@ -7,9 +7,10 @@ use crate::disk;
 use crate::error::Result;
 use crate::outcome::Seal;
 use crate::root::Root;
-use crate::root::ledger::history::recorded_late;
+use crate::root::ledger::history::{Scan, missing_entries};
 use crate::root::ledger::line::{LedgerEntry, RemovalReason, Remover};
 use crate::spec::{RunId, RunRecord};
+use crate::timestamp::Timestamp;
 
 impl Remover {
     /// This process.
@@ -31,28 +32,30 @@ impl Root {
     /// loss can take it from a run that is not sealed, whose recovery then records it late.
     pub(crate) fn record_begun(&self, record: &RunRecord) -> Result<()> {
         let begun = LedgerEntry::begun(record, false);
-        self.ledger.append(|_| Ok(vec![begun]))
+        self.ledger.append(|_| Ok(vec![begun])).map(drop)
     }
 
     /// Records the seal of a run, and syncs the ledger.
     ///
     /// This precedes the copy of the seal in `run.json`, without which the next opening of the root
     /// recovers the run. `recovered` is true if another process may have recorded steps of the run.
+    /// The digest of `seal` is empty if the audit file is not in the root.
     pub(crate) fn record_seal(
         &self,
         record: &RunRecord,
         seal: &Seal,
         recovered: bool,
     ) -> Result<()> {
-        let execs = match recovered {
-            true => self.sealed_execs(&record.run),
-            false => Vec::new(),
-        };
-        self.ledger.append(|ledger| match recovered {
-            true => recorded_late(ledger.scan(0), record, seal, &execs),
-            false => Ok(vec![LedgerEntry::sealed(&record.run, seal)]),
+        let execs = self.sealed_execs(&record.run);
+        let appended = self.ledger.append(|ledger| {
+            if !recovered && execs.is_empty() {
+                return Ok(vec![LedgerEntry::sealed(&record.run, seal)]);
+            }
+            // The line of an exec is missing if it could not be written.
+            let history = ledger.scan().history(&record.run, record.created)?;
+            Ok(missing_entries(&history, record, seal, &execs))
         })?;
-        self.ledger.sync()
+        self.ledger.sync(&appended)
     }
 
     /// Records the seal of an exec. The seal of its run syncs the ledger.
@@ -62,29 +65,49 @@ impl Root {
             exec,
             sha256: seal.sha256.clone(),
         };
-        self.ledger.append(|_| Ok(vec![sealed]))
+        self.ledger.append(|_| Ok(vec![sealed])).map(drop)
     }
 
-    /// Records the removal of a run, whose directory has been renamed, and syncs the ledger.
-    ///
-    /// `since` is the length of the ledger before the rename. Another process that has seen the
-    /// renamed directory may have recorded the removal since then.
-    pub(in crate::root) fn record_removal(
+    /// Announces the removal of a run, and syncs the ledger. Returns the number of the line.
+    pub(in crate::root) fn announce_removal(
         &self,
         run: &RunId,
+        created: Option<Timestamp>,
         reason: RemovalReason,
-        since: u64,
-    ) -> Result<()> {
-        let removed = LedgerEntry::Removed {
+    ) -> Result<u64> {
+        let removing = LedgerEntry::Removing {
             run: run.clone(),
+            created,
             reason,
             by: Remover::this_process(),
         };
-        self.ledger.append(|ledger| {
-            let recorded = ledger.scan(since).ends_in_removal(run)?;
-            Ok(if recorded { Vec::new() } else { vec![removed] })
-        })?;
-        self.ledger.sync()
+        let appended = self.ledger.append(|_| Ok(vec![removing]))?;
+        self.ledger.sync(&appended)?;
+        Ok(appended.number)
+    }
+
+    /// Records that the removal which line `number` announced is complete.
+    pub(in crate::root) fn record_removal(&self, run: &RunId, number: u64) -> Result<()> {
+        let recorded = self.ledger.append(|ledger| {
+            let pending = ledger.scan().pending_removal(run, number)?;
+            // Another process that has swept the directory may have recorded it.
+            let removed = |created| LedgerEntry::Removed {
+                run: run.clone(),
+                created,
+            };
+            Ok(pending.map(removed).into_iter().collect())
+        });
+        self.ledger.reserve_space();
+        recorded.map(drop)
+    }
+
+    /// Returns true if line `number` announces the removal of the run.
+    pub(in crate::root) fn is_announced(&self, run: &RunId, number: u64) -> Result<bool> {
+        let Some((file, length)) = self.open_ledger()? else {
+            return Ok(false);
+        };
+        let announced = Scan::new(&file, length).is_announced(run, number);
+        announced.map_err(|error| self.ledger_error("read", error))
     }
 
     /// Waits until this process has appended lines to the ledger since the last wait.

@@ -1,17 +1,19 @@
 //! The signed head of a ledger: the file `ledger.sig`.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::PathBuf;
 
 use crate::disk;
 use crate::error::{Error, Result, SignatureError};
 use crate::root::Root;
-use crate::root::ledger::end;
+use crate::root::ledger::end::{self, Continuation};
 use crate::root::ledger::finding::{Finding, FindingKind};
 use crate::root::ledger::head::Head;
 use crate::sign::{AllowedSigners, LEDGER_NAMESPACE};
 use crate::spec::HEAD_SIGNATURE_FILE;
+
+/// The size limit of `ledger.sig`.
+const MAX_BYTES: u64 = 64 << 10;
 
 impl Head {
     /// The text that is signed: the line with its newline.
@@ -49,42 +51,48 @@ impl Root {
     /// Reads `ledger.sig`. Returns `None` if it does not exist, or is not what moat writes.
     fn signed_head(&self) -> Result<Option<SignedHead>> {
         let path = self.head_signature_path();
-        match fs::read(&path) {
-            Ok(bytes) => Ok(SignedHead::parse(bytes)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::storage("read", path, error)),
-        }
+        let file = match disk::open_to_read(&path) {
+            Err(error) if error.io_kind() == Some(ErrorKind::NotFound) => return Ok(None),
+            opened => opened?,
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES)
+            .read_to_end(&mut bytes)
+            .map_err(|error| Error::storage("read", path, error))?;
+        Ok(SignedHead::parse(bytes))
     }
 
     /// Returns the head of the ledger, unless it has a signature of this key already.
     ///
     /// # Errors
     ///
-    /// [`Error::Damaged`] if the ledger does not continue the head that was signed last: a signature
-    /// would confirm the change.
+    /// [`Error::Damaged`] if the ledger does not continue the head that this key signed last: a
+    /// signature would confirm the change.
     pub(crate) fn head_to_sign(&self, public_key: &str) -> Result<Option<Head>> {
         let Some((file, length)) = self.open_ledger()? else {
             return Ok(None);
         };
-        let signed = self.signed_head()?;
-        let since = signed.as_ref().map(|signed| &signed.head);
-        let since = since.map_or((0, None), |head| (head.number, Some(head.sha256.as_str())));
-        let continued = end::continued(&file, length, since.0, since.1);
-        let end = match continued.map_err(|error| self.ledger_error("read", error))? {
-            Ok(Some(end)) => end,
-            Ok(None) => return Ok(None),
-            Err(reason) => {
-                return Err(Error::Damaged {
-                    path: self.ledger_path(),
-                    reason,
-                });
-            }
-        };
-        let head = self.head_of(end);
+        // A signed head must not name a line that a power loss takes.
+        file.sync_data()
+            .map_err(|error| self.ledger_error("sync", error))?;
         let own = AllowedSigners::parse(&format!("owner {public_key}"));
-        let is_signed =
-            signed.is_some_and(|signed| signed.head == head && signed.verify(&own).is_ok());
-        Ok((!is_signed).then_some(head))
+        let signed = self.signed_head()?;
+        let signed = signed.filter(|signed| signed.verify(&own).is_ok());
+        let signed = signed.map(|signed| signed.head);
+        let last = signed.as_ref();
+        let last = last.map(|head| (head.number, head.sha256.as_str()));
+        let continuation = end::continuation(&file, length, last);
+        match continuation.map_err(|error| self.ledger_error("read", error))? {
+            Continuation::Empty => Ok(None),
+            Continuation::Continued(end) => {
+                let head = self.head_of(end);
+                Ok((signed.as_ref() != Some(&head)).then_some(head))
+            }
+            Continuation::Broken(reason) => Err(Error::Damaged {
+                path: self.ledger_path(),
+                reason,
+            }),
+        }
     }
 
     /// Writes `ledger.sig`, unless another process has signed a later head meanwhile.
@@ -97,15 +105,28 @@ impl Root {
         disk::write_atomic(&self.head_signature_path(), text.as_bytes())
     }
 
-    /// Verifies the signature of the head. Returns the head, or the finding if it is not signed.
-    pub(super) fn verify_head(&self, allowed: &AllowedSigners) -> Result<Result<Head, Finding>> {
-        let refused = |reason: String| Finding::of_ledger(FindingKind::Unsigned, reason);
-        Ok(match self.signed_head()? {
-            None => Err(refused("its head has no signature".into())),
-            Some(signed) => match signed.verify(allowed) {
-                Ok(()) => Ok(signed.head),
-                Err(error) => Err(refused(format!("the signature of its head: {error}"))),
+    /// Verifies the signature of the head. Returns `None` if there is neither a ledger nor a
+    /// signature.
+    pub(super) fn verify_head(&self, allowed: &AllowedSigners) -> Result<Option<VerifiedHead>> {
+        let refused = |reason: String| {
+            let finding = Finding::of_ledger(FindingKind::Unsigned, reason);
+            Ok(Some(VerifiedHead::Refused(finding)))
+        };
+        match self.signed_head() {
+            Ok(None) if self.open_ledger()?.is_none() => Ok(None),
+            Ok(None) => refused("its head has no signature".into()),
+            Ok(Some(signed)) => match signed.verify(allowed) {
+                Ok(()) => Ok(Some(VerifiedHead::Signed(signed.head))),
+                Err(error) => refused(format!("the signature of its head: {error}")),
             },
-        })
+            Err(error) => refused(error.chain()),
+        }
     }
+}
+
+/// The result of the verification of `ledger.sig`.
+pub(super) enum VerifiedHead {
+    Signed(Head),
+    /// The head has no signature of an allowed signer.
+    Refused(Finding),
 }

@@ -163,6 +163,9 @@ impl Round {
         tally.containers(left, kept());
         let gate = self.dir.path().join("gate");
         tally.check(&self.root(), &gate, runs, |run| self.is_sealed(run));
+        let root = moat::Root::open(self.root()).unwrap();
+        let verified = root.verify_all(&moat::root::VerifyOptions::new()).unwrap();
+        assert!(verified.is_intact(), "{:?}", verified.findings);
         tally
     }
 
