@@ -77,7 +77,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Returns true if line `number` announces the removal of the run.
-    pub(super) fn is_announced(self, run: &RunId, number: u64) -> io::Result<bool> {
+    pub(super) fn announces_removal(self, run: &RunId, number: u64) -> io::Result<bool> {
         let mut announced = false;
         self.lines_of(run, |line, _| {
             let is_removing = matches!(line.entry, LedgerEntry::Removing { .. });
@@ -130,10 +130,11 @@ impl<'a> Scan<'a> {
                     return true;
                 }
                 LedgerEntry::Sealed(sealed) => {
-                    history.sealed.get_or_insert(sealed.sha256);
+                    // The first one counts.
+                    history.sealed = Some(sealed.sha256);
                 }
                 LedgerEntry::ExecSealed { exec, sha256, .. } => {
-                    history.execs.entry(exec).or_insert(sha256);
+                    history.execs.insert(exec, sha256);
                 }
                 _ => {}
             }
@@ -169,6 +170,11 @@ pub(super) fn missing_entries(
         // A backup of a removed run. A verification reports it.
         return entries;
     }
+    if history.sealed.is_some() {
+        // Another digest stays: the file was replaced, which a verification reports. An exec that
+        // has no line by now may have been added.
+        return entries;
+    }
     if !history.begun {
         entries.push(LedgerEntry::begun(record, true));
     }
@@ -181,9 +187,6 @@ pub(super) fn missing_entries(
             });
         }
     }
-    // Another digest stays: the file was replaced, which a verification reports.
-    if history.sealed.is_none() {
-        entries.push(LedgerEntry::sealed(&record.run, seal));
-    }
+    entries.push(LedgerEntry::sealed(&record.run, seal));
     entries
 }

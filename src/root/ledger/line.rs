@@ -16,7 +16,7 @@ use crate::timestamp::Timestamp;
 const VERSION: u32 = 1;
 /// The size from which a line has neither the command nor the labels of a run.
 const MAX_DETAIL_BYTES: usize = 8 << 10;
-/// The size to which the image is cut in such a line.
+/// The size from which such a line does not have the image either.
 const MAX_IMAGE_BYTES: usize = 1 << 10;
 /// The `prev` of the first line.
 pub(super) const NO_DIGEST: &str =
@@ -176,9 +176,9 @@ impl LedgerEntry {
         // Escapes count: a control character takes six bytes.
         let details = serde_json::to_vec(&(&begun.image, &begun.cmd, &begun.labels));
         if details.is_ok_and(|details| details.len() > MAX_DETAIL_BYTES) {
-            begun
-                .image
-                .truncate(begun.image.floor_char_boundary(MAX_IMAGE_BYTES));
+            if begun.image.len() > MAX_IMAGE_BYTES {
+                begun.image = String::new();
+            }
             begun.cmd = Vec::new();
             begun.labels = BTreeMap::new();
             begun.omitted = true;

@@ -106,7 +106,7 @@ impl Root {
         let Some((file, length)) = self.open_ledger()? else {
             return Ok(false);
         };
-        let announced = Scan::new(&file, length).is_announced(run, number);
+        let announced = Scan::new(&file, length).announces_removal(run, number);
         announced.map_err(|error| self.ledger_error("read", error))
     }
 
