@@ -15,7 +15,7 @@ use crate::sign::{AllowedSigners, NAMESPACE, VerifiedSigner, signature_path};
 use crate::spec::RunId;
 
 /// The mark in `run.json` of a run that is to be signed.
-pub(crate) const NOT_SIGNED_YET: &str = "it is not signed yet";
+pub(crate) const NOT_SIGNED_YET: &str = "not signed yet";
 
 impl Root {
     /// Verifies the signature of a run's audit file.

@@ -268,7 +268,7 @@ async fn a_hung_signer_delays_neither_seal_nor_shutdown() {
     for run in [&first, &second] {
         let info = bench.view().info(run.id()).unwrap();
         assert!(info.seal.is_some());
-        assert_eq!(info.unsigned.as_deref(), Some("it is not signed yet"));
+        assert_eq!(info.unsigned.as_deref(), Some("not signed yet"));
     }
     signer.hangs.store(false, Ordering::Relaxed);
     let manager = open_with(&bench, &signer.key()).await;
