@@ -71,7 +71,7 @@ impl Error for SignError {
 #[non_exhaustive]
 pub enum SignatureError {
     /// The file has no signature.
-    #[error("it has no signature")]
+    #[error("no signature file")]
     Missing,
 
     /// The signature is no SSHSIG, or has a form that moat does not verify.

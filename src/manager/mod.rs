@@ -351,7 +351,8 @@ impl Manager {
 
     /// Removes a sealed run: its container, if it was kept, and its directory.
     ///
-    /// The directory includes the audit file.
+    /// The directory includes the audit file. While the run is being signed, the call waits for the
+    /// signer: at most 10 s for a signer that does not answer.
     ///
     /// # Errors
     ///

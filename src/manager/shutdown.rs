@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::time::timeout;
+#[cfg(feature = "sign")]
+use tokio::time::{Instant, timeout_at};
 
 #[cfg(doc)]
 use crate::error::Error;
 use crate::manager::Manager;
+#[cfg(feature = "sign")]
+use crate::monitor::context::{Context, SHUTDOWN_GRACE};
 use crate::monitor::entry::Role;
 #[cfg(feature = "sign")]
 use crate::monitor::signature::head::sign_last_head;
@@ -16,6 +20,11 @@ use crate::outcome::StopCause;
 
 /// The longest time that a shutdown gives the groups to end, once all runs are stopped.
 const GROUP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The time that the head of the ledger gets for its signature, even if the runs have used up the
+/// grace period.
+#[cfg(feature = "sign")]
+const MIN_HEAD_TIME: Duration = Duration::from_millis(250);
 
 /// The treatment of active runs during [`Manager::shutdown`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +72,12 @@ impl Manager {
             self.stop_in_order().await;
             self.end_groups().await;
         }
+        #[cfg(feature = "sign")]
+        let deadline = Instant::now() + SHUTDOWN_GRACE;
         context.closing.cancel();
         context.tasks.wait().await;
         #[cfg(feature = "sign")]
-        sign_last_head(context).await;
+        sign_last_head_until(context, deadline).await;
         // The next opening can then take over the groups that have not ended.
         let groups = std::mem::take(&mut *context.groups());
         groups.values().for_each(|group| group.release());
@@ -137,6 +148,15 @@ impl Manager {
             }
         });
         join_all(stops).await;
+    }
+}
+
+/// Signs the head of the ledger. The signatures of logs have the same deadline.
+#[cfg(feature = "sign")]
+async fn sign_last_head_until(context: &Context, deadline: Instant) {
+    if context.sink.signing_key().is_some() {
+        let deadline = deadline.max(Instant::now() + MIN_HEAD_TIME);
+        let _ = timeout_at(deadline, sign_last_head(context)).await;
     }
 }
 

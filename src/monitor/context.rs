@@ -25,7 +25,7 @@ use crate::spec::{MaskSource, RunId};
 /// Time that a closing manager gives its tasks to carry out and record earlier requests.
 ///
 /// A stalled sink or engine does not delay a shutdown for longer.
-pub(super) const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 
 /// The shared part of all handles of a manager.
 #[derive(Debug)]

@@ -6,16 +6,16 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256, Sha512};
 
+use crate::audit::exec_file;
 use crate::audit::line::{SEAL_KEY, SEAL_TAIL, hex};
-use crate::audit::{LogState, exec_file, verify};
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::root::Root;
-use crate::sign::{AllowedSigners, NAMESPACE, VerifiedSigner, signature_path};
+use crate::sign::{AllowedSigners, NAMESPACE, SigningKey, VerifiedSigner};
 use crate::spec::RunId;
 
 /// The mark in `run.json` of a run that is to be signed.
-pub(crate) const NOT_SIGNED_YET: &str = "it is not signed yet";
+pub(crate) const NOT_SIGNED_YET: &str = "not signed yet";
 
 impl Root {
     /// Verifies the signature of a run's audit file.
@@ -56,12 +56,16 @@ impl Root {
         allowed.verify_file(NAMESPACE, self.dir(run).join(exec_file(number)))
     }
 
-    /// Returns the numbers of a run's execs whose log has no signature, sorted.
-    pub(crate) fn unsigned_execs(&self, run: &RunId) -> Vec<u32> {
-        let is_unsigned = |number: &u32| {
-            let path = signature_path(self.dir(run).join(exec_file(*number)));
-            path.symlink_metadata().is_err()
-        };
+    /// Returns true if the logs of a run and of its execs have signatures of this key.
+    pub(crate) fn is_signed_by(&self, run: &RunId, key: &SigningKey) -> bool {
+        has_signature(&self.audit(run), &only(key)) && self.execs_to_sign(run, key).is_empty()
+    }
+
+    /// Returns the numbers of a run's execs whose log has no signature of this key, sorted.
+    pub(crate) fn execs_to_sign(&self, run: &RunId, key: &SigningKey) -> Vec<u32> {
+        let own = only(key);
+        let is_unsigned =
+            |number: &u32| !has_signature(&self.dir(run).join(exec_file(*number)), &own);
         let mut numbers: Vec<_> = self.exec_numbers(run).filter(is_unsigned).collect();
         numbers.sort_unstable();
         numbers
@@ -87,36 +91,26 @@ impl Root {
     }
 }
 
+fn only(key: &SigningKey) -> AllowedSigners {
+    AllowedSigners::parse(&format!("owner {}", key.public_key()))
+}
+
+fn has_signature(path: &Path, allowed: &AllowedSigners) -> bool {
+    allowed.verify_file(NAMESPACE, path).is_ok()
+}
+
 /// Returns the SHA-512 of a sealed file, if its digest is `sha256`.
-///
-/// Without `sha256`, the file is verified, and its own digest counts.
-pub(crate) fn sealed_digest(path: &Path, sha256: Option<&str>) -> Result<Vec<u8>> {
-    let own;
-    let sha256 = match sha256 {
-        Some(sha256) => sha256,
-        None => match verify(path)?.state {
-            LogState::Sealed(seal) => {
-                own = seal.sha256;
-                &own
-            }
-            LogState::Unsealed { .. } => return Err(damaged(path, "it is not sealed")),
-            LogState::Damaged(damage) => return Err(damaged(path, &damage.to_string())),
-        },
-    };
+pub(crate) fn sealed_digest(path: &Path, sha256: &str) -> Result<Vec<u8>> {
     let file = disk::open_to_read(path)?;
     let read = digests(file).map_err(|error| Error::storage("read", path, error))?;
     let tail = format!("{SEAL_KEY}{sha256}\"}}\n");
     let is_sealed = hex(&read.sealed) == sha256 && read.tail == tail.as_bytes();
     match is_sealed {
         true => Ok(read.whole),
-        false => Err(damaged(path, "it has changed since it was sealed")),
-    }
-}
-
-fn damaged(path: &Path, reason: &str) -> Error {
-    Error::Damaged {
-        path: path.to_owned(),
-        reason: reason.to_owned(),
+        false => Err(Error::Damaged {
+            path: path.to_owned(),
+            reason: "it has changed since it was sealed".to_owned(),
+        }),
     }
 }
 
@@ -159,6 +153,7 @@ fn digests(mut file: fs::File) -> io::Result<Digests> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::{LogState, verify};
 
     #[test]
     fn only_the_sealed_file_has_a_digest() {
@@ -169,23 +164,21 @@ mod tests {
         };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("logs.jsonl");
-        let digest = |bytes: &[u8], sha256| {
+        let digest = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
-            sealed_digest(&path, sha256).ok()
+            sealed_digest(&path, &seal.sha256).ok()
         };
         let expected = Some(Sha512::digest(&bytes).to_vec());
-        assert_eq!(digest(&bytes, Some(&seal.sha256)), expected);
-        assert_eq!(digest(&bytes, None), expected);
+        assert_eq!(digest(&bytes), expected);
         for offset in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[offset] ^= 1;
-            assert_eq!(digest(&changed, Some(&seal.sha256)), None, "{offset}");
-            assert_eq!(digest(&changed, None), None, "{offset}");
+            assert_eq!(digest(&changed), None, "{offset}");
         }
         for length in [0, 10, bytes.len() - 1] {
-            assert_eq!(digest(&bytes[..length], Some(&seal.sha256)), None);
+            assert_eq!(digest(&bytes[..length]), None);
         }
         let longer = [&bytes[..], b"\n"].concat();
-        assert_eq!(digest(&longer, Some(&seal.sha256)), None);
+        assert_eq!(digest(&longer), None);
     }
 }

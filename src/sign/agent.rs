@@ -65,8 +65,8 @@ impl Signer for Agent {
         signature(&answer).ok_or_else(|| {
             let fingerprint = self.key.fingerprint();
             SignError::message(format!(
-                "the SSH agent at {socket} did not sign: does `ssh-add -l` list the key \
-                 {fingerprint}?"
+                "cannot sign with key {fingerprint}: the SSH agent at {socket} refused; check that \
+                 `ssh-add -l` lists it"
             ))
         })
     }

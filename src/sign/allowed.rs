@@ -31,11 +31,23 @@ const MAX_SIGNATURE_BYTES: u64 = 64 << 10;
 /// error for an unknown key names all of these lines.
 ///
 /// By default, any identity may have signed, and the keys must be valid now.
-#[derive(Debug, Clone)]
+///
+/// `Debug` shows the number of lines only, because the text may be another file by mistake.
+#[derive(Clone)]
 pub struct AllowedSigners {
     lines: Vec<SignerLine>,
     identity: Option<String>,
     time: Option<Timestamp>,
+}
+
+impl fmt::Debug for AllowedSigners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AllowedSigners")
+            .field("lines", &self.lines.len())
+            .field("identity", &self.identity)
+            .field("time", &self.time)
+            .finish()
+    }
 }
 
 /// The signer of a file.

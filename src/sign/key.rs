@@ -24,6 +24,9 @@ const SIGN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most calls of a caller's signer at once. Each has a thread, which the signer may block.
 const MAX_CALLS: usize = 16;
 
+/// The text that the first line of each private key contains.
+const PRIVATE: &str = "PRIVATE KEY";
+
 /// A holder of an Ed25519 key, for example an HSM or a key management service.
 ///
 /// [`SigningKey::from_signer`] makes a key of it.
@@ -97,7 +100,7 @@ impl SigningKey {
     ///
     /// # Errors
     ///
-    /// [`Error::Sign`] if the variable is not set, or if this is no Ed25519 public key.
+    /// [`Error::Sign`] if the variable is not set, or if `public_key` is not an Ed25519 key.
     #[cfg(unix)]
     pub fn from_agent(public_key: &str) -> Result<Self> {
         let socket = std::env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty());
@@ -112,26 +115,26 @@ impl SigningKey {
     ///
     /// # Errors
     ///
-    /// [`Error::Sign`] if this is no Ed25519 public key.
+    /// [`Error::Sign`] if `public_key` is not an Ed25519 key.
     #[cfg(unix)]
     pub fn from_agent_at(socket: impl AsRef<Path>, public_key: &str) -> Result<Self> {
         let agent = crate::sign::agent::Agent::new(socket.as_ref(), parse_ed25519(public_key)?);
-        Self::from_own(agent)
+        Self::from_builtin(agent)
     }
 
     /// Uses a signer.
     ///
     /// # Errors
     ///
-    /// [`Error::Sign`] if its public key is no Ed25519 key.
+    /// [`Error::Sign`] if its public key is not an Ed25519 key.
     pub fn from_signer(signer: impl Signer) -> Result<Self> {
-        let mut key = Self::from_own(signer)?;
+        let mut key = Self::from_builtin(signer)?;
         key.calls = Some(Arc::new(Semaphore::new(MAX_CALLS)));
         Ok(key)
     }
 
     /// Uses a signer of this crate.
-    fn from_own(signer: impl Signer) -> Result<Self> {
+    fn from_builtin(signer: impl Signer) -> Result<Self> {
         let public = parse_ed25519(&signer.public_key())?;
         Ok(Self {
             signer: Arc::new(signer),
@@ -164,7 +167,7 @@ impl SigningKey {
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: a dropped call has no effect that matters, but the signer may have signed.
+    /// Cancel-safe: a dropped call has no side effect, but the signer may have signed.
     pub async fn sign(&self, namespace: &str, message: &[u8]) -> Result<String> {
         let digest = HashAlgorithm::Sha512.hash(message);
         let digest = digest.map_err(SignError::new)?;
@@ -234,19 +237,23 @@ impl SigningKey {
     }
 
     fn read(path: &Path, passphrase: Option<&str>) -> Result<Self> {
+        if path.to_string_lossy().contains(PRIVATE) {
+            // The other errors contain the path.
+            let content = "cannot read a key: this is a private key; pass the path of its file";
+            return Err(SignError::message(content).into());
+        }
         let fail = |reason: String| {
             let path = path.display();
             SignError::message(format!("cannot use the key {path}: {reason}"))
         };
-        let other_algorithm = |name: &str| {
+        let unsupported = |reason: &str| {
             fail(format!(
-                "its algorithm is {name}, and moat signs with Ed25519 only; `ssh-keygen -t ed25519 \
-                 -f FILE` creates one"
+                "{reason}; moat signs with Ed25519 only; `ssh-keygen -t ed25519 -f FILE` creates one"
             ))
         };
         let mut key = PrivateKey::read_openssh_file(path).map_err(|error| match error {
             ssh_key::Error::Io(kind) => Error::storage("read the key", path, kind.into()),
-            ssh_key::Error::AlgorithmUnknown => other_algorithm("another one").into(),
+            ssh_key::Error::AlgorithmUnknown => unsupported("unsupported key algorithm").into(),
             error => fail(format!(
                 "it is no private key in the format of OpenSSH ({error}); `ssh-keygen -t ed25519 -f \
                  FILE` creates one"
@@ -262,17 +269,23 @@ impl SigningKey {
             })?;
         }
         let Some(pair) = key.key_data().ed25519() else {
-            return Err(other_algorithm(key.algorithm().as_str()).into());
+            let algorithm = key.algorithm();
+            let reason = format!("unsupported key algorithm {}", algorithm.as_str());
+            return Err(unsupported(&reason).into());
         };
-        Self::from_own(FileKey(pair.clone()))
+        Self::from_builtin(FileKey(pair.clone()))
     }
 }
 
+/// Reads a public key. The error does not contain the text, which may be a private key.
 fn parse_ed25519(text: &str) -> Result<PublicKey, SignError> {
     let key = PublicKey::parse(text.trim_start()).filter(|key| key.ed25519().is_some());
     key.ok_or_else(|| {
-        let expected = "an Ed25519 key in the notation of OpenSSH begins with ssh-ed25519 AAAA";
-        SignError::message(format!("cannot use the public key {text:?}: {expected}"))
+        let reason = match text.contains(PRIVATE) {
+            true => "this is a private key; pass the .pub file",
+            false => "an Ed25519 key in the notation of OpenSSH begins with ssh-ed25519 AAAA",
+        };
+        SignError::message(format!("cannot use the public key: {reason}"))
     })
 }
 

@@ -125,7 +125,7 @@ impl Options {
                 let time = validity::parse(&value, zone);
                 set(
                     &mut options.valid_after,
-                    time.ok_or("its valid-after is no time")?,
+                    time.ok_or("invalid valid-after time")?,
                 )?;
                 rest = after;
             } else if let Some(value) = strip_prefix_ignoring_case(rest, "valid-before=") {
@@ -133,7 +133,7 @@ impl Options {
                 let time = validity::parse(&value, zone);
                 set(
                     &mut options.valid_before,
-                    time.ok_or("its valid-before is no time")?,
+                    time.ok_or("invalid valid-before time")?,
                 )?;
                 rest = after;
             }

@@ -23,6 +23,8 @@ impl PublicKey {
         let (algorithm, rest) = text.split_once([' ', '\t'])?;
         let encoded = rest.trim_start_matches([' ', '\t']);
         let encoded = encoded.split([' ', '\t', '\r', '\n']).next()?;
+        // OpenSSH's base64 skips the other white space.
+        let encoded = encoded.replace(['\x0b', '\x0c'], "");
         let blob = STANDARD.decode(encoded).ok()?;
         let name = take_string(&mut &*blob)?;
         (name == algorithm.as_bytes()).then(|| Self {

@@ -349,6 +349,54 @@ async fn both_accept_the_same_lines() {
             "UTC",
             false,
         ),
+        // Past the last timestamp of moat.
+        (
+            format!("me valid-before=\"99991231235959Z\" {key}"),
+            "me",
+            noon,
+            "UTC",
+            true,
+        ),
+        (
+            format!("me valid-before=\"99991231235960Z\" {key}"),
+            "me",
+            noon,
+            "UTC",
+            true,
+        ),
+        (
+            format!("me valid-before=\"99991231\" {key}"),
+            "me",
+            noon,
+            new_york,
+            true,
+        ),
+        (
+            format!("me valid-after=\"99991231Z\" {key}"),
+            "me",
+            noon,
+            "UTC",
+            false,
+        ),
+        // Other white space in the base64, and a comment that is read as base64.
+        (format!("me {key}\u{b}"), "me", noon, "UTC", true),
+        (format!("me {key}\u{c}\n"), "me", noon, "UTC", true),
+        (format!("me {key}\u{b} comment"), "me", noon, "UTC", true),
+        (format!("me {key}\u{b}comment"), "me", noon, "UTC", false),
+        (
+            format!("me {}", key.replace(" AAAA", " AA\u{c}AA")),
+            "me",
+            noon,
+            "UTC",
+            true,
+        ),
+        (
+            format!("me {}", key.replace(" AAAA", "\u{c}AAAA")),
+            "me",
+            noon,
+            "UTC",
+            false,
+        ),
         // Local times: winter, summer, the missing hour, and the hour that is there twice.
         (
             format!("me valid-before=\"20300101\" {key}"),
@@ -606,6 +654,48 @@ fn unusable_keys_say_what_to_do() {
         format!("{unlocked:?}"),
         format!("SigningKey({:?})", unlocked.fingerprint())
     );
+}
+
+/// Even where it is passed by mistake.
+#[test]
+fn no_error_contains_a_private_key() {
+    let keys = Keys::new();
+    let private = fs::read_to_string(keys.path("key")).unwrap();
+    let secrets: Vec<_> = private
+        .lines()
+        .filter(|line| !line.starts_with("---"))
+        .collect();
+    let signer = BadSigner {
+        public_key: private.clone(),
+        fault: Fault::Fails,
+    };
+    let public = "cannot use the public key: this is a private key; pass the .pub file";
+    let path = "cannot read a key: this is a private key; pass the path of its file";
+    #[cfg(unix)]
+    let agent = SigningKey::from_agent_at("/no/agent", &private);
+    let cases = [
+        #[cfg(unix)]
+        (agent, public),
+        (SigningKey::from_signer(signer), public),
+        (SigningKey::from_file(&private), path),
+        (SigningKey::from_file_with_passphrase(&private, "a"), path),
+    ];
+    for (key, expected) in cases {
+        let error = key.unwrap_err();
+        assert_eq!(error.chain(), expected);
+        let debug = format!("{error:?}");
+        assert!(!secrets.iter().any(|line| debug.contains(line)), "{debug}");
+    }
+    let allowed = AllowedSigners::parse(&private);
+    let debug = format!("{allowed:?}");
+    assert!(!secrets.iter().any(|line| debug.contains(line)), "{debug}");
+    // Nor a part of one that is not recognized.
+    let signer = BadSigner {
+        public_key: secrets[0].into(),
+        fault: Fault::Fails,
+    };
+    let error = SigningKey::from_signer(signer).unwrap_err();
+    assert!(!format!("{error:?}").contains(secrets[0]));
 }
 
 /// A signer that misbehaves.

@@ -1,8 +1,8 @@
 //! The times of an `allowed_signers` file.
 
-use jiff::civil::{Date, DateTime};
+use jiff::civil::{Date, DateTime, date};
 use jiff::tz::TimeZone;
-use jiff::{Span, ToSpan};
+use jiff::{Timestamp, ToSpan};
 
 /// Reads a time as `ssh-keygen` does: `YYYYMMDD[HHMM[SS]]`, in local time unless `Z` follows.
 ///
@@ -32,12 +32,16 @@ pub(super) fn parse(text: &str, zone: &TimeZone) -> Option<u64> {
     }
     // The C library counts on from the end of a month: February 30 is in March.
     let first = Date::new(year, i8::try_from(month).ok()?, 1).ok()?;
-    let span: Span = i64::from(day - 1).days();
     let time = first.to_datetime(jiff::civil::Time::midnight());
-    let time = time.checked_add(span).ok()?;
-    let since_midnight = (i64::from(hour) * 60 + i64::from(minute)) * 60 + i64::from(second);
-    let time = time.checked_add(since_midnight.seconds()).ok()?;
+    let minutes = i64::from(hour) * 60 + i64::from(minute);
+    let since_midnight = minutes * 60 + i64::from(second);
+    let time = time
+        .checked_add(i64::from(day - 1).days())
+        .and_then(|time| time.checked_add(since_midnight.seconds()))
+        .unwrap_or(DateTime::MAX);
     let seconds = match utc {
+        // The last timestamp is on this day: all later times are equal to it.
+        _ if time.date() >= date(9999, 12, 30) => Timestamp::MAX.as_second(),
         Some(_) => TimeZone::UTC.to_timestamp(time).ok()?.as_second(),
         None => local(time, zone)?,
     };

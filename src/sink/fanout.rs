@@ -29,7 +29,8 @@ const CATCH_UP_BATCH_BYTES: usize = 256 << 10;
 
 /// A sink that forwards records to one required sink and to best-effort sinks.
 ///
-/// The required sink decides: its errors, seal, path and resumed log are those of the fan-out.
+/// The required sink decides: its errors, seal, path, signing key and resumed log are those of the
+/// fan-out. The logs of best-effort sinks are not signed.
 /// Best-effort sinks get the records that the required sink has accepted. Each best-effort sink
 /// runs on a separate thread: if it fails, panics or blocks, no other sink is affected.
 ///

@@ -175,7 +175,7 @@ fn verify_checks_the_signature(place: &Place) {
     };
     let unsigned = verify("me");
     assert_code(&unsigned, 1);
-    assert!(text(&unsigned.stdout).contains("it has no signature"));
+    assert!(text(&unsigned.stdout).contains("no signature file"));
 
     let root = moat::Root::open(place.root()).unwrap();
     let path = root.audit(&moat::RunId::new("first").unwrap());

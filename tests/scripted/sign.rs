@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use moat::async_trait;
+use moat::audit::{LogState, Start, verify};
 use moat::events::{EventKind, Events};
 use moat::runtime::scripted::Script;
-use moat::sign::{AllowedSigners, SignError, Signer, SigningKey, signature_path};
-use moat::sink::{Fanout, Jsonl, Memory};
+use moat::sign::{AllowedSigners, NAMESPACE, SignError, Signer, SigningKey, signature_path};
+use moat::sink::{Fanout, Jsonl, Memory, RecordVisitor, Resumed, RunLog, RunPlace};
 use moat::spec::ExecSpec;
 use moat::{Error, LogSink, Manager, Root, Run, RunId, ShutdownMode};
 use serde_json::Value;
@@ -21,6 +22,9 @@ use testkit::deadline::{eventually, within};
 use testkit::keygen::{Check, Keys};
 
 use crate::bench::{Bench, check, named, sealed};
+use crate::ledger::forge;
+
+const NOT_IN_LEDGER: &str = "the ledger does not have the digest of its seal";
 
 /// A signer of the caller, which fails or hangs on request.
 #[derive(Debug, Clone)]
@@ -237,6 +241,12 @@ async fn a_failed_signature_is_said_and_retried() {
         assert!(found.contains(&event), "{found:?}");
     }
 
+    // A file that is no signature of the log does not count as one.
+    let stale = file_key(&keys).sign(NAMESPACE, b"another log").await;
+    let exec_path = path.with_file_name("exec-1.jsonl");
+    fs::write(signature_path(&path), "").unwrap();
+    fs::write(signature_path(&exec_path), stale.unwrap()).unwrap();
+
     // Without a key, nothing changes.
     let manager = bench.open_on_threads().await;
     manager.wait_recovery().await.unwrap();
@@ -263,12 +273,16 @@ async fn a_hung_signer_delays_neither_seal_nor_shutdown() {
     let first = run_with_exec(&bench, &manager, "first").await;
     // The signer of the first run still hangs.
     let second = run_with_exec(&bench, &manager, "second").await;
+    let closing = Instant::now();
     manager.shutdown(ShutdownMode::Leave).await;
     assert!(begun.elapsed() < Duration::from_secs(8), "{begun:?}");
+    // The logs and the head of the ledger share 2 s.
+    let closing = closing.elapsed();
+    assert!(closing < Duration::from_millis(3500), "{closing:?}");
     for run in [&first, &second] {
         let info = bench.view().info(run.id()).unwrap();
         assert!(info.seal.is_some());
-        assert_eq!(info.unsigned.as_deref(), Some("it is not signed yet"));
+        assert_eq!(info.unsigned.as_deref(), Some("not signed yet"));
     }
     signer.hangs.store(false, Ordering::Relaxed);
     let manager = open_with(&bench, &signer.key()).await;
@@ -313,6 +327,104 @@ async fn a_file_changed_after_its_seal_is_not_signed() {
     let error = manager.root().verify_signature(run.id(), &missing);
     assert!(matches!(error, Err(Error::Signature { .. })));
     manager.shutdown(ShutdownMode::Leave).await;
+}
+
+/// The digest in the seal of an intact file.
+fn digest_of(path: &Path) -> String {
+    let LogState::Sealed(seal) = verify(path).unwrap().state else {
+        panic!("{path:?} is not sealed");
+    };
+    seal.sha256
+}
+
+/// An attacker without the key replaces a log, and its digest in `run.json`, and marks the run.
+#[tokio::test]
+async fn a_forged_digest_is_not_signed() {
+    let keys = Keys::new();
+    let allowed = keys.write("allowed", format!("me {}\n", keys.public("key")));
+    let bench = Bench::new();
+    let manager = open_with(&bench, &file_key(&keys)).await;
+    for name in ["replaced", "removed", "exec", "planted"] {
+        let run = run_with_exec(&bench, &manager, name).await;
+        is_signed(manager.root(), run.id()).await;
+    }
+    manager.shutdown(ShutdownMode::Leave).await;
+    for name in ["replaced", "removed", "exec", "planted"] {
+        let path = bench.file(name, "run.json");
+        let mut file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        file["unsigned"] = "any".into();
+        let exec = bench.file(name, "exec-1.jsonl");
+        let planted = bench.file(name, "exec-2.jsonl");
+        match name {
+            "exec" => forge(&exec, "\"exec\"", "\"evil\""),
+            "planted" => {
+                fs::copy(&exec, &planted).unwrap();
+                forge(&planted, "\"exec\"", "\"evil\"");
+            }
+            _ => {
+                let log = bench.file(name, "logs.jsonl");
+                assert_eq!(file["seal"]["sha256"], digest_of(&log));
+                forge(&log, "\"out\"", "\"bad\"");
+                file["seal"]["sha256"] = digest_of(&log).into();
+            }
+        }
+        if name == "removed" {
+            file.as_object_mut().unwrap().remove("seal").unwrap();
+        }
+        fs::write(&path, format!("{file}\n")).unwrap();
+    }
+    let manager = open_with(&bench, &file_key(&keys)).await;
+    for (name, file, expected) in [
+        ("replaced", "logs.jsonl", NOT_IN_LEDGER),
+        ("removed", "logs.jsonl", NOT_IN_LEDGER),
+        ("exec", "exec-1.jsonl", "has changed since it was sealed"),
+        ("planted", "exec-2.jsonl", NOT_IN_LEDGER),
+    ] {
+        let id = RunId::new(name).unwrap();
+        eventually(60, name, async || {
+            let reason = bench.view().info(&id).unwrap().unsigned?;
+            reason.ends_with(expected).then_some(())
+        })
+        .await;
+        let dir = bench.root().join(name);
+        assert!(!verify_as_documented(&dir, &allowed, file), "{name}");
+    }
+    manager.shutdown(ShutdownMode::Leave).await;
+}
+
+/// A sink with a key, whose logs are not files.
+#[derive(Debug)]
+struct Pathless(Jsonl);
+
+#[async_trait]
+impl LogSink for Pathless {
+    async fn open(&self, place: &RunPlace, start: &Start) -> moat::Result<Box<dyn RunLog>> {
+        self.0.open(place, start).await
+    }
+
+    async fn resume(&self, place: &RunPlace, visit: RecordVisitor) -> moat::Result<Resumed> {
+        self.0.resume(place, visit).await
+    }
+
+    fn signing_key(&self) -> Option<SigningKey> {
+        self.0.signing_key()
+    }
+}
+
+#[tokio::test]
+async fn a_sink_without_files_has_nothing_to_sign() {
+    let keys = Keys::new();
+    let bench = Bench::new();
+    let sink = Pathless(Jsonl::new().signed_by(file_key(&keys)));
+    let manager = open(&bench, sink).await;
+    let events = manager.events();
+    let script = Script::new().stdout("out\n");
+    let run = bench.start(&manager, script, named("run")).await;
+    sealed(&run).await;
+    manager.shutdown(ShutdownMode::Leave).await;
+    assert_eq!(signature_events(events).await, []);
+    assert_eq!(bench.view().info(run.id()).unwrap().unsigned, None);
+    assert!(!signature_path(bench.file("run", "logs.jsonl")).exists());
 }
 
 #[tokio::test]

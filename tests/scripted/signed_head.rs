@@ -211,7 +211,9 @@ async fn a_forged_exec_is_not_signed_later() {
     fs::write(&path, file.to_string()).unwrap();
     forge(&signed.bench.file("a", "exec-1.jsonl"), "output", "OUTPUT");
 
-    signed.run(&["b"]).await;
+    let key = SigningKey::from_file(signed.keys.path("key")).unwrap();
+    let sink = Jsonl::new().signed_by(key);
+    let manager = signed.bench.builder().sink(sink).open().await.unwrap();
     let a = RunId::new("a").unwrap();
     let root = signed.bench.view();
     eventually(20, "the reason in run.json", async || {
@@ -221,6 +223,7 @@ async fn a_forged_exec_is_not_signed_later() {
             .then_some(())
     })
     .await;
+    manager.shutdown(ShutdownMode::Leave).await;
     assert!(signed.bench.file("a", "logs.jsonl.sig").exists());
     assert!(!signed.bench.file("a", "exec-1.jsonl.sig").exists());
 }

@@ -122,7 +122,7 @@ async fn scan_root(context: &Arc<Context>) {
     context.scanned.send_replace(Some(entries));
 
     #[cfg(feature = "sign")]
-    sign_again(context, unsealed.unsigned);
+    retry_signatures(context, unsealed.unsigned);
 
     for container in owned_containers(context).await {
         remove_orphan(context, container).await;
@@ -140,13 +140,13 @@ async fn scan_root(context: &Arc<Context>) {
 
 /// Signs runs in the background: a signer that does not answer must not delay the recovery.
 #[cfg(feature = "sign")]
-fn sign_again(context: &Arc<Context>, runs: Vec<RunId>) {
+fn retry_signatures(context: &Arc<Context>, runs: Vec<RunId>) {
     let context = Arc::clone(context);
     context.tasks.spawn({
         let context = Arc::clone(&context);
         async move {
             let closing = context.closing.clone();
-            let signed = signature::sign_again(&context, runs);
+            let signed = signature::retry_signatures(&context, runs);
             closing.run_until_cancelled(signed).await;
         }
     });

@@ -6,6 +6,7 @@
 
 pub(crate) mod head;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,13 +18,16 @@ use crate::error::{Error, Result};
 use crate::events::EventKind;
 use crate::monitor::Monitor;
 use crate::monitor::context::Context;
-use crate::root::{NOT_SIGNED_YET, RunFile, sealed_digest};
-use crate::sign::{NAMESPACE, signature_path};
+use crate::root::{NOT_SIGNED_YET, Root, RunFile, RunHistory, sealed_digest};
+use crate::sign::{NAMESPACE, SigningKey, signature_path};
 use crate::sink::RunPlace;
 use crate::spec::RunId;
 
 /// The number of runs that the opening of a root signs at once.
 const CONCURRENT_RETRIES: usize = 4;
+
+/// The reason that a log is not signed whose seal only the log itself and `run.json` show.
+const NOT_IN_LEDGER: &str = "the ledger does not have the digest of its seal";
 
 /// The interval between attempts to lock a sealed run whose monitor still signs it.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
@@ -34,10 +38,15 @@ const LOCK_ATTEMPTS: u32 = 150;
 impl Context {
     /// Marks a run that is to be signed.
     pub(super) fn mark_to_sign(&self, file: &mut RunFile) {
-        if self.sink.signing_key().is_some() {
+        if self.to_sign(&self.place(&file.record.run)).is_some() {
             file.unsigned
                 .get_or_insert_with(|| NOT_SIGNED_YET.to_owned());
         }
+    }
+
+    /// Returns the key that signs a log, and the path of the log; `None` if it is not to be signed.
+    fn to_sign(&self, place: &RunPlace) -> Option<(SigningKey, PathBuf)> {
+        self.sink.signing_key().zip(self.sink.path(place))
     }
 
     fn emit_signature(&self, place: &RunPlace, signed: &Result<String>) {
@@ -64,7 +73,7 @@ impl Monitor {
         let Some(seal) = file.seal.as_ref().filter(|_| file.unsigned.is_some()) else {
             return;
         };
-        if context.sink.signing_key().is_none() {
+        if context.to_sign(&self.place).is_none() {
             return;
         }
         let signed = async {
@@ -82,45 +91,40 @@ impl Monitor {
     }
 }
 
-/// Signs the log of a run, and the sealed logs of its execs that have no signature.
+/// Signs the log of a run with this seal, and the sealed logs of its execs that have no signature.
 ///
-/// Returns the reason that one of them is not signed. Does not ask a signer again that has failed:
-/// each call may take 10 s.
+/// Returns the reason that one of them is not signed. After a failure, the signer is not called
+/// again: each call may take 10 s.
 async fn sign_all(context: &Context, place: &RunPlace, sha256: &str) -> Option<String> {
-    let signed = sign_log(context, place, Some(sha256)).await;
-    context.emit_signature(place, &signed);
+    let (key, _) = context.to_sign(place)?;
+    let run = place.run.clone();
+    let seals = context.on_disk("read the seals of a run in", move |root| {
+        seals_in_ledger(root, &run)
+    });
+    let proven = match seals.await {
+        Ok(seals) => seals.sealed,
+        Err(error) => return Some(error.chain()),
+    };
+    // `run.json` is not evidence: whoever replaces the log can also change the digest there.
+    let run_digest = proven.as_deref().filter(|proven| *proven == sha256);
+    let signed = sign_proven(context, place, run_digest).await;
     let mut reason = match signed {
         Err(error @ Error::Sign(_)) => return Some(error.chain()),
         signed => signed.err().map(|error| error.chain()),
     };
-    let run = place.run.clone();
-    let listed = context.on_disk("list the execs of a run in", move |root| {
-        let unsealed = root.unsealed_execs(&run);
-        let mut digests = match root.read_run(&run)? {
-            Some(file) => root.run_history(&run, file.record.created)?.execs,
-            None => Default::default(),
-        };
-        let exec = |number: u32| {
-            let is_unsealed = unsealed.contains(&number);
-            (number, is_unsealed, digests.remove(&number))
-        };
-        let execs = root.unsigned_execs(&run).into_iter().map(exec);
-        Ok(execs.collect::<Vec<_>>())
-    });
-    let listed = match listed.await {
-        Ok(listed) => listed,
+    let execs = match execs_to_sign(context, place, key).await {
+        Ok(execs) => execs,
         Err(error) => return Some(reason.unwrap_or_else(|| error.chain())),
     };
-    for (number, is_unsealed, sha256) in listed {
-        let problem = if is_unsealed {
+    for exec in execs {
+        let number = exec.number;
+        let problem = if exec.is_unsealed {
             // The monitor of the exec signs the log.
             NOT_SIGNED_YET.to_owned()
         } else {
             let place = place.of_exec(number);
-            let signed = sign_log(context, &place, sha256.as_deref()).await;
-            context.emit_signature(&place, &signed);
-            match signed {
-                Ok(_) => continue,
+            match sign_proven(context, &place, exec.sha256.as_deref()).await {
+                Ok(()) => continue,
                 Err(error @ Error::Sign(_)) => {
                     return Some(format!("exec {number}: {}", error.chain()));
                 }
@@ -132,32 +136,81 @@ async fn sign_all(context: &Context, place: &RunPlace, sha256: &str) -> Option<S
     reason
 }
 
+/// Returns the digests of the seals of a run and of its execs, as the ledger has them.
+fn seals_in_ledger(root: &Root, run: &RunId) -> Result<RunHistory> {
+    match root.read_run(run)? {
+        Some(file) => root.run_history(run, file.record.created),
+        None => Err(root.no_such_run(run)),
+    }
+}
+
+/// An exec whose log has no signature of the key.
+struct ExecToSign {
+    number: u32,
+    is_unsealed: bool,
+    /// The digest in the ledger.
+    sha256: Option<String>,
+}
+
+async fn execs_to_sign(
+    context: &Context,
+    place: &RunPlace,
+    key: SigningKey,
+) -> Result<Vec<ExecToSign>> {
+    let run = place.run.clone();
+    let listed = context.on_disk("list the execs of a run in", move |root| {
+        let unsealed = root.unsealed_execs(&run);
+        let mut digests = seals_in_ledger(root, &run)?.execs;
+        let exec = |number| ExecToSign {
+            number,
+            is_unsealed: unsealed.contains(&number),
+            sha256: digests.remove(&number),
+        };
+        let execs = root.execs_to_sign(&run, &key).into_iter();
+        Ok(execs.map(exec).collect())
+    });
+    listed.await
+}
+
+/// Signs one log with this digest, which the ledger has, and emits the result.
+async fn sign_proven(context: &Context, place: &RunPlace, sha256: Option<&str>) -> Result<()> {
+    let signed = match (sha256, context.to_sign(place)) {
+        (_, None) => return Ok(()),
+        (Some(sha256), Some(target)) => sign_log(context, target, sha256).await,
+        (None, Some((_, path))) => Err(Error::Damaged {
+            path,
+            reason: NOT_IN_LEDGER.to_owned(),
+        }),
+    };
+    context.emit_signature(place, &signed);
+    signed.map(drop)
+}
+
 /// Signs the log of an exec that this process has sealed.
 ///
-/// The monitor of the run removes the mark of the run, unless it has already looked at the execs.
+/// The monitor of the run removes the mark of the run, unless it has already listed the execs.
 pub(super) async fn sign_exec(context: &Context, place: &RunPlace, sha256: &str) {
-    if context.sink.signing_key().is_none() {
+    let Some(target) = context.to_sign(place) else {
         return;
-    }
-    let signed = sign_log(context, place, Some(sha256)).await;
+    };
+    let key = target.0.clone();
+    let signed = sign_log(context, target, sha256).await;
     context.emit_signature(place, &signed);
     let number = place.exec.unwrap_or_default();
     let problem = signed.err().map(|error| error.chain());
     let problem = problem.map(|reason| format!("exec {number}: {reason}"));
     for _ in 0..LOCK_ATTEMPTS {
-        let (run, problem) = (place.run.clone(), problem.clone());
+        let (run, problem, key) = (place.run.clone(), problem.clone(), key.clone());
         let marked = context.on_disk("record a signature in", move |root| {
             let file = root.read_run(&run)?;
             if file.is_none_or(|file| file.seal.is_none() || file.unsigned.is_none()) {
                 return Ok(());
             }
             let _lock = root.lock(&run)?;
-            let is_complete =
-                has_signature(&root.audit(&run)) && root.unsigned_execs(&run).is_empty();
-            match (problem, is_complete) {
-                (None, true) => root.mark_unsigned(&run, None).map(drop),
-                (Some(problem), _) => root.mark_unsigned(&run, Some(&problem)).map(drop),
-                (None, false) => Ok(()),
+            match problem {
+                None if root.is_signed_by(&run, &key) => root.mark_unsigned(&run, None).map(drop),
+                None => Ok(()),
+                Some(problem) => root.mark_unsigned(&run, Some(&problem)).map(drop),
             }
         });
         match marked.await {
@@ -168,12 +221,12 @@ pub(super) async fn sign_exec(context: &Context, place: &RunPlace, sha256: &str)
 }
 
 /// Signs runs of earlier processes whose signature failed, or was cut off.
-pub(super) async fn sign_again(context: &Context, runs: Vec<RunId>) {
+pub(super) async fn retry_signatures(context: &Context, runs: Vec<RunId>) {
     if context.sink.signing_key().is_none() {
         return;
     }
     let signed = stream::iter(runs).for_each_concurrent(CONCURRENT_RETRIES, async |run| {
-        let signed = sign_run_again(context, &run).await;
+        let signed = retry_run_signature(context, &run).await;
         warn_if_stale(&run, signed);
     });
     signed.await;
@@ -181,7 +234,7 @@ pub(super) async fn sign_again(context: &Context, runs: Vec<RunId>) {
 
 /// Signs a run that has no owner. The run is locked only while `run.json` is written, so that it
 /// can be removed meanwhile.
-async fn sign_run_again(context: &Context, run: &RunId) -> Result<()> {
+async fn retry_run_signature(context: &Context, run: &RunId) -> Result<()> {
     let id = run.clone();
     let seal = context.on_disk("read a run in", move |root| {
         {
@@ -191,10 +244,11 @@ async fn sign_run_again(context: &Context, run: &RunId) -> Result<()> {
         let file = root.read_run(&id)?.filter(|file| file.unsigned.is_some());
         Ok(file.and_then(|file| file.seal))
     });
-    let Some(seal) = seal.await? else {
+    let place = context.place(run);
+    let Some(seal) = seal.await?.filter(|_| context.to_sign(&place).is_some()) else {
         return Ok(());
     };
-    let mark = sign_all(context, &context.place(run), &seal.sha256).await;
+    let mark = sign_all(context, &place, &seal.sha256).await;
     let id = run.clone();
     context
         .on_disk("record a signature in", move |root| {
@@ -206,15 +260,14 @@ async fn sign_run_again(context: &Context, run: &RunId) -> Result<()> {
 
 /// Signs one log, and returns the fingerprint of the key.
 ///
-/// A file that has changed since the seal is not signed.
-async fn sign_log(context: &Context, place: &RunPlace, sha256: Option<&str>) -> Result<String> {
-    let (Some(key), Some(path)) = (context.sink.signing_key(), context.sink.path(place)) else {
-        return Ok(String::new());
-    };
-    let (file, sha256) = (path.clone(), sha256.map(str::to_owned));
-    let digest = context.on_disk("sign a log in", move |_| {
-        sealed_digest(&file, sha256.as_deref())
-    });
+/// A file that has another digest than that of its seal is not signed.
+async fn sign_log(
+    context: &Context,
+    (key, path): (SigningKey, PathBuf),
+    sha256: &str,
+) -> Result<String> {
+    let (file, sha256) = (path.clone(), sha256.to_owned());
+    let digest = context.on_disk("sign a log in", move |_| sealed_digest(&file, &sha256));
     let signature = key.sign_digest(NAMESPACE, &digest.await?).await?;
     context
         .on_disk("sign a log in", move |_| {
@@ -222,10 +275,6 @@ async fn sign_log(context: &Context, place: &RunPlace, sha256: Option<&str>) -> 
         })
         .await?;
     Ok(key.fingerprint())
-}
-
-fn has_signature(path: &std::path::Path) -> bool {
-    signature_path(path).symlink_metadata().is_ok()
 }
 
 fn warn_if_stale<T>(run: &RunId, written: Result<T>) {

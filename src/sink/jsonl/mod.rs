@@ -91,6 +91,9 @@ impl Jsonl {
     ///
     /// The signature of `logs.jsonl` is in `logs.jsonl.sig`. It is written after the seal is
     /// published, so no caller waits for the signer: see [`sign`](crate::sign).
+    ///
+    /// Only the sink of the manager signs, or the required sink of a
+    /// [`Fanout`](crate::sink::Fanout): a key of a best-effort sink signs nothing.
     #[cfg(feature = "sign")]
     #[must_use]
     pub fn signed_by(mut self, key: SigningKey) -> Self {
