@@ -7,8 +7,8 @@ use futures::StreamExt;
 use moat::audit::{Event, GapReason};
 use moat::outcome::{Evidence, Stream};
 use moat::run::{AttachOptions, Attached, Ready};
-use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Break, Call, Script, Source};
+use moat::runtime::{Health, RuntimeError};
 use moat::sink::{Fanout, Jsonl, Memory};
 use moat::spec::{Backstop, ExecSpec, LimitAction};
 use moat::{Error, Manager, Outcome, Run, RunId, RunSpec, Runtime, ShutdownMode, Verdict};
@@ -254,6 +254,67 @@ async fn a_readiness_check_sees_masked_output() {
     run.kill().await.unwrap();
     manager.shutdown(ShutdownMode::Stop).await;
     assert_no_value(&bench.root());
+}
+
+/// In the owner, whose excerpt of the output would cut the value, and without the masks.
+#[tokio::test]
+async fn the_output_of_a_health_check_is_masked() {
+    let bench = Bench::new();
+    let owner = bench.open_on_threads().await;
+    let script = Script::new()
+        .health(Duration::ZERO, Health::Unhealthy)
+        .health_output(format!("{}{SECRET}\n", "x".repeat(195)))
+        .until_stopped();
+    let run = bench.start(&owner, script, masked()).await;
+    let other = bench.open_on_threads().await;
+    let seen = other.get(run.id()).await.unwrap();
+    for (run, expected) in [(&run, "xxx***)"), (&seen, "(it is unhealthy)")] {
+        let healthy = Ready::healthy().within(Duration::from_millis(300));
+        let error = within(60, "the check", run.wait_ready(healthy)).await;
+        let error = error.unwrap_err().chain();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("s3cr"), "{error}");
+    }
+    run.kill().await.unwrap();
+    other.shutdown(ShutdownMode::Leave).await;
+    owner.shutdown(ShutdownMode::Stop).await;
+}
+
+/// The number of masks is in two files.
+#[tokio::test]
+async fn a_run_of_another_owner_is_never_unmasked() {
+    for (name, from, to) in [
+        ("run.json", r#","masks":3"#, ""),
+        ("logs.jsonl", r#""masks":3"#, r#""mbsks":3"#),
+        ("run.json", "", ""),
+    ] {
+        let bench = Bench::new();
+        let owner = bench.open_on_threads().await;
+        let script = Script::new().until_stopped();
+        let run = bench.start(&owner, script, masked().tty(true)).await;
+        let path = bench.file(RUN, name);
+        let intact = std::fs::read_to_string(&path).unwrap();
+        if from.is_empty() {
+            std::fs::remove_file(&path).unwrap();
+        } else {
+            let damaged = intact.replacen(from, to, 1);
+            assert_ne!(damaged, intact);
+            std::fs::write(&path, damaged).unwrap();
+        }
+        let other = bench.open_on_threads().await;
+        if let Ok(seen) = other.get(run.id()).await {
+            bench.runtime.next_exec(Script::new().stdout(SECRET));
+            assert!(seen.exec(ExecSpec::new(["any"])).await.is_err());
+            let options = AttachOptions::new().live_only();
+            drop(seen.attach_with(options).await);
+        }
+        assert_eq!(bench.runtime.calls(Call::Exec), 0, "{name}");
+        assert_eq!(bench.runtime.calls(Call::AttachRunning), 0, "{name}");
+        std::fs::write(&path, intact).unwrap();
+        other.shutdown(ShutdownMode::Leave).await;
+        run.kill().await.unwrap();
+        owner.shutdown(ShutdownMode::Stop).await;
+    }
 }
 
 /// Leaves a running run after the first part of its output, and lets it write the second.

@@ -11,6 +11,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 pub(crate) use self::masker::OutputMasker;
 pub(super) use self::masker::{CapturedPart, Marks, Masker};
 use self::patterns::Patterns;
@@ -128,6 +130,32 @@ impl Masks {
             .unwrap_or_default()
     }
 
+    /// Masks a text whose invalid UTF-8 was replaced. Returns `None` if the values cannot be found.
+    ///
+    /// The engine may have cut the text, so that it ends in the beginning of a value. That is
+    /// replaced, too.
+    pub(crate) fn mask_text(&self, text: &str) -> Option<String> {
+        let set = match self {
+            Self::None => return Some(text.to_owned()),
+            Self::Known(set) => set,
+            Self::Missing => return None,
+        };
+        let patterns = set.patterns(LogFidelity::Utf8Lossy)?;
+        // Docker marks the cut by dots.
+        let (text, cut) = match text.strip_suffix("...") {
+            Some(text) => (text.trim_end_matches('\u{FFFD}'), "..."),
+            None => (text, ""),
+        };
+        let mut stream = StreamMasker::default();
+        let bytes = Bytes::copy_from_slice(text.as_bytes());
+        let mut masked = stream.push(patterns, bytes).bytes.to_vec();
+        if stream.discard() {
+            masked.extend_from_slice(MASK);
+        }
+        masked.extend_from_slice(cut.as_bytes());
+        Some(String::from_utf8_lossy(&masked).into_owned())
+    }
+
     pub(crate) fn is_missing(&self) -> bool {
         matches!(self, Self::Missing)
     }
@@ -175,4 +203,33 @@ fn split_patterns(values: &BTreeSet<Vec<u8>>) -> Option<Patterns> {
         }
     }
     Some(Patterns::new(patterns))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn masks(values: &[&[u8]]) -> Masks {
+        let mut all = MaskValues::default();
+        all.extend(values.iter().map(|value| value.to_vec()));
+        Masks::new(all)
+    }
+
+    #[test]
+    fn a_cut_text_shows_no_beginning_of_a_value() {
+        let known = masks(&[b"s3cr3t", "pässwörd".as_bytes()]);
+        for (text, expected) in [
+            ("no s3cr3t here\n", "no *** here\n"),
+            ("a s3cr", "a ***"),
+            ("a s3cr...", "a ***..."),
+            ("a p\u{FFFD}...", "a ***..."),
+            ("a p\u{FFFD}\u{FFFD}sswörd", "a ***"),
+            ("a b...", "a b..."),
+        ] {
+            assert_eq!(known.mask_text(text).as_deref(), Some(expected), "{text}");
+        }
+        assert_eq!(Masks::None.mask_text("s3cr3t").as_deref(), Some("s3cr3t"));
+        assert_eq!(Masks::Missing.mask_text("s3cr3t"), None);
+        assert_eq!(masks(&[b"\xff\xfe"]).mask_text("s3cr3t"), None);
+    }
 }
