@@ -96,6 +96,12 @@ impl RunSpec {
     /// output. Terminal output of a run that another process has started arrives through the audit
     /// file, line by line.
     ///
+    /// Docker's log driver `json-file` and similar logs replace invalid UTF-8, also in the middle of a
+    /// character. There, a value cannot be found if it is not UTF-8, or if it is not ASCII and has
+    /// more than 512 bytes, nor can many long values that are not ASCII (1 MiB of variants, such as 8
+    /// values of 500 bytes). Such a log is then not read. Every run with it is
+    /// [`Unproven`](crate::Verdict::Unproven) at best, and a lost connection is a gap.
+    ///
     /// # Errors
     ///
     /// [`validate`](Self::validate) refuses values of less than 2 bytes or more than 16 KiB, and more
@@ -138,7 +144,8 @@ impl MaskValues {
     /// The maximum length of a value. Up to this many bytes of output are held back.
     const MAX_VALUE_BYTES: usize = 16 << 10;
     const MAX_VALUES: usize = 1000;
-    /// The maximum length of all values. Each run needs some 20 times as much memory.
+    /// The maximum length of all values. Each run needs some 30 times as much memory. Splits of values
+    /// beyond ASCII need up to 30 MiB more.
     const MAX_BYTES: usize = 256 << 10;
 
     pub(crate) fn is_empty(&self) -> bool {

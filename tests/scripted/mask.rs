@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use moat::audit::{Event, GapReason};
-use moat::outcome::{Evidence, Stream};
+use moat::outcome::{Evidence, StopCause, Stream};
 use moat::run::{AttachOptions, Attached, Ready};
 use moat::runtime::scripted::{Break, Call, Script, Source};
 use moat::runtime::{Health, RuntimeError};
@@ -423,6 +423,43 @@ async fn a_manager_without_the_masks_records_no_output() {
         });
         let found: Vec<_> = found.collect();
         assert_eq!(found, [(GapReason::MasksMissing, possible)], "{first:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_output_limit_applies_without_the_masks() {
+    let bench = Bench::new();
+    let owner = bench.open_on_threads().await;
+    let script = Script::new()
+        .stdout("a\n")
+        .pause(Duration::from_millis(300))
+        .stdout(format!("{SECRET}\n").repeat(100))
+        .until_stopped();
+    let spec = masked().output_limit(1000, LimitAction::Stop);
+    let run = bench.start(&owner, script, spec).await;
+    recorded(&run, r#""line":"a""#).await;
+    owner.shutdown(ShutdownMode::Leave).await;
+    let manager = bench.open_on_threads().await;
+    within(60, "the recovery", manager.wait_recovery())
+        .await
+        .unwrap();
+    let run = manager.get(run.id()).await.unwrap();
+    let outcome = within(60, "the limit", sealed(&run)).await;
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::OutputLimit));
+    check_masked(&bench, &outcome, "a\n", None);
+}
+
+/// In both forms, whichever of them the program prints.
+#[tokio::test]
+async fn a_value_with_crlf_is_masked_on_a_terminal() {
+    let value = "s3cr3t\r\nKEY\n";
+    for printed in [value.to_owned(), value.replace('\n', "\r\n")] {
+        let bench = Bench::new();
+        let script = Script::new().print(Stream::Tty, format!("a {printed}b"));
+        let outcome = bench.run(script, named(RUN).tty(true).mask([value])).await;
+        assert_eq!(text(&outcome, Stream::Tty), "a ***b");
+        assert_eq!(seal(&outcome).masked, Some(1));
+        assert_no_value(&bench.root());
     }
 }
 

@@ -9,12 +9,12 @@ mod stream;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 pub(crate) use self::masker::OutputMasker;
-pub(super) use self::masker::{CapturedPart, Marks, Masker};
+pub(super) use self::masker::{CapturedPart, MaskOffsets, Masker};
 use self::patterns::Patterns;
 use self::stream::StreamMasker;
 use super::fidelity::replace_invalid;
@@ -29,6 +29,9 @@ pub(crate) const MASK: &[u8] = b"***";
 /// Such a log may split each character of the value, and each split is one more pattern.
 const MAX_SPLIT_BYTES: usize = 512;
 
+/// The maximum length of all such patterns. They take some 30 times as much memory.
+const MAX_ALL_SPLIT_BYTES: usize = 1 << 20;
+
 /// The values that are masked in the output of a run.
 ///
 /// `Debug` shows no value.
@@ -36,7 +39,9 @@ pub(crate) struct MaskSet {
     /// The patterns of output as it was printed.
     exact: Patterns,
     /// The patterns of a log that replaces bytes.
-    lossy: LossyPatterns,
+    ///
+    /// Created once such a log is read. Their length grows with the square of that of a value.
+    lossy: OnceLock<LossyPatterns>,
     /// Set if a value contains a newline.
     spans_lines: bool,
     values: MaskValues,
@@ -57,33 +62,37 @@ impl fmt::Debug for MaskSet {
 }
 
 impl MaskSet {
-    pub(crate) fn new(values: MaskValues) -> Self {
-        let mut exact = BTreeSet::new();
-        for value in values.iter() {
-            exact.insert(value.to_vec());
-            // A terminal prints a newline as two bytes.
-            exact.insert(with_carriage_returns(value));
-        }
-        let lossy = match exact.iter().all(|value| value.is_ascii()) {
-            true => LossyPatterns::Same,
-            false => split_patterns(&exact).map_or(LossyPatterns::Unknown, LossyPatterns::Split),
-        };
+    /// Returns `None` if the values cannot be searched for.
+    fn new(values: MaskValues) -> Option<Self> {
         let spans_lines = values.iter().any(|value| value.contains(&b'\n'));
-        Self {
-            exact: Patterns::new(exact),
-            lossy,
+        Some(Self {
+            exact: Patterns::new(&printed(&values))?,
+            lossy: OnceLock::new(),
             spans_lines,
             values,
-        }
+        })
+    }
+
+    fn lossy(&self) -> &LossyPatterns {
+        self.lossy.get_or_init(|| {
+            if self.values.iter().all(<[u8]>::is_ascii) {
+                return LossyPatterns::Same;
+            }
+            let patterns = split_patterns(&printed(&self.values));
+            let patterns = patterns.and_then(|patterns| Patterns::new(&patterns));
+            patterns.map_or(LossyPatterns::Unknown, LossyPatterns::Split)
+        })
     }
 
     /// The patterns for a log of this fidelity. `None` if a value cannot be found in such a log.
     fn patterns(&self, fidelity: LogFidelity) -> Option<&Patterns> {
-        match (fidelity, &self.lossy) {
-            (LogFidelity::Lossless | LogFidelity::Rotated, _) => Some(&self.exact),
-            (LogFidelity::Utf8Lossy, LossyPatterns::Same) => Some(&self.exact),
-            (LogFidelity::Utf8Lossy, LossyPatterns::Split(patterns)) => Some(patterns),
-            (LogFidelity::Utf8Lossy, LossyPatterns::Unknown) => None,
+        match fidelity {
+            LogFidelity::Lossless | LogFidelity::Rotated => Some(&self.exact),
+            LogFidelity::Utf8Lossy => match self.lossy() {
+                LossyPatterns::Same => Some(&self.exact),
+                LossyPatterns::Split(patterns) => Some(patterns),
+                LossyPatterns::Unknown => None,
+            },
         }
     }
 }
@@ -100,11 +109,13 @@ pub(crate) enum Masks {
 }
 
 impl Masks {
+    /// The masks are missing if the values cannot be searched for.
     pub(crate) fn new(values: MaskValues) -> Self {
-        match values.is_empty() {
-            true => Self::None,
-            false => Self::Known(Arc::new(MaskSet::new(values))),
+        if values.is_empty() {
+            return Self::None;
         }
+        // Without a search, no output may be recorded.
+        MaskSet::new(values).map_or(Self::Missing, |set| Self::Known(Arc::new(set)))
     }
 
     /// The masks of a run that was started with `count` masks, by this or by another process.
@@ -168,11 +179,19 @@ impl Masks {
     }
 }
 
+/// Returns the values as they are printed, to a pipe or a terminal.
+fn printed(values: &MaskValues) -> BTreeSet<Vec<u8>> {
+    let values = values.iter();
+    // A terminal prints a newline as two bytes.
+    let forms = values.flat_map(|value| [value.to_vec(), with_carriage_returns(value)]);
+    forms.collect()
+}
+
 /// Returns the value as a terminal prints it: with a carriage return before each newline.
 fn with_carriage_returns(value: &[u8]) -> Vec<u8> {
     let mut printed = Vec::with_capacity(value.len());
     for byte in value {
-        if *byte == b'\n' && printed.last() != Some(&b'\r') {
+        if *byte == b'\n' {
             printed.push(b'\r');
         }
         printed.push(*byte);
@@ -183,8 +202,9 @@ fn with_carriage_returns(value: &[u8]) -> Vec<u8> {
 /// Returns the patterns for a log that replaces invalid bytes, and splits lines within characters.
 ///
 /// A value is shorter than a record of the log, so at most one of its characters is split.
-fn split_patterns(values: &BTreeSet<Vec<u8>>) -> Option<Patterns> {
+fn split_patterns(values: &BTreeSet<Vec<u8>>) -> Option<BTreeSet<Vec<u8>>> {
     let mut patterns = BTreeSet::new();
+    let mut bytes = 0;
     for value in values {
         patterns.insert(value.clone());
         if value.is_ascii() {
@@ -199,10 +219,14 @@ fn split_patterns(values: &BTreeSet<Vec<u8>>) -> Option<Patterns> {
             let mut split = Vec::new();
             replace_invalid(start, &mut split);
             replace_invalid(end, &mut split);
+            bytes += split.len();
+            if bytes > MAX_ALL_SPLIT_BYTES {
+                return None;
+            }
             patterns.insert(split);
         }
     }
-    Some(Patterns::new(patterns))
+    Some(patterns)
 }
 
 #[cfg(test)]

@@ -463,7 +463,14 @@ impl Capture {
             }
         };
         self.stats.mark_activity(source.last_read());
-        let Some((chunk, marks)) = self.masker.mask(chunk) else {
+        let Some((chunk, offsets)) = self.masker.mask(chunk) else {
+            // The log is read from its start, so the discarded bytes are all of the output.
+            if self
+                .limit
+                .is_some_and(|limit| self.masker.discarded() > limit)
+            {
+                signals.limit.cancel();
+            }
             return;
         };
         let (stream, length) = (chunk.stream, chunk.bytes.len());
@@ -472,9 +479,9 @@ impl Capture {
                 let new = chunk.bytes.len();
                 let (skipped, kept) = (length - new, self.accept(chunk, source, writes, signals));
                 let part = CapturedPart { skipped, new, kept };
-                self.masker.count(stream, &marks, part);
+                self.masker.count(stream, &offsets, part);
             }
-            Ok(_) => self.masker.count_skipped(stream, &marks),
+            Ok(_) => self.masker.count_skipped(stream, &offsets),
             Err((stream, reason)) => {
                 if let Some(gap) = self.gap(stream, reason, source.reading()) {
                     writes.push_event(gap);
@@ -555,7 +562,7 @@ impl Capture {
         let Some((mut replay, reading)) = replay else {
             return Ok(());
         };
-        let mut batch = self.end_log(&mut replay, reading, Batch::new());
+        let mut batch = self.finish_replay_masking(&mut replay, reading, Batch::new());
         for stream in replay.finish(&mut self.lines, &mut batch) {
             if let Some(gap) = self.gap(stream, GapReason::LogShorter, Some(reading)) {
                 batch.push_event(gap);
