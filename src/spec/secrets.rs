@@ -98,7 +98,7 @@ impl RunSpec {
     ///
     /// Docker's log driver `json-file` and similar logs replace invalid UTF-8, also in the middle of a
     /// character. There, a value cannot be found if it is not UTF-8, or if it is not ASCII and has
-    /// more than 512 bytes, nor can many long values that are not ASCII (1 MiB of variants, such as 8
+    /// more than 512 bytes, nor can many long values that are not ASCII (1 MiB of variants, such as 9
     /// values of 500 bytes). Such a log is then not read. Every run with it is
     /// [`Unproven`](crate::Verdict::Unproven) at best, and a lost connection is a gap.
     ///

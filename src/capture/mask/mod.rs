@@ -50,7 +50,7 @@ pub(crate) struct MaskSet {
 enum LossyPatterns {
     /// The log does not change ASCII.
     Same,
-    Split(Patterns),
+    Split(Box<Patterns>),
     /// A value cannot be found in the log.
     Unknown,
 }
@@ -80,7 +80,9 @@ impl MaskSet {
             }
             let patterns = split_patterns(&printed(&self.values));
             let patterns = patterns.and_then(|patterns| Patterns::new(&patterns));
-            patterns.map_or(LossyPatterns::Unknown, LossyPatterns::Split)
+            patterns.map_or(LossyPatterns::Unknown, |patterns| {
+                LossyPatterns::Split(Box::new(patterns))
+            })
         })
     }
 
@@ -255,5 +257,24 @@ mod tests {
         assert_eq!(Masks::None.mask_text("s3cr3t").as_deref(), Some("s3cr3t"));
         assert_eq!(Masks::Missing.mask_text("s3cr3t"), None);
         assert_eq!(masks(&[b"\xff\xfe"]).mask_text("s3cr3t"), None);
+    }
+
+    #[test]
+    fn splits_of_many_long_values_are_bounded() {
+        for (count, can_read) in [(7, true), (500, false)] {
+            let mut values = MaskValues::default();
+            values.extend((0..count).map(|n| format!("{n:04}{}", "é".repeat(248))));
+            let masks = Masks::new(values);
+            let set = masks.known().unwrap();
+            assert!(set.lossy.get().is_none(), "the splits are not needed yet");
+            assert_eq!(set.patterns(LogFidelity::Utf8Lossy).is_some(), can_read);
+            assert!(set.patterns(LogFidelity::Lossless).is_some());
+        }
+    }
+
+    #[test]
+    fn values_without_a_search_are_missing() {
+        let too_long = vec![b'x'; 1 << 17];
+        assert!(masks(&[b"s3cr3t", &too_long]).is_missing());
     }
 }

@@ -5,6 +5,7 @@ use crate::audit::{Batch, GapReason};
 use crate::capture::evidence::{ExpectedEnd, LogEnd};
 use crate::capture::mask::{CapturedPart, MaskOffsets, Masker, Masks};
 use crate::capture::replay::Replay;
+use crate::capture::signals::Signals;
 use crate::capture::source::Reading;
 use crate::error::Error;
 use crate::outcome::{PerStream, Stream};
@@ -66,6 +67,16 @@ impl Capture {
         }
         self.lines.set_replacing_log(false);
         self.append(ends.batch).await
+    }
+
+    /// Applies the output limit to output that is discarded without the masks.
+    ///
+    /// The log is read from its start, so this is all of the output.
+    pub(super) fn limit_discarded(&self, signals: &Signals) {
+        let discarded = self.masker.discarded();
+        if self.limit.is_some_and(|limit| discarded > limit) {
+            signals.limit.cancel();
+        }
     }
 
     /// Ends the masking of the engine's log, which was not read to its end if it is a preview.
@@ -170,7 +181,7 @@ mod tests {
     use crate::audit::{Event, RecordRef, Start};
     use crate::capture::fidelity::logged;
     use crate::capture::pump::PumpEnd;
-    use crate::capture::{Comparison, Progress, Signals};
+    use crate::capture::{Comparison, Progress};
     use crate::outcome::Seal;
     use crate::runtime::{LogConfig, OutputStream};
     use crate::sink::RunLog;

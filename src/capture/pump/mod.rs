@@ -464,14 +464,7 @@ impl Capture {
         };
         self.stats.mark_activity(source.last_read());
         let Some((chunk, offsets)) = self.masker.mask(chunk) else {
-            // The log is read from its start, so the discarded bytes are all of the output.
-            if self
-                .limit
-                .is_some_and(|limit| self.masker.discarded() > limit)
-            {
-                signals.limit.cancel();
-            }
-            return;
+            return self.limit_discarded(signals);
         };
         let (stream, length) = (chunk.stream, chunk.bytes.len());
         match source.unseen(chunk) {
