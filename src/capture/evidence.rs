@@ -102,7 +102,7 @@ impl ExpectedEnd {
     }
 
     /// Returns the log to compare, without a chunk.
-    pub(super) fn log(masker: &Masker, fidelity: LogFidelity) -> LogEnd {
+    pub(super) fn empty_log_end(masker: &Masker, fidelity: LogFidelity) -> LogEnd {
         LogEnd {
             bytes: PerStream::default(),
             masker: masker.of_log(fidelity),

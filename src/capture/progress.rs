@@ -67,7 +67,7 @@ pub(super) struct Position {
     ///
     /// These bytes are as logged.
     replaced: bool,
-    /// Set if records of the open line have bytes beyond ASCII.
+    /// Set if records of the open line have bytes beyond ASCII, and the output is masked.
     open_is_wide: bool,
     /// Set if records of the open line may have the replacement of a masked value.
     open_may_be_masked: bool,
@@ -118,10 +118,10 @@ impl Position {
         bytes: &[u8],
         partial: bool,
         lossy: bool,
-        fidelity: LogFidelity,
+        (fidelity, is_masked): (LogFidelity, bool),
         following: usize,
     ) {
-        if partial {
+        if partial && is_masked {
             self.open_is_wide |= !bytes.is_ascii();
             self.open_may_be_masked |= memchr(b'*', bytes).is_some();
         }
@@ -207,8 +207,8 @@ impl Progress {
             } => {
                 self.records += 1;
                 self.lossy |= lossy;
-                let fidelity = self.fidelity();
-                self.streams[stream].observe(bytes, partial, lossy, fidelity, following);
+                let log = (self.fidelity(), self.is_masked());
+                self.streams[stream].observe(bytes, partial, lossy, log, following);
             }
             RecordRef::Event(event) => self.observe_event(event),
         }
@@ -369,7 +369,13 @@ mod tests {
         let mut all = Vec::new();
         for n in 0..20_000 {
             let line = format!("{n}");
-            position.observe(line.as_bytes(), false, false, LogFidelity::Utf8Lossy, 0);
+            position.observe(
+                line.as_bytes(),
+                false,
+                false,
+                (LogFidelity::Utf8Lossy, false),
+                0,
+            );
             all.extend_from_slice(line.as_bytes());
             all.push(b'\n');
             assert!(position.recent.len() <= 2 * RECENT_BYTES + 10);

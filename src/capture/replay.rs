@@ -138,11 +138,11 @@ impl Skip {
         if self.unknown_open {
             return false;
         }
-        if has_end_of(&self.seen, &self.expected) {
+        if shares_suffix(&self.seen, &self.expected) {
             return true;
         }
         self.other_splits
-            && has_end_of(&without_splits(&self.seen), &without_splits(&self.expected))
+            && shares_suffix(&without_splits(&self.seen), &without_splits(&self.expected))
     }
 
     /// Skips bytes up to the position, and returns their number.
@@ -182,7 +182,7 @@ impl Skip {
 }
 
 /// Returns true if the shorter of both is the end of the longer one.
-fn has_end_of(seen: &[u8], expected: &[u8]) -> bool {
+fn shares_suffix(seen: &[u8], expected: &[u8]) -> bool {
     let common = seen.len().min(expected.len());
     seen.ends_with(&expected[expected.len() - common..])
 }

@@ -378,7 +378,7 @@ impl Monitor {
         fidelity: LogFidelity,
     ) -> bool {
         let expected = capture.expected_end(fidelity);
-        let mut end = capture.log_end(fidelity);
+        let mut end = capture.empty_log_end(fidelity);
         let runtime = &self.context.runtime;
         let compared = async {
             let logs = runtime.logs(log.container, expected.request(log.tty));

@@ -19,7 +19,7 @@ use crate::monitor::watch::WatchOutcome;
 use crate::outcome::Ending;
 use crate::root::RunFile;
 use crate::runtime::{InputWriter, Inspection};
-use crate::spec::{ContainerId, RunRecord, RunSpec};
+use crate::spec::{ContainerId, InvalidSpec, RunRecord, RunSpec};
 use crate::state::Transition;
 use crate::timestamp::Timestamp;
 
@@ -181,6 +181,10 @@ impl Monitor {
     /// Creates everything that must exist before the first request to the engine
     /// (invariant 1): the directory, `run.json` and the log.
     async fn intend(&mut self, spec: &RunSpec) -> Result<(RunFile, Capture)> {
+        if self.known_masks().is_missing() {
+            let reason = "the values are too many or too long to search for";
+            return Err(InvalidSpec::new("mask", reason).into());
+        }
         let record = RunRecord::new(
             self.place.run.clone(),
             self.context.root.id().clone(),

@@ -15,7 +15,6 @@ use crate::monitor::entry::{Role, lock};
 use crate::monitor::exec::{ExecStarted, StdinSlot};
 use crate::monitor::start::StartError;
 use crate::outcome::{Outcome, StopCause};
-use crate::root::RunFile;
 use crate::run::Run;
 use crate::run::attach::session::{NO_STDIN_IN_SPEC, Recording, Session};
 use crate::run::attach::{AttachOptions, Attachment, Input};
@@ -406,17 +405,28 @@ impl Run {
     }
 
     /// Finds the masks of the run. Another process may have started it.
+    ///
+    /// `run.json` and the audit file both have their number. If one of the two is damaged, no output
+    /// may be unmasked for that.
     pub(super) async fn find_masks(&self) -> Result<Masks> {
         if let Some(masks) = self.entry.masks.get() {
             return Ok(masks.clone());
         }
         let (context, id) = (self.context(), self.id().clone());
-        let file = context.on_disk("read", move |root| root.read_run(&id));
-        let of_run = |file: RunFile| {
-            let record = file.record;
-            Masks::of_run(&context.masks, &record, record.settings.masks)
+        let has_audit = self.audit().is_some();
+        let read = context.on_disk("read", move |root| {
+            let record = root.read_run(&id)?.map(|file| file.record);
+            let started = match has_audit {
+                true => root.audit_summary(&id).record,
+                false => record.clone(),
+            };
+            Ok(record.zip(started))
+        });
+        let Some((record, started)) = read.await? else {
+            return Ok(Masks::Missing);
         };
-        Ok(file.await?.map_or(Masks::None, of_run))
+        let count = record.settings.masks.max(started.settings.masks);
+        Ok(Masks::of_run(&context.masks, &record, count))
     }
 
     /// Notes the exec in the audit of the run.

@@ -56,9 +56,9 @@ impl RunSpec {
     /// The values are replaced before any other code sees the output of the run and of its execs:
     /// the audit file, sinks, attachments, [`Outcome::last_lines`](crate::Outcome::last_lines),
     /// [`Run::output`](crate::Run::output) and [`Ready::line`](crate::run::Ready::line) have only
-    /// `***`. It makes no difference where chunks of output or records begin and end. Of several
-    /// values that occur at the same place, the longest is replaced. moat's error messages are
-    /// redacted, too. Each call adds values. Default: none.
+    /// `***`. So has the output of a health check in an error. It makes no difference where chunks of
+    /// output or records begin and end. Of several values that occur at the same place, the longest
+    /// is replaced. moat's error messages are redacted, too. Each call adds values. Default: none.
     ///
     /// The `start` record of the audit file has the number of distinct values, and the seal has the
     /// number of replacements: [`Seal::masked`](crate::Seal::masked). No file has a value or its
@@ -79,16 +79,15 @@ impl RunSpec {
     /// - a value that is interrupted: by a control sequence of a terminal, by a line wrap, by other
     ///   output on the same stream, or by a switch between stdout and stderr;
     /// - a value outside of the output: in the command, the names of environment variables, labels,
-    ///   recorded input ([`record_stdin`](Self::record_stdin)), copied files, or the output of a health
-    ///   check, which only the engine reads;
+    ///   recorded input ([`record_stdin`](Self::record_stdin)), or copied files;
     /// - a value whose beginning a rotated log has lost (Kubernetes without the helper).
     ///
     /// A value that is very short, or that is a common word, makes the output hard to read, and the
     /// reader can infer it.
     ///
     /// **The engine's log has the output as it was printed**, until the container is removed, which
-    /// normally happens after the seal: see [`keep`](Self::keep). So have the engine's other
-    /// clients.
+    /// normally happens after the seal: see [`keep`](Self::keep). The output of a health check is in
+    /// the engine's `inspect`. Other clients of the engine can read both.
     ///
     /// # Effects
     ///
@@ -96,6 +95,12 @@ impl RunSpec {
     /// the length of the longest value. All counts and limits of bytes are those of the masked
     /// output. Terminal output of a run that another process has started arrives through the audit
     /// file, line by line.
+    ///
+    /// Docker's log driver `json-file` and similar logs replace invalid UTF-8, also in the middle of a
+    /// character. There, a value cannot be found if it is not UTF-8, or if it is not ASCII and has
+    /// more than 512 bytes, nor can many long values that are not ASCII (1 MiB of variants, such as 9
+    /// values of 500 bytes). Such a log is then not read. Every run with it is
+    /// [`Unproven`](crate::Verdict::Unproven) at best, and a lost connection is a gap.
     ///
     /// # Errors
     ///
@@ -136,10 +141,11 @@ impl<V: Into<Vec<u8>>> Extend<V> for MaskValues {
 impl MaskValues {
     /// The minimum length. A single byte occurs in most output.
     const MIN_VALUE_BYTES: usize = 2;
-    /// The maximum length of a value. So much output may be held back.
+    /// The maximum length of a value. Up to this many bytes of output are held back.
     const MAX_VALUE_BYTES: usize = 16 << 10;
     const MAX_VALUES: usize = 1000;
-    /// The maximum length of all values. Each run needs some 20 times as much memory.
+    /// The maximum length of all values. Each run needs some 30 times as much memory. Splits of values
+    /// beyond ASCII need up to 30 MiB more.
     const MAX_BYTES: usize = 256 << 10;
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use moat::audit::{Event, GapReason};
-use moat::outcome::{Evidence, Stream};
+use moat::outcome::{Evidence, StopCause, Stream};
 use moat::run::{AttachOptions, Attached, Ready};
-use moat::runtime::RuntimeError;
 use moat::runtime::scripted::{Break, Call, Script, Source};
+use moat::runtime::{Health, RuntimeError};
 use moat::sink::{Fanout, Jsonl, Memory};
 use moat::spec::{Backstop, ExecSpec, LimitAction};
 use moat::{Error, Manager, Outcome, Run, RunId, RunSpec, Runtime, ShutdownMode, Verdict};
@@ -256,6 +256,67 @@ async fn a_readiness_check_sees_masked_output() {
     assert_no_value(&bench.root());
 }
 
+/// In the owner, whose excerpt of the output would cut the value, and without the masks.
+#[tokio::test]
+async fn the_output_of_a_health_check_is_masked() {
+    let bench = Bench::new();
+    let owner = bench.open_on_threads().await;
+    let script = Script::new()
+        .health(Duration::ZERO, Health::Unhealthy)
+        .health_output(format!("{}{SECRET}\n", "x".repeat(195)))
+        .until_stopped();
+    let run = bench.start(&owner, script, masked()).await;
+    let other = bench.open_on_threads().await;
+    let seen = other.get(run.id()).await.unwrap();
+    for (run, expected) in [(&run, "xxx***)"), (&seen, "(it is unhealthy)")] {
+        let healthy = Ready::healthy().within(Duration::from_millis(300));
+        let error = within(60, "the check", run.wait_ready(healthy)).await;
+        let error = error.unwrap_err().chain();
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("s3cr"), "{error}");
+    }
+    run.kill().await.unwrap();
+    other.shutdown(ShutdownMode::Leave).await;
+    owner.shutdown(ShutdownMode::Stop).await;
+}
+
+/// The number of masks is in two files.
+#[tokio::test]
+async fn a_run_of_another_owner_is_never_unmasked() {
+    for (name, from, to) in [
+        ("run.json", r#","masks":3"#, ""),
+        ("logs.jsonl", r#""masks":3"#, r#""mbsks":3"#),
+        ("run.json", "", ""),
+    ] {
+        let bench = Bench::new();
+        let owner = bench.open_on_threads().await;
+        let script = Script::new().until_stopped();
+        let run = bench.start(&owner, script, masked().tty(true)).await;
+        let path = bench.file(RUN, name);
+        let intact = std::fs::read_to_string(&path).unwrap();
+        if from.is_empty() {
+            std::fs::remove_file(&path).unwrap();
+        } else {
+            let damaged = intact.replacen(from, to, 1);
+            assert_ne!(damaged, intact);
+            std::fs::write(&path, damaged).unwrap();
+        }
+        let other = bench.open_on_threads().await;
+        if let Ok(seen) = other.get(run.id()).await {
+            bench.runtime.next_exec(Script::new().stdout(SECRET));
+            assert!(seen.exec(ExecSpec::new(["any"])).await.is_err());
+            let options = AttachOptions::new().live_only();
+            drop(seen.attach_with(options).await);
+        }
+        assert_eq!(bench.runtime.calls(Call::Exec), 0, "{name}");
+        assert_eq!(bench.runtime.calls(Call::AttachRunning), 0, "{name}");
+        std::fs::write(&path, intact).unwrap();
+        other.shutdown(ShutdownMode::Leave).await;
+        run.kill().await.unwrap();
+        owner.shutdown(ShutdownMode::Stop).await;
+    }
+}
+
 /// Leaves a running run after the first part of its output, and lets it write the second.
 async fn left(bench: &Bench, first: &str, recorded_as: &str, second: &str) {
     let manager = bench.open_on_threads().await;
@@ -362,6 +423,43 @@ async fn a_manager_without_the_masks_records_no_output() {
         });
         let found: Vec<_> = found.collect();
         assert_eq!(found, [(GapReason::MasksMissing, possible)], "{first:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_output_limit_applies_without_the_masks() {
+    let bench = Bench::new();
+    let owner = bench.open_on_threads().await;
+    let script = Script::new()
+        .stdout("a\n")
+        .pause(Duration::from_millis(300))
+        .stdout(format!("{SECRET}\n").repeat(100))
+        .until_stopped();
+    let spec = masked().output_limit(1000, LimitAction::Stop);
+    let run = bench.start(&owner, script, spec).await;
+    recorded(&run, r#""line":"a""#).await;
+    owner.shutdown(ShutdownMode::Leave).await;
+    let manager = bench.open_on_threads().await;
+    within(60, "the recovery", manager.wait_recovery())
+        .await
+        .unwrap();
+    let run = manager.get(run.id()).await.unwrap();
+    let outcome = within(60, "the limit", sealed(&run)).await;
+    assert_eq!(seal(&outcome).stopped, Some(StopCause::OutputLimit));
+    check_masked(&bench, &outcome, "a\n", None);
+}
+
+/// In both forms, whichever of them the program prints.
+#[tokio::test]
+async fn a_value_with_crlf_is_masked_on_a_terminal() {
+    let value = "s3cr3t\r\nKEY\n";
+    for printed in [value.to_owned(), value.replace('\n', "\r\n")] {
+        let bench = Bench::new();
+        let script = Script::new().print(Stream::Tty, format!("a {printed}b"));
+        let outcome = bench.run(script, named(RUN).tty(true).mask([value])).await;
+        assert_eq!(text(&outcome, Stream::Tty), "a ***b");
+        assert_eq!(seal(&outcome).masked, Some(1));
+        assert_no_value(&bench.root());
     }
 }
 

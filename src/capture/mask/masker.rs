@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use super::patterns::Patterns;
 use super::stream::Masked;
 use super::{MASK, MaskSet, Masks, StreamMasker};
 use crate::outcome::{PerStream, Stream};
 use crate::runtime::{Chunk, LogFidelity};
 
 /// The offsets of the replacements in a chunk.
-pub(in crate::capture) type Marks = Vec<usize>;
+pub(in crate::capture) type MaskOffsets = Vec<usize>;
 
 /// The masking of the output of one capture, and the count of its replacements.
 pub(in crate::capture) struct Masker {
@@ -29,6 +28,8 @@ pub(in crate::capture) struct Masker {
     continued: PerStream<bool>,
     /// True if output was discarded because the masks are unknown.
     has_discarded: bool,
+    /// The number of bytes of the source that were discarded for that reason.
+    discarded: u64,
 }
 
 /// The parts of a chunk, in bytes.
@@ -64,6 +65,7 @@ impl Masker {
             passed: PerStream::default(),
             continued: PerStream::default(),
             has_discarded: false,
+            discarded: 0,
         };
         for stream in Stream::ALL {
             masker.counts[stream] = (captured[stream] == 0).then_some(0);
@@ -82,6 +84,7 @@ impl Masker {
     /// Begins the engine's log, which is read from its start. The log repeats what is held back.
     pub(in crate::capture) fn begin_log(&mut self, fidelity: LogFidelity) {
         self.fidelity = fidelity;
+        self.discarded = 0;
         self.captured = std::mem::take(&mut self.streams);
         self.skipped = PerStream::default();
         self.passed = PerStream::default();
@@ -92,7 +95,7 @@ impl Masker {
     ///
     /// Returns true if the log ended within the bytes that were held back when it began. They are
     /// held back again.
-    pub(in crate::capture) fn end_log(&mut self, stream: Stream, has_passed: bool) -> bool {
+    pub(in crate::capture) fn finish_log(&mut self, stream: Stream, has_passed: bool) -> bool {
         let captured = std::mem::take(&mut self.captured[stream]);
         let is_shorter = !self.continued[stream] && self.streams[stream].held() < captured.held();
         if !has_passed || is_shorter {
@@ -102,38 +105,46 @@ impl Masker {
     }
 
     /// Masks a chunk. Returns `None` if the masks are unknown.
-    pub(in crate::capture) fn mask(&mut self, chunk: Chunk) -> Option<(Chunk, Marks)> {
+    pub(in crate::capture) fn mask(&mut self, chunk: Chunk) -> Option<(Chunk, MaskOffsets)> {
         let stream = chunk.stream;
         match &self.masks {
-            Masks::None => Some((chunk, Marks::new())),
+            Masks::None => Some((chunk, MaskOffsets::new())),
             Masks::Known(set) => {
                 let patterns = set.patterns(self.fidelity)?;
-                let Masked { bytes, marks } = self.streams[stream].push(patterns, chunk.bytes);
-                Some((Chunk { bytes, ..chunk }, marks))
+                let Masked { bytes, offsets } = self.streams[stream].push(patterns, chunk.bytes);
+                Some((Chunk { bytes, ..chunk }, offsets))
             }
             Masks::Missing => {
                 self.has_discarded |= !chunk.bytes.is_empty();
+                self.discarded += chunk.bytes.len() as u64;
                 None
             }
         }
     }
 
     /// Counts the replacements of a chunk that did not reach the captured position.
-    pub(in crate::capture) fn count_skipped(&mut self, stream: Stream, marks: &Marks) {
-        self.skipped[stream] += marks.len() as u64;
+    pub(in crate::capture) fn count_skipped(&mut self, stream: Stream, offsets: &MaskOffsets) {
+        self.skipped[stream] += offsets.len() as u64;
     }
 
     /// Counts the replacements of a chunk that is at or past the captured position.
     ///
     /// A replacement counts if its first byte is captured.
-    pub(in crate::capture) fn count(&mut self, stream: Stream, marks: &Marks, part: CapturedPart) {
+    pub(in crate::capture) fn count(
+        &mut self,
+        stream: Stream,
+        offsets: &MaskOffsets,
+        part: CapturedPart,
+    ) {
         if matches!(self.masks, Masks::None) {
             return;
         }
         let CapturedPart { skipped, new, kept } = part;
         let between = |from: usize, to: usize| {
-            let marks = marks.iter();
-            marks.filter(|mark| (from..to).contains(*mark)).count() as u64
+            let offsets = offsets.iter();
+            offsets
+                .filter(|offset| (from..to).contains(*offset))
+                .count() as u64
         };
         if !self.passed[stream] {
             self.passed[stream] = true;
@@ -149,18 +160,22 @@ impl Masker {
     ///
     /// If it is not certain that they are the end of the stream, they may be the beginning of a
     /// value: they are replaced as a whole.
-    pub(in crate::capture) fn finish(&mut self, stream: Stream, is_end: bool) -> (Chunk, Marks) {
+    pub(in crate::capture) fn finish(
+        &mut self,
+        stream: Stream,
+        is_end: bool,
+    ) -> (Chunk, MaskOffsets) {
         let held = &mut self.streams[stream];
         let patterns = self.masks.known().map(|set| set.patterns(self.fidelity));
-        let Masked { bytes, marks } = match patterns.flatten() {
+        let Masked { bytes, offsets } = match patterns.flatten() {
             Some(patterns) if is_end => held.finish(patterns),
             _ if held.discard() => Masked {
                 bytes: MASK.into(),
-                marks: vec![0],
+                offsets: vec![0],
             },
             _ => Masked::default(),
         };
-        (Chunk::new(stream, bytes), marks)
+        (Chunk::new(stream, bytes), offsets)
     }
 
     /// The end of a stream that is held back, masked, if the output ends here.
@@ -209,6 +224,11 @@ impl Masker {
         self.has_discarded
     }
 
+    /// The number of bytes of the source that were discarded because the masks are unknown.
+    pub(in crate::capture) fn discarded(&self) -> u64 {
+        self.discarded
+    }
+
     /// Returns true if the values can be found in a log of this fidelity.
     pub(in crate::capture) fn can_read(&self, fidelity: LogFidelity) -> bool {
         let set = self.masks.known();
@@ -255,26 +275,23 @@ impl OutputMasker {
         }
     }
 
-    fn patterns(&self) -> Option<&Patterns> {
-        let (set, fidelity) = self.set.as_ref()?;
-        set.patterns(*fidelity)
-    }
-
     /// Appends the masked bytes of a chunk.
     pub(crate) fn push(&mut self, chunk: &Chunk, out: &mut Vec<u8>) {
-        let mut stream = std::mem::take(&mut self.streams[chunk.stream]);
-        match self.patterns() {
-            None => out.extend_from_slice(&chunk.bytes),
-            Some(patterns) => {
-                out.extend_from_slice(&stream.push(patterns, chunk.bytes.clone()).bytes);
-            }
+        let Some((set, fidelity)) = &self.set else {
+            return out.extend_from_slice(&chunk.bytes);
+        };
+        // Values that cannot be found must not be shown.
+        if let Some(patterns) = set.patterns(*fidelity) {
+            let masked = self.streams[chunk.stream].push(patterns, chunk.bytes.clone());
+            out.extend_from_slice(&masked.bytes);
         }
-        self.streams[chunk.stream] = stream;
     }
 
     /// Appends the end of a stream.
     pub(crate) fn finish(&mut self, stream: Stream, out: &mut Vec<u8>) {
-        if let Some(patterns) = self.patterns() {
+        if let Some((set, fidelity)) = &self.set
+            && let Some(patterns) = set.patterns(*fidelity)
+        {
             out.extend_from_slice(&self.streams[stream].end(patterns).bytes);
         }
     }

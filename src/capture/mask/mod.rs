@@ -9,10 +9,12 @@ mod stream;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
 
 pub(crate) use self::masker::OutputMasker;
-pub(super) use self::masker::{CapturedPart, Marks, Masker};
+pub(super) use self::masker::{CapturedPart, MaskOffsets, Masker};
 use self::patterns::Patterns;
 use self::stream::StreamMasker;
 use super::fidelity::replace_invalid;
@@ -27,6 +29,9 @@ pub(crate) const MASK: &[u8] = b"***";
 /// Such a log may split each character of the value, and each split is one more pattern.
 const MAX_SPLIT_BYTES: usize = 512;
 
+/// The maximum length of all such patterns. They take some 30 times as much memory.
+const MAX_ALL_SPLIT_BYTES: usize = 1 << 20;
+
 /// The values that are masked in the output of a run.
 ///
 /// `Debug` shows no value.
@@ -34,7 +39,9 @@ pub(crate) struct MaskSet {
     /// The patterns of output as it was printed.
     exact: Patterns,
     /// The patterns of a log that replaces bytes.
-    lossy: LossyPatterns,
+    ///
+    /// Created once such a log is read. Their length grows with the square of that of a value.
+    lossy: OnceLock<LossyPatterns>,
     /// Set if a value contains a newline.
     spans_lines: bool,
     values: MaskValues,
@@ -43,7 +50,7 @@ pub(crate) struct MaskSet {
 enum LossyPatterns {
     /// The log does not change ASCII.
     Same,
-    Split(Patterns),
+    Split(Box<Patterns>),
     /// A value cannot be found in the log.
     Unknown,
 }
@@ -55,33 +62,39 @@ impl fmt::Debug for MaskSet {
 }
 
 impl MaskSet {
-    pub(crate) fn new(values: MaskValues) -> Self {
-        let mut exact = BTreeSet::new();
-        for value in values.iter() {
-            exact.insert(value.to_vec());
-            // A terminal prints a newline as two bytes.
-            exact.insert(with_carriage_returns(value));
-        }
-        let lossy = match exact.iter().all(|value| value.is_ascii()) {
-            true => LossyPatterns::Same,
-            false => split_patterns(&exact).map_or(LossyPatterns::Unknown, LossyPatterns::Split),
-        };
+    /// Returns `None` if the values cannot be searched for.
+    fn new(values: MaskValues) -> Option<Self> {
         let spans_lines = values.iter().any(|value| value.contains(&b'\n'));
-        Self {
-            exact: Patterns::new(exact),
-            lossy,
+        Some(Self {
+            exact: Patterns::new(&printed(&values))?,
+            lossy: OnceLock::new(),
             spans_lines,
             values,
-        }
+        })
+    }
+
+    fn lossy(&self) -> &LossyPatterns {
+        self.lossy.get_or_init(|| {
+            if self.values.iter().all(<[u8]>::is_ascii) {
+                return LossyPatterns::Same;
+            }
+            let patterns = split_patterns(&printed(&self.values));
+            let patterns = patterns.and_then(|patterns| Patterns::new(&patterns));
+            patterns.map_or(LossyPatterns::Unknown, |patterns| {
+                LossyPatterns::Split(Box::new(patterns))
+            })
+        })
     }
 
     /// The patterns for a log of this fidelity. `None` if a value cannot be found in such a log.
     fn patterns(&self, fidelity: LogFidelity) -> Option<&Patterns> {
-        match (fidelity, &self.lossy) {
-            (LogFidelity::Lossless | LogFidelity::Rotated, _) => Some(&self.exact),
-            (LogFidelity::Utf8Lossy, LossyPatterns::Same) => Some(&self.exact),
-            (LogFidelity::Utf8Lossy, LossyPatterns::Split(patterns)) => Some(patterns),
-            (LogFidelity::Utf8Lossy, LossyPatterns::Unknown) => None,
+        match fidelity {
+            LogFidelity::Lossless | LogFidelity::Rotated => Some(&self.exact),
+            LogFidelity::Utf8Lossy => match self.lossy() {
+                LossyPatterns::Same => Some(&self.exact),
+                LossyPatterns::Split(patterns) => Some(patterns),
+                LossyPatterns::Unknown => None,
+            },
         }
     }
 }
@@ -98,11 +111,13 @@ pub(crate) enum Masks {
 }
 
 impl Masks {
+    /// The masks are missing if the values cannot be searched for.
     pub(crate) fn new(values: MaskValues) -> Self {
-        match values.is_empty() {
-            true => Self::None,
-            false => Self::Known(Arc::new(MaskSet::new(values))),
+        if values.is_empty() {
+            return Self::None;
         }
+        // Without a search, no output may be recorded.
+        MaskSet::new(values).map_or(Self::Missing, |set| Self::Known(Arc::new(set)))
     }
 
     /// The masks of a run that was started with `count` masks, by this or by another process.
@@ -128,6 +143,32 @@ impl Masks {
             .unwrap_or_default()
     }
 
+    /// Masks a text whose invalid UTF-8 was replaced. Returns `None` if the values cannot be found.
+    ///
+    /// The engine may have cut the text, so that it ends in the beginning of a value. That is
+    /// replaced, too.
+    pub(crate) fn mask_text(&self, text: &str) -> Option<String> {
+        let set = match self {
+            Self::None => return Some(text.to_owned()),
+            Self::Known(set) => set,
+            Self::Missing => return None,
+        };
+        let patterns = set.patterns(LogFidelity::Utf8Lossy)?;
+        // Docker marks the cut by dots.
+        let (text, cut) = match text.strip_suffix("...") {
+            Some(text) => (text.trim_end_matches('\u{FFFD}'), "..."),
+            None => (text, ""),
+        };
+        let mut stream = StreamMasker::default();
+        let bytes = Bytes::copy_from_slice(text.as_bytes());
+        let mut masked = stream.push(patterns, bytes).bytes.to_vec();
+        if stream.discard() {
+            masked.extend_from_slice(MASK);
+        }
+        masked.extend_from_slice(cut.as_bytes());
+        Some(String::from_utf8_lossy(&masked).into_owned())
+    }
+
     pub(crate) fn is_missing(&self) -> bool {
         matches!(self, Self::Missing)
     }
@@ -140,11 +181,19 @@ impl Masks {
     }
 }
 
+/// Returns the values as they are printed, to a pipe or a terminal.
+fn printed(values: &MaskValues) -> BTreeSet<Vec<u8>> {
+    let values = values.iter();
+    // A terminal prints a newline as two bytes.
+    let forms = values.flat_map(|value| [value.to_vec(), with_carriage_returns(value)]);
+    forms.collect()
+}
+
 /// Returns the value as a terminal prints it: with a carriage return before each newline.
 fn with_carriage_returns(value: &[u8]) -> Vec<u8> {
     let mut printed = Vec::with_capacity(value.len());
     for byte in value {
-        if *byte == b'\n' && printed.last() != Some(&b'\r') {
+        if *byte == b'\n' {
             printed.push(b'\r');
         }
         printed.push(*byte);
@@ -155,8 +204,9 @@ fn with_carriage_returns(value: &[u8]) -> Vec<u8> {
 /// Returns the patterns for a log that replaces invalid bytes, and splits lines within characters.
 ///
 /// A value is shorter than a record of the log, so at most one of its characters is split.
-fn split_patterns(values: &BTreeSet<Vec<u8>>) -> Option<Patterns> {
+fn split_patterns(values: &BTreeSet<Vec<u8>>) -> Option<BTreeSet<Vec<u8>>> {
     let mut patterns = BTreeSet::new();
+    let mut bytes = 0;
     for value in values {
         patterns.insert(value.clone());
         if value.is_ascii() {
@@ -171,8 +221,60 @@ fn split_patterns(values: &BTreeSet<Vec<u8>>) -> Option<Patterns> {
             let mut split = Vec::new();
             replace_invalid(start, &mut split);
             replace_invalid(end, &mut split);
+            bytes += split.len();
+            if bytes > MAX_ALL_SPLIT_BYTES {
+                return None;
+            }
             patterns.insert(split);
         }
     }
-    Some(Patterns::new(patterns))
+    Some(patterns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn masks(values: &[&[u8]]) -> Masks {
+        let mut all = MaskValues::default();
+        all.extend(values.iter().map(|value| value.to_vec()));
+        Masks::new(all)
+    }
+
+    #[test]
+    fn a_cut_text_shows_no_beginning_of_a_value() {
+        let known = masks(&[b"s3cr3t", "pässwörd".as_bytes()]);
+        for (text, expected) in [
+            ("no s3cr3t here\n", "no *** here\n"),
+            ("a s3cr", "a ***"),
+            ("a s3cr...", "a ***..."),
+            ("a p\u{FFFD}...", "a ***..."),
+            ("a p\u{FFFD}\u{FFFD}sswörd", "a ***"),
+            ("a b...", "a b..."),
+        ] {
+            assert_eq!(known.mask_text(text).as_deref(), Some(expected), "{text}");
+        }
+        assert_eq!(Masks::None.mask_text("s3cr3t").as_deref(), Some("s3cr3t"));
+        assert_eq!(Masks::Missing.mask_text("s3cr3t"), None);
+        assert_eq!(masks(&[b"\xff\xfe"]).mask_text("s3cr3t"), None);
+    }
+
+    #[test]
+    fn splits_of_many_long_values_are_bounded() {
+        for (count, can_read) in [(7, true), (500, false)] {
+            let mut values = MaskValues::default();
+            values.extend((0..count).map(|n| format!("{n:04}{}", "é".repeat(248))));
+            let masks = Masks::new(values);
+            let set = masks.known().unwrap();
+            assert!(set.lossy.get().is_none(), "the splits are not needed yet");
+            assert_eq!(set.patterns(LogFidelity::Utf8Lossy).is_some(), can_read);
+            assert!(set.patterns(LogFidelity::Lossless).is_some());
+        }
+    }
+
+    #[test]
+    fn values_without_a_search_are_missing() {
+        let too_long = vec![b'x'; 1 << 17];
+        assert!(masks(&[b"s3cr3t", &too_long]).is_missing());
+    }
 }

@@ -3,8 +3,9 @@
 use super::Capture;
 use crate::audit::{Batch, GapReason};
 use crate::capture::evidence::{ExpectedEnd, LogEnd};
-use crate::capture::mask::{CapturedPart, Marks, Masker, Masks};
+use crate::capture::mask::{CapturedPart, MaskOffsets, Masker, Masks};
 use crate::capture::replay::Replay;
+use crate::capture::signals::Signals;
 use crate::capture::source::Reading;
 use crate::error::Error;
 use crate::outcome::{PerStream, Stream};
@@ -33,8 +34,8 @@ impl Capture {
     }
 
     /// Returns the engine's log to compare with the expected end, without a chunk.
-    pub(crate) fn log_end(&self, fidelity: LogFidelity) -> LogEnd {
-        ExpectedEnd::log(&self.masker, fidelity)
+    pub(crate) fn empty_log_end(&self, fidelity: LogFidelity) -> LogEnd {
+        ExpectedEnd::empty_log_end(&self.masker, fidelity)
     }
 
     /// The masking of the output.
@@ -61,25 +62,40 @@ impl Capture {
         self.lines
             .set_replacing_log(self.masker.reads_replacing_log());
         for stream in Stream::ALL {
-            let (chunk, marks) = self.masker.finish(stream, is_end);
-            ends.capture(self, chunk, &marks, 0);
+            let (chunk, offsets) = self.masker.finish(stream, is_end);
+            ends.capture(self, chunk, &offsets, 0);
         }
         self.lines.set_replacing_log(false);
         self.append(ends.batch).await
+    }
+
+    /// Applies the output limit to output that is discarded without the masks.
+    ///
+    /// The log is read from its start, so this is all of the output.
+    pub(super) fn limit_discarded(&self, signals: &Signals) {
+        let discarded = self.masker.discarded();
+        if self.limit.is_some_and(|limit| discarded > limit) {
+            signals.limit.cancel();
+        }
     }
 
     /// Ends the masking of the engine's log, which was not read to its end if it is a preview.
     ///
     /// Output that is held back, and that is not captured yet, stays until
     /// [`finish_masking`](Self::finish_masking).
-    pub(super) fn end_log(&mut self, replay: &mut Replay, reading: Reading, batch: Batch) -> Batch {
+    pub(super) fn finish_replay_masking(
+        &mut self,
+        replay: &mut Replay,
+        reading: Reading,
+        batch: Batch,
+    ) -> Batch {
         let mut ends = Ends::new(self, batch);
         for stream in Stream::ALL {
             let gap = match reading {
                 Reading::Final { .. } => self.skip_end(stream, replay, &mut ends),
                 Reading::Preview => None,
             };
-            let is_shorter = self.masker.end_log(stream, replay.has_passed(stream));
+            let is_shorter = self.masker.finish_log(stream, replay.has_passed(stream));
             let gap = gap.or(is_shorter.then_some(GapReason::LogShorter));
             let gap = gap.and_then(|reason| self.gap(stream, reason, Some(reading)));
             if let Some(gap) = gap {
@@ -100,7 +116,7 @@ impl Capture {
         if replay.has_passed(stream) {
             return None;
         }
-        let (chunk, marks) = self.masker.finish(stream, true);
+        let (chunk, offsets) = self.masker.finish(stream, true);
         if chunk.bytes.is_empty() {
             return None;
         }
@@ -108,7 +124,7 @@ impl Capture {
         match replay.push(&chunk) {
             Ok(bytes) if replay.has_passed(stream) => {
                 let skipped = length - bytes.len();
-                ends.capture(self, Chunk { bytes, ..chunk }, &marks, skipped);
+                ends.capture(self, Chunk { bytes, ..chunk }, &offsets, skipped);
                 None
             }
             Ok(_) => None,
@@ -132,7 +148,13 @@ impl Ends {
     }
 
     /// Captures the end of a stream, after `skipped` bytes of it that are captured already.
-    fn capture(&mut self, capture: &mut Capture, chunk: Chunk, marks: &Marks, skipped: usize) {
+    fn capture(
+        &mut self,
+        capture: &mut Capture,
+        chunk: Chunk,
+        offsets: &MaskOffsets,
+        skipped: usize,
+    ) {
         let (stream, new) = (chunk.stream, chunk.bytes.len());
         if skipped + new == 0 {
             return;
@@ -140,7 +162,7 @@ impl Ends {
         let chunk = capture.admit(chunk, &mut self.received);
         let kept = chunk.bytes.len();
         let part = CapturedPart { skipped, new, kept };
-        capture.masker.count(stream, marks, part);
+        capture.masker.count(stream, offsets, part);
         let (lines, now) = (&mut capture.lines, Timestamp::now());
         lines.push(now, stream, &chunk.bytes, &mut self.batch);
     }
@@ -159,7 +181,7 @@ mod tests {
     use crate::audit::{Event, RecordRef, Start};
     use crate::capture::fidelity::logged;
     use crate::capture::pump::PumpEnd;
-    use crate::capture::{Comparison, Progress, Signals};
+    use crate::capture::{Comparison, Progress};
     use crate::outcome::Seal;
     use crate::runtime::{LogConfig, OutputStream};
     use crate::sink::RunLog;
@@ -436,7 +458,7 @@ mod tests {
             let mut signals = Signals::after_exit();
             run(capture.tap(source(captured.as_bytes(), 999), &mut signals));
             let expected = capture.expected_end(LogFidelity::Utf8Lossy);
-            let mut end = capture.log_end(LogFidelity::Utf8Lossy);
+            let mut end = capture.empty_log_end(LogFidelity::Utf8Lossy);
             let tail = expected.request(false).tail.unwrap_or(u32::MAX) as usize;
             let lines: Vec<_> = log.split_inclusive('\n').collect();
             for line in &lines[lines.len().saturating_sub(tail)..] {

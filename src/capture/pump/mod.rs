@@ -463,8 +463,8 @@ impl Capture {
             }
         };
         self.stats.mark_activity(source.last_read());
-        let Some((chunk, marks)) = self.masker.mask(chunk) else {
-            return;
+        let Some((chunk, offsets)) = self.masker.mask(chunk) else {
+            return self.limit_discarded(signals);
         };
         let (stream, length) = (chunk.stream, chunk.bytes.len());
         match source.unseen(chunk) {
@@ -472,9 +472,9 @@ impl Capture {
                 let new = chunk.bytes.len();
                 let (skipped, kept) = (length - new, self.accept(chunk, source, writes, signals));
                 let part = CapturedPart { skipped, new, kept };
-                self.masker.count(stream, &marks, part);
+                self.masker.count(stream, &offsets, part);
             }
-            Ok(_) => self.masker.count_skipped(stream, &marks),
+            Ok(_) => self.masker.count_skipped(stream, &offsets),
             Err((stream, reason)) => {
                 if let Some(gap) = self.gap(stream, reason, source.reading()) {
                     writes.push_event(gap);
@@ -555,7 +555,7 @@ impl Capture {
         let Some((mut replay, reading)) = replay else {
             return Ok(());
         };
-        let mut batch = self.end_log(&mut replay, reading, Batch::new());
+        let mut batch = self.finish_replay_masking(&mut replay, reading, Batch::new());
         for stream in replay.finish(&mut self.lines, &mut batch) {
             if let Some(gap) = self.gap(stream, GapReason::LogShorter, Some(reading)) {
                 batch.push_event(gap);

@@ -183,21 +183,25 @@ impl TapCheck {
         }
         let lines = self.stats.counts().lines;
         if lines > MAX_COUNTED_LINES || !self.counts_lines {
-            let end = self.log_end(COMPARED_RECORDS, true).await?;
+            let end = self.read_log_tail(COMPARED_RECORDS, true).await?;
             let has_grown = long_log.end.is_some() && end.is_some() && long_log.end != end;
             let had_grown = std::mem::replace(&mut long_log.has_grown, has_grown);
             long_log.end = end;
             return Ok(had_grown && has_grown);
         }
         // A log that replaces bytes keeps the number of lines.
-        let end = self.log_end(lines as u32 + 1, false).await?;
+        let end = self.read_log_tail(lines as u32 + 1, false).await?;
         Ok(end.is_some_and(|end| end.lines > lines))
     }
 
     /// Reads the last records of the log, and keeps their bytes if `keep` is true.
     ///
     /// `None`: they have too many bytes.
-    async fn log_end(&self, records: u32, keep: bool) -> Result<Option<LogEnd>, RuntimeError> {
+    async fn read_log_tail(
+        &self,
+        records: u32,
+        keep: bool,
+    ) -> Result<Option<LogEnd>, RuntimeError> {
         let request = LogsRequest::tail(self.tty, records);
         let mut log = self.runtime.logs(&self.container, request).await?;
         let mut end = LogEnd::default();

@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Duration, Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::capture::{Hub, LiveChunk, LiveReceiver};
+use crate::capture::{Hub, LiveChunk, LiveReceiver, Masks};
 use crate::error::{Result, RuntimeError};
 use crate::monitor::entry::RunSnapshot;
 use crate::outcome::Stream;
@@ -71,11 +71,11 @@ impl Session {
     /// Connects to the engine for the terminal output from now on.
     ///
     /// Returns `None` if the run has no terminal, or the runtime cannot attach to it. Also if the
-    /// output is masked: a value may have begun before.
+    /// output is masked, or if that is unknown: a value may have begun before.
     pub(super) async fn connect_live(&self) -> Result<Option<LiveOutput>> {
         let run = &self.run;
         let settings = self.settings().await?;
-        if !settings.tty || settings.masks > 0 {
+        if !settings.tty || !matches!(run.find_masks().await, Ok(Masks::None)) {
             return Ok(None);
         }
         let context = run.inner.context();

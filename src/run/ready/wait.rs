@@ -10,6 +10,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{sleep, timeout};
 
+use crate::capture::Masks;
 use crate::error::{Error, Result};
 use crate::monitor::entry::lock;
 use crate::run::Run;
@@ -167,7 +168,7 @@ impl Run {
                 (reason, None)
             }
         };
-        let masks = self.find_masks().await.unwrap_or_default();
+        let masks = self.find_masks().await.unwrap_or(Masks::Missing);
         let secrets = Secrets::default().with_masks(&masks.values());
         Err(Error::NotReady {
             run: self.id().clone(),
@@ -293,7 +294,7 @@ impl Run {
                 };
                 attempt.into()
             }
-            Condition::Healthy => health(seen),
+            Condition::Healthy => self.check_health(seen).await,
             #[cfg(feature = "http")]
             Condition::Http(request) => {
                 let route = self.route(seen, request.network(), request.port()).await?;
@@ -311,6 +312,29 @@ impl Run {
             // These are not polled.
             Condition::Line(_) | Condition::All(_) | Condition::Any(_) => Attempt::Failed(None),
         })
+    }
+
+    async fn check_health(&self, seen: &Inspection) -> Attempt {
+        match seen.health {
+            Some(Health::Healthy) => Attempt::Met,
+            Some(Health::Starting) => Attempt::Failed(None),
+            Some(Health::Unhealthy) => {
+                let output = match &seen.health_output {
+                    Some(output) => self.masked_excerpt(output).await,
+                    None => None,
+                };
+                let output = output.map(|line| format!(": {line}")).unwrap_or_default();
+                Attempt::Failed(Some(format!("it is unhealthy{output}")))
+            }
+            None => Attempt::Never("it has no health check"),
+        }
+    }
+
+    /// Returns an excerpt of masked output. `None` if the masks are unknown.
+    async fn masked_excerpt(&self, output: &str) -> Option<String> {
+        let masks = self.find_masks().await.unwrap_or(Masks::Missing);
+        // A cut value would not be found.
+        excerpt(&masks.mask_text(output)?)
     }
 
     async fn wait_for_line(&self, check: &Check<'_>, line: &LineMatch) -> Result<Readiness> {
@@ -337,19 +361,6 @@ impl Run {
             true => Readiness::Ready,
             false => Readiness::Ended,
         })
-    }
-}
-
-fn health(seen: &Inspection) -> Attempt {
-    match seen.health {
-        Some(Health::Healthy) => Attempt::Met,
-        Some(Health::Starting) => Attempt::Failed(None),
-        Some(Health::Unhealthy) => {
-            let output = seen.health_output.as_deref().and_then(excerpt);
-            let output = output.map(|line| format!(": {line}")).unwrap_or_default();
-            Attempt::Failed(Some(format!("it is unhealthy{output}")))
-        }
-        None => Attempt::Never("it has no health check"),
     }
 }
 

@@ -226,6 +226,7 @@ impl Runtime for Scripted {
             let past = changes.iter().rfind(|(after, _)| elapsed >= Some(*after));
             past.map_or(Health::Starting, |&(_, result)| result)
         });
+        inspection.health_output = container.script.health_output.clone();
         inspection.image_digest = Some("sha256:scripted".into());
         inspection.log.driver = "scripted".into();
         inspection.log.fidelity = container.has_log.then_some(LogFidelity::Lossless);

@@ -30,6 +30,7 @@ pub struct Script {
     pub(super) placement: Vec<Placing>,
     pub(super) listens_on: Vec<u16>,
     pub(super) health: Vec<(Duration, Health)>,
+    pub(super) health_output: Option<String>,
 }
 
 /// One write of a container.
@@ -170,6 +171,12 @@ impl Script {
     /// health check.
     pub fn health(mut self, after: Duration, result: Health) -> Self {
         self.health.push((after, result));
+        self
+    }
+
+    /// Sets the output of the health check. Default: none.
+    pub fn health_output(mut self, output: impl Into<String>) -> Self {
+        self.health_output = Some(output.into());
         self
     }
 
