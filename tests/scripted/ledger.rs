@@ -509,7 +509,9 @@ async fn an_interrupted_removal_is_completed_once() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
     for name in ["a", "b"] {
-        sealed(&bench.start(&manager, Script::new(), named(name)).await).await;
+        let run = bench.start(&manager, Script::new(), named(name)).await;
+        // Its seal is in the ledger.
+        run.wait_removed().await.unwrap();
     }
     let backup = bench.outside("backup");
     let run = manager.get(&RunId::new("a").unwrap()).await.unwrap();

@@ -47,7 +47,8 @@ const MIN_LOCK_PAUSE: Duration = Duration::from_micros(50);
 const MAX_LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The file that keeps space for lines on a full disk. No run id begins with a dot.
 const RESERVE_FILE: &str = ".ledger-reserve";
-const RESERVED_BYTES: usize = 64 << 10;
+/// The crash tests build an image for each of its sectors.
+const RESERVED_BYTES: usize = if cfg!(test) { 64 } else { 64 << 10 };
 /// The maximum number of bytes that are moved aside. A crash leaves far fewer.
 const MAX_TORN_BYTES: u64 = 64 << 20;
 /// The number of unsynced bytes at which lines are synced that need not be.

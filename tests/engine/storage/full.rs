@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use moat::manager::PruneOptions;
+use moat::root::VerifyOptions;
 use moat::{Error, Run, ShutdownMode};
 use testkit::deadline::{eventually, within};
 use testkit::sequence;
@@ -18,6 +20,7 @@ testkit::trials! {
         a_disk_full_at_the_seal_is_retried,
         a_stop_works_on_a_full_disk,
         the_next_manager_retries_a_full_disk,
+        runs_are_removed_from_a_full_disk,
 }
 
 const FULL: &str = "No space left";
@@ -163,4 +166,24 @@ async fn the_next_manager_retries_a_full_disk(stage: &Stage) {
     assert_eq!(stage.containers().await.len(), 1);
     disk.free();
     assert_whole(stage, &run, &["out", "err"], 1000).await;
+}
+
+/// The lines of the removals do not fit into the last page of the ledger.
+async fn runs_are_removed_from_a_full_disk(stage: &Stage) {
+    let disk = Disk::mount(&stage.root());
+    let manager = open(stage).await;
+    for _ in 0..12 {
+        let run = manager.start(stage.spec("lines 1")).await.unwrap();
+        within(60, "the removal of the container", run.wait_removed())
+            .await
+            .unwrap();
+    }
+    disk.fill(0);
+    let pruned = manager.prune(PruneOptions::new().keep(0)).await.unwrap();
+    assert_eq!(pruned.removed.len(), 12, "{:?}", pruned.kept);
+    let verified = manager.root().verify_all(&VerifyOptions::new()).unwrap();
+    assert_eq!(verified.findings, []);
+    disk.free();
+    assert!(stage.root().join(".ledger-reserve").exists());
+    manager.shutdown(ShutdownMode::Leave).await;
 }
