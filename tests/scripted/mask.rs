@@ -85,8 +85,12 @@ async fn masked_values_reach_no_reader() {
     let run = bench.start(&manager, script, spec).await;
     let attached = all(run.attach().await.unwrap()).await;
     let attached = String::from_utf8(attached).unwrap();
-    // In the order of receipt, and the ends that were held back at last.
-    assert_eq!(attached, "the *** is ***\n***end ***s3cr3");
+    // The order between the streams depends on the time at which the reader attaches.
+    let orders = [
+        "the *** is ***\n***end ***s3cr3",
+        "the *** is ***\n***end s3cr3***",
+    ];
+    assert!(orders.contains(&&*attached), "{attached}");
     let expected = "the *** is ***\n***end s3cr3";
     let outcome = sealed(&run).await;
     assert_eq!(outcome.last_lines.len(), 3);
