@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::mpsc;
 
 use moat::manager::PruneOptions;
 use moat::root::{
@@ -13,6 +14,7 @@ use moat::state::RunStatus;
 use moat::{Manager, Root, RunId, ShutdownMode, Verdict};
 use sha2::{Digest, Sha256};
 use testkit::deadline::within;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::bench::{Bench, named, seal, sealed};
 
@@ -621,21 +623,41 @@ async fn a_dangling_link_hides_no_other_finding() {
     assert_eq!(found(&root), expected);
 }
 
+/// Verifies a root again and again while it is in use.
+struct Verifier {
+    /// Dropped at the end, also by a panic.
+    done: mpsc::Sender<()>,
+    verifies: JoinHandle<u32>,
+}
+
+impl Verifier {
+    fn start(root: &Root) -> Self {
+        let root = root.clone();
+        let (done, ended) = mpsc::channel();
+        let verifies = spawn_blocking(move || {
+            let mut rounds = 0;
+            while ended.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                assert_eq!(findings(&root, &VerifyOptions::new()), [], "round {rounds}");
+                rounds += 1;
+            }
+            rounds
+        });
+        Self { done, verifies }
+    }
+
+    /// Ends the verifications, and returns their number.
+    async fn rounds(self) -> u32 {
+        drop(self.done);
+        self.verifies.await.unwrap()
+    }
+}
+
 /// Ids that are used again and again are not taken for other runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_root_with_reused_ids_is_intact() {
     let bench = Bench::in_memory();
     let manager = bench.open_on_threads().await;
-    let root = manager.root().clone();
-    let (done, ended) = std::sync::mpsc::channel::<()>();
-    let verifier = tokio::task::spawn_blocking(move || {
-        let mut rounds = 0;
-        while ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-            assert_eq!(findings(&root, &VerifyOptions::new()), [], "round {rounds}");
-            rounds += 1;
-        }
-        rounds
-    });
+    let verifier = Verifier::start(manager.root());
     for n in 0..60 {
         let name = format!("run-{}", n % 3);
         let run = bench.start(&manager, Script::new(), named(&name)).await;
@@ -643,8 +665,7 @@ async fn a_root_with_reused_ids_is_intact() {
         run.wait_removed().await.unwrap();
         manager.remove(run.id()).await.unwrap();
     }
-    drop(done);
-    assert!(verifier.await.unwrap() > 2);
+    assert!(verifier.rounds().await > 2);
     close(manager).await;
 }
 
@@ -675,17 +696,7 @@ async fn a_held_lock_fails_a_start_with_a_reason() {
 async fn a_live_root_is_intact() {
     let bench = Bench::new();
     let manager = bench.open_on_threads().await;
-    let root = manager.root().clone();
-    let (done, ended) = std::sync::mpsc::channel::<()>();
-    let verifier = tokio::task::spawn_blocking(move || {
-        let mut rounds = 0;
-        // The sender is dropped at the end, also by a panic.
-        while ended.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-            assert_eq!(findings(&root, &VerifyOptions::new()), [], "round {rounds}");
-            rounds += 1;
-        }
-        rounds
-    });
+    let verifier = Verifier::start(manager.root());
     for n in 0..30 {
         let name = format!("run-{n}");
         let run = bench.start(&manager, Script::new(), named(&name)).await;
@@ -695,8 +706,7 @@ async fn a_live_root_is_intact() {
             manager.remove(run.id()).await.unwrap();
         }
     }
-    drop(done);
-    assert!(verifier.await.unwrap() > 2);
+    assert!(verifier.rounds().await > 2);
     close(manager).await;
 }
 

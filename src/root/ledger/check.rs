@@ -1,17 +1,14 @@
 //! The comparison of a root with its ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 
 use crate::error::Result;
 use crate::root::Root;
 use crate::root::ledger::compare::Compared;
-use crate::root::ledger::end;
 use crate::root::ledger::finding::{Finding, FindingKind, RootVerification, VerifyOptions};
 use crate::root::ledger::head::Head;
 use crate::root::ledger::history::is_same;
 use crate::root::ledger::line::{LedgerEntry, RunSealed};
-use crate::root::ledger::reader::Walk;
 #[cfg(feature = "sign")]
 use crate::root::ledger::signed_head::VerifiedHead;
 use crate::spec::RunId;
@@ -174,14 +171,11 @@ impl Root {
         let mut digests = BTreeMap::new();
         // Read first: the ledger only grows.
         let heads = self.heads(options, &mut contents.findings)?;
-        if let Some((file, length)) = self.open_ledger()? {
+        if let Some((mut walk, torn)) = self.walk_ledger()? {
             contents.exists = true;
+            contents.torn = torn;
             let wanted: BTreeSet<_> = heads.iter().map(|head| head.number).collect();
             let failed = |error| self.ledger_error("read", error);
-            let end = end::find(&file, length).map_err(failed)?;
-            let whole = end.map_or(0, |end| end.length);
-            contents.torn = length - whole;
-            let mut walk = Walk::new(file.take(whole), self.id().clone());
             while let Some(step) = walk.next().map_err(failed)? {
                 contents.lines = step.position;
                 if let Some(reason) = step.broken {

@@ -151,16 +151,22 @@ impl Root {
     ///
     /// [`Error::Storage`] if the file cannot be opened.
     pub fn ledger(&self) -> Result<LedgerReader> {
-        let mut walk = None;
-        if let Some((file, length)) = self.open_ledger()? {
-            let end = end::find(&file, length).map_err(|error| self.ledger_error("read", error))?;
-            let whole = end.map_or(0, |end| end.length);
-            walk = Some(Walk::new(file.take(whole), self.id().clone()));
-        }
         Ok(LedgerReader {
-            walk,
+            walk: self.walk_ledger()?.map(|(walk, _)| walk),
             path: self.ledger_path(),
         })
+    }
+
+    /// Opens the ledger up to the last line that no lost bytes precede, and returns the number of
+    /// bytes after that line. Returns `None` if the ledger does not exist.
+    pub(super) fn walk_ledger(&self) -> Result<Option<(Walk<io::Take<File>>, u64)>> {
+        let Some((file, length)) = self.open_ledger()? else {
+            return Ok(None);
+        };
+        let end = end::find(&file, length).map_err(|error| self.ledger_error("read", error))?;
+        let whole = end.map_or(0, |end| end.length);
+        let walk = Walk::new(file.take(whole), self.id().clone());
+        Ok(Some((walk, length - whole)))
     }
 
     /// Opens the ledger, and returns its length. Returns `None` if it does not exist.
